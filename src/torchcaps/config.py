@@ -1,0 +1,141 @@
+"""Frozen configurations: a recipe is one complete `Config`, and the flags of the command line are derived from it.
+
+Nothing here imports torch, so that help and listings answer at once.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Option = bool | int | float | str
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the training images, drawn anew for each image, applied to whole batches on the device."""
+
+    crop: int = 0  #: pixels of zero padding on each side before a random crop back to the image size
+    flip: bool = False  #: mirror left to right with probability one half
+    shift: int = 0  #: translate by a whole number of pixels, uniform in [-shift, shift] along each axis, zeros enter
+    rotate: float = 0.0  #: largest rotation, degrees, uniform in [-rotate, rotate]
+    scale: float = 0.0  #: largest relative change of size, uniform in [1 - scale, 1 + scale]
+    shear: float = 0.0  #: largest shear, degrees, uniform in [-shear, shear]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, and what is done to them."""
+
+    name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH` or `folder:PATH`
+    root: Path | None = None  #: where data sets lie; else $TORCHCAPS_DATA, else the user's cache folder
+    download: bool = False  #: fetch what is missing (torchvision's sets)
+    image_size: int | None = None  #: resize to this many pixels a side on loading; None keeps the stored size
+    validation: float = 0.1  #: share of the training split held out to select the model on; 0 trains on all of it
+    split_seed: int = 0  #: seed of the split, apart from the seed of the run
+    standardise: Literal["none", "image", "dataset"] = (
+        "none"  #: zero mean and unit variance: per image, or per channel over the training split
+    )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A registered model and the keyword arguments of its family that differ from their defaults."""
+
+    name: str = "capsnet"  #: a name from `torchcaps list models`
+    options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64`
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    name: Literal["margin", "cross-entropy"] = "margin"
+    reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9  #: of SGD and RMSProp
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the run; the rate of `OptimiserConfig` is the largest one."""
+
+    name: Literal["constant", "step", "cosine", "one-cycle", "triangular2", "exponential"] = "constant"
+    milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
+    gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` optimiser steps
+    step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in optimiser steps
+    lr_min: float = 0.0  #: cosine, triangular2: the smallest rate
+    warmup: float = 0.3  #: one-cycle: share of the run in which the rate rises
+
+
+@dataclass(frozen=True)
+class CoefficientConfig:
+    """The second phase of routing towards discriminative quality; it runs only where a routing has an objective."""
+
+    lr: float = 1e-3  #: the step of gradient ascent
+    steps: int = 1  #: routing steps (n_r) after each weight step
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that determines a run."""
+
+    recipe: str = ""  #: name of the recipe, and of the folders of its runs
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    coefficients: CoefficientConfig = field(default_factory=CoefficientConfig)
+    epochs: int = 10
+    batch_size: int = 128  #: over all processes together
+    clip: float | None = None  #: largest norm of the gradient of a phase; None does not clip
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
+        "auto"  #: auto: bf16 where the machine multiplies in it, else fp32
+    )
+    seed: int = 0
+    device: str = "auto"  #: auto, cpu, cuda, mps
+    processes: int = 1  #: number of devices; on CPU, of processes
+    checkpoint_every: float = (
+        60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
+    )
+    out: Path = Path("runs")  #: folder in which the run's own folder is made
+
+
+def to_plain(config: Any) -> Any:
+    """A config, or one of its parts, as what JSON can hold: dictionaries, lists, strings, numbers and None."""
+    if is_dataclass(config):
+        return {each.name: to_plain(getattr(config, each.name)) for each in fields(config)}
+    if isinstance(config, tuple):
+        return [to_plain(item) for item in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
+    """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
+
+    Raises:
+        ValueError: for a name that `kind` does not have.
+    """
+    types = typing.get_type_hints(kind)
+    if unknown := sorted(set(plain) - set(types)):
+        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
+    return kind(**{name: _restore(types[name], value) for name, value in plain.items()})
+
+
+def _restore(kind: Any, value: Any) -> Any:
+    if is_dataclass(kind):
+        return from_plain(typing.cast(type, kind), value)
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and Path in (kind, *typing.get_args(kind)):
+        return Path(value)
+    return value

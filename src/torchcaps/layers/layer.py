@@ -1,0 +1,147 @@
+"""One routed layer of capsules, and a stack of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules
+from torchcaps.layers.transforms import Transform
+from torchcaps.routing import Routing, State, Step, create_routing
+from torchcaps.votes import Votes
+
+Schedule = Literal["sequential", "concurrent"]
+
+
+class CapsuleLayer(nn.Module):
+    """A transform that makes votes of children, and a routing that makes parents of votes.
+
+    Args:
+        transform: `LinearTransform`, `ConvTransform`, or one of your own.
+        routing: a registered name, or a `Routing` that was built for `transform.sizes`.
+        options: keyword arguments of the routing, where it is a name.
+    """
+
+    def __init__(self, transform: Transform, routing: str | Routing = "dynamic", **options: object):
+        super().__init__()
+        if isinstance(routing, str):
+            routing = create_routing(routing, *transform.sizes, **options)
+        if routing.sizes != transform.sizes:
+            raise ValueError(f"the routing was built for {routing.sizes}, but the transform has {transform.sizes}")
+        self.transform, self.routing = transform, routing
+
+    def votes(self, children: Capsules) -> Votes:
+        """Built once while the children stay the same."""
+        return self.transform(children)
+
+    def step(self, votes: Votes, state: State, t: int) -> Step:
+        """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one."""
+        step = self.routing.step(votes, state, t)
+        poses, activations = step.capsules
+        placed = None if activations is None else _placed(activations, votes.space)
+        return step._replace(capsules=Capsules(_placed(poses, votes.space), placed))
+
+    def forward(self, children: Capsules, iterations: int = 1) -> Step:
+        """All iterations of this layer alone."""
+        (step,) = CapsuleStack([self], iterations)(children)
+        return step
+
+
+class CapsuleStack(nn.Module):
+    """Layers of capsules and the order of their iterations.
+
+    Args:
+        layers: from the primary capsules upwards, at least one.
+        iterations: R, at least 1; may be changed after training. A routing that is not iterative runs once.
+        schedule: "sequential" (a layer finishes first) or "concurrent" (after a first pass upwards, every layer reads
+            the capsules that the layer below had in the previous iteration; Tsai et al. 2020, Procedure 2).
+
+    With the concurrent schedule the last output sees layer l, counted from the top, only up to iteration R - l: later
+    steps of that layer reach nothing and are left out. So with R = 2 only the top layer routes at all.
+    """
+
+    def __init__(self, layers: Sequence[CapsuleLayer], iterations: int = 3, schedule: Schedule = "sequential"):
+        super().__init__()
+        if not layers:
+            raise ValueError("a stack of 0 layers was asked for; give at least one CapsuleLayer")
+        if schedule not in ("sequential", "concurrent"):
+            raise ValueError(f"schedule is {schedule!r}; it must be 'sequential' or 'concurrent'")
+        self.layers = nn.ModuleList(layers)
+        self.schedule: Schedule = schedule
+        self.iterations = iterations
+
+    @property
+    def iterations(self) -> int:
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        if value < 1:
+            raise ValueError(f"iterations is {value}; at least 1 is needed")
+        self._iterations = value
+
+    def plan(self) -> list[tuple[int, int]]:
+        """The steps that reach the output, in order, as (layer, iteration), both from 0.
+
+        A concurrent iteration goes from the top down, so that each layer reads what is not yet renewed.
+        """
+        top, layers = len(self.layers) - 1, self._layers()
+        if self.schedule == "sequential":
+            rounds = [self.iterations if layer.routing.spec.iterative else 1 for layer in layers]
+            return [(level, t) for level in range(top + 1) for t in range(rounds[level])]
+        upwards = [(level, 0) for level in range(top + 1)]
+        return upwards + [
+            (level, t)
+            for t in range(1, self.iterations)
+            for level in range(top, -1, -1)
+            if t <= self.iterations - 1 - (top - level)
+        ]
+
+    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+        """Route `children` upwards.
+
+        Args:
+            children: primary capsules, poses [b, h, w, i, d] or [b, i, d].
+            visit: called with (layer, iteration, step) after each step, for inspection.
+
+        Returns:
+            The last step of each layer that reaches the output, bottom first.
+        """
+        layers = self._layers()
+        steps: dict[int, Step] = {}
+        votes: dict[int, tuple[Capsules, Votes]] = {}
+        for level, t in self.plan():
+            layer = layers[level]
+            source = steps[level - 1].capsules if level else children
+            if level not in votes or votes[level][0] is not source:
+                votes[level] = (source, layer.votes(source))
+            current = votes[level][1]
+            state = steps[level].state if t else layer.routing.start(current)
+            steps[level] = layer.step(current, state, t)
+            if visit is not None:
+                visit(level, t, steps[level])
+        return tuple(steps[level] for level in range(len(layers)))
+
+    def coefficients(self) -> list[nn.Parameter]:
+        """Parameters of all layers that are learnt by the objective of the top layer."""
+        return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
+
+    def objective(self, steps: Sequence[Step], targets: Tensor) -> Tensor:
+        """What `coefficients` maximise: the top layer's objective less every layer's penalty.
+
+        Hidden capsules have no labels; their coefficients take their gradient through the layers above.
+        """
+        layers = self._layers()
+        routings = [layer.routing for layer in layers if layer.routing.spec.objective]
+        goal = layers[-1].routing.objective(steps[-1].state, targets)
+        return goal - sum(routing.penalty() for routing in routings)
+
+    def _layers(self) -> list[CapsuleLayer]:
+        return list(self.layers)  # pyright: ignore[reportReturnType]
+
+
+def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:
+    """[b, p, ...] -> [b, *space, ...]."""
+    return x.unflatten(1, space) if space else x.squeeze(1)

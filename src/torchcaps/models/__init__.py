@@ -1,0 +1,6 @@
+"""Registered models, one family a file."""
+
+from torchcaps.models.capsnet import CapsNet
+from torchcaps.models.registry import Model, Output, create_model, list_models, register_model
+
+__all__ = ["CapsNet", "Model", "Output", "create_model", "list_models", "register_model"]

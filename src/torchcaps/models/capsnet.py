@@ -1,0 +1,78 @@
+"""CapsNet (Sabour, Frosst and Hinton 2017): convolution, primary capsules, class capsules, dense decoder."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchcaps.capsules import lengths
+from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, PrimaryCaps, chosen_class
+from torchcaps.models.registry import Model, Output, register_model
+
+
+@register_model("capsnet")
+class CapsNet(Model):
+    """Conv 9x9 -> ReLU -> primary capsules 9x9 stride 2 -> routing -> length of each class capsule.
+
+    8,215,568 parameters for 28x28x1 and 10 classes, decoder included.
+
+    Args:
+        num_classes, in_channels, image_size: of the data; image_size is (height, width).
+        channels: of the first convolution.
+        primary: types of primary capsules.
+        primary_pose, class_pose: elements of a pose.
+        kernel, stride: of the two convolutions (stride is the second's; the first has 1).
+        routing: a registered routing that needs no activations.
+        iterations: of the routing, at least 1.
+        decoder: whether there is one; without it nothing is reconstructed.
+
+    Raises:
+        ValueError: for images too small for the two kernels; the message names the smallest side that works.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        image_size: tuple[int, int],
+        channels: int = 256,
+        primary: int = 32,
+        primary_pose: int = 8,
+        class_pose: int = 16,
+        kernel: int = 9,
+        stride: int = 2,
+        routing: str = "dynamic",
+        iterations: int = 3,
+        decoder: bool = True,
+    ):
+        super().__init__()
+        positions = [(side - 2 * (kernel - 1) - 1) // stride + 1 for side in image_size]
+        if min(positions) < 1:
+            raise ValueError(
+                f"images of {image_size[0]}x{image_size[1]} are too small for two {kernel}x{kernel} convolutions: "
+                f"the smallest side that works is {2 * kernel - 1}; give a larger image_size or a smaller kernel"
+            )
+        self.stem = nn.Conv2d(in_channels, channels, kernel)
+        self.primary = PrimaryCaps(channels, primary, primary_pose, kernel, stride)
+        children = primary * positions[0] * positions[1]
+        transform = LinearTransform(children, num_classes, primary_pose, class_pose, std=0.1)
+        self.stack = CapsuleStack([CapsuleLayer(transform, routing)], iterations)
+        image = (in_channels, *image_size)
+        self.decoder = DenseDecoder(num_classes, class_pose, image) if decoder else None
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        """Images [b, c, h, w] in [0, 1]; scores are the lengths of the class capsules [b, classes], below 1."""
+        primary = self.primary(F.relu(self.stem(images)))
+        steps = self.stack(primary)
+        classes = steps[-1].capsules
+        scores = lengths(classes.poses)  # [b, j]
+        aux: dict = {"steps": steps}
+        if self.decoder is not None:
+            aux["reconstruction"] = self.decoder(classes.poses, chosen_class(scores, labels))
+        return Output(scores, (primary, *(step.capsules for step in steps)), aux)
+
+    def coefficients(self) -> list[nn.Parameter]:
+        return self.stack.coefficients()
+
+    def objective(self, output: Output, targets: Tensor) -> Tensor:
+        return self.stack.objective(output.aux["steps"], targets)

@@ -1,0 +1,139 @@
+"""What every routing is: a start, a coupling, an update; and the one list of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules
+from torchcaps.votes import Votes
+
+State = Any  # of a routing: sized like the parents, never like the coupling
+Coupling = Any  # Tensor or None; each routing narrows it to what its `couple` gives
+
+
+class Sizes(NamedTuple):
+    """What a routing must know when it is built."""
+
+    children: int  # per position, i
+    parents: int  # per position, j
+    pose: int  # elements of a parent's pose, d
+
+
+class Step(NamedTuple):
+    """One iteration of one layer. `coupling` None: uniform, or a fused step that keeps none."""
+
+    capsules: Capsules
+    coupling: Tensor | None  # [b, p, i, j], or what broadcasts to it
+    state: State
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an algorithm is and needs; tests, docs and the command line read it here."""
+
+    name: str
+    paper: str
+    time: str  # order of one layer, all iterations; b batch, I children, J parents, d pose, R iterations
+    memory: str  # order of what is held for backward, beside the children and the weights
+    iterative: bool  # further iterations change the result
+    couplings: bool  # it shares a child out by coefficients that can be looked at
+    needs_activations: bool = False
+    gives_activations: bool = False
+    objective: bool = False  # it has coefficients that are learnt by a goal of their own
+
+
+class Routing(nn.Module):
+    """From votes to parents. Subclasses define `spec`, `couple` and `update`, and `start` where they have a state.
+
+    Poses are [b, p, j, d] here: p positions, of which linear capsules have one.
+    """
+
+    spec: ClassVar[Spec]
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        for what, value in sizes._asdict().items():
+            if value < 1:
+                raise ValueError(f"a routing of {value} {what} was asked for; it must be at least 1")
+        self.sizes = sizes
+
+    def start(self, votes: Votes) -> State:
+        """The state before the first iteration; None stands for zero parents."""
+        return None
+
+    def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
+        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one."""
+        raise NotImplementedError
+
+    def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
+        """The parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
+        raise NotImplementedError
+
+    def step(self, votes: Votes, state: State, t: int) -> Step:
+        """One iteration: couple, then update."""
+        if self.spec.needs_activations and votes.activations is None:
+            raise ValueError(f"routing {self.spec.name!r} needs activations of the children, and these have none")
+        coupling = self.couple(votes, state, t)
+        capsules, state = self.update(votes, coupling, state, t)
+        return Step(capsules, coupling, state)
+
+    def coefficients(self) -> list[nn.Parameter]:
+        """Parameters that are learnt by the routing's own objective, not by the training loss."""
+        return []
+
+    def objective(self, state: State, targets: Tensor) -> Tensor:
+        """What the coefficients maximise, a mean over the batch; `targets` [b, j] of 0 and 1."""
+        raise NotImplementedError(f"routing {self.spec.name!r} has no objective of its own")
+
+    def penalty(self) -> Tensor:
+        """What is taken off the objective for this layer's coefficients, a scalar."""
+        raise NotImplementedError(f"routing {self.spec.name!r} has no coefficients")
+
+
+R = TypeVar("R", bound=type[Routing])
+_ROUTINGS: dict[str, type[Routing]] = {}
+
+
+def register_routing(routing: R) -> R:
+    """Put a class into the one list, under the name in its spec."""
+    assert routing.spec.name not in _ROUTINGS, f"routing {routing.spec.name!r} is registered twice"
+    _ROUTINGS[routing.spec.name] = routing
+    return routing
+
+
+def list_routings() -> list[Spec]:
+    """What can be said of every routing, by name."""
+    return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
+
+
+def routing_class(name: str) -> type[Routing]:
+    """The class registered under `name`; ValueError with the nearest name otherwise."""
+    if name not in _ROUTINGS:
+        near = difflib.get_close_matches(name, _ROUTINGS, n=1, cutoff=0.0)
+        raise ValueError(f"no routing is named {name!r}; the nearest is {near[0]!r}")
+    return _ROUTINGS[name]
+
+
+def create_routing(name: str, children: int, parents: int, pose: int, **options: object) -> Routing:
+    """Build a registered routing.
+
+    Args:
+        name: one of `list_routings()`.
+        children: capsules per position that vote, kernel places included.
+        parents: capsules per position that are voted for.
+        pose: elements of a parent's pose.
+        options: keyword arguments of the algorithm.
+
+    Raises:
+        ValueError: for an unknown name (the nearest is named), unknown options, or sizes below 1.
+    """
+    factory: Callable[..., Routing] = routing_class(name)
+    try:
+        return factory(Sizes(children, parents, pose), **options)
+    except TypeError as error:
+        raise ValueError(f"routing {name!r} does not take these options: {error}") from error

@@ -1,0 +1,27 @@
+"""Uniform routing: every child shares itself equally among the parents. The control that every claim must beat."""
+
+from __future__ import annotations
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.routing.interface import Routing, Spec, State, register_routing
+from torchcaps.votes import Votes
+
+
+@register_routing
+class Uniform(Routing):
+    """v_j = squash(1/J sum_i vote_ij): dynamic routing with one iteration (Sabour et al. 2017)."""
+
+    spec = Spec(
+        name="uniform",
+        paper="Sabour et al. 2017, one iteration",
+        time="b I J d d'",
+        memory="b J d",
+        iterative=False,
+        couplings=False,
+    )
+
+    def couple(self, votes: Votes, state: State, t: int) -> None:
+        return None
+
+    def update(self, votes: Votes, coupling: None, state: State, t: int) -> tuple[Capsules, State]:
+        return Capsules(squash(votes.combine() / votes.parents)), None

@@ -1,0 +1,107 @@
+"""Votes of convolutional capsules: the same transforms at every position, on the children of its window."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.capsules import Capsules, widen
+from torchcaps.votes.affine import AffineVotes
+
+
+class ConvVotes(AffineVotes):
+    """See `Votes` for the sums. Children of a window are counted as (kernel row, kernel column, capsule).
+
+    With a coupling the votes are linear votes of the gathered windows; without one, `combine` is a convolution.
+
+    Args:
+        capsules: children, poses [b, h, w, i, d] and activations [b, h, w, i] or None.
+        weight: [j, kernel height, kernel width, i, columns, m].
+        rows: rows of a pose, at least 1.
+        stride, padding: of the windows, in positions; what is outside the image is absent, not a zero capsule.
+
+    Raises:
+        ValueError: when the image is smaller than the kernel, or the children are not what the weight takes.
+    """
+
+    def __init__(self, capsules: Capsules, weight: Tensor, rows: int = 1, stride: int = 1, padding: int = 0):
+        _, *image, types, elements = capsules.poses.shape
+        if (types, elements) != (weight.shape[3], rows * weight.shape[4]):
+            raise ValueError(
+                f"the children are {types} capsules of {elements}, but the transform takes "
+                f"{weight.shape[3]} of {rows * weight.shape[4]}"
+            )
+        self.kernel, self.stride, self.padding = tuple(weight.shape[1:3]), stride, padding
+        self.image = (image[0], image[1])
+        for size, k in zip(self.image, self.kernel, strict=True):
+            if size + 2 * padding < k:
+                raise ValueError(
+                    f"capsules of {image[0]}x{image[1]} positions are too small for a kernel of "
+                    f"{self.kernel[0]}x{self.kernel[1]} with padding {padding}"
+                )
+        space = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(self.image, self.kernel, strict=True))
+        self._capsules = capsules
+        activations, present = capsules.activations, None
+        if activations is not None:
+            activations = self._windows(activations).flatten(2)
+        if padding > 0:
+            present = self._windows(torch.ones(1, *self.image, types, device=weight.device)).flatten(2)[0] > 0
+        super().__init__(weight.flatten(1, 3), rows, space, activations, present)
+
+    def _gather(self) -> Tensor:  # [b, p, i, r, c]
+        poses = self._capsules.poses
+        windows = self._windows(poses.flatten(-2)).flatten(2, 3)  # [b, p, k, (i d)]
+        return windows.unflatten(-1, poses.shape[-2:]).flatten(2, 3).unflatten(-1, (self.rows, -1))
+
+    def _windows(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """[b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
+        x = F.pad(x, (0, 0) + (self.padding,) * 4, value=fill)
+        windows = x.unfold(1, self.kernel[0], self.stride).unfold(2, self.kernel[1], self.stride)
+        return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
+
+    def _sum(self, weight: Tensor) -> Tensor:
+        """A convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as channels."""
+        poses, kernel = self._capsules.poses, weight.unflatten(1, (*self.kernel, -1))
+        b = poses.shape[0]
+        maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
+        filters = kernel.permute(0, 5, 3, 4, 1, 2).flatten(0, 1).flatten(1, 2)  # [(j m), (i c), kh, kw]
+        out = F.conv2d(maps, filters, stride=self.stride, padding=self.padding)  # [(b r), (j m), *space]
+        out = out.unflatten(1, (self.parents, -1)).unflatten(0, (b, self.rows))  # [b, r, j, m, *space]
+        return out.permute(0, 4, 5, 2, 1, 3).flatten(-2).flatten(1, 2)  # [b, p, j, d]
+
+    def _compete_over_image(self, logits: Tensor | None) -> Tensor:
+        """The windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then go back.
+
+        The fill is finite: a row of nothing but -inf would be NaN.
+        """
+        if logits is None:
+            logits = torch.zeros(1, self.space[0] * self.space[1], self.children, 1, device=self.weight.device)
+            return self._compete_over_image(logits.to(widen(self.weight.new_empty(0)).dtype)) / self.parents
+        logits = widen(logits)
+        seen = logits.logsumexp(-1).unflatten(2, (self.kernel[0] * self.kernel[1], -1))  # [b, p, k, i]
+        if self.present is not None:
+            absent = ~self.present.unflatten(1, seen.shape[2:])
+            seen = seen.masked_fill(absent, torch.finfo(seen.dtype).min)
+        index = self._positions_that_see().to(seen.device)  # [h w, k]
+        fill = seen.new_full((), torch.finfo(seen.dtype).min)
+        offsets = torch.arange(index.shape[1], device=seen.device)
+        slots = seen[:, index.clamp_min(0), offsets]  # [b, h w, k, i]
+        slots = torch.where((index >= 0)[:, :, None], slots, fill)
+        total = self._windows(slots.logsumexp(2).unflatten(1, self.image)).flatten(2)  # [b, p, i]
+        share = logits - total.unsqueeze(-1)
+        if self.present is not None:
+            share = share.masked_fill(~self.present[:, :, None], torch.finfo(share.dtype).min)
+        return share.exp()
+
+    def _positions_that_see(self) -> Tensor:
+        """For each place of a child and each kernel offset the position whose window has it there, or -1: [h w, k]."""
+        along = []
+        for size, k, count in zip(self.image, self.kernel, self.space, strict=True):
+            start = torch.arange(size)[:, None] + self.padding - torch.arange(k)  # of the window, times the stride
+            position = start.div(self.stride, rounding_mode="floor")
+            valid = (start % self.stride == 0) & (position >= 0) & (position < count)
+            along.append(torch.where(valid, position, -1))  # [size, k]
+        rows, columns = along[0][:, None, :, None], along[1][None, :, None, :]
+        both = torch.where((rows >= 0) & (columns >= 0), rows * self.space[1] + columns, -1)
+        return both.flatten(2).flatten(0, 1)

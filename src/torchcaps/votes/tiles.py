@@ -1,0 +1,29 @@
+"""Work on a few parents at a time, and forget what can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+TILES = 8
+
+
+def parent_tiles(parents: int) -> list[slice]:
+    """The parents in about eight runs: the temporary of one is about an eighth of the votes."""
+    size = -(-parents // TILES)
+    return [slice(start, min(start + size, parents)) for start in range(0, parents, size)]
+
+
+def cut(x: Tensor, tile: slice, dim: int) -> Tensor:
+    """The tile of `x` along `dim`; all of it where that dimension is broadcast."""
+    return x if x.shape[dim] == 1 else x[(slice(None),) * (dim % x.ndim) + (tile,)]
+
+
+def recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, of which only the tensors are held for backward. A pure function is assumed."""
+    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+        return function(*tensors)
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore

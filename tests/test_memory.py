@@ -1,0 +1,99 @@
+"""What a routing holds for backward: all distinct storages together, against the size of the votes."""
+
+import shutil
+
+import pytest
+import torch
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+
+BATCH, CHILDREN, POSE, PARENTS, OUT = 128, 1152, 8, 10, 16
+VOTES = BATCH * CHILDREN * PARENTS * OUT * 4  # bytes
+
+
+def held(function, *inputs):
+    """Bytes that autograd keeps after `function`: every distinct storage once, the inputs' and the weights' too."""
+    kept = []
+
+    def pack(x):
+        kept.append(x)  # alive, so that no address is used twice
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = function(*inputs)
+    assert out.requires_grad
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in kept}
+    return sum(storages.values())
+
+
+def dynamic():
+    torch.manual_seed(0)
+    layer = CapsuleLayer(LinearTransform(CHILDREN, PARENTS, POSE, OUT, std=0.1), "dynamic")
+    stack = CapsuleStack([layer], 3)
+    poses = torch.randn(BATCH, CHILDREN, POSE, requires_grad=True)
+    return (lambda poses: stack(Capsules(poses))[-1].capsules.poses), poses, stack
+
+
+def naive(poses, weight):
+    """Dynamic routing as public code writes it: poses [b, i, d], weight [j, i, d, D]."""
+    votes = torch.einsum("bid,jidm->bijm", poses, weight)
+    logits = torch.zeros(votes.shape[:-1])
+    for _ in range(3):
+        parents = squash((logits.softmax(2)[..., None] * votes).sum(1))
+        logits = logits + (votes * parents[:, None]).sum(-1)
+    return parents
+
+
+def test_the_measure_sees_what_the_naive_form_holds():
+    function, poses, stack = dynamic()
+    weight = stack.layers[0].transform.weight
+    assert held(naive, poses, weight) > 1.2 * VOTES
+    torch.testing.assert_close(function(poses), naive(poses, weight), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler"),
+            ],
+        ),
+    ],
+)
+def test_dynamic_routing_holds_little(backend):
+    torch.compiler.reset()
+    function, poses, _ = dynamic()
+    if backend != "eager":
+        function = torch.compile(function, fullgraph=True, backend=backend)
+        function(poses)  # what compiling itself keeps is not part of a step
+    assert held(function, poses) <= 0.6 * VOTES
+
+
+def test_couplings_of_a_window_never_make_a_tensor_of_the_votes_size():
+    """The largest tensor made in a forward pass stays below the votes: a quarter of them, for attention over windows."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from torchcaps.layers import ConvTransform
+
+    class Largest(TorchDispatchMode):
+        bytes = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+            return out
+
+    layer = CapsuleLayer(ConvTransform(8, 32, 16, 16, stride=2, matrix=True), "inverted-attention")
+    poses = torch.randn(2, 9, 9, 8, 16)
+    votes = 2 * 4 * 4 * 72 * 32 * 16 * 4
+    with Largest() as largest:
+        layer(Capsules(poses), 3)
+    assert 0 < largest.bytes <= votes / 4
