@@ -68,8 +68,11 @@ class CapsNet(Model):
         scores = lengths(classes.poses)  # [b, j]
         aux: dict = {"steps": steps}
         if self.decoder is not None:
-            aux["reconstruction"] = self.decoder(classes.poses, chosen_class(scores, labels))
+            aux["reconstruction"] = self.reconstruct(classes.poses, chosen_class(scores, labels))
         return Output(scores, (primary, *(step.capsules for step in steps)), aux)
+
+    def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
+        return super().reconstruct(poses, chosen) if self.decoder is None else self.decoder(poses, chosen)
 
     def coefficients(self) -> list[nn.Parameter]:
         return self.stack.coefficients()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.names import check_options, unknown
 
 
 class Output(NamedTuple):
@@ -25,6 +25,10 @@ class Model(nn.Module):
 
     `images` is [b, c, h, w]; `labels` is int64 [b] and only tells a decoder which capsule to reconstruct from.
     """
+
+    def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
+        """Images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b] names."""
+        raise ValueError(f"{type(self).__name__} has no decoder to reconstruct with")
 
     def coefficients(self) -> list[nn.Parameter]:
         """Parameters that a routing learns by an objective of its own, never by the training loss; usually none."""
@@ -77,13 +81,11 @@ def create_model(
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
     if name not in _FACTORIES:
-        near = difflib.get_close_matches(name, _FACTORIES, n=1, cutoff=0.0)
-        raise ValueError(f"no model is named {name!r}; the nearest is {near[0]!r} (`torchcaps list models` shows all)")
+        raise unknown("model", name, _FACTORIES, "`torchcaps list models` shows all")
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
             raise ValueError(f"{what} is {value}; it must be at least 1")
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    try:
-        return _FACTORIES[name](num_classes=num_classes, in_channels=in_channels, image_size=(height, width), **options)
-    except TypeError as error:
-        raise ValueError(f"model {name!r} does not take these options: {error}") from error
+    factory = _FACTORIES[name]
+    check_options(f"model {name!r}", factory, options)
+    return factory(num_classes=num_classes, in_channels=in_channels, image_size=(height, width), **options)

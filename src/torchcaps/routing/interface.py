@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.names import check_options, unknown
 from torchcaps.votes import Votes
 
 State = Any  # of a routing: sized like the parents, never like the coupling
@@ -114,8 +114,7 @@ def list_routings() -> list[Spec]:
 def routing_class(name: str) -> type[Routing]:
     """The class registered under `name`; ValueError with the nearest name otherwise."""
     if name not in _ROUTINGS:
-        near = difflib.get_close_matches(name, _ROUTINGS, n=1, cutoff=0.0)
-        raise ValueError(f"no routing is named {name!r}; the nearest is {near[0]!r}")
+        raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
     return _ROUTINGS[name]
 
 
@@ -133,7 +132,5 @@ def create_routing(name: str, children: int, parents: int, pose: int, **options:
         ValueError: for an unknown name (the nearest is named), unknown options, or sizes below 1.
     """
     factory: Callable[..., Routing] = routing_class(name)
-    try:
-        return factory(Sizes(children, parents, pose), **options)
-    except TypeError as error:
-        raise ValueError(f"routing {name!r} does not take these options: {error}") from error
+    check_options(f"routing {name!r}", factory, options)
+    return factory(Sizes(children, parents, pose), **options)

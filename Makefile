@@ -1,0 +1,34 @@
+# Everything runs in .venv, which is made when it is missing and brought up to date when the pins change.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-all lint bench install clean
+
+demo: $(STAMP)  ## train a capsule network on real handwritten digits
+	$(BIN)/torchcaps train digits
+
+test: lint  ## style, types and all quick tests
+	$(BIN)/python -m pytest -rs
+
+test-all: lint  ## the same and the long checks
+	$(BIN)/python -m pytest -rs -m "slow or not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)  ## time what is claimed to be fast; run it while nothing else runs
+	$(BIN)/python benchmarks/run.py
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "torchcaps needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,45 @@
+"""Images with labels, from named sets or the user's own files, as whole batches on the device.
+
+The names below are imported when they are first used, so that `torchcaps.data.catalogue` comes without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchcaps.data.batches import Batches
+    from torchcaps.data.catalogue import CATALOGUE, Entry, data_root, find, register
+    from torchcaps.data.folder import ImageFiles
+    from torchcaps.data.images import Images, Source
+    from torchcaps.data.load import Data, load_data
+
+_HOMES = {
+    "batches": ("Batches",),
+    "catalogue": ("CATALOGUE", "Entry", "data_root", "find", "register"),
+    "folder": ("ImageFiles",),
+    "images": ("Images", "Source"),
+    "load": ("Data", "load_data"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CATALOGUE",
+    "Batches",
+    "Data",
+    "Entry",
+    "ImageFiles",
+    "Images",
+    "Source",
+    "data_root",
+    "find",
+    "load_data",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

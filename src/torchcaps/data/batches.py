@@ -1,0 +1,109 @@
+"""Batches of a source, in an order and with changes that depend on (seed, epoch, step) alone.
+
+So a run resumed at any step goes on with the same batches, without stored generator state; and R processes together see
+what one process would: order and changes are drawn for the joint batch, of which each process takes its rows. That
+holds bit for bit on the CPU; on a GPU the sums of standardise "image" may round differently in batches of another size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from torchcaps.config import AugmentConfig
+from torchcaps.data import transforms
+from torchcaps.data.images import Source
+from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Batches of (images, labels) for one of `world` processes.
+
+    `batch_size` counts the joint batch. Without `drop_last` the last one may be smaller, and leave nothing to some
+    processes, which then get tensors of length 0: all processes make the same number of steps.
+
+    Raises:
+        ValueError: for a batch size below `world`, or above the number of images where the last batch is dropped; for a
+            rank outside 0 .. world - 1; for standardise "dataset" without mean and std; for impossible augmentations.
+    """
+
+    images: Source
+    batch_size: int
+    _: KW_ONLY
+    seed: int = 0  # not negative
+    augment: AugmentConfig | None = None
+    standardise: Literal["none", "image", "dataset"] = "none"
+    mean: Tensor | None = None  # [c], of the channels in [0, 1]; for standardise "dataset"
+    std: Tensor | None = None  # [c]
+    shuffle: bool = False
+    drop_last: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} is outside 0 .. {self.world - 1}, the ranks of {self.world} processes")
+        if self.batch_size < self.world:
+            raise ValueError(f"batch_size {self.batch_size} is below {self.world}, one image for each process")
+        if self.drop_last and len(self.images) < self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} exceeds the {len(self.images)} images: there would be no batch"
+            )
+        if self.standardise == "dataset" and (self.mean is None or self.std is None):
+            raise ValueError("standardise 'dataset' needs mean and std of the channels")
+        if self.augment is not None:
+            transforms.check_augment(self.augment)
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of `epoch` from step `start` on: images float32 [b, c, h, w] and labels int64 [b].
+
+        The images are in [0, 1] unless standardised.
+
+        Raises:
+            ValueError: when `start` is outside 0 .. len(self), or `epoch` or the seed is negative.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"step {start} is outside the {len(self)} steps of an epoch")
+        order, size = self._order(epoch), self.batch_size
+        batches = [order[step * size :][self._rows(step)] for step in range(start, len(self))]
+        return self._generate(epoch, start, batches)
+
+    def _generate(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        labels = self.images.labels
+        for step, (indices, pixels) in enumerate(zip(batches, self.images.stream(batches), strict=True), start):
+            yield self._prepare(pixels, epoch, step), labels[indices.to(labels.device, non_blocking=True)]
+
+    def _order(self, epoch: int) -> Tensor:
+        seed = mix(ORDER, self.seed, epoch)
+        return permutation(len(self.images), seed) if self.shuffle else torch.arange(len(self.images))
+
+    def _joint(self, step: int) -> int:
+        """The size of the joint batch of `step`."""
+        return min(self.batch_size, len(self.images) - step * self.batch_size)
+
+    def _rows(self, step: int) -> slice:
+        """The rows of the joint batch that this process takes: contiguous, and as many as any other or one fewer."""
+        joint = self._joint(step)
+        return slice(self.rank * joint // self.world, (self.rank + 1) * joint // self.world)
+
+    def _prepare(self, pixels: Tensor, epoch: int, step: int) -> Tensor:
+        if self.augment is None:
+            images = transforms.to_float(pixels)
+        else:
+            draws = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
+            images = transforms.augment(pixels, self.augment, draws.rows(self._rows(step)))
+        if self.standardise == "image":
+            return transforms.standardise_image(images)
+        if self.mean is not None and self.std is not None and self.standardise == "dataset":
+            return transforms.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
+        return images

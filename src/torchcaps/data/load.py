@@ -1,0 +1,154 @@
+"""A data set, ready to be trained on: its three splits on the device, and the batches of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchcaps.config import DataConfig
+from torchcaps.data.batches import Batches
+from torchcaps.data.catalogue import data_root, find
+from torchcaps.data.images import Images, Source
+from torchcaps.data.readers import Reader
+from torchcaps.data.splits import stratified
+
+SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
+CHUNK = 1024  # images that are counted at one time
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The splits of a data set.
+
+    Raises:
+        ValueError: when the training split is empty, and when the splits differ in image shape or classes.
+    """
+
+    train: Source
+    validation: Source  # may be empty
+    test: Source
+    standardise: Literal["none", "image", "dataset"] = "none"
+
+    def __post_init__(self) -> None:
+        if not len(self.train):
+            raise ValueError("the training split is empty")
+        for name in ("validation", "test"):
+            split: Source = getattr(self, name)
+            if split.shape != self.train.shape or split.classes != self.train.classes:
+                found = f"{split.shape} of {len(split.classes)} classes"
+                raise ValueError(f"{name} images {found}, training {self.train.shape} of {len(self.train.classes)}")
+
+    @property
+    def channels(self) -> int:
+        return self.train.shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.train.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train.classes)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each channel over the training split, 1 for a constant channel: float32 [c]."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        return moments(self.train)
+
+    def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
+        """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
+
+        Raises:
+            ValueError: when `config.standardise` is not what the data were loaded with, and as `Batches` does.
+        """
+        if config.standardise != self.standardise:
+            loaded = f"the data were loaded with {self.standardise!r}"
+            raise ValueError(f"data.standardise is {config.standardise!r}, but {loaded}")
+        return self._batches(
+            self.train, batch_size, rank, world, seed=seed, augment=config.augment, shuffle=True, drop_last=True
+        )
+
+    def evaluation(
+        self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
+    ) -> Batches:
+        """All the images of `split` in their own order and unchanged, standardised as in training."""
+        source: Source = {"train": self.train, "validation": self.validation, "test": self.test}[split]
+        return self._batches(source, batch_size, rank, world)
+
+    def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
+        mean, std = self._moments if self.standardise == "dataset" else (None, None)
+        options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
+        return Batches(source, batch_size, **options)
+
+
+def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
+    """Read the data set `config.name`, resize it, hold out the validation split, and move all to `device`.
+
+    The validation split is the one that the set gives, if it gives one; else `config.validation` of the training split,
+    stratified by class, drawn by `config.split_seed`. Where several processes share a folder, let one of them download
+    first.
+
+    Raises:
+        FileNotFoundError: when the set is not there; says where it was looked for and what to do.
+        ValueError: for an unknown name, for files that cannot be read, and for settings out of range.
+    """
+    if config.image_size is not None and config.image_size < 1:
+        raise ValueError(f"data.image_size is {config.image_size}: it must be at least one pixel")
+    if not 0 <= config.validation < 1:
+        raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
+    entry, path = find(config.name)
+    module, function = entry.reader.split(":")
+    read: Reader = getattr(import_module(module), function)
+    train, test, validation = read(data_root(config.root) if path is None else path, config)
+    if validation is None:
+        train, validation = hold_out(train, config)
+    train, validation, test = (_resize(split, config.image_size).to(device) for split in (train, validation, test))
+    return Data(train, validation, test, config.standardise)
+
+
+def hold_out(train: Source, config: DataConfig) -> tuple[Source, Source]:
+    """`train` without its validation split, and that split: see `load_data`."""
+    held = round(config.validation * len(train))
+    if config.validation and not 0 < held < len(train):
+        raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
+    kept, taken = stratified(train.labels, held, config.split_seed)
+    return train.subset(kept), train.subset(taken)
+
+
+def _resize(split: Source, side: int | None) -> Source:
+    return split.resize((side, side)) if side is not None and isinstance(split, Images) else split
+
+
+def moments(source: Source) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
+
+    Counted in integers, hence the same on every device. Of images that are not in memory 4,096 are read, evenly spaced
+    in the order of the source.
+    """
+    count = len(source) if isinstance(source, Images) else min(len(source), SAMPLE)
+    sample = torch.arange(count) * len(source) // count
+    channels = range(source.shape[0])
+    counts = torch.zeros(len(channels), 256, dtype=torch.int64, device=source.labels.device)
+    for pixels in source.stream(sample.split(CHUNK)):
+        counts += torch.stack([torch.bincount(pixels[:, channel].flatten(), minlength=256) for channel in channels])
+    weights, values = counts.cpu().double(), torch.arange(256, dtype=torch.float64) / 255
+    weights /= weights.sum(1, keepdim=True)
+    mean = weights @ values
+    std = ((values - mean[:, None]).square() * weights).sum(1).sqrt()
+    std[std == 0] = 1.0
+    return mean.float().to(source.labels.device), std.float().to(source.labels.device)

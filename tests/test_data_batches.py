@@ -1,0 +1,236 @@
+"""Transforms against slicing and hand computation; the order and the draws of batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torchcaps.config import AugmentConfig, DataConfig
+from torchcaps.data import Batches, Data, Images, load_data, transforms
+from torchcaps.data.splits import DRAWS, mix
+
+ALL = AugmentConfig(crop=2, flip=True, shift=1, rotate=15.0, scale=0.2, shear=5.0)
+
+
+def random_images(n=23, c=3, h=9, w=7) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, c, h, w), dtype=torch.uint8, generator=generator)
+    return Images(pixels, torch.arange(n), tuple(map(str, range(n))))
+
+
+def degrees(*values: float) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+@pytest.fixture(params=[torch.uint8, torch.float32], ids=["uint8", "float"])
+def batch(request) -> torch.Tensor:
+    return random_images(6).pixels.to(request.param)
+
+
+class TestIndexing:
+    def test_crop_is_slicing(self, batch):
+        corner = torch.tensor([[0, 0], [4, 4], [2, 2], [0, 3], [1, 4], [3, 0]])
+        padded = F.pad(batch, (2, 2, 2, 2))
+        cuts = [(slice(None), slice(top, top + 9), slice(left, left + 7)) for top, left in corner.tolist()]
+        expected = [image[cut] for image, cut in zip(padded, cuts, strict=True)]
+        assert torch.equal(transforms.random_crop(batch, corner, 2), torch.stack(expected))
+        assert torch.equal(transforms.random_crop(batch, corner, 2)[2], batch[2]), "the middle is the image itself"
+
+    def test_shift_is_slicing(self, batch):
+        moved = transforms.shift(batch, torch.tensor([[0, 0], [3, 0], [0, -2], [1, 1], [-3, 3], [0, 0]]), 3)
+        assert torch.equal(moved[0], batch[0])
+        assert torch.equal(moved[1, :, 3:], batch[1, :, :-3]) and not moved[1, :, :3].any()
+        assert torch.equal(moved[2, :, :, :-2], batch[2, :, :, 2:]) and not moved[2, :, :, -2:].any()
+        assert torch.equal(moved[3, :, 1:, 1:], batch[3, :, :-1, :-1])
+        assert torch.equal(moved[4, :, :-3, 3:], batch[4, :, 3:, :-3])
+
+    def test_flip_mirrors_the_chosen(self, batch):
+        flip = torch.tensor([True, False, True, False, False, True])
+        expected = [image.flip(-1) if mirrored else image for image, mirrored in zip(batch, flip, strict=True)]
+        assert torch.equal(transforms.horizontal_flip(batch, flip), torch.stack(expected))
+
+
+class TestAffine:
+    def test_nothing_changes_at_zero(self):
+        images = transforms.to_float(random_images(2).pixels)
+        moved = transforms.affine(images, degrees(0, 0), degrees(1, 1), degrees(0, 0))
+        torch.testing.assert_close(moved, images, rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("turns", [1, 2, 3, -1])
+    def test_quarter_turns_are_counter_clockwise(self, turns):
+        images = transforms.to_float(random_images(1, h=8, w=8).pixels)
+        moved = transforms.affine(images, degrees(90 * turns), degrees(1), degrees(0))
+        torch.testing.assert_close(moved, torch.rot90(images, turns, (2, 3)), rtol=0, atol=1e-5)
+
+    def test_quarter_turn_keeps_the_pixels_of_an_oblong_square(self):
+        """In pixels, not in units of height and width: the middle square of an oblong turns within itself."""
+        images = transforms.to_float(random_images(1, h=5, w=9).pixels)
+        moved = transforms.affine(images, degrees(90), degrees(1), degrees(0))
+        torch.testing.assert_close(moved[..., 2:7], torch.rot90(images[..., 2:7], 1, (2, 3)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(moved[..., :2], torch.zeros(1, 3, 5, 2), rtol=0, atol=1e-5)
+
+    def test_scale_enlarges(self):
+        """A single point at (2, 1) from the centre goes to (4, 2)."""
+        images = torch.zeros(1, 1, 9, 11)
+        images[0, 0, 4 + 1, 5 + 2] = 1.0
+        moved = transforms.affine(images, degrees(0), degrees(2), degrees(0))
+        assert moved[0, 0].argmax() == (4 + 2) * 11 + 5 + 4
+
+    def test_shear_moves_right_what_lies_below(self):
+        images = torch.zeros(1, 1, 9, 11)
+        images[0, 0, 4 + 3, 5] = 1.0
+        moved = transforms.affine(images, degrees(0), degrees(1), degrees(45))
+        assert moved[0, 0].argmax() == (4 + 3) * 11 + 5 + 3
+
+    def test_matrix_inverts_rotation_scale_and_shear_in_this_order(self):
+        angle, scale, shear = 0.3, 1.2, 0.1
+        turn = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        forth = turn @ (scale * torch.eye(2)) @ torch.tensor([[1.0, math.tan(shear)], [0.0, 1.0]])
+        back = transforms.source_matrix(degrees(math.degrees(angle)), degrees(scale), degrees(math.degrees(shear)))
+        torch.testing.assert_close(back[0] @ forth, torch.eye(2))
+
+
+class TestStandardise:
+    def test_per_image(self):
+        images = transforms.to_float(random_images(4).pixels)
+        done = transforms.standardise_image(images)
+        torch.testing.assert_close(done.mean((1, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
+        torch.testing.assert_close(done.std((1, 2, 3), correction=0), torch.ones(4))
+        torch.testing.assert_close(done[1], (images[1] - images[1].mean()) / images[1].std(correction=0))
+
+    def test_blank_image_becomes_zero(self):
+        assert not transforms.standardise_image(torch.full((1, 1, 4, 4), 0.7)).abs().max() > 1e-6
+
+    def test_by_data_set(self):
+        images = random_images(16)
+        data = Data(images, images, images, "dataset")
+        done = torch.cat([batch for batch, _ in data.evaluation("train", 5).epoch(0)])
+        torch.testing.assert_close(done.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(done.std((0, 2, 3), correction=0), torch.ones(3))
+
+
+class TestDraws:
+    def test_ranges_are_reached_and_kept(self):
+        draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))
+        assert draws.crop.unique().tolist() == [0, 1, 2, 3, 4] and draws.shift.unique().tolist() == [-1, 0, 1]
+        assert 0.45 < draws.flip.float().mean() < 0.55
+        for drawn, centre, reach in ((draws.angle, 0, 15), (draws.scale, 1, 0.2), (draws.shear, 0, 5)):
+            assert (drawn - centre).abs().max() <= reach * (1 + 1e-6)
+            assert drawn.max() > centre + 0.9 * reach and drawn.min() < centre - 0.9 * reach
+
+    def test_parameters_are_independent(self):
+        draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))
+        columns = torch.cat([parameter.float().view(4000, -1) for parameter in draws], 1)
+        assert (columns.T.corrcoef() - torch.eye(8)).abs().max() < 0.1
+
+    def test_one_parameter_leaves_the_others_alone(self):
+        seed = mix(DRAWS, 0, 0, 0)
+        assert torch.equal(transforms.draw(AugmentConfig(crop=2), 9, seed).crop, transforms.draw(ALL, 9, seed).crop)
+
+    @pytest.mark.parametrize("config", [AugmentConfig(crop=-1), AugmentConfig(scale=1.0), AugmentConfig(shear=90.0)])
+    def test_impossible_changes(self, config):
+        with pytest.raises(ValueError, match=r"augment\.(crop|scale|shear) is"):
+            Batches(random_images(), 4, augment=config)
+
+
+def collect(batches, epoch=0, start=0) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(batches.epoch(epoch, start))
+
+
+def equal(ours, theirs) -> bool:
+    return len(ours) == len(theirs) and all(
+        torch.equal(a, b) for one, two in zip(ours, theirs, strict=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+class TestBatches:
+    def make(self, **options) -> Batches:
+        settings = {"seed": 1, "augment": ALL, "standardise": "image", "shuffle": True, "drop_last": False}
+        return Batches(random_images(), 6, **(settings | options))
+
+    def test_an_epoch_sees_each_image_once(self):
+        batches = self.make()
+        labels = [labels for _, labels in collect(batches)]
+        assert [len(part) for part in labels] == [6, 6, 6, 5] and len(batches) == 4
+        assert torch.cat(labels).sort().values.tolist() == list(range(23))
+        assert len(collect(self.make(drop_last=True))) == len(self.make(drop_last=True)) == 3
+
+    def test_labels_belong_to_their_images(self):
+        images = random_images()
+        for batch, labels in collect(self.make(augment=None, standardise="none")):
+            assert torch.equal(batch, images.pixels[labels].float() / 255)
+
+    @pytest.mark.parametrize("world", [2, 3, 6])
+    def test_processes_together_see_what_one_sees(self, world):
+        parts = [collect(self.make(rank=rank, world=world)) for rank in range(world)]
+        joint = [tuple(torch.cat(halves) for halves in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
+        assert equal(joint, collect(self.make()))
+        sizes = [len(part[0][1]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+    def test_resumed_epoch_is_its_tail(self):
+        whole = collect(self.make(), epoch=3)
+        for start in range(5):
+            assert equal(collect(self.make(), epoch=3, start=start), whole[start:])
+
+    @pytest.mark.parametrize("augment", [None, ALL])
+    def test_seeds_and_epochs_differ(self, augment):
+        first = collect(self.make(augment=augment))
+        assert equal(first, collect(self.make(augment=augment)))
+        assert not equal(first, collect(self.make(augment=augment), epoch=1))
+        assert not equal(first, collect(self.make(augment=augment, seed=2)))
+
+    def test_changes_are_drawn_anew_for_each_image_step_and_epoch(self):
+        same = Images(random_images(1).pixels.repeat(12, 1, 1, 1), torch.zeros(12, dtype=torch.int64), ("a",))
+        batches = Batches(same, 6, seed=0, augment=ALL)
+        seen = torch.cat([images for epoch in (0, 1) for images, _ in collect(batches, epoch)])
+        assert len(seen.unique(dim=0)) == 24
+
+    def test_global_generator_is_left_alone(self):
+        state = torch.get_rng_state()
+        collect(self.make())
+        assert torch.equal(torch.get_rng_state(), state)
+
+    def test_evaluation_is_plain_and_in_order(self):
+        images = random_images()
+        data = Data(images, images, images)
+        batches = collect(data.evaluation("test", 10))
+        assert torch.equal(torch.cat([labels for _, labels in batches]), images.labels)
+        assert torch.equal(torch.cat([batch for batch, _ in batches]), images.pixels.float() / 255)
+
+    def test_a_process_may_be_left_without_images(self):
+        last = [collect(Batches(random_images(7), 6, rank=rank, world=3))[-1] for rank in range(3)]
+        assert [len(labels) for _, labels in last] == [0, 0, 1]
+        assert last[0][0].shape == (0, 3, 9, 7)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"rank": 2, "world": 2}, "rank 2 is outside 0 .. 1"),
+            ({"world": 7}, "batch_size 6 is below 7"),
+            ({"standardise": "dataset"}, "needs mean and std"),
+        ],
+    )
+    def test_impossible_settings(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.make(**options)
+
+    def test_impossible_steps(self):
+        with pytest.raises(ValueError, match="step 5 is outside the 4 steps"):
+            self.make().epoch(0, start=5)
+        with pytest.raises(ValueError, match="must not be negative, got -1"):
+            self.make().epoch(-1)
+        with pytest.raises(ValueError, match="batch_size 24 exceeds the 23 images"):
+            Batches(random_images(), 24, drop_last=True)
+
+
+def test_training_batches_of_a_data_set():
+    config = DataConfig(augment=AugmentConfig(shift=1), standardise="dataset")
+    data = load_data(config)
+    images, labels = next(data.training(config, 64, seed=0).epoch(0))
+    assert images.shape == (64, 1, 8, 8) and labels.dtype == torch.int64 and images.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"data\.standardise is 'none', but the data were loaded with 'dataset'"):
+        data.training(DataConfig(), 64, seed=0)

@@ -1,0 +1,74 @@
+"""The list of data sets, and what an import of it brings along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchcaps.data import CATALOGUE, data_root, find
+from torchcaps.data.catalogue import CIFAR100, register
+
+
+class TestImports:
+    """What an import brings with it, in a fresh interpreter."""
+
+    @pytest.mark.parametrize(
+        ("module", "unwanted"),
+        [
+            ("torchcaps.data.catalogue", ["torch", "numpy"]),
+            ("torchcaps.data", ["torchvision", "sklearn", "PIL", "scipy"]),
+            ("torchcaps.data.load, torchcaps.data.folder", ["torchvision", "sklearn", "PIL", "scipy"]),
+        ],
+    )
+    def test_import_leaves_out(self, module, unwanted):
+        code = f"import sys, {module}; print([m for m in {unwanted} if m in sys.modules])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_every_public_name_resolves(self):
+        import torchcaps.data as package
+
+        assert all(hasattr(package, name) for name in package.__all__)
+        with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+            _ = package.Nothing
+
+
+class TestCatalogue:
+    def test_every_reader_exists(self):
+        from importlib import import_module
+
+        for entry in CATALOGUE.values():
+            module, function = entry.reader.split(":")
+            assert callable(getattr(import_module(module), function))
+            assert "\n" not in entry.facts() + entry.about
+
+    def test_unknown_name_tells_the_nearest(self):
+        with pytest.raises(ValueError, match="no data set is named 'fashion_mnist'; the nearest is 'fashion-mnist'"):
+            find("fashion_mnist")
+        with pytest.raises(ValueError, match="'npz:PATH'"):
+            find("npz")
+        with pytest.raises(ValueError, match="lacks its path"):
+            find("folder:")
+
+    def test_path_may_hold_colons(self):
+        assert find("npz:C:/data.npz")[1] == Path("C:/data.npz")
+
+    def test_a_name_is_registered_once(self):
+        with pytest.raises(ValueError, match="'digits' is already registered"):
+            register(CATALOGUE["digits"])
+
+    def test_root_is_argument_then_variable_then_cache(self, monkeypatch):
+        monkeypatch.setenv("TORCHCAPS_DATA", "/variable")
+        monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+        assert data_root(Path("/argument")) == Path("/argument")
+        assert data_root() == Path("/variable")
+        monkeypatch.delenv("TORCHCAPS_DATA")
+        assert data_root() == Path("/cache/torchcaps/data")
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert data_root() == Path.home() / ".cache/torchcaps/data"
+
+    def test_cifar100_has_a_hundred_classes_in_order(self):
+        assert len(CIFAR100) == 100 and list(CIFAR100) == sorted(CIFAR100)

@@ -1,0 +1,108 @@
+"""Registered models: their counts, the inputs they take, and what they say of those they cannot."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import torchcaps
+from torchcaps import create_model, list_models
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def small(name, **options):
+    return create_model(name, image_size=21, channels=8, primary=2, **options)
+
+
+def test_capsnet_has_the_papers_parameters():
+    assert parameters(create_model("capsnet", num_classes=10, in_channels=1, image_size=28)) == 8_215_568
+
+
+@pytest.mark.parametrize(("size", "channels", "classes"), [(28, 1, 10), ((17, 20), 3, 2), (40, 1, 1), (32, 3, 100)])
+def test_capsnet_takes_any_image(size, channels, classes):
+    height, width = (size, size) if isinstance(size, int) else size
+    model = create_model(
+        "capsnet", num_classes=classes, in_channels=channels, image_size=size, channels=8, primary=3, class_pose=6
+    )
+    images = torch.rand(2, channels, height, width)
+    output = model(images)
+    assert output.scores.shape == (2, classes) and (output.scores < 1).all()
+    assert output.aux["reconstruction"].shape == images.shape
+    assert output.capsules[-1].poses.shape == (2, classes, 6)
+    assert output.capsules[0].poses.ndim == 5
+
+
+@pytest.mark.parametrize("routing", ["uniform", "dynamic", "inverted-attention", "discriminative"])
+def test_capsnet_takes_any_routing_without_activations(routing):
+    model = small("capsnet", routing=routing)
+    output = model(torch.rand(3, 1, 21, 21))
+    output.scores.sum().backward()
+    assert model.stem.weight.grad is not None and model.stem.weight.grad.abs().sum() > 0
+    assert bool(model.coefficients()) == (routing == "discriminative")
+
+
+def test_the_label_chooses_what_is_decoded_and_the_scores_do_without_one():
+    model = small("capsnet")
+    images = torch.rand(4, 1, 21, 21)
+    free = model(images)
+    chosen = free.scores.argmax(1)
+    assert torch.equal(model(images, chosen).aux["reconstruction"], free.aux["reconstruction"])
+    assert not torch.equal(model(images, (chosen + 1) % 10).aux["reconstruction"], free.aux["reconstruction"])
+
+
+def test_a_primary_pose_is_read_off_neighbouring_channels():
+    """Poses scrambled by a view are the commonest error of capsule code."""
+    primary = small("capsnet").primary
+    features = torch.rand(2, 8, 13, 13)
+    maps = primary.conv(features)
+    pose = primary(features).poses[1, 2, 0, 1]  # image 1, row 2, column 0, type 1
+    torch.testing.assert_close(pose, torchcaps.squash(maps[1, 8:16, 2, 0]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create_model("capsnt"), "nearest is 'capsnet'"),
+        (lambda: create_model("capsnet", chanels=8), "nearest is 'channels'"),
+        (lambda: create_model("capsnet", image_size=16), "smallest side that works is 17"),
+        (lambda: create_model("capsnet", image_size=(30, 8)), "30x8"),
+        (lambda: create_model("capsnet", num_classes=0), "num_classes is 0"),
+        (lambda: create_model("capsnet", in_channels=0), "in_channels is 0"),
+        (lambda: create_model("capsnet", routing="dynamics"), "nearest is 'dynamic'"),
+        (lambda: small("capsnet", routing="em")(torch.rand(1, 1, 21, 21)), "needs activations"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert message in str(error.value)
+
+
+def test_list_models_takes_a_pattern():
+    assert "capsnet" in list_models() and "capsnet" in list_models("caps*") and list_models("no-such-*") == []
+
+
+def test_the_public_names_are_there():
+    for name in torchcaps.__all__:
+        assert getattr(torchcaps, name) is not None
+    with pytest.raises(AttributeError, match="capsul"):
+        torchcaps.capsul  # noqa: B018
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_imports_no_more_than_torch():
+    """`import torchcaps` alone imports not even torch; all public names need torch and nothing heavier."""
+    assert run("import sys, torchcaps; print('torch' in sys.modules)").strip() == "False"
+    code = (
+        "import sys, torch, torch.utils.checkpoint; before = {name.split('.')[0] for name in sys.modules}\n"
+        "from torchcaps import *\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} - before))"
+    )
+    assert run(code).strip() == "['torchcaps']"
