@@ -24,6 +24,30 @@ class AugmentConfig:
     rotate: float = 0.0  #: largest rotation, degrees, uniform in [-rotate, rotate]
     scale: float = 0.0  #: largest relative change of size, uniform in [1 - scale, 1 + scale]
     shear: float = 0.0  #: largest shear, degrees, uniform in [-shear, shear]
+    brightness: float = 0.0  #: largest relative change of brightness: a factor uniform in [1 - it, 1 + it]
+    contrast: float = 0.0  #: the same of contrast, about the mean grey of the image
+    saturation: float = 0.0  #: the same of saturation; of colour images only
+    hue: float = 0.0  #: largest turn of hue, in circles, uniform in [-hue, hue], at most 0.5; of colour images only
+
+
+@dataclass(frozen=True)
+class ComposeConfig:
+    """How images are composed of a base set's; each named set says what None stands for (`torchcaps data list`)."""
+
+    base: str | None = None  #: set that is composed from, e.g. mnist, fashion-mnist, digits, npz:PATH
+    per_image: int | None = None  #: composed images for each base image; with that the stream ends
+    objects: int | None = None  #: overlapped objects, each of another class
+    single: int | None = None  #: one image in so many shows one object alone; 0: none does
+    shift: int | None = None  #: each object moves by -shift .. shift whole pixels along each axis
+    size: int | None = None  #: side in pixels; 0: as large as the shifts need
+    overlay: Literal["clip", "max", "mean", "sum"] | None = (
+        None  #: of overlapped pixels: sum cut at white, largest, mean, or sum (then above 1)
+    )
+    channels: int | None = None  #: 3 repeats grey images; 0: as the base has
+    epoch: int | None = None  #: images of the training stream that are one epoch; 0: all
+    held: int | None = None  #: images of the validation stream, and of the test stream; 0: all
+    seed: int | None = None  #: of what is drawn in all three streams
+
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,11 @@ class DataConfig:
     standardise: Literal["none", "image", "dataset"] = (
         "none"  #: zero mean and unit variance: per image, or per channel over the training split
     )
+    crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
+    views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
+    copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
+    test: str | None = None  #: the set whose test split is used in place of this one's
+    compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 

@@ -20,3 +20,10 @@ def check_options(owner: str, function: Callable[..., object], options: Mapping[
     for name in options:
         if name not in known:
             raise unknown(f"option of {owner}", name, known)
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`; the message names what it may be."""
+    known = list(choices)
+    if value not in known:
+        raise ValueError(f"{what} is {value!r}; it must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")

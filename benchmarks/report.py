@@ -1,0 +1,51 @@
+"""What every benchmark shares: repeated timing, and JSON lines that say where a number comes from."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from torchcaps.train.machine import describe_machine
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def interleaved(functions: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[list[float]]:
+    """Seconds of each function, [function][repeat], taken in turn so that a drift of the machine meets all alike."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for turn in range(warmup + repeats):
+        for function, record in zip(functions, seconds, strict=True):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            function()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                record.append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over the repeats of how many times longer `slow` took than the `fast` beside it."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def record(benchmark: str, values: dict) -> None:
+    """Append a line to results/benchmarks.jsonl, and print it."""
+    line = {
+        "benchmark": benchmark,
+        **values,
+        "date": date.today().isoformat(),
+        "environment": describe_machine(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / "benchmarks.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps({"benchmark": benchmark, **values}, indent=2))

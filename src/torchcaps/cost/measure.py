@@ -1,0 +1,72 @@
+"""Cost of a model, counted while it runs: by torch's counter of FLOPs and by the tensors that autograd keeps."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchcaps.models import Model
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image, where it is not of the model alone."""
+
+    parameters: int  #: trainable numbers
+    multiply_adds: int  #: of matrix products, convolutions and attention; elementwise operations are not counted
+    activation_memory: int  #: bytes held between forward and backward for each image of a batch
+    weight_memory: int  #: bytes of parameters and buffers
+
+
+def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels: int = 1) -> Cost:
+    """The cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
+
+    Multiply-adds are half the FLOPs of a forward pass in evaluation mode. `model` is left as it was.
+
+    Args:
+        model: it is copied, since a forward pass may change its buffers.
+        image_size: side in pixels, or (height, width).
+        channels: channels of the images.
+    """
+    model = copy.deepcopy(model)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    weights = list(model.parameters())
+    one, two, four = (
+        torch.rand(count, channels, height, width, device=weights[0].device, dtype=weights[0].dtype)
+        for count in (1, 2, 4)
+    )
+    return Cost(
+        parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
+        multiply_adds=count_multiply_adds(model, one),
+        activation_memory=(held_bytes(model, four) - held_bytes(model, two)) // 2,
+        weight_memory=sum(tensor.nbytes for tensor in [*weights, *model.buffers()]),
+    )
+
+
+def count_multiply_adds(model: Model, images: Tensor) -> int:
+    """Multiply-adds of one forward pass in evaluation mode."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(images)
+    return counter.get_total_flops() // 2
+
+
+def held_bytes(model: Model, images: Tensor) -> int:
+    """Bytes of the distinct storages that autograd holds after a forward pass on `images` in training mode.
+
+    Parameters and constants are among them. The difference between two batches of two images or more is free of both,
+    and batch normalisation works on either.
+    """
+    held: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other storage gets its address
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(images, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())

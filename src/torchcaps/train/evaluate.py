@@ -1,0 +1,52 @@
+"""Measure a model, and get one back from the folder of its run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from torchcaps.config import Config
+from torchcaps.data import Batches
+from torchcaps.losses import Criterion, multi_hot
+from torchcaps.models import Model, create_model
+from torchcaps.train.checkpoint import load_weights, present
+from torchcaps.train.meter import Meter, Score
+from torchcaps.train.run import RunFolder
+
+
+@torch.no_grad()
+def evaluate(fabric: Fabric, model: nn.Module, batches: Batches, criterion: Criterion, num_classes: int) -> Score:
+    """Mean loss and accuracy of `model` over `batches`, taken together over all processes.
+
+    The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. It goes by the inner
+    module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode.
+    """
+    model.eval()
+    meter = Meter(num_classes, fabric.device)
+    for images, labels in batches.epoch(0):
+        if not len(labels):
+            continue
+        images = images.contiguous(memory_format=torch.channels_last)
+        with fabric.autocast():
+            output = model(images)
+        meter.update(criterion(output, images, multi_hot(labels, num_classes)), output.scores, labels)
+    return meter.compute()
+
+
+def load_run(path: str | Path) -> tuple[Model, Config]:
+    """The model that a run selected, on the CPU and in evaluation mode, and the run's config.
+
+    Of an unfinished run it is the best model so far, or the last one before the first epoch has ended.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run, or holds no checkpoint yet.
+    """
+    run = RunFolder(Path(path))
+    config = run.read_config()
+    model = convert_conv2d_weight_memory_format(create_model(**run.read("model.json")), torch.channels_last)
+    load_weights(run.best if present(run.best) else run.last, model)
+    return model.eval(), config

@@ -1,0 +1,154 @@
+"""The machine that a run is on: Fabric for a `Config`, and a record of what the run ran with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import distributed
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+import torchcaps
+from torchcaps.config import Config
+
+T = TypeVar("T")
+_PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "safetensors")
+
+
+def choose_device(name: str, processes: int = 1) -> str:
+    """The accelerator "cpu", "cuda" or "mps" for `name`; "auto" is CUDA or MPS where enough are there, else the CPU.
+
+    Raises:
+        ValueError: for another name, or for more devices than there are.
+    """
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": processes}
+    if name == "auto":
+        return next(device for device, count in counts.items() if count >= processes)
+    if name not in counts:
+        raise ValueError(f"device is {name!r}; it must be auto, cpu, cuda or mps")
+    if counts[name] < processes:
+        there = ", ".join(device for device, count in counts.items() if count)
+        raise ValueError(
+            f"device {name!r} was asked for {processes} time(s), and this machine has {counts[name]} (there: {there})"
+        )
+    return name
+
+
+def choose_precision(name: str, device: str) -> str:
+    """Fabric's name of a precision; "auto" is bf16 where `device` multiplies in it natively, else fp32."""
+    if name == "auto":
+        native = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": lambda: torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+            "mps": lambda: False,
+        }
+        name = "bf16" if native[device]() else "fp32"
+    return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[name]
+
+
+def build_fabric(config: Config) -> Fabric:
+    """Fabric on the device, in the precision and with the number of processes that `config` asks for, not launched.
+
+    Several processes are spawned (not the script started again, as Fabric's "ddp" would: that runs an entry point's
+    own arguments and side effects once more). The graph of a step is static, so DDP tolerates parameters, such as an
+    unused decoder's, to which the loss sends no gradient.
+
+    Raises:
+        ValueError: for a device that is not there, or processes that cannot share the batch equally.
+    """
+    if config.processes < 1:
+        raise ValueError(f"processes is {config.processes}; it must be at least 1")
+    if config.batch_size < 1 or config.batch_size % config.processes:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
+        )
+    device = choose_device(config.device, config.processes)
+    strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
+    return Fabric(
+        accelerator=device,
+        devices=config.processes,
+        strategy=strategy,
+        precision=choose_precision(config.precision, device),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
+    """What `function` returns in the first process of `fabric`; it must be importable, since processes are spawned.
+
+    Raises:
+        ValueError, FileNotFoundError, FloatingPointError: as `function` does, from whichever process.
+        RuntimeError: for any other error in a spawned process.
+    """
+    try:
+        return fabric.launch(partial(_run_and_part, function=function))
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        kinds = {each.__name__: each for each in (ValueError, FileNotFoundError, FloatingPointError)}
+        raise kinds.get(kind, RuntimeError)(message or kind) from error
+
+
+def _run_and_part(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
+    """Call `function`, and leave the group of processes together: one that exits while in it may abort."""
+    result = function(fabric)
+    if fabric.world_size > 1:
+        fabric.barrier()
+        distributed.destroy_process_group()
+    return result
+
+
+def describe_environment(fabric: Fabric) -> dict:
+    """What `environment.json` holds: the machine, and what a run has of it."""
+    return {
+        **describe_machine(),
+        "device": fabric.device.type,
+        "processes": fabric.world_size,
+        "precision": fabric.strategy.precision.precision,
+    }
+
+
+def describe_machine() -> dict:
+    """Versions, commit and hardware, as every result states them. No host is named."""
+    return {
+        "python": platform.python_version(),
+        "torchcaps": torchcaps.__version__,
+        **{package: version(package) for package in _PACKAGES},
+        "commit": describe_commit(Path(torchcaps.__file__).parent),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": describe_cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def describe_commit(package: Path) -> dict | None:
+    """Commit of the checkout that tracks the folder `package`, and whether the folder differs; None elsewhere."""
+
+    def git(*arguments: str) -> str:
+        answer = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "__init__.py")
+        return {"hash": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe_cpu() -> str:
+    """Model name of the processor, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,68 @@
+"""Optimisers and learning rate schedules, as a `Config` names them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
+
+from torchcaps.config import OptimiserConfig, ScheduleConfig
+
+
+def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig) -> Optimizer:
+    """The optimiser that `config` names, over `parameters`."""
+    lr, decay = config.lr, config.weight_decay
+    match config.name:
+        case "adam":
+            return torch.optim.Adam(parameters, lr, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr, weight_decay=decay)
+        case "sgd":
+            return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, lr, momentum=config.momentum, weight_decay=decay)
+
+
+def triangular2(step: int, step_size: int, floor: float) -> float:
+    """Smith 2017's triangular2 policy, entered at its first peak, as a factor in [floor, 1] of the largest rate.
+
+    It falls to `floor` over `step_size` steps; from there each cycle of 2 * `step_size` steps rises and falls again,
+    and each has half the amplitude of the one before.
+    """
+    cycle, position = divmod(step + step_size, 2 * step_size)
+    height = 1 - abs(position / step_size - 1)
+    return floor + (1 - floor) * height / 2**cycle
+
+
+def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: int, epochs: int) -> LRScheduler:
+    """The schedule that `config` names, to be stepped after each optimiser step; a run has `epoch_steps * epochs`.
+
+    The learning rate that `optimizer` has is the largest of the run.
+
+    Raises:
+        ValueError: for a `step_size` below 1, a `warmup` outside (0, 1), or a smallest rate above the largest.
+    """
+    steps = epochs * epoch_steps
+    lr = optimizer.param_groups[0]["lr"]
+    if config.step_size < 1:
+        raise ValueError(f"schedule.step_size is {config.step_size}; it must be at least 1 optimiser step")
+    if not 0 < config.warmup < 1:
+        raise ValueError(f"schedule.warmup is {config.warmup}; it is a share of the run, above 0 and below 1")
+    if config.lr_min > lr:
+        raise ValueError(f"schedule.lr_min is {config.lr_min}, above optimiser.lr {lr}")
+    match config.name:
+        case "constant":
+            return LambdaLR(optimizer, lambda step: 1.0)
+        case "step":
+            return MultiStepLR(optimizer, [epoch * epoch_steps for epoch in config.milestones], config.gamma)
+        case "cosine":
+            return CosineAnnealingLR(optimizer, max(steps, 1), config.lr_min)
+        case "one-cycle":
+            return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=config.warmup, cycle_momentum=False)
+        case "triangular2":
+            return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
+        case "exponential":
+            return StepLR(optimizer, config.step_size, config.gamma)

@@ -1,0 +1,129 @@
+"""The folder of a run: what it was asked, where it ran, how it went, what came out.
+
+- config.json: the whole `Config`
+- environment.json: versions, commit, hardware and precision of the process that wrote last
+- model.json: what `create_model` was called with
+- metrics.jsonl: one line per epoch
+- last/, best/: checkpoints: model.safetensors; in last/ also state.pt, from which the run continues
+- result.json: there once the run is finished
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.train.checkpoint import write_text
+
+_FREE = ("out", "checkpoint_every")  # may differ between a run and its continuation: the result does not depend on them
+
+
+class Result(NamedTuple):
+    """What a finished run says; accuracies are shares in [0, 1]."""
+
+    test_accuracy: float
+    test_errors: int
+    test_images: int
+    validation_accuracy: float | None  # of the selected epoch; None where nothing was held out
+    selected_epoch: int  # counted from 1
+    parameters: int  # trainable
+    seconds: float  # training and validation, without set-up and test
+    folder: Path  # where the run lies; not in result.json, since folders move
+
+
+class RunFolder(NamedTuple):
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").exists()
+
+    def read_config(self) -> Config:
+        """The config of the run.
+
+        Raises:
+            FileNotFoundError: when the folder is not one of a run.
+        """
+        return from_plain(Config, self.read("config.json"))
+
+    def read(self, name: str) -> Any:
+        """The JSON file `name` of the folder."""
+        if not (self.path / name).exists():
+            raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
+        return json.loads((self.path / name).read_text())
+
+    def write(self, name: str, content: Any) -> None:
+        """Replace the JSON file `name` of the folder."""
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def write_metrics(self, history: list[dict]) -> None:
+        """Replace `metrics.jsonl` by `history`, one line each: written whole, so that a cut leaves no half line."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+
+    def write_result(self, result: Result) -> None:
+        self.write("result.json", {key: value for key, value in result._asdict().items() if key != "folder"})
+
+
+def _candidates(config: Config) -> itertools.chain[Path]:
+    """The names that the folder of such a run may have, in the order in which they are taken."""
+    name = f"{config.recipe or config.model.name}-{config.seed}"
+    return itertools.chain([config.out / name], (config.out / f"{name}-{number}" for number in itertools.count(2)))
+
+
+def create_run(config: Config) -> RunFolder:
+    """Make a fresh folder for a run of `config` and write the config to it."""
+    config.out.mkdir(parents=True, exist_ok=True)
+    for path in _candidates(config):
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        run = RunFolder(path)
+        run.write("config.json", to_plain(config))
+        return run
+    raise AssertionError("the candidates never end")
+
+
+def unfinished_runs(config: Config) -> list[RunFolder]:
+    """Folders of the same recipe and seed that hold no result yet, oldest first."""
+    folders = itertools.takewhile(Path.exists, _candidates(config))
+    return [run for run in map(RunFolder, folders) if (run.path / "config.json").exists() and not run.finished]
+
+
+def find_unfinished(config: Config) -> RunFolder:
+    """The newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
+
+    Raises:
+        ValueError: when there is none, naming what differs in the newest unfinished run of the recipe and seed.
+    """
+    runs = unfinished_runs(config)
+    for run in reversed(runs):
+        if not _differences(to_plain(run.read_config()), to_plain(config)):
+            return run
+    if not runs:
+        raise ValueError(f"nothing to resume: {next(_candidates(config))} does not exist or is finished")
+    differences = _differences(to_plain(runs[-1].read_config()), to_plain(config))
+    raise ValueError(f"cannot resume {runs[-1].path}, which was started with other values: {'; '.join(differences)}")
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Descriptions of the values that two plain configs do not share."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{name}.")
+        elif before != after and prefix + name not in _FREE:
+            found.append(f"{prefix}{name} was {before!r}, not {after!r}")
+    return found

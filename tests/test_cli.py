@@ -1,0 +1,227 @@
+"""The command line, in process; what must not import torch is asked in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from torchcaps.cli import main, parse_flags
+from torchcaps.config import Config, ModelConfig
+from torchcaps.recipes import registry
+
+FLAGS = [
+    "batch-size",
+    "checkpoint-every",
+    "clip",
+    "coefficients.lr",
+    "coefficients.steps",
+    "data.augment.crop",
+    "data.augment.flip",
+    "data.augment.rotate",
+    "data.augment.scale",
+    "data.augment.shear",
+    "data.augment.shift",
+    "data.download",
+    "data.image-size",
+    "data.name",
+    "data.root",
+    "data.split-seed",
+    "data.standardise",
+    "data.validation",
+    "device",
+    "epochs",
+    "loss.name",
+    "loss.reconstruction",
+    "model.name",
+    "model.options",
+    "optimiser.lr",
+    "optimiser.momentum",
+    "optimiser.name",
+    "optimiser.weight-decay",
+    "out",
+    "precision",
+    "processes",
+    "recipe",
+    "resume",
+    "schedule.gamma",
+    "schedule.lr-min",
+    "schedule.milestones",
+    "schedule.name",
+    "schedule.step-size",
+    "schedule.warmup",
+    "seed",
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A recipe named "tiny" that is there during one test."""
+    config = tiny_config(tmp_path / "runs", {"width": 3})
+    monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["list", "recipes"], ["list", "data"], ["train", "digits", "--help"], ["train", "--help"]]
+)
+def test_answers_without_torch(args: list[str]) -> None:
+    code = (
+        f"import sys; from torchcaps.cli import main; status = main({args}); sys.exit(status or 'torch' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout
+
+
+def test_module_answers_as_the_command_does() -> None:
+    answer = subprocess.run([sys.executable, "-m", "torchcaps", "list", "recipes"], capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout.split()[0]) == (0, "digits")
+
+
+def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags may be added; one of `FLAGS` that goes or is renamed breaks the scripts of users."""
+
+    def leaves(kind: type, prefix: str = "") -> list[str]:
+        return [
+            name
+            for field in fields(kind)
+            for value in [getattr(kind(), field.name)]
+            for name in (
+                leaves(type(value), f"{prefix}{field.name}.") if is_dataclass(value) else [prefix + field.name]
+            )
+        ]
+
+    assert main(["train", "digits", "--help"]) == 0
+    shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
+    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume"}
+    assert set(FLAGS) <= derived
+    assert derived <= shown
+
+
+def test_flags_replace_values_and_add_options() -> None:
+    config = Config(model=ModelConfig("capsnet", {"channels": 32, "primary": 8}))
+    flags = "--epochs 3 --data.augment.shift 1 --clip 0.5 --schedule.milestones 4 6 --resume"
+    options = "--model.options channels 64 share 0.5 deep True kind a"
+    parsed, resume = parse_flags(config, f"{flags} {options}".split())
+    assert resume
+    assert parsed == replace(
+        config,
+        epochs=3,
+        clip=0.5,
+        data=replace(config.data, augment=replace(config.data.augment, shift=1)),
+        schedule=replace(config.schedule, milestones=(4, 6)),
+        model=ModelConfig("capsnet", {"channels": 64, "primary": 8, "share": 0.5, "deep": True, "kind": "a"}),
+    )
+    assert parse_flags(config, []) == (config, False)
+
+
+def test_train_then_evaluate(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--epochs", "1", "--seed", "3", "--model.options", "norm", "True"]) == 0
+    folder = recipe.out / "tiny-3"
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == str(folder)
+    assert "unfinished" not in printed.err
+    result = json.loads((folder / "result.json").read_text())
+    assert f"{result['test_errors']} of 360" in printed.out
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["epochs"], config["recipe"]) == (1, "tiny")
+    assert config["model"]["options"] == {"width": 3, "norm": True}
+    assert main(["evaluate", str(folder), "--json"]) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["accuracy"], score["errors"], score["split"]) == (
+        result["test_accuracy"],
+        result["test_errors"],
+        "test",
+    )
+    assert main(["evaluate", str(folder), "--split", "validation"]) == 0
+    assert f"accuracy {result['validation_accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert main(["train", "tiny"]) == 0
+    (recipe.out / "tiny-0" / "result.json").unlink()
+    capsys.readouterr()
+    assert main(["train", "tiny"]) == 0
+    printed = capsys.readouterr()
+    assert f"{recipe.out / 'tiny-0'} is unfinished; the same command with --resume continues it" in printed.err
+    assert printed.out.splitlines()[-1] == str(recipe.out / "tiny-0-2")
+    assert main(["train", "tiny", "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(recipe.out / "tiny-0")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train digit", "no recipe is named 'digit'; the nearest is 'digits'"),
+        ("train tiny --data.name mnits", "'mnist'"),
+        ("train tiny --model.name capsnt", "the nearest is 'capsnet'"),
+        ("train tiny --epochs 0", "epochs is 0"),
+        ("evaluate nowhere", "nowhere is not the folder of a run"),
+        ("cost capsnt", "the nearest is 'capsnet'"),
+        ("cost tiny --image-size 0", "image_size is 0"),
+    ],
+)
+def test_user_errors_take_one_line(
+    recipe: Config, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    assert main(command.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("torchcaps: error: ") and printed.err.count("\n") == 1
+    assert message in printed.err
+    assert main([*command.split(), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "fly", "list planets", "train tiny --epochs many", "train tiny --wings 2"]
+)
+def test_wrong_usage_is_status_two(recipe: Config, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert main(command.split()) == 2
+    assert capsys.readouterr().err
+
+
+def test_other_faults_are_status_one(
+    recipe: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash() -> Config:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setitem(registry._RECIPES, "tiny", crash)
+    assert main(["train", "tiny"]) == 1
+    assert capsys.readouterr().err == "torchcaps: error: by zero (ZeroDivisionError; --debug shows where)\n"
+
+
+def test_lists_name_what_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, name in {"models": "capsnet", "recipes": "capsnet-mnist", "routings": "dynamic", "data": "mnist"}.items():
+        assert main(["list", kind]) == 0
+        assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "cost tiny --image-size 8 --channels 2 --classes 5 --options width 3 coefficient False --json"
+    assert main(command.split()) == 0
+    cost = json.loads(capsys.readouterr().out)
+    assert cost["parameters"] == (2 * 9 * 3 + 3) + (27 * 5 + 5) + (5 * 3 + 3)
+    assert cost["multiply_adds"] == 9 * (2 * 9 * 3) + 27 * 5 + 5 * 3
+    assert main(command.removesuffix(" --json").split()) == 0
+    assert f"{cost['multiply_adds']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_command_trains_in_two_processes(tmp_path: Path) -> None:
+    command = f"-m torchcaps train digits --epochs 1 --processes 2 --device cpu --out {tmp_path}".split()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    answer = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == str(tmp_path / "digits-0")
+    assert answer.stderr.count("epoch 1/1") == 1

@@ -1,0 +1,226 @@
+"""Whole runs of the tiny model on real digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny_config
+
+from torchcaps.config import Config, DataConfig, LossConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.data import load_data
+from torchcaps.losses import build_criterion
+from torchcaps.train import evaluate, fit, load_run, loop
+from torchcaps.train.machine import build_fabric, choose_device, choose_precision
+from torchcaps.train.run import RunFolder
+
+EVERYTHING = {"norm": True, "dropout": 0.2}  # all that a checkpoint must bring back: buffers, random numbers
+CLOCK = ("seconds", "images_per_second")
+
+
+def history(folder: str | Path, without: tuple[str, ...] = ()) -> list[dict]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in without} for line in lines]
+
+
+def everything(out: Path, **changes) -> Config:
+    return tiny_config(
+        out, EVERYTHING, schedule=ScheduleConfig("one-cycle"), clip=1.0, checkpoint_every=0.0, epochs=3, **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run of `everything`."""
+    return Path(fit(everything(tmp_path_factory.mktemp("whole"))).folder)
+
+
+def test_run_writes_what_it_says(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} == {
+        "config.json", "environment.json", "model.json", "metrics.jsonl", "result.json", "last", "best",
+    }  # fmt: skip
+    config = RunFolder(whole).read_config()
+    assert config == everything(whole.parent)
+    environment = RunFolder(whole).read("environment.json")
+    assert environment["precision"] == "32-true"
+    assert environment["torch"] == torch.__version__.partition("+")[0]
+    lines = history(whole)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 5), (2, 10), (3, 15)]
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert all(line[key] > 0 for line in lines for key in CLOCK)
+    result = RunFolder(whole).read("result.json")
+    accuracies = [line["validation_accuracy"] for line in lines]
+    assert result["validation_accuracy"] == max(accuracies)
+    assert result["selected_epoch"] == accuracies.index(max(accuracies)) + 1
+    assert result["test_accuracy"] == 1 - result["test_errors"] / 360
+    assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
+
+
+def test_run_is_loaded_and_measured_again(whole: Path) -> None:
+    model, config = load_run(whole)
+    assert not model.training
+    data = load_data(config.data)
+    criterion = build_criterion(config.loss)
+    fabric = build_fabric(config)
+    for split, key in (("test", "test_accuracy"), ("validation", "validation_accuracy")):
+        score = evaluate(fabric, model, data.evaluation(split, 100), criterion, 10)
+        assert score.accuracy == RunFolder(whole).read("result.json")[key]
+
+
+def test_loss_curve_is_a_function_of_the_config(whole: Path, tmp_path: Path) -> None:
+    again = fit(everything(tmp_path))
+    assert history(again.folder, CLOCK) == history(whole, CLOCK)
+    assert weights(again.folder) == weights(whole)
+    other = fit(everything(tmp_path, seed=1))
+    assert history(other.folder, CLOCK) != history(whole, CLOCK)
+
+
+def weights(folder: str | Path, checkpoint: str = "last") -> dict[str, bytes]:
+    return as_bytes(load_file(Path(folder) / checkpoint / "model.safetensors"))
+
+
+def as_bytes(tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    return {name: tensor.contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("steps", [0, 3, 5, 12])
+def test_resumed_run_ends_as_if_it_had_never_stopped(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Cut in the step after `steps`: before any checkpoint, within an epoch, at its end, within the last one."""
+    config, step = everything(tmp_path), loop.Trainer.step
+
+    def cut(trainer: loop.Trainer, *batch: torch.Tensor) -> torch.Tensor:
+        if trainer.position.epoch * 5 + trainer.position.step == steps:
+            raise KeyboardInterrupt
+        return step(trainer, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "step", cut)
+        fit(config)
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", lambda trainer, *batch: done.append(1) or step(trainer, *batch))
+        result = fit(config, resume=True)
+    assert len(done) == 15 - steps
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-0"]
+    assert history(result.folder, CLOCK) == history(whole, CLOCK)
+    for checkpoint in ("last", "best"):
+        assert weights(result.folder, checkpoint) == weights(whole, checkpoint)
+    ended, expected = (RunFolder(folder).read("result.json") for folder in (tmp_path / "tiny-0", whole))
+    assert ended | {"seconds": 0} == expected | {"seconds": 0}
+
+
+def test_run_cut_between_its_two_checkpoints_is_resumed(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """best/ and metrics.jsonl are of the second epoch, last/ is of a step within it."""
+    config, save = everything(tmp_path), loop.Trainer.save
+
+    def cut(trainer: loop.Trainer) -> None:
+        if trainer.position.epoch == 2:
+            raise KeyboardInterrupt
+        save(trainer)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "save", cut)
+        fit(config)
+    result = fit(config, resume=True)
+    assert history(result.folder, CLOCK) == history(whole, CLOCK)
+    assert weights(result.folder, "best") == weights(whole, "best")
+
+
+def test_finished_training_is_tested_on_resume(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = everything(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr(RunFolder, "write_result", lambda folder, result: {}["cut"])
+        fit(config)
+    result = fit(config, resume=True)
+    assert result.test_errors == RunFolder(whole).read("result.json")["test_errors"]
+
+
+def test_best_weights_are_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies, tested = iter([0.5, 0.9, 0.9, 0.1]), {}
+
+    def score(trainer: loop.Trainer, split: str) -> loop.Score:
+        if split == "test":
+            tested.update(as_bytes(trainer.model.state_dict()))
+        return loop.Score(0.0, 360 - round(360 * next(accuracies, 0.0)), 360)
+
+    monkeypatch.setattr(loop.Trainer, "evaluate", score)
+    result = fit(tiny_config(tmp_path, epochs=4))
+    assert (result.selected_epoch, result.validation_accuracy) == (2, 0.9)
+    assert tested == weights(result.folder, "best")
+    two = fit(tiny_config(tmp_path, epochs=2))
+    assert weights(result.folder, "best") == weights(two.folder, "last") != weights(result.folder, "last")
+
+
+def test_without_validation_the_last_epoch_is_selected(tmp_path: Path) -> None:
+    result = fit(tiny_config(tmp_path, data=DataConfig("digits", validation=0.0)))
+    assert (result.selected_epoch, result.validation_accuracy) == (2, None)
+    assert weights(result.folder, "best") == weights(result.folder, "last")
+    assert history(result.folder)[0]["validation_loss"] is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    step, count = loop.step_weights, iter(range(1, 100))
+
+    def spoil(*args):
+        loss, scores = step(*args)
+        return loss + value if next(count) == 7 else loss, scores
+
+    monkeypatch.setattr(loop, "step_weights", spoil)
+    with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 7 \(epoch 2\)"):
+        fit(tiny_config(tmp_path, checkpoint_every=0.0))
+    state = loop.load_state(tmp_path / "tiny-0" / "last")
+    assert state["position"]["step"] == 1
+
+
+def test_precision_is_that_of_the_config(tmp_path: Path) -> None:
+    result = fit(tiny_config(tmp_path, precision="bf16", epochs=1))
+    assert RunFolder(Path(result.folder)).read("environment.json")["precision"] == "bf16-mixed"
+    assert all(
+        tensor.dtype == torch.float32 for tensor in load_file(f"{result.folder}/last/model.safetensors").values()
+    )
+    assert choose_precision("auto", "cpu") in ("32-true", "bf16-mixed")
+    assert [choose_precision(name, "cpu") for name in ("fp32", "fp16")] == ["32-true", "16-mixed"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"processes": 0}, "processes is 0"),
+        ({"processes": 2, "batch_size": 33}, "batch_size is 33; .* multiple of processes"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"batch_size": 5000}, "batch_size 5000 exceeds"),
+        ({"data": DataConfig("digit")}, "'digit'.*'digits'"),
+        ({"loss": LossConfig(reconstruction=0.1), "data": DataConfig(standardise="image")}, "standardise is 'image'"),
+        ({"loss": LossConfig(reconstruction=0.1)}, "the model has no decoder"),
+        ({"optimiser": OptimiserConfig(lr=0.1), "schedule": ScheduleConfig("cosine", lr_min=1.0)}, "lr_min is 1.0"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(tiny_config(tmp_path, **changes))
+
+
+def test_unknown_options_of_the_model_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'depth'; the nearest is 'width'"):
+        fit(tiny_config(tmp_path, {"depth": 3}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"device 'cuda' was asked for 1 time\(s\), and this machine has 0"):
+        fit(replace(tiny_config(tmp_path), device="cuda"))
+    assert choose_device("auto") in ("cpu", "mps")

@@ -1,0 +1,114 @@
+"""Optimisers and schedules against the formulas they are named after."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CyclicLR
+
+from torchcaps.config import OptimiserConfig, ScheduleConfig
+from torchcaps.train.optim import build_optimiser, build_schedule, triangular2
+
+LR, EPOCHS, EPOCH_STEPS = 0.02, 6, 7
+STEPS = EPOCHS * EPOCH_STEPS
+
+
+def rise(step: float) -> float:
+    """One cycle: a cosine from lr / 25 to lr over 30 % of the run, then a cosine to lr / 250,000."""
+    low, last, peak = LR / 25, LR / 25e4, 0.3 * STEPS - 1
+    if step <= peak:
+        return low + (LR - low) * (1 - math.cos(math.pi * step / peak)) / 2
+    return last + (LR - last) * (1 + math.cos(math.pi * (step - peak) / (STEPS - 1 - peak))) / 2
+
+
+CASES = {
+    "constant": (ScheduleConfig("constant"), lambda t: LR),
+    "step": (
+        ScheduleConfig("step", milestones=(2, 4), gamma=0.5),
+        lambda t: LR * 0.5 ** ((t >= 2 * EPOCH_STEPS) + (t >= 4 * EPOCH_STEPS)),
+    ),
+    "cosine": (
+        ScheduleConfig("cosine", lr_min=0.001),
+        lambda t: 0.001 + (LR - 0.001) * (1 + math.cos(math.pi * t / STEPS)) / 2,
+    ),
+    "one-cycle": (ScheduleConfig("one-cycle", warmup=0.3), rise),
+    "triangular2": (
+        ScheduleConfig("triangular2", step_size=5, lr_min=0.002),
+        lambda t: 0.002 + (LR - 0.002) * abs((t % 10) / 5 - 1) / 2 ** ((t + 5) // 10),
+    ),
+    "exponential": (ScheduleConfig("exponential", gamma=0.9, step_size=4), lambda t: LR * 0.9 ** (t // 4)),
+}
+
+
+def parameters() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(3))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_schedule_follows_its_formula_and_survives_a_checkpoint(name: str) -> None:
+    config, formula = CASES[name]
+    optimizer = build_optimiser(parameters(), OptimiserConfig("sgd", lr=LR))
+    schedule = build_schedule(optimizer, config, EPOCH_STEPS, EPOCHS)
+    for step in range(STEPS):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(formula(step), rel=1e-9), step
+        if step == 17:
+            file = io.BytesIO()
+            torch.save([optimizer.state_dict(), schedule.state_dict()], file)
+            file.seek(0)
+            optimizer = build_optimiser(parameters(), OptimiserConfig("sgd", lr=LR))
+            schedule = build_schedule(optimizer, config, EPOCH_STEPS, EPOCHS)
+            for each, state in zip((optimizer, schedule), torch.load(file, weights_only=True), strict=True):
+                each.load_state_dict(state)
+        optimizer.step()
+        schedule.step()
+
+
+def test_every_schedule_of_the_config_has_a_formula_here() -> None:
+    assert set(CASES) == set(get_args(get_type_hints(ScheduleConfig)["name"]))
+
+
+def test_triangular2_is_torchs_entered_at_its_first_peak() -> None:
+    optimizer = torch.optim.SGD(parameters(), lr=1.0)
+    cyclic = CyclicLR(optimizer, 0.1, 1.0, step_size_up=4, mode="triangular2", cycle_momentum=False)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        cyclic.step()
+    assert [triangular2(step, 4, 0.1) for step in range(36)] == pytest.approx(rates[4:])
+    assert triangular2(0, 4, 0.1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fields"),
+    [
+        ("adam", torch.optim.Adam, {}),
+        ("adamw", torch.optim.AdamW, {}),
+        ("sgd", torch.optim.SGD, {"momentum": 0.7}),
+        ("rmsprop", torch.optim.RMSprop, {"momentum": 0.7}),
+    ],
+)
+def test_optimiser_takes_its_values_from_the_config(name, kind, fields) -> None:
+    optimizer = build_optimiser(parameters(), OptimiserConfig(name, lr=0.3, weight_decay=0.01, momentum=0.7))
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert {"lr": 0.3, "weight_decay": 0.01, **fields}.items() <= group.items()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ScheduleConfig("exponential", step_size=0), "step_size is 0"),
+        (ScheduleConfig("one-cycle", warmup=1.0), "warmup is 1.0"),
+        (ScheduleConfig("cosine", lr_min=1.0), "lr_min is 1.0"),
+    ],
+)
+def test_schedule_names_the_value_that_is_wrong(config: ScheduleConfig, message: str) -> None:
+    optimizer = build_optimiser(parameters(), OptimiserConfig("sgd", lr=LR))
+    with pytest.raises(ValueError, match=message):
+        build_schedule(optimizer, config, EPOCH_STEPS, EPOCHS)

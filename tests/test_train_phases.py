@@ -1,0 +1,135 @@
+"""The phases of a step: who is updated by what, in one process and in two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from tiny import tiny_config
+
+from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserConfig
+from torchcaps.data import load_data
+from torchcaps.losses import build_criterion, multi_hot
+from torchcaps.models import Model, create_model
+from torchcaps.train import build_phases, evaluate, load_run
+from torchcaps.train.loop import Trainer
+from torchcaps.train.machine import build_fabric, launch
+from torchcaps.train.phases import Batch, LossModule, step_apart, step_weights
+
+
+def draw_batch(size: int = 8) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(10, (size,), generator=generator)
+    return Batch(torch.rand(size, 1, 8, 8, generator=generator), labels, multi_hot(labels, 10))
+
+
+def build(tmp_path: Path, **options) -> tuple[Model, Config]:
+    torch.manual_seed(0)
+    config = tiny_config(tmp_path, options, coefficients=CoefficientConfig(lr=0.1, steps=2))
+    return create_model("tiny", image_size=8, **options), config
+
+
+def test_phases_share_no_parameter_and_leave_none_out(tmp_path: Path) -> None:
+    model, config = build(tmp_path)
+    weights, coefficients = build_phases(model, config)
+    assert (weights.name, coefficients.name, coefficients.steps) == ("weights", "coefficients", 2)
+    found = [id(parameter) for phase in (weights, coefficients) for parameter in phase.parameters]
+    assert sorted(found) == sorted(id(parameter) for parameter in model.parameters())
+    assert coefficients.parameters == model.coefficients()
+    plain, config = build(tmp_path, coefficient=False)
+    assert [phase.name for phase in build_phases(plain, config)] == ["weights"]
+
+
+def test_weights_step_changes_no_coefficient(tmp_path: Path) -> None:
+    model, config = build(tmp_path)
+    phase = build_phases(model, config)[0]
+    fabric = build_fabric(config)
+    wrapped, optimizer = fabric.setup(LossModule(model, phase), phase.optimizer)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step_weights(fabric, wrapped, optimizer, draw_batch(), clip=None)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"conv.weight", "conv.bias", "head.weight", "head.bias"}
+
+
+def test_coefficients_ascend_their_objective_alone(tmp_path: Path) -> None:
+    model, config = build(tmp_path)
+    phase = build_phases(model, config)[1]
+    batch = draw_batch()
+    expected = model.coefficients()[0].detach().clone()
+    with torch.no_grad():
+        activities = model(batch.images).scores / expected
+    for _ in range(2):  # the gradient of mean(sum scale * activity * target) - mean(scale^2), by hand
+        expected = expected + 0.1 * ((activities * batch.targets).mean(0) - 2 * expected / 10)
+    weights = {name: value.clone() for name, value in model.state_dict().items() if name != "scale"}
+    step_apart(build_fabric(config), model, phase, batch, clip=None)
+    torch.testing.assert_close(model.coefficients()[0].detach(), expected)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("phase", ["weights", "coefficients"])
+def test_clip_bounds_the_gradient_of_each_phase(tmp_path: Path, phase: str) -> None:
+    model, config = build(tmp_path)
+    config = replace(
+        config, optimiser=OptimiserConfig("sgd", lr=1.0, momentum=0.0), coefficients=CoefficientConfig(1.0)
+    )
+    weights, coefficients = build_phases(model, config)
+    chosen = weights if phase == "weights" else coefficients
+    before = [parameter.detach().clone() for parameter in chosen.parameters]
+    fabric = build_fabric(config)
+    if phase == "weights":
+        wrapped, optimizer = fabric.setup(LossModule(model, weights), weights.optimizer)
+        step_weights(fabric, wrapped, optimizer, draw_batch(), clip=1e-3)
+    else:
+        step_apart(fabric, model, coefficients, draw_batch(), clip=1e-3)
+    moved = [new.detach() - old for new, old in zip(chosen.parameters, before, strict=True)]
+    assert torch.cat([each.flatten() for each in moved]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:
+    """The weights after two steps, and the result of a whole run; called in each process."""
+    trainer = Trainer(fabric, config, resume=False)
+    steps = trainer.batches.epoch(0)
+    for _ in range(2):
+        trainer.step(*next(steps))
+    weights = {name: value.tolist() for name, value in trainer.model.state_dict().items()}
+    noisy = replace(config, checkpoint_every=0.0, model=ModelConfig("tiny", {"norm": True, "dropout": 0.2}))
+    return weights, Trainer(fabric, noisy, resume=False).run()._asdict()
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        optimiser=OptimiserConfig("sgd", lr=0.5),
+        coefficients=CoefficientConfig(lr=0.5, steps=2),
+        clip=0.1,
+        batch_size=64,
+    )
+    start = create_model("tiny", image_size=8).state_dict()["scale"].tolist()
+    one, _ = two_steps(build_fabric(config), config)
+    config = replace(config, processes=2)
+    two, result = launch(build_fabric(config), partial(two_steps, config=config))
+    for name, value in one.items():
+        torch.testing.assert_close(torch.tensor(two[name]), torch.tensor(value), rtol=0, atol=1e-6, msg=name)
+    assert one["scale"] != start
+    model, config = load_run(result["folder"])
+    fabric = build_fabric(replace(config, processes=1))
+    data = load_data(config.data)
+    for split in ("test", "validation"):
+        score = evaluate(fabric, model, data.evaluation(split, 64), build_criterion(config.loss), 10)
+        assert score.accuracy == result[f"{split}_accuracy"]
+    assert result["test_images"] == 360
+
+
+def fail(fabric: Fabric) -> None:
+    raise ValueError("shards are of unequal size")
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^shards are of unequal size$"):
+        launch(build_fabric(tiny_config(tmp_path, processes=2)), fail)
