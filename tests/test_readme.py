@@ -1,0 +1,39 @@
+"""What the README shows must run as written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_prints_what_its_comments_say():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, check=True)
+    printed = re.findall(r"\[[\d, ]+\]", run.stdout)
+    promised = re.findall(r"\[[\d, ]+\]", " ".join(re.findall(r"#.*", example)))
+    assert printed == promised and len(printed) == 4
+
+
+def test_pictures_and_pages_that_are_linked_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))
+def test_quick_commands_of_the_readme_work(command):
+    words = "".join(command).split()
+    run = subprocess.run([sys.executable, "-m", "torchcaps", *words], capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout, run.stderr
+
+
+def test_every_command_of_the_readme_is_one_that_exists():
+    shown = set(re.findall(r"^torchcaps (\S+)", README, re.MULTILINE))
+    helped = subprocess.run([sys.executable, "-m", "torchcaps", "--help"], capture_output=True, text=True).stdout
+    assert shown and all(command in helped for command in shown)
