@@ -1,5 +1,7 @@
 """Small layers at odd sizes, and the same layers as the oracles see them."""
 
+import copy
+
 import numpy as np
 import oracles
 import torch
@@ -23,18 +25,27 @@ CASES = {
     "conv-many-parents": (lambda: ConvTransform(1, 11, 4, 4, kernel=2, matrix=True), (2, 3, 3, 1, 4)),
 }
 
+# transforms that some children share, and votes that are told where their child stands
+PLACED = {
+    "linear-shared": (lambda: LinearTransform(12, 3, 4, 4, matrix=True, shared=6), (2, 2, 3, 2, 4)),
+    "linear-placed": (lambda: LinearTransform(6, 2, 9, 9, matrix=True, coordinates=True), (2, 2, 3, 1, 9)),
+    "linear-shared-placed": (lambda: LinearTransform(12, 2, 3, 4, coordinates=True, shared=6), (2, 3, 2, 2, 3)),
+    "conv-placed": (lambda: ConvTransform(1, 2, 4, 4, padding=1, matrix=True, coordinates=True), (2, 2, 3, 1, 4)),
+}
+ALL = {**CASES, **PLACED}
+
 
 def children(name, seed=0, dtype=torch.float64):
     """Random children of a case, with activations."""
     generator = torch.Generator().manual_seed(seed)
-    poses = torch.randn(CASES[name][1], generator=generator, dtype=torch.float64)
-    activations = torch.rand(CASES[name][1][:-1], generator=generator, dtype=torch.float64)
+    poses = torch.randn(ALL[name][1], generator=generator, dtype=torch.float64)
+    activations = torch.rand(ALL[name][1][:-1], generator=generator, dtype=torch.float64)
     return Capsules(poses.to(dtype), activations.to(dtype))
 
 
 def transform(name, seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
-    return CASES[name][0]().to(dtype)
+    return ALL[name][0]().to(dtype)
 
 
 def layer(name, routing, seed=0, dtype=torch.float64, **options):
@@ -50,11 +61,28 @@ def seen(module, capsules):
     weight, poses = module.weight.detach().numpy(), capsules.poses.detach().numpy()
     activations = None if capsules.activations is None else capsules.activations.detach().numpy()
     if isinstance(module, ConvTransform):
-        return oracles.conv_votes(poses, weight, module.rows, module.stride, module.padding, activations)
-    if poses.ndim == 5:  # flattened as (capsule, height, width)
-        poses = capsules_first(poses)
-        activations = None if activations is None else capsules_first(activations)
-    return oracles.linear_votes(poses, weight, module.rows, activations)
+        out = oracles.conv_votes(poses, weight, module.rows, module.stride, module.padding, activations)
+    else:
+        weight = np.repeat(weight, module.shared, axis=1)  # types, then the places that share them
+        if poses.ndim == 5:  # flattened as (capsule, height, width)
+            poses = capsules_first(poses)
+            activations = None if activations is None else capsules_first(activations)
+        out = oracles.linear_votes(poses, weight, module.rows, activations)
+    if module.place is not None:
+        h, w, types = capsules.poses.shape[1:4]
+        place = [[(y, z) for _ in range(types) for y in range(h) for z in range(w)]]
+        if isinstance(module, ConvTransform):
+            place = [[child and child[:2] for child in window] for window in out.child]
+        oracles.add_coordinates(out, place, (h, w), module.rows)
+    return out
+
+
+def seen_binary(module, capsules, midpoint=False):
+    """What the oracles see in XnODR: children and weights xnorized by loops."""
+    binary = copy.deepcopy(module)
+    binary.weight.data = torch.from_numpy(oracles.xnorized_weight(module.weight.detach().numpy(), midpoint))
+    poses = oracles.xnorized_poses(capsules.poses.detach().numpy(), module.rows, midpoint)
+    return seen(binary, capsules._replace(poses=torch.from_numpy(poses)))
 
 
 def capsules_first(x):

@@ -69,6 +69,19 @@ def conv_votes(poses, weight, rows, stride, padding, activations=None):
     return Seen(np.array(votes), None if activations is None else np.array(acts), child)
 
 
+def add_coordinates(seen, place, image, rows):
+    """Hinton et al. 2018, section 4: the scaled row and column of child `place[p][i]` on top of its votes.
+
+    They go to the first two elements of the last column of a matrix vote, or to the first two of a vector.
+    """
+    b, p, i, j, d = seen.shape
+    last = d // rows - 1
+    for n, q, k, s in np.ndindex(b, p, i, j):
+        if place[q][k] is not None:
+            for row, element in enumerate((0, 1) if rows == 1 else (last, 2 * last + 1)):
+                seen.votes[n, q, k, s, element] += (place[q][k][row] + 0.5) / image[row]
+
+
 def softmax_over_parents(seen, logits, scope):
     """logits [b, p, i, j]; each child over the parents at p, or over all (p, j) at which it is seen."""
     b, p, i, j = logits.shape
@@ -139,10 +152,10 @@ def uniform(seen):
     return squashed(weighted_sum(seen, np.full((b, p, i, j), 1 / j)))
 
 
-def dynamic(seen, iterations, over="parents"):
-    """Sabour et al. 2017, Procedure 1, with the logits kept and updated as printed."""
+def dynamic(seen, iterations, over="parents", start=0.0):
+    """Sabour et al. 2017, Procedure 1, with the logits kept and updated as printed; `start` is 0 or [i, j]."""
     b, p, i, j, _ = seen.shape
-    logits = np.zeros((b, p, i, j))
+    logits = np.zeros((b, p, i, j)) + start
     for _ in range(iterations):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
@@ -152,35 +165,110 @@ def dynamic(seen, iterations, over="parents"):
     return parents
 
 
-def inverted_attention_step(seen, parents, gain, bias, scale, scope="window", eps=1e-5):
-    """Tsai et al. 2020, Procedure 1: one call, from the parents of the previous iteration [b, p, j, d]."""
-    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope))
-    for n, q, s in each_parent(seen):
-        x = out[n, q, s]
-        mean = sum(x) / len(x)
-        variance = sum((x - mean) ** 2) / len(x)
-        out[n, q, s] = (x - mean) / math.sqrt(variance + eps) * gain + bias
+def xnorized(x, middle=0.0):
+    """Signs, 0 as -1, times the mean of |x|; `x` is a vector."""
+    scale = sum(abs(element) for element in x) / len(x)
+    return np.array([scale if element > middle else -scale for element in x])
+
+
+def xnorized_poses(poses, rows, midpoint):
+    """poses [b, ..., rows * c], row by row; the middle is that of each image's poses."""
+    out = np.zeros_like(poses)
+    for index in np.ndindex(poses.shape[:-1]):
+        image = poses[index[0]]
+        middle = (image.min() + image.max()) / 2 if midpoint else 0.0
+        columns = poses.shape[-1] // rows
+        for r in range(rows):
+            row = slice(r * columns, (r + 1) * columns)
+            out[index][row] = xnorized(poses[index][row], middle)
     return out
 
 
-def em(seen, iterations, beta_u, beta_a, scope, temperature, eps):
-    """Hinton et al. 2018, Procedure 1, with `eps` where the library says it stands."""
+def xnorized_weight(weight, midpoint):
+    """weight [j, ..., c, m], along c; the middle is that of all that makes output (j, m)."""
+    out = np.zeros_like(weight)
+    for index in np.ndindex(weight.shape[:-2]):
+        for m in range(weight.shape[-1]):
+            filters = weight[index[0], ..., m]
+            middle = (filters.min() + filters.max()) / 2 if midpoint else 0.0
+            out[index][:, m] = xnorized(weight[index][:, m], middle)
+    return out
+
+
+def xnidr(seen, iterations, over="parents"):
+    """Sun et al. 2023, Table 3, with b = 0 before the loop."""
+    b, p, i, j, _ = seen.shape
+    logits = np.zeros((b, p, i, j))
+    for _ in range(iterations):
+        coupling = (
+            softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
+        )
+        parents = squashed(weighted_sum(seen, coupling))
+        for n, q, s in each_parent(seen):
+            for k in range(i):
+                logits[n, q, k, s] += sum(xnorized(seen.votes[n, q, k, s]) * xnorized(parents[n, q, s]))
+    return parents
+
+
+def layer_norm(x, gain=1.0, bias=0.0, eps=1e-5):
+    mean = sum(x) / len(x)
+    variance = sum((x - mean) ** 2) / len(x)
+    return (x - mean) / math.sqrt(variance + eps) * gain + bias
+
+
+def inverted_attention_step(seen, parents, gain, bias, scale, scope="window"):
+    """Tsai et al. 2020, Procedure 1: one call, from the parents of the previous iteration [b, p, j, d].
+
+    `gain` None leaves the layer norm out.
+    """
+    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope))
+    for n, q, s in each_parent(seen):
+        out[n, q, s] = out[n, q, s] if gain is None else layer_norm(out[n, q, s], gain, bias)
+    return out
+
+
+def inverted_attention_c(seen, iterations, start, norm, scale, costs):
+    """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function."""
+    beta_u, beta_a, heat, normalise, eps = costs
+    b, p, _, j, d = seen.shape
+    parents, prior = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j))
+    for t in range(iterations):
+        coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, "window")
+        _, _, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
+        parents = weighted_sum(seen, coupling * seen.activations[..., None])
+        for n, q, s in each_parent(seen):
+            parents[n, q, s] = layer_norm(parents[n, q, s], *norm)
+        prior = np.log(activation)[:, :, None]
+    return parents, activation
+
+
+def clusters(seen, coupling, beta_u, beta_a, heat, normalise, eps):
+    """M step of Hinton et al. 2018, Procedure 1, with `eps` where the library says it stands."""
+    b, p, i, j, d = seen.shape
+    mean, variance, logit = np.zeros((b, p, j, d)), np.zeros((b, p, j, d)), np.zeros((b, p, j))
+    for n, q, s in each_parent(seen):
+        share = [coupling[n, q, k, s] * seen.activations[n, q, k] for k in range(i)]
+        total = sum(share)
+        cost = 0.0
+        for h in range(d):
+            m = sum(share[k] * seen.votes[n, q, k, s, h] for k in range(i)) / max(total, eps)
+            v = max(sum(share[k] * (seen.votes[n, q, k, s, h] - m) ** 2 for k in range(i)) / max(total, eps), eps)
+            mean[n, q, s, h], variance[n, q, s, h] = m, v
+            cost += (beta_u[s] + math.log(math.sqrt(v))) * total
+        logit[n, q, s] = beta_a[s] - cost
+    for n in range(b):
+        for q in range(p):
+            logit[n, q] = layer_norm(logit[n, q]) if normalise else heat * logit[n, q]
+    return mean, variance, 1 / (1 + np.exp(-logit))
+
+
+def em(seen, iterations, scope, costs):
+    """Hinton et al. 2018, Procedure 1; `costs` are the last five arguments of `clusters`, lambda a function."""
+    beta_u, beta_a, heat, normalise, eps = costs
     b, p, i, j, d = seen.shape
     coupling = softmax_over_parents(seen, np.zeros((b, p, i, j)), scope)
-    mean, variance = np.zeros((b, p, j, d)), np.zeros((b, p, j, d))
-    activation = np.zeros((b, p, j))
     for t in range(iterations):
-        heat = temperature * (1 - 0.95 ** (t + 1))
-        for n, q, s in each_parent(seen):
-            share = [coupling[n, q, k, s] * seen.activations[n, q, k] for k in range(i)]
-            total = sum(share)
-            cost = 0.0
-            for h in range(d):
-                m = sum(share[k] * seen.votes[n, q, k, s, h] for k in range(i)) / (total + eps)
-                v = sum(share[k] * (seen.votes[n, q, k, s, h] - m) ** 2 for k in range(i)) / (total + eps) + eps
-                mean[n, q, s, h], variance[n, q, s, h] = m, v
-                cost += (beta_u[s] + math.log(math.sqrt(v))) * total
-            activation[n, q, s] = 1 / (1 + math.exp(-heat * (beta_a[s] - cost)))
+        mean, variance, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
         logits = np.zeros((b, p, i, j))
         for n, q, s in each_parent(seen):
             for k in range(i):
@@ -192,6 +280,45 @@ def em(seen, iterations, beta_u, beta_a, scope, temperature, eps):
                 logits[n, q, k, s] = math.log(activation[n, q, s]) + density
         coupling = softmax_over_parents(seen, logits, scope)
     return mean, activation
+
+
+def vote_statistics(seen, each):
+    """Mean, variance and count of the votes for each pose element, (child, element) or (child, parent, element).
+
+    All are [i, j, d], the same numbers where they are shared.
+    """
+    _, _, i, j, d = seen.shape
+    groups = {}
+    for n, q, s in each_parent(seen):
+        for k in range(i):
+            if seen.child[q][k] is not None:
+                for h in range(d):
+                    key = {"element": (h,), "child": (k, h), "pair": (k, s, h)}[each]
+                    groups.setdefault(key, []).append(seen.votes[n, q, k, s, h])
+    mean, variance, count = np.zeros((i, j, d)), np.ones((i, j, d)), np.zeros((i, j, d))
+    for k, s, h in np.ndindex(i, j, d):
+        group = groups.get({"element": (h,), "child": (k, h), "pair": (k, s, h)}[each], [0.0])
+        mean[k, s, h] = sum(group) / len(group)
+        variance[k, s, h] = sum((x - mean[k, s, h]) ** 2 for x in group) / len(group)
+        count[k, s, h] = len(group)
+    return mean, variance, count
+
+
+def fm(seen, l2, mean, halved, eps, scale=1.0, shift=0.0):
+    """Zhao et al. 2020, Algorithm 1, all pairs written out; `scale` and `shift` of the votes broadcast to [i, j, d]."""
+    b, p, i, j, d = seen.shape
+    out = np.zeros((b, p, j, d))
+    scale, shift = np.broadcast_to(scale, (i, j, d)), np.broadcast_to(shift, (i, j, d))
+    for n, q, s in each_parent(seen):
+        there = [k for k in range(i) if seen.child[q][k] is not None]
+        votes = [seen.votes[n, q, k, s] * scale[k, s] + shift[k, s] for k in there]
+        if l2:
+            votes = [v / math.sqrt(max(sum(v * v), eps)) for v in votes]
+        for first in range(len(votes)):
+            for second in range(first + 1, len(votes)):
+                out[n, q, s] += votes[first] * votes[second]
+        out[n, q, s] *= (1 if halved else 2) / (len(votes) if mean else 1)
+    return out, out.sum(-1)
 
 
 def discriminative_parents(seen, coefficient):
@@ -213,6 +340,11 @@ def discriminative_step(seen, coefficient, targets, gamma, weight, norm):
             for q in range(p):
                 u = seen.votes[n, q, :, s]  # [i, d]
                 gradient += 2 * delta * (u @ u.T) @ coefficient[:, s] / b
-        gradient -= weight * (2 * coefficient[:, s] if norm == "l2" else np.sign(coefficient[:, s]))
+        slopes = {
+            "l1": np.sign(coefficient[:, s]),
+            "l2": 2 * coefficient[:, s],
+            "rows": coefficient[:, s] / np.sqrt((coefficient**2).sum(1)),
+        }
+        gradient -= weight * slopes[norm]
         new[:, s] += gamma * gradient
     return new

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 
 BATCH, CHILDREN, POSE, PARENTS, OUT = 128, 1152, 8, 10, 16
 VOTES = BATCH * CHILDREN * PARENTS * OUT * 4  # bytes
@@ -75,25 +76,35 @@ def test_dynamic_routing_holds_little(backend):
     assert held(function, poses) <= 0.6 * VOTES
 
 
-def test_couplings_of_a_window_never_make_a_tensor_of_the_votes_size():
-    """The largest tensor made in a forward pass stays below the votes: a quarter of them, for attention over windows."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+class Largest(TorchDispatchMode):
+    """Bytes of the largest storage that an operation gives."""
 
-    from torchcaps.layers import ConvTransform
+    bytes = 0
 
-    class Largest(TorchDispatchMode):
-        bytes = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return out
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            for x in out if isinstance(out, (tuple, list)) else [out]:
-                if isinstance(x, torch.Tensor):
-                    self.bytes = max(self.bytes, x.untyped_storage().nbytes())
-            return out
 
-    layer = CapsuleLayer(ConvTransform(8, 32, 16, 16, stride=2, matrix=True), "inverted-attention")
-    poses = torch.randn(2, 9, 9, 8, 16)
-    votes = 2 * 4 * 4 * 72 * 32 * 16 * 4
+@pytest.mark.parametrize(
+    ("routing", "options"),
+    [
+        ("dynamic", {}),
+        ("em", {}),
+        ("inverted-attention", {}),
+        ("fm", {}),
+        ("fm", {"l2": False}),
+        ("fm", {"batch_norm": "pair"}),
+    ],
+)
+def test_no_tensor_of_the_votes_size_is_ever_made(routing, options):
+    """The largest tensor of a forward pass is a quarter of the votes at most."""
+    layer = CapsuleLayer(ConvTransform(8, 32, 16, 16, stride=2, matrix=True), routing, **options)
+    capsules = Capsules(torch.randn(4, 9, 9, 8, 16), torch.rand(4, 9, 9, 8))
+    votes = 4 * 4 * 4 * 72 * 32 * 16 * 4  # bytes: b, p, i, j, d, float32
     with Largest() as largest:
-        layer(Capsules(poses), 3)
+        layer(capsules, 3)
     assert 0 < largest.bytes <= votes / 4

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from layers import CASES, children, seen, transform
+from layers import ALL, children, seen, transform
 
 from torchcaps.capsules import Capsules, binarize
 from torchcaps.layers import ConvTransform, LinearTransform
 
-pytestmark = pytest.mark.parametrize("name", CASES)
+pytestmark = pytest.mark.parametrize("name", ALL)
 
 
 def made(name):
@@ -68,12 +68,38 @@ def test_spread_and_distance(name):
     close(votes.distance(), dense.square().sum(-1))
 
 
+def test_combine_spread_and_distance_of_scaled_votes(name):
+    """Scale and shift of each child, of each child and parent, or of all alike."""
+    votes, dense, there, _ = made(name)
+    b, p, i, j, d = dense.shape
+    torch.manual_seed(1)
+    there = there[:, :, None]
+    for coupling in (random(b, p, i, j) * there, random(b, p, i, 1) * there, random(i, j), None):
+        share = there[..., None] * (1 if coupling is None else coupling.expand(b, p, i, -1)[..., None])
+        for shape in ((d,), (b, p, j, d), (1, 1, i, 1, d), (1, 1, i, j, d)):
+            scale, shift = random(*shape), random(*shape)
+            wide = (x.unsqueeze(2) if x.ndim == 4 else x for x in (scale, shift))
+            changed = dense * next(wide) + next(wide)
+            close(votes.combine(coupling, scale, shift), (share * changed).sum(2))
+            close(votes.spread(coupling, scale, shift), (share * changed.square()).sum(2))
+            close(votes.distance(scale, shift), changed.square().sum(-1))
+    close(votes.combine(None, scale=random(d) * 0 + 2), 2 * dense.sum(2))
+
+
 def test_moments(name):
     votes, dense, there, _ = made(name)
     kept = dense[:, there].flatten(0, -2)  # all votes that are there, [n, d]
-    mean, variance = votes.moments()
+    mean, variance, count = votes.moments()
     close(mean, kept.mean(0))
     close(variance, kept.var(0, unbiased=False))
+    assert count == len(kept)
+    for each, axes in (("child", (0, 1, 3)), ("pair", (0, 1))):
+        mean, variance, count = votes.moments(each)
+        for i in range(dense.shape[2]):
+            mine = dense[:, there[:, i], i][:, :, None]  # [b, p, 1, j, d]
+            close(mean[i], mine.mean(axes, keepdim=True)[0, 0, 0])
+            close(variance[i], mine.var(axes, unbiased=False, keepdim=True)[0, 0, 0])
+            assert count[i].item() * dense.shape[-1] * (1 if each == "child" else dense.shape[3]) == mine.numel()
 
 
 def test_compete_over_parents_sums_to_one_for_each_child(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ class Capsules(NamedTuple):
     """
 
     poses: Tensor  # [b, *space, i, d]
-    activations: Tensor | None = None  # [b, *space, i], in [0, 1]
+    activations: Tensor | None = None  # [b, *space, i], in [0, 1]; of FM agreement a logit
 
 
 def widen(x: Tensor) -> Tensor:
@@ -23,20 +24,27 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def squash(poses: Tensor, eps: float = 1e-24) -> Tensor:
+def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` in `dtype`; what is too large for it becomes its largest number instead of an infinity."""
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype)
+
+
+def squash(poses: Tensor, eps: float = 1e-24, dim: int = -1) -> Tensor:
     """Shrink each pose to a length below one and keep its direction (Sabour et al. 2017, Eq. 1).
 
-    squash(s) = |s|^2 / (1 + |s|^2) * s / sqrt(|s|^2 + eps). The eps stands inside the root, so that the gradient at a
-    zero capsule is zero instead of NaN. Computed in float32 at least, returned in the type of `poses` [..., d].
+    squash(s) = |s|^2 / (1 + |s|^2) * s / sqrt(max(|s|^2, eps)). The eps stands inside the root, so that the gradient at
+    a zero capsule is zero instead of NaN; it is no summand, because the ONNX exporter drops summands up to 1e-8.
+    Computed in float32 at least, returned in the type of `poses`, whose elements stand along `dim`.
     """
     wide = widen(poses)
-    square = wide.square().sum(-1, keepdim=True)  # [..., 1]
-    return (wide * (square / (1 + square) * torch.rsqrt(square + eps))).to(poses.dtype)
+    square = wide.square().sum(dim, keepdim=True)  # one element along `dim`
+    return (wide * (square / (1 + square) * torch.rsqrt(square.clamp_min(eps)))).to(poses.dtype)
 
 
 def lengths(poses: Tensor, eps: float = 1e-24) -> Tensor:
     """Euclidean length of each pose: [..., d] -> [...], in float32 at least; its gradient at zero is zero."""
-    return torch.sqrt(widen(poses).square().sum(-1) + eps)
+    return torch.sqrt(widen(poses).square().sum(-1).clamp_min(eps))
 
 
 class _Sign(torch.autograd.Function):
@@ -53,11 +61,26 @@ class _Sign(torch.autograd.Function):
         return gradient * (x.abs() <= 1)
 
 
-def binarize(x: Tensor) -> Tensor:
-    """sign(x) times the mean of |x| over the last dimension: an xnorized vector, [..., d] -> [..., d].
+def sign(x: Tensor, threshold: Tensor | None = None) -> Tensor:
+    """1 where `x` lies above the threshold, a constant that broadcasts to it (0 where None), and -1 elsewhere.
 
     The sign of 0 is -1: what comes out of a ReLU is about half exact zeros, which must not look like the positive half.
-    Its gradient is 1 where |x| <= 1 and 0 elsewhere (straight through), and none flows through the scale
-    (Sun et al., XnODR and XnIDR, Table 2 and 3).
+    The gradient is 1 where |x - threshold| <= 1 and 0 elsewhere (straight through).
     """
-    return _Sign.apply(x) * x.abs().mean(-1, keepdim=True).detach()  # pyright: ignore[reportOptionalOperand]
+    return _Sign.apply(x if threshold is None else x - threshold.detach())  # pyright: ignore[reportReturnType]
+
+
+def binarize(x: Tensor, dim: int = -1, threshold: Tensor | None = None) -> Tensor:
+    """`sign` of x times the mean of |x| along `dim`: an xnorized vector, in the shape and type of `x`.
+
+    No gradient flows through the scale (Sun et al., XnODR and XnIDR, Table 2 and 3).
+    """
+    return sign(x, threshold) * x.abs().mean(dim, keepdim=True).detach()
+
+
+def midpoint(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """(min + max) / 2 over `dims`, which stay with size 1: where min-max normalisation crosses a half.
+
+    The threshold of Sun et al., appendix A (Eq. 16 and 17, with the raw comparison).
+    """
+    return (x.amin(tuple(dims), keepdim=True) + x.amax(tuple(dims), keepdim=True)) / 2

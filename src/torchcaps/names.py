@@ -1,10 +1,13 @@
-"""Errors for names that are not there: each names the nearest one that is."""
+"""Errors for names that are not there, each naming the nearest one that is, and for values of a wrong type."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
@@ -15,11 +18,43 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Value
 
 
 def check_options(owner: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Raise `unknown` for the first of `options` that is no keyword of `function`."""
+    """Raise `unknown` for the first of `options` that `function` does not have, ValueError for one of another type."""
     known = list(inspect.signature(function).parameters)
-    for name in options:
+    kinds = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    for name, value in options.items():
         if name not in known:
             raise unknown(f"option of {owner}", name, known)
+        kind = kinds.get(name, Any)
+        if not fits(value, kind):
+            raise ValueError(f"option {name} of {owner} is {value!r}; it must be {describe_type(kind)}")
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether `value` is of the type `kind`; an int is a float, a bool is no number. Of what is not known: True."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, each) for each in arguments)
+    if origin is typing.Literal:
+        return any(value == each and type(value) is type(each) for each in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(fits(each, arguments[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(each, arguments[1]) for each in value.values())
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def describe_type(kind: Any) -> str:
+    """`kind` as a user may read it, e.g. "int", "float or None", "'none', 'image' or 'dataset'"."""
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) not in (typing.Union, types.UnionType, typing.Literal):
+        return getattr(kind, "__name__", str(kind)) if not arguments else str(kind)
+    shown = [repr(each) if isinstance(each, str) else getattr(each, "__name__", str(each)) for each in arguments]
+    shown = ["None" if each == "NoneType" else each for each in shown]
+    return " or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:

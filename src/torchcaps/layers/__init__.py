@@ -1,20 +1,33 @@
-"""Modules: transforms, routed layers and stacks of them, primary capsules, decoders."""
+"""Modules: transforms, routed layers, stacks and packed layers, primary capsules, capConv, feedback, decoders."""
 
+from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
+from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule
+from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
+from torchcaps.layers.packed import PackedLayer, pack
 from torchcaps.layers.primary import PrimaryCaps
 from torchcaps.layers.transforms import ConvTransform, LinearTransform, Transform, flatten_space, pose_shape
 
 __all__ = [
+    "CapConvModule",
+    "CapFC",
     "CapsuleLayer",
     "CapsuleStack",
     "ConvTransform",
     "DenseDecoder",
     "LinearTransform",
+    "MasterAideConv2d",
+    "OptimalTransportUnit",
+    "PackedLayer",
     "PrimaryCaps",
     "Schedule",
     "Transform",
+    "XnorConv2d",
     "chosen_class",
     "flatten_space",
+    "pack",
     "pose_shape",
+    "to_capsules",
+    "to_maps",
 ]

@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 
 def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
-    """The class to reconstruct from, int64 [b]: the label where it is given, else the highest score [b, j]."""
-    return scores.argmax(1) if labels is None else labels
+    """The class to reconstruct from, int64 [b]: the label where it is given, else the highest score [b, j].
+
+    Of label sets [b, j] of 0 and 1 it is the one among them with the highest score.
+    """
+    if labels is None:
+        return scores.argmax(1)
+    return labels if labels.ndim == 1 else scores.masked_fill(labels == 0, -torch.inf).argmax(1)
 
 
 class DenseDecoder(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.layers.transforms import Transform
 from torchcaps.routing import Routing, State, Step, create_routing
+from torchcaps.routing.discriminative import Discriminative
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]
@@ -19,7 +20,7 @@ class CapsuleLayer(nn.Module):
     """A transform that makes votes of children, and a routing that makes parents of votes.
 
     Args:
-        transform: `LinearTransform`, `ConvTransform`, or one of your own.
+        transform: `LinearTransform`, `ConvTransform`, or one of your own; without coordinates where weights are binary.
         routing: a registered name, or a `Routing` that was built for `transform.sizes`.
         options: keyword arguments of the routing, where it is a name.
     """
@@ -30,11 +31,15 @@ class CapsuleLayer(nn.Module):
             routing = create_routing(routing, *transform.sizes, **options)
         if routing.sizes != transform.sizes:
             raise ValueError(f"the routing was built for {routing.sizes}, but the transform has {transform.sizes}")
+        if routing.spec.binary_weights and transform.place is not None:
+            raise ValueError(
+                f"routing {routing.spec.name!r} would leave only signs of coordinates: build the transform without them"
+            )
         self.transform, self.routing = transform, routing
 
     def votes(self, children: Capsules) -> Votes:
         """Built once while the children stay the same."""
-        return self.transform(children)
+        return self.routing.prepare(self.transform(children))
 
     def step(self, votes: Votes, state: State, t: int) -> Step:
         """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one."""
@@ -47,6 +52,19 @@ class CapsuleLayer(nn.Module):
         """All iterations of this layer alone."""
         (step,) = CapsuleStack([self], iterations)(children)
         return step
+
+    def fold(self) -> CapsuleLayer:
+        """A copy for inference whose coefficients b_ij are folded into W_ij: one matrix product, and no routing.
+
+        It holds uniform routing over J b_ij W_ij; outputs are equal up to rounding.
+
+        Raises:
+            ValueError: unless the layer's routing is discriminative, the only one whose coupling is constant.
+        """
+        if not isinstance(self.routing, Discriminative):
+            raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
+        coupling = self.routing.coefficient.detach() * self.transform.sizes.parents
+        return CapsuleLayer(self.transform.scaled(coupling), "uniform")
 
 
 class CapsuleStack(nn.Module):

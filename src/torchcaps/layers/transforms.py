@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.layers.coordinates import append_coordinates, coordinate_weights
 from torchcaps.routing import Sizes
 from torchcaps.votes import ConvVotes, LinearVotes, Votes
 
@@ -43,9 +46,12 @@ class Transform(nn.Module):
         matrix: whether a pose is a square matrix (vote = pose W) or a vector.
         std: of the normal initial weights; None keeps the size of poses under uniform coupling, for children of unit
             variance: sqrt(parents / (columns * children)) (as Tsai et al. 2020's code).
+        coordinates: add the place of a child to its votes, see `torchcaps.layers.coordinates`.
+        shared: children of the window that share each matrix; `window` then counts them once.
     """
 
     sizes: Sizes
+    place: Tensor | None  # constant weights of the coordinates, which broadcast to [j, *window, extra, m]
 
     def __init__(
         self,
@@ -55,13 +61,18 @@ class Transform(nn.Module):
         parent_pose: int,
         matrix: bool = False,
         std: float | None = None,
+        coordinates: bool = False,
+        shared: int = 1,
     ):
         super().__init__()
         if min(*window, parents) < 1:
             raise ValueError(f"a window of {window} children and {parents} parents were asked for; each must be >= 1")
         self.rows, columns, out = pose_shape(child_pose, parent_pose, matrix)
-        self.sizes = Sizes(math.prod(window), parents, parent_pose)
-        self.weight = nn.Parameter(torch.empty(parents, *window, columns, out))
+        self.shared = shared
+        self.sizes = Sizes(math.prod(window) * shared, parents, parent_pose)
+        self.register_buffer("place", coordinate_weights(self.rows, out) if coordinates else None)
+        self.shape = (parents, *window, columns, out)
+        self.weight = nn.Parameter(torch.empty(self.shape))
         self.std = std if std is not None else math.sqrt(parents / (columns * self.sizes.children))
         self.reset_parameters()
 
@@ -69,11 +80,45 @@ class Transform(nn.Module):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, children: Capsules) -> Votes:
+        return self.vote(children, self.weight)
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
+        """Votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
         raise NotImplementedError
 
+    def inputs(self, children: Capsules, weight: Tensor) -> tuple[Capsules, Tensor]:
+        """What votes are made of: children with their coordinates, and W for each of them, [j, *window, columns, m]."""
+        weight = self._unshared(weight)
+        if self.place is None:
+            return children, weight
+        if children.poses.shape[-1] != self.rows * self.shape[-2]:
+            raise ValueError(
+                f"the children are capsules of {children.poses.shape[-1]}, but the transform takes those of "
+                f"{self.rows * self.shape[-2]}"
+            )
+        place = self.place.to(weight.dtype).expand(*weight.shape[:-2], -1, -1)
+        return append_coordinates(children, self.rows), torch.cat((weight, place), -2)
+
+    def scaled(self, coupling: Tensor) -> Self:
+        """A copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices there."""
+        other, weight = copy.deepcopy(self), self._unshared(self.weight.detach())
+        factor = coupling.T.reshape(weight.shape[:-2])[..., None, None]
+        other.shared, other.shape, other.weight = 1, tuple(weight.shape), nn.Parameter(weight * factor)
+        if self.place is not None:
+            other.place = self.place * factor
+        return other
+
+    def _unshared(self, weight: Tensor) -> Tensor:
+        """[j, types, columns, m] for each child, (type, position); [j, *window, columns, m] as it is."""
+        if self.shared == 1:
+            return weight
+        return weight.unsqueeze(2).expand(-1, -1, self.shared, -1, -1).flatten(1, 2)
+
     def extra_repr(self) -> str:
-        j, *window, columns, out = self.weight.shape
-        return f"{tuple(window)} capsules of {self.rows}x{columns} -> {j} of {self.rows}x{out}"
+        j, *window, columns, out = self.shape
+        shared = f", shared by {self.shared}" if self.shared > 1 else ""
+        place = "" if self.place is None else ", coordinates"
+        return f"{tuple(window)} capsules of {self.rows}x{columns} -> {j} of {self.rows}x{out}{shared}{place}"
 
 
 class LinearTransform(Transform):
@@ -81,7 +126,12 @@ class LinearTransform(Transform):
 
     Args:
         children: capsules in all, positions included.
-        parents, child_pose, parent_pose, matrix, std: see `Transform`.
+        parents, child_pose, parent_pose, matrix, std, coordinates: see `Transform`.
+        shared: positions that share their transforms, as in the class layer of Hinton et al. 2018 (section 4): height
+            times width of the children, or 1. There are then children / shared matrices for each parent.
+
+    Raises:
+        ValueError: when `shared` does not divide the children; at a call, when they have another number of positions.
     """
 
     def __init__(
@@ -92,11 +142,22 @@ class LinearTransform(Transform):
         parent_pose: int,
         matrix: bool = False,
         std: float | None = None,
+        coordinates: bool = False,
+        shared: int = 1,
     ):
-        super().__init__((children,), parents, child_pose, parent_pose, matrix, std)
+        if shared < 1 or children % shared:
+            raise ValueError(f"{children} children cannot stand at {shared} positions that share their transforms")
+        window = (children // shared,)
+        super().__init__(window, parents, child_pose, parent_pose, matrix, std, coordinates, shared)
 
-    def forward(self, children: Capsules) -> LinearVotes:
-        return LinearVotes(flatten_space(children), self.weight, self.rows)
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
+        poses = children.poses
+        if self.shared > 1 and poses.ndim == 5 and poses.shape[1] * poses.shape[2] != self.shared:
+            raise ValueError(
+                f"the children stand at {poses.shape[1]}x{poses.shape[2]} positions, but {self.shared} share transforms"
+            )
+        children, weight = self.inputs(children, weight)
+        return LinearVotes(flatten_space(children), weight, self.rows, binary)
 
 
 class ConvTransform(Transform):
@@ -107,7 +168,7 @@ class ConvTransform(Transform):
         parents: capsules per position.
         child_pose, parent_pose: elements of a pose.
         kernel, stride, padding: of the window, in positions; kernel and stride at least 1.
-        matrix, std: see `Transform`.
+        matrix, std, coordinates: see `Transform`.
     """
 
     def __init__(
@@ -121,18 +182,19 @@ class ConvTransform(Transform):
         padding: int = 0,
         matrix: bool = False,
         std: float | None = None,
+        coordinates: bool = False,
     ):
         if stride < 1 or padding < 0:
             raise ValueError(f"stride is {stride} and padding {padding}; they must be at least 1 and 0")
-        super().__init__((kernel, kernel, children), parents, child_pose, parent_pose, matrix, std)
+        super().__init__((kernel, kernel, children), parents, child_pose, parent_pose, matrix, std, coordinates)
         self.stride, self.padding = stride, padding
 
-    def forward(self, children: Capsules) -> ConvVotes:
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> ConvVotes:
         if children.poses.ndim != 5:
             raise ValueError(
                 f"convolutional capsules need children with positions [b, h, w, i, d], not {list(children.poses.shape)}"
             )
-        return ConvVotes(children, self.weight, self.rows, self.stride, self.padding)
+        return ConvVotes(*self.inputs(children, weight), self.rows, self.stride, self.padding, binary)
 
 
 def flatten_space(capsules: Capsules) -> Capsules:

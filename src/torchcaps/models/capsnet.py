@@ -27,7 +27,8 @@ class CapsNet(Model):
         decoder: whether there is one; without it nothing is reconstructed.
 
     Raises:
-        ValueError: for images too small for the two kernels; the message names the smallest side that works.
+        ValueError: for images too small for the two kernels, where the message names the smallest side that works; for
+            sizes below 1.
     """
 
     def __init__(
@@ -46,6 +47,9 @@ class CapsNet(Model):
         decoder: bool = True,
     ):
         super().__init__()
+        for name, value in {"channels": channels, "primary": primary, "kernel": kernel, "stride": stride}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
         positions = [(side - 2 * (kernel - 1) - 1) // stride + 1 for side in image_size]
         if min(positions) < 1:
             raise ValueError(

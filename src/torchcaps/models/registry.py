@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.names import check_options, unknown
+from torchcaps.names import check_options, fits, unknown
 
 
 class Output(NamedTuple):
@@ -82,10 +82,16 @@ def create_model(
     """
     if name not in _FACTORIES:
         raise unknown("model", name, _FACTORIES, "`torchcaps list models` shows all")
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(fits(side, int) and side > 0 for side in sides):
+        raise ValueError(f"image_size is {image_size}; it must be a side of at least 1 pixel, or height and width")
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
-            raise ValueError(f"{what} is {value}; it must be at least 1")
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if not fits(value, int) or value < 1:
+            raise ValueError(f"{what} is {value!r}; it must be a whole number, at least 1")
     factory = _FACTORIES[name]
     check_options(f"model {name!r}", factory, options)
-    return factory(num_classes=num_classes, in_channels=in_channels, image_size=(height, width), **options)
+    try:
+        return factory(num_classes=num_classes, in_channels=in_channels, image_size=sides, **options)
+    except (ArithmeticError, RuntimeError, TypeError) as error:  # of torch's own layers: no such sizes can be
+        given = ", ".join(f"{key} {value}" for key, value in options.items())
+        raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error

@@ -1,10 +1,21 @@
 """Routings: one algorithm, one file, named as in its paper."""
 
-from torchcaps.routing import discriminative, dynamic, em, inverted_attention, uniform
+from torchcaps.routing import (
+    discriminative,
+    dynamic,
+    em,
+    fm,
+    inverted_attention,
+    inverted_attention_c,
+    uniform,
+    xnidr,
+    xnodr,
+)
 from torchcaps.routing.interface import (
     Routing,
     Sizes,
     Spec,
+    Start,
     State,
     Step,
     create_routing,
@@ -17,15 +28,20 @@ __all__ = [
     "Routing",
     "Sizes",
     "Spec",
+    "Start",
     "State",
     "Step",
     "create_routing",
     "discriminative",
     "dynamic",
     "em",
+    "fm",
     "inverted_attention",
+    "inverted_attention_c",
     "list_routings",
     "register_routing",
     "routing_class",
     "uniform",
+    "xnidr",
+    "xnodr",
 ]

@@ -9,10 +9,14 @@ several processes agree with one; a step of the paper is a step of the batch siz
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from torchcaps.capsules import Capsules, squash, widen
+from torchcaps.names import check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
 from torchcaps.votes import Votes
 
@@ -23,9 +27,12 @@ class Discriminative(Routing):
 
     Args:
         sizes: of the layer.
-        norm: "l2" penalises the squared length of the coefficients (Eq. 10), "l1" their absolute sum (Eq. 14; the
-            derivative of |b| at 0 is 0).
+        norm: "l2" penalises the squared length of the coefficients (Eq. 10), "l1" their absolute sum (Eq. 14), "rows"
+            the sum of the lengths of each child's coefficients, which drops whole children (ours). The derivative of
+            |b| at 0 is 0.
         penalty_weight: lambda, at least 0; the paper says small, e.g. 0.001.
+        proximal: leave the penalty to `shrink`, the proximal step of "l1" or "rows", which makes exact zeros; the
+            paper's subgradient makes none.
         initial: the value that every coefficient starts from. 0 is a fixed point: there nothing ever moves.
     """
 
@@ -39,15 +46,23 @@ class Discriminative(Routing):
         objective=True,
     )
 
-    def __init__(self, sizes: Sizes, norm: str = "l2", penalty_weight: float = 0.001, initial: float = 0.1):
+    def __init__(
+        self,
+        sizes: Sizes,
+        norm: str = "l2",
+        penalty_weight: float = 0.001,
+        initial: float = 0.1,
+        proximal: bool = False,
+    ):
         super().__init__(sizes)
-        if norm not in ("l1", "l2"):
-            raise ValueError(f"norm is {norm!r}; it must be 'l1' or 'l2'")
+        check_choice("norm", norm, ("l1", "l2", "rows"))
         if penalty_weight < 0:
             raise ValueError(f"penalty_weight is {penalty_weight}; it must be at least 0")
         if initial == 0:
             raise ValueError("initial is 0, a fixed point: coefficients that start there never move; 0.1 works")
-        self.norm, self.penalty_weight = norm, penalty_weight
+        if proximal and norm == "l2":
+            raise ValueError("norm is 'l2', which is smooth and needs no proximal step; 'l1' and 'rows' have one")
+        self.norm, self.penalty_weight, self.proximal = norm, penalty_weight, proximal
         self.coefficient = nn.Parameter(torch.full((sizes.children, sizes.parents), initial))  # [i, j]
 
     def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor:
@@ -66,5 +81,42 @@ class Discriminative(Routing):
         return (delta * quality).sum(1).mean()
 
     def penalty(self) -> Tensor:
-        size = self.coefficient.square() if self.norm == "l2" else self.coefficient.abs()
-        return self.penalty_weight * size.sum()
+        if self.proximal:
+            return self.coefficient.new_zeros(())
+        match self.norm:
+            case "l1":
+                size = self.coefficient.abs().sum()
+            case "rows":
+                size = torch.linalg.vector_norm(self.coefficient, dim=1).sum()
+            case _:
+                size = self.coefficient.square().sum()
+        return self.penalty_weight * size
+
+    @torch.no_grad()
+    def shrink(self, lr: float) -> None:
+        """The proximal step that belongs to a gradient step of rate `lr`: soft threshold at lr * lambda.
+
+        Every coefficient ("l1"), or every child's row ("rows"), comes nearer to 0 by that much and stops there.
+        """
+        assert self.proximal, "without `proximal` the penalty is in the gradient already"
+        b = self.coefficient
+        size = b.abs() if self.norm == "l1" else torch.linalg.vector_norm(b, dim=1, keepdim=True)
+        b.mul_((1 - lr * self.penalty_weight / size.clamp_min(torch.finfo(b.dtype).tiny)).clamp_min(0))
+
+
+def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module]) -> None:
+    """Let each step of `optimizer` end with the proximal steps of the coefficients that it updates.
+
+    Args:
+        optimizer: plain SGD without momentum, of the phase that ascends the objective; its rate is the step's.
+        routings: modules, of which those that are `Discriminative` and `proximal` are shrunk.
+    """
+    chosen = {id(r.coefficient): r for r in routings if isinstance(r, Discriminative) and r.proximal}
+
+    def shrink(optimizer: Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in chosen:
+                    chosen[id(parameter)].shrink(group["lr"])
+
+    optimizer.register_step_post_hook(shrink)

@@ -1,15 +1,18 @@
 """Dynamic routing between capsules (Sabour, Frosst and Hinton 2017), Procedure 1.
 
 The logits of iteration t are the votes times the sum of all outputs so far, b_ij = vote_ij . (v_1 + ... + v_{t-1}), so
-the state is that sum, parent-sized; no logits are kept, and no agreement is computed after the last output.
+the state is that sum, parent-sized; no logits are kept, and no agreement is computed after the last output. Logits that
+do not start from zero are [i, j], shared by all images and positions, and are added to it.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.names import check_choice
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start, register_routing
 from torchcaps.votes import Over, Votes
 
 
@@ -21,7 +24,10 @@ class Dynamic(Routing):
         sizes: of the layer.
         over: who competes. "parents" is the paper's; "children" trains deep networks where the paper's does not
             (EncapNet, section A.i).
-        gradients: "all" iterations, or the "last" only, as the authors stop them: the logits are then constants.
+        gradients: "all" iterations, or the "last" only, as the authors stop them: the agreements are then constants.
+        start: of the logits: "zero"; "random", uniform in [0, 1) and drawn once for each child and parent when the
+            layer is built; "learnt", from zero. EncapNet (Li et al. 2018, Table 5) compares the three without defining
+            them. Its released code holds this definition, commented out, and another that draws for each image.
     """
 
     spec = Spec(
@@ -33,22 +39,38 @@ class Dynamic(Routing):
         couplings=True,
     )
 
-    def __init__(self, sizes: Sizes, over: Over = "parents", gradients: str = "all"):
+    def __init__(self, sizes: Sizes, over: Over = "parents", gradients: str = "all", start: Start = "zero"):
         super().__init__(sizes)
-        if over not in ("parents", "children"):
-            raise ValueError(f"over is {over!r}; it must be 'parents' or 'children'")
-        if gradients not in ("all", "last"):
-            raise ValueError(f"gradients is {gradients!r}; it must be 'all' or 'last'")
+        check_choice("over", over, ("parents", "children"))
+        check_choice("gradients", gradients, ("all", "last"))
+        self.keep_start(start, torch.rand, sizes.children, sizes.parents)
         self.over: Over = over
         self.gradients = gradients
 
     def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor | None:
         if state is None:
-            return None if self.over == "parents" else votes.compete(None, self.over)
-        logits = votes.agree(state)  # [b, p, i, j]
-        return votes.compete(logits.detach() if self.gradients == "last" else logits, self.over)
+            return self._first_coupling(votes)
+        logits = self.agree(votes, state)  # [b, p, i, j]
+        if self.gradients == "last":
+            logits = logits.detach()
+        return votes.compete(logits if self.initial is None else logits + self.initial, self.over)
+
+    def _first_coupling(self, votes: Votes) -> Tensor | None:
+        """None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
+        if self.over == "children":
+            return votes.compete(None if self.initial is None else self.initial[None, None], self.over)
+        return None if self.initial is None else self.initial.softmax(-1)
 
     def update(self, votes: Votes, coupling: Tensor | None, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
         parents = squash(total)
-        return Capsules(parents), parents if state is None else state + parents
+        recalled = self.recall(parents)
+        return Capsules(parents), recalled if state is None else state + recalled
+
+    def agree(self, votes: Votes, state: Tensor) -> Tensor:
+        """Logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
+        return votes.agree(state)
+
+    def recall(self, parents: Tensor) -> Tensor:
+        """What the agreement sees of an output [b, p, j, d]: all of it."""
+        return parents

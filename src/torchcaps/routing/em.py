@@ -8,6 +8,7 @@ within a thousandth of each other.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
+from torchcaps.names import check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
 from torchcaps.votes import Scope, Votes
 
@@ -25,6 +27,53 @@ class Clusters(NamedTuple):
     mean: Tensor  # [b, p, j, d]
     variance: Tensor  # [b, p, j, d]
     logit: Tensor  # [b, p, j], of the activation
+
+
+def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance [b, p, j, d] of the votes, weighted by `weights` [b, p, i, j | 1], and the sum of the weights.
+
+    The sum is [b, p, j | 1, 1]. `eps` is the least of it where it divides, and of the variance: an added eps of 1e-8 or
+    less would vanish in ONNX.
+    """
+    total = weights.sum(2).unsqueeze(-1)
+    # averaged before the product, not after it: there the gradient would overflow float16
+    share = weights / total.clamp_min(eps).transpose(2, 3)
+    mean = widen(votes.combine(share))
+    return mean, votes.spread(share, shift=-mean).clamp_min(eps), total
+
+
+class Activation(nn.Module):
+    """The logit of a parent's activation, lambda (beta_a - sum_h (beta_u + log sigma_h) sum_i R_ij a_i).
+
+    Args:
+        parents: per position; each has its own two costs, learnt from zero.
+        temperature, growth: lambda of iteration t is temperature * (1 - growth^(t + 1)); growth 0 keeps it constant. A
+            sequence of temperatures gives lambda of each iteration, the last of them for all that follow.
+        normalise: standardise the logits over the parents of a position instead of scaling them by lambda.
+    """
+
+    def __init__(self, parents: int, temperature: float | Sequence[float], growth: float, normalise: bool):
+        super().__init__()
+        given = [temperature] if isinstance(temperature, (int, float)) else list(temperature)
+        if not given or min(given) <= 0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0, or a sequence of such numbers")
+        if not 0 <= growth < 1:
+            raise ValueError(f"growth is {growth}; it must be in [0, 1)")
+        self.temperature, self.growth, self.normalise = temperature, growth, normalise
+        self.beta_u = nn.Parameter(torch.zeros(parents))
+        self.beta_a = nn.Parameter(torch.zeros(parents))
+
+    def inverse_temperature(self, t: int) -> float:
+        """lambda of iteration `t` = 0, 1, ..."""
+        if isinstance(self.temperature, (int, float)):
+            return self.temperature * (1 - self.growth ** (t + 1))
+        return self.temperature[min(t, len(self.temperature) - 1)]
+
+    def forward(self, variance: Tensor, total: Tensor, t: int) -> Tensor:
+        """[b, p, j] of what `cluster` gives."""
+        cost = (self.beta_u[:, None] + 0.5 * variance.log()) * total  # [b, p, j, d]
+        logit = self.beta_a - cost.sum(-1)
+        return F.layer_norm(logit, logit.shape[-1:]) if self.normalise else self.inverse_temperature(t) * logit
 
 
 @register_routing
@@ -39,9 +88,12 @@ class EM(Routing):
         sizes: of the layer.
         scope: a child competes over all windows that see it ("image", the paper's) or at each position apart
             ("window").
-        temperature: lambda of iteration t is temperature * (1 - 0.95^(t + 1)), which grows as the paper asks; its
-            value is the authors' answer to a reader, not in the paper.
-        eps: floor that is added to variances and to sums of assignments, in squared pose units and capsules.
+        temperature, growth: the schedule of lambda, see `Activation`. The paper says only that it grows; the values are
+            the authors' answer to a reader. A sequence of temperatures gives lambda of each iteration.
+        normalise: standardise the input of the sigmoid over the parents of a position. EncapNet (Li et al. 2018,
+            section A.i) finds a normalisation there crucial and does not define it. lambda then has no effect, and a
+            single parent is always active by a half.
+        eps: floor of variances and of sums of assignments, in squared pose units and capsules.
     """
 
     spec = Spec(
@@ -55,14 +107,20 @@ class EM(Routing):
         gives_activations=True,
     )
 
-    def __init__(self, sizes: Sizes, scope: Scope = "image", temperature: float = 0.01, eps: float = 1e-8):
+    def __init__(
+        self,
+        sizes: Sizes,
+        scope: Scope = "image",
+        temperature: float | Sequence[float] = 0.01,
+        growth: float = 0.95,
+        normalise: bool = False,
+        eps: float = 1e-8,
+    ):
         super().__init__(sizes)
-        if scope not in ("window", "image"):
-            raise ValueError(f"scope is {scope!r}; it must be 'window' or 'image'")
+        check_choice("scope", scope, ("window", "image"))
         self.scope: Scope = scope
-        self.temperature, self.eps = temperature, eps
-        self.beta_u = nn.Parameter(torch.zeros(sizes.parents))
-        self.beta_a = nn.Parameter(torch.zeros(sizes.parents))
+        self.eps = eps
+        self.activation = Activation(sizes.parents, temperature, growth, normalise)
 
     def couple(self, votes: Votes, state: Clusters | None, t: int) -> Tensor:
         """E step."""
@@ -78,10 +136,6 @@ class EM(Routing):
         """M step."""
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
-        total = weights.sum(2).unsqueeze(-1)  # [b, p, j or 1, 1]
-        mean = widen(votes.combine(weights)) / (total + self.eps)
-        variance = votes.spread(weights, shift=-mean) / (total + self.eps) + self.eps
-        cost = (self.beta_u[:, None] + 0.5 * variance.log()) * total  # [b, p, j, d]
-        inverse_temperature = self.temperature * (1 - 0.95 ** (t + 1))
-        logit = inverse_temperature * (self.beta_a - cost.sum(-1))  # [b, p, j]
+        mean, variance, total = cluster(votes, weights, self.eps)
+        logit = self.activation(variance, total, t)  # [b, p, j]
         return Capsules(mean, logit.sigmoid()), Clusters(mean, variance, logit)

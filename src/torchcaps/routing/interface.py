@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.names import check_options, unknown
+from torchcaps.names import check_choice, check_options, unknown
 from torchcaps.votes import Votes
 
 State = Any  # of a routing: sized like the parents, never like the coupling
+Start = Literal["zero", "random", "learnt"]
 Coupling = Any  # Tensor or None; each routing narrows it to what its `couple` gives
 
 
@@ -45,6 +47,22 @@ class Spec:
     needs_activations: bool = False
     gives_activations: bool = False
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
+    binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
+    exact_gradient: bool = True  # False: a sign lets its gradient straight through
+
+    @property
+    def capabilities(self) -> list[str]:
+        """In words, what sets it apart."""
+        words = {
+            "iterative": self.iterative,
+            "has couplings": self.couplings,
+            "needs activations": self.needs_activations,
+            "gives activations": self.gives_activations,
+            "has an objective": self.objective,
+            "packs to one bit": self.binary_weights,
+            "straight-through gradient": not self.exact_gradient,
+        }
+        return [word for word, holds in words.items() if holds] or ["one pass"]
 
 
 class Routing(nn.Module):
@@ -61,6 +79,23 @@ class Routing(nn.Module):
             if value < 1:
                 raise ValueError(f"a routing of {value} {what} was asked for; it must be at least 1")
         self.sizes = sizes
+
+    def prepare(self, votes: Votes) -> Votes:
+        """The votes as this routing takes them, made once for all iterations; as they are, by default."""
+        return votes
+
+    def keep_start(self, start: Start, draw: Callable[..., Tensor], *shape: int) -> None:
+        """Keep what the first iteration starts from as `self.initial`, in the state dict.
+
+        It is None for "zero"; for "random" it is `draw(*shape)`, once, when the layer is built; for "learnt" a
+        parameter of that shape, which starts from zero. Only "random" draws, so the others leave the generator alone.
+        """
+        check_choice("start", start, ("zero", "random", "learnt"))
+        self.initial: Tensor | None
+        if start == "learnt":
+            self.initial = nn.Parameter(torch.zeros(*shape))
+        else:
+            self.register_buffer("initial", draw(*shape) if start == "random" else None)
 
     def start(self, votes: Votes) -> State:
         """The state before the first iteration; None stands for zero parents."""

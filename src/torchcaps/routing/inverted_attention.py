@@ -7,10 +7,12 @@ the code, since the published numbers were made with it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.names import check_choice
+from torchcaps.routing.interface import Coupling, Routing, Sizes, Spec, Start, State, register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -18,7 +20,8 @@ from torchcaps.votes import Scope, Votes
 class InvertedAttention(Routing):
     """r = softmax_j(vote_ij . p_j), p_j = LayerNorm(sum_i r_ij vote_ij), from p = 0 (Eq. 2 to 4).
 
-    The first iteration has no parents to agree with: its coupling is uniform, 1/J.
+    From zero, the first iteration has no parents to agree with: its coupling is uniform, 1/J, and it is a plain
+    convolution. Ablation B of the paper is a stack with the sequential schedule, ablation C is "inverted-attention-c".
 
     Args:
         sizes: of the layer.
@@ -26,6 +29,8 @@ class InvertedAttention(Routing):
             this is the paper's ablation A.
         scaled: divide the agreement by sqrt(d), as the authors' code does.
         scope: a child competes over the parents at one position ("window") or over all that see it ("image").
+        start: of the parents: "zero"; "random", normal and drawn once for each parent when the layer is built;
+            "learnt", from zero (footnote 1, which does not say how they are drawn). All images and positions share it.
     """
 
     spec = Spec(
@@ -37,20 +42,30 @@ class InvertedAttention(Routing):
         couplings=True,
     )
 
-    def __init__(self, sizes: Sizes, layer_norm: bool = True, scaled: bool = True, scope: Scope = "window"):
+    def __init__(
+        self,
+        sizes: Sizes,
+        layer_norm: bool = True,
+        scaled: bool = True,
+        scope: Scope = "window",
+        start: Start = "zero",
+    ):
         super().__init__(sizes)
-        if scope not in ("window", "image"):
-            raise ValueError(f"scope is {scope!r}; it must be 'window' or 'image'")
+        check_choice("scope", scope, ("window", "image"))
         self.norm = nn.LayerNorm(sizes.pose) if layer_norm else nn.Identity()
         self.scale = sizes.pose**-0.5 if scaled else 1.0
         self.scope: Scope = scope
+        self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
 
-    def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor | None:
+    def start(self, votes: Votes) -> State:
+        return None if self.initial is None else self.initial[None, None]  # [1, 1, j, d]
+
+    def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
         if state is None:
             return None if self.scope == "window" else votes.compete(None, scope=self.scope)
         return votes.compete(votes.agree(state * self.scale), scope=self.scope)
 
-    def update(self, votes: Votes, coupling: Tensor | None, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
+    def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
         parents = self.norm(total)  # [b, p, j, d]
         return Capsules(parents), parents

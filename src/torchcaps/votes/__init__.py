@@ -1,7 +1,8 @@
 """Votes that are never a tensor: children and a transform, which answer the sums that a routing needs."""
 
+from torchcaps.votes.binary import Threshold
 from torchcaps.votes.conv import ConvVotes
 from torchcaps.votes.linear import LinearVotes
 from torchcaps.votes.protocol import Over, Scope, Votes
 
-__all__ = ["ConvVotes", "LinearVotes", "Over", "Scope", "Votes"]
+__all__ = ["ConvVotes", "LinearVotes", "Over", "Scope", "Threshold", "Votes"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from torchcaps.capsules import binarize, widen
-from torchcaps.votes.protocol import Over, Scope
+from torchcaps.votes.binary import Threshold
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
 
@@ -23,6 +25,7 @@ class AffineVotes(ABC):
         space: (height, width) of the positions p; () for a single one.
         activations: of the children in their windows [b, p, i], or None.
         present: [p, i], or None when all children are.
+        binary: whether poses and weight are xnorized, so that a vote is a whole number times two scales.
     """
 
     def __init__(
@@ -32,11 +35,12 @@ class AffineVotes(ABC):
         space: tuple[int, ...] = (),
         activations: Tensor | None = None,
         present: Tensor | None = None,
+        binary: bool = False,
     ):
         self.parents, self.children, _, columns = weight.shape
         self.weight, self.rows, self.space = weight, rows, space
         self.pose = rows * columns
-        self.activations, self.present = activations, present
+        self.activations, self.present, self.binary = activations, present, binary
         self._poses: Tensor | None = None
 
     @property
@@ -46,13 +50,34 @@ class AffineVotes(ABC):
             self._poses = self._gather()
         return self._poses
 
+    @property
+    def dtype(self) -> torch.dtype:
+        device = self.weight.device.type
+        if torch.is_autocast_enabled(device) and self.weight.dtype != torch.float64:
+            return torch.get_autocast_dtype(device)
+        return self.weight.dtype
+
     @abstractmethod
     def _gather(self) -> Tensor: ...
+
+    @abstractmethod
+    def binarized(self, threshold: Threshold = "zero") -> Votes: ...
 
     def dense(self) -> Tensor:
         return _votes(self.poses, self.weight)
 
-    def combine(self, coupling: Tensor | None = None) -> Tensor:
+    def combine(
+        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        if scale is None and shift is None:
+            return self._combine(coupling)
+        scale, shift = self._affine(scale, shift)
+        if scale.shape[2] == shift.shape[2] == 1:  # the same for all children
+            share = self._share(coupling).sum(2).unsqueeze(-1)  # [b, p, j, 1]
+            return self._combine(coupling) * scale.squeeze(2) + share * shift.squeeze(2)
+        return torch.cat(self._tiled(_affine_sum, self._share(coupling), scale, shift), 2)
+
+    def _combine(self, coupling: Tensor | None) -> Tensor:
         if coupling is None:
             return self._sum(self.weight)
         if coupling.ndim == 2:  # [i, j]
@@ -69,8 +94,8 @@ class AffineVotes(ABC):
         return recompute(_sum, self.poses, weight)
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
-        function = {"dot": _agreement, "xnor": _xnor_agreement}[how]
-        parents = parents.unflatten(-1, (self.rows, -1))  # [b, p, j, r, m]
+        function = {"dot": _agreement, "xnor": _whole_xnor_agreement if self.binary else _xnor_agreement}[how]
+        parents = parents.expand(*self.poses.shape[:2], -1, -1).unflatten(-1, (self.rows, -1))  # [b, p, j, r, m]
         tiles = [
             recompute(function, self.poses, self.weight[tile], parents[:, :, tile])
             for tile in parent_tiles(self.parents)
@@ -78,52 +103,63 @@ class AffineVotes(ABC):
         return torch.cat(tiles, -1)
 
     def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        if coupling is None:
-            present = self.present
-            weights = torch.ones_like(self.poses[:1, ..., 0, 0]) if present is None else present.to(self.poses.dtype)
-            coupling = weights.reshape(1, -1, self.children, 1)
-        scale, shift = self._affine(scale, shift)
-        tiles = [
+        return torch.cat(self._tiled(_spread, self._share(coupling), *self._affine(scale, shift)), 2)
+
+    def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        one = self.weight.new_ones(1, 1, 1, 1)
+        return torch.cat(self._tiled(_distance, one, *self._affine(scale, shift)), -1)
+
+    def _tiled(self, function: Callable[..., Tensor], coupling: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
+        """`function(poses, weight, coupling, scale, shift)` of each tile of parents."""
+        return [
             recompute(
-                _spread,
+                function,
                 self.poses,
                 self.weight[tile],
                 cut(coupling, tile, -1),
-                cut(scale, tile, 2),
-                cut(shift, tile, 2),
+                cut(scale, tile, 3),
+                cut(shift, tile, 3),
             )
             for tile in parent_tiles(self.parents)
         ]
-        return torch.cat(tiles, 2)
 
-    def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        scale, shift = self._affine(scale, shift)
-        tiles = [
-            recompute(_distance, self.poses, self.weight[tile], cut(scale, tile, 2), cut(shift, tile, 2))
-            for tile in parent_tiles(self.parents)
-        ]
-        return torch.cat(tiles, -1)
+    def _share(self, coupling: Tensor | None) -> Tensor:
+        """`coupling` as [b | 1, p | 1, i, j | 1]; None is 1 where a child is present."""
+        if coupling is not None and coupling.ndim == 4:
+            return coupling
+        there = torch.ones_like(self.poses[:1, :1, :, 0, 0]) if self.present is None else self.present[None]
+        there = widen(there.to(self.weight.dtype)).unsqueeze(-1)  # [1, p | 1, i, 1]
+        return there if coupling is None else coupling * there
 
     def _affine(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Scale and shift as [.., .., j or 1, d or 1]."""
+        """Scale and shift as [b | 1, p | 1, i | 1, j | 1, d | 1]."""
         one = torch.ones((), device=self.weight.device, dtype=widen(self.weight.new_empty(0)).dtype)
-        scale, shift = one if scale is None else scale, 0 * one if shift is None else shift
-        return scale[(None,) * (4 - scale.ndim)], shift[(None,) * (4 - shift.ndim)]
+        scale, shift = (
+            x if x.ndim == 5 else x[(None,) * (4 - x.ndim)].unsqueeze(2)
+            for x in (one if scale is None else scale, 0 * one if shift is None else shift)
+        )
+        return scale, shift
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Exact, by Gram matrices of the centred children: the variance of a vote is W' Cov W."""
-        poses, weight = widen(self.poses), widen(self.weight)
-        there = torch.ones_like(poses[0, :, :, 0, 0]) if self.present is None else self.present.to(poses.dtype)
+    def moments(self, each: Each = "element") -> Moments:
+        poses = self.poses
+        there = torch.ones_like(poses[0, :, :, 0, 0]) if self.present is None else self.present
+        there = widen(there.to(poses.dtype))
         count = there.sum(0) * poses.shape[0]  # [i]
-        share = count / (count.sum() * self.parents)  # [i], sums to 1 over children and parents
-        centre = torch.einsum("bpirc,pi->irc", poses, there) / count.clamp_min(1)[:, None, None]
-        centred = (poses - centre) * there[..., None, None]
-        gram = torch.einsum("bpirc,bpird->ircd", centred, centred) / count.clamp_min(1)[:, None, None, None]
-        votes = torch.einsum("irc,jicm->ijrm", centre, weight)  # mean vote of each child
-        mean = torch.einsum("ijrm,i->rm", votes, share)
-        within = torch.einsum("ircd,jicm,jidm,i->rm", gram, weight, weight, share)
-        between = torch.einsum("ijrm,i->rm", (votes - mean).square(), share)
-        return mean.flatten(), (within + between).flatten()
+        mean, variance = recompute(_statistics, poses, self.weight, there, count)
+        count = count[:, None, None]
+        if each == "pair":
+            return Moments(mean, variance, count)
+        share = torch.ones_like(count) if each == "child" else count / count.sum()
+        over = (1,) if each == "child" else (0, 1)
+
+        def pool(x: Tensor) -> Tensor:
+            return (x * share).sum(over, keepdim=True) / self.parents
+
+        pooled = pool(mean)
+        spread = pool(variance + (mean - pooled).square())
+        if each == "child":
+            return Moments(pooled, spread, count * self.parents)
+        return Moments(pooled[0, 0], spread[0, 0], count.sum() * self.parents)
 
     def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:
         if over == "parents" and scope == "image":
@@ -161,8 +197,8 @@ def _sum(u: Tensor, w: Tensor) -> Tensor:
 def _coupled_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """One matrix product per parent: the children, scaled by their coupling, times W_j."""
     b, p, _, r, _ = u.shape
-    share = c.to(u.dtype).permute(3, 0, 1, 2)[:, :, :, None, :, None]  # [j, b, p, 1, i, 1]
-    scaled = (share * u.transpose(2, 3)).flatten(1, 3).flatten(2)  # [j, (b p r), (i c)]
+    share = c.permute(3, 0, 1, 2)[:, :, :, None, :, None]  # [j, b, p, 1, i, 1]
+    scaled = (share * u.transpose(2, 3)).to(u.dtype).flatten(1, 3).flatten(2)  # [j, (b p r), (i c)]
     out = torch.bmm(scaled, w.flatten(1, 2))  # [j, (b p r), m]
     return out.reshape(-1, b, p, r, out.shape[-1]).permute(1, 2, 0, 3, 4).flatten(-2)  # [b, p, j, d]
 
@@ -179,10 +215,44 @@ def _xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
     return torch.einsum("bpijd,bpjd->bpij", binarize(widen(_votes(u, w))), widen(parents.flatten(-2)))
 
 
+def _whole_xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
+    """Signs first, then scales: with d = 8 a quarter of all elements are 0, and rounding must not choose a sign."""
+    u_scale, w_scale = u.abs().amax(-1, keepdim=True).detach(), w.abs().amax(-2, keepdim=True).detach()
+    counts = torch.einsum("bpirc,jicm->bpijrm", _over(u, u_scale), _over(w, w_scale))
+    votes = widen(counts) * u_scale[:, :, :, None] * w_scale.transpose(0, 1)  # [b, p, i, j, r, m]
+    return torch.einsum("bpijd,bpjd->bpij", binarize(votes.flatten(-2)), widen(parents.flatten(-2)))
+
+
+def _over(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale, exactly -1 or 1; 0 where the scale is 0."""
+    return x / torch.where(scale > 0, scale, 1)
+
+
+def _statistics(u: Tensor, w: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [i, j, d] of each pair's votes, exact by Gram matrices of the centred children: W' Cov W."""
+    with torch.autocast(u.device.type, enabled=False):  # sums of squares overflow half precision
+        u, w = widen(u), widen(w)
+        total = count.clamp_min(1)[:, None, None]
+        centre = torch.einsum("bpirc,pi->irc", u, there) / total
+        centred = (u - centre) * there[..., None, None]
+        gram = torch.einsum("bpirc,bpird->ircd", centred, centred) / total.unsqueeze(-1)
+        mean = torch.einsum("irc,jicm->ijrm", centre, w)
+        half = torch.einsum("ircd,jicm->ijrdm", gram, w)
+        variance = torch.einsum("ijrdm,jidm->ijrm", half, w)
+    return mean.flatten(-2), variance.flatten(-2)
+
+
+def _affine_votes(u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return widen(_votes(u, w)) * scale + shift  # [b, p, i, j, d]
+
+
+def _affine_sum(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return (_affine_votes(u, w, scale, shift) * c.unsqueeze(-1)).sum(2)
+
+
 def _spread(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    squares = (widen(_votes(u, w)) * scale.unsqueeze(2) + shift.unsqueeze(2)).square()  # [b, p, i, j, d]
-    return (squares * c.unsqueeze(-1)).sum(2)
+    return (_affine_votes(u, w, scale, shift).square() * c.unsqueeze(-1)).sum(2)
 
 
-def _distance(u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return (widen(_votes(u, w)) * scale.unsqueeze(2) + shift.unsqueeze(2)).square().sum(-1)
+def _distance(u: Tensor, w: Tensor, _: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _affine_votes(u, w, scale, shift).square().sum(-1)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.votes.affine import AffineVotes
+from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 
 
 class ConvVotes(AffineVotes):
@@ -20,12 +21,21 @@ class ConvVotes(AffineVotes):
         weight: [j, kernel height, kernel width, i, columns, m].
         rows: rows of a pose, at least 1.
         stride, padding: of the windows, in positions; what is outside the image is absent, not a zero capsule.
+        binary: see `AffineVotes`.
 
     Raises:
         ValueError: when the image is smaller than the kernel, or the children are not what the weight takes.
     """
 
-    def __init__(self, capsules: Capsules, weight: Tensor, rows: int = 1, stride: int = 1, padding: int = 0):
+    def __init__(
+        self,
+        capsules: Capsules,
+        weight: Tensor,
+        rows: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        binary: bool = False,
+    ):
         _, *image, types, elements = capsules.poses.shape
         if (types, elements) != (weight.shape[3], rows * weight.shape[4]):
             raise ValueError(
@@ -47,7 +57,12 @@ class ConvVotes(AffineVotes):
             activations = self._windows(activations).flatten(2)
         if padding > 0:
             present = self._windows(torch.ones(1, *self.image, types, device=weight.device)).flatten(2)[0] > 0
-        super().__init__(weight.flatten(1, 3), rows, space, activations, present)
+        super().__init__(weight.flatten(1, 3), rows, space, activations, present, binary)
+
+    def binarized(self, threshold: Threshold = "zero") -> ConvVotes:
+        children = binary_children(self._capsules, self.rows, threshold)
+        weight = binary_weight(self.weight, threshold).unflatten(1, (*self.kernel, -1))
+        return ConvVotes(children, weight, self.rows, self.stride, self.padding, binary=True)
 
     def _gather(self) -> Tensor:  # [b, p, i, r, c]
         poses = self._capsules.poses

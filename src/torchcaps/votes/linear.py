@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.votes.affine import AffineVotes
+from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 
 
 class LinearVotes(AffineVotes):
@@ -15,20 +16,25 @@ class LinearVotes(AffineVotes):
         capsules: children, poses [b, i, rows * columns] and activations [b, i] or None.
         weight: [j, i, columns, m].
         rows: rows of a pose, at least 1.
+        binary: see `AffineVotes`.
 
     Raises:
         ValueError: when the children are not what the weight takes.
     """
 
-    def __init__(self, capsules: Capsules, weight: Tensor, rows: int = 1):
+    def __init__(self, capsules: Capsules, weight: Tensor, rows: int = 1, binary: bool = False):
         if capsules.poses.shape[1:] != (weight.shape[1], rows * weight.shape[2]):
             raise ValueError(
                 f"the children are {tuple(capsules.poses.shape[1:])} (capsules, pose), but the transform takes "
                 f"({weight.shape[1]}, {rows * weight.shape[2]})"
             )
         activations = None if capsules.activations is None else capsules.activations.unsqueeze(1)
-        super().__init__(weight, rows, activations=activations)
+        super().__init__(weight, rows, activations=activations, binary=binary)
         self._capsules = capsules
+
+    def binarized(self, threshold: Threshold = "zero") -> LinearVotes:
+        children = binary_children(self._capsules, self.rows, threshold)
+        return LinearVotes(children, binary_weight(self.weight, threshold), self.rows, binary=True)
 
     def _gather(self) -> Tensor:  # [b, 1, i, r, c]
         return self._capsules.poses.unsqueeze(1).unflatten(-1, (self.rows, -1))

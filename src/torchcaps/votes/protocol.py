@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+from torchcaps.votes.binary import Threshold
 
 Over = Literal["parents", "children"]
 Scope = Literal["window", "image"]
+Each = Literal["element", "child", "pair"]
+
+
+class Moments(NamedTuple):
+    """Statistics of votes: [d], or by child [i, 1, d], or by child and parent [i, j, d]."""
+
+    mean: Tensor
+    variance: Tensor  # biased
+    size: Tensor  # how many votes each was taken of; broadcasts to the mean
 
 
 class Votes(Protocol):
@@ -27,6 +39,11 @@ class Votes(Protocol):
         ...
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what `combine` gives: the type of autocast where it is on."""
+        ...
+
+    @property
     def present(self) -> Tensor | None:
         """[p, i], False where a window leaves the image; None when every child is there."""
         ...
@@ -35,24 +52,34 @@ class Votes(Protocol):
         """The votes themselves [b, p, i, j, d], 0 outside the image: for tests and for reading."""
         ...
 
-    def combine(self, coupling: Tensor | None = None) -> Tensor:
-        """sum_i c v, [b, p, j, d]. `coupling` is [b, p, i, j], [b, p, i, 1], [i, j] (folded into W), or None for 1."""
+    def combine(
+        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        """sum_i c (scale v + shift), [b, p, j, d].
+
+        `coupling` is [b, p, i, j], [b, p, i, 1], [i, j] (folded into W), or None for 1; with a shift it must be 0 where
+        a child is not present. `scale` and `shift` broadcast to [b, p, j, d] or, here and below, to [b, p, i, j, d].
+        """
         ...
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
-        """sum_d v parent, [b, p, i, j], of `parents` [b, p, j, d]; "xnor" binarizes the votes first (XnIDR)."""
+        """sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first (XnIDR)."""
         ...
 
     def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """sum_i c (scale v + shift)^2, [b, p, j, d]; `scale` and `shift` broadcast to [b, p, j, d]."""
+        """sum_i c (scale v + shift)^2, [b, p, j, d], with `coupling`, `scale` and `shift` as for `combine`."""
         ...
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """sum_d (scale v + shift)^2, [b, p, i, j]; `scale` and `shift` broadcast to [b, p, j, d]."""
+        """sum_d (scale v + shift)^2, [b, p, i, j], with `scale` and `shift` as for `combine`."""
         ...
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each pose element over all votes that are present, both [d]."""
+    def moments(self, each: Each = "element") -> Moments:
+        """Mean and variance of the votes that are present, for each pose element, (child, element) or triple."""
+        ...
+
+    def binarized(self, threshold: Threshold = "zero") -> Votes:
+        """Votes of the same children through the same weights, both xnorized first (XnODR): see `votes.binary`."""
         ...
 
     def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:

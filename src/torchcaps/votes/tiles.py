@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TILES = 8
+T = TypeVar("T")
 
 
 def parent_tiles(parents: int) -> list[slice]:
@@ -22,7 +24,7 @@ def cut(x: Tensor, tile: slice, dim: int) -> Tensor:
     return x if x.shape[dim] == 1 else x[(slice(None),) * (dim % x.ndim) + (tile,)]
 
 
-def recompute(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+def recompute(function: Callable[..., T], *tensors: Tensor) -> T:
     """`function(*tensors)`, of which only the tensors are held for backward. A pure function is assumed."""
     if torch.compiler.is_exporting() or not torch.is_grad_enabled():
         return function(*tensors)

@@ -1,0 +1,84 @@
+"""Routings as public code writes them: votes are a tensor [b, p, i, j, d], and every iteration makes more of its size.
+
+They are what the library is measured against, and `tests/test_naive.py` holds them equal to it. Letters as there:
+b batch, p position, i child in the window, j parent, d pose.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.capsules import squash
+
+
+def linear_votes(poses: Tensor, weight: Tensor, rows: int = 1) -> Tensor:
+    """Poses [b, i, rows * c] and weight [j, i, c, m] -> votes [b, 1, i, j, rows * m]."""
+    return torch.einsum("birc,jicm->bijrm", poses.unflatten(-1, (rows, -1)), weight).flatten(-2).unsqueeze(1)
+
+
+def conv_votes(poses: Tensor, weight: Tensor, rows: int, stride: int) -> Tensor:
+    """Poses [b, h, w, i, rows * c] and weight [j, kh, kw, i, c, m] -> votes [b, p, (kh kw i), j, rows * m]."""
+    windows = conv_windows(poses, weight.shape[1], stride).unflatten(-1, (rows, -1))  # [b, p, (kh kw i), r, c]
+    return torch.einsum("bpirc,jicm->bpijrm", windows, weight.flatten(1, 3)).flatten(-2)
+
+
+def conv_windows(x: Tensor, kernel: int, stride: int) -> Tensor:
+    """[b, h, w, i, ...] -> [b, p, (kh kw i), ...]."""
+    windows = x.unfold(1, kernel, stride).unfold(2, kernel, stride)  # [b, y, x, i, ..., kh, kw]
+    return windows.movedim((-2, -1), (3, 4)).flatten(3, 5).flatten(1, 2)
+
+
+def dynamic(votes: Tensor, iterations: int) -> Tensor:
+    """Sabour et al. 2017; parents [b, p, j, d]."""
+    logits = torch.zeros_like(votes[..., 0])  # [b, p, i, j]
+    parents = votes.new_zeros(())
+    for t in range(iterations):
+        parents = squash(torch.einsum("bpij,bpijd->bpjd", logits.softmax(-1), votes))
+        if t + 1 < iterations:
+            logits = logits + torch.einsum("bpijd,bpjd->bpij", votes, parents)
+    return parents
+
+
+def em(
+    votes: Tensor, activations: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int, temperature: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Hinton et al. 2018, competition at one position; activations [b, p, i]; means [b, p, j, d], activations."""
+    eps = 1e-8
+    coupling = torch.full_like(votes[..., 0], 1 / votes.shape[3])  # [b, p, i, j]
+    mean = activation = votes.new_zeros(())
+    for t in range(iterations):
+        share = coupling * activations.unsqueeze(-1)
+        total = share.sum(2).unsqueeze(-1)  # [b, p, j, 1]
+        mean = (share.unsqueeze(-1) * votes).sum(2) / total.clamp_min(eps)
+        squares = (votes - mean.unsqueeze(2)).square()  # [b, p, i, j, d]
+        variance = ((share.unsqueeze(-1) * squares).sum(2) / total.clamp_min(eps)).clamp_min(eps)
+        cost = ((beta_u.unsqueeze(-1) + 0.5 * variance.log()) * total).sum(-1)  # [b, p, j]
+        logit = temperature * (1 - 0.95 ** (t + 1)) * (beta_a - cost)
+        activation = logit.sigmoid()
+        density = -(squares / (2 * variance.unsqueeze(2))).sum(-1)  # [b, p, i, j]
+        volume = 0.5 * (2 * math.pi * variance).log().sum(-1)
+        coupling = (density + (F.logsigmoid(logit) - volume).unsqueeze(2)).softmax(-1)
+    return mean, activation
+
+
+def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int) -> Tensor:
+    """Tsai et al. 2020, parents from zero, competition at one position; parents [b, p, j, d]."""
+    d = votes.shape[-1]
+    parents = torch.zeros_like(votes[:, :, 0])
+    for _ in range(iterations):
+        agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
+        parents = torch.einsum("bpij,bpijd->bpjd", agreement.softmax(-1), votes)
+        parents = F.layer_norm(parents, (d,), gain, bias)
+    return parents
+
+
+def fm(votes: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Zhao et al. 2020, Algorithms 1 and 2, batch norm of each element; s [b, p, j, d] and its sum [b, p, j]."""
+    normal = F.batch_norm(votes.flatten(0, -2), None, None, gain, bias, training=True).view_as(votes)
+    unit = normal * normal.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    s = (unit.sum(2).square() - unit.square().sum(2)) / (2 * votes.shape[2])
+    return s, s.sum(-1)

@@ -1,0 +1,179 @@
+"""Time and memory of the routings beside their naive forms, linear and convolutional, forward and backward.
+
+Held is what autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does
+not fit into the memory that is free, the batch is halved until it does, and the line says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import naive
+import torch
+from report import interleaved, median_ratio, record
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from torchcaps.capsules import Capsules
+from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
+
+Forward = Callable[[], Tensor]
+ITERATIONS = {"dynamic": 3, "em": 3, "inverted-attention": 2, "fm": 1}
+
+
+class Pair(NamedTuple):
+    """The same layer twice, to parents' poses, and what they share."""
+
+    ours: Forward
+    plain: Forward
+    layer: CapsuleLayer
+    poses: Tensor  # of the children
+
+
+class Size(NamedTuple):
+    transform: Callable[[], LinearTransform | ConvTransform]
+    children: tuple[int, ...]  # poses of one image
+    batch: int
+    positions: int
+
+
+SIZES = {
+    "linear 1152x8 -> 10x16": Size(lambda: LinearTransform(1152, 10, 8, 16), (1152, 8), 128, 1),
+    "conv 16x16x32 of 4x4, 3x3/2 -> 32 of 4x4": Size(
+        lambda: ConvTransform(32, 32, 16, 16, stride=2, matrix=True), (16, 16, 32, 16), 32, 49
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--routing", choices=ITERATIONS, nargs="+", default=list(ITERATIONS))
+    parser.add_argument("--batch", type=int, help="largest batch; each size has its own where it is not given")
+    flags = parser.parse_args()
+    for name, size in SIZES.items():
+        for routing in flags.routing:
+            wanted = min(size.batch, flags.batch or size.batch)
+            compare(name, size, routing, wanted, flags.repeats, torch.device(flags.device))
+
+
+def compare(name: str, size: Size, routing: str, wanted: int, repeats: int, device: torch.device) -> None:
+    """Record one line: the library's layer and the naive form on the same children and weights."""
+    batch = fitting_batch(size, routing, wanted, device)
+    ours, plain, *_ = build(size, routing, batch, device)
+    held, peaks = [held_bytes(forward) for forward in (plain, ours)], {}
+    if device.type == "cuda":
+        peaks = {f"{key}peak_mb": peak_mb(f, device) for key, f in (("naive_", plain), ("", ours))}
+    forwards = interleaved([plain, ours], repeats)
+    steps = interleaved([lambda: plain().sum().backward(), lambda: ours().sum().backward()], repeats)
+    votes = batch * size.positions * 4 * vote_elements(size)
+    record(
+        f"routing/{routing}/{name}",
+        {
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "batch": batch,
+            "batch_wanted": wanted,
+            "iterations": ITERATIONS[routing],
+            "repeats": repeats,
+            "votes_mb": mb(votes),
+            "held_mb": mb(held[1]),
+            "naive_held_mb": mb(held[0]),
+            **peaks,
+            "forward_ms": round(1000 * median(forwards[1]), 2),
+            "naive_forward_ms": round(1000 * median(forwards[0]), 2),
+            "step_ms": round(1000 * median(steps[1]), 2),
+            "naive_step_ms": round(1000 * median(steps[0]), 2),
+            "step_speed_up": round(median_ratio(steps[0], steps[1]), 2),
+        },
+    )
+
+
+def build(size: Size, routing: str, batch: int, device: torch.device) -> Pair:
+    """The library's forward pass and the naive one, on random children and fresh weights."""
+    torch.manual_seed(0)
+    options = {"scope": "window"} if routing == "em" else {}
+    layer = CapsuleLayer(size.transform(), routing, **options).to(device)
+    poses = torch.randn(batch, *size.children, device=device, requires_grad=True)
+    activations = torch.rand(batch, *size.children[:-1], device=device)
+    iterations, transform = ITERATIONS[routing], layer.transform
+    get = dict(layer.routing.named_parameters())
+
+    def votes() -> Tensor:
+        if isinstance(transform, ConvTransform):
+            return naive.conv_votes(poses, transform.weight, transform.rows, transform.stride)
+        return naive.linear_votes(poses, transform.weight, transform.rows)
+
+    def plain() -> Tensor:
+        match routing:
+            case "dynamic":
+                return naive.dynamic(votes(), iterations)
+            case "em":
+                windows = activations.unsqueeze(1)
+                if isinstance(transform, ConvTransform):
+                    windows = naive.conv_windows(activations, transform.shape[1], transform.stride)
+                betas = get["activation.beta_u"], get["activation.beta_a"]
+                return naive.em(votes(), windows, *betas, iterations)[0]
+            case "inverted-attention":
+                return naive.inverted_attention(votes(), get["norm.weight"], get["norm.bias"], iterations)
+            case _:
+                return naive.fm(votes(), get["norm.weight"], get["norm.bias"])[0]
+
+    return Pair(lambda: layer(Capsules(poses, activations), iterations).capsules.poses, plain, layer, poses)
+
+
+def fitting_batch(size: Size, routing: str, wanted: int, device: torch.device) -> int:
+    """The largest of wanted, wanted / 2, ... whose naive form, backward included, takes up to 3/4 of what is free."""
+    one, two = (held_bytes(build(size, routing, batch, device).plain) for batch in (1, 2))
+    votes = 4 * size.positions * vote_elements(size)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    batch = wanted
+    while batch > 1 and batch * (two - one + 4 * votes) > 0.75 * free:
+        batch //= 2
+    return batch
+
+
+def vote_elements(size: Size) -> int:
+    """Elements of one image's votes at one position, i * j * d."""
+    children, parents, pose = size.transform().sizes
+    return children * parents * pose
+
+
+def available_memory() -> int:
+    """Bytes that are free on this machine."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def held_bytes(forward: Forward) -> int:
+    """Bytes of the distinct storages that autograd keeps after `forward`."""
+    held: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other storage gets its address
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = forward()
+    assert out.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def peak_mb(forward: Forward, device: torch.device) -> float:
+    """Largest allocation on a CUDA device during forward and backward, less what was there before."""
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    forward().sum().backward()
+    return mb(torch.cuda.max_memory_allocated(device) - before)
+
+
+def mb(size: int) -> float:
+    return round(size / 2**20, 1)
+
+
+if __name__ == "__main__":
+    main()

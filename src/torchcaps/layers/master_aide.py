@@ -1,0 +1,252 @@
+"""EncapNet's capsule convolution (Li, Guo, Dai, Ouyang and Wang 2018, section 3.1): one pass in place of routing.
+
+s = m1 v1 + m2 v2 (Eq. 6): the master v1 is a convolution of the capsule's own channels, the aide v2 one of all others,
+and m1, m2 are learnt from them, one number per capsule and position. Then skip, batch norm, ReLU, squash.
+
+Maps stay channels first, [b, (g d), h, w] with the d of a capsule side by side. Every default is the paper's rule, but
+for the size of the aide's kernel, which it does not give: the authors' code takes the master's + 4, and so do we.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.layers.transforms import flatten_space
+from torchcaps.names import check_choice
+
+Source = Literal["master", "aide", "input"]
+Skip = Literal["none", "type-1", "type-2", "both"]
+
+
+class Wiring(NamedTuple):
+    """What each coefficient is a grouped convolution of; an empty `aide` stands for 1 - m1."""
+
+    master: tuple[Source, ...]
+    aide: tuple[Source, ...]
+
+
+VERSIONS: dict[str, Wiring | None] = {
+    "master": None,  # no aide, no coefficients: the baseline of Table 3
+    "v1": Wiring(("master",), ("aide",)),
+    "v2": Wiring(("aide",), ("master",)),
+    "v3": Wiring(("master", "aide"), ("master", "aide")),
+    "route1": Wiring(("master",), ()),  # this and the next two: the authors' code
+    "route2": Wiring(("input",), ()),
+    "route3": Wiring(("aide",), ("master",)),  # called v3 there, and wired as v2
+}
+
+
+def squash_maps(maps: Tensor, capsules: int) -> Tensor:
+    """Squash each capsule of maps [b, (g d), h, w]."""
+    return squash(maps.unflatten(1, (capsules, -1)), dim=2).flatten(1, 2)
+
+
+def to_capsules(maps: Tensor, capsules: int) -> Capsules:
+    """Maps [b, (g d), h, w] seen as capsules [b, h, w, g, d]."""
+    return Capsules(maps.unflatten(1, (capsules, -1)).permute(0, 3, 4, 1, 2))
+
+
+def to_maps(capsules: Capsules) -> Tensor:
+    """Capsules [b, h, w, g, d] as maps [b, (g d), h, w]."""
+    return capsules.poses.permute(0, 3, 4, 1, 2).flatten(1, 2)
+
+
+class AideConv2d(nn.Conv2d):
+    """A convolution to each capsule from the channels of all other capsules (the complement of N_j in Eq. 6).
+
+    The weight is that of a dense convolution; what joins a capsule with itself stays in it, masked, so that weights of
+    the authors' code, whose aide sees all channels, have the same shape.
+
+    Args:
+        capsules: types per position, at least 2.
+        in_pose, out_pose: elements of a pose.
+        kernel, stride: of the convolution, padded so that a stride of 1 keeps the size; the kernel is odd.
+    """
+
+    mask: Tensor
+
+    def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int):
+        super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2)
+        others = 1 - torch.eye(capsules)
+        mask = others.repeat_interleave(out_pose, 0).repeat_interleave(in_pose, 1)[:, :, None, None]
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * self.mask, self.bias, self.stride, self.padding)
+
+
+class MasterAideConv2d(nn.Module):
+    """One capConv layer: master and aide, their coefficients, skip, batch norm, ReLU, squash.
+
+    Type I of the paper is a kernel of 3 and a larger pose, `skip` then being a convolution 3x3 of all channels; type II
+    is a kernel of 1 and the same pose, `skip` then being the input itself.
+
+    Args:
+        capsules: types per position, in and out; at least 2 where there is an aide.
+        in_pose, out_pose: elements of a pose.
+        kernel: of the master; odd.
+        stride: of both branches.
+        version: where the coefficients come from: "v1" each from its own branch, "v2" each from the other, "v3" each
+            from both; "master" has no aide; "route1" (m2 = 1 - m1), "route2" (the same, m1 from the input) and "route3"
+            (the same as v2) are the authors' code.
+        aide: what the aide sees, "others" (the paper) or "all" channels (the authors' code).
+        aide_kernel: odd; None is kernel + 4 (Route1 and Route2 of the code have `kernel`).
+        branch_norm: batch norm, ReLU and squash in each branch too, before the coefficients (the authors' code).
+        skip: whether the input is added before the last batch norm.
+
+    Raises:
+        ValueError: for even kernels, sizes below 1, unknown names, and an aide of a single capsule that has no others.
+    """
+
+    def __init__(
+        self,
+        capsules: int,
+        in_pose: int,
+        out_pose: int,
+        kernel: int = 3,
+        stride: int = 1,
+        version: str = "v3",
+        aide: Literal["others", "all"] = "others",
+        aide_kernel: int | None = None,
+        branch_norm: bool = False,
+        skip: bool = True,
+    ):
+        super().__init__()
+        aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel
+        _check(capsules, in_pose, out_pose, kernel, aide_kernel, stride, version, aide)
+        self.capsules, self.wiring = capsules, VERSIONS[version]
+        wide, out = capsules * in_pose, capsules * out_pose
+        self.master = nn.Conv2d(wide, out, kernel, stride, kernel // 2, groups=capsules)
+        if self.wiring is not None:
+            self.aide = (
+                AideConv2d(capsules, in_pose, out_pose, aide_kernel, stride)
+                if aide == "others"
+                else nn.Conv2d(wide, out, aide_kernel, stride, aide_kernel // 2)
+            )
+            widths = {"master": out_pose, "aide": out_pose, "input": in_pose}
+            near = (kernel, stride) if "input" in self.wiring.master else (3, 1)
+            self.master_coefficient = self._coefficient(self.wiring.master, widths, *near)
+            self.aide_coefficient = self._coefficient(self.wiring.aide, widths, 3, 1)
+            branches = ("master", "aide") if branch_norm else ()
+            self.branch_norms = nn.ModuleDict({name: nn.BatchNorm2d(out) for name in branches})
+        self.skip = _skip(wide, out, stride) if skip else None
+        self.norm = nn.BatchNorm2d(out)
+
+    def _coefficient(self, sources: tuple[Source, ...], widths: dict, kernel: int, stride: int) -> nn.Conv2d | None:
+        """[b, (g d), h, w] of the sources, a capsule's side by side -> [b, g, h, w]."""
+        channels = self.capsules * sum(widths[source] for source in sources)
+        groups = self.capsules
+        return nn.Conv2d(channels, groups, kernel, stride, kernel // 2, groups=groups) if sources else None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps [b, (g d), h, w] -> [b, (g d'), h', w'], of length below one."""
+        total = self.master(maps) if self.wiring is None else self._interact(maps, self.wiring)
+        if self.skip is not None:
+            total = total + self.skip(maps)
+        return squash_maps(F.relu(self.norm(total)), self.capsules)
+
+    def _interact(self, maps: Tensor, wiring: Wiring) -> Tensor:
+        """m1 v1 + m2 v2 (Eq. 6)."""
+        branches = {"input": maps, "master": self.master(maps), "aide": self.aide(maps)}
+        for name, norm in self.branch_norms.items():
+            branches[name] = squash_maps(F.relu(norm(branches[name])), self.capsules)
+        each = {name: x.unflatten(1, (self.capsules, -1)) for name, x in branches.items()}  # [b, g, d, h, w]
+        m1 = self._read(self.master_coefficient, [each[name] for name in wiring.master])
+        m2 = (
+            1 - m1
+            if self.aide_coefficient is None
+            else self._read(self.aide_coefficient, [each[name] for name in wiring.aide])
+        )
+        return (m1 * each["master"] + m2 * each["aide"]).flatten(1, 2)
+
+    def _read(self, convolution: nn.Conv2d | None, sources: list[Tensor]) -> Tensor:
+        """The coefficient [b, g, 1, h, w]."""
+        assert convolution is not None
+        return convolution(torch.cat(sources, 2).flatten(1, 2)).unsqueeze(2)
+
+
+class CapConvModule(nn.Sequential):
+    """One module of EncapNet (figure 3a): a type I layer, which widens the pose, and `length` type II layers.
+
+    Args:
+        capsules, in_pose, out_pose: see `MasterAideConv2d`.
+        length: number of type II layers (N), at least 0.
+        stride: of the type I layer.
+        skip: which layers have one: "none", "type-1", "type-2", or "both" (Table 3, 5 to 7).
+        options: further keyword arguments of every `MasterAideConv2d`.
+    """
+
+    def __init__(
+        self,
+        capsules: int,
+        in_pose: int,
+        out_pose: int,
+        length: int = 3,
+        stride: int = 2,
+        skip: Skip = "both",
+        **options,
+    ):
+        check_choice("skip", skip, ("none", "type-1", "type-2", "both"))
+        if length < 0:
+            raise ValueError(f"length is {length}; it must be at least 0")
+        first, others = skip in ("type-1", "both"), skip in ("type-2", "both")
+        super().__init__(
+            MasterAideConv2d(capsules, in_pose, out_pose, 3, stride, skip=first, **options),
+            *(MasterAideConv2d(capsules, out_pose, out_pose, 1, 1, skip=others, **options) for _ in range(length)),
+        )
+
+
+class CapFC(nn.Module):
+    """One fully connected layer per element of the pose, without bias, then squash: class capsules without routing.
+
+    Args:
+        children: capsules in all, positions included; the paper's 32-pixel networks have 512.
+        parents: class capsules.
+        pose: elements, the same for both.
+    """
+
+    def __init__(self, children: int, parents: int, pose: int):
+        super().__init__()
+        if min(children, parents, pose) < 1:
+            raise ValueError(
+                f"{children} children, {parents} parents of {pose} were asked for; each must be at least 1"
+            )
+        bound = 1 / math.sqrt(children)
+        self.weight = nn.Parameter(torch.empty(pose, children, parents).uniform_(-bound, bound))
+
+    def forward(self, children: Capsules) -> Capsules:
+        """[b, h, w, i, d] or [b, i, d] -> [b, j, d]; positions are flattened as (capsule, height, width)."""
+        poses = flatten_space(children).poses
+        if poses.shape[1:] != (self.weight.shape[1], self.weight.shape[0]):
+            raise ValueError(
+                f"the children are {tuple(poses.shape[1:])} (capsules, pose), but the layer takes "
+                f"({self.weight.shape[1]}, {self.weight.shape[0]})"
+            )
+        return Capsules(squash(torch.einsum("bid,dij->bjd", poses, self.weight)))
+
+
+def _skip(wide: int, out: int, stride: int) -> nn.Module:
+    """The input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
+    return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1)
+
+
+def _check(
+    capsules: int, in_pose: int, out_pose: int, kernel: int, aide_kernel: int, stride: int, version: str, aide: str
+) -> None:
+    if min(capsules, in_pose, out_pose, stride) < 1:
+        raise ValueError(
+            f"{capsules} capsules of {in_pose} -> {out_pose}, stride {stride}, were asked for; each must be at least 1"
+        )
+    for name, value in (("kernel", kernel), ("aide_kernel", aide_kernel)):
+        if value < 1 or value % 2 == 0:
+            raise ValueError(f"{name} is {value}; it must be odd (1, 3, 5, ...), so that both branches give one size")
+    check_choice("version", version, VERSIONS)
+    check_choice("aide", aide, ("others", "all"))
+    if capsules == 1 and aide == "others" and VERSIONS[version] is not None:
+        raise ValueError("a single capsule has no others for an aide to see: use version 'master', or aide 'all'")

@@ -1,0 +1,116 @@
+"""One bit a weight: the inference form of layers whose weights are binary (XnODR, and XnODR with XnIDR).
+
+A packed layer holds the sign of each weight as a bit and one scale for each child and each output element of a parent,
+mean|W| over the child's d. So a weight costs 1 + 32 / d bits with float32 scales, 1 + 16 / d with half ones: at d = 8 a
+6.4th and a 10.7th of float32, and never less than a 32nd.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules
+from torchcaps.layers.layer import CapsuleLayer
+from torchcaps.layers.transforms import Transform
+from torchcaps.routing import Routing
+from torchcaps.routing.xnodr import XnODR
+from torchcaps.votes import Threshold, Votes
+from torchcaps.votes.binary import binary_children, weight_middle
+
+
+class PackedTransform(nn.Module):
+    """What `transform` votes when children and weights are xnorized. It has buffers and no parameters.
+
+    `bits` is uint8 [ceil(weights / 8)], 1 for a positive weight, lowest bit first, in the order [j, *window, m, c]: the
+    d of a child side by side, as a dot product wants them. `scales` is [j, *window, 1, m].
+
+    Args:
+        transform: linear or convolutional, on any device, the meta device too.
+        threshold: of the signs, of children and weights.
+        scales: type of the scales; votes are those of the float form with its scales rounded to this type.
+    """
+
+    bits: Tensor
+    scales: Tensor
+
+    def __init__(self, transform: Transform, threshold: Threshold, scales: torch.dtype):
+        super().__init__()
+        weight = transform.weight.detach()  # [j, *window, c, m]
+        middle = weight_middle(weight, threshold)
+        self.register_buffer("bits", _pack((weight > (0 if middle is None else middle)).transpose(-1, -2)))
+        self.register_buffer("scales", weight.abs().mean(-2, keepdim=True).to(scales))
+        self.form = copy.deepcopy(transform)
+        self.form.register_parameter("weight", None)
+        self.sizes, self.shape, self.place = transform.sizes, transform.shape, None
+        self.threshold: Threshold = threshold
+
+    def forward(self, children: Capsules) -> Votes:
+        dtype = children.poses.dtype
+        *outer, c, m = self.shape
+        positive = _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
+        scales = self.scales.to(dtype)
+        return self.form.vote(
+            binary_children(children, self.form.rows, self.threshold),
+            torch.where(positive, scales, -scales),
+            binary=True,
+        )
+
+
+class PackedLayer(CapsuleLayer):
+    """A routed layer with packed weights, for inference; made by `pack`. It fits into a `CapsuleStack`."""
+
+    def __init__(self, transform: PackedTransform, routing: Routing):
+        super().__init__(transform, routing)  # pyright: ignore[reportArgumentType] - it has sizes, and makes votes
+
+    def votes(self, children: Capsules) -> Votes:
+        """Of the packed transform, which binarizes the children itself."""
+        return self.transform(children)
+
+    def bytes_per_weight(self) -> float:
+        """Stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
+        stored = sum(buffer.nbytes for buffer in self.transform.buffers())
+        return stored / math.prod(self.transform.shape)
+
+
+def pack(layer: CapsuleLayer, scales: torch.dtype = torch.float32) -> PackedLayer:
+    """The inference form of a layer whose weights are binary, with its own copy of everything.
+
+    Its outputs are those of `layer`, and its state holds no float weights. To load a packed state without them, build
+    the layer on the meta device: `with torch.device("meta"): packed = pack(CapsuleLayer(...))`, then
+    `packed.load_state_dict(state, assign=True)`.
+
+    Args:
+        layer: with a routing that declares `binary_weights`: "xnodr" or "xnodr-xnidr".
+        scales: torch.float32, or torch.float16 or torch.bfloat16; halves make outputs those of the rounded scales.
+
+    Raises:
+        ValueError: for layers whose weights are not binary (XnIDR binarizes votes and outputs only), and for scales
+            that are not floating point.
+    """
+    name = layer.routing.spec.name
+    if not layer.routing.spec.binary_weights:
+        reason = " (XnIDR binarizes votes and outputs, its weights stay in floating point)" if name == "xnidr" else ""
+        raise ValueError(f"weights of routing {name!r} are not binary{reason}: 'xnodr' or 'xnodr-xnidr' can be packed")
+    if not scales.is_floating_point:
+        raise ValueError(f"scales are {scales}; they must be floating point: torch.float32, torch.float16")
+    assert isinstance(layer.routing, XnODR)
+    transform = PackedTransform(layer.transform, layer.routing.threshold, scales)
+    return PackedLayer(transform, copy.deepcopy(layer.routing)).train(layer.training)
+
+
+def _pack(positive: Tensor) -> Tensor:
+    """bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
+    flat = positive.flatten().to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).unflatten(0, (-1, 8))
+    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)
+    return (flat * places).sum(1, dtype=torch.uint8)
+
+
+def _unpack(bits: Tensor, count: int) -> Tensor:
+    """uint8 [n] -> bool [count]."""
+    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(1) & places).ne(0).flatten()[:count]

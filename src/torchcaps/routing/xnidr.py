@@ -1,0 +1,48 @@
+"""XnIDR (Sun, Pourramezan Fard and Mahoor 2023), Table 3: the projection inside dynamic routing, xnorized; and both.
+
+b_ij += (sign vote_ij . sign v_j) mean|vote_ij| mean|v_j|; the votes themselves are in full precision, so no weight is
+binary and nothing can be packed. Two slips of Table 3 are mended: b = 0 stands before the loop, and the update after
+the last output, which nothing reads, is left out. The scales take no gradient, as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from torchcaps.capsules import binarize
+from torchcaps.routing.dynamic import Dynamic
+from torchcaps.routing.interface import register_routing
+from torchcaps.routing.xnodr import XnODR
+from torchcaps.votes import Votes
+
+
+@register_routing
+class XnIDR(Dynamic):
+    """Dynamic routing that carries the sum of binarized outputs, and agrees with binarized votes (Eq. 8).
+
+    Args:
+        sizes, over, gradients, start: see `Dynamic`.
+    """
+
+    spec = replace(Dynamic.spec, name="xnidr", paper="Sun et al. 2023, Table 3", exact_gradient=False)
+
+    def agree(self, votes: Votes, state: Tensor) -> Tensor:
+        return votes.agree(state, "xnor")
+
+    def recall(self, parents: Tensor) -> Tensor:
+        return binarize(parents)
+
+
+@register_routing
+class XnODRXnIDR(XnODR, XnIDR):
+    """Both projections xnorized: binary votes and binary agreement. Section 3.3.3 says that it predicts awfully.
+
+    Signs are summed before scales are applied, so that a vote whose signs cancel is exactly 0 and has the sign -1.
+
+    Args:
+        sizes, over, gradients, start, threshold: see `XnODR`.
+    """
+
+    spec = replace(XnODR.spec, name="xnodr-xnidr", paper="Sun et al. 2023, section 3.3.3")

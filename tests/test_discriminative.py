@@ -1,0 +1,131 @@
+"""Discriminative routing: the paper's update, hidden layers, proximal steps, and folding for inference."""
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from layers import PLACED, children, layer, seen
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.routing import create_routing
+from torchcaps.routing.discriminative import shrink_after
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "rows"])
+@pytest.mark.parametrize("name", ["linear-vector", "linear-matrix"])
+def test_a_step_on_the_discriminative_objective_equals_the_papers_update(name, norm):
+    module, capsules = layer(name, "discriminative", norm=norm, penalty_weight=0.01), children(name)
+    stack, coefficient = CapsuleStack([module]), module.routing.coefficient
+    torch.manual_seed(3)
+    targets = torch.randint(0, 2, (len(capsules.poses), module.transform.sizes.parents)).double()
+    truth = seen(module.transform, capsules)
+    wanted = oracles.discriminative_step(
+        truth, coefficient.detach().numpy(), targets.numpy(), gamma=0.01, weight=0.01, norm=norm
+    )
+    optimizer = torch.optim.SGD(stack.coefficients(), lr=0.01)
+    loss = -stack.objective(stack(capsules), targets)
+    (coefficient.grad,) = torch.autograd.grad(loss, stack.coefficients())
+    optimizer.step()
+    np.testing.assert_allclose(coefficient.detach(), wanted, rtol=1e-10)
+
+
+def test_hidden_coefficients_take_their_gradient_through_the_layers_above():
+    """Section III-C: the class layer's objective, differentiated into every layer (here by finite differences)."""
+    torch.manual_seed(0)
+    hidden = CapsuleLayer(LinearTransform(4, 3, 2, 3), "discriminative")
+    stack = CapsuleStack([hidden, CapsuleLayer(LinearTransform(3, 2, 3, 2), "discriminative")]).double()
+    capsules, targets = Capsules(torch.randn(5, 4, 2, dtype=torch.float64)), torch.eye(2).double()[[0, 1, 1, 0, 1]]
+    assert len(stack.coefficients()) == 2
+
+    def goal(coefficient):
+        with torch.no_grad():
+            hidden.routing.coefficient.copy_(coefficient)
+        return stack.objective(stack(capsules), targets)
+
+    start = hidden.routing.coefficient.detach().clone()
+    (gradient,) = torch.autograd.grad(goal(start), [hidden.routing.coefficient])
+    for index in [(0, 0), (3, 2)]:
+        nudge = torch.zeros_like(start)
+        nudge[index] = 1e-5
+        slope = (goal(start + nudge) - goal(start - nudge)).item() / 2e-5
+        assert gradient[index].item() == pytest.approx(slope, rel=1e-6)
+        assert abs(slope) > 1e-6
+
+
+@pytest.mark.parametrize(("norm", "weight"), [("l1", 2.0), ("rows", 10.0)])
+def test_a_proximal_step_is_the_gradient_step_and_then_a_soft_threshold(norm, weight):
+    module = layer("linear-vector", "discriminative", norm=norm, penalty_weight=weight, proximal=True)
+    capsules, stack, lr = children("linear-vector"), CapsuleStack([module]), 0.1
+    coefficient, targets = module.routing.coefficient, torch.eye(3).double()
+    goal = stack.objective(stack(capsules), targets)
+    (gradient,) = torch.autograd.grad(-goal, [coefficient])
+    moved = (coefficient - lr * gradient).detach().numpy()
+    wanted = np.zeros_like(moved)
+    for i, j in np.ndindex(moved.shape):
+        size = abs(moved[i, j]) if norm == "l1" else np.sqrt(sum(moved[i] ** 2))
+        wanted[i, j] = moved[i, j] * max(0, 1 - lr * weight / size)
+
+    optimizer = torch.optim.SGD(stack.coefficients(), lr=lr)
+    shrink_after(optimizer, stack.modules())
+    coefficient.grad = gradient
+    optimizer.step()
+    np.testing.assert_allclose(coefficient.detach(), wanted, rtol=1e-10, atol=1e-14)
+    zero = coefficient == 0
+    assert zero.any() and not zero.all()
+    assert norm == "l1" or torch.equal(zero.any(1), zero.all(1))
+
+
+def test_the_subgradient_makes_no_exact_zero_and_its_penalty_is_zero_at_zero():
+    for norm in ("l1", "rows"):
+        routing = create_routing("discriminative", 3, 2, 2, norm=norm, penalty_weight=1.0)
+        routing.coefficient.data.copy_(torch.tensor([[0.0, 0.0], [0.05, -0.3], [1.0, 2.0]]))
+        (gradient,) = torch.autograd.grad(routing.penalty(), routing.coefficient)
+        assert gradient[0].eq(0).all() and gradient[1:].ne(0).all()
+
+
+def test_shrinking_leaves_other_coefficients_alone():
+    plain = create_routing("discriminative", 2, 2, 2, norm="l1")
+    optimizer = torch.optim.SGD(plain.coefficients(), lr=0.1)
+    shrink_after(optimizer, [plain, torch.nn.Linear(1, 1)])
+    plain.coefficient.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.equal(plain.coefficient, torch.full((2, 2), 0.1))
+
+
+def test_several_classes_may_be_there_at_once():
+    module = layer("linear-vector", "discriminative")
+    state = module(children("linear-vector")).state
+    targets = torch.tensor([[1, 1, 0], [0, 0, 0], [1, 1, 1]]).double()
+    quality = state.square().sum((1, 3))
+    wanted = (quality[0, 0] + quality[0, 1] - quality[0, 2] - quality[1].sum() + quality[2].sum()) / 3
+    torch.testing.assert_close(module.routing.objective(state, targets), wanted)
+
+
+@pytest.mark.parametrize("name", ["linear-matrix", "linear-flattened", "conv-padded", *PLACED])
+def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name):
+    module, capsules = layer(name, "discriminative"), children(name)
+    folded = module.fold()
+    torch.testing.assert_close(folded(capsules).capsules.poses, module(capsules).capsules.poses, rtol=1e-10, atol=1e-12)
+    assert folded.routing.spec.name == "uniform" and not folded.routing.state_dict()
+    step = folded.step(folded.votes(capsules), None, 0)
+    assert step.coupling is None
+    again = layer(name, "discriminative", seed=3).fold()
+    again.load_state_dict(folded.state_dict())
+    assert torch.equal(again(capsules).capsules.poses, folded(capsules).capsules.poses)
+    module.routing.coefficient.data.zero_()
+    assert folded(capsules).capsules.poses.abs().max() > 0.01
+
+
+def test_fixed_coefficients_are_a_linear_capsule_layer():
+    """One dense matrix from all poses to all parents, then squash."""
+    module, capsules = layer("linear-vector", "discriminative"), children("linear-vector")
+    weight = module.transform.weight * module.routing.coefficient.T[:, :, None, None]  # [j, i, c, m]
+    dense = weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)  # [(i c), (j m)]
+    wanted = squash((capsules.poses.flatten(1) @ dense).unflatten(-1, (3, 4)))
+    torch.testing.assert_close(module(capsules).capsules.poses, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_only_constant_couplings_fold():
+    with pytest.raises(ValueError, match="'dynamic' has no constant coupling"):
+        CapsuleLayer(ConvTransform(1, 2, 4, 4), "dynamic").fold()
