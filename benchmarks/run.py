@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("stem.py",)
+BENCHMARKS = ("stem.py", "routing.py", "data.py")
 
 
 def main() -> None:

@@ -74,7 +74,9 @@ class TestSets:
         "name", [name for name in CATALOGUE if not CATALOGUE[name].takes_path and name != "digits"]
     )
     def test_missing_set_says_what_to_do(self, name, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"--data\.download.*--data\.root or TORCHCAPS_DATA") as caught:
+        with pytest.raises(
+            FileNotFoundError, match=r"(--data\.download|get it from http).*--data\.root or TORCHCAPS_DATA"
+        ) as caught:
             load_data(DataConfig(name=name, root=tmp_path))
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 

@@ -12,7 +12,18 @@ from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data import Batches, Data, Images, load_data, transforms
 from torchcaps.data.splits import DRAWS, mix
 
-ALL = AugmentConfig(crop=2, flip=True, shift=1, rotate=15.0, scale=0.2, shear=5.0)
+ALL = AugmentConfig(
+    crop=2,
+    flip=True,
+    shift=1,
+    rotate=15.0,
+    scale=0.2,
+    shear=5.0,
+    brightness=0.2,
+    contrast=0.5,
+    saturation=0.3,
+    hue=0.1,
+)
 
 
 def random_images(n=23, c=3, h=9, w=7) -> Images:
@@ -117,22 +128,33 @@ class TestDraws:
         draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))
         assert draws.crop.unique().tolist() == [0, 1, 2, 3, 4] and draws.shift.unique().tolist() == [-1, 0, 1]
         assert 0.45 < draws.flip.float().mean() < 0.55
-        for drawn, centre, reach in ((draws.angle, 0, 15), (draws.scale, 1, 0.2), (draws.shear, 0, 5)):
+        uniform = [(draws.angle, 0, 15), (draws.scale, 1, 0.2), (draws.shear, 0, 5), (draws.brightness, 1, 0.2)]
+        uniform += [(draws.contrast, 1, 0.5), (draws.saturation, 1, 0.3), (draws.hue, 0, 0.1), (draws.cut, 0.5, 0.5)]
+        for drawn, centre, reach in uniform:
             assert (drawn - centre).abs().max() <= reach * (1 + 1e-6)
             assert drawn.max() > centre + 0.9 * reach and drawn.min() < centre - 0.9 * reach
 
     def test_parameters_are_independent(self):
         draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))
         columns = torch.cat([parameter.float().view(4000, -1) for parameter in draws], 1)
-        assert (columns.T.corrcoef() - torch.eye(8)).abs().max() < 0.1
+        assert (columns.T.corrcoef() - torch.eye(14)).abs().max() < 0.1
 
     def test_one_parameter_leaves_the_others_alone(self):
         seed = mix(DRAWS, 0, 0, 0)
         assert torch.equal(transforms.draw(AugmentConfig(crop=2), 9, seed).crop, transforms.draw(ALL, 9, seed).crop)
 
-    @pytest.mark.parametrize("config", [AugmentConfig(crop=-1), AugmentConfig(scale=1.0), AugmentConfig(shear=90.0)])
+    @pytest.mark.parametrize(
+        "config",
+        [
+            AugmentConfig(crop=-1),
+            AugmentConfig(scale=1.0),
+            AugmentConfig(shear=90.0),
+            AugmentConfig(contrast=1.5),
+            AugmentConfig(hue=0.6),
+        ],
+    )
     def test_impossible_changes(self, config):
-        with pytest.raises(ValueError, match=r"augment\.(crop|scale|shear) is"):
+        with pytest.raises(ValueError, match=r"augment\.(crop|scale|shear|contrast|hue) is"):
             Batches(random_images(), 4, augment=config)
 
 

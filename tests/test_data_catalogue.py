@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from torchcaps.data import CATALOGUE, data_root, find
-from torchcaps.data.catalogue import CIFAR100, register
+from torchcaps.data.catalogue import register
+from torchcaps.data.entries import CIFAR100
 
 
 class TestImports:

@@ -58,7 +58,7 @@ def test_streamed_equals_resident(tmp_path, monkeypatch):
     }
     resident = load(tmp_path, **options)
     monkeypatch.setattr(folder, "RESIDENT_LIMIT", 0)
-    monkeypatch.setattr(folder, "_workers", lambda images: 2)
+    monkeypatch.setattr(folder, "workers", lambda images: 2)
     streamed = load(tmp_path, **options)
     assert isinstance(streamed.train, ImageFiles)
     assert torch.equal(streamed.mean, resident.mean) and torch.equal(streamed.std, resident.std)
@@ -124,7 +124,7 @@ def test_unreadable_image_is_named(tmp_path, monkeypatch, workers):
     fill(tmp_path)
     broken = tmp_path / "train/bee/2.png"
     broken.write_bytes(broken.read_bytes()[:60])
-    monkeypatch.setattr(folder, "_workers", lambda images: workers)
+    monkeypatch.setattr(folder, "workers", lambda images: workers)
     with pytest.raises(ValueError, match=r"^cannot read the image .*bee.2\.png"):
         load(tmp_path, image_size=4)
     broken.write_bytes(b"text")

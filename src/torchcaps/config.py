@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from torchcaps.names import describe_type, fits
+
 Option = bool | int | float | str
 C = TypeVar("C")
 
@@ -34,7 +36,9 @@ class AugmentConfig:
 class ComposeConfig:
     """How images are composed of a base set's; each named set says what None stands for (`torchcaps data list`)."""
 
-    base: str | None = None  #: set that is composed from, e.g. mnist, fashion-mnist, digits, npz:PATH
+    base: str | None = (
+        None  #: set that is composed from, e.g. mnist, fashion-mnist, digits, npz:PATH; below 28 pixels it is enlarged
+    )
     per_image: int | None = None  #: composed images for each base image; with that the stream ends
     objects: int | None = None  #: overlapped objects, each of another class
     single: int | None = None  #: one image in so many shows one object alone; 0: none does
@@ -47,7 +51,6 @@ class ComposeConfig:
     epoch: int | None = None  #: images of the training stream that are one epoch; 0: all
     held: int | None = None  #: images of the validation stream, and of the test stream; 0: all
     seed: int | None = None  #: of what is drawn in all three streams
-
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class DataConfig:
     )
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
+    skip_unreadable: bool = False  #: folder: leave out images that cannot be read, naming them, in place of stopping
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
     compose: ComposeConfig = field(default_factory=ComposeConfig)
@@ -83,6 +87,7 @@ class ModelConfig:
 class LossConfig:
     name: Literal["margin", "cross-entropy"] = "margin"
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
+    threshold: float = 0.5  #: score above which a class counts as shown, where images differ in how many they show
 
 
 @dataclass(frozen=True)
@@ -152,19 +157,21 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
 
     Raises:
-        ValueError: for a name that `kind` does not have.
+        ValueError: for a name that `kind` does not have, and for a value that is not of its type.
     """
     types = typing.get_type_hints(kind)
     if unknown := sorted(set(plain) - set(types)):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
-    return kind(**{name: _restore(types[name], value) for name, value in plain.items()})
+    return kind(**{name: _restore(name, types[name], value) for name, value in plain.items()})
 
 
-def _restore(kind: Any, value: Any) -> Any:
-    if is_dataclass(kind):
+def _restore(name: str, kind: Any, value: Any) -> Any:
+    if is_dataclass(kind) and isinstance(value, dict):
         return from_plain(typing.cast(type, kind), value)
     if isinstance(value, list):
-        return tuple(value)
+        value = tuple(value)
     if isinstance(value, str) and Path in (kind, *typing.get_args(kind)):
-        return Path(value)
+        value = Path(value)
+    if not fits(value, kind):
+        raise ValueError(f"{name} is {value!r}; it must be {describe_type(kind)}")
     return value

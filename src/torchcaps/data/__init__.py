@@ -10,28 +10,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchcaps.data.batches import Batches
-    from torchcaps.data.catalogue import CATALOGUE, Entry, data_root, find, register
+    from torchcaps.data.catalogue import CATALOGUE, data_root, find, register
+    from torchcaps.data.entry import Entry
     from torchcaps.data.folder import ImageFiles
     from torchcaps.data.images import Images, Source
     from torchcaps.data.load import Data, load_data
+    from torchcaps.data.overlap import Overlap, Parts
+    from torchcaps.data.streams import Stream
+    from torchcaps.data.viewpoints import Affine, Shifted
 
 _HOMES = {
     "batches": ("Batches",),
-    "catalogue": ("CATALOGUE", "Entry", "data_root", "find", "register"),
+    "catalogue": ("CATALOGUE", "data_root", "find", "register"),
+    "entry": ("Entry",),
     "folder": ("ImageFiles",),
     "images": ("Images", "Source"),
     "load": ("Data", "load_data"),
+    "overlap": ("Overlap", "Parts"),
+    "streams": ("Stream",),
+    "viewpoints": ("Affine", "Shifted"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CATALOGUE",
+    "Affine",
     "Batches",
     "Data",
     "Entry",
     "ImageFiles",
     "Images",
+    "Overlap",
+    "Parts",
+    "Shifted",
     "Source",
+    "Stream",
     "data_root",
     "find",
     "load_data",

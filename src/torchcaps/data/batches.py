@@ -18,6 +18,7 @@ from torchcaps.config import AugmentConfig
 from torchcaps.data import transforms
 from torchcaps.data.images import Source
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
+from torchcaps.data.streams import Stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,8 @@ class Batches:
     standardise: Literal["none", "image", "dataset"] = "none"
     mean: Tensor | None = None  # [c], of the channels in [0, 1]; for standardise "dataset"
     std: Tensor | None = None  # [c]
+    cut: int | None = None  # pixels a side: anywhere in the image where `augment` is given, else from the middle
+    views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `transforms.multi_crop`
     shuffle: bool = False
     drop_last: bool = False
     rank: int = 0
@@ -67,7 +70,8 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of `epoch` from step `start` on: images float32 [b, c, h, w] and labels int64 [b].
 
-        The images are in [0, 1] unless standardised.
+        The images are in [0, 1] unless standardised or unclipped sums. Several views come as [b, v, c, h, w], label
+        sets as uint8 [b, classes] of 0 and 1.
 
         Raises:
             ValueError: when `start` is outside 0 .. len(self), or `epoch` or the seed is negative.
@@ -79,13 +83,16 @@ class Batches:
         return self._generate(epoch, start, batches)
 
     def _generate(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = self.images.labels
         for step, (indices, pixels) in enumerate(zip(batches, self.images.stream(batches), strict=True), start):
-            yield self._prepare(pixels, epoch, step), labels[indices.to(labels.device, non_blocking=True)]
+            yield self._prepare(pixels, epoch, step), self.images.targets(indices)
 
     def _order(self, epoch: int) -> Tensor:
         seed = mix(ORDER, self.seed, epoch)
-        return permutation(len(self.images), seed) if self.shuffle else torch.arange(len(self.images))
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        if isinstance(self.images, Stream):
+            return self.images.order(self.seed, epoch)
+        return permutation(len(self.images), seed)
 
     def _joint(self, step: int) -> int:
         """The size of the joint batch of `step`."""
@@ -98,10 +105,22 @@ class Batches:
 
     def _prepare(self, pixels: Tensor, epoch: int, step: int) -> Tensor:
         if self.augment is None:
-            images = transforms.to_float(pixels)
-        else:
-            draws = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
-            images = transforms.augment(pixels, self.augment, draws.rows(self._rows(step)))
+            return self._evaluated(pixels)
+        joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
+        draws = joint.rows(self._rows(step))
+        if self.cut is not None:
+            pixels = transforms.cut_at(pixels, draws.cut, self.cut)
+        return self._standardise(transforms.augment(pixels, self.augment, draws))
+
+    def _evaluated(self, pixels: Tensor) -> Tensor:
+        """As they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
+        if self.cut is None:
+            return self._standardise(transforms.to_float(pixels))
+        crops = transforms.multi_crop(pixels, self.cut, self.views)
+        images = self._standardise(transforms.to_float(crops.flatten(0, 1)))
+        return images if self.views == 1 else images.unflatten(0, crops.shape[:2])
+
+    def _standardise(self, images: Tensor) -> Tensor:
         if self.standardise == "image":
             return transforms.standardise_image(images)
         if self.mean is not None and self.std is not None and self.standardise == "dataset":

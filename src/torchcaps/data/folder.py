@@ -6,7 +6,9 @@ which a stratified fifth, always the same, becomes the test split.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ TEST_SHARE, TEST_SEED = 0.2, 0
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 GREY_MODES = frozenset({"1", "L", "LA"})
 DEEP_MODES = ("F", "I")  # and "I;16": more than 8 bits, which a conversion would clip
+Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of width and height
 DECODE_CHUNK = 64  # images that a worker hands over at one time when all are decoded at once
 
 
@@ -46,19 +49,25 @@ class ImageFiles:
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # channels, height, width
     workers: int = 0  # processes that decode ahead in `stream`; 0 decodes in this one
+    boxes: tuple[Box | None, ...] = ()  # what is cut out of each image first; empty: nothing of any
 
     def __post_init__(self) -> None:
         if len(self.paths) != len(self.labels):
             raise ValueError(f"{len(self.paths)} files have {len(self.labels)} labels, not one each")
+        if self.boxes and len(self.boxes) != len(self.paths):
+            raise ValueError(f"{len(self.paths)} files have {len(self.boxes)} boxes, not one each, or None")
         check_labels(self.labels, self.classes)
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def shown(self) -> int | None:
+        return 1
+
     def fetch(self, indices: Tensor) -> Tensor:
         """uint8 [b, c, h, w] of `indices` int64 [b]; ValueError, naming the file, where one cannot be read."""
-        paths = [self.paths[index] for index in indices.tolist()]
-        return decode(paths, self.shape).to(self.labels.device, non_blocking=True)
+        return self._decoder[indices.tolist()].to(self.labels.device, non_blocking=True)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """`fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead."""
@@ -67,11 +76,12 @@ class ImageFiles:
             return
         device = self.labels.device
         loader = DataLoader(
-            _Decoder(self.paths, self.shape),
+            _Guarded(self._decoder),
             batch_size=None,
             sampler=[batch.tolist() for batch in batches],
             num_workers=min(self.workers, max(1, len(batches))),
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_interrupts,
             generator=torch.Generator(),  # else each pass would draw from the global generator
         )
         for decoded in loader:
@@ -79,9 +89,13 @@ class ImageFiles:
                 raise decoded
             yield decoded.to(device, non_blocking=True)
 
+    def targets(self, indices: Tensor) -> Tensor:
+        return self.labels[indices.to(self.labels.device, non_blocking=True)]
+
     def subset(self, indices: Tensor) -> ImageFiles:
-        paths = tuple(self.paths[index] for index in indices.tolist())
-        return replace(self, paths=paths, labels=self.labels[indices.to(self.labels.device)])
+        chosen = indices.tolist()
+        paths, boxes = (tuple(each[index] for index in chosen) if each else () for each in (self.paths, self.boxes))
+        return replace(self, paths=paths, boxes=boxes, labels=self.labels[indices.to(self.labels.device)])
 
     def to(self, device: torch.device | str) -> ImageFiles:
         return replace(self, labels=self.labels.to(device))
@@ -94,29 +108,57 @@ class ImageFiles:
             rows.copy_(decoded)
         return Images(pixels, self.labels, self.classes)
 
+    @property
+    def _decoder(self) -> _Decoder:
+        return _Decoder(self.paths, self.boxes, self.shape)
+
 
 @dataclass(frozen=True)
 class _Decoder(Dataset):
-    """What a worker process holds of `ImageFiles`: no tensor, so that it may be sent to it even from a CUDA device."""
+    """Lists of indices to their images: what a worker process holds of `ImageFiles`.
+
+    No tensor among it, so that it may be sent to a process even from a CUDA device.
+    """
 
     paths: tuple[str, ...]
+    boxes: tuple[Box | None, ...]
     shape: tuple[int, int, int]
 
+    def __getitem__(self, index: list[int]) -> Tensor:
+        pixels = torch.empty(len(index), *self.shape, dtype=torch.uint8)
+        for row, i in zip(pixels, index, strict=True):
+            row.copy_(decode(self.paths[i], self.shape, self.boxes[i] if self.boxes else None))
+        return pixels
+
+
+@dataclass(frozen=True)
+class _Guarded(Dataset):
+    """A decoder that hands errors on as values: raised in a worker, they arrive with its traceback as their message."""
+
+    decoder: _Decoder
+
     def __getitem__(self, index: list[int]) -> Tensor | ValueError:
-        # The error travels as a value: raised here, it would arrive with the worker's traceback as its message.
         try:
-            return decode([self.paths[i] for i in index], self.shape)
+            return self.decoder[index]
         except ValueError as error:
             return error
 
 
-def decode(paths: Sequence[str], shape: tuple[int, int, int]) -> Tensor:
-    """The images in `paths` as uint8 [n, *shape], on the CPU; ValueError, naming the file, where one cannot be read."""
-    pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
-    for row, path in zip(pixels, paths, strict=True):
-        image = _open(path, decoded=True).convert("L" if shape[0] == 1 else "RGB")
-        row.copy_(resize(channels_first(np.array(image)[None]), shape[1:])[0])
-    return pixels
+def _leave_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that trains: it stops after its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def decode(path: str, shape: tuple[int, int, int], box: Box | None = None) -> Tensor:
+    """The part of an image that `box` cuts out, as uint8 of `shape`, on the CPU; ValueError where it cannot be read."""
+    image = _open(path, decoded=True).convert("L" if shape[0] == 1 else "RGB")
+    if box is not None:
+        left, top, right, bottom = box
+        width, height = image.size
+        left, top = min(int(left * width), width - 1), min(int(top * height), height - 1)
+        right, bottom = max(left + 1, round(right * width)), max(top + 1, round(bottom * height))
+        image = image.crop((left, top, right, bottom))
+    return resize(channels_first(np.array(image)[None]), shape[1:])[0]
 
 
 def _open(path: str, decoded: bool) -> Image:
@@ -128,7 +170,9 @@ def _open(path: str, decoded: bool) -> Image:
             if decoded:
                 image.load()
     except Exception as error:  # each format's decoder has errors of its own: struct.error, SyntaxError, zlib.error ...
-        raise ValueError(f"cannot read the image {path}: {error}") from error
+        raise ValueError(
+            f"cannot read the image {path}: {error} (--data.skip-unreadable leaves such images out)"
+        ) from error
     if image.mode.startswith(DEEP_MODES):
         raise ValueError(f"cannot read the image {path}: mode {image.mode}, but only images of 8 bits are read")
     return image
@@ -148,6 +192,8 @@ def read_folder(path: Path, config: DataConfig) -> Splits:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: give the path of an image folder as folder:PATH")
     listed = _list_splits(path)
+    if config.skip_unreadable:
+        listed = {name: readable(part) for name, part in listed.items()}
     train = listed["train"]
     channels = 1 if _all_grey(train) else 3
     if config.image_size is None:
@@ -155,14 +201,32 @@ def read_folder(path: Path, config: DataConfig) -> Splits:
     else:
         height = width = config.image_size
     shape = channels, height, width
-    splits = {name: replace(part, shape=shape, workers=_workers(len(part))) for name, part in listed.items()}
+    splits = {name: replace(part, shape=shape, workers=workers(len(part))) for name, part in listed.items()}
     if sum(map(len, splits.values())) * channels * height * width <= RESIDENT_LIMIT:
         resident: dict[str, Source] = {name: part.load() for name, part in splits.items()}
         return Splits(**resident)
     return Splits(**splits)
 
 
-def _workers(images: int) -> int:
+def readable(files: ImageFiles) -> ImageFiles:
+    """Those of `files` that can be read; the others are named in the log. Each is decoded once for that."""
+    bad: list[int] = []
+    for index, path in enumerate(files.paths):
+        try:
+            _open(path, decoded=True)
+        except ValueError:
+            bad.append(index)
+    if not bad:
+        return files
+    if len(bad) == len(files):
+        raise ValueError(f"none of the {len(bad)} images beside {files.paths[0]} can be read")
+    names = ", ".join(files.paths[index] for index in bad)
+    logging.getLogger("torchcaps").warning("torchcaps: left out %d unreadable image(s): %s", len(bad), names)
+    left = set(bad)
+    return files.subset(torch.tensor([index for index in range(len(files)) if index not in left]))
+
+
+def workers(images: int) -> int:
     """Worker processes worth starting for so many images: none for a few hundred, else one per core, up to eight."""
     return 0 if images < 512 else min(8, os.cpu_count() or 1)
 
@@ -186,7 +250,7 @@ def _list_splits(path: Path) -> dict[str, ImageFiles]:
 
 def _list_classes(folder: Path, known: tuple[str, ...] | None) -> ImageFiles:
     """The images of the class folders in `folder`, in the order of their names; labels as in `known`, where given."""
-    files = {child.name: _files(child) for child in _folders(folder)}
+    files = {child.name: list_files(child) for child in _folders(folder)}
     classes = known or tuple(files)
     for name, found in files.items():
         if name not in classes:
@@ -205,7 +269,8 @@ def _folders(path: Path) -> list[Path]:
     return sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _files(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
+    """The image files in `folder`, by name."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     return [str(folder / name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]

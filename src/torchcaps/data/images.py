@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -22,31 +22,47 @@ class Source(Protocol):
         ...
 
     @property
-    def labels(self) -> Tensor:
-        """int64 [n]."""
-        ...
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
         ...
 
-    def __len__(self) -> int: ...
+    @property
+    def shown(self) -> int | None:
+        """Labels of each image; None where images differ in it."""
+        ...
+
+    def __len__(self) -> int:
+        """Images of an epoch."""
+        ...
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """The images at `indices` int64 [b], on any device: uint8 [b, c, h, w]."""
+        """The images at `indices` int64 [b], on any device: uint8 [b, c, h, w]; int16 where values exceed 255."""
+        ...
+
+    def targets(self, indices: Tensor) -> Tensor:
+        """Their labels: int64 [b], or where images have several, label sets uint8 [b, classes] of 0 and 1."""
         ...
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """`fetch` of each of the `batches` of indices in turn, prepared ahead where that saves time."""
         ...
 
-    def subset(self, indices: Tensor) -> Self:
-        """The images at `indices` int64 [m], in this order."""
-        ...
-
     def to(self, device: torch.device | str) -> Self:
         """The same, on `device`."""
+        ...
+
+
+@runtime_checkable
+class Stored(Source, Protocol):
+    """Images of which there is a list: their labels can be read at once, and some of them be set aside."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [n]."""
+        ...
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at `indices` int64 [m], in this order."""
         ...
 
 
@@ -79,8 +95,15 @@ class Images:
         _, c, h, w = self.pixels.shape
         return c, h, w
 
+    @property
+    def shown(self) -> int | None:
+        return 1
+
     def fetch(self, indices: Tensor) -> Tensor:
-        return self.pixels[indices.to(self.pixels.device, non_blocking=True)]
+        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+
+    def targets(self, indices: Tensor) -> Tensor:
+        return self.labels[indices.to(self.labels.device, non_blocking=True)]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         return map(self.fetch, batches)
@@ -107,15 +130,13 @@ def check_labels(labels: Tensor, classes: tuple[str, ...]) -> None:
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images at `size` (height, width), whatever their proportions: uint8 [n, c, h, w] -> uint8 [n, c, *size].
+    """Images at `size` (height, width), whatever their proportions: [n, c, h, w] -> [n, c, *size] of the same type.
 
-    Bilinear, with antialiasing where it shrinks, rounded to the nearest integer.
+    Bilinear, with antialiasing where it shrinks, rounded to the nearest integer. uint8, or int16 from 0 on.
     """
     if pixels.shape[-2:] == size:
         return pixels
     if not len(pixels):
         return pixels.new_empty(*pixels.shape[:2], *size)
-    if not len(pixels):
-        return pixels.new_empty(*pixels.shape[:2], *size)
     wide = F.interpolate(pixels.float(), size, mode="bilinear", antialias=True)
-    return wide.round_().clamp_(0, 255).to(torch.uint8)
+    return wide.round_().clamp_(0, 255 if pixels.dtype == torch.uint8 else None).to(pixels.dtype)

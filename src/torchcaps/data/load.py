@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,14 @@ from torch import Tensor
 from torchcaps.config import DataConfig
 from torchcaps.data.batches import Batches
 from torchcaps.data.catalogue import data_root, find
-from torchcaps.data.images import Images, Source
-from torchcaps.data.readers import Reader
-from torchcaps.data.splits import stratified
+from torchcaps.data.images import Images, Source, Stored
+from torchcaps.data.overlap import MOST_SUMMED
+from torchcaps.data.readers import Splits
+from torchcaps.data.splits import hold_out
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
+VALUES = 1 + 255 * MOST_SUMMED  # of a pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +36,16 @@ class Data:
     validation: Source  # may be empty
     test: Source
     standardise: Literal["none", "image", "dataset"] = "none"
+    crop: int | None = None  # pixels a side that batches are cut to
+    views: Literal[1, 5, 10] = 1  # crops of each test image
 
     def __post_init__(self) -> None:
         if not len(self.train):
             raise ValueError("the training split is empty")
+        if self.crop is not None and not 1 <= self.crop <= min(self.train.shape[1:]):
+            raise ValueError(f"data.crop is {self.crop}: it must be 1 .. {min(self.train.shape[1:])} pixels")
+        if self.views != 1 and self.crop is None:
+            raise ValueError(f"data.views is {self.views}: several views of an image need data.crop")
         for name in ("validation", "test"):
             split: Source = getattr(self, name)
             if split.shape != self.train.shape or split.classes != self.train.classes:
@@ -49,12 +58,17 @@ class Data:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.train.shape[1:]
+        """Height and width, of the images in a batch."""
+        return self.train.shape[1:] if self.crop is None else (self.crop, self.crop)
 
     @property
     def num_classes(self) -> int:
         return len(self.train.classes)
+
+    @property
+    def shown(self) -> int | None:
+        """Labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
+        return self.train.shown
 
     @property
     def mean(self) -> Tensor:
@@ -86,13 +100,18 @@ class Data:
     def evaluation(
         self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
     ) -> Batches:
-        """All the images of `split` in their own order and unchanged, standardised as in training."""
+        """All the images of `split` in their own order and unchanged, standardised as in training.
+
+        They are cut from the middle where `crop` is given; those of the test split come as [b, views, c, h, w] where
+        `views` is more than one.
+        """
         source: Source = {"train": self.train, "validation": self.validation, "test": self.test}[split]
-        return self._batches(source, batch_size, rank, world)
+        return self._batches(source, batch_size, rank, world, views=self.views if split == "test" else 1)
 
     def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
         mean, std = self._moments if self.standardise == "dataset" else (None, None)
         options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
+        options |= {"cut": self.crop}
         return Batches(source, batch_size, **options)
 
 
@@ -100,8 +119,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     """Read the data set `config.name`, resize it, hold out the validation split, and move all to `device`.
 
     The validation split is the one that the set gives, if it gives one; else `config.validation` of the training split,
-    stratified by class, drawn by `config.split_seed`. Where several processes share a folder, let one of them download
-    first.
+    stratified by class, drawn by `config.split_seed`. The test split is that of `config.test`, where it is given. Where
+    several processes share a folder, let one of them download first.
 
     Raises:
         FileNotFoundError: when the set is not there; says where it was looked for and what to do.
@@ -112,22 +131,27 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     if not 0 <= config.validation < 1:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
     entry, path = find(config.name)
-    module, function = entry.reader.split(":")
-    read: Reader = getattr(import_module(module), function)
-    train, test, validation = read(data_root(config.root) if path is None else path, config)
+    train, test, validation = _call(entry.reader, path, config)
     if validation is None:
+        assert isinstance(train, Stored)  # streams have a validation split of their own
         train, validation = hold_out(train, config)
+    if config.test is not None:
+        test = read_test(config.test, config)
     train, validation, test = (_resize(split, config.image_size).to(device) for split in (train, validation, test))
-    return Data(train, validation, test, config.standardise)
+    return Data(train, validation, test, config.standardise, config.crop, config.views)
 
 
-def hold_out(train: Source, config: DataConfig) -> tuple[Source, Source]:
-    """`train` without its validation split, and that split: see `load_data`."""
-    held = round(config.validation * len(train))
-    if config.validation and not 0 < held < len(train):
-        raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
-    kept, taken = stratified(train.labels, held, config.split_seed)
-    return train.subset(kept), train.subset(taken)
+def read_test(name: str, config: DataConfig) -> Source:
+    """The test split of the set `name`, read with the settings of `config`."""
+    entry, path = find(name)
+    read = _call(entry.test_reader or entry.reader, path, replace(config, name=name))
+    return read.test if isinstance(read, Splits) else read
+
+
+def _call(reader: str, path: Path | None, config: DataConfig) -> Any:
+    """What the function that `reader` names reads from `path`, or from the data root."""
+    module, function = reader.split(":")
+    return getattr(import_module(module), function)(data_root(config.root) if path is None else path, config)
 
 
 def _resize(split: Source, side: int | None) -> Source:
@@ -138,17 +162,20 @@ def moments(source: Source) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
     Counted in integers, hence the same on every device. Of images that are not in memory 4,096 are read, evenly spaced
-    in the order of the source.
+    in the order of the source. Unclipped sums of images give means above 1.
     """
     count = len(source) if isinstance(source, Images) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
     channels = range(source.shape[0])
-    counts = torch.zeros(len(channels), 256, dtype=torch.int64, device=source.labels.device)
+    device = torch.device("cpu")
+    counts = torch.zeros(len(channels), VALUES, dtype=torch.int64)
     for pixels in source.stream(sample.split(CHUNK)):
-        counts += torch.stack([torch.bincount(pixels[:, channel].flatten(), minlength=256) for channel in channels])
-    weights, values = counts.cpu().double(), torch.arange(256, dtype=torch.float64) / 255
+        planes = [pixels[:, channel].flatten() for channel in channels]
+        counts += torch.stack([torch.bincount(plane, minlength=VALUES) for plane in planes]).cpu()
+        device = pixels.device
+    weights, values = counts.double(), torch.arange(VALUES, dtype=torch.float64) / 255
     weights /= weights.sum(1, keepdim=True)
     mean = weights @ values
     std = ((values - mean[:, None]).square() * weights).sum(1).sqrt()
     std[std == 0] = 1.0
-    return mean.float().to(source.labels.device), std.float().to(source.labels.device)
+    return mean.float().to(device), std.float().to(device)

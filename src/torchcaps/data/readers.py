@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -106,21 +105,28 @@ def _torchvision_splits(
     load: Callable[[bool], object], parts: Callable[..., tuple[Tensor, Tensor]], place: Path, config: DataConfig
 ) -> Splits:
     """Both splits of one of torchvision's sets: `load(train)` makes it, `parts` takes pixels and labels out of it."""
+    classes = CATALOGUE[config.name].classes
     try:
-        train, test = load(True), load(False)
+        train, test = (Images(*parts(load(training)), classes) for training in (True, False))
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         if config.download:
             raise FileNotFoundError(f"data set {config.name!r} could not be fetched into {place}: {reason}") from error
         raise missing(config.name, place) from error
-    classes = CATALOGUE[config.name].classes
-    return Splits(Images(*parts(train), classes), Images(*parts(test), classes))
+    except Exception as error:  # on bytes that are not what they should be, parsers raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"data set {config.name!r} is damaged in {place} ({reason}): delete it there, then --data.download"
+        ) from error
+    return Splits(train, test)
 
 
 def missing(name: str, place: Path) -> FileNotFoundError:
     """The error, in one line, for a set that is not in `place` or is damaged there."""
+    page = CATALOGUE[name].page
     return FileNotFoundError(
-        f"data set {name!r} is not in {place}, or is damaged there: fetch it with --data.download, "
+        f"data set {name!r} is not in {place}, or is damaged there: "
+        f"{f'get it from {page}' if page else 'fetch it with --data.download'}, "
         "or name the folder that holds it with --data.root or TORCHCAPS_DATA"
     )
 
@@ -130,10 +136,14 @@ def _npz_splits(path: Path, classes: tuple[str, ...] | None) -> Splits:
     labels = {key: _labels(path, key, arrays[key]) for key in ("y_train", "y_test")}
     if classes is None:
         largest = max((int(part.max()) for part in labels.values() if len(part)), default=-1)
+        if largest >= (count := sum(map(len, labels.values()))) > 0:
+            raise ValueError(f"{path}: label {largest} of {count} images: the classes are 0 .. the largest label")
         classes = tuple(str(label) for label in range(largest + 1))
     splits = []
     for split in ("train", "test"):
         images, found = arrays[f"x_{split}"], labels[f"y_{split}"]
+        if images.dtype.kind == "f":
+            raise ValueError(f"{path}: {_describe_floats(images, f'x_{split}')}")
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise ValueError(f"{path}: x_{split} must be uint8, NHW or NHWC, got {images.dtype} {list(images.shape)}")
         try:
@@ -152,7 +162,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             absent = [key for key in KERAS_KEYS if key not in archive]
             arrays = {key: archive[key] for key in KERAS_KEYS if key in archive}
-    except (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zip, zlib, struct, ast or tokenize; too little memory, where a shape is nonsense
         raise ValueError(
             f"{path} is not an .npz file of plain arrays (objects are refused, since unpickling can run code): {error}"
         ) from error
@@ -165,6 +175,16 @@ def _labels(path: Path, key: str, array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2) or array[:1].size > 1:
         raise ValueError(f"{path}: {key} must be integers [n] or [n, 1], got {array.dtype} {list(array.shape)}")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+
+def _describe_floats(images: np.ndarray, key: str) -> str:
+    """Why floating images are not taken, and how to make them what is."""
+    bad = np.flatnonzero(~np.isfinite(images).reshape(len(images), -1).all(1))
+    found = f", with NaN or infinite values, first in image {bad[0]}" if len(bad) else ""
+    return (
+        f"{key} must be uint8, NHW or NHWC, got {images.dtype} {list(images.shape)}{found}: "
+        f"of values in [0, 1] make (255 * {key}).round().astype('uint8')"
+    )
 
 
 def channels_first(array: np.ndarray) -> Tensor:

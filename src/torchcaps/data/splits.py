@@ -6,11 +6,18 @@ which it does not promise of `Generator.permutation`, nor torch of `randperm`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, DRAWS, SPLIT = range(3)  # what a seed is used for: the uses of one seed are independent
+from torchcaps.config import DataConfig
+
+if TYPE_CHECKING:
+    from torchcaps.data.images import Stored
+
+ORDER, DRAWS, SPLIT, COMPOSE = range(4)  # what a seed is used for: the uses of one seed are independent
 
 
 def mix(purpose: int, *key: int) -> np.random.SeedSequence:
@@ -48,3 +55,16 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
     rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
     taken = rank < quotas[classes[by_class]]
     return by_class[~taken].sort().values, by_class[taken].sort().values
+
+
+def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
+    """`train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
+
+    Raises:
+        ValueError: where that share is no image, or all.
+    """
+    held = round(config.validation * len(train))
+    if config.validation and not 0 < held < len(train):
+        raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
+    kept, taken = stratified(train.labels, held, config.split_seed)
+    return train.subset(kept), train.subset(taken)

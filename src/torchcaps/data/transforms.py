@@ -7,6 +7,7 @@ are integer indexing: exact, and for any type of pixel. All parameters of a step
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.config import AugmentConfig
+from torchcaps.data import colour
 
 
 class Draws(NamedTuple):
@@ -26,6 +28,11 @@ class Draws(NamedTuple):
     angle: Tensor  # float32 [b], degrees, counter-clockwise
     scale: Tensor  # float32 [b], factor
     shear: Tensor  # float32 [b], degrees
+    cut: Tensor  # float64 [b, 2] in [0, 1), how far down and right a smaller cut lies
+    brightness: Tensor  # float32 [b], factor
+    contrast: Tensor  # float32 [b], factor
+    saturation: Tensor  # float32 [b], factor
+    hue: Tensor  # float32 [b], circles
 
     def rows(self, part: slice) -> Draws:
         """The parameters of some of the images."""
@@ -34,13 +41,18 @@ class Draws(NamedTuple):
 
 def check_augment(config: AugmentConfig) -> None:
     """Raise ValueError for values that no image can be changed by."""
-    for name in ("crop", "shift", "rotate", "scale", "shear"):
+    for name in (each.name for each in fields(config)):
         if (value := getattr(config, name)) < 0:
             raise ValueError(f"augment.{name} is {value}: it must not be negative")
     if config.scale >= 1:
         raise ValueError(f"augment.scale is {config.scale}: it must be below 1, or an image could vanish")
     if config.shear >= 90:
         raise ValueError(f"augment.shear is {config.shear} degrees: it must be below 90")
+    for name in ("brightness", "contrast", "saturation"):
+        if (value := getattr(config, name)) > 1:
+            raise ValueError(f"augment.{name} is {value}: it must not exceed 1, or factors could be negative")
+    if config.hue > 0.5:
+        raise ValueError(f"augment.hue is {config.hue} circles: it must not exceed 0.5, which reaches every hue")
 
 
 def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Draws:
@@ -48,7 +60,9 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
     on or off leaves the others as they are."""
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     uniform = torch.rand(count, 8, dtype=torch.float64, generator=generator)  # [b, 8], in [0, 1)
+    further = torch.rand(count, 6, dtype=torch.float64, generator=generator)
     angle, scale, shear = (2 * uniform[:, 5:] - 1).float().unbind(1)
+    brightness, contrast, saturation, hue = (2 * further[:, 2:] - 1).float().unbind(1)
     return Draws(
         crop=(uniform[:, 0:2] * (2 * config.crop + 1)).long(),
         flip=uniform[:, 2] < 0.5,
@@ -56,11 +70,16 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
         angle=config.rotate * angle,
         scale=1 + config.scale * scale,
         shear=config.shear * shear,
+        cut=further[:, :2],
+        brightness=1 + config.brightness * brightness,
+        contrast=1 + config.contrast * contrast,
+        saturation=1 + config.saturation * saturation,
+        hue=config.hue * hue,
     )
 
 
 def augment(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Crop, flip, shift, then rotate, scale and shear: uint8 [b, c, h, w] -> float32 in [0, 1]."""
+    """Crop, flip, shift, then rotate, scale and shear, then colours: uint8 [b, c, h, w] -> float32 in [0, 1]."""
     if config.crop:
         pixels = random_crop(pixels, draws.crop, config.crop)
     if config.flip:
@@ -70,6 +89,14 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
     images = to_float(pixels)
     if config.rotate or config.scale or config.shear:
         images = affine(images, draws.angle, draws.scale, draws.shear)
+    if config.brightness:
+        images = colour.scale_brightness(images, draws.brightness)
+    if config.contrast:
+        images = colour.scale_contrast(images, draws.contrast)
+    if config.saturation and images.shape[1] == 3:
+        images = colour.scale_saturation(images, draws.saturation)
+    if config.hue and images.shape[1] == 3:
+        images = colour.turn_hue(images, draws.hue)
     return images
 
 
@@ -84,6 +111,27 @@ def random_crop(batch: Tensor, corner: Tensor, padding: int) -> Tensor:
     corner = corner.to(batch.device, non_blocking=True)
     windows = F.pad(batch, (padding,) * 4).unfold(2, h, 1).unfold(3, w, 1)  # [b, c, top, left, h, w], a view
     return windows[torch.arange(b, device=batch.device), :, corner[:, 0], corner[:, 1]]
+
+
+def cut_at(batch: Tensor, place: Tensor, side: int) -> Tensor:
+    """Cut out side x side pixels, at any place with equal chance where `place` float [b, 2] is uniform in [0, 1)."""
+    b, _, h, w = batch.shape
+    room = torch.tensor([h - side + 1, w - side + 1], dtype=torch.float64)
+    top, left = (place.cpu() * room).long().to(batch.device, non_blocking=True).unbind(1)
+    windows = batch.unfold(2, side, 1).unfold(3, side, 1)  # [b, c, top, left, side, side], a view
+    return windows[torch.arange(b, device=batch.device), :, top, left]
+
+
+def multi_crop(batch: Tensor, side: int, views: int) -> Tensor:
+    """Crops of side x side pixels of each image: [b, c, h, w] -> [b, views, c, side, side].
+
+    1: the middle; 5: the middle, then the four corners; 10: these, then all five mirrored (Krizhevsky et al. 2012).
+    """
+    _, _, h, w = batch.shape
+    down, right = h - side, w - side
+    places = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)][: min(views, 5)]
+    crops = torch.stack([batch[..., top : top + side, left : left + side] for top, left in places], 1)
+    return torch.cat([crops, crops.flip(-1)], 1) if views == 10 else crops
 
 
 def horizontal_flip(batch: Tensor, flip: Tensor) -> Tensor:
