@@ -36,5 +36,5 @@ def curve(routing):
 
 @pytest.mark.parametrize("routing", CURVES)
 def test_loss_curve_is_kept(routing):
-    """Bit-identical on one machine; machines differ in the order of float32 sums, and six steps of Adam amplify it a little."""
+    """Bit-identical on one machine; machines differ in the order of float32 sums, which Adam amplifies a little."""
     assert curve(routing) == pytest.approx(CURVES[routing], rel=2e-5)

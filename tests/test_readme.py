@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from torchcaps.routing.listing import routing_table
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -37,3 +39,7 @@ def test_every_command_of_the_readme_is_one_that_exists():
     shown = set(re.findall(r"^torchcaps (\S+)", README, re.MULTILINE))
     helped = subprocess.run([sys.executable, "-m", "torchcaps", "--help"], capture_output=True, text=True).stdout
     assert shown and all(command in helped for command in shown)
+
+
+def test_the_table_of_routings_is_the_registry_s():
+    assert routing_table() in README

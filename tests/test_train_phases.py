@@ -133,3 +133,17 @@ def fail(fabric: Fabric) -> None:
 def test_an_error_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^shards are of unequal size$"):
         launch(build_fabric(tiny_config(tmp_path, processes=2)), fail)
+
+
+def test_the_proximal_penalty_shrinks_coefficients_to_zero_in_training(tmp_path: Path) -> None:
+    """A penalty whose step exceeds every coefficient leaves exact zeros; a subgradient would pass through them."""
+    options = {"routing": "discriminative", "channels": 8, "primary": 2, "kernel": 3}
+    model = create_model("capsnet", image_size=12, **options)
+    routing = model.get_submodule("stack.layers.0.routing")
+    for name, value in (("norm", "l1"), ("proximal", True), ("penalty_weight", 300.0)):
+        assert hasattr(routing, name)
+        setattr(routing, name, value)
+    phase = build_phases(model, tiny_config(tmp_path))[1]
+    batch = Batch(torch.rand(4, 1, 12, 12), torch.arange(4), torch.eye(10)[:4])
+    step_apart(build_fabric(tiny_config(tmp_path)), model, phase, batch, None)
+    assert (model.coefficients()[0] == 0).any()

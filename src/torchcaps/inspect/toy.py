@@ -67,11 +67,11 @@ def draw_toy_couplings(routing: str, iterations: int = 4, **options: object) -> 
     figure = Figure(figsize=(1.5 * len(couplings) + 1.4, 3.6), layout="constrained")
     panels = figure.subplots(1, len(couplings), squeeze=False)[0]
     for t, (axes, coupling) in enumerate(zip(panels, couplings, strict=True)):
-        image = axes.imshow(coupling.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        axes.imshow(coupling.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
         axes.set_title(f"iteration {t + 1}", fontsize=9)
         axes.set_xticks([0, 1], ["A", "B"])
         _label_parts(axes, named=t == 0, color="white")
-    figure.colorbar(image, ax=panels, label="coupling")
+    figure.colorbar(panels[0].images[0], ax=panels, label="coupling")
     figure.suptitle(routing_class(routing).spec.name, fontsize=10)
     return figure
 
@@ -87,11 +87,11 @@ def draw_toy_agreement() -> Figure:
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for whole, (axes, products) in enumerate(zip(panels, pairs, strict=True)):
-        image = axes.imshow(products.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+        axes.imshow(products.numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
         axes.set_title(f"pairs of votes for {'AB'[whole]}", fontsize=9)
         axes.set_xticks([])
         _label_parts(axes, named=whole == 0, color="black")
-    figure.colorbar(image, ax=panels, label="product of two unit votes")
+    figure.colorbar(panels[0].images[0], ax=panels, label="product of two unit votes")
     return figure
 
 

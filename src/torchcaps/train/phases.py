@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 from torchcaps.config import Config
 from torchcaps.losses import build_criterion
 from torchcaps.models import Model, Output
+from torchcaps.routing.discriminative import shrink_after
 from torchcaps.train.optim import build_optimiser
 
 
@@ -42,6 +43,7 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     ]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
+        shrink_after(ascent, model.modules())
         phases.append(
             Phase(
                 "coefficients",
