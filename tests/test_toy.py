@@ -3,7 +3,17 @@
 import pytest
 import torch
 
-from torchcaps.inspect.toy import NOISE, PARTS, draw_toy_agreement, draw_toy_couplings, toy_couplings, toy_scene
+from torchcaps.inspect.toy import (
+    NOISE,
+    PARTS,
+    draw_toy_agreement,
+    draw_toy_coefficients,
+    draw_toy_couplings,
+    draw_toy_transport,
+    toy_coefficients,
+    toy_couplings,
+    toy_scene,
+)
 
 ROUTINGS = [("dynamic", {}), ("em", {"temperature": 5.0}), ("inverted-attention", {}), ("xnidr", {})]
 
@@ -25,7 +35,16 @@ def test_votes_of_parts_agree_on_their_whole_only():
     assert products[1, :PARTS, :PARTS].triu(1).abs().max() < 0.9
 
 
-def test_figures_are_drawn(tmp_path):
-    for name, figure in (("a", draw_toy_couplings("dynamic", 2)), ("b", draw_toy_agreement())):
-        figure.savefig(tmp_path / name, format="png")
-        assert (tmp_path / name).stat().st_size > 5000
+def test_coefficients_of_the_parts_of_what_is_there_grow():
+    start, *_, end = toy_coefficients()
+    grown = end - start
+    assert grown[:PARTS, 0].min() > 0 and grown[:PARTS, 0].mean() > 3 * grown[PARTS:, 0].abs().mean()
+    assert end.abs().max() < 10
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: draw_toy_couplings("dynamic", 2), draw_toy_agreement, draw_toy_coefficients, draw_toy_transport]
+)
+def test_figures_are_drawn(tmp_path, draw):
+    draw().savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000

@@ -6,6 +6,7 @@ other vote points anywhere. A routing should send parts to their whole, and part
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 from torchcaps.routing import Step, routing_class
+from torchcaps.sinkhorn import ground_cost, transport_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,21 +60,55 @@ def toy_couplings(routing: str, iterations: int = 4, **options: object) -> Tenso
     return torch.stack(couplings)
 
 
-@torch.no_grad()
+def toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60), lr: float = 3e-4) -> Tensor:
+    """Coefficients of discriminative routing after so many ascents where A is there and B is not, [len(steps), i, j].
+
+    A larger step, or more of them, shows why it must be chosen with care: the objective has no largest value.
+    """
+    children, transform = toy_scene()
+    stack = CapsuleStack([CapsuleLayer(transform, "discriminative")])
+    (coefficient,) = stack.coefficients()
+    ascent = torch.optim.SGD([coefficient], lr)
+    kept = []
+    for step in range(max(steps) + 1):
+        if step in steps:
+            kept.append(coefficient.detach().clone())
+        loss = -stack.objective(stack(children), torch.tensor([[1.0, 0.0]]))
+        (coefficient.grad,) = torch.autograd.grad(loss, [coefficient])
+        ascent.step()
+    return torch.stack(kept)
+
+
 def draw_toy_couplings(routing: str, iterations: int = 4, **options: object) -> Figure:
     """Where each part goes over the iterations: one panel each, parts as rows, wholes as columns."""
+    couplings = toy_couplings(routing, iterations, **options)
+    titles = [f"iteration {t + 1}" for t in range(iterations)]
+    return _draw_panels(couplings, titles, routing_class(routing).spec.name, "coupling", (0, 1), "viridis")
+
+
+def draw_toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60)) -> Figure:
+    """The coefficients of discriminative routing while they ascend their objective."""
+    coefficients = toy_coefficients(steps)
+    reach = coefficients.abs().max().item()
+    titles = [f"{step} steps" for step in steps]
+    return _draw_panels(coefficients, titles, "discriminative", "coefficient", (-reach, reach), "RdBu_r")
+
+
+def _draw_panels(
+    values: Tensor, titles: Sequence[str], name: str, what: str, limits: tuple[float, float], colours: str
+) -> Figure:
+    """Panels of [panel, parts, wholes], side by side, with one scale of colours."""
     from matplotlib.figure import Figure
 
-    couplings = toy_couplings(routing, iterations, **options)
-    figure = Figure(figsize=(1.5 * len(couplings) + 1.4, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(couplings), squeeze=False)[0]
-    for t, (axes, coupling) in enumerate(zip(panels, couplings, strict=True)):
-        axes.imshow(coupling.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axes.set_title(f"iteration {t + 1}", fontsize=9)
+    figure = Figure(figsize=(1.5 * len(values) + 1.4, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(values), squeeze=False)[0]
+    for n, (axes, panel) in enumerate(zip(panels, values, strict=True)):
+        axes.imshow(panel.numpy(), cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+        axes.set_title(titles[n], fontsize=9)
         axes.set_xticks([0, 1], ["A", "B"])
-        _label_parts(axes, named=t == 0, color="white")
-    figure.colorbar(panels[0].images[0], ax=panels, label="coupling")
-    figure.suptitle(routing_class(routing).spec.name, fontsize=10)
+        _label_parts(axes, named=n == 0, color="white" if colours == "viridis" else "black")
+    figure.colorbar(panels[0].images[0], ax=panels, label=what)
+    figure.suptitle(name, fontsize=10)
     return figure
 
 
@@ -92,6 +128,30 @@ def draw_toy_agreement() -> Figure:
         axes.set_xticks([])
         _label_parts(axes, named=whole == 0, color="black")
     figure.colorbar(panels[0].images[0], ax=panels, label="product of two unit votes")
+    return figure
+
+
+@torch.no_grad()
+def draw_toy_transport(epsilons: Sequence[float] = (1.0, 0.1, 0.01)) -> Figure:
+    """What EncapNet's feedback minimises over: the plan that carries one batch of features to another.
+
+    Both batches hold three kinds of features, 5, 4 and 3 of each; the cost is the cosine distance.
+    """
+    from matplotlib.figure import Figure
+
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(3, 8, generator=generator).repeat_interleave(torch.tensor([5, 4, 3]), 0)
+    batches = [kinds + 0.5 * torch.randn(12, 8, generator=generator) for _ in range(2)]
+    cost = ground_cost(batches[0], batches[1], "cosine")
+    figure = Figure(figsize=(2.5 * len(epsilons) + 0.8, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(epsilons), squeeze=False)[0]
+    for axes, eps in zip(panels, epsilons, strict=True):
+        axes.imshow(12 * transport_plan(cost, eps, 50).numpy(), cmap="viridis", vmin=0, vmax=1)
+        axes.set_title(f"epsilon {eps}", fontsize=9)
+        axes.set(xticks=[], yticks=[])
+    panels[0].set_ylabel("generated features")
+    figure.supxlabel("true features", fontsize=10)
+    figure.colorbar(panels[0].images[0], ax=panels, label="share of a feature")
     return figure
 
 
