@@ -5,12 +5,14 @@ Each row is a command for the recipe "tiny", what has to be there before it, and
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
+import os
+import pickle
+import re
 import shutil
-import zipfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,11 @@ import torch
 from PIL import Image
 from tiny import tiny_config
 
+import torchcaps
+from torchcaps import cli
 from torchcaps.cli import main
-from torchcaps.config import Config
+from torchcaps.config import DataConfig
+from torchcaps.data import load_data
 from torchcaps.recipes import registry
 from torchcaps.train import fit, loop
 
@@ -36,6 +41,7 @@ def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of that run, finished in `run` and unfinished in `runs/tiny-0`; the recipe is registered."""
     config = tiny_config(tmp_path / "runs", epochs=1)
     monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
+    monkeypatch.setattr(cli, "report", lambda *args, **kwargs: None)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(run, tmp_path / "runs" / "tiny-0")
@@ -137,7 +143,7 @@ ROWS = {
     "data-name": ("train tiny --data.name mnits", nothing, "no data set is named 'mnits'; the nearest is 'mnist'"),
     "model-name": ("train tiny --model.name tinny", nothing, "no model is named 'tinny'; the nearest is 'tiny'"),
     "option-name": ("train tiny --model.options widht 3", nothing, "'widht'; the nearest is 'width'"),
-    "option-type": ("train tiny --model.options width wide", nothing, "width of model 'tiny' is 'wide'; it must be int"),
+    "option-type": ("train tiny --model.options width wide", nothing, "model 'tiny' is 'wide'; it must be int"),
     "option-size": ("train tiny --model.options width -1", nothing, "cannot be built with width -1"),
     "routing": ("train tiny --model.name capsnet --model.options routing dynamik kernel 2", nothing, "'dynamic'"),
     "batch-size": ("train tiny --batch-size 0", nothing, "batch_size is 0; it must be a positive multiple"),
@@ -156,9 +162,6 @@ ROWS = {
     "device": ("train tiny --device gpu", nothing, "device is 'gpu'; it must be auto, cpu, cuda or mps"),
     "no-device": ("train tiny --device mps", nothing, "device 'mps' was asked for 1 time(s), and this machine has 0"),
     "no-device-2": ("evaluate run --device mps", nothing, "this machine has 0 (there: cpu"),
-    "small-images": (
-        "train tiny --model.name capsnet --model.options width 3", nothing, "'width'",
-    ),
     "kernels": ("train digits --data.image-size 5 --device cpu", nothing, "the smallest side that works is 9"),
     "out-file": ("train tiny --out file", text("file", ""), "file is not a folder: give another folder with --out"),
     "out-under-file": ("train tiny --out file/runs", text("file", ""), "file is not a folder"),
@@ -178,15 +181,15 @@ ROWS = {
     "npz-shape": (TRAIN_NPZ, arrays(x_train=np.zeros((12, 64), np.uint8)), "got uint8 [12, 64]"),
     "npz-sizes": (TRAIN_NPZ, arrays(x_test=np.zeros((12, 9, 9), np.uint8)), "train images are (1, 8, 8), test"),
     "npz-count": (TRAIN_NPZ, arrays(x_train=np.zeros((11, 8, 8), np.uint8)), "train split: labels must be"),
-    "npz-label": (TRAIN_NPZ, arrays(y_test=np.arange(12) - 1), "label -1 is outside the 3 classes"),
+    "npz-label": (TRAIN_NPZ, arrays(y_test=np.arange(12) - 1), "test split: label -1 is outside the"),
     "npz-huge-label": (TRAIN_NPZ, arrays(y_test=np.full(12, 2**40)), "label 1099511627776 of 24 images"),
     "folder-none": (TRAIN_FOLDER, nothing, "there is no folder pictures"),
     "folder-empty": (TRAIN_FOLDER, lambda place: (place / "pictures").mkdir(), "pictures holds no images"),
     "folder-unreadable": (TRAIN_FOLDER, unreadable, "cannot read the image pictures/train/a/4.png"),
     "folder-sizes": (TRAIN_FOLDER, lambda place: images(place, (8,) * 11 + (9,)), "give --data.image-size to resize"),
-    "weights-cut": ("evaluate run", truncated(f"{BEST}/model.safetensors", 300), "run/best/model.safetensors is damaged"),
+    "weights-cut": ("evaluate run", truncated(f"{BEST}/model.safetensors", 300), "model.safetensors is damaged"),
     "weights-flipped": ("evaluate run", flipped(f"{BEST}/model.safetensors"), "do not match SHA256SUMS"),
-    "weights-resume": ("train tiny --resume", truncated(f"{LAST}/model.safetensors", 5), "model.safetensors is damaged"),
+    "weights-resume": ("train tiny --resume", truncated(f"{LAST}/model.safetensors", 5), "tensors is damaged"),
     "state-cut": ("train tiny --resume", truncated(f"{LAST}/state.pt", 500), "state.pt is damaged"),
     "state-flipped": ("train tiny --resume", flipped(f"{LAST}/state.pt"), "do not match SHA256SUMS"),
     "config-cut": ("evaluate run", truncated("run/config.json", 50), "run/config.json is damaged"),
@@ -221,3 +224,113 @@ def test_bad_input_takes_one_line_and_touches_nothing(
     assert {path: after.get(path) for path in before} == before, "existing files were changed"
     assert main([*command.split(), "--debug"]) == 2
     assert "Traceback" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_usage_is_one_line_in_any_encoding(encoding: str) -> None:
+    """tyro draws its boxes in another way where the terminal takes ASCII only."""
+    said = io.StringIO()
+    with redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding)), redirect_stderr(said):
+        assert main(["train", "digits", "--epoch", "3"]) == 2
+    assert said.getvalue() == (
+        "torchcaps: error: Unrecognized options: --epoch, 3; the nearest is --epochs "
+        "(torchcaps train digits --help shows more)\n"
+    )
+
+
+def test_permission_that_is_refused_is_a_user_error(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Root may write anywhere, so the refusal is played."""
+
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert main(["train", "tiny", "--seed", "1"]) == 2
+    assert "tiny-1 (Permission denied): give another folder with --out" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert main(["train", "tiny", "--seed", "1"]) == 2
+    assert "may not be written to: give another folder with --out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
+     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: ...")],
+    ids=["cuda", "python", "cpu"],
+)  # fmt: skip
+def test_too_little_memory_suggests_half_the_batch(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loop, "step_weights", fail)
+    assert main(["train", "tiny", "--seed", "1", "--batch-size", "250"]) == 2
+    said = capfd.readouterr().err
+    assert said == "torchcaps: error: cpu has too little memory for batch_size 250: try --batch-size 125\n"
+    assert main(["train", "tiny", "--seed", "2", "--batch-size", "1"]) == 2
+    assert "for batch_size 1: a smaller model or image_size is needed" in capfd.readouterr().err
+
+
+def test_unreadable_images_are_left_out_on_demand(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unreadable(place)
+    data = load_data(DataConfig("folder:pictures", skip_unreadable=True, validation=0.0))
+    assert (len(data.train), len(data.test)) == (11, 12)
+    values = data.train.fetch(torch.arange(11)).amax((1, 2, 3)).tolist()
+    assert sorted(values) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    assert caplog.messages == ["torchcaps: left out 1 unreadable image(s): pictures/train/a/4.png"]
+    for path in (place / "pictures/train").rglob("*.png"):
+        path.write_bytes(b"no")
+    with pytest.raises(ValueError, match="none of the 12 images beside pictures/train/a/0"):
+        load_data(DataConfig("folder:pictures", skip_unreadable=True))
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["state", "weights", "npz", "legacy"])
+def test_files_of_a_stranger_run_no_code(place: Path, capfd: pytest.CaptureFixture[str], kind: str) -> None:
+    sprung, last = place / "sprung", place / LAST
+    (last / "SHA256SUMS").unlink()  # a stranger's would match
+    command = "train tiny --resume"
+    match kind:
+        case "state":
+            torch.save({"position": Trap(sprung)}, last / "state.pt")
+        case "legacy":
+            (last / "state.pt").write_bytes(pickle.dumps({"position": Trap(sprung)}))
+        case "weights":
+            (last / "model.safetensors").write_bytes(pickle.dumps(Trap(sprung)))
+        case "npz":
+            arrays(y_train=np.array([Trap(sprung)] * 12, dtype=object))(place)
+            command = TRAIN_NPZ
+    assert main(command.split()) == 2
+    assert not sprung.exists()
+    said = capfd.readouterr().err
+    assert "refused" in said or kind == "weights", said
+    assert "weights_only" not in said, "torch's advice is to run the code"
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists(), "the trap is none"
+
+
+def test_run_folder_holds_nothing_that_is_unpickled_freely() -> None:
+    """All reading of pickles in the package says weights_only=True or allow_pickle=False."""
+    package = Path(torchcaps.__file__).parent
+    calls = [
+        (path.name, line.strip())
+        for path in package.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.search(r"\b(torch\.load|np\.load|pickle\.loads?)\(", line)
+    ]
+    assert calls
+    assert all("weights_only=True" in line or "allow_pickle=False" in line for _, line in calls), calls

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
-    from torchcaps.layers import CapsuleLayer, CapsuleStack
+    from torchcaps.layers import CapsuleLayer, CapsuleStack, pack
     from torchcaps.models import Model, Output, create_model, list_models
     from torchcaps.routing import Routing, create_routing, list_routings
     from torchcaps.votes import ConvVotes, LinearVotes, Votes
@@ -17,7 +17,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "capsules": ("Capsules", "lengths", "squash"),
-    "layers": ("CapsuleLayer", "CapsuleStack"),
+    "layers": ("CapsuleLayer", "CapsuleStack", "pack"),
     "models": ("Model", "Output", "create_model", "list_models"),
     "routing": ("Routing", "create_routing", "list_routings"),
     "votes": ("ConvVotes", "LinearVotes", "Votes"),
@@ -28,7 +28,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Capsules", "lengths", "squash",
     "Votes", "LinearVotes", "ConvVotes",
     "Routing", "create_routing", "list_routings",
-    "CapsuleLayer", "CapsuleStack",
+    "CapsuleLayer", "CapsuleStack", "pack",
     "Model", "Output", "create_model", "list_models",
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command line: `torchcaps train | evaluate | list | cost`.
+"""The command line: `torchcaps train | evaluate | inspect | list | cost | data`.
 
 Flags are derived from `Config` and from the functions below. Help and the listings of recipes and data import no torch:
 what needs it is imported by the command that needs it.
@@ -7,24 +7,27 @@ what needs it is imported by the command that needs it.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchcaps.config import Config, Option
+from torchcaps.config import Config, DataConfig, Option
+from torchcaps.names import unknown
+from torchcaps.usage import INTERRUPTED, USER_ERRORS, bind, describe, usage_errors
 
 if TYPE_CHECKING:
-    from torchcaps.train import Result
+    from torchcaps.train import Result, RunFolder
 
-USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+DEFAULT_DATA = DataConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +49,57 @@ def train(
     from torchcaps.recipes import create_recipe
 
     config, resume = parse_flags(create_recipe(recipe), flags)
-    from torchcaps.train import fit, unfinished_runs
+    from torchcaps.train import Interrupted, fit, unfinished_runs
 
-    left = unfinished_runs(config)
-    if left and not resume:
+    before = unfinished_runs(config)
+    left = [] if resume else [run for run in before if not run.in_use]
+    if left:
         print(
             f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
             file=sys.stderr,
         )
-    print_result(fit(config, resume))
+    try:
+        result = fit(config, resume)
+    except (Exception, Interrupted) as stop:
+        if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
+            report(folder, str(stop) or type(stop).__name__)
+        if not isinstance(stop, Interrupted):
+            raise
+        again = shlex.join(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
+        raise Interrupted(f"{stop}; to continue: {again}") from None
+    report(result.folder)
+    print_result(result)
+
+
+def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
+    """The folder of a run of `config` that has just ended without a result; `before` were there when it began."""
+    from torchcaps.train import unfinished_runs
+    from torchcaps.train.run import find_unfinished
+
+    if resume:
+        try:
+            run = find_unfinished(config)
+        except ValueError:  # there was nothing to resume
+            return None
+        return None if run.in_use else run.path
+    return next((run.path for run in unfinished_runs(config) if run not in before and not run.in_use), None)
+
+
+def report(folder: Path, reason: str = "") -> None:
+    """Write the report of a run, and of the `reason` why it ended early, where it did.
+
+    What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
+    """
+    from torchcaps.inspect import write_report
+
+    try:
+        write_report(folder, reason)
+    except Exception as error:
+        if reason:
+            return
+        again = shlex.join(["torchcaps", "inspect", str(folder), "--debug"])
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
 
 
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
@@ -63,13 +108,14 @@ def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     """
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
-    parsed = tyro.cli(
-        TrainFlags,
-        prog=f"torchcaps train {recipe.recipe}",
-        description="Train this recipe with these values, which are defaults here, in place of its own.",
-        default=TrainFlags(bare),
-        args=flags,
-    )
+    with usage_errors():
+        parsed = tyro.cli(
+            TrainFlags,
+            prog=f"torchcaps train {recipe.recipe}",
+            description="Train this recipe with these values, which are defaults here, in place of its own.",
+            default=TrainFlags(bare),
+            args=flags,
+        )
     options = recipe.model.options | parsed.config.model.options
     model = dataclasses.replace(parsed.config.model, options=options)
     return dataclasses.replace(parsed.config, model=model), parsed.resume
@@ -107,20 +153,34 @@ def evaluate(
     from torchcaps.data import load_data
     from torchcaps.losses import build_criterion
     from torchcaps.train import evaluate, load_run
+    from torchcaps.train.evaluate import check_data
     from torchcaps.train.machine import build_fabric
 
     model, config = load_run(run)
     fabric = build_fabric(dataclasses.replace(config, device=device, processes=1))
     data = load_data(config.data, fabric.device)
+    check_data(run, data)
     if split == "validation" and not len(data.validation):
         raise ValueError(f"{run} held out no validation images (data.validation {config.data.validation})")
     batches = data.evaluation(split, config.batch_size)
-    score = evaluate(fabric, fabric.to_device(model), batches, build_criterion(config.loss), data.num_classes)
+    criterion, threshold = build_criterion(config.loss), config.loss.threshold
+    score = evaluate(fabric, fabric.to_device(model), batches, criterion, data.num_classes, threshold)
     record = {"split": split, "accuracy": score.accuracy, **score._asdict()}
     if json:
         print(dumps(record))
     else:
         print(f"{split}: accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}")
+
+
+def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
+    """Write the report of a run anew, finished or not: report.html and figures/ in its folder.
+
+    Args:
+        run: the folder of a run
+    """
+    from torchcaps.inspect import write_report
+
+    print(write_report(run))
 
 
 def list_names(kind: Positional[Literal["models", "recipes", "routings", "data"]]) -> None:
@@ -139,13 +199,20 @@ def list_names(kind: Positional[Literal["models", "recipes", "routings", "data"]
 
             print_lines(list_recipes().items())
         case "routings":
-            from torchcaps.routing import list_routings
+            from torchcaps.routing.listing import HEADER, routing_rows
 
-            print_lines((getattr(spec, "name", str(spec)), getattr(spec, "paper", "")) for spec in list_routings())
+            print_columns([HEADER, *routing_rows()])
         case "data":
             from torchcaps.data.catalogue import CATALOGUE
 
             print_lines((name, f"{entry.about}: {entry.facts()}") for name, entry in CATALOGUE.items())
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of equally many cells, aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_lines(rows: Iterable[tuple[str, str]]) -> None:
@@ -187,7 +254,62 @@ def cost(
         print_lines((name.replace("_", " "), f"{value:>16,}") for name, value in measured.items())
 
 
-COMMANDS = {"train": train, "evaluate": evaluate, "list": list_names, "cost": cost}
+def data_list(root: Path | None = None, json: bool = False) -> None:
+    """What each data set is, its licence and size, where it is looked for, and whether it is there.
+
+    Args:
+        root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
+        json: print one JSON array
+    """
+    from torchcaps.data.catalogue import data_root
+    from torchcaps.data.listing import list_sets
+
+    listings = list_sets(data_root(root))
+    if json:
+        print(dumps([dataclasses.asdict(listing) for listing in listings]))
+    else:
+        print("\n".join(line for listing in listings for line in listing.lines()))
+
+
+def data_show(
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="NAME")],
+    data: DataConfig = DEFAULT_DATA,
+    images: int = 10,
+    out: Path = Path("sheets"),
+) -> None:
+    """Write a contact sheet of a data set: images with labels, before and after random changes, as PNG and HTML.
+
+    Args:
+        name: a name from `torchcaps data list`
+        data: how it is read, and what changes are shown; without any, a few that suit the set
+        images: in a row
+        out: folder that the two files are written to
+    """
+    from torchcaps.data.show import write_sheet
+
+    if images < 1:
+        raise ValueError(f"images is {images}; it must be at least 1")
+    for path in write_sheet(dataclasses.replace(data, name=name), out, images):
+        print(path)
+
+
+DATA_COMMANDS = {"list": data_list, "show": data_show}
+
+
+def data(
+    command: Annotated[Positional[Literal["list", "show"]], tyro.conf.arg(metavar="list|show")],
+    flags: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")] = (),
+) -> None:
+    """List the data sets, or write a contact sheet of one. `torchcaps data show --help` lists its flags.
+
+    Args:
+        command: what to do
+        flags: of that command
+    """
+    bind(DATA_COMMANDS, (command, *flags), prog="torchcaps data")()
+
+
+COMMANDS = {"train": train, "evaluate": evaluate, "inspect": inspect, "list": list_names, "cost": cost, "data": data}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -198,28 +320,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         dispatch(args)
         return 0
-    except SystemExit as stop:  # tyro has printed help (0) or what is wrong with the flags (2)
-        return stop.code if isinstance(stop.code, int) else USER_ERROR
-    except KeyboardInterrupt:
-        print("torchcaps: interrupted", file=sys.stderr)
+    except SystemExit:  # tyro has printed help
+        return 0
+    except KeyboardInterrupt as stop:
+        print(f"torchcaps: {stop or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
-        user = isinstance(error, ValueError | FileNotFoundError)
-        message = " ".join(str(error).split()) or type(error).__name__
-        hint = "" if user or debug else f" ({type(error).__name__}; --debug shows where)"
-        print(f"torchcaps: error: {message}{hint}", file=sys.stderr)
-        return USER_ERROR if user else FAULT
+        message, status = describe(error, debug)
+        print(f"torchcaps: error: {message}", file=sys.stderr)
+        return status
 
 
 def dispatch(args: Sequence[str]) -> None:
-    """Run the command that `args` begin with; the flags of `train` depend on its recipe, so that comes first."""
+    """Run the command that `args` begin with; those of `train` and `data` have further words before their flags."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
         return train(args[1], tuple(args[2:]))
-    tyro.extras.subcommand_cli_from_dict(
+    if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
+        return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
+    if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+        raise unknown("command", args[0], COMMANDS)
+    bind(
         COMMANDS,
+        args,
         prog="torchcaps",
         description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from.",
-        args=args,
-    )
+    )()

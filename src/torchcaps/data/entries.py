@@ -1,8 +1,7 @@
 """All data sets, one entry each: facts for the listings, and where the files lie. Nothing here imports torch.
 
-Terms of MNIST, SVHN, smallNORB and ImageNet were looked up on the sets' own pages in November 2026; the other licences,
-the sizes of downloads and affNIST's ranges are as commonly quoted, and not checked: read a set's own page before you rely
-on them.
+Terms of MNIST, SVHN, smallNORB and ImageNet were looked up on the sets' own pages in November 2026. The other licences,
+the sizes of downloads and affNIST's ranges are as commonly quoted, and not checked: read a set's own page first.
 """
 
 from __future__ import annotations

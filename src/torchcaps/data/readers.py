@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import DataConfig
-from torchcaps.data.catalogue import CATALOGUE
+from torchcaps.data.catalogue import CATALOGUE, absent, data_root
 from torchcaps.data.images import Images, Source
 from torchcaps.data.splits import stratified
 
@@ -108,13 +108,12 @@ def _torchvision_splits(
     classes = CATALOGUE[config.name].classes
     try:
         train, test = (Images(*parts(load(training)), classes) for training in (True, False))
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        if config.download:
-            raise FileNotFoundError(f"data set {config.name!r} could not be fetched into {place}: {reason}") from error
-        raise missing(config.name, place) from error
     except Exception as error:  # on bytes that are not what they should be, parsers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
+        if absent(CATALOGUE[config.name], data_root(config.root)):
+            if not config.download:
+                raise missing(config.name, place) from error
+            raise FileNotFoundError(f"data set {config.name!r} could not be fetched into {place}: {reason}") from error
         raise ValueError(
             f"data set {config.name!r} is damaged in {place} ({reason}): delete it there, then --data.download"
         ) from error
@@ -162,6 +161,8 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             absent = [key for key in KERAS_KEYS if key not in archive]
             arrays = {key: archive[key] for key in KERAS_KEYS if key in archive}
+        if broken := [key for key, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"{broken[0]} is no array")  # bytes, where a member does not begin as an array does
     except Exception as error:  # of zip, zlib, struct, ast or tokenize; too little memory, where a shape is nonsense
         raise ValueError(
             f"{path} is not an .npz file of plain arrays (objects are refused, since unpickling can run code): {error}"

@@ -1,4 +1,4 @@
-"""Images decoded from capsules: of what the network saw, and of poses moved away from it."""
+"""Images decoded from capsules: from every class's pose, and from poses moved away from what the network saw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from torchcaps.inspect.pictures import colour_parts
 from torchcaps.models import Model
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def pose_sweep(model: Model, image: Tensor, reach: float = 0.25, steps: int = 11
         model: with a decoder; it is left in evaluation mode.
         image: [c, h, w], as the model takes it.
         reach: how far a dimension is moved, to both sides; a pose is shorter than 1.
-        steps: positions of each dimension, at least 2.
+        steps: positions of each dimension, at least 2; an odd number has the pose itself in the middle.
 
     Returns:
         Images [d, steps, c, h, w] in [0, 1].
@@ -39,6 +40,13 @@ def pose_sweep(model: Model, image: Tensor, reach: float = 0.25, steps: int = 11
 
 
 @torch.no_grad()
+def decode_classes(model: Model, poses: Tensor, classes: Tensor) -> Tensor:
+    """Decode class capsules [b, j, d], each image's from every one of its `classes` int64 [b, k]: [b, k, c, h, w]."""
+    k = classes.shape[1]
+    return model.reconstruct(poses.repeat_interleave(k, 0), classes.flatten()).unflatten(0, (-1, k))
+
+
+@torch.no_grad()
 def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: int = 0, rows: int = 6) -> Figure:
     """Images, below each its reconstruction from the winning capsule, and the pose sweep of one image.
 
@@ -48,29 +56,56 @@ def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: in
         sweep: index of the image whose pose is moved.
         rows: dimensions of the pose that are shown, those whose sweep changes the image most.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.gridspec import GridSpec
+    from torchcaps.inspect.figures import draw_tiles
 
     output = model.eval()(images)
-    predicted = output.scores.argmax(1)
+    predicted = output.scores.argmax(1).tolist()
     frames = pose_sweep(model, images[sweep])  # [d, s, c, h, w]
-    most = frames.std(1).flatten(1).mean(1).argsort(descending=True)[:rows]
-    columns = max(len(images), frames.shape[1])
-    figure = Figure(figsize=(columns * 0.62, (2 + rows) * 0.72), layout="constrained")
-    grid = GridSpec(2 + rows, columns, figure=figure)
+    most = frames.std(1).flatten(1).mean(1).argsort(descending=True)[:rows].tolist()
+    titles = [f"{p}" if p == l else f"{p}, is {l}" for p, l in zip(predicted, labels.tolist(), strict=True)]
+    tiles = {"input": images, "decoded": output.aux["reconstruction"]}
+    return draw_tiles(tiles | {f"pose {dimension}": frames[dimension] for dimension in most}, titles)
 
-    def show(row: int, column: int, image: Tensor, title: str = "", label: str = "") -> None:
-        axes = figure.add_subplot(grid[row, column])
-        axes.imshow(image.movedim(0, -1).squeeze(-1).cpu(), cmap="gray_r", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(title, fontsize=7)
-        axes.set_ylabel(label, fontsize=7)
 
-    for n, image in enumerate(images):
-        wrong = "" if predicted[n] == labels[n] else f", is {labels[n]}"
-        show(0, n, image, f"{predicted[n]}{wrong}", "" if n else "input")
-        show(1, n, output.aux["reconstruction"][n], label="" if n else "decoded")
-    for row, dimension in enumerate(most.tolist()):
-        for column, frame in enumerate(frames[dimension]):
-            show(2 + row, column, frame, label="" if column else f"pose {dimension}")
-    return figure
+@torch.no_grad()
+def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tensor) -> Figure:
+    """Overlapped objects told apart: below each image what is decoded of it, each class in its own colour, over it.
+
+    The rows are the input, the classes that it shows, those that the network found, and one that is not there: the
+    likeliest of those that it neither shows nor was found to show (Sabour et al. 2017, figure 5).
+
+    Args:
+        model: with a decoder; it is left in evaluation mode.
+        images: [b, c, h, w] in [0, 1].
+        targets, predicted: label sets, bool [b, classes].
+    """
+    from torchcaps.inspect.figures import draw_tiles
+
+    output = model.eval()(images)
+    poses, absent = output.capsules[-1].poses, absent_class(output.scores, targets, predicted)
+    rows = {
+        "input": images,
+        "shown": colour_sets(model, poses, targets, images),
+        "found": colour_sets(model, poses, predicted, images),
+        "not there": colour_parts(decode_classes(model, poses, absent[:, None]), images),
+    }
+    names = [",".join(str(c) for c in row.nonzero().flatten().tolist()) for row in predicted]
+    return draw_tiles(rows, names)
+
+
+def absent_class(scores: Tensor, targets: Tensor, predicted: Tensor) -> Tensor:
+    """Of scores [b, j] the highest whose class is in neither label set, int64 [b]."""
+    return scores.masked_fill(targets.bool() | predicted.bool(), float("-inf")).argmax(1)
+
+
+def colour_sets(model: Model, poses: Tensor, sets: Tensor, images: Tensor) -> Tensor:
+    """The classes of each label set [b, j], decoded from poses [b, j, d], in colours over the dim image: [b, 3, h, w].
+
+    The first class of a set has the first colour; `images` are [b, c, h, w] in [0, 1].
+    """
+    pictures = []
+    for pose, row, image in zip(poses, sets, images, strict=True):
+        classes = row.nonzero().flatten()
+        decoded = decode_classes(model, pose[None], classes[None])  # [1, k, c, h, w]
+        pictures.append(colour_parts(decoded, image[None]))
+    return torch.cat(pictures)

@@ -1,9 +1,21 @@
 """Training: a `Config` in, a `Result` and the folder of a run out, on Lightning Fabric."""
 
 from torchcaps.train.evaluate import evaluate, load_run
+from torchcaps.train.interrupt import Interrupted
 from torchcaps.train.loop import fit
 from torchcaps.train.meter import Score
 from torchcaps.train.phases import Phase, build_phases
 from torchcaps.train.run import Result, RunFolder, unfinished_runs
 
-__all__ = ["Phase", "Result", "RunFolder", "Score", "build_phases", "evaluate", "fit", "load_run", "unfinished_runs"]
+__all__ = [
+    "Interrupted",
+    "Phase",
+    "Result",
+    "RunFolder",
+    "Score",
+    "build_phases",
+    "evaluate",
+    "fit",
+    "load_run",
+    "unfinished_runs",
+]

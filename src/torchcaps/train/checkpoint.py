@@ -1,11 +1,17 @@
-"""Files and folders that are seen whole or not at all, whenever the process that writes them is cut."""
+"""Files and folders that are seen whole or not at all, whenever the process that writes them is cut.
+
+Nothing that is read here can execute code: weights are safetensors, the rest is unpickled with `weights_only=True`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -13,15 +19,25 @@ from torch import nn
 
 MODEL = "model.safetensors"
 STATE = "state.pt"
+SUMS = "SHA256SUMS"  # of the other files; `sha256sum --check` reads it too
+T = TypeVar("T")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` by `text` in one step."""
+    """Replace the file `path` by `text` in one step.
+
+    Raises:
+        OSError: when it cannot be written, e.g. on a full disk; the old file is still there.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
+    try:
+        temporary.write_text(text)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
 
 
 def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> None:
@@ -29,14 +45,23 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
 
     The new folder is complete on the disk before the old one steps aside to `NAME.old`; where a cut falls between the
     two renames, `present` still finds the old one.
+
+    Raises:
+        OSError: when it cannot be written, e.g. on a full disk; the old folder is still there.
     """
     new, old = _beside(folder, ".tmp"), _beside(folder, ".old")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    for name, write in writers.items():
-        write(new / name)
-        _sync(new / name)
-    _sync(new)
+    try:
+        new.mkdir()
+        for name, write in writers.items():
+            write(new / name)
+            _sync(new / name)
+        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers))
+        _sync(new / SUMS)
+        _sync(new)
+    except Exception as error:  # safetensors and torch.save have errors of their own for what the system refuses
+        shutil.rmtree(new, ignore_errors=True)
+        raise _unwritten(folder, error) from error
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
@@ -63,18 +88,54 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
     Raises:
         FileNotFoundError: when `folder` holds no checkpoint.
+        ValueError: when it is damaged, or of another model.
     """
     found = present(folder)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}")
-    load_model(model, str(found / MODEL))
+    _read(found / MODEL, lambda path: load_model(model, str(path)))
 
 
 def load_state(folder: Path) -> dict:
-    """The state, on the CPU, of the checkpoint in `folder`; call it only where `present(folder)`."""
+    """The state, on the CPU, of the checkpoint in `folder`; call it only where `present(folder)`.
+
+    Raises:
+        ValueError: when it is damaged, or holds anything but plain containers and tensors.
+    """
     found = present(folder)
     assert found is not None, folder
-    return torch.load(found / STATE, map_location="cpu", weights_only=True)
+    return _read(found / STATE, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error, in one line, for a file of a run that `error` was raised on reading."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the code all the same
+        reason = "it holds more than plain tensors, which is refused, since unpickling can run code"
+    return ValueError(f"{path} is damaged or not of this run: {reason}; bring back a copy of it, or start a new run")
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
+    try:
+        sums = path.with_name(SUMS)
+        lines = sums.read_text().splitlines() if sums.exists() else []
+        known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        if known.get(path.name) not in (None, _digest(path)):
+            raise ValueError(f"its contents do not match {SUMS}")
+        return read(path)
+    except Exception as error:  # bytes that are not what they should be raise anything: zip, struct, pickle, key errors
+        raise damaged(path, error) from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unwritten(path: Path, error: Exception) -> OSError:
+    reason = " ".join(str(error).split())
+    return OSError(f"cannot write {path} ({reason}): what was there is kept; make room, then continue with --resume")
 
 
 def _beside(folder: Path, suffix: str) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config
-from torchcaps.data import Batches
+from torchcaps.data import Batches, Data
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model, create_model
 from torchcaps.train.checkpoint import load_weights, present
@@ -19,22 +19,45 @@ from torchcaps.train.run import RunFolder
 
 
 @torch.no_grad()
-def evaluate(fabric: Fabric, model: nn.Module, batches: Batches, criterion: Criterion, num_classes: int) -> Score:
+def evaluate(
+    fabric: Fabric,
+    model: nn.Module,
+    batches: Batches,
+    criterion: Criterion,
+    num_classes: int,
+    threshold: float = 0.5,
+) -> Score:
     """Mean loss and accuracy of `model` over `batches`, taken together over all processes.
 
     The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. It goes by the inner
-    module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode.
+    module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode. Of several
+    views of an image the scores are averaged; what is reconstructed is the first view.
     """
     model.eval()
-    meter = Meter(num_classes, fabric.device)
+    meter = Meter(fabric.device, batches.images.shown, threshold)
     for images, labels in batches.epoch(0):
         if not len(labels):
             continue
-        images = images.contiguous(memory_format=torch.channels_last)
+        views = images.unbind(1) if images.ndim == 5 else (images,)
         with fabric.autocast():
-            output = model(images)
+            outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in views]
+        images, output = views[0], outputs[0]
+        if len(views) > 1:
+            output = output._replace(scores=torch.stack([each.scores for each in outputs]).mean(0))
         meter.update(criterion(output, images, multi_hot(labels, num_classes)), output.scores, labels)
     return meter.compute()
+
+
+def check_data(path: str | Path, data: Data) -> None:
+    """Raise ValueError unless the model of the run in `path` was built for the classes and the shape of `data`."""
+    model = RunFolder(Path(path)).read("model.json")
+    for name, value in (
+        ("num_classes", data.num_classes),
+        ("in_channels", data.channels),
+        ("image_size", list(data.image_size)),
+    ):
+        if model.get(name, value) != value:
+            raise ValueError(f"{name} of the data is {value}, but the model of {path} was built for {model[name]}")
 
 
 def load_run(path: str | Path) -> tuple[Model, Config]:

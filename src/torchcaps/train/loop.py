@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from typing import Literal
 
@@ -23,30 +24,20 @@ from torchcaps.config import Config
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot
 from torchcaps.models import create_model
-from torchcaps.train.checkpoint import load_state, load_weights, present, save_checkpoint
+from torchcaps.train.anomaly import check_weights, spoilt
+from torchcaps.train.check import check_config
+from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.display import Display
 from torchcaps.train.evaluate import evaluate
-from torchcaps.train.machine import build_fabric, describe_environment, launch
+from torchcaps.train.interrupt import Interrupted, Interruption
+from torchcaps.train.machine import build_fabric, describe_environment, launch, name_shortage
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_apart, step_weights
+from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
 
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
-
-
-@dataclass
-class Position:
-    """Where a run stands: what a checkpoint holds beside the states of modules and optimisers."""
-
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the epoch that has begun
-    epoch_seconds: float = 0.0  # spent on these steps
-    seconds: float = 0.0  # spent on the finished epochs
-    selected_epoch: int = 0  # counted from 1
-    selected_accuracy: float | None = None  # on the validation split
-    selected_loss: float = math.inf  # the same; it decides between epochs of equal accuracy
-    history: list[dict] = field(default_factory=list)  # the lines of metrics.jsonl
 
 
 def fit(config: Config, resume: bool = False) -> Result:
@@ -58,27 +49,39 @@ def fit(config: Config, resume: bool = False) -> Result:
 
     Raises:
         ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume.
-        FloatingPointError: when the loss is no longer finite.
+        FloatingPointError: when the loss is no longer finite; names the step, and the layer where that began.
+        MemoryError: when a batch does not fit into memory; names a batch size to try.
+        OSError: when something cannot be written, or one of several processes has ended.
+        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came; the run is saved. It is a
+            `KeyboardInterrupt`.
     """
-    if config.epochs < 1:
-        raise ValueError(f"epochs is {config.epochs}; it must be at least 1")
-    if config.loss.reconstruction and config.data.standardise != "none":
-        raise ValueError(
-            f"data.standardise is {config.data.standardise!r}, but a reconstruction (loss.reconstruction "
-            f"{config.loss.reconstruction}) predicts pixels in [0, 1]: set it to none"
-        )
-    return launch(build_fabric(config), partial(_train, config=config, resume=resume))
+    check_config(config)
+    fabric = build_fabric(config)
+    with ExitStack() as stack:
+        interruption = Interruption(shared=config.processes > 1)
+        if config.processes > 1:
+            stack.enter_context(interruption)
+        ended = launch(fabric, partial(_train, config=config, resume=resume, interruption=interruption))
+    if isinstance(ended, Interrupted):
+        raise ended
+    return ended
 
 
-def _train(fabric: Fabric, config: Config, resume: bool) -> Result:
-    return Trainer(fabric, config, resume).run()
+def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interruption) -> Result | Interrupted:
+    with name_shortage(config, fabric.device):
+        trainer = Trainer(fabric, config, resume, interruption)
+        try:
+            return trainer.run()
+        except Interrupted as stop:  # returned: several processes end together
+            return stop
 
 
 class Trainer:
     """One process's part in a run."""
 
-    def __init__(self, fabric: Fabric, config: Config, resume: bool):
+    def __init__(self, fabric: Fabric, config: Config, resume: bool, interruption: Interruption | None = None):
         self.fabric, self.config = fabric, config
+        self.interruption = interruption or Interruption()
         with fabric.rank_zero_first():
             self.data = load_data(config.data, fabric.device)
         self.batches = self.data.training(
@@ -98,11 +101,10 @@ class Trainer:
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         weights = self.phases[0]
         self.wrapped, self.optimizer = fabric.setup(LossModule(self.model, weights), weights.optimizer)
-        self.meter = Meter(self.data.num_classes, fabric.device)
+        self.meter = Meter(fabric.device, self.data.shown, config.loss.threshold)
         self.position = Position()
+        self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume, shape)
-        if resume and present(self.folder.last):
-            self.load()
         self.clock = self.saved = time.monotonic()
 
     def _open(self, resume: bool, shape: dict) -> RunFolder:
@@ -110,18 +112,31 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
         folder = find_unfinished(self.config) if resume else create_run(self.config)
+        self._held.enter_context(folder.hold())
         folder.write("model.json", shape)
         folder.write("environment.json", describe_environment(self.fabric))
         return self.fabric.broadcast(folder)
 
     def run(self) -> Result:
-        """Train to the end, then test the selected weights."""
-        position, epochs = self.position, self.config.epochs
-        with Display(epochs, len(self.batches), self.fabric.is_global_zero) as display:
-            while position.epoch < epochs:
+        """Train to the end, then test the selected weights; from the checkpoint of the folder, where there is one."""
+        with self._held:
+            if present(self.folder.last):
+                self.load()
+            else:
+                self.save()
+            with self.interruption:
+                self._train()
+            return self._test()
+
+    def _train(self) -> None:
+        with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
+            while self.position.epoch < self.config.epochs:
                 self.train_epoch(display)
                 self.end_epoch(display)
         self.fabric.barrier()
+
+    def _test(self) -> Result:
+        position = self.position
         load_weights(self.folder.best, self.model)
         test = self.evaluate("test")
         result = Result(
@@ -153,15 +168,16 @@ class Trainer:
                 self.report(display, *pending)
             position.step += 1
             pending = position.epoch * steps + position.step, values
-            if position.step < steps and self._checkpoint_due():
+            if pause := self._pause():
                 self.report(display, *pending)
                 pending = None
                 self.save()
+                self._stop_if(pause == "stop")
         if pending is not None:
             self.report(display, *pending)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """All phases on this process's share of a batch; returns its loss and its accuracy as [2], on the device."""
+        """All phases on this process's share of a batch; returns loss and accuracy of all as [2], on the device."""
         done = self.position.epoch * len(self.batches) + self.position.step
         draws = np.random.SeedSequence((self.config.seed, done, self.fabric.global_rank))
         torch.manual_seed(int(draws.generate_state(1)[0]))
@@ -171,8 +187,11 @@ class Trainer:
         for phase in self.phases[1:]:
             step_apart(self.fabric, self.model, phase, batch, self.config.clip)
         self.schedule.step()
-        self.meter.update(loss, scores, labels)
-        return torch.stack([loss, (scores.argmax(1) == labels).float().mean()])
+        right = self.meter.update(loss, scores, labels)
+        values = torch.stack([loss, right.float().mean()])
+        if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
+            torch.distributed.all_reduce(values)
+        return values / self.fabric.world_size
 
     def report(self, display: Display, step: int, values: Tensor) -> None:
         """Show what `step`, counted from 1 over the run, returned.
@@ -182,11 +201,7 @@ class Trainer:
         """
         loss, accuracy = values.tolist()
         if not math.isfinite(loss):
-            epoch = self.position.epoch + 1
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step} (epoch {epoch}): a smaller optimiser.lr, clip, or precision fp32 "
-                "may keep it finite"
-            )
+            raise spoilt(self, f"the loss is {loss}", step)
         self._tick()
         done = self.position.step * self.config.batch_size
         display.step(step, loss, accuracy, done / self.position.epoch_seconds)
@@ -194,6 +209,7 @@ class Trainer:
     def end_epoch(self, display: Display) -> None:
         """Validate, keep the weights if they are the best so far, record the epoch, and write a checkpoint."""
         position, steps = self.position, len(self.batches)
+        check_weights(self)
         train = self.meter.compute()
         self._tick()
         training_seconds = position.epoch_seconds
@@ -202,7 +218,7 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
         validation = self.evaluate("validation") if len(self.data.validation) else None
         self._tick()
-        position.history.append(
+        position.end_epoch(
             {
                 "epoch": position.epoch + 1,
                 "step": (position.epoch + 1) * steps,
@@ -215,30 +231,28 @@ class Trainer:
                 "images_per_second": steps * self.config.batch_size / training_seconds,
             }
         )
-        position.epoch += 1
-        position.step = 0
-        position.seconds += position.epoch_seconds
-        position.epoch_seconds = 0.0
         self.meter.reset()
-        best = position.selected_accuracy, -position.selected_loss
-        if validation is None or best[0] is None or (validation.accuracy, -validation.loss) > best:
-            position.selected_epoch = position.epoch
-            if validation is not None:
-                position.selected_accuracy, position.selected_loss = validation.accuracy, validation.loss
-            if self.fabric.is_global_zero:
-                save_checkpoint(self.folder.best, self.model)
+        if position.select(validation) and self.fabric.is_global_zero:
+            save_checkpoint(self.folder.best, self.model)
         if self.fabric.is_global_zero:
             self.folder.write_metrics(position.history)
         self.save()
         display.end_epoch(position.history[-1])
+        self._stop_if(self.fabric.broadcast(self.interruption.asked))
 
     def evaluate(self, split: Literal["validation", "test"]) -> Score:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
-        return evaluate(fabric, self.model, batches, self.phases[0].loss, self.data.num_classes)
+        criterion, threshold = self.phases[0].loss, self.config.loss.threshold
+        return evaluate(fabric, self.model, batches, criterion, self.data.num_classes, threshold)
 
     def save(self) -> None:
-        """Write the checkpoint that `load` reads; all processes call it, the first one writes."""
+        """Write the checkpoint that `load` reads; all processes call it, the first one writes.
+
+        Raises:
+            FloatingPointError: when a weight is not finite; the checkpoint before is kept.
+        """
+        check_weights(self)
         state = {
             "position": asdict(self.position),
             "optimizers": [phase.optimizer.state_dict() for phase in self.phases],
@@ -251,20 +265,44 @@ class Trainer:
         self.saved = time.monotonic()
 
     def load(self) -> None:
+        """Go back to the last checkpoint, and `metrics.jsonl` with it.
+
+        Raises:
+            ValueError: when it is damaged or not of this run.
+        """
         load_weights(self.folder.last, self.model)
         state = load_state(self.folder.last)
-        self.position = Position(**state["position"])
+        try:
+            self._restore(state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise damaged(self.folder.last, error) from error
+        if self.fabric.is_global_zero:
+            self.folder.write_metrics(self.position.history)
+
+    def _restore(self, state: dict) -> None:
+        position = Position(**state["position"])
+        if not (0 <= position.epoch <= self.config.epochs and 0 <= position.step <= len(self.batches)):
+            raise ValueError(f"it stands at epoch {position.epoch}, step {position.step}, where this run cannot be")
+        self.position = position
         for phase, values in zip(self.phases, state["optimizers"], strict=True):
             phase.optimizer.load_state_dict(values)
         self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
-        if self.fabric.is_global_zero:  # the sums are those of all processes
-            self.meter.load(state["meter"])
+        self.meter.load(state["meter"], self.fabric.global_rank)
 
-    def _checkpoint_due(self) -> bool:
-        if self.fabric.world_size > 1 and self.position.step % CLOCK_STEPS:
-            return False
-        return self.fabric.broadcast(time.monotonic() - self.saved >= self.config.checkpoint_every)
+    def _stop_if(self, stop: bool) -> None:
+        if stop:
+            step = self.position.epoch * len(self.batches) + self.position.step
+            total = self.config.epochs * len(self.batches)
+            raise Interrupted(f"stopped after step {step} of {total}, saved in {self.folder.path}")
+
+    def _pause(self) -> Literal["", "save", "stop"]:
+        """What is to be done between two steps, the same in all processes: nothing, save, or save and stop."""
+        last = self.position.step == len(self.batches)
+        if self.fabric.world_size > 1 and self.position.step % CLOCK_STEPS and not last:
+            return ""
+        due = time.monotonic() - self.saved >= self.config.checkpoint_every and not last
+        return self.fabric.broadcast("stop" if self.interruption.asked else "save" if due else "")
 
     def _tick(self) -> None:
         """Add the time since the last call to the epoch's."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -15,13 +17,17 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import distributed
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 import torchcaps
 from torchcaps.config import Config
 
 T = TypeVar("T")
 _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "safetensors")
+_KINDS = (ValueError, FileNotFoundError, FloatingPointError, KeyboardInterrupt, MemoryError, OSError)
+_PASSED = {each.__name__: each for each in _KINDS}  # errors of a spawned process that keep their type
+_LOST_PEER = re.compile("closed by peer|reset by peer|Broken pipe|remote process exited", re.IGNORECASE)
+_SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
 
 
 def choose_device(name: str, processes: int = 1) -> str:
@@ -72,6 +78,8 @@ def build_fabric(config: Config) -> Fabric:
             f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
         )
     device = choose_device(config.device, config.processes)
+    if config.precision == "fp16" and device == "cpu":
+        raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
     strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
     return Fabric(
         accelerator=device,
@@ -85,15 +93,37 @@ def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
     """What `function` returns in the first process of `fabric`; it must be importable, since processes are spawned.
 
     Raises:
-        ValueError, FileNotFoundError, FloatingPointError: as `function` does, from whichever process.
+        ValueError, FileNotFoundError, ...: those of `_PASSED`, as `function` does, from whichever process.
+        ChildProcessError: when one of the processes was killed; the others have been ended then.
         RuntimeError: for any other error in a spawned process.
     """
     try:
         return fabric.launch(partial(_run_and_part, function=function))
     except ProcessRaisedException as error:
         kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        kinds = {each.__name__: each for each in (ValueError, FileNotFoundError, FloatingPointError)}
-        raise kinds.get(kind, RuntimeError)(message or kind) from error
+        if _LOST_PEER.search(message):
+            raise ChildProcessError(_ended(f"process {error.error_index} has lost another one", fabric)) from error
+        raise _PASSED.get(kind, RuntimeError)(message or kind) from error
+    except ProcessExitedException as error:
+        how = error.signal_name or f"status {error.exit_code}"
+        raise ChildProcessError(_ended(f"process {error.error_index} was ended by {how}", fabric)) from error
+
+
+def _ended(what: str, fabric: Fabric) -> str:
+    return f"{what}, and so the run of {fabric.world_size} processes; --resume continues it from its last checkpoint"
+
+
+@contextmanager
+def name_shortage(config: Config, device: torch.device) -> Iterator[None]:
+    """Turn the several errors for too little memory into a MemoryError that says which batch size to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not _SHORTAGE.search(str(error)):
+            raise
+        half = config.batch_size // 2 // config.processes * config.processes
+        mend = f"try --batch-size {half}" if half else "a smaller model or image_size is needed"
+        raise MemoryError(f"{device.type} has too little memory for batch_size {config.batch_size}: {mend}") from error
 
 
 def _run_and_part(fabric: Fabric, function: Callable[[Fabric], T]) -> T:

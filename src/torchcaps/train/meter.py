@@ -1,58 +1,103 @@
-"""Mean loss and accuracy over many batches and all processes."""
+"""Mean loss and accuracies over many batches and all processes."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassStatScores
+from torch import Tensor, distributed
+from torchmetrics import Metric
+
+from torchcaps.metrics import exact_match, labels_found, predict, xnodr_top2
 
 
 class Score(NamedTuple):
     loss: float  # mean per image
-    errors: int  # images whose highest score is not their label's
+    errors: int  # images whose predicted class, or set of classes, is not theirs
     images: int
+    label_accuracy: float | None = None  # of label sets: share of the labels that are among the predicted
+    xnodr_top2: float | None = None  # of label sets: see `metrics.xnodr_top2`
 
     @property
     def accuracy(self) -> float:
-        """Share in [0, 1]."""
+        """Share in [0, 1]; of label sets, the share that is matched exactly."""
         return (self.images - self.errors) / self.images
 
 
+class Tally(Metric):
+    """The loss summed over images; counts of images, of those with label sets, of those that are right, of labels, of
+    labels found, and of XnODR's top 2."""
+
+    loss: Tensor  # float32
+    counts: Tensor  # int64 [6]
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("loss", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(6, dtype=torch.int64), dist_reduce_fx="sum")
+        self.persistent(True)
+
+    def update(self, loss: Tensor, counts: Tensor) -> None:
+        self.loss += loss
+        self.counts += counts
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.loss, self.counts
+
+
 class Meter:
-    """Sums over batches; `compute` and `state` take in every process, so all must call them together."""
+    """Sums over batches; `compute` and `state` take in every process, so all must call them together.
 
-    def __init__(self, num_classes: int, device: torch.device):
-        self.loss = MeanMetric(nan_strategy="disable").to(device)
-        self.counts = MulticlassStatScores(num_classes, average="micro", validate_args=False).to(device)
-        self._metrics = {"loss": self.loss, "counts": self.counts}
-        for metric in self._metrics.values():
-            metric.persistent(True)
+    Args:
+        device: that the sums are on.
+        shown: labels of each image; None where images differ in it.
+        threshold: score above which a class is predicted, where that is so.
+    """
 
-    def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Take in a batch: its mean loss, a scalar, scores [b, classes] and labels int64 [b]."""
-        self.loss.update(loss, weight=len(labels))
-        self.counts.update(scores, labels)
+    def __init__(self, device: torch.device, shown: int | None = 1, threshold: float = 0.5):
+        self.shown, self.threshold = shown, threshold
+        self.tally = Tally().to(device)
+
+    def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Take in a batch: its mean loss, a scalar, scores [b, classes], and labels int64 [b] or sets [b, classes].
+
+        Returns which images are right: bool [b].
+        """
+        several = labels.ndim == 2
+        if several:
+            predicted = predict(scores, self.shown, self.threshold)
+            right = exact_match(predicted, labels)
+            sums = [right, labels, labels_found(predicted, labels), xnodr_top2(scores, labels)]
+        else:
+            right = scores.argmax(1) == labels
+            sums = [right, torch.ones_like(labels), right, right]
+        images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
+        self.tally.update(loss * len(labels), torch.cat([images, torch.stack([each.sum() for each in sums])]))
+        return right
 
     def compute(self) -> Score:
         """What has been taken in since the last reset."""
-        right, _, _, _, images = self.counts.compute().tolist()
-        return Score(float(self.loss.compute()), images - right, images)
+        loss, counts = self.tally.compute()
+        images, several, right, labels, found, top2 = counts.tolist()
+        score = Score(float(loss) / images, images - right, images)
+        return score._replace(label_accuracy=found / labels, xnodr_top2=top2 / images) if several else score
 
     def reset(self) -> None:
-        for metric in self._metrics.values():
-            metric.reset()
+        self.tally.reset()
 
-    def state(self) -> dict:
-        """The sums over all processes, to be continued by one of them after `load`."""
-        state = {}
-        for name, metric in self._metrics.items():
-            with metric.sync_context():
-                state[name] = {key: value.clone() for key, value in metric.state_dict().items()}
-        return state
+    def state(self) -> dict[str, Tensor]:
+        """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
+        sums = {key: value.clone() for key, value in self.tally.state_dict().items()}
+        if not distributed.is_initialized():
+            return {key: value[None] for key, value in sums.items()}
+        rows = {
+            key: [torch.empty_like(value) for _ in range(distributed.get_world_size())] for key, value in sums.items()
+        }
+        for key, value in sums.items():
+            distributed.all_gather(rows[key], value)
+        return {key: torch.stack(values) for key, values in rows.items()}
 
-    def load(self, state: dict) -> None:
-        for name, metric in self._metrics.items():
-            metric.load_state_dict(state[name])
+    def load(self, state: dict[str, Tensor], rank: int = 0) -> None:
+        """Go on from what `state` returned, as the process `rank`."""
+        self.tally.load_state_dict({key: value[rank].to(self.tally.device) for key, value in state.items()})
+        self.tally._update_count = 1  # else `compute` would warn that nothing was taken in

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchcaps.config import Config, from_plain, to_plain
-from torchcaps.train.checkpoint import write_text
+from torchcaps.train.check import check_out
+from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.interrupt import lock
 
 _FREE = ("out", "checkpoint_every")  # may differ between a run and its continuation: the result does not depend on them
 
@@ -54,14 +57,46 @@ class RunFolder(NamedTuple):
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
+            ValueError: when it is damaged.
         """
-        return from_plain(Config, self.read("config.json"))
+        plain = self.read("config.json")
+        try:
+            return from_plain(Config, plain)
+        except ValueError as error:
+            raise damaged(self.path / "config.json", error) from error
 
-    def read(self, name: str) -> Any:
-        """The JSON file `name` of the folder."""
-        if not (self.path / name).exists():
+    def read(self, name: str) -> dict[str, Any]:
+        """The JSON file `name` of the folder; raises as `read_config`."""
+        if not (self.path / name).is_file():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
-        return json.loads((self.path / name).read_text())
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        except (RecursionError, ValueError) as error:
+            raise damaged(self.path / name, error) from error
+        return content
+
+    def hold(self) -> AbstractContextManager:
+        """Keep other processes from training in this folder until the context that is returned ends.
+
+        Raises:
+            ValueError: when one does.
+        """
+        held = lock(self.path / "config.json")
+        if held is None:
+            raise ValueError(
+                f"{self.path} is being trained by another process; wait for it (one that was killed lets go in seconds)"
+            )
+        return held
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a process is training in this folder."""
+        held = lock(self.path / "config.json")
+        if held is not None:
+            held.close()
+        return held is None
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""
@@ -82,13 +117,20 @@ def _candidates(config: Config) -> itertools.chain[Path]:
 
 
 def create_run(config: Config) -> RunFolder:
-    """Make a fresh folder for a run of `config` and write the config to it."""
-    config.out.mkdir(parents=True, exist_ok=True)
+    """Make a fresh folder for a run of `config` and write the config to it.
+
+    Raises:
+        ValueError: when `config.out` cannot be written to.
+    """
+    check_out(config.out)
     for path in _candidates(config):
         try:
-            path.mkdir()
+            path.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"cannot make {path} ({reason}): give another folder with --out") from error
         run = RunFolder(path)
         run.write("config.json", to_plain(config))
         return run

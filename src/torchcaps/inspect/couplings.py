@@ -1,0 +1,194 @@
+"""Routing made visible: how much of each part went to which parent, iteration by iteration, over the input.
+
+Everything is read through `CapsuleStack.forward(visit=...)`, so it holds for every routing that has couplings.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.capsules import Capsules, lengths
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform
+from torchcaps.models import Model
+from torchcaps.routing import Step
+
+Visit = Callable[[str, CapsuleLayer, Capsules, int, Step], None]
+
+
+class Box(NamedTuple):
+    """Where a grid of children lies in the input, in shares of its height and width; it may reach beyond it."""
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoutedLayer:
+    """What one layer of capsules did with its children."""
+
+    name: str  # of the stack in the model, and the layer in the stack
+    routing: str  # its registered name
+    maps: Tensor  # [t, b, j, h, w], see `share_maps`; children without positions stand in one row
+    strength: Tensor  # [t, b, j], of the parents: activation or length, averaged over positions
+    box: Box | None  # None: the children have no positions
+
+
+@contextmanager
+def visiting(model: Model, visit: Visit) -> Iterator[None]:
+    """Have every capsule stack in `model` show its steps: `visit(name, layer, children, t, step)`."""
+
+    def show(name: str, stack: CapsuleStack) -> Callable[..., tuple[tuple, dict]]:
+        def before(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            below = {0: args[0] if args else kwargs["children"]}
+
+            def see(level: int, t: int, step: Step) -> None:
+                layer = stack.layers[level]
+                assert isinstance(layer, CapsuleLayer)
+                visit(f"{name}.{level}", layer, below[level], t, step)
+                below[level + 1] = step.capsules
+
+            return args, kwargs | {"visit": see}
+
+        return before
+
+    stacks = [(name, each) for name, each in model.named_modules() if isinstance(each, CapsuleStack)]
+    handles = [each.register_forward_pre_hook(show(name, each), with_kwargs=True) for name, each in stacks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
+    """How each routed layer of `model` shares its children out, bottom first; none for a model without capsules.
+
+    Layers are left out whose routing has no couplings, or keeps none to look at.
+
+    Args:
+        model: it is left in evaluation mode.
+        images: [b, c, h, w], as the model takes them.
+    """
+    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    seen: dict[str, tuple[str, bool]] = {}
+
+    def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
+        spec = layer.routing.spec
+        if spec.couplings and (step.coupling is not None or t == 0):
+            found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
+            seen[name] = (spec.name, children.poses.ndim == 5)
+
+    with torch.no_grad(), visiting(model.eval(), visit):
+        model(images)
+    boxes = locate_children(model, images)
+    return [
+        RoutedLayer(
+            name,
+            seen[name][0],
+            torch.stack([maps for maps, _ in steps]),
+            torch.stack([presence for _, presence in steps]),
+            boxes[name] if seen[name][1] else None,
+        )
+        for name, steps in found.items()
+    ]
+
+
+def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
+    """Of what each place of the children gave, the share that went to each parent: [b, j, h, w], in [-1, 1].
+
+    The share of a child is its coupling to the parent, summed over the windows that see it, over the sum of the sizes
+    of all its couplings; a place is the mean of its children, weighted by their activations or, where they have none,
+    the lengths of their poses. Shares of a place add up to 1 unless couplings are negative. No coupling is a uniform
+    one. Parents of one kind at several positions count as one. Children without positions stand in one row.
+    """
+    poses = children.poses
+    b, *space, _, _ = poses.shape
+    coupling, j = step.coupling, layer.transform.sizes.parents
+    positions = step.capsules.poses.shape[1:-2].numel()
+    if coupling is None:
+        coupling = poses.new_full((), 1 / j)
+    coupling = coupling.expand(b, positions, layer.transform.sizes.children, j).to(torch.float32)
+    if isinstance(layer.transform, ConvTransform):
+        given = _unwindow(coupling, layer.transform, (space[0], space[1]))
+        size = _unwindow(coupling.abs().sum(-1, keepdim=True), layer.transform, (space[0], space[1]))
+    else:
+        height, width = space or (1, poses.shape[1])
+        flat = coupling.squeeze(1).movedim(-1, 1)  # [b, j, i], children as (capsule, height, width)
+        given = flat.unflatten(2, (-1, height, width))
+        size = given.abs().sum(1, keepdim=True)
+    shares = given / size.clamp_min(torch.finfo(size.dtype).tiny)  # [b, j, i, h, w]
+    weight = lengths(poses) if children.activations is None else children.activations  # [b, h, w, i] or [b, i]
+    weight = weight.float().abs() + 1e-6  # a place of silent children is their plain mean
+    weight = (weight.movedim(-1, 1) if space else weight[:, None, None, :]).unsqueeze(1)  # [b, 1, i, h, w]
+    return (shares * weight).sum(2) / weight.sum(2)
+
+
+def _unwindow(coupling: Tensor, transform: ConvTransform, space: tuple[int, int]) -> Tensor:
+    """Sum over the windows that see a child: [b, p, (kh kw i), j] -> [b, j, i, h, w]."""
+    _, kernel, _, children = transform.shape[:4]
+    b, _, _, j = coupling.shape
+    windows = coupling.unflatten(2, (kernel * kernel, children)).permute(0, 4, 3, 2, 1)  # [b, j, i, k, p]
+    folded = F.fold(
+        windows.reshape(b * j, children * kernel * kernel, -1),
+        space,
+        kernel,
+        padding=transform.padding,
+        stride=transform.stride,
+    )
+    return folded.unflatten(0, (b, j))
+
+
+def _presence(parents: Capsules) -> Tensor:
+    """Activation or length of each kind of parent, [b, j]."""
+    there = lengths(parents.poses) if parents.activations is None else parents.activations
+    return there.flatten(1, -2).mean(1).float() if there.ndim > 2 else there.float()
+
+
+def locate_children(model: Model, images: Tensor) -> dict[str, Box]:
+    """Where the children of each routed layer lie in the input, by the gradient of those in two corners.
+
+    The middles of the fields that the first and the last child see span the grid. Where such a field is the whole side,
+    the grid is taken to be the image.
+    """
+    children: dict[str, Capsules] = {}
+
+    def visit(name: str, layer: CapsuleLayer, below: Capsules, t: int, step: Step) -> None:
+        if below.poses.ndim == 5:
+            children.setdefault(name, below)
+
+    images = images[:4].detach().requires_grad_()
+    with torch.enable_grad(), visiting(model.eval(), visit):
+        model(images)
+        return {name: _box(below.poses, images) for name, below in children.items()}
+
+
+def _box(poses: Tensor, images: Tensor) -> Box:
+    """The box of children [b, h, w, i, d] that were computed of `images`."""
+    fields = []
+    for corner in (0, -1):
+        (gradient,) = torch.autograd.grad(poses[:, corner, corner].sum(), images, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return Box()
+        fields.append(gradient.abs().sum((0, 1)) > 0)  # [h, w]
+    spans = []
+    for axis in (0, 1):
+        side, count = images.shape[2 + axis], poses.shape[1 + axis]
+        ends = [field.any(1 - axis).nonzero().flatten() for field in fields]
+        if any(len(end) in (0, side) for end in ends) or count == 1:
+            spans.append((0.0, 1.0))
+            continue
+        first, last = ((end[0] + end[-1] + 1).item() / (2 * side) for end in ends)
+        step = (last - first) / (count - 1)
+        spans.append((first - step / 2, step * count))
+    (top, height), (left, width) = spans
+    return Box(top, left, height, width)

@@ -1,0 +1,227 @@
+"""The static figures of a report, as matplotlib Figures: for the page (SVG), and for papers (PNG and PDF).
+
+They use the colours of `INK` only, so that a page can put its own in their place.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchcaps.inspect.couplings import Box
+from torchcaps.inspect.measured import Calibration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = {"ink": "#1b1f27", "muted": "#677084", "line": "#dde1e9", "accent": "#2f5fd0", "second": "#d9642c"}
+SIZE = (4.6, 2.9)  # inches
+SHOWN = 30  # classes that a figure names
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's settings while a figure is made or saved. Text is taken as it is, never as formulas."""
+    import matplotlib
+
+    settings: Any = {
+        "text.parse_math": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "torchcaps",
+        "pdf.fonttype": 42,
+        "font.size": 9,
+        "text.color": INK["ink"],
+        "axes.edgecolor": INK["line"],
+        "axes.labelcolor": INK["muted"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": INK["line"],
+        "grid.linewidth": 0.6,
+        "xtick.color": INK["muted"],
+        "ytick.color": INK["muted"],
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of names in scripts that the font lacks
+        yield
+
+
+def _axes(size: tuple[float, float] = SIZE, **settings: Any) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(**settings)
+    return figure, axes
+
+
+def draw_curves(history: Sequence[Mapping], quantity: str, selected: int | None = None) -> Figure:
+    """Training and validation over the epochs, of "loss" or "accuracy"; `selected` is the epoch that was kept."""
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, axes = _axes(xlabel="epoch", ylabel=quantity)
+    epochs = [record["epoch"] for record in history]
+    lowest, largest = float("inf"), 0.0
+    for split, colour in (("train", "accent"), ("validation", "second")):
+        values = [record.get(f"{split}_{quantity}") for record in history]
+        pairs = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
+        if pairs:
+            axes.plot(*zip(*pairs, strict=True), ".-", color=INK[colour], label=split, lw=1.6, ms=4)
+            lowest = min(lowest, *(value for _, value in pairs), float("inf"))
+            largest = max(largest, *(value for _, value in pairs), 0.0)
+    if selected:
+        axes.axvline(selected, color=INK["muted"], lw=1, ls=":", label=f"kept: epoch {selected}")
+    if quantity == "loss" and 0 < lowest * 20 < largest:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda *_: "")
+    if quantity == "accuracy":
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
+    """Counts [classes, classes] of `measured.confusion`; each row is shaded by its own sum."""
+    many = len(classes) > SHOWN
+    side = 4.6 if len(classes) <= 12 or many else 7.0
+    figure, axes = _axes((side, side * 0.92), xlabel="found", ylabel="shown")
+    share = (counts / counts.sum(1, keepdim=True).clamp_min(1)).sqrt()  # so that single errors are seen
+    shades = torch.tensor([int(INK["accent"][k : k + 2], 16) / 255 for k in (1, 3, 5)]).expand(*share.shape, 3)
+    axes.imshow(torch.cat([shades, 0.85 * share.unsqueeze(-1)], -1).numpy(), interpolation="nearest")
+    axes.grid(False)
+    if many:
+        return figure
+    names = [_short(name) for name in classes]
+    long = max(map(len, names), default=0) > 3
+    axes.set_xticks(range(len(names)), names, rotation=90 if long else 0)
+    axes.set_yticks(range(len(names)), names)
+    for row, column in counts.nonzero().tolist():
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=7.5)
+    return figure
+
+
+def draw_class_accuracy(accuracy: Tensor, classes: Sequence[str]) -> Figure:
+    """Accuracy [classes] of each class; of many classes, of the worst."""
+    order = accuracy.nan_to_num(2.0).argsort(stable=True).tolist() if len(classes) > SHOWN else range(len(classes))
+    picked = [n for n in order if not accuracy[n].isnan()][:SHOWN]
+    figure, axes = _axes((SIZE[0], max(1.6, 0.5 + 0.22 * len(picked))), xlim=(0, 1.12))
+    values = accuracy[picked].tolist()
+    axes.barh(range(len(picked)), values, color=INK["accent"], height=0.66)
+    for place, value in enumerate(values):
+        axes.text(value + 0.01, place, f"{value:.1%}", va="center", fontsize=7.5)
+    axes.set_yticks(range(len(picked)), [_short(classes[n]) for n in picked])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    axes.set_ylim(len(picked) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    return figure
+
+
+def draw_calibration(found: Calibration) -> Figure:
+    """How often a prediction came true, over its probability; a dot's area grows with how many there were."""
+    figure, axes = _axes(xlabel="probability", ylabel="came true", xlim=(0, 1.03), ylim=(0, 1.05))
+    axes.plot([0, 1], [0, 1], color=INK["muted"], lw=1, ls=":")
+    there = found.counts > 0
+    size = 12 + 140 * found.counts[there] / found.counts.max()
+    axes.plot(found.confidence[there], found.accuracy[there], color=INK["accent"], lw=1.2)
+    axes.scatter(found.confidence[there], found.accuracy[there], s=size.tolist(), color=INK["accent"], zorder=3)
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    return figure
+
+
+def draw_timing(history: Sequence[Mapping]) -> Figure:
+    """Images a second in training, epoch by epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(xlabel="epoch", ylabel="images / s")
+    axes.bar([record["epoch"] for record in history], [record["images_per_second"] for record in history], width=0.8)
+    for patch in axes.patches:
+        patch.set_color(INK["accent"])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(False, axis="x")
+    return figure
+
+
+def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
+    """Rows of images [columns, c, h, w] in [0, 1] under each other, named; `titles` stand above the first row."""
+    columns = max(len(row) for row in rows.values())
+    figure, axes = _axes((columns * 0.62 + 0.7, len(rows) * 0.66 + 0.25))
+    for place, row in enumerate(rows.values()):
+        grey = row.shape[1] not in (3, 4)
+        pixels = (row[:, 0] if grey else row.movedim(1, -1)).float().cpu().numpy()
+        for column, image in enumerate(pixels):
+            extent = (column, column + 0.94, place + 0.94, place)
+            axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    for column, title in enumerate(titles):
+        axes.text(column + 0.47, -0.08, _short(title), ha="center", fontsize=7)
+    axes.set(xlim=(0, columns), ylim=(len(rows), -0.3), aspect="equal", xticks=[])
+    axes.set_yticks([place + 0.47 for place in range(len(rows))], list(rows), fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+    return figure
+
+
+def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box | None, equal: float) -> Figure:
+    """Shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
+
+    Orange places gave the parent of the column more than an `equal` share, blue ones less. `names` are the parents'.
+    """
+    from torchcaps.inspect.pictures import heat
+
+    shares = maps - equal
+    figure = draw_tiles(
+        {f"iteration {t + 1}": image.expand(maps.shape[1], -1, -1, -1) for t in range(len(maps))}, names
+    )
+    axes, place = figure.axes[0], box or Box()
+    colours = heat(shares, shares.abs().max().item()).movedim(2, -1).numpy()  # [t, j, h, w, 4]
+    for row, column in torch.cartesian_prod(*map(torch.arange, maps.shape[:2])).tolist():
+        left, top = column + 0.94 * place.left, row + 0.94 * place.top
+        extent = (left, left + 0.94 * place.width, top + 0.94 * place.height, top)
+        axes.imshow(colours[row, column], extent=extent, interpolation="nearest", alpha=0.8, zorder=2)
+    axes.set(xlim=(0, maps.shape[1]), ylim=(len(maps), -0.3))
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `figure` as `path`.png and `path`.pdf."""
+    with style():
+        figure.savefig(path.with_suffix(".png"), dpi=160)
+        figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+def to_svg(figure: Figure) -> str:
+    """`figure` as an SVG element without size, whose colours are the variables of the page."""
+    file = io.StringIO()
+    with style():
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", svg, count=1)
+    svg = re.sub(
+        r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick|legend|PathCollection)_\d+"', "", svg
+    )
+    for name, colour in INK.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg
+
+
+def _short(name: str, limit: int = 22) -> str:
+    name = " ".join(str(name).split())
+    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -1,0 +1,208 @@
+"""The report of a run: what its folder says, what its model does with images, and the page that shows both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from torchcaps.config import Config
+from torchcaps.inspect import figures
+from torchcaps.inspect.examples import Example, look_into, pick_images
+from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
+from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions
+from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from torchcaps.cost import Cost
+    from torchcaps.models import Model
+
+PAGE, FIGURES = "report.html", "figures"
+MISTAKES = 24  # that a page shows
+FEW = 12  # columns of a figure of examples
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the folder of a run says."""
+
+    folder: Path
+    config: Config
+    environment: dict[str, Any]
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    result: dict[str, Any] | None  # None: the run is not finished
+    reason: str  # why it ended early; "" where that is not known
+
+    @property
+    def selected(self) -> int | None:
+        """The epoch whose weights were kept, counted from 1."""
+        if self.result is not None:
+            return self.result["selected_epoch"]
+        measured = [each for each in self.history if each["validation_accuracy"] is not None]
+        if not measured:
+            return self.history[-1]["epoch"] if self.history else None
+        return max(measured, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))["epoch"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the model of a run does."""
+
+    split: Split
+    images: int  # in the split
+    classes: tuple[str, ...]
+    measured: Measured
+    examples: list[Example]
+    mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
+    cost: Cost
+    figures: dict[str, Figure]
+
+
+def write_report(path: str | Path, reason: str = "") -> Path:
+    """Write report.html and figures/ into the folder of a run, finished or not, anew.
+
+    Of an unfinished run the images are those of the validation split: the test split is for the end. What cannot be
+    shown (no checkpoint yet, data that are not there) the page says.
+
+    Args:
+        path: the folder.
+        reason: why the run ended early, for the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run.
+    """
+    from torchcaps.inspect.page import render
+
+    story = read_story(Path(path), reason)
+    plots = draw_history(story)
+    try:
+        sight = look(story)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        sight = " ".join(str(error).split())
+    folder = story.folder / FIGURES
+    folder.mkdir(exist_ok=True)
+    for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
+        figures.save_figure(figure, folder / name)
+    page = story.folder / PAGE
+    write_text(page, render(story, plots, sight))
+    return page
+
+
+def read_story(path: Path, reason: str = "") -> Story:
+    """What the folder of a run says; only its config must be there."""
+    run = RunFolder(path)
+    lines = path / "metrics.jsonl"
+    return Story(
+        folder=path,
+        config=run.read_config(),
+        environment=run.read("environment.json") if (path / "environment.json").exists() else {},
+        history=read_history(lines) if lines.exists() else [],
+        result=run.read("result.json") if run.finished else None,
+        reason=reason,
+    )
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+        ValueError: when it is damaged.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def look(story: Story) -> Sight:
+    """Load the model and the images of a run, and see what the one makes of the other.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint yet, or the data are not there.
+        ValueError: when the data cannot be read.
+    """
+    from torchcaps.cost import measure_cost
+    from torchcaps.data import load_data
+    from torchcaps.train import load_run
+    from torchcaps.train.machine import build_fabric
+
+    model, config = load_run(story.folder)
+    fabric = build_fabric(replace(config, device="auto", processes=1))
+    data = load_data(config.data, fabric.device)
+    split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
+    batches = data.evaluation(split, config.batch_size)
+    fabric.to_device(model)
+    measured = measure(fabric, model, batches, config.loss)
+    decoder = _reconstructs(model, config)
+    examples = look_into(model, batches, measured, decoder)
+    classes = data.train.classes
+    wrong = measured.indices[worst(measured, MISTAKES)]
+    mistakes = pick_images(batches, wrong)[0].cpu() if len(wrong) else None
+    cost = measure_cost(model, data.image_size, data.channels)
+    with figures.style():
+        plots = draw_measured(measured, classes) | draw_examples(model, examples, classes, fabric.device)
+    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, plots)
+
+
+def draw_history(story: Story) -> dict[str, Figure]:
+    """Figures, by name, of how training went; none before the first epoch has ended."""
+    if not story.history:
+        return {}
+    with figures.style():
+        return {
+            "loss": figures.draw_curves(story.history, "loss", story.selected),
+            "accuracy": figures.draw_curves(story.history, "accuracy", story.selected),
+            "timing": figures.draw_timing(story.history),
+        }
+
+
+def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Figure]:
+    """Figures, by name, of what was measured."""
+    targets, predicted = measured.targets, measured.predicted
+    return {
+        "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
+        "class-accuracy": figures.draw_class_accuracy(class_accuracy(targets, predicted), classes),
+        "calibration": figures.draw_calibration(calibrate_measured(measured)),
+    }
+
+
+def draw_examples(
+    model: Model, examples: list[Example], classes: tuple[str, ...], device: torch.device
+) -> dict[str, Figure]:
+    """Figures, by name, of what was decoded of images, and of where their parts went."""
+    found: dict[str, Callable[[], Figure]] = {}
+    decoded = [each for each in examples if each.decoded is not None]
+    few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
+    if few:
+        images = torch.stack([each.image for each in few]).to(device)
+        sets = [[n in which for n in range(len(classes))] for each in few for which in (each.targets, each.predicted)]
+        targets, predicted = torch.tensor(sets).unflatten(0, (-1, 2)).unbind(1)
+        if few[0].parts is not None:
+            found["overlaps"] = lambda: draw_overlaps(model, images, targets.to(device), predicted.to(device))
+        else:
+            found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
+    for layer in examples[0].routed if examples else []:
+        top = layer is examples[0].routed[-1]
+        names = [classes[n] if top else f"parent {n + 1}" for n in layer.parents]
+        found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
+            examples[0].image, layer.maps, names, layer.box, layer.equal
+        )
+    return {name: draw() for name, draw in found.items()}
+
+
+def _reconstructs(model: Model, config: Config) -> bool:
+    """Whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
+    return config.loss.reconstruction > 0 and config.data.standardise == "none"

@@ -1,0 +1,49 @@
+"""The one command that does a run again."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torchcaps.config import Config
+from torchcaps.recipes import create_recipe
+
+
+def reproduce_command(config: Config, folder: Path) -> str:
+    """A shell command that trains with `config`: its recipe and the flags in which it differs.
+
+    Where flags cannot say it (there is no such recipe, or the run lacks options that the recipe has), it reads the
+    configuration from the `folder` of the run.
+    """
+    try:
+        recipe = create_recipe(config.recipe)
+    except ValueError:
+        recipe = None
+    if recipe is None or recipe.model.options.keys() - config.model.options.keys():
+        code = (
+            "import pathlib, sys; from torchcaps.train import RunFolder, fit; "
+            "fit(RunFolder(pathlib.Path(sys.argv[1])).read_config())"
+        )
+        return shlex.join(["python", "-c", code, str(folder)])
+    return shlex.join(["torchcaps", "train", config.recipe, *_flags(recipe, config)])
+
+
+def _flags(recipe: Any, config: Any, prefix: str = "") -> list[str]:
+    """The flags that turn one config, or part of it, into another."""
+    found = []
+    for each in fields(config):
+        name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
+        if is_dataclass(new):
+            found += _flags(old, new, name + ".")
+        elif old == new and type(old) is type(new):
+            continue
+        elif isinstance(new, dict):
+            changed = {key: value for key, value in new.items() if old.get(key) != value}
+            found += [f"--{name}", *(str(part) for pair in changed.items() for part in pair)]
+        elif isinstance(new, bool):
+            found.append(f"--{name}" if new else f"--{prefix}no-{each.name.replace('_', '-')}")
+        else:
+            found += [f"--{name}", *map(str, new if isinstance(new, tuple) else (new,))]
+    return found

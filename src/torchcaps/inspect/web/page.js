@@ -1,0 +1,231 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const root = document.getElementById("examples");
+  const percent = (p) => (100 * p).toFixed(1) + "%";
+  const names = (list) => list.map((n) => data.classes[n]).join(" + ") || "nothing";
+
+  function make(tag, attributes = {}, ...children) {
+    const { style = {}, ...others } = attributes;
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(others)) {
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value);
+    }
+    for (const [name, value] of Object.entries(style)) node.style.setProperty(name, value);
+    node.append(...children);
+    return node;
+  }
+
+  /** Show the picture at (row, column) of a sheet in `layer`, which is as large as one picture. */
+  function place(layer, sheet, row, column) {
+    const at = (index, count) => (count > 1 ? (100 * index) / (count - 1) : 0) + "%";
+    layer.style.backgroundImage = `url(${sheet.uri})`;
+    layer.style.backgroundSize = `${100 * sheet.columns}% ${100 * sheet.rows}%`;
+    layer.style.backgroundPosition = `${at(column, sheet.columns)} ${at(row, sheet.rows)}`;
+  }
+
+  function tile(sheet, row, column, art = data.art) {
+    const picture = make("i", { class: "picture" });
+    place(picture, sheet, row, column);
+    const style = { "aspect-ratio": data.aspect };
+    return make("div", { class: art ? "tile art" : "tile", style }, picture);
+  }
+
+  const view = (node, ...name) => make("div", {}, node, make("div", { class: "name" }, ...name));
+
+  /** Names of classes, each with the colour that it is decoded in. */
+  const coloured = (set) => set.flatMap((label, n) => {
+    const background = `rgb(${data.colours[n % data.colours.length].map((c) => 100 * c + "%").join(" ")})`;
+    return [make("i", { class: "dot", style: { background } }), data.classes[label] + " "];
+  });
+
+  function detail(example) {
+    const decoded = make("div");
+    const decode = (position, button) => {
+      const label = `decoded as ${data.classes[example.classes[position]]}`;
+      decoded.replaceChildren(view(tile(example.sheet, 0, 1 + position), label));
+      press(rows, button);
+    };
+    const rows = example.classes.map((label, position) => {
+      const there = example.targets.includes(label);
+      const found = example.predicted.includes(label);
+      const p = example.probabilities[position];
+      return make(
+        example.decodes ? "button" : "div",
+        {
+          class: "class" + (there ? " there" : found ? " false" : ""),
+          title: data.classes[label] + (there ? ", which is there" : "") + (found ? ", which was found" : ""),
+          style: { "--share": percent(p) },
+          ...(example.decodes ? { onclick: (event) => decode(position, event.currentTarget) } : {}),
+        },
+        make("span", {}, data.classes[label]), make("u"), make("em", {}, percent(p)),
+      );
+    });
+    const longest = Math.min(16, Math.max(3, ...example.classes.map((label) => data.classes[label].length + 1)));
+    const best = example.classes.indexOf(example.winner);
+    if (example.decodes) decode(best, rows[best]);
+    const sets = [["there: ", example.targets], ["found: ", example.predicted], ["not there: ", [example.absent]]];
+    const parts = sets.map(([name, set], n) => example.parts && !(n === 1 && example.right)
+      && view(tile(example.parts, 0, n, false), name, ...coloured(set))).filter(Boolean);
+    const views = [view(tile(example.sheet, 0, 0), `input, image ${example.index}`), ...(example.decodes ? [decoded] : []), ...parts];
+    const told = example.right
+      ? make("span", {}, `found ${names(example.predicted)}, which is right`)
+      : make("span", { class: "bad" }, `found ${names(example.predicted)}, is ${names(example.targets)}`);
+    const hint = example.decodes ? "Choose a class to decode the image from its pose." : "";
+    return make("div", { class: "detail" }, make("div", { class: "views" }, ...views),
+      make("div", { class: "classes", style: { "--names": `${longest}ch` } }, make("p", {}, told, make("br"), make("span", { class: "note" }, hint)), ...rows));
+  }
+
+  function sweeps(example) {
+    const sheet = example.sweep;
+    const middle = (sheet.columns - 1) / 2;
+    const setters = [];
+    const cards = Array.from({ length: sheet.rows }, (_, dimension) => {
+      const frame = tile(sheet, dimension, middle);
+      const shown = make("span");
+      const slider = make("input", { type: "range", min: 0, max: sheet.columns - 1, "aria-label": `pose dimension ${dimension}` });
+      const set = (position) => {
+        const moved = (data.reach * (position - middle)) / middle;
+        place(frame.firstChild, sheet, dimension, position);
+        slider.value = position;
+        shown.textContent = (moved > 0 ? "+" : moved < 0 ? "−" : "±") + Math.abs(moved).toFixed(2);
+      };
+      slider.addEventListener("input", () => set(Number(slider.value)));
+      setters.push(set);
+      set(middle);
+      return make("div", { class: "sweep" }, frame, slider, make("div", { class: "name" }, make("b", {}, `dim ${dimension}`), shown));
+    });
+    const swing = Array.from({ length: 4 * middle }, (_, n) => middle + (n < middle ? n : n < 3 * middle ? 2 * middle - n : n - 4 * middle));
+    const play = player("Move all", swing, 90, (position) => setters.forEach((set) => set(position)));
+    const back = make("button", { class: "plain", onclick: () => { play.stop(); setters.forEach((set) => set(middle)); } }, "Back to the pose");
+    const sheetImage = make("img", { class: data.art ? "grid-sheet art" : "grid-sheet", src: sheet.uri, alt: "every dimension, a row each" });
+    return make("div", { class: "part" },
+      make("h3", {}, `Pose sweep: the capsule of ${data.classes[example.winner]}, one dimension moved at a time`),
+      make("p", { class: "note" }, `One element of the pose is moved, by up to ${data.reach} to both sides, and the capsule decoded.`),
+      make("div", { class: "bar" }, play.button, back), make("div", { class: "cards" }, ...cards),
+      make("details", {}, make("summary", {}, `As a grid: a row for each dimension, from −${data.reach} to +${data.reach}`), sheetImage));
+  }
+
+  let layerChosen = -1;
+
+  function routing(example) {
+    const layers = example.routed;
+    const body = make("div");
+    let stop = () => {};
+    const show = (index) => {
+      stop();
+      layerChosen = index;
+      const made = layerView(example, layers.at(index));
+      stop = made.stop;
+      body.replaceChildren(made.node);
+    };
+    const select = make("select", { "aria-label": "layer", onchange: () => show(Number(select.value)) },
+      ...layers.map((layer, n) => make("option", { value: n }, `${layer.name}: ${layer.routing}`)));
+    const index = layerChosen < 0 || layerChosen >= layers.length ? layers.length - 1 : layerChosen;
+    select.value = index;
+    show(index);
+    const choice = layers.length > 1 ? [make("div", { class: "bar" }, select)] : [];
+    const said = "A place is the middle of the field that its capsules see. Orange places give a parent more than an " +
+      "equal share of what they give in all, blue ones less. The bar is the parent's length or activation.";
+    const title = make("h3", {}, "Routing: which parent each part goes to");
+    const node = make("div", { class: "part" }, title, make("p", { class: "note" }, said), ...choice, body);
+    return { node, stop: () => stop() };
+  }
+
+  function layerView(example, layer) {
+    const top = layer === example.routed.at(-1);
+    const setters = [];
+    const largest = Math.max(1e-6, ...layer.strength.flat().map(Math.abs));
+    const cards = layer.parents.map((parent, column) => {
+      const picture = layer.box ? tile(example.sheet, 0, 0) : make("div", { class: "tile", style: { "aspect-ratio": "1" } });
+      const heat = make("i", { class: "heat" });
+      if (layer.box) {
+        const [y, x, h, w] = layer.box.map((share) => 100 * share + "%");
+        for (const [name, value] of Object.entries({ inset: "auto", top: y, left: x, height: h, width: w })) heat.style[name] = value;
+      }
+      picture.prepend(heat);
+      const value = make("span");
+      const level = make("i");
+      setters.push((t) => {
+        place(heat, layer.sheet, t, column);
+        value.textContent = layer.strength[t][column].toFixed(2);
+        level.style.width = percent(Math.abs(layer.strength[t][column]) / largest);
+      });
+      const there = top && example.targets.includes(parent);
+      const name = make("b", there ? { class: "there" } : {}, top ? data.classes[parent] : `parent ${parent + 1}`);
+      return make("div", { class: "route" }, picture, make("div", { class: "meter" }, level), make("div", { class: "name" }, name, value));
+    });
+    const steps = layer.strength.length;
+    const said = make("span");
+    const slider = make("input", { type: "range", min: 0, max: steps - 1, "aria-label": "iteration" });
+    const set = (t) => {
+      setters.forEach((each) => each(t));
+      slider.value = t;
+      said.textContent = `iteration ${t + 1} of ${steps}`;
+    };
+    slider.addEventListener("input", () => set(Number(slider.value)));
+    set(steps - 1);
+    const play = player("Play", [...Array(steps).keys()], 900, set);
+    const most = Number((100 * layer.largest).toPrecision(2)) + "%";
+    const scale = make("span", { class: "scale" }, `−${most}`, make("i"), `+${most} against an equal share of ${percent(layer.equal)}`);
+    const controls = steps > 1 ? [play.button, make("label", {}, slider, said)] : [];
+    return { node: make("div", {}, make("div", { class: "bar" }, ...controls, scale), make("div", { class: "cards routes" }, ...cards)), stop: play.stop };
+  }
+
+  /** A button that shows each of `frames` in turn, again and again, until it is pressed once more. */
+  function player(name, frames, pause, show) {
+    let timer = 0;
+    let position = 0;
+    const button = make("button", { class: "plain", onclick: () => (timer ? stop() : start()) }, name);
+    function start() {
+      position = 0;
+      button.textContent = "Stop";
+      timer = setInterval(() => {
+        if (!button.isConnected) return stop();
+        show(frames[position++ % frames.length]);
+      }, pause);
+      show(frames[position++]);
+    }
+    function stop() {
+      clearInterval(timer);
+      timer = 0;
+      button.textContent = name;
+    }
+    return { button, stop };
+  }
+
+  function press(buttons, chosen) {
+    buttons.forEach((button) => button.setAttribute("aria-pressed", button === chosen));
+  }
+
+  let leave = () => {};
+  function open(example, button) {
+    leave();
+    press(thumbs, button);
+    const parts = [detail(example)];
+    if (example.sweep) parts.push(sweeps(example));
+    else if (example.decodes) parts.push(make("p", { class: "note" }, "No pose sweep was kept of this image, to keep the page small."));
+    if (example.routed.length) {
+      const made = routing(example);
+      leave = made.stop;
+      parts.push(made.node);
+    }
+    body.replaceChildren(...parts);
+  }
+
+  const body = make("div", { id: "detail" });
+  const thumbs = data.examples.map((example) => {
+    const few = example.right || example.parts;
+    const label = few ? names(example.predicted) : `${names(example.targets)} → ${names(example.predicted)}`;
+    return make("button", {
+      class: example.right ? "thumb" : "thumb wrong",
+      title: example.right ? `${label}, right` : `is ${names(example.targets)}, found ${names(example.predicted)}`,
+      onclick: (event) => open(example, event.currentTarget),
+    }, tile(example.sheet, 0, 0), make("span", {}, label));
+  });
+  if (root && thumbs.length) {
+    root.append(make("div", { class: "thumbs" }, ...thumbs), body);
+    open(data.examples[0], thumbs[0]);
+  }
+})();

@@ -1,0 +1,134 @@
+"""Where numbers stop being finite: the steps since the last checkpoint are repeated under the eyes of a `Watch`.
+
+When a loss turns out to be NaN or infinite, the weights in memory are spoilt already: the update that followed has
+spread it to all of them. A step being a function of position, weights and optimisers alone, the steps from the last
+checkpoint to the bad one are repeated from there, and what each layer returns, and the gradients that flow back, are
+looked at in the order in which they are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+if TYPE_CHECKING:
+    from torchcaps.train.loop import Trainer
+
+STEPS = 2  # that are watched, the bad one last: what spoils a loss may have happened in the update before
+
+
+class Watch:
+    """A context in which the first value that is not finite, of what `model` computes, is noted in `found`.
+
+    Args:
+        model: its layers' outputs, and the gradients of these and of the weights, are looked at.
+        gradients: whether they are. With a scaled loss (fp16) infinite ones are nothing bad: such steps are skipped.
+    """
+
+    def __init__(self, model: nn.Module, gradients: bool = True):
+        self.model, self.gradients = model, gradients
+        self.found: str | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Watch:
+        for name, module in self.model.named_modules():
+            where = f"layer {name!r}" if name else f"the model ({type(module).__name__})"
+            self._handles.append(module.register_forward_hook(partial(self._forward, where)))
+        for name, parameter in self.model.named_parameters():
+            if self.gradients and parameter.requires_grad:
+                self._handles.append(parameter.register_hook(partial(self.look, f"the gradient of {name!r}")))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def look(self, where: str, value: Tensor) -> None:
+        """Note `where`, unless something was found before or `value` is finite."""
+        if self.found is None and not finite([value]):
+            self.found = where
+
+    def look_at_weights(self) -> None:
+        for name, value in self.model.state_dict().items():
+            self.look(f"{name!r} after its update", value)
+
+    def _forward(self, where: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in tensors(output):
+            self.look(f"the output of {where}", tensor)
+            if self.gradients and tensor.requires_grad:
+                tensor.register_hook(partial(self.look, f"the gradient at the output of {where}"))
+
+
+def check_weights(trainer: Trainer) -> None:
+    """Raise FloatingPointError where a weight is not finite after the step at which the run stands."""
+    if not finite(list(trainer.model.state_dict().values())):
+        position = trainer.position
+        raise spoilt(trainer, "weights are not finite", position.epoch * len(trainer.batches) + position.step)
+
+
+def spoilt(trainer: Trainer, what: str, step: int) -> FloatingPointError:
+    """The error for `what` was found after `step` of the run, which is of the epoch that has begun."""
+    epoch = trainer.position.epoch
+    where = trace(trainer, step - epoch * len(trainer.batches))
+    found = f"; first in {where}" if where else "; not so when the steps since the last checkpoint were repeated"
+    return FloatingPointError(
+        f"{what} at step {step} (epoch {epoch + 1}){found}. The checkpoint before it is kept in "
+        f"{trainer.folder.last}; a smaller optimiser.lr, clip, or precision fp32 may keep numbers finite"
+    )
+
+
+def trace(trainer: Trainer, last: int) -> str | None:
+    """Where the first value that is not finite appears before step `last` of the epoch is done, in any process.
+
+    None where all goes well this time, as it may on a device that does not repeat itself bit by bit. The trainer is
+    then at another step than before.
+    """
+    trainer.load()
+    trainer.model.train()
+    position = trainer.position
+    watch = Watch(trainer.model, gradients=getattr(trainer.fabric.strategy.precision, "scaler", None) is None)
+    for images, labels in trainer.batches.epoch(position.epoch, position.step):
+        if position.step < last - STEPS:
+            trainer.step(images, labels)
+        else:
+            with watch:
+                loss = trainer.step(images, labels)[0]
+                watch.look("the loss, of finite scores", loss)
+                watch.look_at_weights()
+        position.step += 1
+        found = first(watch.found, trainer.fabric.world_size)
+        if found is not None or position.step == last:
+            return found
+    return None
+
+
+def first(found: str | None, processes: int) -> str | None:
+    """What the first of all `processes` that found something has `found`; all must call it together."""
+    if processes == 1:
+        return found
+    answers: list[str | None] = [None] * processes
+    torch.distributed.all_gather_object(answers, found)
+    return next((answer for answer in answers if answer is not None), None)
+
+
+def finite(values: list[Tensor]) -> bool:
+    """Whether no floating number of `values` is NaN or infinite; they are on one device."""
+    sums = [value.detach().isfinite().all() for value in values if value.is_floating_point()]
+    return not sums or bool(torch.stack(sums).all())
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The floating tensors in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, tuple | list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors(each)

@@ -1,0 +1,53 @@
+"""What of a `Config` can be judged before anything is loaded: ranges, and options that contradict each other."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from torchcaps.config import Config
+
+POSITIVE = ("epochs", "clip", "optimiser.lr", "coefficients.lr", "coefficients.steps", "schedule.gamma")
+NOT_NEGATIVE = ("seed", "checkpoint_every", "loss.reconstruction", "optimiser.weight_decay", "schedule.lr_min")
+
+
+def check_config(config: Config) -> None:
+    """Raise ValueError for the first value that no run can have; the message says what it may be."""
+    for name in POSITIVE:
+        value = find(config, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}; it must be {'at least 1' if type(value) is int else 'above 0'}")
+    for name in NOT_NEGATIVE:
+        value = find(config, name)
+        assert value is not None, name
+        if not (value >= 0 and math.isfinite(value)):
+            raise ValueError(f"{name} is {value}; it must be 0 or above")
+    if not 0 <= config.optimiser.momentum < 1:
+        raise ValueError(f"optimiser.momentum is {config.optimiser.momentum}; it must be in [0, 1)")
+    if config.recipe and Path(config.recipe).name != config.recipe:
+        raise ValueError(f"recipe is {config.recipe!r}; it names a folder, and must be one plain name")
+    if config.schedule.name == "step" and not config.schedule.milestones:
+        raise ValueError("schedule.name is 'step', but there are no schedule.milestones: give epochs, e.g. 30 40")
+    if config.loss.reconstruction and config.data.standardise != "none":
+        raise ValueError(
+            f"data.standardise is {config.data.standardise!r}, but a reconstruction (loss.reconstruction "
+            f"{config.loss.reconstruction}) predicts pixels in [0, 1]: set it to none"
+        )
+    check_out(config.out)
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError unless a run may be written to the folder `out`, which need not be there yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written to" if there.is_dir() else "is not a folder"
+        raise ValueError(f"out is {out}, but {there} {what}: give another folder with --out")
+
+
+def find(config: Config, name: str) -> float | None:
+    """The number that `name`, with dots, is in `config`."""
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value  # pyright: ignore[reportReturnType]

@@ -1,0 +1,269 @@
+"""The page of a run: what it holds, that it is safe and needs nothing else, and that it works in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from browser import Browser, find_browser
+from tiny import tiny_config
+
+from torchcaps.cli import main
+from torchcaps.config import Config, LossConfig, ModelConfig
+from torchcaps.inspect import write_report
+from torchcaps.inspect.page import render
+from torchcaps.inspect.report import draw_history, look, read_story
+from torchcaps.recipes import registry
+from torchcaps.train import fit
+from torchcaps.train.display import Display
+
+HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">$\\frac'
+SMALL = {"channels": 16, "primary": 4, "kernel": 3, "stride": 1, "class_pose": 8}
+
+
+def capsnet_config(out: Path) -> Config:
+    """A demo in small: CapsNet with a decoder, two epochs of the digits."""
+    config = tiny_config(out, batch_size=128, recipe="digits", loss=LossConfig("margin", reconstruction=0.0005))
+    return replace(config, model=ModelConfig("capsnet", SMALL))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report."""
+    folder = fit(capsnet_config(tmp_path_factory.mktemp("runs"))).folder
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+class Reader(HTMLParser):
+    """The tags of a page, its words, and the addresses that it would fetch."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [
+            str(value) for name, value in attrs if name in ("src", "srcset", "href", "xlink:href", "action")
+        ]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def page_data(page: str) -> dict:
+    return json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0])
+
+
+def test_page_is_whole_and_fetches_nothing(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    reader = Reader(page)
+    result = json.loads((run / "result.json").read_text())
+    text = " ".join(reader.words)
+    assert f"{result['test_accuracy']:.2%}" in text and f"{result['test_errors']:,} of 360 wrong" in text
+    assert f"On all 360 images of the test split: {result['test_accuracy']:.2%} right." in text
+    for heading in ("Look inside", "Learning", "Right and wrong", "Worst mistakes", "Time", "Do it again"):
+        assert heading in text
+    assert '"batch_size": 128' in text and "torchcaps train digits --model.options" in text
+    assert all(address.startswith(("#", "data:")) for address in reader.fetched), reader.fetched
+    assert not re.search(r"https?://(?!www\.w3\.org)", page)
+    assert len(page) < 3_000_000
+    examples = page_data(page)["examples"]
+    assert {example["right"] for example in examples} == {True, False}
+    assert all(example["sweep"]["rows"] == 8 and example["sheet"]["columns"] == 11 for example in examples)
+    assert all(len(example["routed"][0]["strength"]) == 3 for example in examples)
+
+
+def test_figures_are_written_for_papers(run: Path) -> None:
+    names = {path.stem for path in (run / "figures").iterdir()}
+    plots = {"loss", "accuracy", "timing", "confusion", "class-accuracy", "calibration"}
+    assert names == plots | {"reconstructions", "routing-stack-0"}
+    for name in names:
+        assert (run / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (run / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_unfinished_run_is_shown_on_its_validation_split(copy: Path) -> None:
+    (copy / "result.json").unlink()
+    page = write_report(copy, "stopped & saved").read_text()
+    words = " ".join(Reader(page).words)
+    assert "unfinished, 2 of 2 epochs" in words and "stopped & saved" in words
+    assert "of the validation split" in words and "test split" not in words
+    validation = json.loads((copy / "metrics.jsonl").read_text().splitlines()[-1])["validation_accuracy"]
+    assert f"{validation:.2%}" in words
+
+
+def test_run_that_never_saved_says_so(copy: Path) -> None:
+    for name in ("best", "last"):
+        shutil.rmtree(copy / name)
+    for name in ("result.json", "metrics.jsonl", "environment.json"):
+        (copy / name).unlink()
+    words = " ".join(Reader(write_report(copy).read_text()).words)
+    assert "no checkpoint in" in words and "unfinished, 0 of 2 epochs" in words and "Do it again" in words
+
+
+def test_model_without_capsules_or_decoder_has_a_report(tmp_path: Path) -> None:
+    page = write_report(fit(tiny_config(tmp_path, epochs=1)).folder).read_text()
+    words = " ".join(Reader(page).words)
+    assert "Confusion" in words and "Look inside" in words
+    assert not any(example["decodes"] or example["routed"] for example in page_data(page)["examples"])
+
+
+def hostile(run: Path) -> str:
+    """The page of a run whose every name is an attack."""
+    story = read_story(run, HOSTILE)
+    story = replace(
+        story,
+        config=replace(story.config, recipe=HOSTILE, data=replace(story.config.data, name=HOSTILE)),
+        environment={HOSTILE: HOSTILE},
+        folder=Path(HOSTILE),
+    )
+    sight = replace(look(read_story(run)), classes=(HOSTILE,) * 10)
+    return render(story, draw_history(story), sight)
+
+
+def test_names_are_escaped(run: Path) -> None:
+    page = hostile(run)
+    tags = Reader(page).tags
+    assert tags.count("script") == 2 and "img" not in tags
+    assert page_data(page)["classes"] == [HOSTILE] * 10
+    assert "&lt;/script&gt;" in page
+
+
+def test_class_names_in_figures_are_no_formulas(copy: Path) -> None:
+    from torchcaps.inspect import figures
+
+    with figures.style():
+        plot = figures.draw_class_accuracy(torch.tensor([0.5, 1.0]), ["$\\frac", "<b>"])
+    assert "$\\frac" in figures.to_svg(plot) and "<b>" not in figures.to_svg(plot)
+    figures.save_figure(plot, copy / "plot")
+    assert (copy / "plot.pdf").exists()
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    config = tiny_config(tmp_path / "runs")
+    monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
+    return config
+
+
+def test_commands_write_the_page(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--epochs", "1"]) == 0
+    page = recipe.out / "tiny-0" / "report.html"
+    first = page.read_text()
+    page.unlink()
+    capsys.readouterr()
+    assert main(["inspect", str(page.parent)]) == 0
+    assert capsys.readouterr().out.split() == [str(page)]
+    assert page_data(page.read_text()) == page_data(first)
+    assert main(["inspect", str(recipe.out)]) == 2
+    assert "is not the folder of a run" in capsys.readouterr().err
+
+
+def test_failed_run_has_a_page_that_says_why(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--optimiser.lr", "1e38", "--optimiser.name", "sgd"]) == 1
+    words = " ".join(Reader((recipe.out / "tiny-0" / "report.html").read_text()).words)
+    assert "the loss is" in words and "unfinished" in words
+    assert "has no report" not in capsys.readouterr().err
+
+
+def test_interrupted_run_has_a_page(
+    recipe: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Display, "end_epoch", lambda *_: signal.raise_signal(signal.SIGINT))
+    assert main(["train", "tiny"]) == 130
+    assert "to continue: torchcaps train tiny --resume" in capsys.readouterr().err
+    words = " ".join(Reader((recipe.out / "tiny-0" / "report.html").read_text()).words)
+    assert "unfinished, 1 of 2 epochs" in words and "stopped after step" in words
+
+
+def test_report_that_fails_takes_nothing_from_the_run(
+    recipe: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr("torchcaps.inspect.report.write_report", fail)
+    assert main(["train", "tiny", "--epochs", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "has no report (by zero)" in printed.err and printed.out.splitlines()[-1] == str(recipe.out / "tiny-0")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = find_browser()
+    if path is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with Browser(path) as opened:
+        yield opened
+
+
+SHOWN = "getComputedStyle(document.querySelector({0!r})).backgroundPosition"
+SWEEP, HEAT, INPUT = ".sweep i.picture", ".route i.heat", ".views i.picture"
+MOVE = (
+    "(s => {{ s.value = {1}; s.dispatchEvent(new Event('input', {{bubbles: true}})) }})(document.querySelector({0!r}))"
+)
+
+
+def test_page_works_in_a_browser(browser: Browser, run: Path) -> None:
+    browser.open(run / "report.html")
+    examples = page_data((run / "report.html").read_text())["examples"]
+    assert browser.run("document.querySelectorAll('.thumb').length") == len(examples)
+    before = browser.run(SHOWN.format(SWEEP))
+    browser.run(MOVE.format(".sweep input", 0))
+    assert browser.run(SHOWN.format(SWEEP)) != before
+    assert browser.run("document.querySelector('.sweep .name span').textContent") == "\N{MINUS SIGN}0.50"
+    before = browser.run(SHOWN.format(HEAT))
+    browser.run(MOVE.format(".bar input", 0))
+    assert browser.run(SHOWN.format(HEAT)) != before
+    picture = "getComputedStyle(document.querySelector('.views i.picture')).backgroundImage"
+    before = browser.run(picture)
+    browser.run("document.querySelectorAll('.thumb')[1].click()")
+    assert browser.run(picture) != before
+    decoded = "document.querySelector('.views > div:nth-child(2) .name').textContent"
+    browser.run("document.querySelectorAll('.class')[7].click()")
+    assert browser.run(decoded) == "decoded as 7"
+    browser.run("document.querySelector('.part button').click()")  # all sliders move by themselves
+    browser.run("new Promise(done => setTimeout(done, 300))")
+    assert browser.run("document.querySelector('.sweep input').value") != "5"
+    assert browser.faults == []
+    assert {address for address in browser.requests if not address.startswith("data:")} == {
+        browser.run("location.href")
+    }
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_fits_its_width_in_both_schemes(browser: Browser, run: Path, width: int, dark: bool) -> None:
+    browser.open(run / "report.html", width, dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    ink, paper = browser.run("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
+    brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (ink, paper)]
+    assert (brightness[0] > brightness[1]) is dark
+
+
+def test_hostile_names_stay_words_in_a_browser(browser: Browser, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(hostile(run))
+    browser.open(tmp_path / "report.html")
+    browser.run("document.querySelectorAll('.thumb')[1].click()")
+    assert browser.run("document.title") != "owned"
+    assert HOSTILE in browser.run("document.querySelector('.class span').textContent")
+    assert browser.faults == []
