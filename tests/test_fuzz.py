@@ -264,3 +264,13 @@ def test_many_command_lines(original: Path, args: list[str]) -> None:
 @fuzz(LONG // 2, **FILE)
 def test_many_files(original: Path, name: str, what: list, sums: bool) -> None:
     try_file(original, name, what, sums)
+
+
+def test_resuming_from_a_damaged_checkpoint_leaves_the_record_of_the_machine(original: Path) -> None:
+    """Found by `test_many_files`: environment.json was written before the checkpoint was read."""
+    with copied(original):
+        environment = Path("runs/tiny-0/environment.json")
+        environment.write_text('{"cores": 999}')
+        rewrite(f"{LAST}/model.safetensors", lambda content: b"")
+        assert answer(RESUME.split())[0] == 2
+        assert environment.read_text() == '{"cores": 999}'

@@ -87,7 +87,7 @@ class Trainer:
         self.batches = self.data.training(
             config.data, config.batch_size, config.seed, fabric.global_rank, fabric.world_size
         )
-        shape = {
+        self.shape = {
             "name": config.model.name,
             "num_classes": self.data.num_classes,
             "in_channels": self.data.channels,
@@ -95,7 +95,7 @@ class Trainer:
             **config.model.options,
         }
         fabric.seed_everything(config.seed, verbose=False)
-        self.model = convert_conv2d_weight_memory_format(create_model(**shape), torch.channels_last)
+        self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
@@ -104,25 +104,27 @@ class Trainer:
         self.meter = Meter(fabric.device, self.data.shown, config.loss.threshold)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
-        self.folder = self._open(resume, shape)
+        self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
 
-    def _open(self, resume: bool, shape: dict) -> RunFolder:
+    def _open(self, resume: bool) -> RunFolder:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
         folder = find_unfinished(self.config) if resume else create_run(self.config)
         self._held.enter_context(folder.hold())
-        folder.write("model.json", shape)
-        folder.write("environment.json", describe_environment(self.fabric))
         return self.fabric.broadcast(folder)
 
     def run(self) -> Result:
         """Train to the end, then test the selected weights; from the checkpoint of the folder, where there is one."""
         with self._held:
-            if present(self.folder.last):
+            begun = present(self.folder.last)
+            if begun:
                 self.load()
-            else:
+            if self.fabric.is_global_zero:
+                self.folder.write("model.json", self.shape)
+                self.folder.write("environment.json", describe_environment(self.fabric))
+            if not begun:
                 self.save()
             with self.interruption:
                 self._train()
