@@ -3,8 +3,9 @@
 The names below are imported on first use, so that the command line can answer without importing torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
@@ -22,7 +23,6 @@ _HOMES = {
     "routing": ("Routing", "create_routing", "list_routings"),
     "votes": ("ConvVotes", "LinearVotes", "Votes"),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Capsules", "lengths", "squash",
@@ -32,11 +32,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Model", "Output", "create_model", "list_models",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'torchcaps' has no attribute {name!r}")
-    return getattr(import_module(f"torchcaps.{_HOME[name]}"), name)
+__getattr__ = resolver(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

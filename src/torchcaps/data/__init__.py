@@ -5,8 +5,9 @@ The names below are imported when they are first used, so that `torchcaps.data.c
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.data.batches import Batches
@@ -30,7 +31,6 @@ _HOMES = {
     "streams": ("Stream",),
     "viewpoints": ("Affine", "Shifted"),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CATALOGUE",
@@ -51,8 +51,4 @@ __all__ = [
     "register",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = resolver(__name__, _HOMES)

@@ -3,8 +3,9 @@
 The names below are imported on first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.inspect.couplings import RoutedLayer, share_maps, trace_routing
@@ -20,7 +21,6 @@ _HOMES = {
     "report": ("write_report",),
     "reproduce": ("reproduce_command",),
 }
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Measured",
@@ -40,8 +40,4 @@ __all__ = [
     "write_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = resolver(__name__, _HOMES)
