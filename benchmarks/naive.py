@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import squash
+from torchcaps.capsules import binarize, squash
 
 
 def linear_votes(poses: Tensor, weight: Tensor, rows: int = 1) -> Tensor:
@@ -41,6 +41,27 @@ def dynamic(votes: Tensor, iterations: int) -> Tensor:
         if t + 1 < iterations:
             logits = logits + torch.einsum("bpijd,bpjd->bpij", votes, parents)
     return parents
+
+
+def xnorized(poses: Tensor, weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Sun et al. 2023, Table 2: what XnODR makes votes of; each row of a pose and each column of W has one scale."""
+    return binarize(poses.unflatten(-1, (rows, -1))).flatten(-2), binarize(weight, -2)
+
+
+def xnidr(votes: Tensor, iterations: int) -> Tensor:
+    """Sun et al. 2023, Table 3; parents [b, p, j, d]."""
+    logits = torch.zeros_like(votes[..., 0])  # [b, p, i, j]
+    parents = votes.new_zeros(())
+    for t in range(iterations):
+        parents = squash(torch.einsum("bpij,bpijd->bpjd", logits.softmax(-1), votes))
+        if t + 1 < iterations:
+            logits = logits + torch.einsum("bpijd,bpjd->bpij", binarize(votes), binarize(parents))
+    return parents
+
+
+def discriminative(votes: Tensor, coefficient: Tensor) -> Tensor:
+    """Yang, Li and Yu 2021, Eq. 6; coefficients [i, j], parents [b, p, j, d]."""
+    return squash(torch.einsum("ij,bpijd->bpjd", coefficient, votes))
 
 
 def em(

@@ -22,7 +22,16 @@ from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
 
 Forward = Callable[[], Tensor]
-ITERATIONS = {"dynamic": 3, "em": 3, "inverted-attention": 2, "fm": 1}
+ITERATIONS = {
+    "dynamic": 3,
+    "em": 3,
+    "inverted-attention": 2,
+    "fm": 1,
+    "xnodr": 3,
+    "xnidr": 3,
+    "discriminative": 1,
+    "uniform": 1,
+}
 
 
 class Pair(NamedTuple):
@@ -105,14 +114,21 @@ def build(size: Size, routing: str, batch: int, device: torch.device) -> Pair:
     get = dict(layer.routing.named_parameters())
 
     def votes() -> Tensor:
+        pose, weight = poses, transform.weight
+        if routing == "xnodr":
+            pose, weight = naive.xnorized(pose, weight, transform.rows)
         if isinstance(transform, ConvTransform):
-            return naive.conv_votes(poses, transform.weight, transform.rows, transform.stride)
-        return naive.linear_votes(poses, transform.weight, transform.rows)
+            return naive.conv_votes(pose, weight, transform.rows, transform.stride)
+        return naive.linear_votes(pose, weight, transform.rows)
 
     def plain() -> Tensor:
         match routing:
-            case "dynamic":
+            case "dynamic" | "xnodr" | "uniform":
                 return naive.dynamic(votes(), iterations)
+            case "xnidr":
+                return naive.xnidr(votes(), iterations)
+            case "discriminative":
+                return naive.discriminative(votes(), get["coefficient"])
             case "em":
                 windows = activations.unsqueeze(1)
                 if isinstance(transform, ConvTransform):
