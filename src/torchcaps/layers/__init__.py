@@ -3,10 +3,10 @@
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.feedback import OptimalTransportUnit
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
 from torchcaps.layers.packed import PackedLayer, pack
-from torchcaps.layers.primary import PrimaryCaps
+from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import ConvTransform, LinearTransform, Transform, flatten_space, pose_shape
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "OptimalTransportUnit",
     "PackedLayer",
     "PrimaryCaps",
+    "PrimaryPoses",
     "Schedule",
     "Transform",
     "XnorConv2d",
@@ -30,4 +31,5 @@ __all__ = [
     "pose_shape",
     "to_capsules",
     "to_maps",
+    "use_implementation",
 ]

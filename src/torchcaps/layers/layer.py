@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.kernels.registry import Implementation, find_step, runs_fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.routing import Routing, State, Step, create_routing
 from torchcaps.routing.discriminative import Discriminative
@@ -22,10 +23,21 @@ class CapsuleLayer(nn.Module):
     Args:
         transform: `LinearTransform`, `ConvTransform`, or one of your own; without coordinates where weights are binary.
         routing: a registered name, or a `Routing` that was built for `transform.sizes`.
+        implementation: of its steps: "plain", "fused" (a kernel, see `torchcaps.kernels`), or "auto", which is fused
+            where a kernel takes this transform and routing. It may be set afterwards; parameters are the same.
         options: keyword arguments of the routing, where it is a name.
+
+    Raises:
+        ValueError: when transform and routing do not fit, and for "fused" where no kernel takes them, with the reason.
     """
 
-    def __init__(self, transform: Transform, routing: str | Routing = "dynamic", **options: object):
+    def __init__(
+        self,
+        transform: Transform,
+        routing: str | Routing = "dynamic",
+        implementation: Implementation = "auto",
+        **options: object,
+    ):
         super().__init__()
         if isinstance(routing, str):
             routing = create_routing(routing, *transform.sizes, **options)
@@ -36,14 +48,35 @@ class CapsuleLayer(nn.Module):
                 f"routing {routing.spec.name!r} would leave only signs of coordinates: build the transform without them"
             )
         self.transform, self.routing = transform, routing
+        self.implementation = implementation
+
+    @property
+    def implementation(self) -> Implementation:
+        return self._implementation
+
+    @implementation.setter
+    def implementation(self, value: Implementation) -> None:
+        self._fused = find_step(value, self.transform, self.routing)
+        self._implementation: Implementation = value
+
+    @property
+    def fused(self) -> bool:
+        """Whether a kernel was found; while exporting, and on devices without kernels, steps are plain all the same."""
+        return self._fused is not None
 
     def votes(self, children: Capsules) -> Votes:
         """Built once while the children stay the same."""
         return self.routing.prepare(self.transform(children))
 
-    def step(self, votes: Votes, state: State, t: int) -> Step:
-        """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one."""
-        step = self.routing.step(votes, state, t)
+    def step(self, votes: Votes, state: State, t: int, couplings: bool = False) -> Step:
+        """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one.
+
+        `couplings` asks for a step that holds its coupling, which only a plain one makes.
+        """
+        if self._fused is not None and not couplings and runs_fused(votes):
+            step = self._fused(self.routing, votes, state, t)
+        else:
+            step = self.routing.step(votes, state, t)
         poses, activations = step.capsules
         placed = None if activations is None else _placed(activations, votes.space)
         return step._replace(capsules=Capsules(_placed(poses, votes.space), placed))
@@ -122,7 +155,8 @@ class CapsuleStack(nn.Module):
 
         Args:
             children: primary capsules, poses [b, h, w, i, d] or [b, i, d].
-            visit: called with (layer, iteration, step) after each step, for inspection.
+            visit: called with (layer, iteration, step) after each step, for inspection; its steps are plain ones,
+                which hold their couplings.
 
         Returns:
             The last step of each layer that reaches the output, bottom first.
@@ -137,7 +171,7 @@ class CapsuleStack(nn.Module):
                 votes[level] = (source, layer.votes(source))
             current = votes[level][1]
             state = steps[level].state if t else layer.routing.start(current)
-            steps[level] = layer.step(current, state, t)
+            steps[level] = layer.step(current, state, t, couplings=visit is not None)
             if visit is not None:
                 visit(level, t, steps[level])
         return tuple(steps[level] for level in range(len(layers)))
@@ -158,6 +192,17 @@ class CapsuleStack(nn.Module):
 
     def _layers(self) -> list[CapsuleLayer]:
         return list(self.layers)  # pyright: ignore[reportReturnType]
+
+
+def use_implementation(module: nn.Module, implementation: Implementation) -> None:
+    """Set the implementation of every capsule layer in `module`: a stack, or a whole model.
+
+    Raises:
+        ValueError: for "fused" where one of the layers has no kernel.
+    """
+    for each in module.modules():
+        if isinstance(each, CapsuleLayer):
+            each.implementation = implementation
 
 
 def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,11 @@ class Transform(nn.Module):
             variance: sqrt(parents / (columns * children)) (as Tsai et al. 2020's code).
         coordinates: add the place of a child to its votes, see `torchcaps.layers.coordinates`.
         shared: children of the window that share each matrix; `window` then counts them once.
+
+    `makes` names the class of the votes, by which fused steps are found; None: no kernel can know them.
     """
 
+    makes: ClassVar[type[Votes] | None] = None
     sizes: Sizes
     place: Tensor | None  # constant weights of the coordinates, which broadcast to [j, *window, extra, m]
 
@@ -134,6 +137,8 @@ class LinearTransform(Transform):
         ValueError: when `shared` does not divide the children; at a call, when they have another number of positions.
     """
 
+    makes = LinearVotes
+
     def __init__(
         self,
         children: int,
@@ -170,6 +175,8 @@ class ConvTransform(Transform):
         kernel, stride, padding: of the window, in positions; kernel and stride at least 1.
         matrix, std, coordinates: see `Transform`.
     """
+
+    makes = ConvVotes
 
     def __init__(
         self,

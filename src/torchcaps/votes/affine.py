@@ -57,6 +57,10 @@ class AffineVotes(ABC):
             return torch.get_autocast_dtype(device)
         return self.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
     @abstractmethod
     def _gather(self) -> Tensor: ...
 

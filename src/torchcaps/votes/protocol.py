@@ -44,6 +44,9 @@ class Votes(Protocol):
         ...
 
     @property
+    def device(self) -> torch.device: ...
+
+    @property
     def present(self) -> Tensor | None:
         """[p, i], False where a window leaves the image; None when every child is there."""
         ...

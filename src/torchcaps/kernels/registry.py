@@ -1,0 +1,94 @@
+"""Which fused step stands in for the plain one: looked up by the exact classes of the votes and of the routing.
+
+A step is looked up when a layer is built, never inside its forward pass, so that compilation sees no choice. A subclass
+of a routing is another algorithm and has no kernel unless it is registered too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import torch
+
+from torchcaps.names import check_choice
+from torchcaps.routing import Routing, State, Step
+from torchcaps.votes import Votes
+
+if TYPE_CHECKING:
+    from torchcaps.layers.transforms import Transform
+
+Implementation = Literal["auto", "plain", "fused"]
+FusedStep = Callable[[Any, Any, State, int], Step]
+Supports = Callable[["Transform", Any], str | None]
+
+HOMES: tuple[str, ...] = ()  # modules below this package that register their steps when they are imported
+DEVICES = {"cpu", "meta", *(("cuda",) if find_spec("triton") else ())}  # elsewhere a layer takes plain steps
+
+
+class Kernel(NamedTuple):
+    step: FusedStep
+    supports: Supports
+
+
+_KERNELS: dict[tuple[type, type], Kernel] = {}
+F = TypeVar("F", bound=FusedStep)
+
+
+def always(transform: Transform, routing: Routing) -> str | None:
+    """The predicate of a kernel that takes every setting of its routing."""
+    return None
+
+
+def register_kernel(votes: type, routing: type[Routing], supports: Supports = always) -> Callable[[F], F]:
+    """A decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
+
+    Its coupling is None; the states are the same, so that plain and fused steps may follow each other.
+
+    Args:
+        votes: class that the layer's transform makes, `Transform.makes`.
+        routing: class of the layer's routing.
+        supports: of (transform, routing), the reason why the kernel does not take them, or None when it does.
+    """
+
+    def register(step: F) -> F:
+        assert (votes, routing) not in _KERNELS, f"{votes.__name__} of {routing.__name__} have two kernels"
+        _KERNELS[votes, routing] = Kernel(step, supports)
+        return step
+
+    return register
+
+
+def find_step(implementation: Implementation, transform: Transform, routing: Routing) -> FusedStep | None:
+    """The fused step for a layer, or None where its steps are plain.
+
+    Args:
+        implementation: "auto" takes the kernel where one fits, "plain" none, "fused" demands one.
+        transform, routing: of the layer.
+
+    Raises:
+        ValueError: for another implementation, and for "fused" where no kernel fits; it says why.
+    """
+    check_choice("implementation", implementation, ("auto", "plain", "fused"))
+    if implementation == "plain":
+        return None
+    for home in HOMES:
+        import_module(f"{__package__}.{home}")
+    kernel = None if transform.makes is None else _KERNELS.get((transform.makes, type(routing)))
+    if kernel is None:
+        votes = "votes of their own" if transform.makes is None else transform.makes.__name__
+        reason = f"there is no kernel for {type(routing).__name__} on {votes}"
+    else:
+        reason = kernel.supports(transform, routing)
+    if kernel is not None and reason is None:
+        return kernel.step
+    if implementation == "fused":
+        raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
+    return None
+
+
+def runs_fused(votes: Votes) -> bool:
+    """Whether a fused step can be taken now: on a device that kernels have, and not in a graph made for elsewhere."""
+    return votes.device.type in DEVICES and not torch.compiler.is_exporting()
