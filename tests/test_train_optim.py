@@ -112,3 +112,17 @@ def test_schedule_names_the_value_that_is_wrong(config: ScheduleConfig, message:
     optimizer = build_optimiser(parameters(), OptimiserConfig("sgd", lr=LR))
     with pytest.raises(ValueError, match=message):
         build_schedule(optimizer, config, EPOCH_STEPS, EPOCHS)
+
+
+def test_only_kernels_decay_where_the_config_says_so() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
+    config = OptimiserConfig("sgd", lr=1.0, momentum=0.0, weight_decay=0.25, decay="kernels")
+    optimizer = build_optimiser(model.parameters(), config)
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in model.named_parameters():
+        kept = 0.75 if value.ndim >= 2 else 1.0
+        torch.testing.assert_close(value, kept * before[name], msg=name)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from torchcaps.names import describe_type, fits
 
-Option = bool | int | float | str
+Option = bool | int | float | str | tuple[int, ...]
 C = TypeVar("C")
 
 
@@ -71,6 +71,7 @@ class DataConfig:
     skip_unreadable: bool = False  #: folder: leave out images that cannot be read, naming them, in place of stopping
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
+    limit: int | None = None  #: images of each split that are used at most, a fixed sample of it: for trials
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -80,14 +81,20 @@ class ModelConfig:
     """A registered model and the keyword arguments of its family that differ from their defaults."""
 
     name: str = "capsnet"  #: a name from `torchcaps list models`
-    options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64`
+    options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    name: Literal["margin", "cross-entropy"] = "margin"
+    name: Literal[
+        "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"
+    ] = "margin"
+    average: bool = False  #: margin, spread: divide the sum over the classes by their number, as some code does
+    spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
-    threshold: float = 0.5  #: score above which a class counts as shown, where images differ in how many they show
+    threshold: float = (
+        0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
+    )
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ class OptimiserConfig:
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
     momentum: float = 0.9  #: of SGD and RMSProp
 
 

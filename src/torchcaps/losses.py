@@ -1,8 +1,10 @@
-"""Losses on `Output`: of the scores, and of the reconstruction."""
+"""Losses on `Output`: of the scores, of the reconstruction, and what the model itself adds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,14 @@ from torchcaps.capsules import widen
 from torchcaps.config import LossConfig
 from torchcaps.models.registry import Output
 
-Criterion = Callable[[Output, Tensor, Tensor], Tensor]
+
+class Criterion(Protocol):
+    def __call__(self, output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
+        """The loss, a scalar, of images [b, c, h, w] and targets [b, classes], at `progress` in [0, 1] of the run.
+
+        In place of the images may stand the parts [b, m, c, h, w] that are to be reconstructed one by one.
+        """
+        ...
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -34,35 +43,98 @@ def margin_loss(
     return (targets * present + weight * (1 - targets) * absent).sum(1).mean()
 
 
+def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
+    """Hinton et al. 2018, Eq. 3: sum over classes i other than t of max(0, margin - (a_t - a_i))^2, batch mean.
+
+    `scores` are activations [b, classes] in [0, 1]. Of several labels each is a t in turn, and no label is an i.
+    """
+    scores = widen(scores)
+    apart = scores.unsqueeze(2) - scores.unsqueeze(1)  # [b, t, i], a_t - a_i
+    pairs = targets.unsqueeze(2) * (1 - targets).unsqueeze(1)
+    return (pairs * F.relu(margin - apart).square()).sum((1, 2)).mean()
+
+
+def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """max(0, 1 - y s)^2 with y = 1 for classes that are there and -1 for others, averaged over classes and batch.
+
+    The loss of XNOR-Net that Sun et al. 2023 train XnODR and XnIDR with, averaged as Keras' `squared_hinge` is.
+    """
+    return F.relu(1 - (2 * targets - 1) * widen(scores)).square().mean()
+
+
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
     """Softmax cross-entropy of logits [b, classes]; several labels share the probability equally."""
     return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True))
 
 
+def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
+    """-log(s_t / sum_j s_j) of activations [b, classes] of at least 0, which need not sum to one, cut at `eps`.
+
+    What Keras' categorical cross-entropy makes of activations: Zhao et al. 2020's code feeds it |s|^2 / (1 + |s|^2).
+    """
+    scores = widen(scores)
+    share = scores / scores.sum(1, keepdim=True).clamp_min(eps)
+    weights = targets / targets.sum(1, keepdim=True)
+    return -(weights * share.clamp(eps, 1 - eps).log()).sum(1).mean()
+
+
+def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the sigmoid of logits [b, classes] with each label by itself, averaged over classes and batch.
+
+    The loss for several labels of Tsai et al. 2020.
+    """
+    return F.binary_cross_entropy_with_logits(widen(scores), targets)
+
+
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1]."""
+    """Squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1].
+
+    Of parts, both [b, m, c, h, w], it is summed over all parts of an image.
+    """
     return (widen(reconstruction) - images).square().flatten(1).sum(1).mean()
 
 
-SCORE_LOSSES = {"margin": margin_loss, "cross-entropy": cross_entropy}
+def score_threshold(config: LossConfig) -> float:
+    """The score above which a class counts as shown: of binary cross-entropy the logit of the threshold, which is a
+    probability there."""
+    if config.name != "binary-cross-entropy":
+        return config.threshold
+    return math.log(config.threshold / (1 - config.threshold))
+
+
+def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:
+    """The loss that `config` names, of scores and targets [b, classes] and the progress of the run in [0, 1]."""
+    first, last = config.spread_margin
+    losses: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+        "margin": lambda scores, targets, _: margin_loss(scores, targets),
+        "spread": lambda scores, targets, progress: spread_loss(scores, targets, first + (last - first) * progress),
+        "squared-hinge": lambda scores, targets, _: squared_hinge_loss(scores, targets),
+        "cross-entropy": lambda scores, targets, _: cross_entropy(scores, targets),
+        "normalised-cross-entropy": lambda scores, targets, _: normalised_cross_entropy(scores, targets),
+        "binary-cross-entropy": lambda scores, targets, _: binary_cross_entropy(scores, targets),
+    }
+    return losses[config.name]
 
 
 def build_criterion(config: LossConfig) -> Criterion:
-    """The loss that `config` names, as a function of output, images [b, c, h, w] and targets [b, classes].
+    """The loss that `config` describes: of the scores, of the reconstruction where it has a weight, and
+    `output.aux["penalty"]`, a scalar, where the model gives one.
 
-    Raises:
+    The criterion raises:
         ValueError: when a reconstruction is asked of a model that makes none.
     """
-    score_loss = SCORE_LOSSES[config.name]
+    of_scores = score_loss(config)
 
-    def criterion(output: Output, images: Tensor, targets: Tensor) -> Tensor:
-        loss = score_loss(output.scores, targets)
+    def criterion(output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
+        loss = of_scores(output.scores, targets, progress)
+        if config.average:
+            loss = loss / targets.shape[1]
         if config.reconstruction:
             if "reconstruction" not in output.aux:
                 raise ValueError(
                     f"loss.reconstruction is {config.reconstruction}, but the model has no decoder: set it to 0"
                 )
             loss = loss + config.reconstruction * reconstruction_loss(output.aux["reconstruction"], images)
-        return loss
+        return loss + output.aux["penalty"] if "penalty" in output.aux else loss
 
     return criterion

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchcaps.config import LossConfig
 from torchcaps.data import Batches
-from torchcaps.losses import multi_hot
+from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.metrics import predict
 from torchcaps.models import Model
 
@@ -21,8 +21,17 @@ READINGS = {
     "margin": "The margin loss asks the capsule of a class that is there for a length of at least 0.9, and all others "
     "for at most 0.1. A length is read as it is: the probability that its class is there (Sabour et al. 2017, section "
     "2). Each class is judged by itself, so the probabilities of an image need not add up to 1.",
+    "spread": "The spread loss asks the activation of the class that is there to lie above all others by a margin "
+    "(Hinton et al. 2018, section 3). An activation is read as it is: the probability that its class is there. Those "
+    "of an image need not add up to 1.",
+    "squared-hinge": "The squared hinge loss asks the class that is there for a score of at least 1, and all others "
+    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, the probability that the class is there.",
     "cross-entropy": "The scores are logits: their softmax is read as the probabilities of the classes, which add up "
     "to 1.",
+    "normalised-cross-entropy": "The scores are activations of at least 0: each one's share of their sum is read as "
+    "the probability of its class.",
+    "binary-cross-entropy": "The scores are logits of each class by itself: their sigmoid is read as the probability "
+    "that the class is there. Those of an image need not add up to 1.",
 }
 
 
@@ -51,7 +60,16 @@ class Calibration(NamedTuple):
 
 def to_probabilities(scores: Tensor, loss: str) -> Tensor:
     """Scores [b, classes] as probabilities in [0, 1]; `READINGS` says how, for each loss."""
-    return scores.float().clamp(0, 1) if loss == "margin" else scores.float().softmax(1)
+    scores = scores.float()
+    match loss:
+        case "cross-entropy":
+            return scores.softmax(1)
+        case "normalised-cross-entropy":
+            return scores / scores.sum(1, keepdim=True).clamp_min(1e-7)
+        case "binary-cross-entropy":
+            return scores.sigmoid()
+        case _:
+            return scores.clamp(0, 1)
 
 
 @torch.no_grad()
@@ -72,7 +90,7 @@ def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, li
             scores = torch.stack([model(view).scores for view in views]).mean(0)
         several = labels.ndim == 2
         targets = multi_hot(labels, scores.shape[1]).bool()
-        predicted = predict(scores, shown if several else 1, loss.threshold)
+        predicted = predict(scores, shown if several else 1, score_threshold(loss))
         indices = step * size + torch.arange(len(labels))
         pieces.append((to_probabilities(scores, loss.name), targets, predicted, indices))
     probabilities, targets, predicted, indices = (torch.cat(part).cpu() for part in zip(*pieces, strict=True))

@@ -25,6 +25,10 @@ def check_config(config: Config) -> None:
             raise ValueError(f"{name} is {value}; it must be 0 or above")
     if not 0 <= config.optimiser.momentum < 1:
         raise ValueError(f"optimiser.momentum is {config.optimiser.momentum}; it must be in [0, 1)")
+    if config.loss.name == "binary-cross-entropy" and not 0 < config.loss.threshold < 1:
+        raise ValueError(f"loss.threshold is {config.loss.threshold}; it is a probability, above 0 and below 1")
+    if config.loss.average and config.loss.name not in ("margin", "spread"):
+        raise ValueError(f"loss.average is of the margin and the spread loss; {config.loss.name} has its own mean")
     if config.recipe and Path(config.recipe).name != config.recipe:
         raise ValueError(f"recipe is {config.recipe!r}; it names a folder, and must be one plain name")
     if config.schedule.name == "step" and not config.schedule.milestones:

@@ -70,6 +70,7 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     """
     run = RunFolder(Path(path))
     config = run.read_config()
-    model = convert_conv2d_weight_memory_format(create_model(**run.read("model.json")), torch.channels_last)
+    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in run.read("model.json").items()}
+    model = convert_conv2d_weight_memory_format(create_model(**shape), torch.channels_last)
     load_weights(run.best if present(run.best) else run.last, model)
     return model.eval(), config

@@ -22,7 +22,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config
 from torchcaps.data import load_data
-from torchcaps.losses import multi_hot
+from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.models import create_model
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
@@ -101,7 +101,7 @@ class Trainer:
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         weights = self.phases[0]
         self.wrapped, self.optimizer = fabric.setup(LossModule(self.model, weights), weights.optimizer)
-        self.meter = Meter(fabric.device, self.data.shown, config.loss.threshold)
+        self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
@@ -184,7 +184,8 @@ class Trainer:
         draws = np.random.SeedSequence((self.config.seed, done, self.fabric.global_rank))
         torch.manual_seed(int(draws.generate_state(1)[0]))
         images = images.contiguous(memory_format=torch.channels_last)
-        batch = Batch(images, labels, multi_hot(labels, self.data.num_classes))
+        progress = done / max(1, self.config.epochs * len(self.batches) - 1)
+        batch = Batch(images, labels, multi_hot(labels, self.data.num_classes), progress)
         loss, scores = step_weights(self.fabric, self.wrapped, self.optimizer, batch, self.config.clip)
         for phase in self.phases[1:]:
             step_apart(self.fabric, self.model, phase, batch, self.config.clip)
@@ -245,7 +246,7 @@ class Trainer:
     def evaluate(self, split: Literal["validation", "test"]) -> Score:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
-        criterion, threshold = self.phases[0].loss, self.config.loss.threshold
+        criterion, threshold = self.phases[0].loss, score_threshold(self.config.loss)
         return evaluate(fabric, self.model, batches, criterion, self.data.num_classes, threshold)
 
     def save(self) -> None:

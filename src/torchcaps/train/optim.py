@@ -12,9 +12,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, M
 from torchcaps.config import OptimiserConfig, ScheduleConfig
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimiserConfig) -> Optimizer:
-    """The optimiser that `config` names, over `parameters`."""
-    lr, decay = config.lr, config.weight_decay
+def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) -> Optimizer:
+    """The optimiser that `config` names, over `weights`."""
+    lr, decay, parameters = config.lr, config.weight_decay, list(weights)
+    if config.decay == "kernels":
+        kernels = [parameter for parameter in parameters if parameter.ndim >= 2]
+        others = [parameter for parameter in parameters if parameter.ndim < 2]
+        parameters = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     match config.name:
         case "adam":
             return torch.optim.Adam(parameters, lr, weight_decay=decay)

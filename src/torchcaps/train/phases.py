@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from torchcaps.config import Config
-from torchcaps.losses import build_criterion
-from torchcaps.models import Model, Output
+from torchcaps.data.overlap import Parts
+from torchcaps.losses import Criterion, build_criterion
+from torchcaps.models import Model
 from torchcaps.routing.discriminative import shrink_after
 from torchcaps.train.optim import build_optimiser
 
@@ -22,7 +22,7 @@ class Phase(NamedTuple):
 
     name: str
     parameters: list[nn.Parameter]
-    loss: Callable[[Output, Tensor, Tensor], Tensor]  # of output, images [b, c, h, w], targets [b, classes]
+    loss: Criterion
     optimizer: Optimizer
     steps: int  # optimiser steps on each batch, each with a forward of its own
 
@@ -31,6 +31,8 @@ class Batch(NamedTuple):
     images: Tensor  # [b, c, h, w]
     labels: Tensor  # int64 [b]
     targets: Tensor  # [b, classes] of 0 and 1
+    progress: float = 1.0  # of the run, in [0, 1]
+    parts: Parts | None = None  # what overlapped images are made of, where their parts are to be reconstructed
 
 
 def build_phases(model: Model, config: Config) -> list[Phase]:
@@ -48,7 +50,7 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
             Phase(
                 "coefficients",
                 coefficients,
-                lambda output, images, targets: -model.objective(output, targets),
+                lambda output, images, targets, progress=1.0: -model.objective(output, targets),
                 ascent,
                 config.coefficients.steps,
             )
@@ -67,10 +69,21 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self.loss = model, phase.loss
 
-    def forward(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the scores [b, classes], which carry no gradient."""
-        output = self.model(images, labels)
-        return self.loss(output, images, targets), output.scores.detach()
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+        progress: float = 1.0,
+        parts: Parts | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, a scalar, and the scores [b, classes], which carry no gradient.
+
+        With `parts` each class that an image shows is decoded, and compared with its own part.
+        """
+        output = self.model(images, labels if parts is None else parts.labels)
+        shown = images if parts is None else parts.pixels
+        return self.loss(output, shown, targets, progress), output.scores.detach()
 
 
 def step_weights(
@@ -104,7 +117,7 @@ def step_apart(fabric: Fabric, model: Model, phase: Phase, batch: Batch, clip: f
     for _ in range(phase.steps):
         with fabric.autocast():
             output = model(batch.images, batch.labels)
-        loss = phase.loss(output, batch.images, batch.targets)
+        loss = phase.loss(output, batch.images, batch.targets, batch.progress)
         gradients = torch.autograd.grad(loss, phase.parameters)
         for parameter, gradient in zip(phase.parameters, gradients, strict=True):
             parameter.grad = fabric.all_reduce(gradient, reduce_op="mean")  # pyright: ignore[reportAttributeAccessIssue]

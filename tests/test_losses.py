@@ -1,0 +1,125 @@
+"""Each loss against its formula, written as loops over images and classes in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.config import LossConfig
+from torchcaps.inspect.measured import READINGS, to_probabilities
+from torchcaps.losses import build_criterion, score_loss, score_threshold
+from torchcaps.models import Output
+
+NAMES = get_args(get_type_hints(LossConfig)["name"])
+IMAGES = torch.zeros(5, 1, 2, 2, dtype=torch.float64)
+
+
+def scores_and_targets(several: bool = False) -> tuple[Tensor, Tensor]:
+    """Scores in (0, 1) of 5 images and 4 classes; of several labels, two in each image."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(5, 4, dtype=torch.float64, generator=generator)
+    shown = torch.rand(5, 4, generator=generator).topk(2 if several else 1, 1).indices
+    return scores, torch.zeros(5, 4, dtype=torch.float64).scatter_(1, shown, 1.0)
+
+
+def of_image(name: str, scores: list[float], targets: list[float], progress: float) -> float:
+    """The loss of one image, from its formula."""
+    there = [j for j, target in enumerate(targets) if target]
+    absent = [j for j, target in enumerate(targets) if not target]
+    match name:
+        case "margin":
+            present = sum(max(0.0, 0.9 - scores[j]) ** 2 for j in there)
+            return present + 0.5 * sum(max(0.0, scores[j] - 0.1) ** 2 for j in absent)
+        case "spread":
+            margin = 0.2 + 0.7 * progress
+            return sum(max(0.0, margin - (scores[t] - scores[i])) ** 2 for t in there for i in absent)
+        case "squared-hinge":
+            signs = [1.0 if target else -1.0 for target in targets]
+            return sum(max(0.0, 1 - y * s) ** 2 for y, s in zip(signs, scores, strict=True)) / len(scores)
+        case "cross-entropy":
+            total = sum(math.exp(s) for s in scores)
+            return -sum(math.log(math.exp(scores[j]) / total) for j in there) / len(there)
+        case "normalised-cross-entropy":
+            return -sum(math.log(scores[j] / sum(scores)) for j in there) / len(there)
+        case _:
+            assert name == "binary-cross-entropy"
+            shares = [1 / (1 + math.exp(-s)) for s in scores]
+            logs = [math.log(p if target else 1 - p) for p, target in zip(shares, targets, strict=True)]
+            return -sum(logs) / len(scores)
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_is_its_formula(name, progress, several):
+    scores, targets = scores_and_targets(several)
+    expected = [of_image(name, s, t, progress) for s, t in zip(scores.tolist(), targets.tolist(), strict=True)]
+    loss = score_loss(LossConfig(name))(scores, targets, progress)
+    torch.testing.assert_close(loss.item(), sum(expected) / 5, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_has_a_gradient_and_falls_along_it(name):
+    scores, targets = scores_and_targets()
+    criterion = build_criterion(LossConfig(name))
+
+    def loss(x: Tensor) -> Tensor:
+        return criterion(Output(x), IMAGES, targets)
+
+    assert torch.autograd.gradcheck(loss, scores.requires_grad_())
+    (gradient,) = torch.autograd.grad(loss(scores), scores)
+    assert loss(scores - 1e-3 * gradient) < loss(scores)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_loss_is_finite_where_all_scores_are_equal(name, value):
+    scores = torch.full((5, 4), value, requires_grad=True)
+    _, targets = scores_and_targets()
+    loss = build_criterion(LossConfig(name))(Output(scores), IMAGES, targets.float())
+    loss.backward()
+    assert scores.grad is not None and loss.isfinite() and scores.grad.isfinite().all()
+
+
+def test_the_margin_loss_of_zero_capsules_is_a_sum_over_classes_and_its_average_a_tenth_of_it():
+    """0.81 of ten classes; code that averages over the classes gets 0.081, and weighs a decoder ten times more."""
+    output, targets = Output(torch.zeros(3, 10)), F.one_hot(torch.tensor([1, 5, 9]), 10).float()
+    images = IMAGES[:3].float()
+    assert build_criterion(LossConfig("margin"))(output, images, targets).item() == pytest.approx(0.81)
+    assert build_criterion(LossConfig("margin", average=True))(output, images, targets).item() == pytest.approx(0.081)
+
+
+def test_a_fixed_margin_does_not_grow():
+    scores, targets = scores_and_targets()
+    fixed = score_loss(LossConfig("spread", spread_margin=(0.9, 0.9)))
+    assert fixed(scores, targets, 0.0) == fixed(scores, targets, 1.0)
+    growing = score_loss(LossConfig("spread"))
+    assert growing(scores, targets, 0.0) < growing(scores, targets, 0.5) < fixed(scores, targets, 0.5)
+
+
+def test_what_a_model_adds_is_added():
+    scores, targets = scores_and_targets()
+    bare, penalty = Output(scores), torch.tensor(0.25, dtype=torch.float64)
+    criterion = build_criterion(LossConfig())
+    added = criterion(bare._replace(aux={"penalty": penalty}), IMAGES, targets)
+    torch.testing.assert_close(added, criterion(bare, IMAGES, targets) + penalty)
+
+
+def test_the_threshold_is_a_probability_where_scores_are_logits_of_labels():
+    assert score_threshold(LossConfig("margin", threshold=0.4)) == 0.4
+    assert score_threshold(LossConfig("binary-cross-entropy")) == 0
+    logit = score_threshold(LossConfig("binary-cross-entropy", threshold=0.8))
+    assert torch.tensor(logit).sigmoid().item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_read_as_probabilities_rise_with_the_score(name):
+    assert set(READINGS) == set(NAMES)
+    scores = torch.tensor([[0.1, 0.5, 0.9]])
+    read = to_probabilities(scores, name)
+    assert ((read >= 0) & (read <= 1)).all() and (read.diff() > 0).all()
