@@ -34,6 +34,7 @@ class PackedTransform(nn.Module):
         scales: type of the scales; votes are those of the float form with its scales rounded to this type.
     """
 
+    makes = None  # its votes are made of bits, which no kernel reads
     bits: Tensor
     scales: Tensor
 

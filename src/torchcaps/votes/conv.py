@@ -51,7 +51,7 @@ class ConvVotes(AffineVotes):
                     f"{self.kernel[0]}x{self.kernel[1]} with padding {padding}"
                 )
         space = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(self.image, self.kernel, strict=True))
-        self._capsules = capsules
+        self.capsules = capsules
         activations, present = capsules.activations, None
         if activations is not None:
             activations = self._windows(activations).flatten(2)
@@ -60,12 +60,12 @@ class ConvVotes(AffineVotes):
         super().__init__(weight.flatten(1, 3), rows, space, activations, present, binary)
 
     def binarized(self, threshold: Threshold = "zero") -> ConvVotes:
-        children = binary_children(self._capsules, self.rows, threshold)
+        children = binary_children(self.capsules, self.rows, threshold)
         weight = binary_weight(self.weight, threshold).unflatten(1, (*self.kernel, -1))
         return ConvVotes(children, weight, self.rows, self.stride, self.padding, binary=True)
 
     def _gather(self) -> Tensor:  # [b, p, i, r, c]
-        poses = self._capsules.poses
+        poses = self.capsules.poses
         windows = self._windows(poses.flatten(-2)).flatten(2, 3)  # [b, p, k, (i d)]
         return windows.unflatten(-1, poses.shape[-2:]).flatten(2, 3).unflatten(-1, (self.rows, -1))
 
@@ -77,7 +77,7 @@ class ConvVotes(AffineVotes):
 
     def _sum(self, weight: Tensor) -> Tensor:
         """A convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as channels."""
-        poses, kernel = self._capsules.poses, weight.unflatten(1, (*self.kernel, -1))
+        poses, kernel = self.capsules.poses, weight.unflatten(1, (*self.kernel, -1))
         b = poses.shape[0]
         maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
         filters = kernel.permute(0, 5, 3, 4, 1, 2).flatten(0, 1).flatten(1, 2)  # [(j m), (i c), kh, kw]

@@ -30,11 +30,11 @@ class LinearVotes(AffineVotes):
             )
         activations = None if capsules.activations is None else capsules.activations.unsqueeze(1)
         super().__init__(weight, rows, activations=activations, binary=binary)
-        self._capsules = capsules
+        self.capsules = capsules
 
     def binarized(self, threshold: Threshold = "zero") -> LinearVotes:
-        children = binary_children(self._capsules, self.rows, threshold)
+        children = binary_children(self.capsules, self.rows, threshold)
         return LinearVotes(children, binary_weight(self.weight, threshold), self.rows, binary=True)
 
     def _gather(self) -> Tensor:  # [b, 1, i, r, c]
-        return self._capsules.poses.unsqueeze(1).unflatten(-1, (self.rows, -1))
+        return self.capsules.poses.unsqueeze(1).unflatten(-1, (self.rows, -1))
