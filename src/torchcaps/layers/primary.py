@@ -26,3 +26,41 @@ class PrimaryCaps(nn.Module):
         """[b, c, h, w] -> poses [b, h', w', i, d], without activations: a pose's length stands for it."""
         maps = self.conv(features).movedim(1, -1)  # [b, h', w', (i d)]
         return Capsules(squash(maps.unflatten(-1, (-1, self.pose))))
+
+
+class PrimaryPoses(nn.Module):
+    """Convolution, channels grouped into poses, and no squash: matrix poses, or those of capsules without activation.
+
+    Args:
+        in_channels, capsules, pose, kernel, stride: as in `PrimaryCaps`.
+        bias: whether the poses have one.
+        layer_norm: normalise each pose; one affine norm serves all (Tsai et al. 2020, section 2).
+        activations: a second convolution of the same window, with a sigmoid, gives each capsule one (Hinton et al.
+            2018, section 4).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        capsules: int,
+        pose: int,
+        kernel: int = 1,
+        stride: int = 1,
+        bias: bool = False,
+        layer_norm: bool = False,
+        activations: bool = False,
+    ):
+        super().__init__()
+        if min(capsules, pose) < 1:
+            raise ValueError(f"{capsules} capsules of {pose} elements were asked for; both must be at least 1")
+        self.pose = pose
+        self.conv = nn.Conv2d(in_channels, capsules * pose, kernel, stride, bias=bias)
+        self.norm = nn.LayerNorm(pose) if layer_norm else nn.Identity()
+        self.activation = nn.Conv2d(in_channels, capsules, kernel, stride) if activations else None
+
+    def forward(self, features: Tensor) -> Capsules:
+        """[b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i] in (0, 1), or None."""
+        poses = self.norm(self.conv(features).movedim(1, -1).unflatten(-1, (-1, self.pose)))
+        if self.activation is None:
+            return Capsules(poses)
+        return Capsules(poses, self.activation(features).movedim(1, -1).sigmoid())

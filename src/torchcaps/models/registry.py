@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,7 +26,10 @@ class Model(nn.Module):
     """A network from images to `Output`; subclasses define `forward(images, labels=None)`.
 
     `images` is [b, c, h, w]; `labels` is int64 [b] and only tells a decoder which capsule to reconstruct from.
+    `origin` is what `create_model` was called with, by argument; None for models that were built otherwise.
     """
+
+    origin: dict[str, Any] | None = None
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
         """Images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b] names."""
@@ -44,8 +49,21 @@ F = TypeVar("F", bound=Factory)
 _FACTORIES: dict[str, Factory] = {}
 
 
+class Family(NamedTuple):
+    """Models whose names are made of parts, more of them than are worth a list."""
+
+    listed: Callable[[], Sequence[str]]  # the names that listings show
+    factory: Callable[[str], Factory | None]  # of a name; None where it is not of this family
+
+
+_FAMILIES: list[Family] = []
+
+
 def register_model(name: str) -> Callable[[F], F]:
-    """Register a function `(num_classes, in_channels, image_size, **options) -> Model` under `name`."""
+    """Register a function `(num_classes, in_channels, image_size, **options) -> Model` under `name`.
+
+    Where `in_channels` or `image_size` have defaults, these are what `create_model` takes when it is told none.
+    """
 
     def register(factory: F) -> F:
         assert name not in _FACTORIES, f"model {name!r} is registered twice"
@@ -55,43 +73,81 @@ def register_model(name: str) -> Callable[[F], F]:
     return register
 
 
+def register_family(listed: Callable[[], Sequence[str]], factory: Callable[[str], Factory | None]) -> None:
+    """Register models by a rule for their names, see `Family`; neither function is called before a name is asked for.
+
+    `factory` raises ValueError for a name that is of the family by its form, but of which a part does not exist.
+    """
+    _FAMILIES.append(Family(listed, factory))
+
+
+def register_variant(name: str, factory: Factory, **defaults: object) -> None:
+    """Register `factory`, a function, under `name` as well, with other `defaults` for some of its options."""
+    assert set(defaults) <= set(inspect.signature(factory).parameters), f"{name} sets what {factory} does not have"
+
+    @functools.wraps(factory)  # which keeps the signature that options are checked against
+    def build(**options: object) -> Model:
+        return factory(**defaults | options)
+
+    register_model(name)(build)
+
+
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a shell pattern, sorted."""
-    return sorted(name for name in _FACTORIES if fnmatchcase(name, pattern))
+    """Names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
+    names = {*_FACTORIES, *(name for family in _FAMILIES for name in family.listed())}
+    return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
 def create_model(
     name: str,
     *,
     num_classes: int = 10,
-    in_channels: int = 1,
-    image_size: int | tuple[int, int] = 28,
+    in_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     **options: object,
 ) -> Model:
     """Build a registered model with fresh weights.
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models()`, or any timm model with a head, e.g. "resnet18.xnidr".
         num_classes: number of classes, at least 1.
-        in_channels: channels of the images, at least 1.
-        image_size: side in pixels, or (height, width).
+        in_channels: channels of the images, at least 1; None: 1, or what the family has by default (3 of timm's).
+        image_size: side in pixels, or (height, width); None: 28, or what the family has by default (224 of timm's).
         options: keyword arguments of the model's family.
 
     Raises:
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
-    if name not in _FACTORIES:
-        raise unknown("model", name, _FACTORIES, "`torchcaps list models` shows all")
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    factory = _find(name)
+    channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
+    size = _default(factory, "image_size", 28) if image_size is None else image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(fits(side, int) and side > 0 for side in sides):
-        raise ValueError(f"image_size is {image_size}; it must be a side of at least 1 pixel, or height and width")
-    for what, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        raise ValueError(f"image_size is {size}; it must be a side of at least 1 pixel, or height and width")
+    for what, value in (("num_classes", num_classes), ("in_channels", channels)):
         if not fits(value, int) or value < 1:
             raise ValueError(f"{what} is {value!r}; it must be a whole number, at least 1")
-    factory = _FACTORIES[name]
     check_options(f"model {name!r}", factory, options)
+    shape = {"num_classes": num_classes, "in_channels": channels, "image_size": sides, **options}
     try:
-        return factory(num_classes=num_classes, in_channels=in_channels, image_size=sides, **options)
+        model = factory(**shape)
     except (ArithmeticError, RuntimeError, TypeError) as error:  # of torch's own layers: no such sizes can be
         given = ", ".join(f"{key} {value}" for key, value in options.items())
         raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error
+    model.origin = {"name": name, **shape}
+    return model
+
+
+def _find(name: str) -> Factory:
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    for family in _FAMILIES:
+        if factory := family.factory(name):
+            return factory
+    raise unknown("model", name, list_models(), "`torchcaps list models` shows all")
+
+
+def _default(factory: Factory, argument: str, otherwise: int) -> Any:
+    """The default that `factory` itself gives an argument."""
+    parameter = inspect.signature(factory).parameters.get(argument)
+    return otherwise if parameter is None or parameter.default is parameter.empty else parameter.default

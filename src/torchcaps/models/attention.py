@@ -1,0 +1,121 @@
+"""The networks of Tsai, Srivastava, Goh and Salakhutdinov, "Capsules with inverted dot-product attention routing", ICLR
+2020, Tables 8 to 11, with the sizes of the authors' code where the text leaves them open.
+
+Images should have zero mean and unit variance: `DataConfig.standardise` "dataset".
+"""
+
+from __future__ import annotations
+
+from torchcaps.backbones.interface import Window, count_positions
+from torchcaps.backbones.simple import SimpleBackbone
+from torchcaps.layers import CapsuleLayer, CapsuleStack, PrimaryPoses, Schedule
+from torchcaps.models.network import (
+    CapsuleNetwork,
+    PoseHead,
+    choose_backbone,
+    conv_transforms,
+    conv_windows,
+    linear_transforms,
+)
+from torchcaps.models.registry import register_variant
+from torchcaps.routing import Start
+from torchcaps.votes import Scope
+
+
+def attention(
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: tuple[int, int] = (32, 32),
+    backbone: str = "resnet",
+    channels: int = 128,
+    capsules: int = 32,
+    pose: int = 16,
+    hidden: tuple[int, ...] = (),
+    iterations: int = 2,
+    schedule: Schedule = "concurrent",
+    layer_norm: bool = True,
+    activations: bool = False,
+    scaled: bool = True,
+    scope: Scope = "window",
+    start: Start = "zero",
+) -> CapsuleNetwork:
+    """The network for CIFAR-10 and CIFAR-100 (Tables 8 and 9).
+
+    Backbone -> 1x1 convolution to primary capsules -> two convolutional layers of capsules, stride 2 and 1 -> `hidden`
+    layers -> class capsules -> one linear map from a pose to a logit, shared by the classes. Scores are logits.
+
+    Args:
+        num_classes, in_channels, image_size: of the data; image_size is (height, width).
+        backbone: "simple" or "resnet".
+        channels: of its features.
+        capsules: types at a position of the primary and of each convolutional layer.
+        pose: elements of a pose, a square number.
+        hidden: capsules of each linear layer below the classes.
+        iterations: R, at least 1; the first has no parents to agree with yet.
+        schedule: "concurrent", or "sequential", the paper's ablation B.
+        layer_norm: of the parents; without it this is the paper's ablation A. The primary capsules keep theirs.
+        activations: capsules have activations; with them this is the paper's ablation C, see
+            `torchcaps.routing.inverted_attention_c`, and a class's pose counts in its logit by its activation.
+        scaled, scope, start: see `torchcaps.routing.inverted_attention`.
+
+    Raises:
+        ValueError: for images that are too small, with the smallest side that works; for sizes that do not fit.
+    """
+    features = choose_backbone(backbone, in_channels, channels)
+    primary = PrimaryPoses(channels, capsules, pose, layer_norm=True, activations=activations)
+    strides = (2, 1)
+    height, width = count_positions(image_size, [*features.windows, *conv_windows(strides)])
+    counts = (capsules * height * width, *hidden, num_classes)
+    transforms = conv_transforms(strides, capsules, pose) + linear_transforms(counts, pose)
+    rule = "inverted-attention-c" if activations else "inverted-attention"
+    settings = {"layer_norm": layer_norm, "scaled": scaled, "scope": scope, "start": start}
+    layers = [CapsuleLayer(transform, rule, **settings) for transform in transforms]
+    return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations, schedule), PoseHead(pose))
+
+
+def attention_diverse(
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: tuple[int, int] = (36, 36),
+    channels: int = 1024,
+    capsules: int = 16,
+    pose: int = 64,
+    matrix: bool = True,
+    iterations: int = 2,
+    schedule: Schedule = "concurrent",
+    layer_norm: bool = True,
+    scaled: bool = True,
+    scope: Scope = "window",
+    start: Start = "zero",
+) -> CapsuleNetwork:
+    """The network for DiverseMultiMNIST (Tables 10 and 11).
+
+    3x3 convolution with stride 2 -> 3x3 convolution with stride 2, without padding, to primary capsules -> one
+    convolutional layer of capsules -> class capsules -> logits, to be read through a sigmoid.
+
+    Args:
+        channels: of the first convolution.
+        matrix: whether poses are square matrices or vectors.
+        num_classes, in_channels, image_size, capsules, pose, iterations, schedule, layer_norm, scaled, scope, start: as
+            in `attention`; a vector pose may have any number of elements.
+
+    Raises:
+        ValueError: as in `attention`.
+    """
+    features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
+    height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
+    primary = PrimaryPoses(channels, capsules, pose, window.kernel, window.stride, layer_norm=True)
+    counts = (capsules * height * width, num_classes)
+    transforms = conv_transforms(strides, capsules, pose, matrix) + linear_transforms(counts, pose, matrix)
+    settings = {"layer_norm": layer_norm, "scaled": scaled, "scope": scope, "start": start}
+    layers = [CapsuleLayer(transform, "inverted-attention", **settings) for transform in transforms]
+    return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations, schedule), PoseHead(pose))
+
+
+register_variant("attention-resnet-cifar10", attention)
+register_variant("attention-resnet-cifar100", attention, pose=36, hidden=(20,))
+register_variant("attention-simple-cifar10", attention, backbone="simple", channels=256)
+register_variant("attention-simple-cifar100", attention, backbone="simple", pose=36, hidden=(20,))
+register_variant("attention-diverse-multimnist-matrix", attention_diverse)
+register_variant("attention-diverse-multimnist-vector", attention_diverse, matrix=False)
+register_variant("attention-diverse-multimnist-wide", attention_diverse, capsules=64)

@@ -1,0 +1,118 @@
+"""Networks of capsules in four parts, and the pieces that several papers' networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from torchcaps.backbones.interface import Backbone, Window
+from torchcaps.backbones.resnet import capsule_resnet
+from torchcaps.backbones.simple import HALVING, SimpleBackbone
+from torchcaps.capsules import Capsules, lengths
+from torchcaps.layers import CapsuleStack, ConvTransform, LinearTransform, Transform
+from torchcaps.models.registry import Model, Output
+from torchcaps.names import check_choice
+
+
+class CapsuleNetwork(Model):
+    """Images through `backbone`, `primary`, `stack` and `head` to scores.
+
+    Args:
+        backbone: from images to features.
+        primary: from features to `Capsules`.
+        stack: its last layer holds the class capsules.
+        head: from the class capsules to scores [b, classes].
+    """
+
+    def __init__(self, backbone: Backbone, primary: nn.Module, stack: CapsuleStack, head: nn.Module):
+        super().__init__()
+        self.backbone, self.primary, self.stack, self.head = backbone, primary, stack, head
+
+    @property
+    def iterations(self) -> int:
+        """Of the routing, at least 1; it may be changed after training."""
+        return self.stack.iterations
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        self.stack.iterations = value
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        primary = self.primary(self.backbone(images))
+        steps = self.stack(primary)
+        capsules = (primary, *(step.capsules for step in steps))
+        return Output(self.head(capsules[-1]), capsules, {"steps": steps})
+
+
+class PoseHead(nn.Module):
+    """A logit of each class capsule: one linear map of a pose to a number, shared by all classes.
+
+    Where capsules have activations, a pose counts by its own.
+    """
+
+    def __init__(self, pose: int):
+        super().__init__()
+        self.linear = nn.Linear(pose, 1)
+
+    def forward(self, classes: Capsules) -> Tensor:
+        poses, activations = classes
+        return self.linear(poses if activations is None else poses * activations.unsqueeze(-1)).squeeze(-1)
+
+
+class LengthHead(nn.Module):
+    """The length of each class capsule."""
+
+    def forward(self, classes: Capsules) -> Tensor:
+        return lengths(classes.poses)
+
+
+class ActivationHead(nn.Module):
+    """The activation of each class capsule."""
+
+    def forward(self, classes: Capsules) -> Tensor:
+        assert classes.activations is not None
+        return classes.activations
+
+
+def choose_backbone(
+    name: str, in_channels: int, channels: int, window: Window = HALVING, batch_norm: bool = False
+) -> Backbone:
+    """The "simple" backbone with this window and batch norm, or the "resnet" one, which takes neither.
+
+    Raises:
+        ValueError: for another name, and for channels that it cannot have.
+    """
+    check_choice("backbone", name, ("simple", "resnet"))
+    if name == "resnet":
+        return capsule_resnet(in_channels, channels)
+    return SimpleBackbone(in_channels, channels, window, batch_norm)
+
+
+def conv_windows(strides: Sequence[int]) -> list[Window]:
+    """Of layers of convolutional capsules with these strides: 3x3, without padding."""
+    return [Window(3, stride) for stride in strides]
+
+
+def conv_transforms(
+    strides: Sequence[int], capsules: int, pose: int, matrix: bool = True, std: float | None = None
+) -> list[Transform]:
+    """One for each of `conv_windows`, from `capsules` at a position to as many, all of `pose` elements.
+
+    `matrix` and `std` are those of `Transform`.
+    """
+    return [
+        ConvTransform(capsules, capsules, pose, pose, kernel, stride, padding, matrix, std)
+        for kernel, stride, padding in conv_windows(strides)
+    ]
+
+
+def linear_transforms(
+    counts: Sequence[int], pose: int, matrix: bool = True, std: float | None = None
+) -> list[Transform]:
+    """From `counts[0]` capsules to `counts[1]`, and so on up to the classes, all of `pose` elements.
+
+    `matrix` and `std` are those of `Transform`.
+    """
+    return [LinearTransform(below, above, pose, pose, matrix, std) for below, above in pairwise(counts)]
