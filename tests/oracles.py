@@ -326,7 +326,7 @@ def discriminative_parents(seen, coefficient):
     return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape))))
 
 
-def discriminative_step(seen, coefficient, targets, gamma, weight, norm):
+def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=1.0):
     """Yang et al. 2021, Eq. 13 and 15, with U U' built as printed and the sum over observations a mean.
 
     Eq. 15 as printed doubles the l1 term; the derivative of Eq. 14 does not.
@@ -336,7 +336,7 @@ def discriminative_step(seen, coefficient, targets, gamma, weight, norm):
     for s in range(j):
         gradient = np.zeros(i)
         for n in range(b):
-            delta = 1.0 if targets[n, s] else -1.0
+            delta = 1.0 if targets[n, s] else -absent
             for q in range(p):
                 u = seen.votes[n, q, :, s]  # [i, d]
                 gradient += 2 * delta * (u @ u.T) @ coefficient[:, s] / b

@@ -9,19 +9,20 @@ from layers import PLACED, children, layer, seen
 from torchcaps.capsules import Capsules, squash
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.routing import create_routing
-from torchcaps.routing.discriminative import shrink_after
+from torchcaps.routing.discriminative import collapsed, shrink_after, warn_of_collapse
 
 
-@pytest.mark.parametrize("norm", ["l1", "l2", "rows"])
+@pytest.mark.parametrize(("norm", "absent"), [("l1", 1.0), ("l2", 1.0), ("rows", 1.0), ("l2", 0.25)])
 @pytest.mark.parametrize("name", ["linear-vector", "linear-matrix"])
-def test_a_step_on_the_discriminative_objective_equals_the_papers_update(name, norm):
-    module, capsules = layer(name, "discriminative", norm=norm, penalty_weight=0.01), children(name)
+def test_a_step_on_the_discriminative_objective_equals_the_papers_update(name, norm, absent):
+    module = layer(name, "discriminative", norm=norm, penalty_weight=0.01, absent_weight=absent)
+    capsules = children(name)
     stack, coefficient = CapsuleStack([module]), module.routing.coefficient
     torch.manual_seed(3)
     targets = torch.randint(0, 2, (len(capsules.poses), module.transform.sizes.parents)).double()
     truth = seen(module.transform, capsules)
     wanted = oracles.discriminative_step(
-        truth, coefficient.detach().numpy(), targets.numpy(), gamma=0.01, weight=0.01, norm=norm
+        truth, coefficient.detach().numpy(), targets.numpy(), gamma=0.01, weight=0.01, norm=norm, absent=absent
     )
     optimizer = torch.optim.SGD(stack.coefficients(), lr=0.01)
     loss = -stack.objective(stack(capsules), targets)
@@ -102,6 +103,34 @@ def test_several_classes_may_be_there_at_once():
     torch.testing.assert_close(module.routing.objective(state, targets), wanted)
 
 
+def test_parents_whose_coefficients_vanish_are_named():
+    routing = create_routing("discriminative", 4, 3, 2, initial=-0.5)
+    assert collapsed(routing) == []
+    with torch.no_grad():
+        routing.coefficient[:, 1] = 0.049
+        assert collapsed(routing) == [1]
+        routing.coefficient[:, 0] = torch.tensor([0.0, 0.0, 0.0, 20.0])  # the others are small beside it
+        assert collapsed(routing) == [1, 2]
+        routing.coefficient[:] = 0.01  # all have shrunk alike
+        assert collapsed(routing) == [0, 1, 2]
+
+
+def test_a_collapse_is_logged_once_for_each_parent(caplog):
+    """Of two classes one is in no image: its coefficients decay."""
+    torch.manual_seed(0)
+    stack = CapsuleStack([CapsuleLayer(LinearTransform(4, 2, 2, 3), "discriminative", initial=1.0)])
+    optimizer = torch.optim.SGD(stack.coefficients(), lr=0.05)
+    warn_of_collapse(optimizer, dict(stack.named_modules()), every=5)
+    capsules, targets = Capsules(torch.randn(8, 4, 2)), torch.tensor([[1.0, 0.0]]).expand(8, 2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-stack.objective(stack(capsules), targets)).backward()
+        optimizer.step()
+    assert collapsed(stack.layers[0].routing) == [1]
+    (record,) = caplog.records
+    assert "collapse of layers.0.routing: the coefficients of parents 1 have" in record.getMessage()
+
+
 @pytest.mark.parametrize("name", ["linear-matrix", "linear-flattened", "conv-padded", *PLACED])
 def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name):
     module, capsules = layer(name, "discriminative"), children(name)
@@ -117,9 +146,17 @@ def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name):
     assert folded(capsules).capsules.poses.abs().max() > 0.01
 
 
+def test_folded_weights_lie_as_one_matrix_that_is_not_copied():
+    folded = layer("linear-vector", "discriminative").fold()
+    matrix = folded.transform.weight.permute(1, 2, 0, 3)
+    assert matrix.is_contiguous() and matrix.flatten(0, 1).flatten(1).data_ptr() == folded.transform.weight.data_ptr()
+
+
 def test_fixed_coefficients_are_a_linear_capsule_layer():
     """One dense matrix from all poses to all parents, then squash."""
-    module, capsules = layer("linear-vector", "discriminative"), children("linear-vector")
+    module, capsules = layer("linear-vector", "discriminative", fixed=True, initial=3), children("linear-vector")
+    assert module.routing.coefficients() == [] and not list(module.routing.parameters())
+    assert torch.equal(module.routing.coefficient, torch.full((7, 3), 3.0).double())
     weight = module.transform.weight * module.routing.coefficient.T[:, :, None, None]  # [j, i, c, m]
     dense = weight.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)  # [(i c), (j m)]
     wanted = squash((capsules.poses.flatten(1) @ dense).unflatten(-1, (3, 4)))

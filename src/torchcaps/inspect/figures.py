@@ -156,6 +156,19 @@ def draw_timing(history: Sequence[Mapping]) -> Figure:
     return figure
 
 
+def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    """Accuracy over capsules kept: of each curve, by name, its points (capsules, accuracy); a single one is a dot."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _axes(xlabel="capsules kept", ylabel="accuracy", xscale="log")
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points), strict=True), ".-", lw=1.4, ms=5, label=name)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend()
+    return figure
+
+
 def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
     """Rows of images [columns, c, h, w] in [0, 1] under each other, named; `titles` stand above the first row."""
     columns = max(len(row) for row in rows.values())

@@ -103,10 +103,14 @@ class Transform(nn.Module):
         return append_coordinates(children, self.rows), torch.cat((weight, place), -2)
 
     def scaled(self, coupling: Tensor) -> Self:
-        """A copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices there."""
+        """A copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices there.
+
+        Its weights lie in memory as one matrix [(i c), (j m)], so that their sum over all children copies nothing.
+        """
         other, weight = copy.deepcopy(self), self._unshared(self.weight.detach())
         factor = coupling.T.reshape(weight.shape[:-2])[..., None, None]
-        other.shared, other.shape, other.weight = 1, tuple(weight.shape), nn.Parameter(weight * factor)
+        matrix = (weight * factor).movedim(0, -2).contiguous()  # [*window, c, j, m]
+        other.shared, other.shape, other.weight = 1, tuple(weight.shape), nn.Parameter(matrix.movedim(-2, 0))
         if self.place is not None:
             other.place = self.place * factor
         return other

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
+
 from torch import Tensor, nn
 
 from torchcaps.capsules import lengths
@@ -25,6 +26,10 @@ class CapsNet(Model):
         routing: a registered routing that needs no activations.
         iterations: of the routing, at least 1.
         decoder: whether there is one; without it nothing is reconstructed.
+        hidden: capsules, of `class_pose` elements, in each layer between the primary and the class capsules.
+        leak: slope of the first activation below 0; 0 is ReLU.
+        routing_options: keyword arguments of the routing, in all layers.
+        masked: see `DenseDecoder`; False: 13,401,920 parameters for 40x40x1, as Zhao et al. 2020 count them (Table 3).
 
     Raises:
         ValueError: for images too small for the two kernels, where the message names the smallest side that works; for
@@ -45,6 +50,10 @@ class CapsNet(Model):
         routing: str = "dynamic",
         iterations: int = 3,
         decoder: bool = True,
+        hidden: tuple[int, ...] = (),
+        leak: float = 0.0,
+        routing_options: dict[str, object] | None = None,
+        masked: bool = True,
     ):
         super().__init__()
         for name, value in {"channels": channels, "primary": primary, "kernel": kernel, "stride": stride}.items():
@@ -58,18 +67,27 @@ class CapsNet(Model):
             )
         self.stem = nn.Conv2d(in_channels, channels, kernel)
         self.primary = PrimaryCaps(channels, primary, primary_pose, kernel, stride)
-        children = primary * positions[0] * positions[1]
-        transform = LinearTransform(children, num_classes, primary_pose, class_pose, std=0.1)
-        self.stack = CapsuleStack([CapsuleLayer(transform, routing)], iterations)
+        self.activation = nn.LeakyReLU(leak) if leak else nn.ReLU()
+        capsules = [primary * positions[0] * positions[1], *hidden, num_classes]
+        poses = [primary_pose] + [class_pose] * (len(capsules) - 1)
+        transforms = [
+            LinearTransform(*sizes, std=0.1) for sizes in zip(capsules, capsules[1:], poses, poses[1:], strict=False)
+        ]
+        options: dict[str, Any] = routing_options or {}
+        layers = [CapsuleLayer(transform, routing, **options) for transform in transforms]
+        self.stack = CapsuleStack(layers, iterations)
         image = (in_channels, *image_size)
-        self.decoder = DenseDecoder(num_classes, class_pose, image) if decoder else None
+        self.decoder = DenseDecoder(num_classes, class_pose, image, masked=masked) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Images [b, c, h, w] in [0, 1]; scores are the lengths of the class capsules [b, classes], below 1."""
-        primary = self.primary(F.relu(self.stem(images)))
+        """Images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
+
+        These are lengths, below 1, unless the routing gives others.
+        """
+        primary = self.primary(self.activation(self.stem(images)))
         steps = self.stack(primary)
         classes = steps[-1].capsules
-        scores = lengths(classes.poses)  # [b, j]
+        scores = lengths(classes.poses) if classes.activations is None else classes.activations  # [b, j]
         aux: dict = {"steps": steps}
         if self.decoder is not None:
             aux["reconstruction"] = self.reconstruct(classes.poses, chosen_class(scores, labels))

@@ -9,10 +9,11 @@ several processes agree with one; a step of the paper is a step of the batch siz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from torchcaps.capsules import Capsules, squash, widen
@@ -34,6 +35,10 @@ class Discriminative(Routing):
         proximal: leave the penalty to `shrink`, the proximal step of "l1" or "rows", which makes exact zeros; the
             paper's subgradient makes none.
         initial: the value that every coefficient starts from. 0 is a fixed point: there nothing ever moves.
+        fixed: leave the coefficients there: a linear capsule layer, the control that the claim must beat.
+        absent_weight: -delta of a class that is not there, at least 0. By the paper's 1 such classes outweigh the one
+            that is there by their number, so that too large a step drives whole classes to zero; 1 / (J - 1) balances
+            them (ours).
     """
 
     spec = Spec(
@@ -53,17 +58,27 @@ class Discriminative(Routing):
         penalty_weight: float = 0.001,
         initial: float = 0.1,
         proximal: bool = False,
+        fixed: bool = False,
+        absent_weight: float = 1.0,
     ):
         super().__init__(sizes)
         check_choice("norm", norm, ("l1", "l2", "rows"))
         if penalty_weight < 0:
             raise ValueError(f"penalty_weight is {penalty_weight}; it must be at least 0")
+        if absent_weight < 0:
+            raise ValueError(f"absent_weight is {absent_weight}; it must be at least 0")
         if initial == 0:
             raise ValueError("initial is 0, a fixed point: coefficients that start there never move; 0.1 works")
         if proximal and norm == "l2":
             raise ValueError("norm is 'l2', which is smooth and needs no proximal step; 'l1' and 'rows' have one")
         self.norm, self.penalty_weight, self.proximal = norm, penalty_weight, proximal
-        self.coefficient = nn.Parameter(torch.full((sizes.children, sizes.parents), initial))  # [i, j]
+        self.initial_value, self.fixed, self.absent_weight = float(initial), fixed, absent_weight
+        start = torch.full((sizes.children, sizes.parents), self.initial_value)
+        self.coefficient: Tensor  # [i, j]
+        if fixed:
+            self.register_buffer("coefficient", start)
+        else:
+            self.coefficient = nn.Parameter(start)
 
     def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor:
         return self.coefficient
@@ -73,10 +88,10 @@ class Discriminative(Routing):
         return Capsules(squash(total)), total
 
     def coefficients(self) -> list[nn.Parameter]:
-        return [self.coefficient]
+        return [self.coefficient] if isinstance(self.coefficient, nn.Parameter) else []
 
     def objective(self, state: Tensor, targets: Tensor) -> Tensor:
-        delta = 2 * targets - 1  # [b, j], Eq. 5b
+        delta = targets - self.absent_weight * (1 - targets)  # [b, j], Eq. 5b
         quality = widen(state).square().sum((1, 3))  # [b, j]
         return (delta * quality).sum(1).mean()
 
@@ -120,3 +135,47 @@ def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module]) -> None:
                     chosen[id(parameter)].shrink(group["lr"])
 
     optimizer.register_step_post_hook(shrink)
+
+
+@torch.no_grad()
+def collapsed(routing: Discriminative, share: float = 0.1) -> list[int]:
+    """The parents j whose coefficients have all but vanished.
+
+    Of these sqrt(sum_i b_ij^2) is below `share` of what it started from, or of the largest parent's.
+
+    The gradient of b_j is proportional to b_j, so that the size of b_j decays exponentially where parent j is longer on
+    images of others than on its own, and takes the class with it faster than the weights can follow.
+    """
+    size = torch.linalg.vector_norm(routing.coefficient, dim=0)  # [j]
+    start = abs(routing.initial_value) * len(routing.coefficient) ** 0.5
+    return (size < share * size.max().clamp_min(start)).nonzero().flatten().tolist()
+
+
+def warn_of_collapse(optimizer: Optimizer, routings: Mapping[str, nn.Module], every: int = 100) -> None:
+    """Let every so many steps of `optimizer` look for collapsed parents, and log a warning of those that are new.
+
+    Args:
+        optimizer: of the phase that ascends the objective.
+        routings: modules by name, of which those that are `Discriminative` are looked at.
+        every: steps between two looks, each of which waits for the device.
+    """
+    steps, known = 0, {name: set() for name, each in routings.items() if isinstance(each, Discriminative)}
+
+    def look(*_: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % every or (distributed.is_initialized() and distributed.get_rank()):
+            return
+        for name, seen in known.items():
+            routing = routings[name]
+            assert isinstance(routing, Discriminative)
+            if fresh := sorted(set(collapsed(routing)) - seen):
+                seen.update(fresh)
+                logging.getLogger("torchcaps").warning(
+                    "torchcaps: collapse of %s: the coefficients of parents %s have all but vanished; take a smaller "
+                    "coefficients.lr, a larger start, or a smaller absent_weight",
+                    name,
+                    ", ".join(map(str, fresh)),
+                )
+
+    optimizer.register_step_post_hook(look)
