@@ -8,7 +8,7 @@ holds bit for bit on the CPU; on a GPU the sums of standardise "image" may round
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from torchcaps.config import AugmentConfig
 from torchcaps.data import transforms
-from torchcaps.data.images import Source
+from torchcaps.data.images import Source, resize
+from torchcaps.data.overlap import Overlap, Parts
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
 from torchcaps.data.streams import Stream
 
@@ -81,6 +82,21 @@ class Batches:
         order, size = self._order(epoch), self.batch_size
         batches = [order[step * size :][self._rows(step)] for step in range(start, len(self))]
         return self._generate(epoch, start, batches)
+
+    def parts(self, epoch: int, step: int) -> Parts | None:
+        """What the images of a step of `epoch` are made of, changed as these are; None where they show one object.
+
+        Pixels are float32 [b, m, c, h, w], those of the first view. They are drawn anew, as all is a function of the
+        epoch and the step.
+        """
+        source = self.images
+        if not isinstance(source, Overlap) or source.objects == 1:
+            return None
+        indices = self._order(epoch)[step * self.batch_size :][self._rows(step)]
+        parts = source.parts(indices)
+        first = replace(self, views=1)
+        pixels = [first._prepare(resize(each, source.shape[1:]), epoch, step) for each in parts.pixels.unbind(1)]
+        return parts._replace(pixels=torch.stack(pixels, 1))
 
     def _generate(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for step, (indices, pixels) in enumerate(zip(batches, self.images.stream(batches), strict=True), start):

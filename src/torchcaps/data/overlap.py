@@ -25,7 +25,7 @@ MOST_SUMMED = 8  # objects whose unclipped sum `load.moments` counts
 class Parts(NamedTuple):
     """What some composed images are made of."""
 
-    pixels: Tensor  # uint8 [b, m, c, side, side], each object alone, where it is; black where there is none
+    pixels: Tensor  # [b, m, c, h, w], each object alone, where it is; black where there is none
     labels: Tensor  # int64 [b, m], -1 where there is none
     base: Tensor  # int64 [b, m], which base image, -1 where there is none
 
@@ -97,7 +97,7 @@ class Overlap(Stream):
         return shown.scatter_(1, label, 1)[:, :-1]
 
     def parts(self, indices: Tensor) -> Parts:
-        """What the images at `indices` int64 [b] are made of, before they are resized."""
+        """What the images at `indices` int64 [b] are made of, uint8 and before they are resized."""
         place = self.place(indices)
         pixels = torch.stack([self._draw(place, m) for m in range(self.objects)], 1)
         absent = place.base == len(self.base)

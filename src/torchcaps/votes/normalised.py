@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from torchcaps.names import check_choice
-from torchcaps.votes.protocol import Each, Votes
+from torchcaps.votes.binary import Threshold
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
 
 
 class VoteNorm(nn.Module):
@@ -57,3 +60,83 @@ class VoteNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, each={self.each!r}, momentum={self.momentum}, eps={self.eps}"
+
+
+class NormalisedVotes:
+    """`scale` times `votes` plus `shift`, as `VoteNorm` gives them, for routings without batch norm. See `Votes`.
+
+    Where each child has a scale and shift of its own, what a routing adds to them is as large as the votes.
+
+    Args:
+        votes: of any kind that is not itself normalised.
+        scale, shift: [d], [1, 1, i, 1, d] or [1, 1, i, j, d].
+    """
+
+    def __init__(self, votes: Votes, scale: Tensor, shift: Tensor):
+        self.votes, self.scale, self.shift = votes, scale, shift
+        self.children, self.parents, self.pose, self.space = votes.children, votes.parents, votes.pose, votes.space
+
+    @property
+    def activations(self) -> Tensor | None:
+        return self.votes.activations
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.votes.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.votes.device
+
+    @property
+    def present(self) -> Tensor | None:
+        return self.votes.present
+
+    def dense(self) -> Tensor:
+        dense = self.votes.dense() * self.scale + self.shift
+        return dense if self.present is None else dense * self.present[None, :, :, None, None]
+
+    def combine(
+        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
+    ) -> Tensor:
+        return self.votes.combine(coupling, *self._affine(scale, shift)).to(self.dtype)
+
+    def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
+        """sum_d v parent; of a scale and shift of each child a quarter of |v + parent|^2 - |v - parent|^2."""
+        if how != "dot":
+            raise ValueError(f"batch norm of votes and agreement {how!r} do not go together: leave batch norm out")
+        if self.scale.ndim == 1:
+            shifted = (parents * self.shift).sum(-1).unsqueeze(2)  # [b, p, 1, j]
+            logits = self.votes.agree(parents * self.scale) + shifted
+        else:
+            parents = parents.unsqueeze(2)  # [b, p, 1, j, d]
+            both = (self.votes.distance(self.scale, self.shift + each) for each in (parents, -parents))
+            logits = (next(both) - next(both)) / 4
+        return logits if self.present is None else logits * self.present[None, :, :, None]
+
+    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.votes.spread(coupling, *self._affine(scale, shift))
+
+    def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.votes.distance(*self._affine(scale, shift))
+
+    def moments(self, each: Each = "element") -> Moments:
+        raise ValueError("these votes have passed a batch norm, and take no second one: leave one of the two out")
+
+    def binarized(self, threshold: Threshold = "zero") -> Votes:
+        raise ValueError("batch norm of votes and binary votes do not go together: leave batch norm out")
+
+    def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:
+        return self.votes.compete(logits, over, scope)
+
+    def _affine(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The scale and shift of the votes below that a further `scale` and `shift` make."""
+        scale, shift = (self._spread_out(x) for x in (scale, shift))
+        inner = self.shift if scale is None else self.shift * scale
+        return self.scale if scale is None else self.scale * scale, inner if shift is None else inner + shift
+
+    def _spread_out(self, x: Tensor | None) -> Tensor | None:
+        """`x`, which broadcasts to [b, p, j, d], with a dimension for the children where the scale has one."""
+        if x is None or self.scale.ndim == 1 or x.ndim == 5:
+            return x
+        return x[(None,) * (4 - x.ndim)].unsqueeze(2)
