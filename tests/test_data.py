@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchcaps.config import DataConfig
+from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation, stratified
@@ -232,6 +232,19 @@ class TestSplits:
     def test_impossible_shares(self, share):
         with pytest.raises(ValueError, match=r"data\.validation"):
             load_data(DataConfig(validation=share))
+
+    def test_limit_is_a_fixed_sample_of_each_split(self):
+        few = load_data(DataConfig(limit=40, validation=0.25))
+        assert [len(split) for split in (few.train, few.validation, few.test)] == [30, 10, 40]
+        counts = torch.bincount(few.test.targets(torch.arange(40)))
+        assert counts.tolist() == [4] * 10  # in proportion to the 360
+        again = load_data(DataConfig(limit=40, validation=0.25))
+        assert torch.equal(again.train.fetch(torch.arange(30)), few.train.fetch(torch.arange(30)))
+        stream = load_data(DataConfig("multimnist", limit=50, compose=ComposeConfig(base="digits")))
+        assert [len(split) for split in (stream.train, stream.validation, stream.test)] == [50] * 3
+        assert len(load_data(DataConfig(limit=10_000, validation=0.0)).train) == 1437
+        with pytest.raises(ValueError, match=r"data\.limit is 0: it must be at least one image"):
+            load_data(DataConfig(limit=0))
 
     def test_other_impossible_settings(self):
         with pytest.raises(ValueError, match=r"data\.image_size is 0"):

@@ -17,7 +17,7 @@ from torchcaps.data.catalogue import data_root, find
 from torchcaps.data.images import Images, Source, Stored
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.readers import Splits
-from torchcaps.data.splits import hold_out
+from torchcaps.data.splits import hold_out, stratified
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
@@ -119,8 +119,9 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     """Read the data set `config.name`, resize it, hold out the validation split, and move all to `device`.
 
     The validation split is the one that the set gives, if it gives one; else `config.validation` of the training split,
-    stratified by class, drawn by `config.split_seed`. The test split is that of `config.test`, where it is given. Where
-    several processes share a folder, let one of them download first.
+    stratified by class, drawn by `config.split_seed`. The test split is that of `config.test`, where it is given. Of
+    each split `config.limit` images are used at most. Where several processes share a folder, let one of them download
+    first.
 
     Raises:
         FileNotFoundError: when the set is not there; says where it was looked for and what to do.
@@ -130,13 +131,19 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         raise ValueError(f"data.image_size is {config.image_size}: it must be at least one pixel")
     if not 0 <= config.validation < 1:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
+    if config.limit is not None:
+        if config.limit < 1:
+            raise ValueError(f"data.limit is {config.limit}: it must be at least one image")
+        config = replace(config, compose=replace(config.compose, epoch=config.limit, held=config.limit))
     entry, path = find(config.name)
     train, test, validation = _call(entry.reader, path, config)
+    train = _sample(train, config)
     if validation is None:
         assert isinstance(train, Stored)  # streams have a validation split of their own
         train, validation = hold_out(train, config)
     if config.test is not None:
         test = read_test(config.test, config)
+    validation, test = _sample(validation, config), _sample(test, config)
     train, validation, test = (_resize(split, config.image_size).to(device) for split in (train, validation, test))
     return Data(train, validation, test, config.standardise, config.crop, config.views)
 
@@ -152,6 +159,13 @@ def _call(reader: str, path: Path | None, config: DataConfig) -> Any:
     """What the function that `reader` names reads from `path`, or from the data root."""
     module, function = reader.split(":")
     return getattr(import_module(module), function)(data_root(config.root) if path is None else path, config)
+
+
+def _sample(split: Source, config: DataConfig) -> Source:
+    """`config.limit` images of a stored `split`, class by class in proportion; streams have been told already."""
+    if config.limit is None or not isinstance(split, Stored) or len(split) <= config.limit:
+        return split
+    return split.subset(stratified(split.labels, config.limit, config.split_seed)[1])
 
 
 def _resize(split: Source, side: int | None) -> Source:

@@ -1,6 +1,17 @@
-"""Complete configurations, one function each, one file per paper."""
+"""Complete configurations, one function each; the tables of the papers, one file each, and how they are filled."""
 
-from torchcaps.recipes import capsnet
+from torchcaps.recipes import capsnet, discriminative, inverted_attention
+from torchcaps.recipes.cells import find_cell, find_tables, list_tables
 from torchcaps.recipes.registry import create_recipe, list_recipes, recipe
 
-__all__ = ["capsnet", "create_recipe", "list_recipes", "recipe"]
+__all__ = [
+    "capsnet",
+    "create_recipe",
+    "discriminative",
+    "find_cell",
+    "find_tables",
+    "inverted_attention",
+    "list_recipes",
+    "list_tables",
+    "recipe",
+]

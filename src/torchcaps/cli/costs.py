@@ -1,0 +1,44 @@
+"""`torchcaps cost`: what a model costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from json import dumps
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from torchcaps.cli.listing import print_lines
+from torchcaps.config import Option
+
+
+def cost(
+    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
+    image_size: int = 28,
+    channels: int = 1,
+    classes: int = 10,
+    options: dict[str, Option] | None = None,
+    json: bool = False,
+) -> None:
+    """Count the parameters, multiply-adds and memory of a model.
+
+    Args:
+        model: a name from `torchcaps list models`
+        image_size: side in pixels
+        channels: channels of the images
+        classes: number of classes
+        options: keyword arguments of the model's family, e.g. channels 64
+        json: print one JSON object
+    """
+    from torchcaps.cost import measure_cost
+    from torchcaps.models import create_model
+
+    if image_size < 1:
+        raise ValueError(f"image_size is {image_size}; it must be at least 1 pixel")
+    built = create_model(model, num_classes=classes, in_channels=channels, image_size=image_size, **(options or {}))
+    measured = dataclasses.asdict(measure_cost(built, image_size, channels))
+    if json:
+        print(dumps(measured))
+    else:
+        print_lines((name.replace("_", " "), f"{value:>16,}") for name, value in measured.items())

@@ -1,0 +1,96 @@
+"""`torchcaps reproduce | table`: the tables of the papers, filled and shown."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+RESULTS = Path("results")
+NAME = tyro.conf.arg(metavar="PAPER/TABLE")
+
+
+def reproduce(
+    table: Annotated[Positional[str], NAME],
+    cells: str = "*",
+    seeds: int | None = None,
+    budget: Literal["full", "fast", "cpu", "smoke"] = "full",
+    max_hours: float | None = None,
+    out: Path = Path("runs"),
+    results: Path = RESULTS,
+    device: str = "auto",
+    data_root: Path | None = None,
+) -> None:
+    """Run the recipes of a table, each with several seeds; what is done is skipped, and what was cut goes on.
+
+    Args:
+        table: a name from `torchcaps list tables`, or a shell pattern
+        cells: names of cells, a shell pattern
+        seeds: runs of each cell, with the seeds 0, 1, ...; else as many as the recipe says
+        budget: full (as the paper trains), fast (ten minutes on one GPU), cpu (narrowed), smoke (does it run?)
+        max_hours: after which no further run is begun
+        out: folder in which the runs' own folders are made
+        results: folder whose runs.jsonl receives a line for each finished run
+        device: auto, cpu, cuda, mps
+        data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
+    """
+    from torchcaps.cli.training import report
+    from torchcaps.recipes import find_tables
+    from torchcaps.recipes.run import Settings, choose_cells, plan, run_all
+
+    if max_hours is not None and max_hours < 0:
+        raise ValueError(f"max_hours is {max_hours}; it must be 0 or above")
+    tables = find_tables(table)
+    jobs = plan(choose_cells(tables, cells), budget, seeds)
+    if not jobs:
+        raise ValueError(f"{table} has no cell {cells!r} with a recipe: those are quoted, or cannot be reproduced")
+    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
+    say(f"{table}: {len(jobs)} runs with the budget {budget}")
+    from torchcaps.train import Interrupted
+
+    try:
+        left = run_all(jobs, settings)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; the same command goes on from there") from None
+    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
+
+
+def table(
+    table: Annotated[Positional[str], NAME],
+    format: Literal["md", "html"] = "md",
+    write: bool = False,
+    results: Path = RESULTS,
+) -> None:
+    """Show a table of a paper, with what was measured beside what was published.
+
+    Args:
+        table: a name from `torchcaps list tables`, or a shell pattern
+        format: what is printed: md (Markdown), html
+        write: write results/tables/PAPER/TABLE.md and .html too
+        results: folder of runs.jsonl, and of what is written
+    """
+    from torchcaps.recipes import find_tables
+    from torchcaps.recipes.records import read_records
+    from torchcaps.recipes.render import html, markdown, view
+    from torchcaps.recipes.summary import this_machine
+
+    records = read_records(results / "runs.jsonl")
+    machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
+    for each in find_tables(table):
+        shown, command = view(each, records, machine), f"torchcaps reproduce {each.id}"
+        texts = {"md": markdown(shown, command), "html": html(shown, command)}
+        print(texts[format], end="")
+        if write:
+            for suffix, text in texts.items():
+                path = results / "tables" / f"{each.id}.{suffix}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+                say(str(path))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr)

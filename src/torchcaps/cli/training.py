@@ -1,0 +1,183 @@
+"""`torchcaps train | evaluate | inspect`: one run of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from torchcaps.config import Config, Option
+from torchcaps.usage import USER_ERRORS, usage_errors
+
+if TYPE_CHECKING:
+    from torchcaps.train import Result, RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainFlags:
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
+
+
+def train(
+    recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")],
+    flags: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")] = (),
+) -> None:
+    """Train a recipe, select on its validation split, test once. `torchcaps train RECIPE --help` lists its flags.
+
+    Args:
+        recipe: a name from `torchcaps list recipes`
+        flags: what differs from the recipe, e.g. --epochs 3 --model.options channels 64
+    """
+    from torchcaps.recipes import create_recipe
+
+    config, resume = parse_flags(create_recipe(recipe), flags)
+    from torchcaps.train import Interrupted, fit, unfinished_runs
+
+    before = unfinished_runs(config)
+    left = [] if resume else [run for run in before if not run.in_use]
+    if left:
+        print(
+            f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
+            file=sys.stderr,
+        )
+    try:
+        result = fit(config, resume)
+    except (Exception, Interrupted) as stop:
+        if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
+            report(folder, str(stop) or type(stop).__name__)
+        if not isinstance(stop, Interrupted):
+            raise
+        again = shlex.join(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
+        raise Interrupted(f"{stop}; to continue: {again}") from None
+    report(result.folder)
+    print_result(result)
+
+
+def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
+    """The folder of a run of `config` that has just ended without a result; `before` were there when it began."""
+    from torchcaps.train import unfinished_runs
+    from torchcaps.train.run import find_unfinished
+
+    if resume:
+        try:
+            run = find_unfinished(config)
+        except ValueError:  # there was nothing to resume
+            return None
+        return None if run.in_use else run.path
+    return next((run.path for run in unfinished_runs(config) if run not in before and not run.in_use), None)
+
+
+def report(folder: Path, reason: str = "") -> None:
+    """Write the report of a run, and of the `reason` why it ended early, where it did.
+
+    What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
+    """
+    from torchcaps.inspect import write_report
+
+    try:
+        write_report(folder, reason)
+    except Exception as error:
+        if reason:
+            return
+        again = shlex.join(["torchcaps", "inspect", str(folder), "--debug"])
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
+
+
+def listed(value: Option) -> Option:
+    """Whole numbers joined by commas, as `8,8,8`, as the tuple that they are."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(,-?\d+)+", value):
+        return tuple(int(number) for number in value.split(","))
+    return value
+
+
+def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
+    """`recipe` with what `flags` say in its place, and whether to resume.
+
+    Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
+    """
+    bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
+    with usage_errors():
+        parsed = tyro.cli(
+            TrainFlags,
+            prog=f"torchcaps train {recipe.recipe}",
+            description="Train this recipe with these values, which are defaults here, in place of its own.",
+            default=TrainFlags(bare),
+            args=flags,
+        )
+    options = recipe.model.options | {name: listed(value) for name, value in parsed.config.model.options.items()}
+    model = dataclasses.replace(parsed.config.model, options=options)
+    return dataclasses.replace(parsed.config, model=model), parsed.resume
+
+
+def print_result(result: Result) -> None:
+    """A table of what came out, and the folder that holds it."""
+    table = Table(show_header=False)
+    table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
+    table.add_row("test errors", f"{result.test_errors} of {result.test_images}")
+    if result.validation_accuracy is not None:
+        table.add_row("validation accuracy", f"{result.validation_accuracy:.2%}")
+    table.add_row("selected epoch", str(result.selected_epoch))
+    table.add_row("parameters", f"{result.parameters:,}")
+    table.add_row("time", f"{result.seconds:.1f} s")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(str(result.folder), markup=False)
+
+
+def evaluate(
+    run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
+    split: Literal["test", "validation"] = "test",
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Measure the model that a run selected.
+
+    Args:
+        run: the folder of a run
+        split: the images to measure on
+        device: auto, cpu, cuda, mps
+        json: print one JSON object
+    """
+    from torchcaps.data import load_data
+    from torchcaps.losses import build_criterion, score_threshold
+    from torchcaps.train import evaluate, load_run
+    from torchcaps.train.evaluate import check_data
+    from torchcaps.train.machine import build_fabric
+
+    model, config = load_run(run)
+    fabric = build_fabric(dataclasses.replace(config, device=device, processes=1))
+    data = load_data(config.data, fabric.device)
+    check_data(run, data)
+    if split == "validation" and not len(data.validation):
+        raise ValueError(f"{run} held out no validation images (data.validation {config.data.validation})")
+    batches = data.evaluation(split, config.batch_size)
+    criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
+    score = evaluate(fabric, fabric.to_device(model), batches, criterion, data.num_classes, threshold)
+    record = {"split": split, "accuracy": score.accuracy, **score._asdict()}
+    if json:
+        print(dumps(record))
+    else:
+        print(f"{split}: accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}")
+
+
+def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
+    """Write the report of a run anew, finished or not: report.html and figures/ in its folder.
+
+    Args:
+        run: the folder of a run
+    """
+    from torchcaps.inspect import write_report
+
+    print(write_report(run))

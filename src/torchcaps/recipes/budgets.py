@@ -1,0 +1,118 @@
+"""Budgets: what is made of a recipe where less time is to be had than its paper took.
+
+- full: as the paper trains: the whole training split, and the last epoch.
+- fast: meant for ten minutes on one modern GPU: one-cycle, bf16, large batches, few epochs.
+- cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network.
+- smoke: the full network on a handful of images, to see that it runs, and how fast.
+
+All but `full` select the model on a validation split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+from torchcaps.config import Config, DataConfig, ScheduleConfig
+from torchcaps.data.catalogue import find
+from torchcaps.names import check_choice
+from torchcaps.recipes.cells import Cell, Narrow, Train
+
+Budget = Literal["full", "fast", "cpu", "smoke"]
+BUDGETS: tuple[Budget, ...] = get_args(Budget)
+REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast")  # the others are never shown as one
+
+FAST_EPOCHS, FAST_BATCH = 30, 512
+CPU_EPOCHS, CPU_STREAM = 10, 30_000  # images of an epoch, where they are composed without end
+SMOKE_IMAGES, SMOKE_BATCH = 80, 16
+HELD = 0.1  # share of the training split that the model is selected on
+
+
+def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
+    """What `budget` makes of `config`, the recipe of `cell`, which must be one that is trained.
+
+    The recipe's name becomes that of the cell, the budget and, where the network is narrowed, its widths.
+
+    Raises:
+        ValueError: for an unknown budget.
+    """
+    check_choice("budget", budget, BUDGETS)
+    assert isinstance(cell.how, Train), cell.id
+    config = replace(config, recipe=".".join([*cell.id.split("/"), budget, *_width(cell.how.cpu, budget)]))
+    match budget:
+        case "full":
+            return replace(config, data=replace(config.data, validation=0.0))
+        case "fast":
+            return (cell.how.fast or _same)(_fast(config))
+        case "cpu":
+            return _narrow(_short(config), cell.how.cpu)
+        case "smoke":
+            return _smoke(config)
+
+
+def width(cell: Cell, budget: Budget) -> str:
+    """The name of the narrowed widths that `cell` is trained with; empty where the network is the recipe's own."""
+    return "".join(_width(cell.how.cpu, budget)) if isinstance(cell.how, Train) else ""
+
+
+def _width(narrow: Narrow | None, budget: Budget) -> list[str]:
+    return [narrow.name] if narrow is not None and budget == "cpu" else []
+
+
+def _same(config: Config) -> Config:
+    return config
+
+
+def _selected(data: DataConfig) -> DataConfig:
+    return replace(data, validation=data.validation or HELD)
+
+
+def _fast(config: Config) -> Config:
+    """One-cycle; the rate grows with the batch, in proportion for SGD and with its root for the others."""
+    growth = max(FAST_BATCH / config.batch_size, 1)
+    lr = config.optimiser.lr * (growth if config.optimiser.name == "sgd" else growth**0.5)
+    return replace(
+        config,
+        data=_selected(config.data),
+        optimiser=replace(config.optimiser, lr=lr),
+        schedule=ScheduleConfig("one-cycle", warmup=0.2),
+        epochs=min(config.epochs, FAST_EPOCHS),
+        batch_size=max(config.batch_size, FAST_BATCH),
+        precision="bf16",
+    )
+
+
+def _short(config: Config) -> Config:
+    """Ten epochs, the schedule compressed to them."""
+    data, epochs = _selected(config.data), CPU_EPOCHS
+    steps = epochs / config.epochs
+    entry, _ = find(data.name)
+    if entry.compose is not None:
+        size = data.compose.epoch or entry.compose.epoch or entry.train
+        steps *= CPU_STREAM / size
+        data = replace(data, compose=replace(data.compose, epoch=CPU_STREAM, held=data.compose.held or 10_000))
+    schedule = replace(
+        config.schedule,
+        milestones=tuple(max(1, round(epoch * epochs / config.epochs)) for epoch in config.schedule.milestones),
+        step_size=max(1, round(config.schedule.step_size * steps)),
+    )
+    return replace(config, data=data, schedule=schedule, epochs=epochs, precision="fp32")
+
+
+def _narrow(config: Config, narrow: Narrow | None) -> Config:
+    if narrow is None:
+        return config
+    model = replace(config.model, options=config.model.options | dict(narrow.options))
+    return (narrow.change or _same)(replace(config, model=model))
+
+
+def _smoke(config: Config) -> Config:
+    """One epoch of a few small batches: what is seen is only whether the recipe runs, and how fast."""
+    return replace(
+        config,
+        data=replace(_selected(config.data), limit=SMOKE_IMAGES),
+        schedule=ScheduleConfig("constant"),
+        epochs=1,
+        batch_size=min(config.batch_size, SMOKE_BATCH),
+        precision="fp32",
+    )

@@ -1,0 +1,60 @@
+"""What a cell of a table measures, and how it is read from the line of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Record = Mapping[str, Any]  # a line of results/runs.jsonl
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    unit: str
+    read: Callable[[Record], float | None]  #: None where the line does not hold it
+    lower: bool = False  #: whether less is better
+    digits: int = 2  #: behind the point, where it is shown
+
+    def show(self, value: float) -> str:
+        return f"{value:.{self.digits}f}"
+
+
+def _share(key: str, complement: bool = False) -> Callable[[Record], float | None]:
+    """Reads a share in [0, 1] as percent, or what it lacks to 100."""
+
+    def read(record: Record) -> float | None:
+        value = record.get(key)
+        return None if value is None else 100 * (1 - value if complement else value)
+
+    return read
+
+
+def _train_accuracy(record: Record) -> float | None:
+    curve = record.get("curve", {}).get("train_accuracy")
+    return 100 * curve[-1] if curve else None
+
+
+def _step_time(record: Record) -> float | None:
+    return 100 * record["seconds"] / record["steps"] if record.get("steps") else None
+
+
+def _value(record: Record) -> float | None:
+    return record.get("value")
+
+
+ACCURACY = Metric("test accuracy", "%", _share("test_accuracy"))
+ERROR = Metric("test error", "%", _share("test_accuracy", complement=True), lower=True)
+EXACT_MATCH = Metric("exact match of all labels", "%", _share("test_accuracy"))
+XNODR_TOP2 = Metric("XnODR's top 2, which credits one digit", "%", _share("test_xnodr_top2"))
+TOP5_ERROR = Metric("top-5 error", "%", _share("test_top5_accuracy", complement=True), lower=True)
+TRAIN_ACCURACY = Metric("training accuracy, last epoch", "%", _train_accuracy)
+STEP_TIME = Metric("training time of 100 steps", "s", _step_time, lower=True)
+PARAMETERS = Metric("trainable parameters", "M", _value, lower=True)
+SIZE = Metric("parameters, 4 x MiB of float32", "Mb", _value, lower=True)
+MEMORY = Metric("peak memory", "MB", _value, lower=True, digits=0)
+LATENCY = Metric("inference time of a batch", "ms", _value, lower=True)
+FLOPS = Metric("floating-point operations", "M", _value, lower=True)
+OPERATIONS = Metric("operations", "K", _value, lower=True)
+RATIO = Metric("ratio", "", _value)

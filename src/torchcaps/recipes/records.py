@@ -1,0 +1,128 @@
+"""The lines of results/runs.jsonl: one for each finished run, or number that was counted, never changed afterwards.
+
+A line says what was measured (`cell`, `budget`, `width`, `seed`), what came out (the run's result.json), how it went
+(`curve`, `steps`, `images_per_second`, `peak_memory` in bytes), the whole `config`, and the machine (`environment`). A
+run is found again by what it computes, not by its cell: cells that share a recipe share its runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torchcaps.config import Config, to_plain
+from torchcaps.recipes.metrics import Record
+
+RUNS = Path("results") / "runs.jsonl"
+_PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed")  # where and under which name, not what
+_PLACES_OF_DATA = ("root", "download")
+_CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
+
+
+def config_hash(config: Config) -> str:
+    """A name of what `config` computes: of the values in which it differs from the defaults, seed and places aside.
+
+    So a field that a later version adds, with a default that changes nothing, leaves the name as it was.
+    """
+    plain, default = _bare(to_plain(config)), _bare(to_plain(Config()))
+    text = json.dumps(_differences(plain, default), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _bare(plain: dict[str, Any]) -> dict[str, Any]:
+    """A plain config without places."""
+    data = {name: value for name, value in plain["data"].items() if name not in _PLACES_OF_DATA}
+    return {name: value for name, value in plain.items() if name not in _PLACES} | {"data": data}
+
+
+def _differences(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, value in new.items():
+        before = old.get(name)
+        if isinstance(value, dict) and isinstance(before, dict) and before:
+            value = _differences(value, before)
+            if value:
+                found[name] = value
+        elif value != before:
+            found[name] = value
+    return found
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of the file `path`, oldest first; none where it is not there.
+
+    Raises:
+        ValueError: for a line that is not a JSON object, which is named.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(text)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise ValueError(f"line {number} of {path} is not the JSON object of a run: take it out")
+        records.append(record)
+    return records
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a line to the file `path`, in one write, so that processes that run side by side may share it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def find_run(records: Sequence[Record], config: Config, budget: str) -> Record | None:
+    """The line of a run of `config`, its seed included, in `budget`; the first, where there are several."""
+    wanted = (config_hash(config), budget, config.seed)
+    return next((each for each in records if _key(each) == wanted), None)
+
+
+def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Record]:
+    """The lines of runs of `config`, whatever their seed, in `budget`: one for each seed, in their order."""
+    wanted = (config_hash(config), budget)
+    by_seed: dict[int, Record] = {}
+    for record in records:
+        if _key(record)[:2] == wanted:
+            by_seed.setdefault(record["seed"], record)
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def _key(record: Record) -> tuple[str | None, str | None, int | None]:
+    return record.get("config_hash"), record.get("budget"), record.get("seed")
+
+
+def describe_run(folder: Path, **more: Any) -> Record:
+    """The line of the finished run in `folder`; `more` is what only its caller knows: cell, budget, width, memory.
+
+    Raises:
+        FileNotFoundError, ValueError: for a folder that is not one of a finished run, or is damaged.
+    """
+    from torchcaps.train import RunFolder
+
+    run = RunFolder(folder)
+    config = run.read_config()
+    history = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {
+        **more,
+        "recipe": config.recipe,
+        "seed": config.seed,
+        **run.read("result.json"),
+        "steps": history[-1]["step"],
+        "images_per_second": round(median(each["images_per_second"] for each in history), 3),
+        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE},
+        "config_hash": config_hash(config),
+        "config": _bare(to_plain(config)),
+        "environment": run.read("environment.json"),
+    }
+
+
+def _rounded(values: list[float | None]) -> list[float | None]:
+    return [None if value is None else round(value, 5) for value in values]

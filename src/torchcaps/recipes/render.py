@@ -1,0 +1,147 @@
+"""The tables of the papers, with what was measured beside what was published, as Markdown and as a page of HTML."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from html import escape
+from statistics import mean
+from typing import Any, NamedTuple
+
+from torchcaps.recipes.cells import Cell, Quoted, Table
+from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.summary import Summary, describe_gap, difference, reproduction, summarise
+
+HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
+LEGEND = (
+    "Ours: mean ± standard deviation (runs) of full training, or of the budget that is named. Difference: ours less "
+    "published, a mean against our mean, a best against our best of as many runs. Evidence on a CPU is of a narrowed "
+    "network and few epochs, and no reproduction."
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
+:root { color-scheme: light dark }
+table { border-collapse: collapse } th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886 }
+td { vertical-align: top } .scroll { overflow-x: auto }
+"""
+
+
+class View(NamedTuple):
+    """A table as text."""
+
+    title: str
+    metrics: str
+    rows: list[tuple[str, ...]]  # as `HEADER`
+    notes: list[str]
+    runs: list[str]  # where the numbers come from
+
+
+def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None = None) -> View:
+    """What `table` shows of the lines; `machine` as in `summary.describe_gap`."""
+    notes: list[str] = []
+    rows, used = [], []
+    for cell in table.cells:
+        mark = ""
+        if cell.note:
+            if cell.note not in notes:
+                notes.append(cell.note)
+            mark = f" [{notes.index(cell.note) + 1}]"
+        ours, cpu = reproduction(cell, records), summarise(cell, "cpu", records)
+        if cpu is not None and cpu.budget != "cpu":  # a count is no evidence of training
+            cpu = None
+        used += [each for each in (ours, cpu) if each is not None]
+        published = ", ".join(map(str, cell.published)) or "-"
+        rows.append(
+            (cell.row, cell.column + mark, published, *_measured(cell, ours, records, machine), _cpu(cell, cpu))
+        )
+    title = f"{table.paper.citation}, {table.printed}: {table.title}"
+    metrics = dict.fromkeys(
+        f"{each.metric.name} ({each.metric.unit})" if each.metric.unit else each.metric.name for each in table.cells
+    )
+    return View(title, "; ".join(metrics), rows, notes, list(_sources(used)))
+
+
+def _measured(
+    cell: Cell, ours: Summary | None, records: Sequence[Record], machine: dict[str, Any] | None
+) -> tuple[str, str, str]:
+    """Mean, best and difference; or, in place of the mean, why there is none."""
+    if ours is None:
+        return describe_gap(cell, records, machine), "", ""
+    shown = _mean(cell, ours)
+    if ours.budget == "fast":
+        shown = f"fast: {shown}"
+    if not ours.values:
+        return shown, "", ""
+    best = cell.metric.show(ours.best()) if len(ours.values) > 1 else ""
+    gaps = [gap for gap in (difference(each, ours) for each in cell.published) if gap is not None]
+    return shown, best, ", ".join(f"{gap:+.{cell.metric.digits}f}" for gap in gaps)
+
+
+def _mean(cell: Cell, summary: Summary) -> str:
+    """Mean ± standard deviation (runs); of runs that failed, how many and why."""
+    parts = []
+    if summary.values:
+        spread = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
+        count = "" if summary.budget == "count" else f" ({len(summary.values)})"
+        parts.append(f"{cell.metric.show(summary.mean)}{spread}{count}")
+    elif not summary.failures:
+        parts.append(f"{cell.metric.name} is not in the runs")
+    if summary.failures:
+        parts.append(f"{len(summary.failures)} failed: {summary.failures[0]}")
+    return "; ".join(parts)
+
+
+def _cpu(cell: Cell, cpu: Summary | None) -> str:
+    if cpu is None or isinstance(cell.how, Quoted):
+        return ""
+    return f"{_mean(cell, cpu)}, cpu{f', {cpu.width}' if cpu.width else ''}"
+
+
+def _sources(used: Sequence[Summary]) -> Iterator[str]:
+    """One line for each budget, width, machine and version that the runs of a table come from."""
+    groups: dict[tuple[str, ...], dict[tuple, Record]] = defaultdict(dict)
+    for summary in used:
+        for record in summary.records:
+            where = record.get("environment", {})
+            commit = where.get("commit") or {}
+            state = f"{commit.get('hash', 'unknown')[:10]}{' with changes' if commit.get('dirty') else ''}"
+            cpu = f"{where.get('cpu')}, {where.get('threads')} thread(s)"
+            machine = where.get("gpu") if where.get("device") == "cuda" else cpu
+            key = (summary.budget, summary.width, str(machine), f"torch {where.get('torch')}", f"commit {state}")
+            groups[key][record.get("config_hash"), record.get("seed")] = record
+    for (budget, width, *place), lines in groups.items():
+        kind = f"{budget} ({width})" if width else budget
+        seconds = [record["seconds"] for record in lines.values() if "seconds" in record]
+        time = f", {mean(seconds) / 60:.1f} min a run" if seconds else ""
+        yield f"{kind}: {len(lines)} run(s){time}; {'; '.join(place)}"
+
+
+def markdown(shown: View, command: str) -> str:
+    """The page as Markdown; `command` is what fills the table."""
+    lines = [f"# {shown.title}", "", f"Unit: {shown.metrics}. {LEGEND}", "", f"    {command}", ""]
+    lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, shown.rows)]
+    for heading, items in (("Notes", shown.notes), ("Runs", shown.runs)):
+        if items:
+            lines += ["", f"{heading}:", "", *(f"{number}. {item}" for number, item in enumerate(items, 1))]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def html(shown: View, command: str) -> str:
+    """The same as a page of HTML, without scripts."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
+    rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
+    lists = "".join(
+        f"<h2>{heading}</h2>\n<ol>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ol>\n"
+        for heading, items in (("Notes", shown.notes), ("Runs", shown.runs))
+        if items
+    )
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown.title)}</title>\n'
+        f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"
+        f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n<pre>{escape(command)}</pre>\n"
+        f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{lists}</html>\n'
+    )

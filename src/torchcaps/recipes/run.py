@@ -1,0 +1,226 @@
+"""Filling cells: what is to be run for them, and running it once, however often it is asked for or cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from torchcaps.config import Config
+from torchcaps.data.catalogue import absent, data_root, find
+from torchcaps.names import unknown
+from torchcaps.recipes.budgets import Budget, apply_budget, width
+from torchcaps.recipes.cells import Cell, Combine, Count, Table, Train, find_cell
+from torchcaps.recipes.measure import peak_memory, reset_peak
+from torchcaps.recipes.records import append_record, config_hash, describe_run, find_run, read_records
+
+COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are filled; the results do not depend on it."""
+
+    records: Path  # the file of the lines
+    out: Path = Path("runs")  # folder of the runs' folders
+    device: str = "auto"
+    root: Path | None = None  # of the data sets
+    hours: float | None = None  # after which no further run is begun
+    say: Callable[[str], None] = print
+    finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends
+
+
+class Job(NamedTuple):
+    """One run, or one count, of a cell."""
+
+    cell: Cell
+    budget: Budget | Literal["count"]
+    config: Config
+
+    @property
+    def label(self) -> str:
+        return self.cell.id if self.budget == COUNT else f"{self.cell.id} seed {self.config.seed}"
+
+
+def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
+    """Cells whose name matches a shell pattern.
+
+    Raises:
+        ValueError: when there is none; the nearest one is named.
+    """
+    every = [cell for table in tables for cell in table.cells]
+    chosen = [cell for cell in every if fnmatchcase(cell.name, pattern)]
+    if not chosen:
+        raise unknown("cell", pattern, [cell.name for cell in every])
+    return chosen
+
+
+def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> list[Job]:
+    """What fills `cells`: the first seed of each before the second of any; what several share stands once.
+
+    Args:
+        seeds: runs of each cell; None: as many as its recipe says.
+
+    Raises:
+        ValueError: when `seeds` is below 1.
+    """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds is {seeds}; it must be at least 1")
+    jobs: dict[tuple[str, ...], list[Job]] = {}
+    for cell in _spread(cells):
+        if isinstance(cell.how, Count):
+            config = cell.how.build()
+            jobs[cell.id, config_hash(config)] = [Job(cell, COUNT, config)]
+        elif isinstance(cell.how, Train):
+            config = apply_budget(cell.how.build(), budget, cell)
+            count = seeds or cell.how.seeds
+            planned = [Job(cell, budget, replace(config, seed=seed)) for seed in range(count)]
+            key = (config_hash(config),)
+            jobs[key] = max(jobs.get(key, []), planned, key=len)
+    rounds = max(map(len, jobs.values()), default=0)
+    return [planned[number] for number in range(rounds) for planned in jobs.values() if number < len(planned)]
+
+
+def _spread(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """`cells`, those that combine others replaced by these."""
+    for cell in cells:
+        if isinstance(cell.how, Combine):
+            yield from _spread(map(find_cell, cell.how.parts))
+        else:
+            yield cell
+
+
+def missing_data(config: Config, root: Path | None = None) -> str:
+    """Which data set a recipe lacks in the data root, and which file of it; empty where all is at hand."""
+    for name in (config.data.name, config.data.test, config.data.compose.base):
+        entry = find(name)[0] if name else None
+        if entry is not None and (lacking := absent(entry, data_root(root or config.data.root))):
+            return f"{name} lacks {lacking[0]}"
+    return ""
+
+
+def run_all(jobs: Sequence[Job], settings: Settings) -> int:
+    """Do the jobs in turn, but for those that are done; returns how many are left.
+
+    Raises:
+        ValueError, MemoryError, ...: as `fit`, whose run failed for a reason that others would share.
+        Interrupted: when a signal asked for it, and the run is saved.
+    """
+    deadline = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
+    left = 0
+    for number, job in enumerate(jobs):
+        if deadline is not None and time.monotonic() >= deadline:
+            left += len(jobs) - number
+            settings.say(f"{settings.hours:g} h are over: {len(jobs) - number} of {len(jobs)} runs were not looked at")
+            break
+        left += not do(job, settings)
+    return left
+
+
+def do(job: Job, settings: Settings) -> bool:
+    """Do one job, and append its line; True when that line is there now, also where it was before."""
+    if lacking := missing_data(job.config, settings.root):
+        settings.say(f"{job.label}: data not at hand: {lacking}")
+        return False
+    with _claimed(job, settings.out) as free:
+        if find_run(read_records(settings.records), job.config, job.budget) and job.budget != COUNT:
+            return True
+        if not free:
+            settings.say(f"{job.label}: another process has it")
+            return False
+        if job.budget == COUNT:
+            return _count(job, settings)
+        return _train(job, settings)
+
+
+@contextmanager
+def _claimed(job: Job, out: Path) -> Iterator[bool]:
+    """Hold the job for this process, and say whether no other one does."""
+    from torchcaps.train.check import check_out
+    from torchcaps.train.interrupt import lock
+
+    check_out(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f".{config_hash(job.config)}-{job.budget}-{job.config.seed}.lock"
+    path.touch()
+    held = lock(path)
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _count(job: Job, settings: Settings) -> bool:
+    assert isinstance(job.cell.how, Count)
+    from torchcaps.train.machine import describe_machine
+
+    line = {
+        "cell": job.cell.id,
+        "budget": COUNT,
+        "seed": job.config.seed,
+        "config_hash": config_hash(job.config),
+    }
+    if any(line.items() <= each.items() for each in read_records(settings.records)):
+        return True
+    value = job.cell.how.measure(job.config)
+    append_record(settings.records, line | {"value": value, "environment": describe_machine()})
+    settings.say(f"{job.label}: {job.cell.metric.show(value)} {job.cell.metric.unit}")
+    return True
+
+
+def _train(job: Job, settings: Settings) -> bool:
+    """Train, or go on where a run was cut, or only note a run that was cut between its end and its line."""
+    from torchcaps.train import fit
+    from torchcaps.train.machine import choose_device, describe_machine
+
+    data = replace(job.config.data, root=settings.root)
+    config = replace(job.config, data=data, out=settings.out, device=settings.device)
+    assert job.budget != COUNT
+    known = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
+    if (folder := _finished(config)) is not None:
+        append_record(settings.records, describe_run(folder, **known))
+        settings.say(f"{job.label}: was finished in {folder}")
+        return True
+    device, begun = choose_device(config.device, config.processes), time.monotonic()
+    reset_peak(device)
+    try:
+        result = fit(config, resume=_unfinished(config))
+    except FloatingPointError as error:
+        failure = {"seed": config.seed, "config_hash": config_hash(config), "failure": " ".join(str(error).split())}
+        append_record(settings.records, known | failure | {"environment": describe_machine()})
+        settings.say(f"{job.label}: failed: {error}")
+        return True
+    append_record(settings.records, describe_run(result.folder, **known, peak_memory=peak_memory(device)))
+    took = timedelta(seconds=round(time.monotonic() - begun))
+    settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {took}")
+    settings.finish(result.folder)
+    return True
+
+
+def _unfinished(config: Config) -> bool:
+    """Whether there is a run of exactly `config` to go on with."""
+    from torchcaps.train.run import find_unfinished
+
+    try:
+        find_unfinished(config)
+    except ValueError:
+        return False
+    return True
+
+
+def _finished(config: Config) -> Path | None:
+    """The folder of a finished run of `config`."""
+    from torchcaps.train import RunFolder
+
+    for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):
+        run = RunFolder(path)
+        there = run.read_config() if run.finished else None
+        if there is not None and (there.seed, config_hash(there)) == (config.seed, config_hash(config)):
+            return path
+    return None

@@ -1,0 +1,153 @@
+"""What the lines of results/runs.jsonl say of a cell, beside what was published; no number comes from elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from torchcaps.data.catalogue import find
+from torchcaps.recipes.budgets import REPRODUCTIONS, Budget, apply_budget, width
+from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Published, Quoted, Train, find_cell
+from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.records import config_hash, find_runs
+from torchcaps.recipes.run import COUNT, missing_data
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of a cell in one budget."""
+
+    budget: str
+    width: str  # of the narrowed network; empty where it is the recipe's own
+    values: tuple[float, ...]  # by seed
+    records: tuple[Record, ...]  # all of them, also those that failed
+    lower: bool  # whether less is better
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+    @property
+    def std(self) -> float | None:
+        """Of the sample; None for a single run."""
+        return stdev(self.values) if len(self.values) > 1 else None
+
+    def best(self, runs: int | None = None) -> float:
+        """Of the first `runs` seeds, or of all."""
+        return (min if self.lower else max)(self.values[:runs])
+
+    @property
+    def failures(self) -> list[str]:
+        return [record["failure"] for record in self.records if "failure" in record]
+
+
+def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary | None:
+    """The runs of `cell` in `budget`, or its count, whatever the budget; None where there is none."""
+    match cell.how:
+        case Train():
+            found = find_runs(records, apply_budget(cell.how.build(), budget, cell), budget)
+        case Count():
+            name = config_hash(cell.how.build())
+            found = [each for each in records if (each.get("cell"), each.get("config_hash")) == (cell.id, name)]
+            budget = "full"
+        case Combine():
+            return _combine(cell, cell.how, budget, records)
+        case _:
+            return None
+    values = tuple(value for value in map(cell.metric.read, found) if value is not None)
+    counted = isinstance(cell.how, Count)
+    name = COUNT if counted else budget
+    return Summary(name, width(cell, budget), values, tuple(found), cell.metric.lower) if found else None
+
+
+def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]) -> Summary | None:
+    """The runs of the part whose mean is best; or the mean of all parts, seed by seed, where all have runs."""
+    parts = [summarise(find_cell(name), budget, records) for name in how.parts]
+    known = [part for part in parts if part is not None and part.values]
+    if not known:
+        return None
+    if how.how == "best":
+        return (min if cell.metric.lower else max)(known, key=lambda part: part.mean)
+    if len(known) < len(parts):
+        return None
+    values = tuple(mean(row) for row in zip(*(part.values for part in known), strict=False))
+    lines = tuple(record for part in known for record in part.records)
+    return Summary(budget, known[0].width, values, lines, cell.metric.lower)
+
+
+def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
+    """The runs that may stand beside what was published: those of `full`, else those of `fast`."""
+    found = (summarise(cell, budget, records) for budget in REPRODUCTIONS)
+    return next((each for each in found if each is not None), None)
+
+
+def difference(published: Published, summary: Summary) -> float | None:
+    """Ours less theirs: mean or single value against our mean, a best against our best of as many runs.
+
+    None where one of them is no number, and where we have fewer runs than a best is of.
+    """
+    number = published.number
+    if number is None or not summary.values:
+        return None
+    if published.kind != "best":
+        return summary.mean - number
+    if published.runs is not None and len(summary.values) < published.runs:
+        return None
+    return summary.best(published.runs) - number
+
+
+def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] | None = None) -> str:
+    """Why there is no reproduction of `cell` among the lines.
+
+    Args:
+        cell: one of which `reproduction` finds none.
+        records: all lines.
+        machine: environment of this machine, by which hours are estimated from its smoke runs; None: they are not.
+    """
+    match cell.how:
+        case Quoted():
+            return "quoted"
+        case Impossible(reason):
+            return f"cannot be reproduced: {reason}"
+        case Combine(parts=parts):
+            gaps = {describe_gap(find_cell(name), records) for name in parts}
+            return gaps.pop() if len(gaps) == 1 else "not run"
+    assert isinstance(cell.how, Train | Count)
+    if lacking := missing_data(cell.how.build()):
+        return f"data not at hand: {lacking}" if isinstance(cell.how, Train) else "not run"
+    hours = estimate_hours(cell, records, machine) if machine else None
+    return "not run" if hours is None else f"not run (about {_round(hours)} h a run here)"
+
+
+def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any]) -> float | None:
+    """Hours that one run of the budget `full` takes, from the speed of this machine's smoke runs; None without one."""
+    if not isinstance(cell.how, Train):
+        return None
+    smoke = find_runs(records, apply_budget(cell.how.build(), "smoke", cell), "smoke")
+    speeds = [
+        each["images_per_second"]
+        for each in smoke
+        if "images_per_second" in each
+        and all(each["environment"].get(name) == machine[name] for name in ("cpu", "cores", "gpu"))
+    ]
+    if not speeds:
+        return None
+    config = apply_budget(cell.how.build(), "full", cell)
+    entry, _ = find(config.data.name)
+    compose = config.data.compose
+    images = compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
+    return config.epochs * images / max(speeds) / 3600
+
+
+def this_machine() -> dict[str, Any]:
+    """What `estimate_hours` compares; imports torch."""
+    from torchcaps.train.machine import describe_machine
+
+    return {**describe_machine(), "cores": os.cpu_count()}
+
+
+def _round(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 10 else f"{hours:.1g}" if hours < 1 else f"{hours:.1f}"

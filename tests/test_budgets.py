@@ -1,0 +1,83 @@
+"""What a budget makes of a recipe: a pure function, whose result says what was done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tiny import tiny_config
+
+from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.recipes.budgets import apply_budget, width
+from torchcaps.recipes.cells import Cell, Narrow, Train
+from torchcaps.recipes.records import config_hash
+
+CONFIG = Config(
+    data=DataConfig("cifar10", augment=AugmentConfig(crop=4)),
+    optimiser=OptimiserConfig("sgd", lr=0.1),
+    schedule=ScheduleConfig("step", milestones=(150, 250)),
+    epochs=350,
+    batch_size=128,
+)
+NARROW = Narrow("8-wide", {"width": 8}, lambda config: replace(config, clip=1.0))
+CELL = Cell("a", "row", "column", Train(lambda: CONFIG, NARROW), home="paper/table1")
+
+
+def test_full_is_the_paper_on_all_of_the_training_split() -> None:
+    full = apply_budget(CONFIG, "full", CELL)
+    assert full == replace(CONFIG, recipe="paper.table1.a.full", data=replace(CONFIG.data, validation=0.0))
+
+
+def test_fast_is_one_cycle_in_bf16_with_large_batches() -> None:
+    fast = apply_budget(CONFIG, "fast", CELL)
+    assert (fast.schedule.name, fast.precision, fast.batch_size, fast.epochs) == ("one-cycle", "bf16", 512, 30)
+    assert fast.optimiser.lr == pytest.approx(0.4)
+    assert fast.data.validation == 0.1 and fast.model == CONFIG.model
+    adam = replace(CONFIG, optimiser=OptimiserConfig("adam", lr=1e-3), batch_size=2048, epochs=7)
+    fast = apply_budget(adam, "fast", CELL)
+    assert (fast.batch_size, fast.optimiser.lr, fast.epochs) == (2048, 1e-3, 7)
+    own = replace(CELL, how=Train(lambda: CONFIG, fast=lambda config: replace(config, epochs=12)))
+    assert apply_budget(CONFIG, "fast", own).epochs == 12
+
+
+def test_cpu_narrows_and_shortens_and_says_so() -> None:
+    cpu = apply_budget(CONFIG, "cpu", CELL)
+    assert cpu.recipe == "paper.table1.a.cpu.8-wide" and width(CELL, "cpu") == "8-wide" and not width(CELL, "full")
+    assert (cpu.epochs, cpu.schedule.milestones, cpu.model.options["width"], cpu.clip) == (10, (4, 7), 8, 1.0)
+    assert cpu.data.limit is None and cpu.data.validation == 0.1
+    wide = replace(CELL, how=Train(lambda: CONFIG))
+    assert apply_budget(CONFIG, "cpu", wide).recipe == "paper.table1.a.cpu"
+
+
+def test_cpu_cuts_streams_and_schedules_in_steps() -> None:
+    data = DataConfig("multimnist", compose=ComposeConfig(epoch=1_200_000))
+    config = replace(CONFIG, data=data, schedule=ScheduleConfig("exponential", step_size=20_000), epochs=20)
+    cpu = apply_budget(config, "cpu", CELL)
+    assert (cpu.data.compose.epoch, cpu.data.compose.held) == (30_000, 10_000)
+    assert cpu.schedule.step_size == 20_000 * (10 * 30_000) / (20 * 1_200_000)
+
+
+def test_smoke_is_the_full_network_on_a_few_images() -> None:
+    smoke = apply_budget(CONFIG, "smoke", CELL)
+    assert smoke.model == CONFIG.model
+    assert (smoke.epochs, smoke.batch_size, smoke.data.limit, smoke.schedule.name) == (1, 16, 80, "constant")
+
+
+def test_unknown_budget_is_named() -> None:
+    with pytest.raises(ValueError, match="budget is 'huge'; it must be 'full', 'fast', 'cpu' or 'smoke'"):
+        apply_budget(CONFIG, "huge", CELL)  # pyright: ignore[reportArgumentType]
+
+
+def test_hash_is_of_what_is_computed(tmp_path) -> None:
+    config = tiny_config(tmp_path)
+    same = replace(
+        config, seed=5, out=tmp_path / "b", recipe="x", device="auto", data=replace(config.data, root=tmp_path)
+    )
+    assert config_hash(same) == config_hash(config)
+    changed = [
+        replace(config, epochs=3),
+        replace(config, model=replace(config.model, options={"width": 5})),
+        replace(config, data=replace(config.data, augment=AugmentConfig(shift=1))),
+        replace(config, data=replace(config.data, validation=0.0)),
+    ]
+    assert len({config_hash(each) for each in [config, *changed]}) == 5

@@ -1,0 +1,231 @@
+"""`torchcaps reproduce` and `torchcaps table`, end to end on the digits with a tiny network."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from torchcaps.cli import main, training
+from torchcaps.config import DataConfig
+from torchcaps.recipes import cells, run
+from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
+from torchcaps.recipes.measure import count_parameters
+from torchcaps.recipes.metrics import ACCURACY, PARAMETERS
+from torchcaps.recipes.records import read_records
+from torchcaps.train.loop import Trainer
+
+PAPER = Paper("tiny", "Nobody 2000")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which the table tiny/table1 is registered for one test."""
+    monkeypatch.setattr(cells, "_TABLES", {})
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.chdir(tmp_path)
+    config = replace(tiny_config(Path("elsewhere"), {"width": 3}), device="auto")
+
+    @cells.table(PAPER, "table1", "Table 1", "accuracy (%)")
+    def table1():
+        narrow = Train(lambda: config, Narrow("2-wide", {"width": 2}), seeds=2)
+        other = Train(lambda: replace(config, optimiser=replace(config.optimiser, lr=1e-3)), seeds=1)
+        yield Cell("plain", "plain | row", "digits", narrow, (Published("77.77", "mean", "0.5"),), ACCURACY, "a note")
+        yield Cell("shared", "plain again", "digits", narrow, (Published("88.88", "best", runs=2),), ACCURACY)
+        yield Cell("slow", "slower", "digits", other, (Published("fail"),), ACCURACY)
+        parts = ("tiny/table1/plain", "tiny/table1/slow")
+        yield Cell("best", "best of both", "digits", Combine("best", parts), (Published("66.66"),), ACCURACY)
+        yield Cell("mean", "mean of both", "digits", Combine("mean", parts), (), ACCURACY)
+        yield Cell(
+            "size", "plain", "# params", Count(lambda: config, count_parameters), (Published("0.5"),), PARAMETERS
+        )
+        yield Cell("quoted", "theirs", "digits", Quoted(), (Published("99.99"),), ACCURACY)
+        yield Cell("never", "lost", "digits", Impossible("nobody knows"), (Published("55.55"),), ACCURACY)
+        svhn = Train(lambda: replace(config, data=DataConfig("svhn")))
+        yield Cell("absent", "plain", "SVHN", svhn, (Published("44.44"),), ACCURACY)
+
+    monkeypatch.setenv("TORCHCAPS_DATA", str(tmp_path / "none"))
+    return tmp_path
+
+
+def lines(place: Path) -> list[dict]:
+    return [json.loads(text) for text in (place / "results/runs.jsonl").read_text().splitlines()]
+
+
+def rows(place: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """The printed table, by row and column."""
+    capsys.readouterr()
+    assert main(["table", "tiny/table1"]) == 0
+    table = [
+        re.split(r"(?<!\\)\| ", line)[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")
+    ]
+    return {f"{row[0].strip()}, {row[1].strip()}": [cell.strip(" |") for cell in row[2:]] for row in table[2:]}
+
+
+def test_runs_are_done_once_and_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "tiny/table1"]) == 0
+    said = capsys.readouterr().err
+    assert "tiny/table1: 5 runs with the budget full" not in said  # plain and shared have the same two runs
+    assert "tiny/table1/absent seed 0: data not at hand: svhn lacks SVHN/train_32x32.mat" in said
+    records = lines(place)
+    assert [(each["cell"].split("/")[-1], each["seed"]) for each in records] == [
+        ("plain", 0),
+        ("slow", 0),
+        ("size", 0),
+        ("plain", 1),
+    ]
+    first = records[0]
+    assert first["budget"] == "full" and first["validation_accuracy"] is None and first["width"] == ""
+    assert first["config"]["data"]["validation"] == 0 and "out" not in first["config"]
+    assert first["peak_memory"] > 1e6 and first["steps"] == 10 and len(first["curve"]["train_accuracy"]) == 2
+    assert first["environment"]["torch"] and first["seconds"] > 0 and str(place) not in json.dumps(records)
+    assert main(["reproduce", "tiny/table1"]) == 0
+    assert lines(place) == records
+
+    accuracies = [100 * records[number]["test_accuracy"] for number in (0, 3)]
+    mean, gap = sum(accuracies) / 2, abs(accuracies[0] - accuracies[1])
+    shown = rows(place, capsys)
+    ours = f"{mean:.2f} ± {gap / 2**0.5:.2f} (2)"
+    plain = shown[r"plain \| row, digits [1]"]
+    assert plain == ["77.77 ± 0.5", ours, f"{max(accuracies):.2f}", f"{mean - 77.77:+.2f}", ""]
+    assert shown["plain again, digits"][3] == f"{max(accuracies) - 88.88:+.2f}"
+    slow = 100 * records[1]["test_accuracy"]
+    assert shown["slower, digits"] == ["fail", f"{slow:.2f} (1)", "", "", ""]
+    assert shown["best of both, digits"][1] == (ours if mean > slow else f"{slow:.2f} (1)")
+    assert shown["mean of both, digits"][1] == f"{(accuracies[0] + slow) / 2:.2f} (1)"
+    assert shown["plain, # params"][1] == f"{records[2]['value']:.2f}"
+    assert shown["theirs, digits"] == ["99.99", "quoted", "", "", ""]
+    assert shown["lost, digits"] == ["55.55", "cannot be reproduced: nobody knows", "", "", ""]
+    assert shown["plain, SVHN"] == ["44.44", "data not at hand: svhn lacks SVHN/train_32x32.mat", "", "", ""]
+
+
+def test_nothing_published_is_shown_as_measured(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without lines there is no number but the published ones, in their own column."""
+    for row in rows(place, capsys).values():
+        assert not re.search(r"\d\.\d", " ".join(row[1:]))
+    assert rows(place, capsys)["slower, digits"] == ["fail", "not run", "", "", ""]
+
+
+def test_cpu_runs_are_evidence_in_a_column_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "tiny/table1", "--cells", "plain", "--seeds", "1", "--budget", "cpu"]) == 0
+    (record,) = lines(place)
+    assert (record["budget"], record["width"], record["recipe"]) == ("cpu", "2-wide", "tiny.table1.plain.cpu.2-wide")
+    assert record["validation_accuracy"] is not None and record["config"]["model"]["options"]["width"] == 2
+    plain = rows(place, capsys)[r"plain \| row, digits [1]"]
+    assert plain[1:] == ["not run", "", "", f"{100 * record['test_accuracy']:.2f} (1), cpu, 2-wide"]
+
+
+def test_cut_run_goes_on_and_ends_as_if_it_had_not_been(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["reproduce", "tiny/table1", "--cells", "slow"]
+    assert main([*command, "--results", "whole", "--out", "whole/runs"]) == 0
+    end_epoch = Trainer.end_epoch
+
+    def interrupt(self, display):
+        os.kill(os.getpid(), signal.SIGINT)
+        end_epoch(self, display)
+
+    monkeypatch.setattr(Trainer, "end_epoch", interrupt)
+    assert main(command) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert read_records(Path("results/runs.jsonl")) == []
+    monkeypatch.setattr(Trainer, "end_epoch", end_epoch)
+    assert main(command) == 0
+    assert [path.name for path in Path("runs").iterdir() if path.is_dir()] == ["tiny.table1.slow.full-0"]
+    (cut,), (whole,) = lines(place), read_records(Path("whole/runs.jsonl"))
+    assert cut["curve"] == whole["curve"] and cut["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_run_that_ended_without_its_line_is_only_noted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["reproduce", "tiny/table1", "--cells", "slow"]
+    assert main(command) == 0
+    (before,) = lines(place)
+    (place / "results/runs.jsonl").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "was finished in" in capsys.readouterr().err
+    assert lines(place) == [{key: value for key, value in before.items() if key != "peak_memory"}]
+
+
+def test_failed_run_is_a_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(Trainer, "report", fail)
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    assert lines(place)[0]["failure"] == "the loss is nan"
+    assert rows(place, capsys)["slower, digits"][1] == "1 failed: the loss is nan"
+    monkeypatch.undo()
+
+
+def test_hours_end_between_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "tiny/table1", "--max-hours", "0"]) == 0
+    assert "0 h are over" in capsys.readouterr().err
+    assert not Path("results/runs.jsonl").exists()
+
+
+def test_run_of_another_process_is_left_to_it(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torchcaps.train.interrupt.lock", lambda path: None)
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    assert "tiny/table1/slow seed 0: another process has it" in capsys.readouterr().err
+
+
+def test_smoke_runs_give_the_hours_of_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
+    shown = rows(place, capsys)["slower, digits"]
+    assert re.fullmatch(r"not run \(about \S+ h a run here\)", shown[1]) and shown[2:] == ["", "", ""]
+
+
+def test_pages_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table", "tiny/*", "--write", "--format", "html"]) == 0
+    printed = capsys.readouterr().out
+    folder = place / "results/tables/tiny"
+    assert printed == (folder / "table1.html").read_text()
+    assert "<script" not in printed and "plain | row" in printed
+    assert "torchcaps reproduce tiny/table1" in (folder / "table1.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("reproduce tiny/table2", "no table is named 'tiny/table2'; the nearest is 'tiny/table1'"),
+        ("reproduce tiny/table1 --cells nane", "no cell is named 'nane'; the nearest is"),
+        ("reproduce tiny/table1 --cells quoted", "no cell 'quoted' with a recipe"),
+        ("reproduce tiny/table1 --seeds 0", "seeds is 0; it must be at least 1"),
+        ("reproduce tiny/table1 --max-hours -1", "max_hours is -1.0; it must be 0 or above"),
+        ("reproduce tiny/table1 --budget huge", "--budget"),
+        ("reproduce tiny/table1 --device abacus --cells slow", "device is 'abacus'"),
+        ("table tiny", "no table is named 'tiny'"),
+        ("table tiny/table1 --results broken", "line 2 of broken/runs.jsonl is not the JSON object of a run"),
+    ],
+)
+def test_user_errors_take_one_line(place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
+    Path("broken").mkdir()
+    Path("broken/runs.jsonl").write_text('{"budget": "cpu"}\n{"bud\n')
+    assert main(command.split()) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("torchcaps: error: ")]
+    assert message in error
+
+
+def test_seeds_come_before_second_seeds_and_shared_runs_once(place: Path) -> None:
+    jobs = run.plan(cells.find_tables("tiny/table1")[0].cells, "full")
+    assert [job.label.removeprefix("tiny/table1/") for job in jobs] == [
+        "plain seed 0",
+        "slow seed 0",
+        "size",
+        "absent seed 0",
+        "plain seed 1",
+        "absent seed 1",
+        "absent seed 2",
+    ]
