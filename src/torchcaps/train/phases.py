@@ -13,7 +13,7 @@ from torchcaps.config import Config
 from torchcaps.data.overlap import Parts
 from torchcaps.losses import Criterion, build_criterion
 from torchcaps.models import Model
-from torchcaps.routing.discriminative import shrink_after
+from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
 from torchcaps.train.optim import build_optimiser
 
 
@@ -46,6 +46,7 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
         shrink_after(ascent, model.modules())
+        warn_of_collapse(ascent, dict(model.named_modules()))
         phases.append(
             Phase(
                 "coefficients",
