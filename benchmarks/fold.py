@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.layers import CapsuleLayer, LinearTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 
 CHILDREN, PARENTS, POSE, CLASS_POSE = 1152, 10, 8, 16
 ITERATIONS = 3  # of dynamic routing
@@ -83,21 +83,20 @@ def compare(batch: int, passes: int, repeats: int, device: torch.device) -> None
     """Record one line: all forms on the same children."""
     torch.manual_seed(0)
     layer = CapsuleLayer(LinearTransform(CHILDREN, PARENTS, POSE, CLASS_POSE, std=0.1), "discriminative").to(device)
-    folded = layer.fold()
-    dynamic = CapsuleLayer(layer.transform, "dynamic")
+    dynamic = CapsuleStack([CapsuleLayer(layer.transform, "dynamic")], ITERATIONS)
+    plain, folded = CapsuleStack([layer]), CapsuleStack([layer.fold()])
     poses = squash(torch.randn(batch, CHILDREN, POSE, device=device))
     weight = layer.transform.weight
     forms: dict[str, Callable[[], object]] = {
         "einsum_dynamic": lambda: naive.dynamic(naive.linear_votes(poses, weight), ITERATIONS),
-        "dynamic": lambda: dynamic(Capsules(poses), ITERATIONS),
-        "discriminative": lambda: layer(Capsules(poses)),
+        "dynamic": lambda: dynamic(Capsules(poses)),
+        "discriminative": lambda: plain(Capsules(poses)),
         "folded": lambda: folded(Capsules(poses)),
     }
-    known = [poses, *layer.parameters(), *folded.parameters()]
+    known = [poses, *plain.parameters(), *folded.parameters()]
     with torch.no_grad():
-        torch.testing.assert_close(
-            folded(Capsules(poses)).capsules.poses, layer(Capsules(poses)).capsules.poses, rtol=1e-4, atol=1e-5
-        )
+        (step,), (wanted,) = folded(Capsules(poses)), plain(Capsules(poses))
+        torch.testing.assert_close(step.capsules.poses, wanted.capsules.poses, rtol=1e-4, atol=1e-5)
         turns = interleaved([several(form, passes) for form in forms.values()], repeats, warmup=3)
         peaks = {name: peak_mb(form, *known) for name, form in forms.items()}
     seconds = {name: [turn / passes for turn in times] for name, times in zip(forms, turns, strict=True)}
