@@ -1,5 +1,20 @@
-"""What a model costs: parameters, multiply-adds, memory."""
+"""What a model costs: parameters, multiply-adds, all operations, memory; and what the papers say that theirs cost."""
 
-from torchcaps.cost.measure import Cost, measure_cost
+from typing import TYPE_CHECKING
 
-__all__ = ["Cost", "measure_cost"]
+from torchcaps.lazy import resolver
+
+if TYPE_CHECKING:
+    from torchcaps.cost.measure import Cost, measure_cost
+    from torchcaps.cost.operations import count_operations
+    from torchcaps.cost.published import PublishedCost, cost_table, published_costs
+
+_HOMES = {
+    "measure": ("Cost", "measure_cost"),
+    "operations": ("count_operations",),
+    "published": ("PublishedCost", "cost_table", "published_costs"),
+}
+
+__all__ = ["Cost", "PublishedCost", "cost_table", "count_operations", "measure_cost", "published_costs"]
+
+__getattr__ = resolver(__name__, _HOMES)

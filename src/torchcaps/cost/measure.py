@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchcaps.cost.operations import count_operations
 from torchcaps.models import Model
+from torchcaps.models.heads import Widen
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Cost:
     multiply_adds: int  #: of matrix products, convolutions and attention; elementwise operations are not counted
     activation_memory: int  #: bytes held between forward and backward for each image of a batch
     weight_memory: int  #: bytes of parameters and buffers
+    operations: int = 0  #: all arithmetic, routing included, as `torchcaps.cost.operations` counts it
+    widening_parameters: int = 0  #: of linear layers that only bring features to a whole number of capsules
 
 
 def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels: int = 1) -> Cost:
@@ -45,6 +49,10 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
         multiply_adds=count_multiply_adds(model, one),
         activation_memory=(held_bytes(model, four) - held_bytes(model, two)) // 2,
         weight_memory=sum(tensor.nbytes for tensor in [*weights, *model.buffers()]),
+        operations=count_operations(model, one),
+        widening_parameters=sum(
+            weight.numel() for part in model.modules() if isinstance(part, Widen) for weight in part.parameters()
+        ),
     )
 
 

@@ -1,0 +1,120 @@
+"""Any timm model as a feature extractor. timm is imported when one is built, not before."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchcaps.names import check_choice, unknown
+
+Features = Literal["pooled", "spatial", "flattened"]
+FEATURES = ("pooled", "spatial", "flattened")
+
+
+class TimmBackbone(nn.Module):
+    """Images [b, c, h, w] to features [b, *shape], by a timm model without its classifier.
+
+    Args:
+        name: of a timm model, a tag of pretrained weights included where one is wanted ("resnet50.a1_in1k").
+        in_channels, image_size: of the images; the model must take them, which one image of zeros tells.
+        features: "pooled" [b, f], as timm pools them; "spatial", the map before pooling [b, c, h, w]; "flattened", the
+            map halved by 2x2 means, a row or column left over counting as one, and flattened as (c, h, w), as the dense
+            ResNet-50 of Sun et al. 2023 without upsampling needs it.
+        pretrained: fetch weights through timm, from the network or its cache. Nothing is fetched otherwise.
+        small_stem: halve small images less (Sun et al. 2023, section 4.3.2): the first convolution has stride 1, a
+            larger kernel than 3 becomes a fresh 3x3, and a max pooling behind it is left out.
+
+    Raises:
+        ValueError: for a name that timm does not have (the nearest is named), images that the model does not take,
+            weights that cannot be had, and a stem that cannot be made small.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        in_channels: int,
+        image_size: tuple[int, int],
+        features: Features = "pooled",
+        pretrained: bool = False,
+        small_stem: bool = False,
+    ):
+        super().__init__()
+        check_choice("features", features, FEATURES)
+        self.features: Features = features
+        self.model = _build(name, in_channels, image_size, pretrained)
+        if small_stem:
+            _shrink_stem(name, self.model)
+        self.shape = self._measure(name, in_channels, image_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.features == "pooled":
+            return self.model(images)
+        maps = self.model.forward_features(images)  # pyright: ignore[reportCallIssue]
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            maps = maps.movedim(-1, 1)
+        return maps if self.features == "spatial" else halved(maps).flatten(1)
+
+    def _measure(self, name: str, in_channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of one image's features; the weights are fresh, so that what passes through tells nothing else."""
+        image = next(self.model.parameters()).new_zeros(1, in_channels, *image_size)
+        training = self.training
+        try:
+            with torch.no_grad():
+                shape = tuple(self.eval()(image).shape[1:])
+        except (AssertionError, RuntimeError, ValueError) as error:
+            size = f"{image_size[0]}x{image_size[1]}"
+            raise ValueError(f"{name} does not take images of {size} and {in_channels} channels: {error}") from error
+        self.train(training)
+        if len(shape) != (3 if self.features == "spatial" else 1):
+            raise ValueError(f"{name} has no map of features, but {list(shape)} an image: features 'pooled' can be had")
+        return shape
+
+
+def halved(maps: Tensor) -> Tensor:
+    """[b, c, h, w] -> [b, c, ceil(h / 2), ceil(w / 2)]: means over 2x2, as Keras' "same" pooling has them."""
+    return F.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
+
+
+def check_timm_name(name: str) -> None:
+    """Raise ValueError unless timm has a model `name`, with or without a tag of pretrained weights."""
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown("timm model", name, timm.list_models())
+    tags = timm.list_models(f"{name.partition('.')[0]}.*", include_tags=True)
+    if "." in name and name not in tags:
+        raise unknown("pretrained timm model", name, tags)
+
+
+def _build(name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+    import timm
+
+    check_timm_name(name)
+    config = timm.get_pretrained_cfg(name)
+    sized: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    try:
+        return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **sized)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(f"pretrained weights of {name} cannot be had: {error}") from error
+
+
+def _shrink_stem(name: str, model: nn.Module) -> None:
+    config: Any = getattr(model, "pretrained_cfg", {})
+    place = config.get("first_conv")
+    conv = model.get_submodule(place) if isinstance(place, str) else None
+    if not isinstance(conv, nn.Conv2d) or conv.stride != (2, 2):
+        raise ValueError(f"{name} does not begin with a convolution of stride 2: leave small_stem out")
+    assert isinstance(place, str)
+    if max(conv.kernel_size) > 3:
+        small = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=conv.bias is not None)
+        nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
+        model.set_submodule(place, small)
+    else:
+        conv.stride = (1, 1)
+    if isinstance(getattr(model, "maxpool", None), nn.MaxPool2d):
+        model.maxpool = nn.Identity()

@@ -1,0 +1,198 @@
+"""Capsule heads: routed class capsules on the features of any network (Sun et al. 2023, figure 1b)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps, PrimaryPoses
+from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
+from torchcaps.models.registry import Model, Output
+from torchcaps.routing import routing_class
+
+
+class Style(NamedTuple):
+    """How a routing takes its children, where its paper differs from Sabour et al.'s vectors of 8, squashed."""
+
+    matrix: bool = False  # 4x4 poses
+    squashed: bool = True
+    layer_norm: bool = False  # of each child's pose
+
+
+_STYLES = {
+    "em": Style(matrix=True, squashed=False),
+    "fm": Style(squashed=False),
+    "inverted-attention": Style(matrix=True, squashed=False, layer_norm=True),
+    "inverted-attention-c": Style(matrix=True, squashed=False, layer_norm=True),
+}
+
+
+class Widen(nn.Linear):
+    """Features [b, f] to the next whole number of capsules: what a feature count that no pose divides costs."""
+
+
+class PooledCapsules(nn.Module):
+    """Features [b, f], cut into poses as they stand.
+
+    Args:
+        features: f. Where `pose` does not divide it, a linear layer widens it to the next multiple.
+        pose: elements of a pose.
+        style: what is done to the poses.
+        activations: whether each capsule has one, by a linear layer and a sigmoid.
+    """
+
+    def __init__(self, features: int, pose: int, style: Style, activations: bool):
+        super().__init__()
+        self.pose, self.squashed = pose, style.squashed
+        self.capsules = math.ceil(features / pose)
+        self.widen = Widen(features, self.capsules * pose) if features % pose else nn.Identity()
+        self.norm = nn.LayerNorm(pose) if style.layer_norm else nn.Identity()
+        self.activation = nn.Linear(features, self.capsules) if activations else None
+
+    def forward(self, features: Tensor) -> Capsules:
+        """Poses [b, i, d] and activations [b, i] in (0, 1), or None."""
+        poses = self.norm(self.widen(features).unflatten(-1, (self.capsules, self.pose)))
+        poses = squash(poses) if self.squashed else poses
+        return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())
+
+
+class CapsuleHead(nn.Module):
+    """Features to class capsules and scores, by any registered routing.
+
+    Pooled features [b, f] are cut into capsules of `pose`, without a parameter where it divides f (the paper's 160 of
+    MobileNet V2 and 256 of ResNet-50). Maps [b, c, h, w] pass through primary capsules, a 1x1 convolution. Poses are
+    squashed vectors of 8; EM routing and inverted attention take 4x4 matrices, EM with activations of their own,
+    inverted attention with layer norm; FM agreement takes vectors as they are.
+
+    Scores are the lengths of the class capsules, in [0, 1); the activations of EM, in (0, 1), and of FM agreement,
+    logits; of inverted attention logits, one linear map of a pose to a number that all classes share.
+
+    Args:
+        routing: a registered name.
+        in_features: f, or (c, h, w) of a map.
+        num_classes: class capsules, at least 1.
+        pose: elements of a child's pose; None: 8, or 16 of a matrix.
+        class_pose: elements of a class capsule's pose.
+        primary: types of primary capsules on a map; None: as many as make about as many numbers as there are channels.
+        iterations: of the routing, at least 1.
+        scaled: multiply the scores by a learnt number, which makes logits of lengths and activations: it starts at 10
+            for those in [0, 1), and at 1 for logits.
+        options: `implementation` of the layer, and keyword arguments of the routing.
+
+    Raises:
+        ValueError: for unknown routings and options, and for sizes below 1 or that do not fit.
+    """
+
+    def __init__(
+        self,
+        routing: str,
+        in_features: int | tuple[int, ...],
+        num_classes: int,
+        pose: int | None = None,
+        class_pose: int = 16,
+        primary: int | None = 32,
+        iterations: int = 3,
+        scaled: bool = False,
+        **options: Any,
+    ):
+        super().__init__()
+        spec, style = routing_class(routing).spec, _STYLES.get(routing, Style())
+        shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
+        pose = (16 if style.matrix else 8) if pose is None else pose
+        primary = max(1, shape[0] // max(pose, 1)) if primary is None else primary
+        if len(shape) not in (1, 3) or min(*shape, pose, primary) < 1:
+            raise ValueError(
+                f"in_features is {in_features}, pose {pose} and primary {primary}: features are a number, or channels, "
+                "height and width; all must be at least 1"
+            )
+        if len(shape) == 1:
+            self.primary: nn.Module = PooledCapsules(shape[0], pose, style, spec.needs_activations)
+            children = self.primary.capsules
+        else:
+            self.primary = _spatial_capsules(shape[0], primary, pose, style, spec.needs_activations)
+            children = primary * shape[1] * shape[2]
+        transform = LinearTransform(children, num_classes, pose, class_pose, matrix=style.matrix)
+        self.stack = CapsuleStack([CapsuleLayer(transform, routing, **options)], iterations)
+        if style.layer_norm:
+            read: nn.Module = PoseHead(class_pose)
+        else:
+            read = ActivationHead() if spec.gives_activations else LengthHead()
+        logits = style.layer_norm or routing == "fm"
+        self.read = Scaled(read, 1.0 if logits else 10.0) if scaled else read
+
+    def forward(self, features: Tensor) -> Output:
+        primary = self.primary(features)
+        steps = self.stack(primary)
+        classes = steps[-1].capsules
+        return Output(self.read(classes), (primary, classes), {"steps": steps})
+
+
+class Scaled(nn.Module):
+    """What `read` says of capsules, times a learnt number."""
+
+    def __init__(self, read: nn.Module, start: float):
+        super().__init__()
+        self.read, self.scale = read, nn.Parameter(torch.tensor(start))
+
+    def forward(self, capsules: Capsules) -> Tensor:
+        return self.scale * self.read(capsules)
+
+
+def _spatial_capsules(channels: int, capsules: int, pose: int, style: Style, activations: bool) -> nn.Module:
+    if style.squashed and not activations:
+        return PrimaryCaps(channels, capsules, pose, kernel=1, stride=1)
+    return PrimaryPoses(channels, capsules, pose, layer_norm=style.layer_norm, activations=activations)
+
+
+class DenseHead(nn.Module):
+    """Fully connected layers with ReLU between them: what capsule heads replace. Scores are logits.
+
+    Args:
+        in_features: f, or the shape of what is flattened.
+        num_classes: outputs of the last layer.
+        hidden: outputs of the layers before it, each at least 1; () is one linear layer.
+    """
+
+    def __init__(self, in_features: int | tuple[int, ...], num_classes: int, hidden: Sequence[int] = ()):
+        super().__init__()
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"hidden is {tuple(hidden)}; each layer must have at least 1 output")
+        first = in_features if isinstance(in_features, int) else math.prod(in_features)
+        widths = [first, *hidden, num_classes]
+        layers: list[nn.Module] = []
+        for width, out in pairwise(widths):
+            layers += [nn.Linear(width, out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, features: Tensor) -> Output:
+        return Output(self.layers(features.flatten(1)))
+
+
+class HeadedModel(Model):
+    """A network of your own under a head, ready to train, measure and export.
+
+    Args:
+        backbone: from images [b, c, h, w] to the features that `head` takes.
+        head: `CapsuleHead`, `DenseHead`, or what else maps features to `Output`.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        return self.head(self.backbone(images))
+
+    def coefficients(self) -> list[nn.Parameter]:
+        return self.head.stack.coefficients() if isinstance(self.head, CapsuleHead) else []
+
+    def objective(self, output: Output, targets: Tensor) -> Tensor:
+        if not isinstance(self.head, CapsuleHead):
+            return super().objective(output, targets)
+        return self.head.stack.objective(output.aux["steps"], targets)
