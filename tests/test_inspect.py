@@ -190,7 +190,7 @@ def test_pictures_keep_their_pixels() -> None:
     assert data_uri(torch.zeros(2, 2, 4, dtype=torch.uint8)).startswith("data:image/png;base64,")
     black, parts = torch.zeros(1, 1, 1, 1), torch.tensor([1.0, 0.0]).view(1, 2, 1, 1, 1)
     first, both = colour_parts(parts, black), colour_parts(torch.ones_like(parts), black)
-    assert first[0, 0] > first[0, 2] and both[0, 2] == 1
+    assert first[0, 1] > first[0, 2] and both[0, 1] == both[0, 2] == 1
     torch.testing.assert_close(colour_parts(parts * 0, black + 0.5), torch.full((1, 3, 1, 1), 0.15))
     more, less, none = heat(torch.tensor([[0.2, -0.1, 0.0]]), 0.2)[..., 0, :].T
     assert more[3] == 255 and less[3] == 128 and none[3] == 0 and more[0] > more[2] and less[2] > less[0]

@@ -9,32 +9,56 @@ from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.inspect.couplings import RoutedLayer, share_maps, trace_routing
+    from torchcaps.inspect.jacobian import Singular, measure_jacobian
     from torchcaps.inspect.measured import Measured, calibrate, class_accuracy, confusion, measure, worst
-    from torchcaps.inspect.reconstruction import decode_classes, draw_overlaps, draw_reconstructions, pose_sweep
+    from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
+    from torchcaps.inspect.reconstruction import (
+        decode_classes,
+        draw_inputs_and_outputs,
+        draw_overlaps,
+        draw_reconstructions,
+        draw_segmentations,
+        pose_sweep,
+    )
     from torchcaps.inspect.report import write_report
     from torchcaps.inspect.reproduce import reproduce_command
 
 _HOMES = {
     "couplings": ("RoutedLayer", "share_maps", "trace_routing"),
+    "jacobian": ("Singular", "measure_jacobian"),
     "measured": ("Measured", "calibrate", "class_accuracy", "confusion", "measure", "worst"),
-    "reconstruction": ("decode_classes", "draw_overlaps", "draw_reconstructions", "pose_sweep"),
+    "pairs": ("AgreedLayer", "trace_pairs"),
+    "reconstruction": (
+        "decode_classes",
+        "draw_inputs_and_outputs",
+        "draw_overlaps",
+        "draw_reconstructions",
+        "draw_segmentations",
+        "pose_sweep",
+    ),
     "report": ("write_report",),
     "reproduce": ("reproduce_command",),
 }
 
 __all__ = [
+    "AgreedLayer",
     "Measured",
     "RoutedLayer",
+    "Singular",
     "calibrate",
     "class_accuracy",
     "confusion",
     "decode_classes",
+    "draw_inputs_and_outputs",
     "draw_overlaps",
     "draw_reconstructions",
+    "draw_segmentations",
     "measure",
+    "measure_jacobian",
     "pose_sweep",
     "reproduce_command",
     "share_maps",
+    "trace_pairs",
     "trace_routing",
     "worst",
     "write_report",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchcaps.data import Batches
 from torchcaps.inspect.couplings import Box, RoutedLayer, trace_routing
 from torchcaps.inspect.measured import Measured, choose_right, worst
+from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
 from torchcaps.inspect.pictures import shrink
 from torchcaps.inspect.reconstruction import absent_class, colour_sets, decode_classes, pose_sweep
 from torchcaps.models import Model
@@ -35,6 +36,18 @@ class Routed:
 
 
 @dataclass(frozen=True)
+class Agreed:
+    """Which parts of one image agreed on the parents of one layer; see `AgreedLayer`."""
+
+    name: str
+    top: bool
+    parents: list[int]  # those shown, the most active first
+    activations: list[float]
+    products: Tensor  # [k, m]
+    places: Tensor  # [k, m, 2, 2]
+
+
+@dataclass(frozen=True)
 class Example:
     """One image of a split, and what the network made of it."""
 
@@ -49,6 +62,7 @@ class Example:
     absent: int | None  # the class of the third
     sweep: Tensor | None  # [d, steps, c, h, w]
     routed: list[Routed]
+    agreed: list[Agreed]
 
     @property
     def right(self) -> bool:
@@ -83,6 +97,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
     shown, images = pick_images(batches, measured.indices[rows])
     output = model.eval()(images)
     routed = [each for part in images.split(TRACED) for each in _by_image(trace_routing(model, part), len(part))]
+    agreed = [each for part in images.split(TRACED) for each in _pairs_by_image(trace_pairs(model, part), len(part))]
     examples = []
     sweeps = _sweeps(model, images, measured.right[rows]) if decoder else {}
     for n, row in enumerate(rows.tolist()):
@@ -107,6 +122,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
                 absent=absent,
                 sweep=sweeps.get(n),
                 routed=routed[n],
+                agreed=agreed[n],
             )
         )
     return examples
@@ -158,3 +174,21 @@ def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
             each.append(Routed(layer.name, layer.routing, kept, maps[:, kept], strength[:, kept], equal, layer.box))
         found.append(each)
     return found
+
+
+def _pairs_by_image(layers: list[AgreedLayer], images: int) -> list[list[Agreed]]:
+    """Pairs of several images as the pairs of each."""
+    return [
+        [
+            Agreed(
+                layer.name,
+                layer.top,
+                layer.parents[n].tolist(),
+                layer.activations[n].tolist(),
+                layer.products[n].float().cpu(),
+                layer.places[n].float().cpu(),
+            )
+            for layer in layers
+        ]
+        for n in range(images)
+    ]

@@ -170,9 +170,13 @@ def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
 
 
 def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Rows of images [columns, c, h, w] in [0, 1] under each other, named; `titles` stand above the first row."""
+    """Rows of images [columns, c, h, w] in [0, 1] under each other, named.
+
+    `titles`, of one line or more, stand above the first row.
+    """
     columns = max(len(row) for row in rows.values())
-    figure, axes = _axes((columns * 0.62 + 0.7, len(rows) * 0.66 + 0.25))
+    lines = max((title.count("\n") + 1 for title in titles), default=1)
+    figure, axes = _axes((columns * 0.62 + 0.7, len(rows) * 0.66 + 0.1 + 0.15 * lines))
     for place, row in enumerate(rows.values()):
         grey = row.shape[1] not in (3, 4)
         pixels = (row[:, 0] if grey else row.movedim(1, -1)).float().cpu().numpy()
@@ -180,8 +184,9 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
             extent = (column, column + 0.94, place + 0.94, place)
             axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
     for column, title in enumerate(titles):
-        axes.text(column + 0.47, -0.08, _short(title), ha="center", fontsize=7)
-    axes.set(xlim=(0, columns), ylim=(len(rows), -0.3), aspect="equal", xticks=[])
+        text = "\n".join(_short(line) for line in title.splitlines())
+        axes.text(column + 0.47, -0.08, text, ha="center", fontsize=7)
+    axes.set(xlim=(0, columns), ylim=(len(rows), -0.05 - 0.25 * lines), aspect="equal", xticks=[])
     axes.set_yticks([place + 0.47 for place in range(len(rows))], list(rows), fontsize=7)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

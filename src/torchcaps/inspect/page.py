@@ -16,7 +16,7 @@ from torch import Tensor
 
 import torchcaps
 from torchcaps.config import to_plain
-from torchcaps.inspect.examples import REACH, Example, Routed
+from torchcaps.inspect.examples import REACH, Agreed, Example, Routed
 from torchcaps.inspect.figures import SHOWN, to_svg
 from torchcaps.inspect.measured import READINGS, calibrate_measured, confusion, worst
 from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
@@ -278,6 +278,7 @@ def _example(example: Example) -> dict[str, Any]:
         "parts": None if example.parts is None else _sheet(to_bytes(shrink(example.parts)[None])),
         "sweep": None if example.sweep is None else _sheet(to_bytes(example.sweep)),
         "routed": [_routed(layer) for layer in example.routed],
+        "agreed": [_agreed(layer) for layer in example.agreed],
     }
 
 
@@ -293,6 +294,19 @@ def _routed(layer: Routed) -> dict[str, Any]:
         "largest": largest,
         "box": layer.box,
         "sheet": _sheet(heat(above, largest)),
+    }
+
+
+def _agreed(layer: Agreed) -> dict[str, Any]:
+    """Lines are [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product."""
+    share = (layer.products / layer.products.max().clamp_min(1e-9)).clamp_min(0)
+    lines = torch.cat([layer.places.flip(-1).flatten(2), share.unsqueeze(-1)], -1)  # [k, m, 5]
+    return {
+        "name": layer.name,
+        "top": layer.top,
+        "parents": layer.parents,
+        "activations": [round(a, 4) for a in layer.activations],
+        "lines": [[[round(x, 3) for x in pair] for pair in parent] for parent in lines.tolist()],
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 LARGEST = 64  # pixels a side of a tile in a page; larger images are made smaller
 
 # of objects laid over each other, and of one that is alone; light added to a black ground
-COLOURS = ((1.0, 0.42, 0.16), (0.16, 0.62, 1.0), (0.30, 0.85, 0.35), (0.85, 0.35, 0.9))
+COLOURS = ((0.30, 0.85, 0.35), (0.16, 0.62, 1.0), (1.0, 0.42, 0.16), (0.85, 0.35, 0.9))
 DIM = 0.3  # of the ground that they lie on
 MORE, LESS = (226, 92, 30), (40, 96, 200)  # of a positive share, and of a negative one
 

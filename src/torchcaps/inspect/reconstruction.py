@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,7 @@ def pose_sweep(model: Model, image: Tensor, reach: float = 0.25, steps: int = 11
 def decode_classes(model: Model, poses: Tensor, classes: Tensor) -> Tensor:
     """Decode class capsules [b, j, d], each image's from every one of its `classes` int64 [b, k]: [b, k, c, h, w]."""
     k = classes.shape[1]
-    return model.reconstruct(poses.repeat_interleave(k, 0), classes.flatten()).unflatten(0, (-1, k))
+    return model.reconstruct(poses.repeat_interleave(k, 0), classes.flatten()).unflatten(0, (len(poses), k))
 
 
 @torch.no_grad()
@@ -91,6 +92,57 @@ def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tens
     }
     names = [",".join(str(c) for c in row.nonzero().flatten().tolist()) for row in predicted]
     return draw_tiles(rows, names)
+
+
+@torch.no_grad()
+def draw_inputs_and_outputs(model: Model, groups: Mapping[str, Tensor]) -> Figure:
+    """Images of single objects above their reconstructions from the winning capsule (Zhao et al. 2020, Table 4).
+
+    Args:
+        model: with a decoder; it is left in evaluation mode.
+        groups: images [b, c, h, w] in [0, 1] that stand side by side, e.g. of "expanded MNIST" and of "affNIST".
+    """
+    from torchcaps.inspect.figures import draw_tiles
+
+    titles = [name if n == len(images) // 2 else "" for name, images in groups.items() for n in range(len(images))]
+    inputs = torch.cat(list(groups.values()))
+    return draw_tiles({"input": inputs, "output": model.eval()(inputs).aux["reconstruction"]}, titles)
+
+
+@torch.no_grad()
+def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted: Tensor, absent: int = 2) -> Figure:
+    """Overlapped objects above their reconstructions, laid over each other in green and blue.
+
+    As Table 5 of Zhao et al. 2020: above each column stand R, the classes that are decoded, the lower one in green, and
+    L, those that the image shows. Decoded is what was predicted; where that is wrong it is marked P. The last columns,
+    marked *, show the first `absent` images again, with a class that is neither shown nor predicted in place of one.
+
+    Args:
+        model: with a decoder; it is left in evaluation mode.
+        images: [b, c, h, w] in [0, 1].
+        targets, predicted: label sets, bool [b, classes].
+        absent: images that are decoded with a class that is not there, at most.
+    """
+    from torchcaps.inspect.figures import draw_tiles
+
+    output = model.eval()(images)
+    neither = absent_class(output.scores, targets, predicted)[:absent]
+    swapped = targets[:absent].clone()
+    swapped.scatter_(1, swapped.long().argmax(1, keepdim=True), False).scatter_(1, neither[:, None], True)
+    index = torch.cat([torch.arange(len(images)), torch.arange(len(neither))]).to(images.device)
+    sets, shown = torch.cat([predicted, swapped]), targets[index]
+    marks = ["R" if right else "R:P" for right in (predicted == targets).all(1).tolist()] + ["*R"] * len(neither)
+    titles = [
+        f"{mark}:{_listed(decoded)}\nL:{_listed(labels)}"
+        for mark, decoded, labels in zip(marks, sets, shown, strict=True)
+    ]
+    decoded = colour_sets(model, output.capsules[-1].poses[index], sets, torch.zeros_like(images[index]))
+    return draw_tiles({"input": images[index], "output": decoded}, titles)
+
+
+def _listed(classes: Tensor) -> str:
+    """The classes of a label set, bool [classes]."""
+    return f"({','.join(map(str, classes.nonzero().flatten().tolist()))})"
 
 
 def absent_class(scores: Tensor, targets: Tensor, predicted: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torchcaps.config import Config
 from torchcaps.inspect import figures
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
-from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions
+from torchcaps.inspect.pairs import draw_pairs
+from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.run import RunFolder
 
@@ -182,7 +183,7 @@ def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Fig
 def draw_examples(
     model: Model, examples: list[Example], classes: tuple[str, ...], device: torch.device
 ) -> dict[str, Figure]:
-    """Figures, by name, of what was decoded of images, and of where their parts went."""
+    """Figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
     found: dict[str, Callable[[], Figure]] = {}
     decoded = [each for each in examples if each.decoded is not None]
     few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
@@ -191,7 +192,9 @@ def draw_examples(
         sets = [[n in which for n in range(len(classes))] for each in few for which in (each.targets, each.predicted)]
         targets, predicted = torch.tensor(sets).unflatten(0, (-1, 2)).unbind(1)
         if few[0].parts is not None:
-            found["overlaps"] = lambda: draw_overlaps(model, images, targets.to(device), predicted.to(device))
+            both = targets.to(device), predicted.to(device)
+            found["overlaps"] = lambda: draw_overlaps(model, images, *both)
+            found["segmentations"] = lambda: draw_segmentations(model, images, *both)
         else:
             found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
     for layer in examples[0].routed if examples else []:
@@ -199,6 +202,11 @@ def draw_examples(
         names = [classes[n] if top else f"parent {n + 1}" for n in layer.parents]
         found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
             examples[0].image, layer.maps, names, layer.box, layer.equal
+        )
+    for layer in examples[0].agreed if examples else []:
+        names = [classes[n] if layer.top else f"parent {n + 1}" for n in layer.parents]
+        found[f"pairs-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: draw_pairs(
+            examples[0].image, layer.products, layer.places, names
         )
     return {name: draw() for name, draw in found.items()}
 

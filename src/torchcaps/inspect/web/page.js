@@ -173,6 +173,37 @@
     return { node: make("div", {}, make("div", { class: "bar" }, ...controls, scale), make("div", { class: "cards routes" }, ...cards)), stop: play.stop };
   }
 
+  function agreement(example) {
+    const layers = example.agreed.map((layer) => {
+      const cards = layer.parents.map((parent, n) => {
+        const picture = tile(example.sheet, 0, 0);
+        picture.append(pairs(layer.lines[n]));
+        const there = layer.top && example.targets.includes(parent);
+        const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
+        return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, layer.activations[n].toFixed(2))));
+      });
+      return make("div", { class: "cards" }, ...cards);
+    });
+    const said = "Lines join the two parts of each of the strongest pairs: those whose votes for this parent have the largest " +
+      "products, of which FM agreement is the sum. The number is the parent's activation.";
+    return make("div", { class: "part" }, make("h3", {}, "Agreement: which pairs of parts made a parent"),
+      make("p", { class: "note" }, said), ...layers);
+  }
+
+  /** Lines [x1, y1, x2, y2, strength] in shares of a picture, as a layer over it. */
+  function pairs(lines) {
+    const draw = (tag, attributes) => {
+      const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+      return node;
+    };
+    const layer = draw("svg", { class: "pairs", viewBox: "0 0 1 1", preserveAspectRatio: "none" });
+    for (const [x1, y1, x2, y2, strength] of lines) {
+      layer.append(draw("line", { x1, y1, x2, y2, "stroke-opacity": strength }));
+    }
+    return layer;
+  }
+
   /** A button that shows each of `frames` in turn, again and again, until it is pressed once more. */
   function player(name, frames, pause, show) {
     let timer = 0;
@@ -206,6 +237,7 @@
     const parts = [detail(example)];
     if (example.sweep) parts.push(sweeps(example));
     else if (example.decodes) parts.push(make("p", { class: "note" }, "No pose sweep was kept of this image, to keep the page small."));
+    if (example.agreed.length) parts.push(agreement(example));
     if (example.routed.length) {
       const made = routing(example);
       leave = made.stop;

@@ -1,0 +1,136 @@
+"""Which children agree: the products of two votes that FM agreement sums, over the image.
+
+FM has no coupling to look at. Its activation a_j is the sum over all pairs of children of v_i1j . v_i2j / n (Zhao et
+al. 2020, Eq. 5 to 8), so the pairs with the largest products say which two parts, where they stand, made a parent
+(figure 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchcaps.capsules import Capsules, widen
+from torchcaps.inspect.couplings import Box, locate_children, visiting
+from torchcaps.layers import CapsuleLayer
+from torchcaps.models import Model
+from torchcaps.routing import Step
+from torchcaps.routing.fm import FM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class AgreedLayer:
+    """The strongest pairs of one layer, of the k parents of each image with the highest activation."""
+
+    name: str  # of the stack in the model, and the layer in the stack
+    top: bool  # whether the parents are the classes
+    parents: Tensor  # int64 [b, k], the highest first
+    activations: Tensor  # [b, k], a_j
+    products: Tensor  # [b, k, m], what each pair adds to a_j, the largest first
+    places: Tensor  # [b, k, m, 2, 2], row and column of both children, in shares of the image's height and width
+
+
+def fm_votes(layer: CapsuleLayer, children: Capsules) -> Tensor:
+    """The votes [b, i, j, d] that the sums of FM agreement take in: after batch norm, and of length one with `l2`.
+
+    Raises:
+        ValueError: for a layer whose routing is not FM, or whose parents have positions.
+    """
+    routing = layer.routing
+    if not isinstance(routing, FM):
+        raise ValueError(f"routing {routing.spec.name!r} sums no pairs; only 'fm' does")
+    votes = layer.votes(children)
+    if votes.space:
+        raise ValueError("parents have positions; only the votes of linear capsules are taken apart")
+    scale, shift = (None, None) if routing.norm is None else routing.norm(votes)
+    dense = widen(votes.dense())
+    dense = (dense if scale is None else dense * scale) + (0 if shift is None else shift)
+    coupling = routing.couple(votes, (scale, shift), 0)
+    return (dense if coupling is None else dense * coupling.unsqueeze(-1)).squeeze(1)
+
+
+def pair_weight(routing: FM) -> float:
+    """What the product of a pair of votes is multiplied by in a_j."""
+    return (1 if routing.halved else 2) / (routing.sizes.children if routing.mean else 1)
+
+
+@torch.no_grad()
+def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12) -> list[AgreedLayer]:
+    """The strongest pairs of each layer of FM agreement whose children have positions; none for other models.
+
+    Args:
+        model: it is left in evaluation mode.
+        images: [b, c, h, w], as the model takes them.
+        parents: how many of each image are shown, at most.
+        pairs: how many of each parent, at most.
+    """
+    below: dict[str, tuple[CapsuleLayer, Capsules, Capsules]] = {}
+
+    def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
+        placed = children.poses.ndim == 5 and step.capsules.poses.ndim == 3
+        if isinstance(layer.routing, FM) and placed:
+            below[name] = layer, children, step.capsules
+
+    with visiting(model.eval(), visit):
+        output = model(images)
+    boxes = locate_children(model, images) if below else {}
+    found = []
+    for name, (layer, children, above) in below.items():
+        assert above.activations is not None and isinstance(layer.routing, FM)
+        best = above.activations.topk(min(parents, above.activations.shape[1]))
+        products, both = _strongest(fm_votes(layer, children), best.indices, pairs)
+        height, width = children.poses.shape[1:3]
+        found.append(
+            AgreedLayer(
+                name=name,
+                top=above.poses is output.capsules[-1].poses,
+                parents=best.indices,
+                activations=best.values,
+                products=products * pair_weight(layer.routing),
+                places=_places(both, (height, width), boxes[name]),
+            )
+        )
+    return found
+
+
+def draw_pairs(image: Tensor, products: Tensor, places: Tensor, names: Sequence[str]) -> Figure:
+    """The strongest pairs of each parent over the image [c, h, w], lines from child to child; a column for each parent.
+
+    Products [k, m] make lines opaque, the largest of all fully; places are [k, m, 2, 2], `names` the k parents'.
+    """
+    from torchcaps.inspect.figures import INK, draw_tiles
+
+    figure = draw_tiles({"pairs": image.expand(len(names), -1, -1, -1)}, names)
+    (axes,), largest = figure.axes, products.max().clamp_min(torch.finfo(products.dtype).tiny)
+    for column, (strengths, ends) in enumerate(zip(products / largest, places.tolist(), strict=True)):
+        for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
+            across, down = [column + 0.94 * x1, column + 0.94 * x2], [0.94 * y1, 0.94 * y2]
+            axes.plot(across, down, color=INK["second"], alpha=strength, lw=1, marker="o", ms=1.6, zorder=3)
+    axes.set(xlim=(0, len(names)))
+    return figure
+
+
+def _strongest(votes: Tensor, parents: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Largest products [b, k, m] of two votes [b, i, j, d] for `parents` [b, k], and their children [b, k, m, 2]."""
+    count = votes.shape[1]
+    first, second = torch.triu_indices(count, count, 1, device=votes.device)
+    chosen = votes.movedim(2, 1).gather(1, parents[..., None, None].expand(-1, -1, count, votes.shape[-1]))
+    products = (chosen @ chosen.transpose(-1, -2))[..., first, second]  # [b, k, pairs]
+    top = products.topk(min(pairs, products.shape[-1]))
+    return top.values, torch.stack([first[top.indices], second[top.indices]], -1)
+
+
+def _places(children: Tensor, space: tuple[int, int], box: Box) -> Tensor:
+    """Middles [..., 2], row and column, of children that are numbered as (capsule, height, width)."""
+    height, width = space
+    row, column = children % (height * width) // width, children % width
+    down = box.top + box.height * (row + 0.5) / height
+    right = box.left + box.width * (column + 0.5) / width
+    return torch.stack([down, right], -1)
