@@ -1,0 +1,152 @@
+"""The products that votes are made of, and their gradients, with 16 images side by side in a vector.
+
+One child and one parent at a time: `u` is the child's pose [rows, columns], `w` a matrix [columns, m], and the vote
+[rows, m] of 16 images stays in the nearest memory for as long as its sums are taken. Arrays are contiguous, places in
+them are counted through all dimensions; one in lanes, such as u [..., rows, columns, 16], has 16 images trailing. Lanes
+beyond the last image are zeros. Importing this module imports numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.kernels.simd import LANES, compiled, load, put, spread, store, store_totals, total, zeros
+
+
+def blocks(images: int) -> int:
+    """How many times 16 images there are, the last of them not whole."""
+    return -(-images // LANES)
+
+
+def to_lanes(x: Tensor) -> Tensor:
+    """[b, ...] -> [blocks, ..., 16], contiguous."""
+    missing = blocks(x.shape[0]) * LANES - x.shape[0]
+    return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)).unflatten(0, (-1, LANES)).movedim(1, -1).contiguous()
+
+
+def from_lanes(x: Tensor, images: int) -> Tensor:
+    """[blocks, ..., 16] -> [b, ...], contiguous."""
+    return x.movedim(-1, 1).flatten(0, 1)[:images].contiguous()
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """What numba's loops take for contiguous tensors."""
+    return [x.detach().numpy() for x in tensors]
+
+
+@compiled
+def gather(poses, first, count, out):
+    """Poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are 0."""
+    images, _, size = poses.shape
+    parts = out.shape[1]
+    for b in range(parts * LANES):
+        part, lane = b // LANES, b % LANES
+        for i in range(count):
+            for k in range(size):
+                out[i, part, k, lane] = poses[b, first + i, k] if b < images else 0
+
+
+@compiled
+def scatter(lanes, first, count, out):
+    """The way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
+    images, _, size = out.shape
+    for b in range(images):
+        part, lane = b // LANES, b % LANES
+        for i in range(count):
+            for k in range(size):
+                out[b, first + i, k] = lanes[i, part, k, lane]
+
+
+@compiled
+def vote(u, at, w, to, rows, columns, m, out, into, add):
+    """out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
+    for r in range(rows):
+        left = at + r * columns * LANES
+        s = 0
+        while s + 4 <= m:
+            k = into + (r * m + s) * LANES
+            a0 = load(out, k) if add else zeros(out)
+            a1 = load(out, k + LANES) if add else zeros(out)
+            a2 = load(out, k + 2 * LANES) if add else zeros(out)
+            a3 = load(out, k + 3 * LANES) if add else zeros(out)
+            for c in range(columns):
+                x = load(u, left + c * LANES)
+                q = to + c * m + s
+                a0 = a0 + x * spread(w, q)
+                a1 = a1 + x * spread(w, q + 1)
+                a2 = a2 + x * spread(w, q + 2)
+                a3 = a3 + x * spread(w, q + 3)
+            store(out, k, a0)
+            store(out, k + LANES, a1)
+            store(out, k + 2 * LANES, a2)
+            store(out, k + 3 * LANES, a3)
+            s += 4
+        while s < m:
+            k = into + (r * m + s) * LANES
+            a0 = load(out, k) if add else zeros(out)
+            for c in range(columns):
+                a0 = a0 + load(u, left + c * LANES) * spread(w, to + c * m + s)
+            store(out, k, a0)
+            s += 1
+
+
+@compiled
+def back(v, at, w, to, rows, columns, m, out, into):
+    """out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into` on."""
+    for r in range(rows):
+        left = at + r * m * LANES
+        c = 0
+        while c + 4 <= columns:
+            k = into + (r * columns + c) * LANES
+            a0 = load(out, k)
+            a1 = load(out, k + LANES)
+            a2 = load(out, k + 2 * LANES)
+            a3 = load(out, k + 3 * LANES)
+            for s in range(m):
+                x = load(v, left + s * LANES)
+                q = to + c * m + s
+                a0 = a0 + x * spread(w, q)
+                a1 = a1 + x * spread(w, q + m)
+                a2 = a2 + x * spread(w, q + 2 * m)
+                a3 = a3 + x * spread(w, q + 3 * m)
+            store(out, k, a0)
+            store(out, k + LANES, a1)
+            store(out, k + 2 * LANES, a2)
+            store(out, k + 3 * LANES, a3)
+            c += 4
+        while c < columns:
+            k = into + (r * columns + c) * LANES
+            a0 = load(out, k)
+            for s in range(m):
+                a0 = a0 + load(v, left + s * LANES) * spread(w, to + c * m + s)
+            store(out, k, a0)
+            c += 1
+
+
+@compiled
+def outer(u, at, v, parts, rows, columns, m, out, into):
+    """out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and of v."""
+    for c in range(columns):
+        s = 0
+        while s + 4 <= m:
+            a0 = zeros(v)
+            a1 = zeros(v)
+            a2 = zeros(v)
+            a3 = zeros(v)
+            for n in range(parts * rows):
+                x = load(u, at + (n * columns + c) * LANES)
+                k = (n * m + s) * LANES
+                a0 = a0 + x * load(v, k)
+                a1 = a1 + x * load(v, k + LANES)
+                a2 = a2 + x * load(v, k + 2 * LANES)
+                a3 = a3 + x * load(v, k + 3 * LANES)
+            store_totals(out, into + c * m + s, a0, a1, a2, a3)
+            s += 4
+        while s < m:
+            a0 = zeros(v)
+            for n in range(parts * rows):
+                a0 = a0 + load(u, at + (n * columns + c) * LANES) * load(v, (n * m + s) * LANES)
+            put(out, into + c * m + s, total(a0))
+            s += 1

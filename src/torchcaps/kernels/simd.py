@@ -1,0 +1,281 @@
+"""Vectors of 16 numbers for loops in numba, one number for each of 16 images, as values that stay in registers.
+
+numba's own vectorizer takes one innermost loop and keeps its sums in memory. Here a loop names its sums, as many as it
+has registers for, and adds products to them. Products are fused into sums; nothing else is reordered, so NaN and
+infinity stay what they are. Importing this module imports numba.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.typing.templates import AbstractTemplate, infer_global
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 16
+LOG2 = (0.693359375, -2.121944400546905827679e-4)  # log(2) in two parts, the first so short that n times it is exact
+_CONTRACT = ("contract",)
+_EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
+
+
+inline: Any = intrinsic  # numba fills in the first argument of what these decorate
+known_to_numba: Any = infer_global
+
+
+class Lanes(types.Type):
+    """The type of a vector of 16 `scalar`s."""
+
+    def __init__(self, scalar: types.Float):
+        self.scalar = scalar
+        super().__init__(f"Lanes({scalar})")
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes):
+        super().__init__(manager, lanes, ir.VectorType(manager.lookup(lanes.scalar).get_value_type(), LANES))
+
+
+def compiled(function: Callable) -> Any:
+    """`function` in machine code, which runs without Python's lock and is kept on disk where there is a place."""
+    try:
+        dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # neither the folder of the source nor the user's cache can be written
+        return njit(nogil=True, error_model="numpy")(function)
+    # what is kept holds the code of other files too, and numba looks at the function's own file only
+    dispatcher._cache._cache_file._source_stamp = _source()
+    return dispatcher
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    """A digest of all that kernels are made of."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
+    return ir.Constant(vector, [value] * LANES)
+
+
+def _pointer(context: Any, builder: Any, array: types.Array, value: Any, index: Any) -> Any:
+    return builder.gep(context.make_array(array)(context, builder, value).data, [index])
+
+
+def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
+    """Let `op` take two vectors, or a vector and a number that stands for all 16."""
+
+    @known_to_numba(op)
+    class _(AbstractTemplate):
+        def generic(self, args: tuple, kws: dict) -> Any:
+            lanes = [x for x in args if isinstance(x, Lanes)]
+            if len(args) == 2 and lanes:
+                return lanes[0](*(x if isinstance(x, Lanes) else lanes[0].scalar for x in args))
+
+    def lower(context: Any, builder: Any, signature: Any, args: list) -> Any:
+        wide = [
+            x if isinstance(kind, Lanes) else _splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
+        ]
+        return emit(builder, *wide)
+
+    for kinds in ((Lanes, Lanes), (Lanes, types.Float), (types.Float, Lanes)):
+        lower_builtin(op, *kinds)(lower)
+
+
+_operator(operator.add, lambda builder, x, y: builder.fadd(x, y, flags=_CONTRACT))
+_operator(operator.sub, lambda builder, x, y: builder.fsub(x, y, flags=_CONTRACT))
+_operator(operator.mul, lambda builder, x, y: builder.fmul(x, y, flags=_CONTRACT))
+_operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
+
+
+@inline
+def load(typingctx, array, index):
+    """The 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
+    lanes = Lanes(array.dtype)
+
+    def emit(context, builder, signature, args):
+        pointer = _pointer(context, builder, array, *args)
+        vector = context.get_value_type(lanes)
+        return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=array.dtype.bitwidth // 8)
+
+    return lanes(array, types.intp), emit
+
+
+@inline
+def store(typingctx, array, index, value):
+    """Put 16 numbers into a contiguous `array` from `index` on."""
+
+    def emit(context, builder, signature, args):
+        pointer = _pointer(context, builder, array, *args[:2])
+        builder.store(args[2], builder.bitcast(pointer, args[2].type.as_pointer()), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, value), emit
+
+
+@inline
+def spread(typingctx, array, index):
+    """16 times the one number of a contiguous `array` at `index`."""
+    lanes = Lanes(array.dtype)
+
+    def emit(context, builder, signature, args):
+        return _splat(builder, builder.load(_pointer(context, builder, array, *args)))
+
+    return lanes(array, types.intp), emit
+
+
+@inline
+def put(typingctx, array, index, number):
+    """Put one number into a contiguous `array` at `index`."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[2], _pointer(context, builder, array, *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, array.dtype), emit
+
+
+@inline
+def zeros(typingctx, array):
+    """16 zeros of the type of `array`."""
+    lanes = Lanes(array.dtype)
+    return lanes(array), lambda context, builder, signature, args: _constant(context.get_value_type(lanes), 0.0)
+
+
+@inline
+def select(typingctx, x, y, above, below):
+    """`above` where x > y, and `below` elsewhere and where one of them is NaN."""
+
+    def emit(context, builder, signature, args):
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
+
+    return above(x, x, x, x), emit
+
+
+@inline
+def root(typingctx, x):
+    """Square roots."""
+
+    def emit(context, builder, signature, args):
+        return _call(builder, "sqrt", args[0])
+
+    return x(x), emit
+
+
+@inline
+def magnitude(typingctx, x):
+    """Absolute values."""
+
+    def emit(context, builder, signature, args):
+        return _call(builder, "fabs", args[0])
+
+    return x(x), emit
+
+
+@inline
+def total(typingctx, x):
+    """The sum of the 16 numbers."""
+
+    def emit(context, builder, signature, args):
+        return _call(builder, "vector.reduce.fadd", args[0], ir.Constant(args[0].type.element, -0.0))
+
+    return x.scalar(x), emit
+
+
+@inline
+def store_totals(typingctx, array, index, a, b, c, d):
+    """Put the sums of four vectors into a contiguous `array` from `index` on."""
+
+    def emit(context, builder, signature, args):
+        def pick(x: Any, y: Any, places: list[int]) -> Any:
+            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
+
+        def add(x: Any, y: Any) -> Any:
+            return builder.fadd(x, y)
+
+        def fold(x: Any, y: Any, low: list[int]) -> Any:
+            """x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
+            first = [four + k for four in range(0, LANES, 4) for k in low]
+            return add(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
+
+        pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in (args[2:4], args[4:6])]  # a b a b, c d c d
+        fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
+        eight = add(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
+        sums = add(pick(eight, eight, [*range(4)]), pick(eight, eight, [*range(4, 8)]))
+        pointer = _pointer(context, builder, array, *args[:2])
+        builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, a, a, a, a), emit
+
+
+@inline
+def highest(typingctx, x):
+    """The largest of the 16 numbers, of those that are not NaN."""
+
+    def emit(context, builder, signature, args):
+        (value,) = args
+        for half in (8, 4, 2, 1):
+            order = [(k + half) % LANES for k in range(LANES)]
+            other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
+            value = builder.select(builder.fcmp_ordered(">", other, value), other, value)
+        return builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
+
+    return x.scalar(x), emit
+
+
+@inline
+def exp(typingctx, x):
+    """e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
+
+    2^n e^r with |r| <= log(2) / 2, by its series. Adding 1.5 2^bits rounds to the whole number n, whose bits then are
+    the lowest ones.
+    """
+    degree, bits, smallest = _EXP[x.scalar]
+
+    def emit(context, builder, signature, args):
+        (value,) = args
+        vector = value.type
+        whole = ir.VectorType(ir.IntType(x.scalar.bitwidth), LANES)
+
+        def number(constant: float) -> ir.Constant:
+            return _constant(vector, constant)
+
+        value = builder.select(builder.fcmp_ordered("<", value, number(smallest)), number(smallest), value)
+        magic = number(1.5 * 2.0**bits)
+        shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2))), magic)
+        n = builder.fsub(shifted, magic)
+        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))
+        r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=_CONTRACT), flags=_CONTRACT)
+        series = number(1 / math.factorial(degree))
+        for k in reversed(range(degree)):
+            product = builder.fmul(series, r, flags=_CONTRACT)
+            series = builder.fadd(product, number(1 / math.factorial(k)), flags=_CONTRACT)
+        power = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [bits] * LANES))
+        return builder.bitcast(builder.add(builder.bitcast(series, whole), power), vector)
+
+    return x(x), emit
+
+
+def _call(builder: Any, name: str, vector: Any, *before: Any) -> Any:
+    """LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
+    suffix = f"v{LANES}{'f32' if isinstance(vector.type.element, ir.FloatType) else 'f64'}"
+    result = vector.type.element if before else vector.type
+    kind = ir.FunctionType(result, [*(x.type for x in before), vector.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.{suffix}")
+    return builder.call(function, [*before, vector], fastmath=("reassoc",) if before else ())
