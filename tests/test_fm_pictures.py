@@ -1,0 +1,113 @@
+"""The pictures of FM agreement's paper: Tables 4 and 5, and the pairs of figure 1, also in the report of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from browser import Browser, find_browser
+from tiny import tiny_config
+
+from torchcaps.config import LossConfig, ModelConfig
+from torchcaps.inspect import (
+    decode_classes,
+    draw_inputs_and_outputs,
+    draw_segmentations,
+    trace_pairs,
+    write_report,
+)
+from torchcaps.inspect.pairs import draw_pairs
+from torchcaps.inspect.pictures import colour_parts
+from torchcaps.inspect.reconstruction import absent_class
+from torchcaps.models import Model, create_model
+from torchcaps.train import fit
+
+SMALL = {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "capsules": (), "decoder": True}
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return create_model("fm-resnet-multimnist", num_classes=4, image_size=12, **SMALL)
+
+
+def pictures(figure) -> list[torch.Tensor]:
+    return [torch.as_tensor(each.get_array()) for each in figure.axes[0].images]
+
+
+def texts(figure) -> list[str]:
+    return [each.get_text() for each in figure.axes[0].texts]
+
+
+def test_inputs_stand_above_what_is_decoded_of_them(model: Model) -> None:
+    groups = {"shifted": torch.rand(3, 1, 12, 12), "affine": torch.rand(2, 1, 12, 12)}
+    figure = draw_inputs_and_outputs(model, groups)
+    shown, images = pictures(figure), torch.cat(list(groups.values()))
+    torch.testing.assert_close(torch.stack(shown[:5]), images[:, 0])
+    torch.testing.assert_close(torch.stack(shown[5:]), model(images).aux["reconstruction"][:, 0].detach())
+    assert texts(figure) == ["", "shifted", "", "", "affine"]
+
+
+def test_segmentations_say_what_is_decoded_and_what_is_there(model: Model) -> None:
+    images = torch.rand(3, 1, 12, 12)
+    targets = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1], [1, 0, 1, 0]]).bool()
+    predicted = targets.clone()
+    predicted[1] = torch.tensor([0, 1, 1, 0]).bool()
+    figure = draw_segmentations(model, images, targets, predicted, absent=1)
+    output = model(images)
+    neither = int(absent_class(output.scores, targets, predicted)[0])
+    assert neither in (2, 3)
+    assert texts(figure) == ["R:(0,1)\nL:(0,1)", "R:P:(1,2)\nL:(1,3)", "R:(0,2)\nL:(0,2)", f"*R:(1,{neither})\nL:(0,1)"]
+    shown = pictures(figure)
+    for column, (image, classes) in enumerate([(0, [0, 1]), (1, [1, 2]), (2, [0, 2]), (0, [1, neither])]):
+        torch.testing.assert_close(shown[column], images[image, 0])
+        decoded = decode_classes(model, output.capsules[-1].poses[image : image + 1], torch.tensor([classes]))
+        overlaid = colour_parts(decoded, torch.zeros(1, 1, 12, 12))[0].movedim(0, -1)
+        torch.testing.assert_close(shown[4 + column], overlaid)
+        assert not overlaid[..., 1].allclose(overlaid[..., 2])
+
+
+def test_nothing_predicted_is_black(model: Model) -> None:
+    none = torch.zeros(1, 4, dtype=torch.bool)
+    figure = draw_segmentations(
+        model, torch.rand(1, 1, 12, 12), none.clone().index_fill_(1, torch.tensor([2]), True), none, 0
+    )
+    assert texts(figure) == ["R:P:()\nL:(2)"] and not pictures(figure)[1].any()
+
+
+def test_pairs_are_lines_between_places(model: Model) -> None:
+    images = torch.rand(1, 1, 12, 12)
+    (layer,) = trace_pairs(model, images, parents=2, pairs=5)
+    assert layer.top
+    figure = draw_pairs(images[0], layer.products[0], layer.places[0], ["a", "b"])
+    lines = figure.axes[0].lines
+    assert len(lines) == 2 * 5 and texts(figure) == ["a", "b"]
+    (y1, x1), (y2, x2) = layer.places[0, 1, 0].tolist()
+    assert lines[5].get_xdata() == pytest.approx([1 + 0.94 * x1, 1 + 0.94 * x2])
+    assert lines[5].get_ydata() == pytest.approx([0.94 * y1, 0.94 * y2])
+    assert max(line.get_alpha() for line in lines) == pytest.approx(1.0)
+
+
+def test_report_of_a_run_shows_the_pairs(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, epochs=1, batch_size=128, loss=LossConfig("margin", reconstruction=0.0005))
+    run = fit(replace(config, model=ModelConfig("fm-resnet-affnist", SMALL))).folder
+    page = write_report(run)
+    assert (run / "figures" / "pairs-stack-0.png").exists()
+    data = json.loads(
+        re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)[0]
+    )
+    for example in data["examples"]:
+        (layer,) = example["agreed"]
+        assert layer["top"] and len(layer["parents"]) == 4 == len(layer["activations"]) == len(layer["lines"])
+        assert all(0 <= number <= 1 for parent in layer["lines"] for pair in parent for number in pair)
+    path = find_browser()
+    if path is not None:
+        with Browser(path) as browser:
+            browser.open(page)
+            lines = sum(len(parent) for parent in data["examples"][0]["agreed"][0]["lines"])
+            assert browser.run("document.querySelectorAll('.agree svg line').length") == lines
+            assert browser.faults == []
