@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 
@@ -136,6 +136,20 @@ def create_model(
         raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error
     model.origin = {"name": name, **shape}
     return model
+
+
+def rebuild_model(origin: Mapping[str, Any]) -> Model:
+    """The model that `origin` describes, to load weights into: no pretrained ones are fetched for it.
+
+    Args:
+        origin: `Model.origin`, or what JSON made of it.
+    """
+    shape: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in origin.items()
+        if name != "pretrained"
+    }
+    return create_model(**shape)
 
 
 def _find(name: str) -> Factory:

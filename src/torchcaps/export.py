@@ -1,0 +1,201 @@
+"""A trained model as it is deployed: ONNX, or with the binary weights of XnODR packed to one bit each.
+
+Each export is read back and compared with the model on random images, so that what is written is known to work.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from torchcaps.layers import CapsuleLayer, PackedLayer, pack
+from torchcaps.models.registry import Model, rebuild_model
+
+FORMAT = "torchcaps-packed-1"
+SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    path: Path
+    bytes: int  # of the file, or of the ONNX file and its data
+    difference: float | None  # largest, of scores of random images; None where ONNX Runtime is not installed
+
+
+class _Scores(nn.Module):
+    """A model as exporters want it: images in, scores out."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).scores
+
+
+def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, int, int] | None = None) -> Exported:
+    """Write the model from images [b, c, h, w] to scores [b, classes] as ONNX, for any batch size.
+
+    Args:
+        source: a model, or the folder of a run, of which the selected weights are taken.
+        path: of the file; its folder must exist.
+        image: channels, height and width; None: those that the model was created for.
+
+    Raises:
+        ValueError: where onnx and onnxscript are not installed, and where `image` is not known.
+    """
+    model, path = _loaded(source), Path(path)
+    try:
+        import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport] - what the exporter needs, said in one line
+    except ImportError as error:
+        raise ValueError("ONNX export needs two more packages: pip install onnx onnxscript") from error
+    module, images = _Scores(model), _images(model, image)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+        batch = ({0: torch.export.Dim.DYNAMIC},)
+        program = torch.export.export(module, (images[:2],), dynamic_shapes=batch)
+        onnx = torch.onnx.export(program, input_names=["images"], output_names=["scores"], dynamo=True, verbose=False)
+        assert onnx is not None
+        onnx.save(path)
+        wanted = module(images)
+    written = sum(each.stat().st_size for each in (path, path.with_name(path.name + ".data")) if each.exists())
+    return Exported(path, written, _onnx_difference(path, images, wanted))
+
+
+def pack_model(model: Model, scales: torch.dtype = torch.float32) -> Model:
+    """A copy for inference whose layers with binary weights hold one bit a weight; the rest stays as it is.
+
+    Args:
+        model: with at least one layer that routes by "xnodr" or "xnodr-xnidr".
+        scales: type of the scales, see `torchcaps.pack`.
+
+    Raises:
+        ValueError: when no layer has binary weights.
+    """
+    packed = copy.deepcopy(model)
+    layers = {
+        name: layer
+        for name, layer in packed.named_modules()
+        if isinstance(layer, CapsuleLayer) and layer.routing.spec.binary_weights and not isinstance(layer, PackedLayer)
+    }
+    if not layers:
+        raise ValueError(
+            "the model has no layer with binary weights: only those of routing 'xnodr' and 'xnodr-xnidr' can be packed"
+        )
+    for name, layer in layers.items():
+        packed.set_submodule(name, pack(layer, scales))
+    return packed.eval()
+
+
+def export_packed(
+    source: Model | str | Path, path: str | Path, scales: torch.dtype = torch.float32, image: Any = None
+) -> Exported:
+    """Write a model whose XnODR layers are packed, as one safetensors file that `load_packed` makes a model of.
+
+    Args:
+        source, path, image: see `export_onnx`.
+        scales: torch.float32, or a half type: scores then differ by the rounding of the scales.
+
+    Raises:
+        ValueError: when no layer has binary weights, and for a model that `create_model` did not build.
+    """
+    from safetensors.torch import save_file
+
+    model, path = _loaded(source), Path(path)
+    if model.origin is None:
+        raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
+    packed = pack_model(model, scales)
+    metadata = {
+        "format": FORMAT,
+        "origin": json.dumps(model.origin),
+        "scales": str(scales).removeprefix("torch."),
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
+    os.replace(temporary, path)
+    images = _images(model, image)
+    with torch.no_grad():
+        difference = (load_packed(path)(images).scores - model(images).scores).abs().max().item()
+    return Exported(path, path.stat().st_size, difference)
+
+
+def load_packed(path: str | Path) -> Model:
+    """The model that `export_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is not one of a packed model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a packed model: {error}") from error
+    origin = json.loads(metadata["origin"])
+    with torch.device("meta"):
+        model = pack_model(rebuild_model(origin), SCALES[metadata["scales"]])
+    _assign(model, tensors)
+    model.origin = origin
+    return convert_conv2d_weight_memory_format(model, torch.channels_last)
+
+
+def _loaded(source: Model | str | Path) -> Model:
+    if isinstance(source, Model):
+        return copy.deepcopy(source).cpu().eval()
+    from torchcaps.train.evaluate import load_run
+
+    return load_run(source)[0]
+
+
+def _images(model: Model, image: tuple[int, int, int] | None) -> Tensor:
+    """Five random images in [0, 1]."""
+    if image is None:
+        if model.origin is None:
+            raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
+        image = (model.origin["in_channels"], *model.origin["image_size"])
+    return torch.rand(5, *image, generator=torch.Generator().manual_seed(0))
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those buffers too that a state dict leaves out."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put `tensors` in place of all that `model` holds."""
+    there = _tensors(model)
+    if there.keys() != tensors.keys():
+        raise ValueError(f"the file and its model differ in {sorted(there.keys() ^ tensors.keys())[:3]}")
+    for name in there:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if leaf in module._parameters:
+            module._parameters[leaf] = nn.Parameter(tensors[name], requires_grad=False)
+        else:
+            module._buffers[leaf] = tensors[name]
+
+
+def _onnx_difference(path: Path, images: Tensor, wanted: Tensor) -> float | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(str(path))
+    found: Any = session.run(None, {"images": images.numpy()})[0]
+    return (torch.from_numpy(found) - wanted).abs().max().item()

@@ -1,0 +1,95 @@
+"""Exports: ONNX Runtime's scores are the model's, and a packed model loads without its float weights."""
+
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from torchcaps import create_model
+from torchcaps.export import export_onnx, export_packed, load_packed, pack_model
+from torchcaps.layers import PackedLayer, use_implementation
+from torchcaps.models import CapsuleHead, HeadedModel, Model
+from torchcaps.train import fit, load_run
+
+BACKBONE = "test_efficientnet"  # timm's own for tests: 256 features
+
+
+def trained(name, **options):
+    """A model whose batch norms have seen something."""
+    torch.manual_seed(0)
+    model = create_model(name, image_size=32, num_classes=4, **options)
+    use_implementation(model, "plain")
+    model.train()(torch.rand(8, 3, 32, 32))
+    return model.eval()
+
+
+def own(routing):
+    """A small network that `create_model` knows nothing of."""
+    stem = nn.Sequential(nn.Conv2d(1, 12, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return HeadedModel(stem, CapsuleHead(routing, 12, 2))
+
+
+def test_onnx_gives_equal_scores_for_any_batch(tmp_path):
+    done = export_onnx(own("xnodr"), tmp_path / "model.onnx", image=(1, 6, 5))
+    assert done.difference is not None and done.difference < 1e-5
+    assert done.bytes > 4 * sum(weight.numel() for weight in own("xnodr").parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "routing", ["em", "xnidr", "xnodr", "dynamic", "fm", "inverted-attention", "uniform", "linear"]
+)
+def test_the_papers_backbone_exports_with_every_head(routing, tmp_path):
+    done = export_onnx(trained(f"mobilenetv2_100.{routing}"), tmp_path / "model.onnx")
+    assert done.difference is not None and done.difference < 1e-4
+
+
+@pytest.mark.parametrize("routing", ["xnodr", "xnodr-xnidr"])
+def test_a_packed_model_loads_without_its_float_weights(routing, tmp_path, monkeypatch):
+    model = trained(f"{BACKBONE}.{routing}")
+    done = export_packed(model, tmp_path / "model.safetensors")
+    assert done.difference == pytest.approx(0, abs=1e-6)
+    with safe_open(done.path, "pt") as file:
+        names = set(file.keys())
+    assert "head.stack.layers.0.transform.weight" not in names and "head.stack.layers.0.transform.bits" in names
+    built = []
+    monkeypatch.setattr(nn.init, "normal_", lambda tensor, *_, **__: built.append(tensor.device.type) or tensor)
+    again = load_packed(done.path)
+    assert set(built) == {"meta"}  # nothing was drawn, and no memory taken, for weights
+    assert isinstance(again.head.stack.layers[0], PackedLayer) and not again.training
+    assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
+    images = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(again(images).scores, model(images).scores)
+
+
+def test_half_scales_are_smaller_and_nearly_equal(tmp_path):
+    model = trained(f"{BACKBONE}.xnodr")
+    whole, half = (export_packed(model, tmp_path / str(scales), scales) for scales in (torch.float32, torch.float16))
+    weights = 32 * 4 * 8 * 16
+    assert abs((whole.bytes - half.bytes) - weights // 8 * 2) < 64
+    assert half.difference is not None and 0 < half.difference < 1e-3
+
+
+def test_a_run_is_exported(tmp_path):
+    folder = fit(tiny.tiny_config(tmp_path, epochs=1)).folder
+    done = export_onnx(folder, tmp_path / "run.onnx")
+    assert done.difference is not None and done.difference < 1e-5
+    model, _ = load_run(folder)
+    assert model.origin["name"] == "tiny"
+    with pytest.raises(ValueError, match="no layer with binary weights"):
+        export_packed(folder, tmp_path / "run.safetensors")
+
+
+def test_what_cannot_be_exported_is_named(tmp_path):
+    model = own("xnodr")
+    with pytest.raises(ValueError, match="give channels, height, width"):
+        export_onnx(model, tmp_path / "own.onnx")
+    with pytest.raises(ValueError, match="not built by create_model"):
+        export_packed(model, tmp_path / "own.safetensors")
+    assert isinstance(pack_model(model), Model)
+    with pytest.raises(ValueError, match="not a packed model"):
+        (tmp_path / "other").write_bytes(b"not safetensors")
+        load_packed(tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        load_packed(tmp_path / "nothing")

@@ -1,0 +1,243 @@
+"""Capsule heads on timm's backbones and on networks of one's own: names, counts, scores, gradients and errors."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from torchcaps import create_model, lengths, list_models, squash
+from torchcaps.backbones.timm_backbone import TimmBackbone, halved
+from torchcaps.cost import measure_cost
+from torchcaps.layers import PrimaryCaps, use_implementation
+from torchcaps.models import CapsuleHead, HeadedModel
+from torchcaps.routing import list_routings
+
+ROUTINGS = [spec.name for spec in list_routings()]
+SMALL = "test_efficientnet"  # timm's own for tests: 256 features
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def on_meta(name, **options):
+    with torch.device("meta"):
+        return create_model(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("mobilenetv2_100.xnidr", {}, 2_428_672),
+        ("mobilenetv2_100.xnodr", {"small_stem": True, "image_size": 32}, 2_428_672),
+        ("mobilenetv2_100.dynamic", {"small_stem": True, "image_size": 36}, 2_428_672),
+        ("mobilenetv2_100.linear", {"hidden": (512, 256, 128)}, 3_045_258),
+        ("mobilenetv2_100.linear", {"hidden": (1024, 512)}, 2_223_872 + 1_841_674),
+        ("resnet50.xnidr", {}, 23_835_712),
+    ],
+)
+def test_heads_have_the_papers_parameters(name, options, expected):
+    assert parameters(on_meta(name, **options)) == expected
+
+
+KERAS_BIASES = 64 + sum(n * (2 * width + 4 * width) + 4 * width for n, width in ((3, 64), (4, 128), (6, 256), (3, 512)))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ours", "printed"),
+    [
+        ("resnet50.linear", {"hidden": (1024, 512)}, 26_136_138, 26.16),
+        ("resnet50.dynamic", {"image_size": 108}, 23_835_712, 23.86),
+        (
+            "resnet50.linear",
+            {"hidden": (1024, 512), "small_stem": True, "features": "flattened", "image_size": 32},
+            32_419_914,
+            32.45,
+        ),
+        (
+            "resnet50.linear",
+            {"hidden": (1024, 512), "small_stem": True, "features": "flattened", "image_size": 36},
+            42_905_674,
+            42.93,
+        ),
+        ("resnet50.xnodr", {"small_stem": True, "image_size": 32}, 23_828_032, 23.85),
+    ],
+)
+def test_resnet_has_the_papers_parameters_but_for_biases_of_convolutions(name, options, ours, printed):
+    """Keras' ResNet-50 has a bias in each of its 53 convolutions, timm's has none; batch norm makes them useless."""
+    assert KERAS_BIASES == 26_560
+    assert parameters(on_meta(name, **options)) == ours
+    assert round((ours + KERAS_BIASES) / 1e6, 2) == printed
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("mobilenetv2_100", {}, (1280, 7, 7)),
+        ("mobilenetv2_100", {"image_size": (108, 108)}, (1280, 4, 4)),
+        ("mobilenetv2_100", {"image_size": (32, 32), "small_stem": True}, (1280, 2, 2)),
+        ("mobilenetv2_100", {"image_size": (36, 36), "small_stem": True}, (1280, 3, 3)),
+        ("resnet50", {"image_size": (32, 32), "small_stem": True}, (2048, 4, 4)),
+        ("resnet50", {"image_size": (36, 36), "small_stem": True}, (2048, 5, 5)),
+    ],
+)
+def test_the_stem_of_small_images_keeps_their_resolution(name, options, shape):
+    options = {"image_size": (224, 224), **options}
+    with torch.device("meta"):
+        assert TimmBackbone(name, 3, features="spatial", **options).shape == shape
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("features", ["pooled", "spatial"])
+def test_every_routing_is_a_head(routing, features):
+    torch.manual_seed(0)
+    model = create_model(f"{SMALL}.{routing}", num_classes=7, in_channels=1, image_size=(40, 33), features=features)
+    use_implementation(model, "plain")  # kernels have tests of their own
+    output = model(torch.rand(3, 1, 40, 33))
+    assert output.scores.shape == (3, 7) and output.scores.isfinite().all()
+    primary, classes = output.capsules
+    matrix = routing == "em" or routing.startswith("inverted")
+    children = (32, 2, 2) if features == "spatial" else (256 // (16 if matrix else 8),)
+    assert primary.poses[0, ..., 0].numel() == math.prod(children) and primary.poses.shape[-1] == (16 if matrix else 8)
+    if routing in ("em", "fm"):
+        assert torch.equal(output.scores, classes.activations)
+    elif matrix:
+        present = 1 if classes.activations is None else classes.activations
+        logits = present * (classes.poses @ model.head.read.linear.weight[0]) + model.head.read.linear.bias
+        torch.testing.assert_close(output.scores, logits)
+    else:
+        assert torch.equal(output.scores, lengths(classes.poses)) and (output.scores < 1).all()
+    output.scores.square().sum().backward()
+    stem = model.backbone.model.conv_stem.weight.grad
+    assert stem.isfinite().all() and (stem != 0).any()
+    assert bool(model.coefficients()) == (routing == "discriminative")
+    if model.coefficients():
+        assert model.objective(output, torch.eye(7)[:3]).isfinite()
+
+
+def test_a_capsule_is_made_of_neighbouring_features():
+    """Poses scrambled by a view are the commonest error of capsule code."""
+    features = torch.rand(2, 24)
+    primary = CapsuleHead("dynamic", 24, 5).primary(features)
+    torch.testing.assert_close(primary.poses[1, 2], squash(features[1, 16:24]))
+    head = CapsuleHead("em", 32, 5)
+    primary = head.primary(features.repeat(1, 2)[:, :32])
+    torch.testing.assert_close(primary.poses[1, 1], features.repeat(1, 2)[1, 16:32])
+    assert primary.activations.shape == (2, 2) and (primary.activations < 1).all()
+
+
+def test_a_map_of_features_passes_through_primary_capsules():
+    head, maps = CapsuleHead("xnidr", (6, 3, 2), 4, primary=5), torch.rand(2, 6, 3, 2)
+    assert isinstance(head.primary, PrimaryCaps)
+    assert head(maps).capsules[0].poses.shape == (2, 3, 2, 5, 8)
+    assert head.stack.layers[0].transform.shape == (4, 5 * 3 * 2, 8, 16)
+
+
+@pytest.mark.parametrize("routing", ["xnidr", "em"])
+def test_features_that_no_pose_divides_pass_a_linear_layer_and_cost_says_so(routing):
+    class Flat(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)
+
+    pose = 16 if routing == "em" else 8
+    model = HeadedModel(Flat(), CapsuleHead(routing, 27, 4))
+    widened = math.ceil(27 / pose) * pose
+    assert measure_cost(model, 3, 3).widening_parameters == 27 * widened + widened
+    assert measure_cost(HeadedModel(Flat(), CapsuleHead(routing, 48, 4)), 4, 3).widening_parameters == 0
+
+
+def test_a_network_of_ones_own_takes_a_head():
+    stem = nn.Sequential(nn.Conv2d(2, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = HeadedModel(stem, CapsuleHead("xnodr", in_features=16, num_classes=3, threshold="midpoint"))
+    assert model(torch.rand(4, 2, 9, 7)).scores.shape == (4, 3)
+    assert model.head.stack.layers[0].routing.threshold == "midpoint"
+
+
+def test_a_map_is_halved_as_keras_does_it():
+    maps = torch.arange(15.0).view(1, 1, 3, 5)
+    expected = [[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]  # the last column and row are means of what is there
+    assert halved(maps).squeeze().tolist() == expected
+    with torch.device("meta"):
+        flat = TimmBackbone("resnet50", 3, (36, 36), "flattened", small_stem=True)
+    assert flat.shape == (3 * 3 * 2048,)
+
+
+def test_transformers_take_any_size_and_have_pooled_features_only():
+    with torch.device("meta"):
+        assert TimmBackbone("test_vit", 1, (64, 32)).shape == (64,)
+        with pytest.raises(ValueError, match="no map of features"):
+            TimmBackbone("test_vit", 1, (64, 32), features="spatial")
+
+
+def test_channels_last_backbones_give_maps_too():
+    with torch.device("meta"):
+        model = TimmBackbone("swin_tiny_patch4_window7_224", 3, (224, 224), "spatial")
+    assert model.shape == (768, 7, 7)
+
+
+def test_nothing_is_fetched_unless_asked_and_then_by_timm(monkeypatch):
+    calls = []
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        calls.append(pretrained)
+        if pretrained:
+            raise OSError("no route to host")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    create_model(f"{SMALL}.xnidr", image_size=32)
+    with pytest.raises(ValueError, match=r"pretrained weights of test_efficientnet cannot be had: no route to host"):
+        create_model(f"{SMALL}.xnidr", image_size=32, pretrained=True)
+    assert calls == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: create_model("mobilenetv2_10.xnidr"), "no timm model is named 'mobilenetv2_10'; the nearest is 'mobi"),
+        (lambda: create_model("mobilenetv2_100.xnid"), "nearest is 'mobilenetv2_100.xnidr'"),
+        (lambda: create_model("resnet50.no_such_tag.em"), "no pretrained timm model is named 'resnet50.no_such_tag'"),
+        (lambda: create_model("resnet50"), "nearest is 'resnet50."),
+        (lambda: create_model("resnet18.em", iteration=2), "nearest is 'iterations'"),
+        (lambda: create_model("resnet18.xnidr", features="map"), "features of model 'resnet18.xnidr' is 'map'"),
+        (lambda: create_model("test_vit.em", small_stem=True), "does not begin with a convolution"),
+        (lambda: create_model("test_vit.em", image_size=8), "does not take images of 8x8"),
+        (lambda: create_model(f"{SMALL}.linear", image_size=32, hidden=(3, 0)), "hidden is (3, 0)"),
+        (lambda: CapsuleHead("xnidr", 0, 3), "in_features is 0"),
+        (lambda: CapsuleHead("xnidr", (3, 4), 3), "in_features is (3, 4)"),
+        (lambda: CapsuleHead("xnid", 8, 3), "nearest is 'xnidr'"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert message in str(error.value)
+
+
+def test_the_papers_models_are_listed_without_timm():
+    listed = list_models("*xnidr*")
+    for backbone in ("mobilenetv2_100", "resnet50"):
+        assert {f"{backbone}.{head}" for head in (*ROUTINGS, "linear")} <= set(list_models(f"{backbone}.*"))
+    assert {"mobilenetv2_100.xnidr", "resnet50.xnidr", "resnet50.xnodr-xnidr"} <= set(listed)
+    code = (
+        "import sys; from torchcaps import list_models; list_models(); print({'timm', 'torchvision'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_model_remembers_what_it_was_made_of():
+    model = create_model(f"{SMALL}.linear", num_classes=2, image_size=(32, 40), hidden=(4,))
+    assert model.origin == {
+        "name": f"{SMALL}.linear",
+        "num_classes": 2,
+        "in_channels": 3,
+        "image_size": (32, 40),
+        "hidden": (4,),
+    }
+    again = create_model(**model.origin)
+    assert again.state_dict().keys() == model.state_dict().keys()
