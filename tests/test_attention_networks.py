@@ -9,6 +9,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.layers import PrimaryPoses
+from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
 PARAMETERS = {
     "attention-resnet-cifar10": 1_828_817,
@@ -86,6 +87,17 @@ def test_iterations_can_be_changed_after_training(name):
     assert torch.equal(model(images).scores, wanted) and not torch.equal(before, wanted)
     with pytest.raises(ValueError, match="iterations is 0"):
         model.iterations = 0
+
+
+@pytest.mark.parametrize("name", ["attention-simple-cifar10", "dynamic-simple-cifar10", "em-simple-cifar10"])
+def test_a_checkpoint_holds_all_of_a_network(name, tmp_path):
+    model, other = narrow(name), narrow(name)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = torch.randn(2, 3, 32, 32)
+    save_checkpoint(tmp_path / "last", model)
+    load_weights(tmp_path / "last", other)
+    assert torch.equal(other(images).scores, model(images).scores)
 
 
 @pytest.mark.parametrize("iterations", [1, 3])

@@ -24,7 +24,8 @@ def coordinate_weights(rows: int, columns: int) -> Tensor:
     """
     if rows * columns < 2:
         raise ValueError("votes of 1 element have no room for two coordinates; at least 2 are needed")
-    return torch.eye(columns)[:2] if rows == 1 else torch.eye(columns)[-1:]
+    weights = torch.eye(columns)[:2] if rows == 1 else torch.eye(columns)[-1:]
+    return weights.clone()  # a checkpoint cannot hold a part of a storage
 
 
 def append_coordinates(children: Capsules, rows: int) -> Capsules:
