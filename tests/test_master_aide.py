@@ -97,9 +97,9 @@ def maps(capsules=2, pose=1, size=(4, 5), batch=2, seed=1):
 
 OPTIONS = [
     {"kernel": 3, "stride": 2},
-    {"kernel": 1, "aide_kernel": 3, "skip": False},
+    {"kernel": 1, "aide_extra": 2, "skip": False},
     {"kernel": 1, "in_pose": 2, "aide": "all", "branch_norm": True},
-    {"kernel": 3, "capsules": 3, "aide": "all", "aide_kernel": 3, "branch_norm": True},
+    {"kernel": 3, "capsules": 3, "aide": "all", "aide_extra": 0, "branch_norm": True},
 ]
 
 
@@ -330,7 +330,7 @@ def test_training_the_unit_makes_generated_maps_like_true_ones():
     ("call", "message"),
     [
         (lambda: MasterAideConv2d(2, 1, 2, kernel=2), "kernel is 2"),
-        (lambda: MasterAideConv2d(2, 1, 2, aide_kernel=4), "aide_kernel is 4"),
+        (lambda: MasterAideConv2d(2, 1, 2, aide_extra=3), "aide_extra is 3"),
         (lambda: MasterAideConv2d(0, 1, 2), "0 capsules"),
         (lambda: MasterAideConv2d(2, 1, 2, stride=0), "stride 0"),
         (lambda: MasterAideConv2d(2, 1, 2, version="v4"), "'v4'"),

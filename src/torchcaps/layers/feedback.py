@@ -12,6 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchcaps.capsules import widen
+from torchcaps.layers.gather import gather_batch
 from torchcaps.layers.master_aide import squash_maps
 from torchcaps.names import check_choice
 from torchcaps.sinkhorn import sinkhorn_divergence
@@ -76,7 +78,8 @@ def critic(channels: int, size: tuple[int, int]) -> nn.Sequential:
 class OptimalTransportUnit(nn.Module):
     """How far what is generated from a layer's output is from what the layer saw, over the batch.
 
-    With several processes each compares its own part of the batch.
+    With several processes the features of all are compared, so that each has the divergence of the joint batch; the
+    statistics of batch norm stay each process's own.
 
     Args:
         in_channels: of the higher maps.
@@ -117,4 +120,5 @@ class OptimalTransportUnit(nn.Module):
             raise ValueError(f"the lower maps are {tuple(lower.shape[2:])}, but the unit was built for {self.size}")
         if self.training and lower[:, 0].numel() == 1:
             raise ValueError("batch norm cannot be trained on one image of 1x1: use a larger batch or larger maps")
-        return self.divergence(self.critic(self.generator(higher, self.size)), self.critic(lower))
+        made, seen = self.critic(self.generator(higher, self.size)), self.critic(lower)
+        return self.divergence(*(gather_batch(widen(features)) for features in (made, seen)))

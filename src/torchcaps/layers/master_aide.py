@@ -5,6 +5,7 @@ and m1, m2 are learnt from them, one number per capsule and position. Then skip,
 
 Maps stay channels first, [b, (g d), h, w] with the d of a capsule side by side. Every default is the paper's rule, but
 for the size of the aide's kernel, which it does not give: the authors' code takes the master's + 4, and so do we.
+The convolutions of branches and skip may do without a bias (`affine`), since a batch norm follows; a coefficient's not.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ class AideConv2d(nn.Conv2d):
         capsules: types per position, at least 2.
         in_pose, out_pose: elements of a pose.
         kernel, stride: of the convolution, padded so that a stride of 1 keeps the size; the kernel is odd.
+        bias: whether it has one.
     """
 
     mask: Tensor
 
-    def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int):
-        super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2)
+    def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int, bias: bool = True):
+        super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2, bias=bias)
         others = 1 - torch.eye(capsules)
         mask = others.repeat_interleave(out_pose, 0).repeat_interleave(in_pose, 1)[:, :, None, None]
         self.register_buffer("mask", mask, persistent=False)
@@ -96,9 +98,10 @@ class MasterAideConv2d(nn.Module):
             from both; "master" has no aide; "route1" (m2 = 1 - m1), "route2" (the same, m1 from the input) and "route3"
             (the same as v2) are the authors' code.
         aide: what the aide sees, "others" (the paper) or "all" channels (the authors' code).
-        aide_kernel: odd; None is kernel + 4 (Route1 and Route2 of the code have `kernel`).
+        aide_extra: how much larger than the master's the aide's kernel is; even (Route1 and Route2 of the code: 0).
         branch_norm: batch norm, ReLU and squash in each branch too, before the coefficients (the authors' code).
         skip: whether the input is added before the last batch norm.
+        affine: whether the convolutions of branches and skip have a bias, and the batch norms a scale and a shift.
 
     Raises:
         ValueError: for even kernels, sizes below 1, unknown names, and an aide of a single capsule that has no others.
@@ -113,30 +116,31 @@ class MasterAideConv2d(nn.Module):
         stride: int = 1,
         version: str = "v3",
         aide: Literal["others", "all"] = "others",
-        aide_kernel: int | None = None,
+        aide_extra: int = 4,
         branch_norm: bool = False,
         skip: bool = True,
+        affine: bool = True,
     ):
         super().__init__()
-        aide_kernel = kernel + 4 if aide_kernel is None else aide_kernel
-        _check(capsules, in_pose, out_pose, kernel, aide_kernel, stride, version, aide)
+        _check(capsules, in_pose, out_pose, kernel, aide_extra, stride, version, aide)
         self.capsules, self.wiring = capsules, VERSIONS[version]
         wide, out = capsules * in_pose, capsules * out_pose
-        self.master = nn.Conv2d(wide, out, kernel, stride, kernel // 2, groups=capsules)
+        self.master = nn.Conv2d(wide, out, kernel, stride, kernel // 2, groups=capsules, bias=affine)
         if self.wiring is not None:
+            wider = kernel + aide_extra
             self.aide = (
-                AideConv2d(capsules, in_pose, out_pose, aide_kernel, stride)
+                AideConv2d(capsules, in_pose, out_pose, wider, stride, affine)
                 if aide == "others"
-                else nn.Conv2d(wide, out, aide_kernel, stride, aide_kernel // 2)
+                else nn.Conv2d(wide, out, wider, stride, wider // 2, bias=affine)
             )
             widths = {"master": out_pose, "aide": out_pose, "input": in_pose}
             near = (kernel, stride) if "input" in self.wiring.master else (3, 1)
             self.master_coefficient = self._coefficient(self.wiring.master, widths, *near)
             self.aide_coefficient = self._coefficient(self.wiring.aide, widths, 3, 1)
             branches = ("master", "aide") if branch_norm else ()
-            self.branch_norms = nn.ModuleDict({name: nn.BatchNorm2d(out) for name in branches})
-        self.skip = _skip(wide, out, stride) if skip else None
-        self.norm = nn.BatchNorm2d(out)
+            self.branch_norms = nn.ModuleDict({name: nn.BatchNorm2d(out, affine=affine) for name in branches})
+        self.skip = _skip(wide, out, stride, affine) if skip else None
+        self.norm = nn.BatchNorm2d(out, affine=affine)
 
     def _coefficient(self, sources: tuple[Source, ...], widths: dict, kernel: int, stride: int) -> nn.Conv2d | None:
         """[b, (g d), h, w] of the sources, a capsule's side by side -> [b, g, h, w]."""
@@ -156,19 +160,31 @@ class MasterAideConv2d(nn.Module):
         branches = {"input": maps, "master": self.master(maps), "aide": self.aide(maps)}
         for name, norm in self.branch_norms.items():
             branches[name] = squash_maps(F.relu(norm(branches[name])), self.capsules)
-        each = {name: x.unflatten(1, (self.capsules, -1)) for name, x in branches.items()}  # [b, g, d, h, w]
-        m1 = self._read(self.master_coefficient, [each[name] for name in wiring.master])
-        m2 = (
-            1 - m1
-            if self.aide_coefficient is None
-            else self._read(self.aide_coefficient, [each[name] for name in wiring.aide])
-        )
-        return (m1 * each["master"] + m2 * each["aide"]).flatten(1, 2)
+        m1, m2 = self._coefficients(branches, wiring)
+        master, aide = (branches[name].unflatten(1, (self.capsules, -1)) for name in ("master", "aide"))
+        return (m1 * master + m2 * aide).flatten(1, 2)  # of [b, g, d, h, w]
 
-    def _read(self, convolution: nn.Conv2d | None, sources: list[Tensor]) -> Tensor:
-        """The coefficient [b, g, 1, h, w]."""
-        assert convolution is not None
-        return convolution(torch.cat(sources, 2).flatten(1, 2)).unsqueeze(2)
+    def _coefficients(self, branches: dict[str, Tensor], wiring: Wiring) -> tuple[Tensor, Tensor]:
+        """m1 and m2, both [b, g, 1, h, w]; two that are read from the same maps are one convolution."""
+        first, second = self.master_coefficient, self.aide_coefficient
+        assert first is not None
+        maps = self._beside([branches[name] for name in wiring.master])
+        if second is None:
+            m1 = first(maps).unsqueeze(2)
+            return m1, 1 - m1
+        if wiring.master != wiring.aide:
+            others = self._beside([branches[name] for name in wiring.aide])
+            return first(maps).unsqueeze(2), second(others).unsqueeze(2)
+        weight, bias = (
+            torch.stack(pair, 1).flatten(0, 1) for pair in zip(_affine(first), _affine(second), strict=True)
+        )
+        both = F.conv2d(maps, weight, bias, padding=first.padding, groups=self.capsules)  # [b, (g 2), h, w]
+        m1, m2 = both.unflatten(1, (self.capsules, 2)).split(1, 2)
+        return m1, m2
+
+    def _beside(self, sources: list[Tensor]) -> Tensor:
+        """Maps [b, (g d), h, w] as one, each capsule's side by side."""
+        return torch.cat([maps.unflatten(1, (self.capsules, -1)) for maps in sources], 2).flatten(1, 2)
 
 
 class CapConvModule(nn.Sequential):
@@ -231,21 +247,27 @@ class CapFC(nn.Module):
         return Capsules(squash(torch.einsum("bid,dij->bjd", poses, self.weight)))
 
 
-def _skip(wide: int, out: int, stride: int) -> nn.Module:
+def _affine(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    assert convolution.bias is not None
+    return convolution.weight, convolution.bias
+
+
+def _skip(wide: int, out: int, stride: int, bias: bool) -> nn.Module:
     """The input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
-    return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1)
+    return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1, bias=bias)
 
 
 def _check(
-    capsules: int, in_pose: int, out_pose: int, kernel: int, aide_kernel: int, stride: int, version: str, aide: str
+    capsules: int, in_pose: int, out_pose: int, kernel: int, aide_extra: int, stride: int, version: str, aide: str
 ) -> None:
     if min(capsules, in_pose, out_pose, stride) < 1:
         raise ValueError(
             f"{capsules} capsules of {in_pose} -> {out_pose}, stride {stride}, were asked for; each must be at least 1"
         )
-    for name, value in (("kernel", kernel), ("aide_kernel", aide_kernel)):
-        if value < 1 or value % 2 == 0:
-            raise ValueError(f"{name} is {value}; it must be odd (1, 3, 5, ...), so that both branches give one size")
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel is {kernel}; it must be odd (1, 3, 5, ...), so that a stride of 1 keeps the size")
+    if kernel + aide_extra < 1 or aide_extra % 2:
+        raise ValueError(f"aide_extra is {aide_extra}; it must be even, and leave a kernel of at least 1")
     check_choice("version", version, VERSIONS)
     check_choice("aide", aide, ("others", "all"))
     if capsules == 1 and aide == "others" and VERSIONS[version] is not None:

@@ -1,0 +1,133 @@
+"""How votes agree with their parents as a network learns: figure 2 of EncapNet (Li et al. 2018, section 2.2).
+
+For each cosine between a vote and its parent: the percentage of votes that have it, and the mean length of these votes.
+As routing learns, the votes that agree with their parent and those that oppose it become many and long.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchcaps.capsules import Capsules, lengths, widen
+from torchcaps.inspect.couplings import visiting
+from torchcaps.inspect.figures import INK, style
+from torchcaps.layers import CapsuleLayer
+from torchcaps.losses import multi_hot
+from torchcaps.models import Model
+from torchcaps.routing import Step
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHORTEST = 1e-12  # of a vote or a parent that has a direction; others count as at right angles
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one routed layer, over equal steps of the cosine from -1 to 1."""
+
+    routing: str  #: its registered name
+    share: tuple[float, ...]  #: percentage of votes in each step; they add up to 100
+    length: tuple[float, ...]  #: mean length of the votes in each step; 0 where there are none
+
+
+def measure_agreement(
+    model: Model, batches: Iterable[tuple[Tensor, Tensor]], steps: int = 20, true_class: bool = True
+) -> dict[str, Agreement]:
+    """The agreement of votes with the parents of the last iteration, for each routed layer of `model`, bottom first.
+
+    Args:
+        model: it is put into evaluation mode, and back into the mode that it was in.
+        batches: images [b, c, h, w] as the model takes them, and labels int64 [b] or label sets [b, classes], on its device.
+        steps: of the cosine, at least 2.
+        true_class: of the class capsules, only those of the labels; otherwise all.
+
+    Raises:
+        ValueError: for fewer than 2 steps.
+    """
+    if steps < 2:
+        raise ValueError(f"steps is {steps}; there must be at least 2")
+    sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, steps, dtype=torch.float64))  # votes, their lengths
+    last: dict[str, tuple[CapsuleLayer, Capsules, Step]] = {}
+
+    def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
+        last[name] = layer, children, step
+
+    training = model.training
+    with torch.no_grad(), visiting(model.eval(), visit):
+        for images, labels in batches:
+            classes = model(images).capsules[-1:]
+            for name, (layer, children, step) in last.items():
+                top = bool(classes) and classes[0].poses is step.capsules.poses
+                cosine, length = _compare(layer, children, step.capsules, labels if top and true_class else None)
+                sums[name] += _histogram(cosine, length, steps)
+    model.train(training)
+    return {name: _summarise(last[name][0].routing.spec.name, counts) for name, counts in sums.items()}
+
+
+def _compare(
+    layer: CapsuleLayer, children: Capsules, parents: Capsules, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Cosine of each vote with its parent, and its length, flattened; of the parents `labels` alone, where given."""
+    votes = layer.votes(children)
+    poses = widen(parents.poses)
+    poses = poses.flatten(1, 2) if votes.space else poses.unsqueeze(1)  # [b, p, j, d]
+    length = votes.distance().sqrt()  # [b, p, i, j]
+    size = length * lengths(poses).unsqueeze(2)
+    cosine = torch.where(size > SHORTEST, widen(votes.agree(poses)) / size.clamp_min(SHORTEST), 0)
+    there = torch.ones_like(cosine, dtype=torch.bool)
+    if votes.present is not None:
+        there &= votes.present[None, :, :, None]
+    if labels is not None:
+        there &= multi_hot(labels, votes.parents).bool()[:, None, None]
+    return cosine[there], length.expand_as(there)[there]
+
+
+def _histogram(cosine: Tensor, length: Tensor, steps: int) -> Tensor:
+    """How many votes are in each step, and the sum of their lengths: [2, steps]."""
+    step = ((cosine + 1) / 2 * steps).long().clamp(0, steps - 1)
+    weights = torch.stack([torch.ones_like(length), length]).double()
+    return torch.stack([torch.bincount(step, weight, minlength=steps) for weight in weights]).cpu()
+
+
+def _summarise(routing: str, counts: Tensor) -> Agreement:
+    number, length = counts
+    share = 100 * number / number.sum().clamp_min(1)
+    return Agreement(routing, tuple(share.tolist()), tuple((length / number.clamp_min(1)).tolist()))
+
+
+def draw_agreement(rows: Mapping[str, Mapping[int, Agreement]]) -> Figure:
+    """A row for each name, e.g. of a routing, and a panel for each epoch: bars of percentage, a line of length."""
+    from matplotlib.figure import Figure
+
+    columns = max(len(epochs) for epochs in rows.values())
+    with style():
+        figure = Figure(figsize=(2.3 * columns, 1.9 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), columns, squeeze=False, sharex=True)
+        for row, (name, epochs) in zip(panels, rows.items(), strict=True):
+            for axes, (epoch, agreement) in zip(row, sorted(epochs.items()), strict=False):
+                _draw_panel(axes, agreement, f"{name}, epoch {epoch}")
+            for axes in row[len(epochs) :]:
+                axes.set_axis_off()
+    return figure
+
+
+def _draw_panel(axes: Axes, agreement: Agreement, title: str) -> None:
+    width = 2 / len(agreement.share)
+    middles = [-1 + (step + 0.5) * width for step in range(len(agreement.share))]
+    axes.bar(middles, agreement.share, 0.9 * width, color=INK["line"])
+    axes.set(xlim=(-1, 1), xlabel="cosine of vote and parent", ylabel="% of votes")
+    axes.set_title(title, fontsize=8)
+    beside = axes.twinx()
+    seen = [(x, y) for x, y, share in zip(middles, agreement.length, agreement.share, strict=True) if share]
+    beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
+    beside.set_ylabel("mean length", color=INK["accent"])
+    beside.set_ylim(0)
+    beside.grid(False)

@@ -1,0 +1,241 @@
+"""The six-layer networks of EncapNet's Table 1 and figure 2 (Li et al. 2018, section A.i).
+
+Four convolutions with batch norm and ReLU take 32 pixels to 8x8 positions of 256 channels, 32 types of 8. The printed
+stride of 3 cannot give 8x8: strides are 1, 1, 2, 2. The fifth and the sixth layer are of capsules (or a convolution and
+a linear layer). The transforms are a grouped convolution's, so all positions share them, each vote has a bias, and each
+position of the layer above is a parent of its own: 2048 children vote for 2048 parents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchcaps.backbones.interface import Backbone, Window
+from torchcaps.capsules import Capsules
+from torchcaps.layers import CapConvModule, CapsuleLayer, CapsuleStack, LinearTransform, to_capsules
+from torchcaps.models.encapnet import CapsuleStages, Shrink, conv_block, halved
+from torchcaps.models.feedback import register_with_feedback
+from torchcaps.models.network import ActivationHead, CapsuleNetwork, LengthHead
+from torchcaps.models.registry import Model, register_model
+from torchcaps.models.staged import StagedModel
+from torchcaps.routing.dynamic import Dynamic
+from torchcaps.routing.em import EM
+from torchcaps.routing.interface import Routing, Sizes, Start
+from torchcaps.votes import LinearVotes, Over
+
+POSE, CLASS_POSE = 8, 16
+
+
+class SixStem(Backbone):
+    """Four convolutions 3x3 with strides 1, 1, 2, 2, each with batch norm and ReLU.
+
+    Args:
+        in_channels: of the images.
+        channels: of the first, at least 1; the second and third have twice as many as the one before.
+        last: of the fourth.
+    """
+
+    def __init__(self, in_channels: int, channels: int, last: int):
+        super().__init__()
+        if channels < 1:
+            raise ValueError(f"channels is {channels}; it must be at least 1")
+        widths, strides = (in_channels, channels, 2 * channels, 4 * channels, last), (1, 1, 2, 2)
+        self.windows = tuple(Window(3, stride, 1) for stride in strides)
+        self.channels = last
+        self.layers = nn.Sequential(
+            *(conv_block(a, b, stride) for (a, b), stride in zip(pairwise(widths), strides, strict=True))
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class AsCapsules(nn.Module):
+    """Maps as capsules of poses, as they are; further maps, one for each type, are the logits of their activations."""
+
+    def __init__(self, types: int):
+        super().__init__()
+        self.types = types
+
+    def forward(self, maps: Tensor) -> Capsules:
+        """[b, (i d), h, w] -> poses [b, h, w, i, d]; of i channels more also activations [b, h, w, i]."""
+        poses, logits = maps.split((self.types * POSE, maps.shape[1] - self.types * POSE), 1)
+        activations = logits.sigmoid().movedim(1, -1) if logits.shape[1] else None
+        return to_capsules(poses, self.types)._replace(activations=activations)
+
+
+class BiasedTransform(LinearTransform):
+    """Votes W u + b: a constant joins each child's pose, whose weights are the bias.
+
+    The initial weights have unit votes of unit children stay so in their mean over all children: those of a type nearly
+    agree wherever they stand, so that as many as there are types count as apart.
+
+    Args:
+        types, positions: of the children, which are their product, ordered (type, position).
+        parents, child_pose, parent_pose: see `LinearTransform`.
+    """
+
+    def __init__(self, types: int, positions: int, parents: int, child_pose: int, parent_pose: int):
+        super().__init__(
+            types * positions,
+            parents,
+            child_pose + 1,
+            parent_pose,
+            std=math.sqrt(types / (child_pose + 1)),
+            shared=positions,
+        )
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
+        return super().vote(children._replace(poses=F.pad(children.poses, (0, 1), value=1.0)), weight, binary)
+
+
+def build_capnet(
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    types: int,
+    channels: int,
+    grid: int,
+    iterations: int,
+    routing: Callable[[Sizes], Routing],
+) -> CapsuleNetwork:
+    """The network of both routings; `routing` makes one of a layer's sizes."""
+    if min(types, grid) < 1:
+        raise ValueError(f"types is {types} and grid {grid}; they must be at least 1")
+    height, width = (min(grid, side) for side in halved(image_size, 2))
+    positions = height * width
+    transforms = (
+        BiasedTransform(types, positions, types * positions, POSE, CLASS_POSE),
+        BiasedTransform(types, positions, num_classes, CLASS_POSE, CLASS_POSE),
+    )
+    layers = [CapsuleLayer(transform, routing(transform.sizes)) for transform in transforms]
+    active = layers[0].routing.spec.needs_activations
+    backbone = SixStem(in_channels, channels, types * (POSE + active))
+    primary = nn.Sequential(Shrink(grid), AsCapsules(types))
+    return CapsuleNetwork(
+        backbone, primary, CapsuleStack(layers, iterations), ActivationHead() if active else LengthHead()
+    )
+
+
+@register_model("capnet-6-dynamic")
+def capnet_6_dynamic(
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    types: int = 32,
+    channels: int = 32,
+    grid: int = 8,
+    iterations: int = 3,
+    over: Over = "children",
+    start: Start = "zero",
+) -> Model:
+    """Table 1 (a): dynamic routing, the children competing; scores are lengths.
+
+    Args:
+        num_classes, in_channels, image_size: of the data.
+        types: of the fifth layer's children and of its parents, at each position.
+        channels: of the first convolution.
+        grid: positions a side that larger maps are averaged to before the fifth layer, whose votes grow with its fourth
+            power; 32 pixels leave 8.
+        iterations: of both layers (R).
+        over, start: see `Dynamic`; Table 5 compares the starts.
+    """
+    return build_capnet(
+        num_classes,
+        in_channels,
+        image_size,
+        types,
+        channels,
+        grid,
+        iterations,
+        partial(Dynamic, over=over, start=start),
+    )
+
+
+@register_model("capnet-6-em")
+def capnet_6_em(
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    types: int = 32,
+    channels: int = 32,
+    grid: int = 8,
+    iterations: int = 3,
+    normalise: bool = True,
+) -> Model:
+    """Table 1 (b): EM routing with vector poses; the fourth convolution gives the activations too. Scores are those of
+    the class capsules.
+
+    Args:
+        num_classes, in_channels, image_size, types, channels, grid, iterations: see `capnet_6_dynamic`.
+        normalise: standardise what the sigmoid of an activation is given, which the paper finds crucial.
+    """
+    return build_capnet(
+        num_classes, in_channels, image_size, types, channels, grid, iterations, partial(EM, normalise=normalise)
+    )
+
+
+def cnn_6(num_classes: int, in_channels: int, image_size: tuple[int, int], channels: int = 32) -> StagedModel:
+    """Table 1 (c) and (d): five convolutions, average pooling, a linear layer; scores are logits.
+
+    Args:
+        num_classes, in_channels, image_size: of the data.
+        channels: of the first convolution; each other one has twice as many as the one before, so that maps have the
+            shapes of CapNet's where `channels` is its number of types.
+    """
+    first, *others = SixStem(in_channels, channels, 8 * channels).layers.children()
+    stages = [nn.Sequential(layer) for layer in (*others, conv_block(8 * channels, 16 * channels))]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16 * channels, num_classes))
+    return StagedModel(first, stages, head, (in_channels, *image_size))
+
+
+def encapnet_6(
+    num_classes: int,
+    in_channels: int,
+    image_size: tuple[int, int],
+    types: int = 32,
+    channels: int = 32,
+    version: str = "v3",
+    aide: Literal["others", "all"] = "others",
+    aide_extra: int = 4,
+    branch_norm: bool = False,
+    affine: bool = False,
+) -> CapsuleStages:
+    """Table 1 (e) and (f): one capConv layer with a skip, and a capFC layer; scores are lengths.
+
+    Without `affine` the master alone has the 1,687,808 parameters that the table's number stands for.
+
+    Args:
+        num_classes, in_channels, image_size: of the data.
+        types: of capsules.
+        channels: of the first convolution.
+        version, aide, aide_extra, branch_norm, affine: see `MasterAideConv2d`.
+    """
+    module = CapConvModule(
+        types,
+        POSE,
+        CLASS_POSE,
+        length=0,
+        stride=2,
+        skip="type-1",
+        version=version,
+        aide=aide,
+        aide_extra=aide_extra,
+        branch_norm=branch_norm,
+        affine=affine,
+    )
+    stem, image = SixStem(in_channels, channels, types * POSE), (in_channels, *image_size)
+    return CapsuleStages(stem, [module], num_classes, types, CLASS_POSE, image, halvings=3)
+
+
+register_with_feedback("cnn-6", cnn_6)
+register_with_feedback("cnn-6-wide", cnn_6, channels=79)  # all widths grow; the paper does not say which
+register_with_feedback("encapnet-6-master", encapnet_6, version="master")
+register_with_feedback("encapnet-6-master-aide", encapnet_6)

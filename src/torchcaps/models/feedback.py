@@ -1,0 +1,187 @@
+"""A network trained with EncapNet's feedback agreement (Li et al. 2018, section 3.2): units on every stage.
+
+One unit compares what a stage saw with what is generated from its output (figure 3a); a second one, where asked for,
+does so with what the stage's first layer gave, along the path of the skip connection (Table 3, 8). Their sum times
+lambda is `Output.aux["penalty"]`, which the training loss adds. In evaluation mode there is the network alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from torchcaps.layers.feedback import Divergence, OptimalTransportUnit
+from torchcaps.models.registry import Factory, Model, Output, register_variant
+from torchcaps.models.staged import StagedModel
+from torchcaps.names import check_choice
+from torchcaps.sinkhorn import Cost, kl_divergence, sinkhorn_divergence
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """How a network is given feedback; the defaults are the paper's, Table 3 (c).
+
+    `generator` "capsules" is a plain one on networks without capsules.
+    """
+
+    units: int = 1  #: on each stage, 1 or 2
+    weight: float = 10.0  #: lambda, of the sum over all units
+    generator: Literal["capsules", "vanilla"] = "capsules"  #: vanilla (d4): no groups and no squash
+    groups: Literal["pose", "capsules"] = "pose"  #: of the generator: the paper's, or the authors' code's
+    extractor: bool = True  #: whether there are critics; False (d3): raw maps are compared
+    divergence: Literal["sinkhorn", "kl"] = "sinkhorn"  #: kl (b); what follows is of sinkhorn
+    cost: Cost = "cosine"  #: ground cost; l2 (d5)
+    eps: float = 0.1  #: of the entropy
+    iterations: int = 10  #: of Sinkhorn
+    bias_fix: bool = True  #: False (d1): W(x, y) alone
+    through_plan: bool = False  #: True (d2): gradient through the plan too
+
+    def __post_init__(self) -> None:
+        if self.units not in (1, 2) or self.weight < 0:
+            raise ValueError(f"units is {self.units} and weight {self.weight}; they must be 1 or 2, and at least 0")
+        check_choice("generator", self.generator, ("capsules", "vanilla"))
+        check_choice("divergence", self.divergence, ("sinkhorn", "kl"))
+        self.measure()(
+            *torch.ones(2, 1, 1, device="cpu")
+        )  # a ValueError of its options comes here, and not in training
+
+    def measure(self) -> Divergence:
+        """Of two batches of features."""
+        if self.divergence == "kl":
+            return kl_divergence
+        return partial(
+            sinkhorn_divergence,
+            cost=self.cost,
+            eps=self.eps,
+            iterations=self.iterations,
+            bias_fix=self.bias_fix,
+            through_plan=self.through_plan,
+        )
+
+
+class Shapes(NamedTuple):
+    """(channels, height, width) around one stage: what it sees, what its first layer gives, and what it gives."""
+
+    lower: torch.Size
+    first: torch.Size
+    higher: torch.Size
+
+
+class WithFeedback(Model):
+    """`network`, with units that are there in training only.
+
+    Args:
+        network: it is trained as it is; `deployed()` gives it back.
+        feedback: the settings.
+
+    Raises:
+        ValueError: for channels that the generator cannot group; for a second unit on a stage of one layer.
+    """
+
+    def __init__(self, network: StagedModel, feedback: Feedback | None = None):
+        super().__init__()
+        self.feedback = feedback or Feedback()
+        self.network = network
+        self.units = nn.ModuleList(
+            nn.ModuleList(self._unit(shapes.higher, lower) for lower in (shapes.lower, shapes.first)[: self._count(n)])
+            for n, shapes in enumerate(stage_shapes(network))
+        )
+
+    def _count(self, stage: int) -> int:
+        units, layers = self.feedback.units, len(self.network.stages[stage])  # pyright: ignore[reportArgumentType]
+        if units > layers:
+            raise ValueError(f"stage {stage + 1} has a single layer, so that a second unit has nothing to compare with")
+        return units
+
+    def _unit(self, higher: torch.Size, lower: torch.Size) -> OptimalTransportUnit:
+        return OptimalTransportUnit(
+            higher[0],
+            lower[0],
+            (lower[1], lower[2]),
+            1 if higher[1:] == lower[1:] else 2,
+            self.network.capsules if self.feedback.generator == "capsules" else None,
+            self.feedback.groups,
+            self.feedback.extractor,
+            self.feedback.measure(),
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        """In training `aux["penalty"]` is lambda times the sum of the units' divergences, a scalar."""
+        if not self.training:
+            return self.network(images, labels)
+        maps, penalty = self.network.stem(images), images.new_zeros((), dtype=torch.float32)
+        for stage, units in zip(self.network.stages, self.units, strict=True):
+            lower, first, maps = run_stage(stage, maps)  # pyright: ignore[reportArgumentType]
+            for unit, seen in zip(units, (lower, first), strict=False):  # pyright: ignore[reportArgumentType]
+                penalty = penalty + unit(maps, seen)
+        output = self.network.read(maps)
+        return output._replace(aux={**output.aux, "penalty": self.feedback.weight * penalty})
+
+    def deployed(self) -> StagedModel:
+        return self.network
+
+
+def run_stage(stage: nn.Sequential, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `stage` sees, what its first layer gives of it, and what the stage gives."""
+    first, *others = stage
+    higher = middle = first(lower)
+    for layer in others:
+        higher = layer(higher)
+    return lower, middle, higher
+
+
+class _Trace(nn.Module):
+    """All maps of a network's stages."""
+
+    def __init__(self, network: StagedModel):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        maps, seen = self.network.stem(images), []
+        for stage in self.network.stages:
+            seen.append(run_stage(stage, maps))  # pyright: ignore[reportArgumentType]
+            maps = seen[-1][-1]
+        return seen
+
+
+def stage_shapes(network: StagedModel) -> list[Shapes]:
+    """Around each stage, for images of `network.image`; nothing is computed."""
+    trace, training = _Trace(network), network.training
+    weights = {name: value.to("meta") for name, value in (*trace.named_parameters(), *trace.named_buffers())}
+    with torch.no_grad():
+        maps = functional_call(trace.eval(), weights, (torch.empty(1, *network.image, device="meta"),))
+    trace.train(training)
+    return [Shapes(*(each.shape[1:] for each in stage)) for stage in maps]
+
+
+def with_feedback(factory: Factory) -> Factory:
+    """The function of the same networks with feedback; its options are those of `factory` and of `Feedback`."""
+    own = [each.name for each in fields(Feedback)]
+
+    def build(**options: typing.Any) -> WithFeedback:
+        feedback = Feedback(**{name: options.pop(name) for name in own if name in options})
+        network = factory(**options)
+        assert isinstance(network, StagedModel)
+        return WithFeedback(network, feedback)
+
+    arguments = [*inspect.signature(factory).parameters.values(), *inspect.signature(Feedback).parameters.values()]
+    build.__signature__ = inspect.Signature(arguments)  # pyright: ignore[reportFunctionMemberAccess]
+    build.__annotations__ = typing.get_type_hints(factory) | typing.get_type_hints(Feedback)
+    return build
+
+
+def register_with_feedback(name: str, factory: Factory, **defaults: object) -> None:
+    """Register a function that makes staged models under `name`, and the same with feedback under `name`-feedback.
+
+    `defaults` are other ones for some options of the function.
+    """
+    register_variant(name, factory, **defaults)
+    register_variant(f"{name}-feedback", with_feedback(factory), **defaults)
