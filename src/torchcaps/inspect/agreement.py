@@ -45,7 +45,8 @@ def measure_agreement(
 
     Args:
         model: it is put into evaluation mode, and back into the mode that it was in.
-        batches: images [b, c, h, w] as the model takes them, and labels int64 [b] or label sets [b, classes], on its device.
+        batches: images [b, c, h, w] as the model takes them, and labels int64 [b] or label sets [b, classes], on the
+            device of the model.
         steps: of the cosine, at least 2.
         true_class: of the class capsules, only those of the labels; otherwise all.
 
