@@ -1,24 +1,31 @@
 """Registered models, one family a file."""
 
-from torchcaps.models import attention, cnn, dynamic, em, fm_capsnet, fm_resnet, timm_heads
+from torchcaps.models import attention, cnn, dynamic, em, encapnet, encapnet_six, fm_capsnet, fm_resnet, timm_heads
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet
+from torchcaps.models.feedback import Feedback, WithFeedback
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel
 from torchcaps.models.registry import Model, Output, create_model, list_models, register_model
+from torchcaps.models.staged import StagedModel
 
 __all__ = [
     "CapsNet",
     "CapsuleHead",
     "DenseHead",
+    "Feedback",
     "HeadedModel",
     "Model",
     "Output",
+    "StagedModel",
+    "WithFeedback",
     "attention",
     "cnn",
     "create_model",
     "discriminative_capsnet",
     "dynamic",
     "em",
+    "encapnet",
+    "encapnet_six",
     "fm_capsnet",
     "fm_resnet",
     "list_models",
