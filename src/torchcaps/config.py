@@ -84,11 +84,14 @@ class ModelConfig:
     options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
 
 
+LossName = Literal[
+    "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"
+]
+
+
 @dataclass(frozen=True)
 class LossConfig:
-    name: Literal[
-        "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"
-    ] = "margin"
+    name: LossName = "margin"
     average: bool = False  #: margin, spread: divide the sum over the classes by their number, as some code does
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
@@ -176,7 +179,9 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
 def _restore(name: str, kind: Any, value: Any) -> Any:
     if is_dataclass(kind) and isinstance(value, dict):
         return from_plain(typing.cast(type, kind), value)
-    if isinstance(value, list):
+    if isinstance(value, dict):
+        value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    elif isinstance(value, list):
         value = tuple(value)
     if isinstance(value, str) and Path in (kind, *typing.get_args(kind)):
         value = Path(value)

@@ -1,4 +1,4 @@
-"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | list | cost | data`.
+"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | compare | list | cost | data`.
 
 Flags are derived from `Config` and from the functions of the modules beside this one. Help and the listings of recipes,
 tables and data import no torch: what needs it is imported by the command that needs it.
@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Literal, cast
 
+from torchcaps.cli.comparing import compare
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
 from torchcaps.cli.listing import list_names
@@ -27,6 +28,7 @@ COMMANDS = {
     "inspect": inspect,
     "reproduce": reproduce,
     "table": table,
+    "compare": compare,
     "list": list_names,
     "cost": cost,
     "data": data,

@@ -1,6 +1,17 @@
 """Registered models, one family a file."""
 
-from torchcaps.models import attention, cnn, dynamic, em, encapnet, encapnet_six, fm_capsnet, fm_resnet, timm_heads
+from torchcaps.models import (
+    attention,
+    cnn,
+    dynamic,
+    em,
+    encapnet,
+    encapnet_six,
+    fm_capsnet,
+    fm_resnet,
+    stem_heads,
+    timm_heads,
+)
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet
 from torchcaps.models.feedback import Feedback, WithFeedback
@@ -30,5 +41,6 @@ __all__ = [
     "fm_resnet",
     "list_models",
     "register_model",
+    "stem_heads",
     "timm_heads",
 ]

@@ -118,7 +118,7 @@ def create_model(
     Raises:
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
-    factory = _find(name)
+    factory = find_factory(name)
     channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
     size = _default(factory, "image_size", 28) if image_size is None else image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
@@ -152,7 +152,8 @@ def rebuild_model(origin: Mapping[str, Any]) -> Model:
     return create_model(**shape)
 
 
-def _find(name: str) -> Factory:
+def find_factory(name: str) -> Factory:
+    """The factory of a registered model; ValueError with the nearest name otherwise."""
     if name in _FACTORIES:
         return _FACTORIES[name]
     for family in _FAMILIES:

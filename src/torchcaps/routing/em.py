@@ -105,6 +105,7 @@ class EM(Routing):
         couplings=True,
         needs_activations=True,
         gives_activations=True,
+        loss="spread",
     )
 
     def __init__(

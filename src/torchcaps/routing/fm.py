@@ -53,6 +53,7 @@ class FM(Routing):
         iterative=False,
         couplings=False,
         gives_activations=True,
+        loss="cross-entropy",
     )
 
     def __init__(

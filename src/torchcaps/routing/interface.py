@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.config import LossName
 from torchcaps.names import check_choice, check_options, unknown
 from torchcaps.votes import Votes
 
@@ -49,6 +50,7 @@ class Spec:
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
+    loss: LossName = "margin"  # that its paper trains class capsules with
 
     @property
     def capabilities(self) -> list[str]:

@@ -40,6 +40,7 @@ class InvertedAttention(Routing):
         memory="R b I J",
         iterative=True,
         couplings=True,
+        loss="cross-entropy",
     )
 
     def __init__(

@@ -45,6 +45,7 @@ class InvertedAttentionC(InvertedAttention):
         paper="Tsai et al. 2020, ablation C",
         needs_activations=True,
         gives_activations=True,
+        loss="cross-entropy",
     )
 
     def __init__(

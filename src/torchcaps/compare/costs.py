@@ -1,0 +1,78 @@
+"""What each head costs: counted, and timed on this machine while nothing else should run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from torchcaps.config import Config
+from torchcaps.recipes.cells import Cell, Train
+from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.records import append_record, config_hash
+
+COST = "cost"  # in place of a budget
+BATCH = 128
+
+
+def record_costs(cells: Sequence[Cell], path: Path, device: str = "auto") -> None:
+    """Measure each cell's network and append a line for it to the file `path`.
+
+    Each is measured in a process of its own, so that its peak of memory is not another's.
+    """
+    for cell in cells:
+        assert isinstance(cell.how, Train)
+        config = cell.how.build()
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            measured = pool.submit(measure_costs, config, device).result()
+        append_record(path, {"cell": cell.id, "budget": COST, "config_hash": config_hash(config), **measured})
+
+
+def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
+    """Parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
+
+    The memory is that of a training step of 128 images, beyond what the process held before it.
+    """
+    import torch
+
+    from torchcaps.cost import measure_cost
+    from torchcaps.recipes.measure import (
+        build_network,
+        image_shape,
+        latency,
+        peak_memory,
+        reset_peak,
+        step_memory,
+        step_seconds,
+    )
+    from torchcaps.train.machine import choose_device, describe_machine
+
+    place = choose_device(device)
+    step_memory(config, 2, device)  # so that what is loaded once for all is there before
+    reset_peak(place)
+    before = peak_memory(place)
+    memory = step_memory(config, BATCH, device) - before / 1e6
+    channels, height, width = image_shape(config)
+    cost = measure_cost(build_network(config), (height, width), channels)
+    return {
+        "parameters": cost.parameters,
+        "multiply_adds": cost.multiply_adds,
+        "operations": cost.operations,
+        "step_memory_mb": round(memory, 1),
+        "held_kb": round(cost.activation_memory / 1e3, 1),
+        "step_ms": round(1000 * step_seconds(config, BATCH, device), 2),
+        "latency_1_ms": round(latency(config, 1, device), 3),
+        "latency_128_ms": round(latency(config, BATCH, device), 2),
+        "threads": torch.get_num_threads(),
+        "environment": describe_machine(),
+    }
+
+
+def find_costs(records: Sequence[Record], cell: Cell) -> Record | None:
+    """The newest line of `cell`'s costs; None where there is none."""
+    assert isinstance(cell.how, Train)
+    wanted = (cell.id, COST, config_hash(cell.how.build()))
+    found = [each for each in records if (each.get("cell"), each.get("budget"), each.get("config_hash")) == wanted]
+    return found[-1] if found else None

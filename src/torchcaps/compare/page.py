@@ -1,0 +1,147 @@
+"""A comparison as a table and as a picture of accuracy against cost, from the lines of results/runs.jsonl only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, NamedTuple
+
+from torchcaps.compare.comparison import CONTROLS, Comparison
+from torchcaps.compare.costs import find_costs
+from torchcaps.recipes.budgets import Budget
+from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.summary import Summary, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Show = Callable[[Record], str]
+COSTS: dict[str, Show] = {
+    "parameters": lambda cost: f"{cost['parameters']:,}",
+    "multiply-adds (M)": lambda cost: f"{cost['multiply_adds'] / 1e6:.2f}",
+    "training step (ms)": lambda cost: f"{cost['step_ms']:.1f}",
+    "its memory (MB)": lambda cost: f"{cost['step_memory_mb']:.0f}",
+    "latency at 1 (ms)": lambda cost: f"{cost['latency_1_ms']:.2f}",
+    "at 128 (ms)": lambda cost: f"{cost['latency_128_ms']:.1f}",
+}
+LEGEND = (
+    "Accuracy: test, of the epoch that is best on validation; mean ± standard deviation (runs), in percent. "
+    "Multiply-adds are of one image. A training step is of 128 images; its memory is what it takes beyond the resting "
+    "process. Latency is of inference, for a batch of 1 and of 128."
+)
+
+
+class Row(NamedTuple):
+    head: str
+    accuracy: Summary | None
+    cost: Record | None
+
+
+def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
+    """What the lines hold of each head."""
+    return [
+        Row(cell.name, summarise(cell, budget, records), find_costs(records, cell)) for cell in comparison.cells(heads)
+    ]
+
+
+def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
+    """The table, the controls in front and the others by accuracy, with where the numbers come from."""
+    lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
+    lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
+    lines += [_line(_cells(row)) for row in ranked(rows)]
+    return "\n".join([*lines, "", *_verdict(rows), "", *_sources(rows)]) + "\n"
+
+
+def ranked(rows: Sequence[Row]) -> list[Row]:
+    """The controls in front, then the others from the most accurate down; what has no run comes last."""
+    return sorted(rows, key=lambda row: (row.head not in CONTROLS, -_accuracy(row)))
+
+
+def _accuracy(row: Row) -> float:
+    return row.accuracy.mean if row.accuracy is not None and row.accuracy.values else 0.0
+
+
+def _cells(row: Row) -> list[str]:
+    accuracy, best = "not run", ""
+    if row.accuracy is not None and row.accuracy.values:
+        spread = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
+        accuracy = f"{row.accuracy.mean:.2f}{spread} ({len(row.accuracy.values)})"
+        best = f"{row.accuracy.best():.2f}"
+    if row.accuracy is not None and row.accuracy.failures:
+        accuracy += f"; {len(row.accuracy.failures)} failed: {row.accuracy.failures[0]}"
+    return [row.head, accuracy, best, *("" if row.cost is None else show(row.cost) for show in COSTS.values())]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _verdict(rows: Sequence[Row]) -> list[str]:
+    """Which routings lie above each control by more than both spreads together."""
+    by_head = {row.head: row for row in rows if _accuracy(row) and _spread(row) is not None}
+    said = []
+    for control in CONTROLS:
+        if control not in by_head:
+            continue
+        floor = by_head[control]
+        above = [
+            row.head
+            for row in ranked(list(by_head.values()))
+            if row.head not in CONTROLS
+            and _accuracy(row) - _accuracy(floor) > (_spread(row) or 0.0) + (_spread(floor) or 0.0)
+        ]
+        said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")
+    return said
+
+
+def _spread(row: Row) -> float | None:
+    """None for less than two runs, of which nothing can be said."""
+    return None if row.accuracy is None else row.accuracy.std
+
+
+def _sources(rows: Sequence[Row]) -> list[str]:
+    """Where accuracies and costs were measured."""
+    lines = []
+    runs = [record for row in rows if row.accuracy is not None for record in row.accuracy.records]
+    for what, found in (("Runs", runs), ("Costs", [row.cost for row in rows if row.cost is not None])):
+        places = dict.fromkeys(_place(record) for record in found)
+        seconds = [record["seconds"] for record in found if "seconds" in record]
+        time = f", {mean(seconds) / 60:.1f} min a run beside other work" if seconds else ""
+        if found:
+            lines.append(f"{what}: {len(found)}{time}; {'; '.join(places)}.")
+    return lines
+
+
+def _place(record: Record) -> str:
+    where = record.get("environment", {})
+    commit = (where.get("commit") or {}).get("hash", "unknown")[:10]
+    machine = where.get("gpu") or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
+    return f"{machine}, torch {where.get('torch')}, commit {commit}"
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Test accuracy with its spread against multiply-adds, and against the latency of a batch of 128."""
+    from matplotlib.figure import Figure
+
+    from torchcaps.inspect.figures import INK, style
+
+    with style():
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        known = [row for row in rows if row.cost is not None and _accuracy(row)]
+        for axes, key, scale, label in zip(
+            panels,
+            ("multiply_adds", "latency_128_ms"),
+            (1e-6, 1.0),
+            ("multiply-adds of an image (M)", "latency of 128 images (ms)"),
+            strict=True,
+        ):
+            for row in known:
+                assert row.cost is not None and row.accuracy is not None
+                x, y = row.cost[key] * scale, row.accuracy.mean
+                colour = INK["second" if row.head in CONTROLS else "accent"]
+                axes.errorbar(x, y, row.accuracy.std or 0.0, fmt="o", ms=4, color=colour, capsize=2, lw=1)
+                axes.annotate(row.head, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK["ink"])
+            axes.set(xlabel=label, xscale="log")
+        panels[0].set_ylabel("test accuracy (%)")
+    return figure

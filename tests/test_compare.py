@@ -1,0 +1,154 @@
+"""`torchcaps compare`: the heads differ in nothing but their routing, and the table says only what the lines say."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchcaps import create_model, list_models
+from torchcaps.cli import main, training
+from torchcaps.compare import page
+from torchcaps.compare.comparison import CONTROLS, Comparison, all_heads, choose_heads
+from torchcaps.compare.costs import COST, find_costs
+from torchcaps.config import LossConfig, ModelConfig
+from torchcaps.recipes.budgets import apply_budget
+from torchcaps.recipes.records import config_hash
+from torchcaps.routing import list_routings
+
+
+@pytest.mark.parametrize("head", all_heads())
+def test_every_head_learns_on_the_small_network(head):
+    torch.manual_seed(0)
+    options = {} if head == "linear" else {"iterations": 2, "scaled": True}
+    model = create_model(f"small-resnet.{head}", num_classes=3, in_channels=2, image_size=(19, 26), width=4, **options)
+    output = model(torch.rand(5, 2, 19, 26))
+    assert output.scores.shape == (5, 3)
+    torch.nn.functional.cross_entropy(output.scores, torch.tensor([0, 1, 2, 0, 1])).backward()
+    apart = {id(parameter) for parameter in model.coefficients()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in apart and "beta" not in name:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+
+def test_a_scaled_head_multiplies_its_scores():
+    torch.manual_seed(0)
+    plain = create_model("small-resnet.dynamic", image_size=16, width=4).eval()
+    scaled = create_model("small-resnet.dynamic", image_size=16, width=4, scaled=True).eval()
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    images = torch.rand(2, 1, 16, 16)
+    torch.testing.assert_close(scaled(images).scores, 10 * plain(images).scores)
+
+
+def test_primary_capsules_hold_about_as_many_numbers_as_there_are_channels():
+    images = torch.rand(2, 1, 16, 16)
+    for routing, shape in (("dynamic", (2, 2, 2, 2, 8)), ("em", (2, 2, 2, 1, 16))):
+        model = create_model(f"small-resnet.{routing}", image_size=16, width=4)
+        assert model(images).capsules[0].poses.shape == shape, routing
+
+
+def test_bad_sizes_are_named():
+    with pytest.raises(ValueError, match="width is 0"):
+        create_model("small-resnet.dynamic", width=0)
+    with pytest.raises(ValueError, match=r"no model is named 'small-resnet.dinamic'; the nearest is 'small-resnet.dy"):
+        create_model("small-resnet.dinamic")
+    assert len(list_models("small-resnet.*")) == len(list_routings()) + 1
+
+
+def test_configs_of_a_comparison_differ_in_the_head_alone():
+    comparison = Comparison("small-resnet", "cifar10")
+    configs = [replace(comparison.config(head), model=ModelConfig()) for head in all_heads()]
+    assert all(config == configs[0] for config in configs)
+    assert configs[0].loss == LossConfig("cross-entropy") and configs[0].data.augment.flip
+    assert not Comparison(data="mnist").config("dynamic").data.augment.flip  # a mirrored 2 is no 2
+
+
+def test_with_the_own_loss_each_head_has_that_of_its_paper():
+    comparison = Comparison(loss="own")
+    assert comparison.id == "small-resnet/fashion-mnist/own-loss"
+    names = {head: comparison.config(head).loss.name for head in all_heads()}
+    assert names["dynamic"] == names["uniform"] == "margin" and names["em"] == "spread"
+    assert names["linear"] == names["fm"] == names["inverted-attention"] == "cross-entropy"
+    assert "scaled" not in comparison.config("dynamic").model.options
+
+
+def test_the_controls_are_always_compared():
+    assert choose_heads(["em"]) == [*CONTROLS, "em"] and choose_heads([]) == all_heads()
+    assert set(all_heads()) == {"linear", *(spec.name for spec in list_routings())}
+    with pytest.raises(ValueError, match="no routing is named 'dynamik'; the nearest is 'dynamic'"):
+        choose_heads(["dynamik"])
+
+
+def line(comparison: Comparison, head: str, accuracy: float, seed: int = 0) -> dict:
+    """A line as a finished run leaves it."""
+    (cell,) = comparison.cells([head])
+    config = apply_budget(cell.how.build(), "cpu", cell)
+    name = {"cell": cell.id, "budget": "cpu", "seed": seed, "config_hash": config_hash(config)}
+    return name | {"test_accuracy": accuracy, "seconds": 60.0, "environment": {"cpu": "abacus", "threads": 1}}
+
+
+def cost(comparison: Comparison, head: str, multiply_adds: int) -> dict:
+    (cell,) = comparison.cells([head])
+    numbers = {"parameters": 1234, "multiply_adds": multiply_adds, "step_ms": 5.0, "step_memory_mb": 7.0}
+    times = {"latency_1_ms": 0.5, "latency_128_ms": 9.0, "environment": {"cpu": "abacus"}}
+    return {"cell": cell.id, "budget": COST, "config_hash": config_hash(cell.how.build()), **numbers, **times}
+
+
+def test_the_table_ranks_by_accuracy_behind_the_controls_and_says_who_beats_them():
+    comparison = Comparison()
+    accuracies = {"linear": (0.90, 0.91), "uniform": (0.80, 0.82), "em": (0.91, 0.92), "dynamic": (0.95, 0.96)}
+    lines = [line(comparison, head, a, seed) for head, pair in accuracies.items() for seed, a in enumerate(pair)]
+    lines.append(cost(comparison, "em", 3_000_000))
+    rows = page.collect(comparison, choose_heads(["em", "dynamic", "fm"]), "cpu", lines)
+    assert [row.head for row in page.ranked(rows)] == ["linear", "uniform", "dynamic", "em", "fm"]
+    text = page.markdown(comparison, rows, "cpu")
+    assert "| dynamic | 95.50 ± 0.71 (2) | 96.00 |  |" in text and "| fm | not run |" in text
+    assert "| em | 91.50 ± 0.71 (2) | 92.00 | 1,234 | 3.00 | 5.0 | 7 | 0.50 | 9.0 |" in text
+    assert "Above `linear` by more than both standard deviations together: dynamic." in text
+    assert "Above `uniform` by more than both standard deviations together: dynamic, em." in text
+    assert "8, 1.0 min a run" in text
+
+
+def test_a_single_run_beats_nobody():
+    comparison = Comparison()
+    lines = [line(comparison, head, a) for head, a in (("linear", 0.1), ("uniform", 0.2), ("em", 0.9))]
+    text = page.markdown(comparison, page.collect(comparison, choose_heads(["em"]), "cpu", lines), "cpu")
+    assert "Above" not in text
+
+
+def test_the_newest_costs_of_the_same_network_count():
+    comparison = Comparison()
+    (cell,) = comparison.cells(["em"])
+    other = cost(comparison, "em", 1) | {"config_hash": "of-another"}
+    assert find_costs([other], cell) is None
+    found = find_costs([cost(comparison, "em", 1), cost(comparison, "em", 2), other], cell)
+    assert found is not None and found["multiply_adds"] == 2
+
+
+def test_compare_runs_once_measures_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    results = tmp_path / "results"
+    flags = ["--data", "digits", "--routings", "uniform", "--seeds", "1", "--budget", "smoke"]
+    command = ["compare", *flags, "--out", str(tmp_path / "runs"), "--results", str(results), "--device", "cpu"]
+    assert main([*command, "--costs"]) == 0
+    lines = [json.loads(text) for text in (results / "runs.jsonl").read_text().splitlines()]
+    assert [(each["cell"], each["budget"]) for each in lines] == [
+        (f"compare/small-resnet/digits/{head}", kind) for kind in ("smoke", COST) for head in CONTROLS
+    ]
+    for each in lines[2:]:
+        assert each["parameters"] > 0 and each["multiply_adds"] > 0 and each["latency_1_ms"] < each["latency_128_ms"]
+    table = (results / "compare/small-resnet/digits.md").read_text()
+    assert table in capsys.readouterr().out and f"{100 * lines[0]['test_accuracy']:.2f} (1)" in table
+    assert (results / "compare/small-resnet/digits.svg").read_text().startswith("<?xml")
+    assert main(command) == 0
+    assert len((results / "runs.jsonl").read_text().splitlines()) == len(lines)
+
+
+def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
+    assert main(["compare", "--data", "fashion-mnst"]) == 2
+    assert "no data set is named 'fashion-mnst'; the nearest is 'fashion-mnist'" in capsys.readouterr().err
+    assert main(["compare", "--data", "digits", "--backbone", "resnet18x", "--show"]) == 2
+    assert "resnet18x" in capsys.readouterr().err
