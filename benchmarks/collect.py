@@ -1,4 +1,5 @@
-"""Append finished runs to results/runs.jsonl, one line a run, and print each recipe's mean and spread over its seeds.
+"""Append finished runs of `torchcaps train` to results/runs.jsonl, one line a run, and print each recipe's mean and
+spread over its seeds. Runs of `torchcaps reproduce` are there already.
 
 python benchmarks/collect.py RUN [RUN ...]
 """
@@ -6,37 +7,27 @@ python benchmarks/collect.py RUN [RUN ...]
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
 from report import RESULTS
 
-from torchcaps.train import RunFolder
-
-RUNS = RESULTS / "runs.jsonl"
+from torchcaps.recipes.records import append_record, describe_run, read_records
 
 
-def line(path: Path) -> dict:
-    """Recipe, seed, result, configuration and environment of a finished run."""
-    run = RunFolder(path)
-    config = run.read("config.json")
-    result, environment = run.read("result.json"), run.read("environment.json")
-    return {"recipe": config["recipe"], "seed": config["seed"], **result, "config": config, "environment": environment}
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    known = [json.loads(text) for text in RUNS.read_text().splitlines()] if RUNS.exists() else []
-    fresh = [new for new in map(line, parser.parse_args().runs) if new not in known]
-    RESULTS.mkdir(exist_ok=True)
-    with RUNS.open("a") as file:
-        file.writelines(json.dumps(new) + "\n" for new in fresh)
+    path = RESULTS / "runs.jsonl"
+    for new in map(describe_run, parser.parse_args(arguments).runs):
+        if new not in read_records(path):
+            append_record(path, new)
     by_recipe: dict[str, list[float]] = defaultdict(list)
-    for record in known + fresh:
-        by_recipe[record["recipe"]].append(100 * record["test_accuracy"])
+    for record in read_records(path):
+        if "test_accuracy" in record:
+            by_recipe[record["recipe"]].append(100 * record["test_accuracy"])
     for recipe, accuracies in by_recipe.items():
         spread = f" +- {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
         print(f"{recipe}: {mean(accuracies):.2f}{spread} % test accuracy ({len(accuracies)} runs)")

@@ -60,7 +60,7 @@ def test_cpu_cuts_streams_and_schedules_in_steps() -> None:
 def test_smoke_is_the_full_network_on_a_few_images() -> None:
     smoke = apply_budget(CONFIG, "smoke", CELL)
     assert smoke.model == CONFIG.model
-    assert (smoke.epochs, smoke.batch_size, smoke.data.limit, smoke.schedule.name) == (1, 16, 80, "constant")
+    assert (smoke.epochs, smoke.batch_size, smoke.data.limit, smoke.schedule.name) == (1, 16, 64, "constant")
 
 
 def test_unknown_budget_is_named() -> None:

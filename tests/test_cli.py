@@ -70,7 +70,15 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["list", "recipes"], ["list", "data"], ["train", "digits", "--help"], ["train", "--help"]]
+    "args",
+    [
+        ["--help"],
+        ["list", "recipes"],
+        ["list", "data"],
+        ["list", "tables"],
+        ["train", "digits", "--help"],
+        ["train", "--help"],
+    ],
 )
 def test_answers_without_torch(args: list[str]) -> None:
     code = (

@@ -9,6 +9,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import collect
 import pytest
 from tiny import tiny_config
 
@@ -19,6 +20,7 @@ from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Narrow, Pa
 from torchcaps.recipes.measure import count_parameters
 from torchcaps.recipes.metrics import ACCURACY, PARAMETERS
 from torchcaps.recipes.records import read_records
+from torchcaps.train import fit
 from torchcaps.train.loop import Trainer
 
 PAPER = Paper("tiny", "Nobody 2000")
@@ -196,12 +198,24 @@ def test_pages_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "torchcaps reproduce tiny/table1" in (folder / "table1.md").read_text()
 
 
+def test_plain_runs_are_collected_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collect, "RESULTS", place / "results")
+    folder = str(fit(tiny_config(place / "runs", epochs=1)).folder)
+    for _ in range(2):
+        capsys.readouterr()
+        collect.main([folder])
+        (record,) = lines(place)
+        assert capsys.readouterr().out == f"tiny: {100 * record['test_accuracy']:.2f} % test accuracy (1 runs)\n"
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("reproduce tiny/table2", "no table is named 'tiny/table2'; the nearest is 'tiny/table1'"),
         ("reproduce tiny/table1 --cells nane", "no cell is named 'nane'; the nearest is"),
-        ("reproduce tiny/table1 --cells quoted", "no cell 'quoted' with a recipe"),
+        ("reproduce tiny/table1 --cells quoted", "no cell 'quoted' to run"),
         ("reproduce tiny/table1 --seeds 0", "seeds is 0; it must be at least 1"),
         ("reproduce tiny/table1 --max-hours -1", "max_hours is -1.0; it must be 0 or above"),
         ("reproduce tiny/table1 --budget huge", "--budget"),

@@ -30,7 +30,7 @@ def list_names(kind: Positional[Literal["models", "recipes", "routings", "data",
         case "tables":
             from torchcaps.recipes import list_tables
 
-            print_lines((table.id, f"{table.printed}: {table.title}; {table.facts()}") for table in list_tables())
+            print_lines((table.id, f"{table.printed}: {table.title}") for table in list_tables())
         case "data":
             from torchcaps.data.catalogue import CATALOGUE
 

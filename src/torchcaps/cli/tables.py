@@ -47,7 +47,7 @@ def reproduce(
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)
     if not jobs:
-        raise ValueError(f"{table} has no cell {cells!r} with a recipe: those are quoted, or cannot be reproduced")
+        raise ValueError(f"{table} has no cell {cells!r} to run: those are quoted, formulas, or cannot be reproduced")
     settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
     say(f"{table}: {len(jobs)} runs with the budget {budget}")
     from torchcaps.train import Interrupted
@@ -81,8 +81,8 @@ def table(
     records = read_records(results / "runs.jsonl")
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
     for each in find_tables(table):
-        shown, command = view(each, records, machine), f"torchcaps reproduce {each.id}"
-        texts = {"md": markdown(shown, command), "html": html(shown, command)}
+        shown = view(each, records, machine)
+        texts = {"md": markdown(shown), "html": html(shown)}
         print(texts[format], end="")
         if write:
             for suffix, text in texts.items():

@@ -24,7 +24,7 @@ REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast")  # the others are never sho
 
 FAST_EPOCHS, FAST_BATCH = 30, 512
 CPU_EPOCHS, CPU_STREAM = 10, 30_000  # images of an epoch, where they are composed without end
-SMOKE_IMAGES, SMOKE_BATCH = 80, 16
+SMOKE_IMAGES, SMOKE_BATCH = 64, 16
 HELD = 0.1  # share of the training split that the model is selected on
 
 

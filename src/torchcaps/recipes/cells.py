@@ -75,6 +75,13 @@ class Count:
 
 
 @dataclass(frozen=True)
+class Formula:
+    """Filled by arithmetic alone, such as a paper's own way of counting operations."""
+
+    value: float  #: in the unit of the metric
+
+
+@dataclass(frozen=True)
 class Combine:
     """The best, or the mean, of what other cells measure."""
 
@@ -94,7 +101,7 @@ class Impossible:
     reason: str
 
 
-How: TypeAlias = Train | Count | Combine | Quoted | Impossible
+How: TypeAlias = Train | Count | Formula | Combine | Quoted | Impossible
 
 
 @dataclass(frozen=True)
@@ -143,12 +150,6 @@ class Table:
         """In the order of the rows, and in each of the columns."""
         return tuple(dataclasses.replace(cell, home=self.id) for cell in self.yield_cells())
 
-    def facts(self) -> str:
-        """How many cells there are, and how many of them cannot be filled."""
-        kinds = {"quoted": Quoted, "cannot be reproduced": Impossible}
-        counts = {text: sum(isinstance(cell.how, kind) for cell in self.cells) for text, kind in kinds.items()}
-        return ", ".join([f"{len(self.cells)} cells", *(f"{count} {text}" for text, count in counts.items() if count)])
-
     def source(self, cell: Cell) -> str:
         """Where the value of `cell` stands."""
         return f"{self.paper.citation}, {self.printed}, row {cell.row}, column {cell.column}"
@@ -170,8 +171,13 @@ def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callab
 
 
 def list_tables(pattern: str = "*") -> list[Table]:
-    """Tables whose PAPER/TABLE matches a shell pattern, in the order of the papers."""
-    return [each for name, each in _TABLES.items() if fnmatchcase(name, pattern)]
+    """Tables whose PAPER/TABLE matches a shell pattern: paper by paper its tables, figures, and numbers in the text."""
+    return sorted((each for name, each in _TABLES.items() if fnmatchcase(name, pattern)), key=_order)
+
+
+def _order(table: Table) -> tuple[str, int, str]:
+    kinds = ("table", "figure", "text")
+    return table.paper.name, next(n for n, kind in enumerate(kinds) if table.name.startswith(kind)), table.name
 
 
 def find_tables(pattern: str) -> list[Table]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torchcaps.models import Model
 
+CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
 REPEATS = 5  # timed passes, after one that is not
 
 
@@ -39,11 +40,19 @@ def model_arguments(config: Config) -> dict[str, Any]:
         raise ValueError(f"data.name is {config.data.name}, whose images may have any size: give data.image_size")
     return {
         "name": config.model.name,
-        "num_classes": len(entry.classes),
-        "in_channels": config.data.compose.channels or entry.channels,
+        "num_classes": len(entry.classes) or CLASSES[entry.name],
+        "in_channels": config.data.compose.channels or entry.channels or 3,
         "image_size": size,
         **config.model.options,
     }
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the network of a recipe sees."""
+    shape = model_arguments(config)
+    size = shape["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return shape["in_channels"], height, width
 
 
 def build_network(config: Config) -> Model:
@@ -65,17 +74,8 @@ def mebibytes(config: Config) -> float:
 
 def latency(config: Config, batch_size: int = 128, device: str = "auto") -> float:
     """Milliseconds that the network takes for a batch of `batch_size` images, the median of five passes."""
-    import torch
-
     forward, place = _inference(config, batch_size, device)
-    times = []
-    for _ in range(REPEATS + 1):
-        begun = time.perf_counter()
-        forward()
-        if place == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return 1000 * median(times[1:])
+    return 1000 * _median_seconds(forward, place)
 
 
 def inference_memory(config: Config, batch_size: int = 128, device: str = "auto") -> float:
@@ -87,6 +87,61 @@ def inference_memory(config: Config, batch_size: int = 128, device: str = "auto"
     return peak_memory(place) / 1e6
 
 
+def step_seconds(config: Config, batch_size: int, device: str = "auto") -> float:
+    """Seconds of a training step on a batch of `batch_size` images, the median of five."""
+    step, place = _training(config, batch_size, device)
+    return _median_seconds(step, place)
+
+
+def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
+    """Megabytes that the process holds at most in a training step, weights and the optimiser's state included."""
+    step, place = _training(config, batch_size, device)
+    step()
+    reset_peak(place)
+    step()
+    return peak_memory(place) / 1e6
+
+
+def _median_seconds(function: Callable[[], object], place: str) -> float:
+    import torch
+
+    times = []
+    for _ in range(REPEATS + 1):
+        begun = time.perf_counter()
+        function()
+        if place == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return median(times[1:])
+
+
+def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
+    """A step on a batch of noise with labels at random, and the device that it runs on."""
+    import torch
+    from lightning.fabric import Fabric
+
+    from torchcaps.losses import multi_hot
+    from torchcaps.train.machine import choose_device
+    from torchcaps.train.phases import Batch, LossModule, build_phases, step_apart, step_weights
+
+    place = choose_device(device)
+    fabric = Fabric(accelerator=place, devices=1)
+    classes, shape = model_arguments(config)["num_classes"], image_shape(config)
+    model = build_network(config)
+    fabric.to_device(model)
+    phases = build_phases(model, config)
+    wrapped, optimizer = fabric.setup(LossModule(model, phases[0]), phases[0].optimizer)
+    labels = torch.randint(classes, (batch_size,), device=place)
+    batch = Batch(torch.rand(batch_size, *shape, device=place), labels, multi_hot(labels, classes))
+
+    def step() -> None:
+        step_weights(fabric, wrapped, optimizer, batch, config.clip)
+        for phase in phases[1:]:
+            step_apart(fabric, model, phase, batch, config.clip)
+
+    return step, place
+
+
 def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], Tensor], str]:
     """A pass over a batch of noise, and the device that it runs on."""
     import torch
@@ -94,11 +149,8 @@ def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[
     from torchcaps.train.machine import choose_device
 
     place = choose_device(device)
-    shape = model_arguments(config)
-    size, channels = shape["image_size"], shape["in_channels"]
-    height, width = (size, size) if isinstance(size, int) else size
     model = build_network(config).eval().to(place)
-    images = torch.rand(batch_size, channels, height, width, device=place)
+    images = torch.rand(batch_size, *image_shape(config), device=place)
 
     @torch.inference_mode()
     def forward() -> Tensor:
@@ -125,4 +177,7 @@ def peak_memory(device: str) -> int:
         import torch
 
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says there begins with the peak of the process that started this one
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -36,6 +36,11 @@ def _train_accuracy(record: Record) -> float | None:
     return 100 * curve[-1] if curve else None
 
 
+def _train_loss(record: Record) -> float | None:
+    curve = record.get("curve", {}).get("train_loss")
+    return curve[-1] if curve else None
+
+
 def _step_time(record: Record) -> float | None:
     return 100 * record["seconds"] / record["steps"] if record.get("steps") else None
 
@@ -44,17 +49,21 @@ def _value(record: Record) -> float | None:
     return record.get("value")
 
 
+def formula_metric(name: str, unit: str, digits: int) -> Metric:
+    """Of what no run says, but a formula."""
+    return Metric(name, unit, lambda record: None, lower=True, digits=digits)
+
+
 ACCURACY = Metric("test accuracy", "%", _share("test_accuracy"))
 ERROR = Metric("test error", "%", _share("test_accuracy", complement=True), lower=True)
 EXACT_MATCH = Metric("exact match of all labels", "%", _share("test_accuracy"))
 XNODR_TOP2 = Metric("XnODR's top 2, which credits one digit", "%", _share("test_xnodr_top2"))
 TOP5_ERROR = Metric("top-5 error", "%", _share("test_top5_accuracy", complement=True), lower=True)
 TRAIN_ACCURACY = Metric("training accuracy, last epoch", "%", _train_accuracy)
+TRAIN_LOSS = Metric("training loss, last epoch", "", _train_loss, lower=True, digits=4)
 STEP_TIME = Metric("training time of 100 steps", "s", _step_time, lower=True)
 PARAMETERS = Metric("trainable parameters", "M", _value, lower=True)
 SIZE = Metric("parameters, 4 x MiB of float32", "Mb", _value, lower=True)
 MEMORY = Metric("peak memory", "MB", _value, lower=True, digits=0)
 LATENCY = Metric("inference time of a batch", "ms", _value, lower=True)
-FLOPS = Metric("floating-point operations", "M", _value, lower=True)
-OPERATIONS = Metric("operations", "K", _value, lower=True)
-RATIO = Metric("ratio", "", _value)
+STEP_SECONDS = Metric("time of a training step", "s", _value, lower=True, digits=3)

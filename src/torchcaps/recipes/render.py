@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torchcaps.recipes.cells import Cell, Quoted, Table
 from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.summary import Summary, describe_gap, difference, reproduction, summarise
+from torchcaps.recipes.run import COUNT
+from torchcaps.recipes.summary import FORMULA, Summary, describe_gap, difference, reproduction, summarise
 
 HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
 LEGEND = (
@@ -31,6 +32,7 @@ class View(NamedTuple):
 
     title: str
     metrics: str
+    command: str  # that fills the table; empty where nothing is to be run
     rows: list[tuple[str, ...]]  # as `HEADER`
     notes: list[str]
     runs: list[str]  # where the numbers come from
@@ -47,7 +49,7 @@ def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None
                 notes.append(cell.note)
             mark = f" [{notes.index(cell.note) + 1}]"
         ours, cpu = reproduction(cell, records), summarise(cell, "cpu", records)
-        if cpu is not None and cpu.budget != "cpu":  # a count is no evidence of training
+        if cpu is not None and cpu.budget != "cpu":  # a count or formula, which needs no evidence
             cpu = None
         used += [each for each in (ours, cpu) if each is not None]
         published = ", ".join(map(str, cell.published)) or "-"
@@ -58,7 +60,8 @@ def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None
     metrics = dict.fromkeys(
         f"{each.metric.name} ({each.metric.unit})" if each.metric.unit else each.metric.name for each in table.cells
     )
-    return View(title, "; ".join(metrics), rows, notes, list(_sources(used)))
+    command = f"torchcaps reproduce {table.id}" if any(cell.build for cell in table.cells) else ""
+    return View(title, "; ".join(metrics), command, rows, notes, list(_sources(used)))
 
 
 def _measured(
@@ -82,7 +85,7 @@ def _mean(cell: Cell, summary: Summary) -> str:
     parts = []
     if summary.values:
         spread = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
-        count = "" if summary.budget == "count" else f" ({len(summary.values)})"
+        count = {COUNT: "", FORMULA: ", by formula"}.get(summary.budget, f" ({len(summary.values)})")
         parts.append(f"{cell.metric.show(summary.mean)}{spread}{count}")
     elif not summary.failures:
         parts.append(f"{cell.metric.name} is not in the runs")
@@ -116,9 +119,11 @@ def _sources(used: Sequence[Summary]) -> Iterator[str]:
         yield f"{kind}: {len(lines)} run(s){time}; {'; '.join(place)}"
 
 
-def markdown(shown: View, command: str) -> str:
-    """The page as Markdown; `command` is what fills the table."""
-    lines = [f"# {shown.title}", "", f"Unit: {shown.metrics}. {LEGEND}", "", f"    {command}", ""]
+def markdown(shown: View) -> str:
+    """The page as Markdown."""
+    lines = [f"# {shown.title}", "", f"Unit: {shown.metrics}. {LEGEND}", ""]
+    if shown.command:
+        lines += [f"    {shown.command}", ""]
     lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, shown.rows)]
     for heading, items in (("Notes", shown.notes), ("Runs", shown.runs)):
         if items:
@@ -130,7 +135,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def html(shown: View, command: str) -> str:
+def html(shown: View) -> str:
     """The same as a page of HTML, without scripts."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
@@ -139,9 +144,10 @@ def html(shown: View, command: str) -> str:
         for heading, items in (("Notes", shown.notes), ("Runs", shown.runs))
         if items
     )
+    command = f"<pre>{escape(shown.command)}</pre>\n" if shown.command else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown.title)}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"
-        f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n<pre>{escape(command)}</pre>\n"
+        f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n{command}"
         f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{lists}</html>\n'
     )

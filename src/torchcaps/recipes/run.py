@@ -32,7 +32,7 @@ class Settings:
     root: Path | None = None  # of the data sets
     hours: float | None = None  # after which no further run is begun
     say: Callable[[str], None] = print
-    finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends
+    finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends, but smoke
 
 
 class Job(NamedTuple):
@@ -168,7 +168,11 @@ def _count(job: Job, settings: Settings) -> bool:
     }
     if any(line.items() <= each.items() for each in read_records(settings.records)):
         return True
-    value = job.cell.how.measure(job.config)
+    try:
+        value = job.cell.how.measure(job.config)
+    except ValueError as error:  # such as for a device that is not there
+        settings.say(f"{job.label}: {error}")
+        return False
     append_record(settings.records, line | {"value": value, "environment": describe_machine()})
     settings.say(f"{job.label}: {job.cell.metric.show(value)} {job.cell.metric.unit}")
     return True
@@ -199,7 +203,8 @@ def _train(job: Job, settings: Settings) -> bool:
     append_record(settings.records, describe_run(result.folder, **known, peak_memory=peak_memory(device)))
     took = timedelta(seconds=round(time.monotonic() - begun))
     settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {took}")
-    settings.finish(result.folder)
+    if job.budget != "smoke":
+        settings.finish(result.folder)
     return True
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from torchcaps.data.catalogue import find
 from torchcaps.recipes.budgets import REPRODUCTIONS, Budget, apply_budget, width
-from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Published, Quoted, Train, find_cell
+from torchcaps.recipes.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
 from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.records import config_hash, find_runs
 from torchcaps.recipes.run import COUNT, missing_data
+
+FORMULA = "formula"  # in place of a budget, of what is arithmetic alone
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,15 @@ class Summary:
 
 
 def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary | None:
-    """The runs of `cell` in `budget`, or its count, whatever the budget; None where there is none."""
+    """The runs of `cell` in `budget`, or its count or formula, whatever the budget; None where there is none."""
     match cell.how:
         case Train():
             found = find_runs(records, apply_budget(cell.how.build(), budget, cell), budget)
         case Count():
             name = config_hash(cell.how.build())
             found = [each for each in records if (each.get("cell"), each.get("config_hash")) == (cell.id, name)]
-            budget = "full"
+        case Formula(value):
+            return Summary(FORMULA, "", (value,), (), cell.metric.lower)
         case Combine():
             return _combine(cell, cell.how, budget, records)
         case _:
