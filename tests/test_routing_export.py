@@ -42,8 +42,11 @@ def test_every_setting_compiles(name, routing, options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-@pytest.mark.parametrize("name", ["linear-vector", "conv-padded"])
-@every_variant
+@pytest.mark.parametrize(
+    ("name", "routing", "options"),
+    [pair for pair in PAIRS if pair[0] in ("linear-vector", "conv-padded")],
+    ids=lambda x: str(x) if x else "",
+)
 def test_inductor_equals_eager(name, routing, options):
     compiled_equals_eager(CapsuleStack([layer(name, routing, **options)], 2), children(name), "inductor")
 
