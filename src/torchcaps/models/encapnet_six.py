@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torchcaps.backbones.interface import Backbone, Window
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapConvModule, CapsuleLayer, CapsuleStack, LinearTransform, to_capsules
+from torchcaps.layers import CapConvModule, CapsuleLayer, CapsuleStack, Transform, flatten_space, to_capsules
 from torchcaps.models.encapnet import CapsuleStages, Shrink, conv_block, halved
 from torchcaps.models.feedback import register_with_feedback
 from torchcaps.models.network import ActivationHead, CapsuleNetwork, LengthHead
@@ -28,7 +28,8 @@ from torchcaps.models.staged import StagedModel
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.em import EM
 from torchcaps.routing.interface import Routing, Sizes, Start
-from torchcaps.votes import LinearVotes, Over
+from torchcaps.votes import Over
+from torchcaps.votes.shared import SharedVotes
 
 POSE, CLASS_POSE = 8, 16
 
@@ -71,29 +72,26 @@ class AsCapsules(nn.Module):
         return to_capsules(poses, self.types)._replace(activations=activations)
 
 
-class BiasedTransform(LinearTransform):
-    """Votes W u + b: a constant joins each child's pose, whose weights are the bias.
+class BiasedTransform(Transform):
+    """Votes W u + b, with W and b of each type and parent: a constant joins each pose, whose weights are the bias.
 
     The initial weights have unit votes of unit children stay so in their mean over all children: those of a type nearly
     agree wherever they stand, so that as many as there are types count as apart.
 
     Args:
         types, positions: of the children, which are their product, ordered (type, position).
-        parents, child_pose, parent_pose: see `LinearTransform`.
+        parents, child_pose, parent_pose: see `Transform`.
     """
 
-    def __init__(self, types: int, positions: int, parents: int, child_pose: int, parent_pose: int):
-        super().__init__(
-            types * positions,
-            parents,
-            child_pose + 1,
-            parent_pose,
-            std=math.sqrt(types / (child_pose + 1)),
-            shared=positions,
-        )
+    makes = SharedVotes
 
-    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
-        return super().vote(children._replace(poses=F.pad(children.poses, (0, 1), value=1.0)), weight, binary)
+    def __init__(self, types: int, positions: int, parents: int, child_pose: int, parent_pose: int):
+        std = math.sqrt(types / (child_pose + 1))
+        super().__init__((types,), parents, child_pose + 1, parent_pose, std=std, shared=positions)
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> SharedVotes:
+        poses, activations = flatten_space(children)
+        return SharedVotes(Capsules(F.pad(poses, (0, 1), value=1.0), activations), weight, self.shared, binary)
 
 
 def build_capnet(
