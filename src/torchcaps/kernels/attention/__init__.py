@@ -1,0 +1,1 @@
+"""Inverted attention: one step on convolutional and linear capsules, matrix and vector poses."""

@@ -1,0 +1,95 @@
+"""One step of inverted attention as an operation of torch, forward and backward. See README.md for the formulas.
+
+Under autocast inputs are taken as they are and sums are in float32: a narrower type would save nothing here.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+@torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
+def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+    """sum_i softmax_j(v_ij . q_j) v_ij of votes v_ij = u_i W_ij that are never made, [b, p, j, rows * m].
+
+    Args:
+        poses: children [b, h, w, n, rows * c], any of the floating types, as the two that follow.
+        weight: [j, kernel height, kernel width, n, c, m].
+        query: what votes are compared with, [b, p, j, rows * m]; p counts the positions of the windows.
+        rows: of a pose.
+        stride, padding: of the windows; children outside the image do not vote.
+
+    Returns:
+        In the widest type of the inputs.
+    """
+    return _home(poses).forward(poses, weight, query, rows, stride, padding).to(widest(poses, weight, query))
+
+
+@torch.library.custom_op("torchcaps::attend_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def attend_backward(
+    gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed anew."""
+    gradients = _home(poses).backward(gradient, poses, weight, query, rows, stride, padding)
+    return tuple(d.to(x.dtype).contiguous() for d, x in zip(gradients, (poses, weight, query), strict=True))
+
+
+def _home(x: Tensor) -> Any:
+    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    if x.device.type == "cpu":
+        from torchcaps.kernels.attention import cpu as home
+    else:
+        from torchcaps.kernels.attention import cuda as home
+    return home
+
+
+def widest(*tensors: Tensor, at_least: torch.dtype | None = None) -> torch.dtype:
+    """The narrowest type that holds the numbers of all `tensors`, and those of `at_least`."""
+    types = [x.dtype for x in tensors]
+    return reduce(torch.promote_types, types if at_least is None else [*types, at_least])
+
+
+@attend.register_fake
+def _(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+    return query.new_empty(query.shape, dtype=widest(poses, weight, query))
+
+
+@attend_backward.register_fake
+def _(
+    gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return poses.new_empty(poses.shape), weight.new_empty(weight.shape), query.new_empty(query.shape)
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.geometry = inputs[3:]
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    return *attend_backward(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+
+
+attend.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.torchcaps.attend)
+def _(poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
+    """Of each vote: its product, its agreement and its part of the sum."""
+    return 2 * _votes(weight, query) * (rows * weight[4] * weight[5] + 2 * query[3])
+
+
+@register_flop_formula(torch.ops.torchcaps.attend_backward)
+def _(gradient: Any, poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
+    """The product anew and those for child and weight; two agreements, two parts of its gradient, and the query's."""
+    return 2 * _votes(weight, query) * (3 * rows * weight[4] * weight[5] + 5 * query[3])
+
+
+def _votes(weight: Any, query: Any) -> int:
+    """How many children vote for how many parents."""
+    return query[0] * query[1] * weight[0] * weight[1] * weight[2] * weight[3]

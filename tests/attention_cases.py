@@ -1,0 +1,41 @@
+"""Sizes for the attention kernels, and the plain form that they are held against."""
+
+import torch
+
+from torchcaps.capsules import Capsules
+from torchcaps.votes import ConvVotes
+
+# name: (batch, height, width, children, rows, columns, columns of a vote, parents, kernel, stride, padding)
+CASES = {
+    "conv": (2, 5, 7, 2, 2, 2, 2, 3, 3, 2, 0),
+    "conv-padded": (3, 4, 5, 1, 2, 2, 2, 2, 3, 2, 1),
+    "conv-wide": (2, 4, 4, 2, 3, 3, 3, 33, 3, 1, 1),
+    "conv-vector": (1, 4, 3, 2, 1, 3, 7, 17, 2, 1, 0),
+    "linear-63": (3, 1, 1, 63, 1, 5, 3, 7, 1, 1, 0),
+    "linear-matrix": (5, 1, 1, 9, 3, 3, 2, 16, 1, 1, 0),
+    "ones": (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0),
+}
+
+
+def inputs(case, dtype, seed=0):
+    """Poses, weight and query with gradients, and the geometry (rows, stride, padding)."""
+    b, h, w, n, r, c, m, j, k, stride, padding = case
+    generator = torch.Generator().manual_seed(seed)
+    places = ((h + 2 * padding - k) // stride + 1) * ((w + 2 * padding - k) // stride + 1)
+    shapes = (b, h, w, n, r * c), (j, k, k, n, c, m), (b, places, j, r * m)
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [x.requires_grad_() for x in tensors], (r, stride, padding)
+
+
+def plain(tensors, geometry):
+    """The sums by the library's plain votes, their gradients, and the gradient that came from above."""
+    poses, weight, query = tensors
+    votes = ConvVotes(Capsules(poses), weight, *geometry)
+    out = votes.combine(votes.compete(votes.agree(query)))
+    upstream = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape).sin()
+    return out, torch.autograd.grad(out, tensors, upstream), upstream
+
+
+def distance(a, b):
+    """Largest difference over the largest size in b; 0 where b is 0 and a too."""
+    return ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-30)).item()
