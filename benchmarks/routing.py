@@ -1,4 +1,4 @@
-"""Time and memory of the routings beside their naive forms, linear and convolutional, forward and backward.
+"""Time and memory of the routings, plain, beside their naive forms, linear and convolutional, forward and backward.
 
 Held is what autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does
 not fit into the memory that is free, the batch is halved until it does, and the line says so.
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from torchcaps.capsules import Capsules
+from torchcaps.kernels.registry import Implementation
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
 
 Forward = Callable[[], Tensor]
@@ -103,14 +104,21 @@ def compare(name: str, size: Size, routing: str, wanted: int, repeats: int, devi
     )
 
 
-def build(size: Size, routing: str, batch: int, device: torch.device) -> Pair:
+def build(
+    size: Size,
+    routing: str,
+    batch: int,
+    device: torch.device,
+    iterations: int | None = None,
+    implementation: Implementation = "plain",
+) -> Pair:
     """The library's forward pass and the naive one, on random children and fresh weights."""
     torch.manual_seed(0)
     options = {"scope": "window"} if routing == "em" else {}
-    layer = CapsuleLayer(size.transform(), routing, **options).to(device)
+    layer = CapsuleLayer(size.transform(), routing, implementation, **options).to(device)
     poses = torch.randn(batch, *size.children, device=device, requires_grad=True)
     activations = torch.rand(batch, *size.children[:-1], device=device)
-    iterations, transform = ITERATIONS[routing], layer.transform
+    iterations, transform = iterations or ITERATIONS[routing], layer.transform
     get = dict(layer.routing.named_parameters())
 
     def votes() -> Tensor:
@@ -143,9 +151,9 @@ def build(size: Size, routing: str, batch: int, device: torch.device) -> Pair:
     return Pair(lambda: layer(Capsules(poses, activations), iterations).capsules.poses, plain, layer, poses)
 
 
-def fitting_batch(size: Size, routing: str, wanted: int, device: torch.device) -> int:
+def fitting_batch(size: Size, routing: str, wanted: int, device: torch.device, iterations: int | None = None) -> int:
     """The largest of wanted, wanted / 2, ... whose naive form, backward included, takes up to 3/4 of what is free."""
-    one, two = (held_bytes(build(size, routing, batch, device).plain) for batch in (1, 2))
+    one, two = (held_bytes(build(size, routing, batch, device, iterations).plain) for batch in (1, 2))
     votes = 4 * size.positions * vote_elements(size)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     batch = wanted

@@ -1,0 +1,36 @@
+"""One of the runs that need a GPU, by name: `python benchmarks/gpu.py NAME`; without a name, what there is.
+
+It runs from the source tree, whether or not the package is installed. See GPU.md.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+RUNS = {
+    "test-attention": ("tests/interpreted_attention.py", "cuda"),
+    "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
+    "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),
+}
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or arguments[0] not in RUNS:
+        print("\n".join(f"{name:16} {' '.join(command)}" for name, command in RUNS.items()))
+        return 2
+    if not torch.cuda.is_available():
+        print(f"torch {torch.__version__} finds no GPU", file=sys.stderr)
+        return 1
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return subprocess.run([sys.executable, *RUNS[arguments[0]]], cwd=ROOT, env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""The fused steps beside the algorithms written with einsum: the table of goals, with a pass mark and the roofline.
+
+Each row checks first that both give the same parents and gradients; a row that does not is no result. The roofline of
+a pass is the larger of the bytes that must move (children, weights and parents, thrice with backward: they are read
+again, and their gradients are made) over the bandwidth of a copy, and of the operations over the rate of a matrix
+product, both measured in this run. Operations are those of torch's counter.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from report import interleaved, median_ratio, record
+from routing import SIZES, Forward, Pair, Size, build, fitting_batch, held_bytes, mb
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchcaps.layers import ConvTransform
+
+LINEAR, CONV = SIZES.values()
+EM = Size(lambda: ConvTransform(32, 32, 16, 16, stride=2, matrix=True), (14, 14, 32, 16), 8, 36)
+TOLERANCE = 1e-3  # largest difference of a result in float32 over the largest number in it
+
+
+class Row(NamedTuple):
+    """One line of issue 14's table: what to run, and how many times faster and smaller it must be."""
+
+    routing: str
+    size: Size
+    iterations: int
+    forward: float
+    step: float  # forward and backward
+    held: float = 20.0
+
+
+ROWS = {
+    "inverted-attention, 16x16x32 of 4x4, 3x3/2 -> 32": Row("inverted-attention", CONV, 3, 20, 12),
+    "dynamic, 1152x8 -> 10x16": Row("dynamic", LINEAR, 3, 8, 8),
+    "em, 14x14x32 of 4x4, 3x3/2 -> 32": Row("em", EM, 2, 10, 8),
+    "fm, 1152x8 -> 10x16": Row("fm", LINEAR, 1, 8, 12),
+}
+
+
+class Machine(NamedTuple):
+    """What a roofline is made of."""
+
+    operations: float  # a second, of a product of two 2048 x 2048 matrices in float32
+    bytes: float  # a second, read and written, of a copy of 256 MiB
+
+    def seconds(self, moved: int, operations: int) -> float:
+        return max(moved / self.bytes, operations / self.operations)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--row", choices=[row.routing for row in ROWS.values()], nargs="+", help="by routing; else all")
+    parser.add_argument("--batch", type=int, help="largest batch; each row has its own where it is not given")
+    flags = parser.parse_args()
+    device = torch.device(flags.device)
+    machine = measure_machine(device)
+    lines = []
+    for name, row in ROWS.items():
+        if not flags.row or row.routing in flags.row:
+            values = measure(row, flags.batch or row.size.batch, flags.repeats, device, machine)
+            record(f"kernels/{name}", values)
+            lines.append(summary(name, values))
+    print(f"{'':52}{'forward':>10}{'goal':>7}{'step':>10}{'goal':>7}{'held':>9}{'goal':>7}  roofline")
+    print("\n".join(lines))
+
+
+def measure(row: Row, wanted: int, repeats: int, device: torch.device, machine: Machine) -> dict:
+    """Times, memory and roofline of one row, in which both forms were found equal."""
+    batch = fitting_batch(row.size, row.routing, wanted, device, row.iterations)
+    pair = build(row.size, row.routing, batch, device, row.iterations, "auto")
+    difference = largest_difference(pair)
+    forwards = interleaved([pair.plain, pair.ours], repeats)
+    upstream = torch.randn_like(pair.ours())
+    steps = interleaved([stepping(pair.plain, upstream), stepping(pair.ours, upstream)], repeats)
+    held = [held_bytes(forward) for forward in (pair.plain, pair.ours)]
+    bounds = roofline(pair, upstream, machine)
+    found = {
+        "forward": median_ratio(*forwards),
+        "step": median_ratio(*steps),
+        "held": held[0] / held[1],
+    }
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+        "batch_wanted": wanted,
+        "iterations": row.iterations,
+        "repeats": repeats,
+        "fused": pair.layer.fused,
+        "largest_difference": difference,
+        "naive_forward_ms": milliseconds(forwards[0]),
+        "forward_ms": milliseconds(forwards[1]),
+        "naive_step_ms": milliseconds(steps[0]),
+        "step_ms": milliseconds(steps[1]),
+        "naive_held_mb": mb(held[0]),
+        "held_mb": mb(held[1]),
+        "ratios": {key: round(value, 1) for key, value in found.items()},
+        "goals": {key: getattr(row, key) for key in found},
+        "passed": {key: value >= getattr(row, key) and difference <= TOLERANCE for key, value in found.items()},
+        "gflops_per_second": round(machine.operations / 1e9, 1),
+        "gb_per_second": round(machine.bytes / 1e9, 1),
+        "forward_of_roofline": round(bounds[0] / median(forwards[1]), 3),
+        "step_of_roofline": round(bounds[1] / median(steps[1]), 3),
+    }
+
+
+def summary(name: str, values: dict) -> str:
+    """One line of the printed table: ratios with their goals, and the share of the roofline, forward and step."""
+    cells = [
+        f"{values['ratios'][key]:9.1f}x{values['goals'][key]:5.0f} {'ok' if values['passed'][key] else '--'}"
+        for key in ("forward", "step", "held")
+    ]
+    shares = f"{values['forward_of_roofline']:.0%}, {values['step_of_roofline']:.0%}"
+    return f"{name:52}{''.join(cells)}  {shares}{'' if values['fused'] else '  (plain steps)'}"
+
+
+def largest_difference(pair: Pair) -> float:
+    """Of parents and gradients, ours against the naive ones, over the largest number of each."""
+    leaves = [pair.poses, pair.layer.transform.weight]
+    naive, ours = pair.plain(), pair.ours()
+    upstream = torch.randn_like(ours)
+    both = [(out.flatten(), *torch.autograd.grad(out, leaves, upstream.view(out.shape))) for out in (naive, ours)]
+    return max(((a - b).abs().max() / b.abs().max()).item() for b, a in zip(*both, strict=True))
+
+
+def stepping(forward: Forward, upstream: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        out = forward()
+        out.backward(upstream.view(out.shape))
+
+    return step
+
+
+def roofline(pair: Pair, upstream: Tensor, machine: Machine) -> list[float]:
+    """Seconds below which neither the forward pass nor forward and backward can come."""
+    moved = sum(x.nbytes for x in (pair.poses, pair.layer.transform.weight, upstream))
+    seconds = []
+    for times, run in ((1, pair.ours), (3, stepping(pair.ours, upstream))):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        seconds.append(machine.seconds(times * moved, counter.get_total_flops()))
+    return seconds
+
+
+def measure_machine(device: torch.device) -> Machine:
+    side, size = 2048, 2**26
+    matrix, source = torch.randn(side, side, device=device), torch.zeros(size, device=device)
+    target = torch.empty_like(source)
+    product, copy = interleaved([lambda: matrix @ matrix, lambda: target.copy_(source)], repeats=5)
+    return Machine(2 * side**3 / median(product), 2 * source.nbytes / median(copy))
+
+
+def milliseconds(seconds: list[float]) -> float:
+    return round(1000 * median(seconds), 2)
+
+
+if __name__ == "__main__":
+    main()
