@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,15 @@ def compiled(function: Callable) -> Any:
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
         return njit(nogil=True, error_model="numpy")(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    dispatcher._cache._cache_file._source_stamp = _source()
+    dispatcher._cache._cache_file._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 
 
-@lru_cache(maxsize=1)
-def _source() -> str:
-    """A digest of all that kernels are made of."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+@cache
+def _source(folder: Path) -> str:
+    """A digest of the files that a function in `folder` may be made of."""
+    files = {*Path(__file__).parent.glob("*.py"), *folder.glob("*.py")}
+    return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
 def _splat(builder: Any, scalar: Any) -> Any:

@@ -85,13 +85,21 @@ class FM(Routing):
         return coupling if votes.present is None else coupling * votes.present[None, :, :, None]
 
     def update(self, votes: Votes, coupling: Tensor | None, state: Affine, t: int) -> tuple[Capsules, State]:
-        count = votes.children if votes.present is None else votes.present.sum(-1).clamp_min(1)[:, None, None]
         if coupling is None:  # the mean, times n in float32: the sum may leave half precision
-            total = widen(votes.combine(votes.compete(None, over="children"), *state)) * count
+            total = widen(votes.combine(votes.compete(None, over="children"), *state)) * self.count(votes)
             squares = votes.spread(None, *state)
         else:
             total = widen(votes.combine(coupling, *state))
             squares = votes.spread(coupling.square(), *state)
-        s = (total.square() - squares) / (count if self.mean else 1) / (2 if self.halved else 1)  # [b, p, j, d]
+        return self.parents(votes, total, squares), None
+
+    def count(self, votes: Votes) -> Tensor | int:
+        """n, or [p, 1, 1] under padding."""
+        return votes.children if votes.present is None else votes.present.sum(-1).clamp_min(1)[:, None, None]
+
+    def parents(self, votes: Votes, total: Tensor, squares: Tensor) -> Capsules:
+        """Of sum_i v and sum_i v^2 [b, p, j, d], of votes as they are normalised."""
+        count = self.count(votes) if self.mean else 1
+        s = (total.square() - squares) / count / (2 if self.halved else 1)  # [b, p, j, d]
         poses = s / lengths(s, self.eps).unsqueeze(-1) if self.normalised else s
-        return Capsules(saturate(poses, votes.dtype), s.sum(-1)), None
+        return Capsules(saturate(poses, votes.dtype), s.sum(-1))

@@ -53,7 +53,7 @@ class AffineVotes(ABC):
     @property
     def dtype(self) -> torch.dtype:
         device = self.weight.device.type
-        if torch.is_autocast_enabled(device) and self.weight.dtype != torch.float64:
+        if device != "meta" and torch.is_autocast_enabled(device) and self.weight.dtype != torch.float64:
             return torch.get_autocast_dtype(device)
         return self.weight.dtype
 
@@ -150,20 +150,7 @@ class AffineVotes(ABC):
         there = widen(there.to(poses.dtype))
         count = there.sum(0) * poses.shape[0]  # [i]
         mean, variance = recompute(_statistics, poses, self.weight, there, count)
-        count = count[:, None, None]
-        if each == "pair":
-            return Moments(mean, variance, count)
-        share = torch.ones_like(count) if each == "child" else count / count.sum()
-        over = (1,) if each == "child" else (0, 1)
-
-        def pool(x: Tensor) -> Tensor:
-            return (x * share).sum(over, keepdim=True) / self.parents
-
-        pooled = pool(mean)
-        spread = pool(variance + (mean - pooled).square())
-        if each == "child":
-            return Moments(pooled, spread, count * self.parents)
-        return Moments(pooled[0, 0], spread[0, 0], count.sum() * self.parents)
+        return pool_moments(mean, variance, count, each)
 
     def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:
         if over == "parents" and scope == "image":
@@ -186,6 +173,24 @@ class AffineVotes(ABC):
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
         """One position sees every child: the window is the image."""
         return self.compete(logits)
+
+
+def pool_moments(mean: Tensor, variance: Tensor, count: Tensor, each: Each) -> Moments:
+    """What `Votes.moments` gives, of the mean and variance of each pair's votes [i, j, d] and their number [i]."""
+    count = count[:, None, None]
+    if each == "pair":
+        return Moments(mean, variance, count)
+    share = torch.ones_like(count) if each == "child" else count / count.sum()
+    over, parents = (1,) if each == "child" else (0, 1), mean.shape[1]
+
+    def pool(x: Tensor) -> Tensor:
+        return (x * share).sum(over, keepdim=True) / parents
+
+    pooled = pool(mean)
+    spread = pool(variance + (mean - pooled).square())
+    if each == "child":
+        return Moments(pooled, spread, count * parents)
+    return Moments(pooled[0, 0], spread[0, 0], count.sum() * parents)
 
 
 def _votes(u: Tensor, w: Tensor) -> Tensor:

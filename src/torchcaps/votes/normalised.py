@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -45,13 +46,17 @@ class VoteNorm(nn.Module):
 
         In training they are of this batch, whose statistics are added to the running ones; else of the running ones.
         """
-        mean, variance = self._measured(votes) if self.training else (self.running_mean, self.running_variance)
+        return self.affine(votes.moments)
+
+    def affine(self, moments: Callable[[Each], Moments]) -> tuple[Tensor, Tensor]:
+        """The same, of what gives the moments of the votes where they are asked for."""
+        mean, variance = self._measured(moments) if self.training else (self.running_mean, self.running_variance)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (scale, shift) if self.each == "element" else (scale[None, None], shift[None, None])
 
-    def _measured(self, votes: Votes) -> tuple[Tensor, Tensor]:
-        mean, variance, count = votes.moments(self.each)
+    def _measured(self, moments: Callable[[Each], Moments]) -> tuple[Tensor, Tensor]:
+        mean, variance, count = moments(self.each)
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp_min(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

@@ -1,0 +1,1 @@
+"""One iteration of dynamic routing on linear capsules: see README.md."""

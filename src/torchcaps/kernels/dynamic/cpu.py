@@ -1,0 +1,221 @@
+"""The step on CPU: one child at a time, 16 images side by side, votes in the nearest cache. See README.md."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.kernels.dynamic import first_cpu
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.simd import LANES, compiled, exp, load, magnitude, select, store, zeros
+from torchcaps.kernels.threads import ranges, run
+
+GROUP = 8  # children that are gathered at once
+
+
+def forward(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool) -> Tensor:
+    """See `op.dynamic_step`; contiguous inputs of one type, float32 or float64."""
+    if state is None:
+        return first_cpu.forward(poses, weight) / weight.shape[0]
+    images, parents, pose = state.shape
+    spans = ranges(weight.shape[1])
+    parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
+    inputs, into = arrays(poses, weight, to_lanes(state), _start(initial, weight)), parts.numpy()
+    run(lambda part, first, end: _forward(*inputs, xnor, first, end, into[part]), spans)
+    return from_lanes(parts.sum(0), images)
+
+
+def backward(
+    gradient: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    initial: Tensor | None,
+    xnor: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """See `op.dynamic_step_backward`; the gradient for `initial` is given where that is None, too."""
+    if state is None:
+        return *first_cpu.backward(gradient / weight.shape[0], poses, weight), None, None
+    images, parents, pose = state.shape
+    spans = ranges(weight.shape[1])
+    parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
+    outs = torch.empty_like(poses), torch.empty_like(weight), weight.new_empty(weight.shape[1], parents)
+    inputs = arrays(poses, weight, to_lanes(state), _start(initial, weight), to_lanes(gradient))
+    results, into = arrays(*outs), parts.numpy()
+    run(lambda part, first, end: _backward(*inputs, xnor, last, first, end, *results, into[part]), spans)
+    return outs[0], outs[1], from_lanes(parts.sum(0), images), outs[2]
+
+
+def _start(initial: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(weight.shape[1], weight.shape[0]) if initial is None else initial
+
+
+@compiled
+def _agreement(votes, at, state, to, pose, xnor):
+    """Logits of 16 images with one parent."""
+    logit = zeros(votes)
+    if not xnor:
+        for k in range(0, pose * LANES, LANES):
+            logit = logit + load(votes, at + k) * load(state, to + k)
+        return logit
+    for k in range(0, pose * LANES, LANES):
+        x = load(state, to + k)
+        logit = logit + select(load(votes, at + k), zeros(votes), x, zeros(votes) - x)
+    return logit * _scale(votes, at, pose)
+
+
+@compiled
+def _scale(votes, at, pose):
+    """Mean size of a vote's elements, of which binarizing leaves one number."""
+    size = zeros(votes)
+    for k in range(0, pose * LANES, LANES):
+        size = size + magnitude(load(votes, at + k))
+    return size / votes.dtype.type(pose)
+
+
+@compiled
+def _softmax(logits, parents):
+    """Softmax over parents of `logits` [parents, 16], in place."""
+    top = load(logits, 0)
+    for j in range(1, parents):
+        x = load(logits, j * LANES)
+        top = select(x, top, x, top)
+    whole = zeros(logits)
+    for j in range(parents):
+        x = exp(load(logits, j * LANES) - top)
+        store(logits, j * LANES, x)
+        whole = whole + x
+    for j in range(parents):
+        store(logits, j * LANES, load(logits, j * LANES) / whole)
+
+
+@compiled
+def _couple(u, at, weight, child, state, to, initial, xnor, rows, votes, coupling):
+    """Votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
+    parents, children, columns, m = weight.shape
+    pose = rows * m
+    for j in range(parents):
+        k = j * pose * LANES
+        vote(u, at, weight, (j * children + child) * columns * m, rows, columns, m, votes, k, False)
+        logit = _agreement(votes, k, state, to + k, pose, xnor)
+        store(coupling, j * LANES, logit + initial[child, j])
+    _softmax(coupling, parents)
+
+
+@compiled
+def _forward(poses, weight, state, initial, xnor, first, end, out):
+    """out [blocks, j, d, 16] += sum over the children from `first` to `end`."""
+    parts, parents, pose, _ = state.shape
+    size = poses.shape[2]
+    rows = size // weight.shape[2]
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    votes = np.empty((parents, pose, LANES), poses.dtype)
+    coupling = np.empty((parents, LANES), poses.dtype)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        for n in range(parts):
+            to = n * parents * pose * LANES
+            for i in range(count):
+                at = (i * parts + n) * size * LANES
+                _couple(u, at, weight, start + i, state, to, initial, xnor, rows, votes, coupling)
+                for j in range(parents):
+                    c = load(coupling, j * LANES)
+                    for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
+                        store(out, to + k, load(out, to + k) + c * load(votes, k))
+
+
+@compiled
+def _backward(
+    poses, weight, state, initial, gradient, xnor, last, first, end, out_poses, out_weight, out_initial, out_state
+):
+    """Gradients of the children from `first` to `end`; what they add to that of the state goes to out_state."""
+    parts, parents, pose, _ = state.shape
+    size = poses.shape[2]
+    rows = size // weight.shape[2]
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    votes = np.empty((parents, pose, LANES), poses.dtype)
+    coupling = np.empty((GROUP, parts, parents, LANES), poses.dtype)
+    logits = np.empty((GROUP, parts, parents, LANES), poses.dtype)  # their gradients
+    dv = np.empty((parts, pose, LANES), poses.dtype)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        du[:] = 0
+        for n in range(parts):
+            to = n * parents * pose * LANES
+            for i in range(count):
+                at = (i * parts + n) * size * LANES
+                here = coupling[i, n]
+                _couple(u, at, weight, start + i, state, to, initial, xnor, rows, votes, here)
+                _differentiate(votes, here, gradient, state, to, pose, xnor, last, logits[i, n], out_state)
+        for i in range(count):
+            at = i * parts * size * LANES
+            _children(
+                u, at, weight, start + i, state, gradient, xnor, coupling[i], logits[i], votes, dv, du, out_weight
+            )
+            _initial(logits[i], out_initial, start + i)
+        scatter(du, start, count, out_poses)
+
+
+@compiled
+def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, out_state):
+    """Gradients of the logits [j, 16] of one child and 16 images, and what they add to that of the state."""
+    parents = coupling.shape[0]
+    mean = zeros(votes)
+    for j in range(parents):
+        change = zeros(votes)
+        if not last:
+            for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
+                change = change + load(votes, k) * load(gradient, to + k)
+        mean = mean + change * load(coupling, j * LANES)
+        store(out, j * LANES, change)
+    for j in range(parents):
+        change = load(coupling, j * LANES) * (load(out, j * LANES) - mean)
+        store(out, j * LANES, change)
+        if xnor:
+            change = change * _scale(votes, j * pose * LANES, pose)
+        for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
+            x = load(votes, k)
+            step = select(x, zeros(votes), change, zeros(votes) - change) if xnor else change * x
+            store(out_state, to + k, load(out_state, to + k) + step)
+
+
+@compiled
+def _children(u, at, weight, child, state, gradient, xnor, coupling, logits, votes, dv, du, out_weight):
+    """Gradients of one child's poses and matrices, of those of its votes: c gradient + logit state."""
+    parents, children, columns, m = weight.shape
+    parts, pose, _ = dv.shape
+    rows = pose // m
+    for j in range(parents):
+        to = (j * children + child) * columns * m
+        for n in range(parts):
+            base, here = (n * parents + j) * pose * LANES, at + n * rows * columns * LANES
+            c = load(coupling, (n * parents + j) * LANES)
+            change = load(logits, (n * parents + j) * LANES)
+            if xnor:
+                vote(u, here, weight, to, rows, columns, m, votes, 0, False)
+                change = change * _scale(votes, 0, pose)
+            for k in range(0, pose * LANES, LANES):
+                follow = change * load(state, base + k)
+                if xnor:  # straight through the sign, where |v| <= 1
+                    one = zeros(votes) + votes.dtype.type(1)
+                    follow = select(magnitude(load(votes, k)), one, zeros(votes), follow)
+                store(dv, n * pose * LANES + k, c * load(gradient, base + k) + follow)
+            back(dv, n * pose * LANES, weight, to, rows, columns, m, du, here)
+        outer(u, at, dv, parts, rows, columns, m, out_weight, to)
+
+
+@compiled
+def _initial(logits, out, child):
+    """Sum over images [blocks, j, 16] -> out [i, j] at `child`."""
+    parts, parents, lanes = logits.shape
+    for j in range(parents):
+        change = logits.dtype.type(0)
+        for n in range(parts):
+            for lane in range(lanes):
+                change += logits[n, j, lane]
+        out[child, j] = change

@@ -1,0 +1,75 @@
+"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.simd import LANES, compiled
+from torchcaps.kernels.threads import ranges, run
+
+GROUP = 8  # children that are gathered at once
+
+
+def forward(poses: Tensor, weight: Tensor) -> Tensor:
+    """sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    images, children, size = poses.shape
+    pose = size // weight.shape[2] * weight.shape[3]
+    spans = ranges(children)
+    parts = poses.new_zeros(len(spans), blocks(images), weight.shape[0], pose, LANES)
+    inputs, into = arrays(poses, weight), parts.numpy()
+    run(lambda part, first, end: _forward(*inputs, first, end, into[part]), spans)
+    return from_lanes(parts.sum(0), images)
+
+
+def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of poses and weight."""
+    outs = torch.empty_like(poses), torch.empty_like(weight)
+    inputs = arrays(poses, weight, to_lanes(gradient), *outs)
+    run(lambda part, first, end: _backward(*inputs, first, end), ranges(poses.shape[1]))
+    return outs
+
+
+@compiled
+def _forward(poses, weight, first, end, out):
+    parents, children, columns, m = weight.shape
+    parts, _, pose, _ = out.shape
+    size = poses.shape[2]
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        for n in range(parts):
+            for i in range(count):
+                at = (i * parts + n) * size * LANES
+                for j in range(parents):
+                    to, into = (j * children + start + i) * columns * m, (n * parents + j) * pose * LANES
+                    vote(u, at, weight, to, size // columns, columns, m, out, into, True)
+
+
+@compiled
+def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
+    parents, children, columns, m = weight.shape
+    parts, _, pose, _ = gradient.shape
+    size = poses.shape[2]
+    rows = size // columns
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    dv = np.empty((parents, parts, pose, LANES), poses.dtype)  # parents first: the same for every child
+    for n in range(parts):
+        for j in range(parents):
+            dv[j, n] = gradient[n, j]
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        du[:] = 0
+        for i in range(count):
+            for j in range(parents):
+                at, to = i * parts * size * LANES, (j * children + start + i) * columns * m
+                for n in range(parts):
+                    here = at + n * size * LANES
+                    back(dv, (j * parts + n) * pose * LANES, weight, to, rows, columns, m, du, here)
+                outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)
+        scatter(du, start, count, out_poses)

@@ -1,0 +1,121 @@
+"""One iteration of dynamic routing as an operation of torch, forward and backward. See README.md for the formulas.
+
+Sums are in float32 at least whatever the inputs are, so autocast leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+@torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
+def dynamic_step(
+    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, last: bool
+) -> Tensor:
+    """sum_i c_ij v_ij of votes v_ij = u_i W_ij that are never made, [b, j, d], in float32 at least.
+
+    Args:
+        poses: children [b, i, rows * columns], any of the floating types, as the three that follow.
+        weight: [j, i, columns, m]; a vote has d = rows * m elements.
+        state: c is the softmax over j of v . state [b, j, d]; where it is None, of the first iteration, 1 / j.
+        initial: added to the logits, [i, j]; None for 0. It takes a state.
+        xnor: whether votes agree as signs times their mean size (XnIDR).
+        last: whether c is a constant to the gradient.
+    """
+    return _home(poses).forward(*_widest(poses, weight, state, initial), xnor)
+
+
+@torch.library.custom_op("torchcaps::dynamic_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def dynamic_step_backward(
+    gradient: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    initial: Tensor | None,
+    xnor: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
+    inputs = (poses, weight, state, initial)
+    found = _home(poses).backward(*_widest(gradient, *inputs), xnor, last)
+    outs = [poses.new_empty(0) if x is None else out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    return outs[0], outs[1], outs[2], outs[3]
+
+
+def _home(x: Tensor) -> Any:
+    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    if x.device.type == "cpu":
+        from torchcaps.kernels.dynamic import cpu as home
+    else:
+        from torchcaps.kernels.dynamic import cuda as home
+    return home
+
+
+def _widest(*tensors: Tensor | None) -> list[Tensor | None]:
+    """All of them contiguous, and in the widest of their types, float32 at least."""
+    dtype = torch.float32
+    for x in tensors:
+        dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
+    return [None if x is None else x.to(dtype).contiguous() for x in tensors]
+
+
+@dynamic_step.register_fake
+def _(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, last: bool) -> Tensor:
+    (wide, *_) = _widest(poses.new_empty(0), weight.new_empty(0), None if state is None else state.new_empty(0))
+    assert wide is not None
+    return wide.new_empty(poses.shape[0], weight.shape[0], poses.shape[2] // weight.shape[2] * weight.shape[3])
+
+
+@dynamic_step_backward.register_fake
+def _(
+    gradient: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    state: Tensor | None,
+    initial: Tensor | None,
+    xnor: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outs = [poses.new_empty(0) if x is None else x.new_empty(x.shape) for x in (poses, weight, state, initial)]
+    return outs[0], outs[1], outs[2], outs[3]
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.flags = inputs[4:]
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    outs = dynamic_step_backward(gradient, *ctx.saved_tensors, *ctx.flags)
+    return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None
+
+
+dynamic_step.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.torchcaps.dynamic_step)
+def _(poses: Any, weight: Any, state: Any, *_: Any, **__: Any) -> int:
+    """Of each vote: its product, and with a state its agreement and its part of the sum."""
+    return _products(poses, weight) + (0 if state is None else 2 * _elements(poses, weight) * 2)
+
+
+@register_flop_formula(torch.ops.torchcaps.dynamic_step_backward)
+def _(gradient: Any, poses: Any, weight: Any, state: Any, *_: Any, **__: Any) -> int:
+    """The products for child and weight; with a state the vote anew, two agreements, its gradient, and the state's."""
+    if state is None:
+        return 2 * _products(poses, weight)
+    return 3 * _products(poses, weight) + 2 * _elements(poses, weight) * 5
+
+
+def _products(poses: Any, weight: Any) -> int:
+    """FLOPs of making all votes once."""
+    return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
+
+
+def _elements(poses: Any, weight: Any) -> int:
+    """Elements of all votes."""
+    return poses[0] * poses[2] // weight[2] * weight[0] * weight[1] * weight[3]

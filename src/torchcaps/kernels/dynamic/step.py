@@ -1,0 +1,39 @@
+"""The fused step of dynamic routing, of XnIDR and of XnODR, on linear capsules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torchcaps.capsules import Capsules, squash
+from torchcaps.kernels.dynamic.op import dynamic_step
+from torchcaps.kernels.registry import register_kernel
+from torchcaps.routing import State, Step
+from torchcaps.routing.dynamic import Dynamic
+from torchcaps.routing.xnidr import XnIDR
+from torchcaps.routing.xnodr import XnODR
+from torchcaps.votes import LinearVotes
+
+if TYPE_CHECKING:
+    from torchcaps.layers.transforms import Transform
+
+
+def supports(transform: Transform, routing: Dynamic) -> str | None:
+    """Children that compete for a parent need a sum over all of them before any can go on."""
+    if routing.over != "parents":
+        return f"the dynamic kernel takes over 'parents', not {routing.over!r}"
+    return None
+
+
+@register_kernel(LinearVotes, Dynamic, supports)
+@register_kernel(LinearVotes, XnODR, supports)
+@register_kernel(LinearVotes, XnIDR, supports)
+def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
+    """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
+    if state is None and routing.initial is not None:
+        return routing.step(votes, state, t)
+    seen = None if state is None else state.squeeze(1)  # [b, j, d]
+    flags = isinstance(routing, XnIDR), routing.gradients == "last"
+    total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags)
+    parents = squash(total).to(votes.dtype).unsqueeze(1)
+    recalled = routing.recall(parents)
+    return Step(Capsules(parents), None, recalled if state is None else state + recalled)

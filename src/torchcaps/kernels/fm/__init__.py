@@ -1,0 +1,1 @@
+"""The two sums of FM agreement on linear capsules: see README.md."""

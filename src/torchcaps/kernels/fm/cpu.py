@@ -1,0 +1,159 @@
+"""The sums on CPU: one child and one parent at a time, 16 images side by side. See README.md."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
+from torchcaps.kernels.fm.moments_cpu import forward as moments
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.simd import LANES, compiled, load, root, select, spread, store, total, zeros
+from torchcaps.kernels.threads import ranges, run
+
+__all__ = ["backward", "forward", "moments", "moments_backward"]
+
+GROUP = 8  # children that are gathered at once
+
+
+def forward(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """See `op.fm_sums`; contiguous inputs of one type, scale and shift [i | 1, j | 1, d]."""
+    images, children, size = poses.shape
+    parents, pose = weight.shape[0], size // weight.shape[2] * weight.shape[3]
+    spans = ranges(children)
+    parts = poses.new_zeros(len(spans), 2, blocks(images), parents, pose, LANES)
+    inputs, into = arrays(poses, weight, scale, shift), parts.numpy()
+    run(lambda part, first, end: _forward(*inputs, l2, eps, first, end, *into[part]), spans)
+    sums = parts.sum(0)
+    return from_lanes(sums[0], images), from_lanes(sums[1], images)
+
+
+def backward(
+    of_total: Tensor,
+    of_squares: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    l2: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for poses, weight, scale and shift."""
+    children, parents, pose = weight.shape[1], weight.shape[0], of_total.shape[2]
+    spans = ranges(children)
+    outs = torch.empty_like(poses), torch.empty_like(weight)
+    affine = [poses.new_empty(children, parents, pose) for _ in range(2)]  # of scale and shift
+    inputs = arrays(to_lanes(of_total), to_lanes(of_squares), poses, weight, scale, shift, *outs, *affine)
+    run(lambda _, first, end: _backward(*inputs, l2, eps, first, end), spans)
+    d_scale, d_shift = (x.sum_to_size(scale.shape) for x in affine)
+    return *outs, d_scale, d_shift
+
+
+@compiled
+def _place(affine, child, parent):
+    """Where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
+    children, parents, pose = affine.shape
+    return ((child if children > 1 else 0) * parents + (parent if parents > 1 else 0)) * pose
+
+
+@compiled
+def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
+    """out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
+    square = zeros(out)
+    for d in range(pose):
+        x = load(votes, at + d * LANES) * spread(scale, place + d) + spread(shift, place + d)
+        store(out, d * LANES, x)
+        square = square + x * x
+    one = zeros(out) + out.dtype.type(1)
+    if not l2:
+        return one, zeros(out)
+    floor = zeros(out) + out.dtype.type(eps)
+    return one / root(select(floor, square, floor, square)), select(square, floor, one, zeros(out))
+
+
+@compiled
+def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_squares):
+    """out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
+    parents, children, columns, m = weight.shape
+    parts, _, pose, _ = out_total.shape
+    size = poses.shape[2]
+    rows = size // columns
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    v = np.empty((pose, LANES), poses.dtype)
+    normal = np.empty((pose, LANES), poses.dtype)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        for n in range(parts):
+            for i in range(count):
+                at = (i * parts + n) * size * LANES
+                for j in range(parents):
+                    child = start + i
+                    vote(u, at, weight, (j * children + child) * columns * m, rows, columns, m, v, 0, False)
+                    c, _ = _normal(v, 0, scale, shift, _place(scale, child, j), pose, l2, eps, normal)
+                    to = (n * parents + j) * pose * LANES
+                    for k in range(0, pose * LANES, LANES):
+                        x = load(normal, k) * c
+                        store(out_total, to + k, load(out_total, to + k) + x)
+                        store(out_squares, to + k, load(out_squares, to + k) + x * x)
+
+
+@compiled
+def _backward(
+    of_total, of_squares, poses, weight, scale, shift, out_poses, out_weight, out_scale, out_shift, l2, eps, first, end
+):
+    """Gradients of the children from `first` to `end`."""
+    parents, children, columns, m = weight.shape
+    parts, _, pose, _ = of_total.shape
+    size = poses.shape[2]
+    rows = size // columns
+    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    v = np.empty((pose, LANES), poses.dtype)
+    normal = np.empty((pose, LANES), poses.dtype)
+    dv = np.empty((parts, pose, LANES), poses.dtype)
+    sums = np.empty((2, pose, LANES), poses.dtype)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        du[:] = 0
+        for i in range(count):
+            at, child = i * parts * size * LANES, start + i
+            for j in range(parents):
+                to, place = (j * children + child) * columns * m, _place(scale, child, j)
+                sums[:] = 0
+                for n in range(parts):
+                    here = at + n * size * LANES
+                    vote(u, here, weight, to, rows, columns, m, v, 0, False)
+                    c, free = _normal(v, 0, scale, shift, place, pose, l2, eps, normal)
+                    of = (n * parents + j) * pose * LANES
+                    _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, dv, n, sums)
+                    back(dv, n * pose * LANES, weight, to, rows, columns, m, du, here)
+                outer(u, at, dv, parts, rows, columns, m, out_weight, to)
+                for d in range(pose):
+                    out_scale[child, j, d] = total(load(sums, d * LANES))
+                    out_shift[child, j, d] = total(load(sums, (pose + d) * LANES))
+        scatter(du, start, count, out_poses)
+
+
+@compiled
+def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, out, n, sums):
+    """out [n, d, 16] = gradient of v; what it adds to those of scale and shift goes to sums [2, d, 16].
+
+    With x = scale v + shift: c of_total + 2 c^2 x of_squares, less c^3 x times the gradient of c = 1 / |x|.
+    """
+    pose = out.shape[1]
+    change = zeros(out)
+    for d in range(pose):
+        x, k = load(normal, d * LANES), of + d * LANES
+        square = load(of_squares, k) * x
+        change = change + x * (load(of_total, k) + c * (square + square))
+    change = select(free, zeros(v), change * c * c * c, zeros(v))
+    for d in range(pose):
+        x, k = load(normal, d * LANES), of + d * LANES
+        square = load(of_squares, k) * x
+        step = c * (load(of_total, k) + c * (square + square)) - change * x
+        store(out, (n * pose + d) * LANES, step * spread(scale, place + d))
+        store(sums, d * LANES, load(sums, d * LANES) + step * load(v, d * LANES))
+        store(sums, (pose + d) * LANES, load(sums, (pose + d) * LANES) + step)

@@ -1,0 +1,150 @@
+"""Mean and variance of every pair's votes over the images on CPU, of Gram matrices; no vote is made. See README.md.
+
+Of one child, the rows of its Gram matrix and its mean pose go through W like the poses of so many images: the mean
+gives the mean vote, and row e the product with W of which the variance takes its part e.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, scatter, vote
+from torchcaps.kernels.simd import LANES, compiled, load, spread, store, total, zeros
+from torchcaps.kernels.threads import ranges, run
+
+
+def forward(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """See `op.fm_moments`; contiguous inputs of one type."""
+    pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
+    outs = [poses.new_empty(weight.shape[1], weight.shape[0], pose) for _ in range(2)]
+    inputs = arrays(poses, weight, _mask(poses), *outs)
+    run(lambda _, first, end: _forward(*inputs, first, end), ranges(weight.shape[1]))
+    return outs[0], outs[1]
+
+
+def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for poses and weight."""
+    outs = torch.empty_like(poses), torch.empty_like(weight)
+    inputs = arrays(of_mean, of_variance, poses, weight, _mask(poses), *outs)
+    run(lambda _, first, end: _backward(*inputs, first, end), ranges(weight.shape[1]))
+    return outs
+
+
+def _mask(poses: Tensor) -> Tensor:
+    """1 for an image, 0 beside the last, [blocks, 16]."""
+    images = poses.shape[0]
+    mask = poses.new_zeros(blocks(images) * LANES)
+    mask[:images] = 1
+    return mask.view(-1, LANES)
+
+
+@compiled
+def _summary(u, mask, images, rows, columns, centred, mean, out):
+    """Of one child u [1, blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows, columns],
+    and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the mean."""
+    parts = u.shape[1]
+    gram = np.empty((columns, columns), u.dtype)
+    out[:] = 0
+    for r in range(rows):
+        for c in range(columns):
+            k = r * columns + c
+            whole = zeros(u)
+            for n in range(parts):
+                whole = whole + load(u, (n * rows * columns + k) * LANES)
+            mean[r, c] = total(whole) / images
+            for n in range(parts):
+                x = (load(u, (n * rows * columns + k) * LANES) - spread(mean, k)) * load(mask, n * LANES)
+                store(centred, ((r * parts + n) * columns + c) * LANES, x)
+        outer(centred[r], 0, centred[r], parts, 1, columns, columns, gram, 0)
+        for c in range(columns):
+            for e in range(columns):
+                out[r, e // LANES, c, e % LANES] = gram[c, e] / images
+            out[r, columns // LANES, c, columns % LANES] = mean[r, c]
+
+
+@compiled
+def _through(summary, r, weight, to, columns, m, out):
+    """out [parts, m, 16] = the rows of a summary through W."""
+    parts = summary.shape[1]
+    for q in range(parts):
+        vote(summary, (r * parts + q) * columns * LANES, weight, to, 1, columns, m, out, q * m * LANES, False)
+
+
+@compiled
+def _forward(poses, weight, mask, out_mean, out_variance, first, end):
+    """Of the children from `first` to `end`, [i, j, d] each."""
+    images, _, size = poses.shape
+    parents, children, columns, m = weight.shape
+    rows, parts = size // columns, mask.shape[0]
+    u = np.empty((1, parts, size, LANES), poses.dtype)
+    centred = np.empty((rows, parts, columns, LANES), poses.dtype)
+    mean = np.empty((rows, columns), poses.dtype)
+    summary = np.empty((rows, columns // LANES + 1, columns, LANES), poses.dtype)
+    half = np.empty((columns // LANES + 1, m, LANES), poses.dtype)
+    for i in range(first, end):
+        gather(poses, i, 1, u)
+        _summary(u, mask, images, rows, columns, centred, mean, summary)
+        for j in range(parents):
+            for r in range(rows):
+                _through(summary, r, weight, (j * children + i) * columns * m, columns, m, half)
+                for s in range(m):
+                    variance = poses.dtype.type(0)
+                    for e in range(columns):
+                        variance += half[e // LANES, s, e % LANES] * weight[j, i, e, s]
+                    out_mean[i, j, r * m + s] = half[columns // LANES, s, columns % LANES]
+                    out_variance[i, j, r * m + s] = max(variance, poses.dtype.type(0))
+
+
+@compiled
+def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, first, end):
+    """Gradients of the children from `first` to `end`."""
+    images, _, size = poses.shape
+    parents, children, columns, m = weight.shape
+    rows, parts = size // columns, mask.shape[0]
+    u = np.empty((1, parts, size, LANES), poses.dtype)
+    centred = np.empty((rows, parts, columns, LANES), poses.dtype)
+    mean = np.empty((rows, columns), poses.dtype)
+    summary = np.empty((rows, columns // LANES + 1, columns, LANES), poses.dtype)
+    change = np.empty_like(summary)
+    half = np.empty((columns // LANES + 1, m, LANES), poses.dtype)
+    dv = np.zeros_like(half)
+    for i in range(first, end):
+        gather(poses, i, 1, u)
+        _summary(u, mask, images, rows, columns, centred, mean, summary)
+        change[:] = 0
+        for j in range(parents):
+            to = (j * children + i) * columns * m
+            out_weight[j, i] = 0
+            for r in range(rows):
+                _through(summary, r, weight, to, columns, m, half)
+                for s in range(m):
+                    g, h = of_mean[i, j, r * m + s], of_variance[i, j, r * m + s]
+                    dv[columns // LANES, s, columns % LANES] = g
+                    for e in range(columns):
+                        dv[e // LANES, s, e % LANES] = h * weight[j, i, e, s]
+                        out_weight[j, i, e, s] += mean[r, e] * g + 2 * h * half[e // LANES, s, e % LANES]
+                for q in range(len(half)):
+                    at = (r * len(half) + q) * columns * LANES
+                    back(dv, q * m * LANES, weight, to, 1, columns, m, change, at)
+        _children(change, centred, images, u)
+        scatter(u, i, 1, out_poses)
+
+
+@compiled
+def _children(change, centred, images, out):
+    """Gradient of one child's poses, [1, blocks, rows * columns, 16], of that of its summary."""
+    rows, parts, columns, _ = centred.shape
+    matrix = np.empty((columns, columns), centred.dtype)
+    constant = np.empty(columns, centred.dtype)
+    for r in range(rows):
+        for c in range(columns):
+            constant[c] = change[r, columns // LANES, c, columns % LANES] / images
+            for e in range(columns):
+                matrix[e, c] = 2 * change[r, e // LANES, c, e % LANES] / images
+        for n in range(parts):
+            into = (n * rows + r) * columns * LANES
+            for c in range(columns):
+                store(out, into + c * LANES, zeros(out) + spread(constant, c))
+            vote(centred, (r * parts + n) * columns * LANES, matrix, 0, 1, columns, columns, out, into, True)

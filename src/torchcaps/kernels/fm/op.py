@@ -1,0 +1,175 @@
+"""The two sums of FM agreement as an operation of torch, forward and backward. See README.md for the formulas.
+
+Sums are in float32 at least whatever the inputs are, so autocast leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+@torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
+def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
+    """sum_i c x and sum_i (c x)^2, each [b, j, d], of x = scale v + shift and votes v = u W that are never made.
+
+    Args:
+        poses: children [b, i, rows * columns], any of the floating types, as the three that follow.
+        weight: [j, i, columns, m]; a vote has d = rows * m elements.
+        scale, shift: of the votes, both [i | 1, j | 1, d].
+        l2: whether c = 1 / |x|; else 1.
+        eps: floor of |x|^2.
+
+    Returns:
+        In the widest type of the inputs, float32 at least.
+    """
+    return _home(poses).forward(*_widest(poses, weight, scale, shift), l2, eps)
+
+
+@torch.library.custom_op("torchcaps::fm_sums_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def fm_sums_backward(
+    of_total: Tensor,
+    of_squares: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    l2: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
+    inputs = poses, weight, scale, shift
+    found = _home(poses).backward(*_widest(of_total, of_squares, *inputs), l2, eps)
+    outs = [out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    return outs[0], outs[1], outs[2], outs[3]
+
+
+@torch.library.custom_op("torchcaps::fm_moments", mutates_args=(), device_types=("cpu", "cuda"))
+def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
+    return _home(poses).moments(*_widest(poses, weight))
+
+
+@torch.library.custom_op("torchcaps::fm_moments_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients for poses and weight, in their types."""
+    d_poses, d_weight = _home(poses).moments_backward(*_widest(of_mean, of_variance, poses, weight))
+    return d_poses.to(poses.dtype), d_weight.to(weight.dtype)
+
+
+def _home(x: Tensor) -> Any:
+    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    if x.device.type == "cpu":
+        from torchcaps.kernels.fm import cpu as home
+    else:
+        from torchcaps.kernels.fm import cuda as home
+    return home
+
+
+def _widest(*tensors: Tensor) -> list[Tensor]:
+    """All of them contiguous, and in the widest of their types, float32 at least."""
+    dtype = torch.float32
+    for x in tensors:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return [x.to(dtype).contiguous() for x in tensors]
+
+
+@fm_sums.register_fake
+def _(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
+    (wide, *_) = _widest(*(x.new_empty(0) for x in (poses, weight, scale, shift)))
+    pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
+    out = wide.new_empty(poses.shape[0], weight.shape[0], pose)
+    return out, torch.empty_like(out)
+
+
+@fm_sums_backward.register_fake
+def _(
+    of_total: Tensor,
+    of_squares: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    l2: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outs = [x.new_empty(x.shape) for x in (poses, weight, scale, shift)]
+    return outs[0], outs[1], outs[2], outs[3]
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.flags = inputs[4:]
+
+
+def _differentiate(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple:
+    return *fm_sums_backward(of_total, of_squares, *ctx.saved_tensors, *ctx.flags), None, None
+
+
+fm_sums.register_autograd(_differentiate, setup_context=_keep)
+
+
+@fm_moments.register_fake
+def _(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    (wide, *_) = _widest(poses.new_empty(0), weight.new_empty(0))
+    pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
+    out = wide.new_empty(weight.shape[1], weight.shape[0], pose)
+    return out, torch.empty_like(out)
+
+
+@fm_moments_backward.register_fake
+def _(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return poses.new_empty(poses.shape), weight.new_empty(weight.shape)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate_moments(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple:
+    return fm_moments_backward(of_mean, of_variance, *ctx.saved_tensors)
+
+
+fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)
+
+
+@register_flop_formula(torch.ops.torchcaps.fm_sums)
+def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Of each vote: its product, the scale and shift, its length, and its part of two sums."""
+    return _products(poses, weight) + 2 * _elements(poses, weight) * 4
+
+
+@register_flop_formula(torch.ops.torchcaps.fm_sums_backward)
+def _(of_total: Any, of_squares: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """The vote anew and the products for child and weight; what scale, shift and length make of its gradient."""
+    return 3 * _products(poses, weight) + 2 * _elements(poses, weight) * 9
+
+
+@register_flop_formula(torch.ops.torchcaps.fm_moments)
+def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """A Gram matrix of each child's rows, and its product with W on both sides."""
+    return 2 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight)
+
+
+@register_flop_formula(torch.ops.torchcaps.fm_moments_backward)
+def _(of_mean: Any, of_variance: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Both anew and their gradients."""
+    return 4 * poses[0] * poses[1] * poses[2] * weight[2] + 3 * _summaries(poses, weight)
+
+
+def _summaries(poses: Any, weight: Any) -> int:
+    """FLOPs of what goes through W in place of the images: a Gram matrix and a mean for each row of each child."""
+    return 2 * (poses[2] // weight[2]) * (weight[2] + 2) * weight[0] * weight[1] * weight[2] * weight[3]
+
+
+def _products(poses: Any, weight: Any) -> int:
+    """FLOPs of making all votes once."""
+    return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
+
+
+def _elements(poses: Any, weight: Any) -> int:
+    """Elements of all votes."""
+    return poses[0] * (poses[2] // weight[2]) * weight[0] * weight[1] * weight[3]
