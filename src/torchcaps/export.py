@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.layers import CapsuleLayer, PackedLayer, pack
+from torchcaps.layers import CapsuleStack, has_binary_weights, pack_stack
 from torchcaps.models.registry import Model, rebuild_model
 
 FORMAT = "torchcaps-packed-1"
@@ -72,7 +72,7 @@ def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, 
 
 
 def pack_model(model: Model, scales: torch.dtype = torch.float32) -> Model:
-    """A copy for inference whose layers with binary weights hold one bit a weight; the rest stays as it is.
+    """A copy for inference whose stacks hold one bit a weight where weights are binary; the rest stays as it is.
 
     Args:
         model: with at least one layer that routes by "xnodr" or "xnodr-xnidr".
@@ -82,17 +82,17 @@ def pack_model(model: Model, scales: torch.dtype = torch.float32) -> Model:
         ValueError: when no layer has binary weights.
     """
     packed = copy.deepcopy(model)
-    layers = {
-        name: layer
-        for name, layer in packed.named_modules()
-        if isinstance(layer, CapsuleLayer) and layer.routing.spec.binary_weights and not isinstance(layer, PackedLayer)
+    stacks = {
+        name: stack
+        for name, stack in packed.named_modules()
+        if isinstance(stack, CapsuleStack) and has_binary_weights(stack)
     }
-    if not layers:
+    if not stacks:
         raise ValueError(
             "the model has no layer with binary weights: only those of routing 'xnodr' and 'xnodr-xnidr' can be packed"
         )
-    for name, layer in layers.items():
-        packed.set_submodule(name, pack(layer, scales))
+    for name, stack in stacks.items():
+        packed.set_submodule(name, pack_stack(stack, scales))
     return packed.eval()
 
 

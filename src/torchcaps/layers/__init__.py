@@ -5,7 +5,7 @@ from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
-from torchcaps.layers.packed import PackedLayer, pack
+from torchcaps.layers.packed import PackedLayer, PackedStack, has_binary_weights, pack, pack_stack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import ConvTransform, LinearTransform, Transform, flatten_space, pose_shape
 
@@ -20,6 +20,7 @@ __all__ = [
     "MasterAideConv2d",
     "OptimalTransportUnit",
     "PackedLayer",
+    "PackedStack",
     "PrimaryCaps",
     "PrimaryPoses",
     "Schedule",
@@ -27,7 +28,9 @@ __all__ = [
     "XnorConv2d",
     "chosen_class",
     "flatten_space",
+    "has_binary_weights",
     "pack",
+    "pack_stack",
     "pose_shape",
     "to_capsules",
     "to_maps",

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers.layer import CapsuleLayer
-from torchcaps.layers.transforms import Transform
-from torchcaps.routing import Routing
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
+from torchcaps.layers.transforms import Transform, flatten_space
+from torchcaps.routing import Routing, Step
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
 from torchcaps.votes.binary import binary_children, weight_middle
+
+if TYPE_CHECKING:
+    from torchcaps.kernels.packed.loop import PackedLoop
 
 
 class PackedTransform(nn.Module):
@@ -49,14 +54,16 @@ class PackedTransform(nn.Module):
         self.sizes, self.shape, self.place = transform.sizes, transform.shape, None
         self.threshold: Threshold = threshold
 
-    def forward(self, children: Capsules) -> Votes:
-        dtype = children.poses.dtype
+    def positive(self) -> Tensor:
+        """Which weights are, bool [j, *window, c, m]."""
         *outer, c, m = self.shape
-        positive = _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
-        scales = self.scales.to(dtype)
+        return _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
+
+    def forward(self, children: Capsules) -> Votes:
+        scales = self.scales.to(children.poses.dtype)
         return self.form.vote(
             binary_children(children, self.form.rows, self.threshold),
-            torch.where(positive, scales, -scales),
+            torch.where(self.positive(), scales, -scales),
             binary=True,
         )
 
@@ -75,6 +82,71 @@ class PackedLayer(CapsuleLayer):
         """Stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
         stored = sum(buffer.nbytes for buffer in self.transform.buffers())
         return stored / math.prod(self.transform.shape)
+
+
+class PackedStack(CapsuleStack):
+    """A stack of one packed layer, for inference; made by `pack_stack`.
+
+    On a CPU, in float32 and without gradients, all iterations run at once on the bits (`torchcaps.kernels.packed`),
+    where the layer fits that loop; its step then has neither coupling nor state. Otherwise it is as any stack.
+    """
+
+    def __init__(self, layer: PackedLayer, iterations: int):
+        super().__init__([layer], iterations)
+        self._made: PackedLoop | None = None
+        self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
+
+    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+        loop = self._loop(children) if visit is None else None
+        if loop is None:
+            return super().forward(children, visit)
+        return (Step(Capsules(loop(flatten_space(children).poses, self.iterations)), None, None),)
+
+    def _loop(self, children: Capsules) -> PackedLoop | None:
+        poses = children.poses
+        if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return None
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return None
+        layer = self.layers[0]
+        assert isinstance(layer, PackedLayer) and isinstance(layer.transform, PackedTransform)
+        tensors = (layer.transform.bits, layer.transform.scales)
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
+            from torchcaps.kernels.packed.loop import PackedLoop, fits_loop
+
+            self._made, self._made_of = PackedLoop(layer) if fits_loop(layer) else None, now
+        return self._made
+
+
+def has_binary_weights(stack: CapsuleStack) -> bool:
+    """Whether a layer of the stack is yet to be packed."""
+    return any(
+        isinstance(layer, CapsuleLayer) and layer.routing.spec.binary_weights and not isinstance(layer, PackedLayer)
+        for layer in stack.layers
+    )
+
+
+def pack_stack(stack: CapsuleStack, scales: torch.dtype = torch.float32) -> CapsuleStack:
+    """The inference form of a stack: its layers with binary weights are packed, others are copied as they are.
+
+    Args:
+        stack: of which at least one layer has binary weights.
+        scales: see `pack`.
+
+    Raises:
+        ValueError: when no layer has.
+    """
+    if not has_binary_weights(stack):
+        raise ValueError("no layer of the stack has binary weights: only 'xnodr' and 'xnodr-xnidr' can be packed")
+    layers = [
+        pack(layer, scales) if layer.routing.spec.binary_weights else copy.deepcopy(layer)
+        for layer in stack.layers
+        if isinstance(layer, CapsuleLayer)
+    ]
+    if len(layers) == 1 and isinstance(layers[0], PackedLayer):
+        return PackedStack(layers[0], stack.iterations).train(stack.training)
+    return CapsuleStack(layers, stack.iterations, stack.schedule).train(stack.training)
 
 
 def pack(layer: CapsuleLayer, scales: torch.dtype = torch.float32) -> PackedLayer:

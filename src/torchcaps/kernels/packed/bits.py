@@ -1,0 +1,76 @@
+"""Binary dot products in vectors: 16 words of signs against one, by XNOR and popcount. Importing this imports numba."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from torchcaps.kernels.simd import LANES, Lanes, inline
+
+
+def _address(context: Any, builder: Any, array: types.Array, value: Any, index: Any, scalar: ir.Type) -> Any:
+    """Of 16 `scalar`s in a contiguous array, from its element `index` on, counted through all dimensions."""
+    data = builder.bitcast(context.make_array(array)(context, builder, value).data, scalar.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), ir.VectorType(scalar, LANES).as_pointer())
+
+
+@inline
+def dots(typingctx, words, index, word, length):
+    """16 dot products of `length` signs each: `words` [..., n], unsigned, from `index` on, with `word`.
+
+    A set bit is +1; bits beyond `length` are 0 in both. length - 2 popcount(a xor b), as float32.
+    """
+
+    def emit(context, builder, signature, args):
+        array, at, one, count = args
+        scalar = context.get_value_type(words.dtype)
+        vector, wide = ir.VectorType(scalar, LANES), ir.VectorType(ir.IntType(32), LANES)
+        there = builder.load(_address(context, builder, words, array, at, scalar), align=scalar.width // 8)
+        differ = builder.xor(there, _splat(builder, one))
+        kind = ir.FunctionType(vector, [vector])
+        popcount = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.v{LANES}i{scalar.width}")
+        apart = _resized(builder, builder.call(popcount, [differ]), wide)
+        whole = builder.sub(_splat(builder, builder.trunc(count, ir.IntType(32))), builder.add(apart, apart))
+        return builder.sitofp(whole, ir.VectorType(ir.FloatType(), LANES))
+
+    return Lanes(types.float32)(words, types.intp, words.dtype, types.intp), emit
+
+
+@inline
+def scale(typingctx, scales, index):
+    """16 scales from `index` on as float32; an array of uint16 holds halves by their bits."""
+
+    def emit(context, builder, signature, args):
+        array, at = args
+        half = scales.dtype == types.uint16
+        scalar = ir.HalfType() if half else ir.FloatType()
+        loaded = builder.load(_address(context, builder, scales, array, at, scalar), align=2 if half else 4)
+        return builder.fpext(loaded, ir.VectorType(ir.FloatType(), LANES)) if half else loaded
+
+    return Lanes(types.float32)(scales, types.intp), emit
+
+
+@inline
+def every(typingctx, number):
+    """A float32 in all 16 lanes."""
+
+    def emit(context, builder, signature, args):
+        return _splat(builder, args[0])
+
+    return Lanes(types.float32)(types.float32), emit
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
+
+
+def _resized(builder: Any, value: Any, wide: ir.VectorType) -> Any:
+    """Counts of any width as 32 bits."""
+    width = value.type.element.width
+    return value if width == 32 else builder.zext(value, wide) if width < 32 else builder.trunc(value, wide)

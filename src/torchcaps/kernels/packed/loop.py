@@ -1,0 +1,229 @@
+"""Dynamic routing of a packed XnODR layer, all iterations, on CPU: the weights are never unpacked.
+
+A vote is sign(u) . sign(W) times two scales. The signs of a child are one word, those of a column of W another, and
+their dot product is d - 2 popcount(a xor b). So a pass over the children reads 1 + 16 / d bits a weight (half scales)
+where the float form reads 32, and writes nothing but parents. Each iteration is one pass: votes of a child with all
+parents stay in the nearest cache while its logits with the sum of all outputs so far, their softmax, and its share in
+the new outputs are taken.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchcaps.kernels.packed.bits import dots, every, scale
+from torchcaps.kernels.simd import (
+    LANES,
+    compiled,
+    exp,
+    highest,
+    load,
+    select,
+    spread,
+    store,
+    store_totals,
+    total,
+    zeros,
+)
+from torchcaps.kernels.threads import ranges, run
+from torchcaps.layers.packed import PackedLayer, PackedTransform
+from torchcaps.layers.transforms import LinearTransform
+from torchcaps.routing.xnodr import XnODR
+
+WORTH_A_THREAD = 2**17  # elements of votes
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
+
+
+def fits_loop(layer: PackedLayer) -> bool:
+    """Whether `PackedLoop` takes a layer."""
+    transform, routing = layer.transform, layer.routing
+    assert isinstance(transform, PackedTransform)
+    return (
+        type(routing) is XnODR
+        and (routing.threshold, routing.over, routing.initial) == ("zero", "parents", None)
+        and isinstance(transform.form, LinearTransform)
+        and (transform.form.rows, transform.form.shared) == (1, 1)
+        and transform.shape[-2] <= 64
+    )
+
+
+class PackedLoop:
+    """A packed layer in the order in which its loop reads it: children first, poses padded to whole vectors.
+
+    Args:
+        layer: on the CPU, one that `fits_loop`: linear, of vector poses of up to 64 elements, routed by XnODR with the
+            threshold "zero", over parents, from zero; it is read once.
+
+    Raises:
+        ValueError: for other layers.
+    """
+
+    def __init__(self, layer: PackedLayer):
+        if not fits_loop(layer):
+            raise ValueError(
+                "the packed loop is for linear layers of vector poses, up to 64 elements, that XnODR routes over "
+                f"parents from zero by the threshold 'zero'; this one is {layer.transform.form} with {layer.routing}"
+            )
+        transform = layer.transform
+        assert isinstance(transform, PackedTransform)
+        self.parents, self.children, self.length, self.pose = transform.shape
+        self.padded = -(-self.pose // LANES) * LANES
+        self.bytes = next(size for size in WORDS if 8 * size >= self.length)
+        positive = transform.positive().permute(1, 0, 3, 2)  # [i, j, m, c]
+        self.words = np.zeros((self.children, self.parents, self.padded), WORDS[self.bytes])
+        self.words[..., : self.pose] = self._pack(positive)
+        scales = F.pad(transform.scales.squeeze(-2).transpose(0, 1), (0, self.padded - self.pose))  # [i, j, m]
+        half = scales.dtype == torch.float16
+        self.scales = (scales.contiguous() if half else scales.float().contiguous()).numpy()
+        self.scales = self.scales.view(np.uint16) if half else self.scales
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that a pass reads of the weights."""
+        return self.words.nbytes + self.scales.nbytes
+
+    def __call__(self, poses: Tensor, iterations: int = 3) -> Tensor:
+        """Children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient."""
+        images = len(poses)
+        signs = np.empty((self.children, images), self.words.dtype)
+        sizes = np.empty((self.children, images), np.float32)
+        state = np.zeros((images, self.parents, self.padded), np.float32)
+        parents = np.empty_like(state)
+        spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))
+        sums = np.empty((len(spans), *state.shape), np.float32)
+        children = poses.detach().contiguous().numpy()
+        if len(spans) == 1:  # one call: seven take as long as a small layer
+            _route(children, signs, sizes, self.words, self.scales, state, iterations, sums, parents)
+            return torch.from_numpy(parents)[..., : self.pose]
+        _binarize(children, signs, sizes)
+        for t in range(iterations):
+            sums.fill(0)
+            inputs = (signs, sizes, self.words, self.scales, state, self.length, t == 0)
+            run(lambda part, first, end, inputs=inputs: _pass(*inputs, first, end, sums[part]), spans)
+            _squash(sums, parents, state)
+        return torch.from_numpy(parents)[..., : self.pose]
+
+    def _pack(self, positive: Tensor) -> np.ndarray:
+        """bool [..., c] -> words [...], lowest bit first."""
+        bits = np.packbits(positive.numpy(), axis=-1, bitorder="little")
+        missing = self.bytes - bits.shape[-1]
+        bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
+        return np.ascontiguousarray(bits).view(WORDS[self.bytes])[..., 0]
+
+
+@compiled
+def _route(poses, signs, sizes, words, scales, state, iterations, sums, parents):
+    """Everything, on one thread; `parents` [b, j, D] is the result."""
+    _binarize(poses, signs, sizes)
+    for t in range(iterations):
+        sums[:] = 0
+        _pass(signs, sizes, words, scales, state, poses.shape[2], t == 0, 0, poses.shape[1], sums[0])
+        _squash(sums, parents, state)
+
+
+@compiled
+def _binarize(poses, signs, sizes):
+    """Children [b, i, c] -> their signs as words [i, b], 1 above 0, lowest bit first, and mean sizes [i, b]."""
+    images, children, length = poses.shape
+    for b in range(images):
+        for i in range(children):
+            word, size = np.uint64(0), np.float32(0)
+            for c in range(length):
+                x = poses[b, i, c]
+                size += abs(x)
+                if x > 0:
+                    word |= np.uint64(1) << np.uint64(c)
+            signs[i, b] = word
+            sizes[i, b] = size / length
+
+
+@compiled
+def _squash(sums, parents, state):
+    """parents [b, j, D] = squash of the sum of `sums` [threads, b, j, D]; they are added to `state`."""
+    threads, images, number, pose = sums.shape
+    for b in range(images):
+        for j in range(number):
+            square = np.float32(0)
+            for k in range(pose):
+                x = np.float32(0)
+                for part in range(threads):
+                    x += sums[part, b, j, k]
+                parents[b, j, k] = x
+                square += x * x
+            factor = np.float32(square / (1 + square) / np.sqrt(max(square, np.float32(1e-24))))
+            for k in range(pose):
+                parents[b, j, k] *= factor
+                state[b, j, k] += parents[b, j, k]
+
+
+@compiled
+def _pass(signs, sizes, words, scales, state, length, uniform, first, end, out):
+    """out [b, j, D] += what the children from `first` to `end` give; `uniform`ly, or by agreement with `state`."""
+    images, parents, pose = out.shape
+    width = -(-parents // LANES) * LANES
+    near = np.empty(parents * pose, np.float32)  # scales of one child, for all images
+    shares = np.zeros((images, width), np.float32)
+    outside = np.zeros(width, np.float32)  # minus infinity in the lanes beyond the last parent
+    outside[parents:] = -np.inf
+    for i in range(first, end):
+        base = i * parents * pose
+        for k in range(0, parents * pose, LANES):
+            store(near, k, scale(scales, base + k))
+        if uniform:
+            for b in range(images):
+                shares[b] = sizes[i, b] / parents
+        else:  # each for all images, so that none waits for what was just stored
+            _agree(words, base, signs[i], length, near, state, shares)
+            _softmax(shares, outside, sizes[i])
+        for b in range(images):
+            for j in range(parents):
+                share = spread(shares, b * width + j)
+                for k in range(j * pose, (j + 1) * pose, LANES):
+                    here = b * parents * pose + k
+                    vote = dots(words, base + k, signs[i, b], length) * load(near, k)
+                    store(out, here, load(out, here) + vote * share)
+
+
+@compiled
+def _agree(words, base, signs, length, near, state, shares):
+    """shares [b, j] are the products of the state and of the votes of a child of size 1."""
+    images, parents, pose = state.shape
+    step = parents * pose
+    for b in range(images):
+        word, here = signs[b], b * step - base
+        for j in range(0, parents, 4):  # four at a time; the last ones beside zeros
+            left = parents - j
+            a0 = a1 = a2 = a3 = zeros(near)
+            for k in range(base + j * pose, base + (j + 1) * pose, LANES):
+                a0 = a0 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
+            for k in range(base + (j + 1) * pose, base + (j + 2) * pose if left > 1 else 0, LANES):
+                a1 = a1 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
+            for k in range(base + (j + 2) * pose, base + (j + 3) * pose if left > 2 else 0, LANES):
+                a2 = a2 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
+            for k in range(base + (j + 3) * pose, base + (j + 4) * pose if left > 3 else 0, LANES):
+                a3 = a3 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
+            store_totals(shares, b * shares.shape[1] + j, a0, a1, a2, a3)
+
+
+@compiled
+def _softmax(shares, outside, sizes):
+    """Products of a child of size 1 [b, j] become its shares in the parents, times its size."""
+    images, width = shares.shape
+    for b in range(images):
+        at, size = b * width, every(sizes[b])
+        most = load(outside, 0) + load(shares, at) * size
+        for k in range(LANES, width, LANES):
+            x = load(outside, k) + load(shares, at + k) * size
+            most = select(x, most, x, most)
+        top = every(highest(most))
+        whole = zeros(shares)
+        for k in range(0, width, LANES):
+            x = exp(load(outside, k) + load(shares, at + k) * size - top)
+            store(shares, at + k, x)
+            whole = whole + x
+        rate = every(np.float32(sizes[b] / total(whole)))
+        for k in range(0, width, LANES):
+            store(shares, at + k, load(shares, at + k) * rate)
