@@ -112,6 +112,18 @@ def test_places_lie_where_the_fields_of_their_capsules_do() -> None:
     assert not layer.maps[2].allclose(layer.maps[0])
 
 
+def test_layers_that_only_share_out_equally_are_left_out() -> None:
+    model = create_model("attention-simple-cifar10", channels=4, capsules=2, pose=4, iterations=2)
+    images = torch.randn(1, 3, 32, 32)
+    assert [layer.name for layer in trace_routing(model, images)] == ["stack.2"]
+    model.iterations = 4
+    layers = trace_routing(model, images)
+    assert [(layer.name, len(layer.maps)) for layer in layers] == [("stack.0", 2), ("stack.1", 3), ("stack.2", 4)]
+    unseen = layers[0].maps[1, ..., -1, :]  # 7 windows of 3 with stride 2 do not reach the 16th row
+    torch.testing.assert_close(unseen, torch.full_like(unseen, 1 / 2))
+    assert ((layers[0].maps[1, ..., :-1, :-1] - 1 / 2).abs() > 1e-3).float().mean() > 0.9
+
+
 def test_confusion_of_labels_and_of_label_sets() -> None:
     hot = torch.eye(3, dtype=torch.bool)
     labels, predicted = hot[[0, 1, 1, 2]], hot[[0, 1, 2, 2]]

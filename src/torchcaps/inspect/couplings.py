@@ -73,7 +73,8 @@ def visiting(model: Model, visit: Visit) -> Iterator[None]:
 def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
     """How each routed layer of `model` shares its children out, bottom first; none for a model without capsules.
 
-    Layers are left out whose routing has no couplings, or keeps none to look at.
+    Layers are left out whose routing has no couplings, keeps none to look at, or takes no step but the first, where all
+    get the same: with two iterations of a concurrent stack these are all but the top one.
 
     Args:
         model: it is left in evaluation mode.
@@ -81,12 +82,16 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     seen: dict[str, tuple[str, bool]] = {}
+    routed: set[str] = set()
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
         spec = layer.routing.spec
-        if spec.couplings and (step.coupling is not None or t == 0):
-            found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
-            seen[name] = (spec.name, children.poses.ndim == 5)
+        if not spec.couplings or (step.coupling is None and t > 0):
+            return
+        found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
+        seen[name] = (spec.name, children.poses.ndim == 5)
+        if step.coupling is not None:
+            routed.add(name)
 
     with torch.no_grad(), visiting(model.eval(), visit):
         model(images)
@@ -100,6 +105,7 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
             boxes[name] if seen[name][1] else None,
         )
         for name, steps in found.items()
+        if name in routed
     ]
 
 
@@ -109,7 +115,8 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
     The share of a child is its coupling to the parent, summed over the windows that see it, over the sum of the sizes
     of all its couplings; a place is the mean of its children, weighted by their activations or, where they have none,
     the lengths of their poses. Shares of a place add up to 1 unless couplings are negative. No coupling is a uniform
-    one. Parents of one kind at several positions count as one. Children without positions stand in one row.
+    one; where no window sees a place, its shares are equal too. Parents of one kind at several positions count as one.
+    Children without positions stand in one row.
     """
     poses = children.poses
     b, *space, _, _ = poses.shape
@@ -119,14 +126,18 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
         coupling = poses.new_full((), 1 / j)
     coupling = coupling.expand(b, positions, layer.transform.sizes.children, j).to(torch.float32)
     if isinstance(layer.transform, ConvTransform):
-        given = _unwindow(coupling, layer.transform, (space[0], space[1]))
-        size = _unwindow(coupling.abs().sum(-1, keepdim=True), layer.transform, (space[0], space[1]))
+        given, size, windows = (
+            _unwindow(each, layer.transform, (space[0], space[1]))
+            for each in (coupling, coupling.abs().sum(-1, keepdim=True), torch.ones_like(coupling[:1, :, :, :1]))
+        )
     else:
         height, width = space or (1, poses.shape[1])
         flat = coupling.squeeze(1).movedim(-1, 1)  # [b, j, i], children as (capsule, height, width)
         given = flat.unflatten(2, (-1, height, width))
         size = given.abs().sum(1, keepdim=True)
+        windows = torch.ones_like(size)
     shares = given / size.clamp_min(torch.finfo(size.dtype).tiny)  # [b, j, i, h, w]
+    shares = torch.where(windows > 0, shares, 1 / j)
     weight = lengths(poses) if children.activations is None else children.activations  # [b, h, w, i] or [b, i]
     weight = weight.float().abs() + 1e-6  # a place of silent children is their plain mean
     weight = (weight.movedim(-1, 1) if space else weight[:, None, None, :]).unsqueeze(1)  # [b, 1, i, h, w]

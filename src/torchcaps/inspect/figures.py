@@ -197,7 +197,8 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
 def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box | None, equal: float) -> Figure:
     """Shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
 
-    Orange places gave the parent of the column more than an `equal` share, blue ones less. `names` are the parents'.
+    Orange places gave the parent of the column more than an `equal` share, blue ones less; a line below says how much.
+    `names` are the parents'.
     """
     from torchcaps.inspect.pictures import heat
 
@@ -205,13 +206,15 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
     figure = draw_tiles(
         {f"iteration {t + 1}": image.expand(maps.shape[1], -1, -1, -1) for t in range(len(maps))}, names
     )
-    axes, place = figure.axes[0], box or Box()
-    colours = heat(shares, shares.abs().max().item()).movedim(2, -1).numpy()  # [t, j, h, w, 4]
+    axes, place, most = figure.axes[0], box or Box(), shares.abs().max().item()
+    colours = heat(shares, most).movedim(2, -1).numpy()  # [t, j, h, w, 4]
     for row, column in torch.cartesian_prod(*map(torch.arange, maps.shape[:2])).tolist():
         left, top = column + 0.94 * place.left, row + 0.94 * place.top
         extent = (left, left + 0.94 * place.width, top + 0.94 * place.height, top)
         axes.imshow(colours[row, column], extent=extent, interpolation="nearest", alpha=0.8, zorder=2)
     axes.set(xlim=(0, maps.shape[1]), ylim=(len(maps), -0.3))
+    said = f"orange: up to {most:.2g} more than an equal share of {equal:.2g}; blue: as much less"
+    axes.set_xlabel(said, fontsize=7)
     return figure
 
 

@@ -199,16 +199,23 @@ def draw_examples(
             found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
     for layer in examples[0].routed if examples else []:
         top = layer is examples[0].routed[-1]
-        names = [classes[n] if top else f"parent {n + 1}" for n in layer.parents]
+        names = name_parents(examples[0], layer.parents, classes if top else ())
         found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
             examples[0].image, layer.maps, names, layer.box, layer.equal
         )
     for layer in examples[0].agreed if examples else []:
-        names = [classes[n] if layer.top else f"parent {n + 1}" for n in layer.parents]
+        names = name_parents(examples[0], layer.parents, classes if layer.top else ())
         found[f"pairs-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: draw_pairs(
             examples[0].image, layer.products, layer.places, names
         )
     return {name: draw() for name, draw in found.items()}
+
+
+def name_parents(example: Example, parents: list[int], classes: tuple[str, ...]) -> list[str]:
+    """Names for the parents of a layer, those of `classes` where there are any; what the image shows is ticked."""
+    if not classes:
+        return [f"parent {n + 1}" for n in parents]
+    return [f"{classes[n]} \u2713" if n in example.targets else classes[n] for n in parents]
 
 
 def _reconstructs(model: Model, config: Config) -> bool:
