@@ -19,7 +19,7 @@ from torchcaps.kernels.attention.op import widest
 from torchcaps.kernels.simd import LANES
 from torchcaps.kernels.threads import ranges, run
 
-FEW, MANY = 4, 32  # positions at a time: whole fours of rows; many where the weights are too large for the cache
+FEW, MANY = 8, 32  # positions at a time: whole fours of rows; many where the weights are too large for the cache
 CACHE = 2**20  # bytes of a core's own cache
 
 

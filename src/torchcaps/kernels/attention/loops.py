@@ -30,9 +30,8 @@ def forward_loop(poses, weight, query, source, rows, together, first, end, out):
             for n in range(types):
                 _take_child(poses, source, start, count, k, n, rows, u)
                 _vote(u, weight, k * types + n, votes)
-                for t in range(count):
-                    _couple(votes, q, t, rows, parents, coupling)
-                    _add(votes, coupling, t, rows, sums)
+                _couple(votes, q, count, rows, parents, coupling)
+                _add(votes, coupling, count, rows, sums)
         _give_parents(sums, start, count, rows, out)
 
 
@@ -47,7 +46,7 @@ def backward_loop(gradient, poses, weight, query, source, rows, together, first,
     q = np.zeros((blocks, together * rows, m, LANES), poses.dtype)
     g, votes, d_q = np.zeros_like(q), np.zeros_like(q), np.zeros_like(q)
     coupling = np.empty((together, blocks, LANES), poses.dtype)
-    change = np.empty((blocks, LANES), poses.dtype)
+    change = np.empty_like(coupling)
     for start in range(first, end, together):
         count = min(together, end - start)
         _take_parents(query, start, count, rows, q)
@@ -58,9 +57,8 @@ def backward_loop(gradient, poses, weight, query, source, rows, together, first,
                 child = k * types + n
                 _take_child(poses, source, start, count, k, n, rows, u)
                 _vote(u, weight, child, votes)
-                for t in range(count):
-                    _couple(votes, q, t, rows, parents, coupling)
-                    _differentiate(votes, q, g, coupling, t, rows, change, d_q)
+                _couple(votes, q, count, rows, parents, coupling)
+                _differentiate(votes, q, g, coupling, count, rows, change, d_q)
                 _differentiate_child(votes, weight, child, d_u)
                 _differentiate_weight(u, votes, child, d_weight)
                 _give_child(d_u, source, start, count, k, n, rows, d_poses)
@@ -95,24 +93,29 @@ def _give_parents(x, start, count, rows, out):
 @compiled
 def _take_child(poses, source, start, count, k, n, rows, u):
     """Child n at offset k of the windows of the positions from `start` on; absent ones are zeros."""
-    size, columns = poses.shape[3], poses.shape[3] // rows
+    columns = poses.shape[3] // rows
     for t in range(u.shape[0] // rows):
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k] if t < count else -1
-        for e in range(size):
-            u[t * rows + e // columns, e % columns] = poses[image, place, n, e] if place >= 0 else 0
+        if place < 0:
+            u[t * rows : (t + 1) * rows] = 0
+            continue
+        for r in range(rows):
+            for c in range(columns):
+                u[t * rows + r, c] = poses[image, place, n, r * columns + c]
 
 
 @compiled
 def _give_child(d_u, source, start, count, k, n, rows, d_poses):
     """Add the gradient of `_take_child`'s result to that of the children."""
-    size, columns = d_poses.shape[3], d_poses.shape[3] // rows
+    columns = d_poses.shape[3] // rows
     for t in range(count):
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k]
         if place >= 0:
-            for e in range(size):
-                d_poses[image, place, n, e] += d_u[t * rows + e // columns, e % columns]
+            for r in range(rows):
+                for c in range(columns):
+                    d_poses[image, place, n, r * columns + c] += d_u[t * rows + r, c]
 
 
 @compiled
@@ -166,56 +169,72 @@ def _dot(votes, parents, at, size):
 
 
 @compiled
-def _couple(votes, q, t, rows, parents, coupling):
-    """Softmax over parents of their agreement with the child of position t, without what fills the last block up."""
+def _couple(votes, q, count, rows, parents, coupling):
+    """Softmax over parents of their agreement with the child, without what fills the last block up.
+
+    All agreements come first: a softmax is a long chain of operations, and those of several positions overlap.
+    """
     blocks, height, m, _ = votes.shape
-    row = t * blocks * LANES
-    for x in range(blocks):
-        store(coupling, row + x * LANES, _dot(votes, q, (x * height + t * rows) * m * LANES, rows * m))
-    for j in range(parents, blocks * LANES):
-        coupling[t, blocks - 1, j % LANES] = -np.inf
-    top = load(coupling, row)
-    for x in range(1, blocks):
-        logit = load(coupling, row + x * LANES)
+    for t in range(count):
+        for x in range(blocks):
+            k = (x * height + t * rows) * m * LANES
+            store(coupling, (t * blocks + x) * LANES, _dot(votes, q, k, rows * m))
+        for j in range(parents, blocks * LANES):
+            coupling[t, blocks - 1, j % LANES] = -np.inf
+    for t in range(count):
+        _softmax(coupling, t * blocks * LANES, blocks)
+
+
+@compiled
+def _softmax(coupling, at, blocks):
+    """In place, over the numbers of `blocks` vectors from `at` on."""
+    end = at + blocks * LANES
+    top = load(coupling, at)
+    for k in range(at + LANES, end, LANES):
+        logit = load(coupling, k)
         top = select(logit, top, logit, top)
-    most, whole = highest(top), zeros(votes)
-    for x in range(blocks):
-        e = exp(load(coupling, row + x * LANES) - most)
-        store(coupling, row + x * LANES, e)
+    most, whole = highest(top), zeros(coupling)
+    for k in range(at, end, LANES):
+        e = exp(load(coupling, k) - most)
+        store(coupling, k, e)
         whole = whole + e
     share = 1 / total(whole)
-    for x in range(blocks):
-        store(coupling, row + x * LANES, load(coupling, row + x * LANES) * share)
+    for k in range(at, end, LANES):
+        store(coupling, k, load(coupling, k) * share)
 
 
 @compiled
-def _add(votes, coupling, t, rows, sums):
-    """sums += c v of the child of position t."""
+def _add(votes, coupling, count, rows, sums):
+    """sums += c v."""
     blocks, height, m, _ = votes.shape
-    for x in range(blocks):
-        c = load(coupling, (t * blocks + x) * LANES)
-        at = (x * height + t * rows) * m * LANES
-        for k in range(at, at + rows * m * LANES, LANES):
-            store(sums, k, load(sums, k) + c * load(votes, k))
+    for t in range(count):
+        for x in range(blocks):
+            c = load(coupling, (t * blocks + x) * LANES)
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                store(sums, k, load(sums, k) + c * load(votes, k))
 
 
 @compiled
-def _differentiate(votes, q, g, coupling, t, rows, change, d_q):
+def _differentiate(votes, q, g, coupling, count, rows, change, d_q):
     """Turn votes into their gradient c g + l q, and add l v to that of q: l = c (v . g - sum_j c v . g)."""
     blocks, height, m, _ = votes.shape
-    mean = zeros(votes)
-    for x in range(blocks):
-        d = _dot(votes, g, (x * height + t * rows) * m * LANES, rows * m)
-        store(change, x * LANES, d)
-        mean = mean + d * load(coupling, (t * blocks + x) * LANES)
-    whole = total(mean)
-    for x in range(blocks):
-        c = load(coupling, (t * blocks + x) * LANES)
-        l = c * (load(change, x * LANES) - whole)
-        at = (x * height + t * rows) * m * LANES
-        for k in range(at, at + rows * m * LANES, LANES):
-            store(d_q, k, load(d_q, k) + l * load(votes, k))
-            store(votes, k, c * load(g, k) + l * load(q, k))
+    for t in range(count):
+        mean = zeros(votes)
+        for x in range(blocks):
+            d = _dot(votes, g, (x * height + t * rows) * m * LANES, rows * m)
+            store(change, (t * blocks + x) * LANES, d)
+            mean = mean + d * load(coupling, (t * blocks + x) * LANES)
+        whole = total(mean)
+        for k in range(t * blocks * LANES, (t + 1) * blocks * LANES, LANES):
+            store(change, k, load(coupling, k) * (load(change, k) - whole))
+    for t in range(count):
+        for x in range(blocks):
+            c, l = load(coupling, (t * blocks + x) * LANES), load(change, (t * blocks + x) * LANES)
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                store(d_q, k, load(d_q, k) + l * load(votes, k))
+                store(votes, k, c * load(g, k) + l * load(q, k))
 
 
 @compiled
