@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps import create_model
 from torchcaps.cost import cost_table, encapnet, published_costs, xnodr
-from torchcaps.cost.published import PublishedCost
+from torchcaps.cost.published import PAPERS, PublishedCost
 from torchcaps.cost.xnodr import Layer
 
 SMALL, LARGE = Layer(160), Layer(256)  # MobileNet V2 and ResNet-50
@@ -149,6 +150,16 @@ def test_tables_can_be_written_and_listed_without_torch():
     assert "| table7 | ResNet_XnODR (with upsampling) | MNIST | 63.99 | 63.9938 | yes |" in table
     code = "import sys; from torchcaps.cost import published_costs; published_costs(); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_tables_of_the_docs_are_current(paper):
+    text = (Path(__file__).parent.parent / "docs" / f"costs-{paper}.md").read_text()
+    written = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
+    table = cost_table(published_costs(paper), ours=False)
+    wanted = [[cell.strip() for cell in line.split("|")] for line in table.splitlines()]
+    ours = written[0].index("ours")
+    assert [line[:ours] + line[ours + 1 :] for line in written] == wanted
 
 
 @pytest.mark.parametrize(

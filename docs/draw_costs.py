@@ -1,0 +1,23 @@
+"""Write docs/costs-xnodr.md and docs/costs-encapnet.md: what the papers say their networks cost, and what is counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchcaps.cost import cost_table, published_costs
+
+TITLES = {"xnodr": "XnODR and XnIDR (Sun et al. 2023)", "encapnet": "EncapNet (Li et al. 2018)"}
+LEGEND = """Made by `docs/draw_costs.py` from `torchcaps.cost.published_costs()`. "Their convention" is the paper's own way of
+counting; "ours" counts every operation of our network or head, two for a multiply-add, routing included, and trainable
+parameters, of timm's backbones. "yes": equal to the last printed digit; otherwise why it cannot be reproduced."""
+
+
+def main() -> None:
+    for paper, title in TITLES.items():
+        path = Path(__file__).parent / f"costs-{paper}.md"
+        path.write_text(f"# Costs: {title}\n\n{LEGEND}\n\n{cost_table(published_costs(paper))}\n")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
