@@ -60,6 +60,14 @@ def test_inference_does_not_know_the_feedback(name: str) -> None:
         assert torch.equal(ours.poses, theirs.poses)
 
 
+def test_the_deployed_network_can_be_made_anew() -> None:
+    model = build("encapnet-v1-feedback", units=2, eps=0.2)
+    plain = create_model(**model.deployed().origin)
+    plain.load_state_dict(model.deployed().state_dict())
+    assert torch.equal(plain.eval()(images()).scores, model.eval()(images()).scores)
+    assert plain.deployed() is plain
+
+
 @pytest.mark.parametrize("name", NARROW)
 def test_training_scores_are_those_of_the_network(name: str) -> None:
     plain, model = build(name).train(), build(f"{name}-feedback").train()

@@ -23,6 +23,8 @@ from torchcaps.models.staged import StagedModel
 from torchcaps.names import check_choice
 from torchcaps.sinkhorn import Cost, kl_divergence, sinkhorn_divergence
 
+SUFFIX = "-feedback"  # of the names of networks with it
+
 
 @dataclass(frozen=True)
 class Feedback:
@@ -125,6 +127,11 @@ class WithFeedback(Model):
         return output._replace(aux={**output.aux, "penalty": self.feedback.weight * penalty})
 
     def deployed(self) -> StagedModel:
+        """The network, which is told how `create_model` would make it where that made this model."""
+        if self.origin is not None:
+            name, own = self.origin["name"].removesuffix(SUFFIX), {each.name for each in fields(Feedback)}
+            others = {key: value for key, value in self.origin.items() if key not in own}
+            self.network.origin = {**others, "name": name}
         return self.network
 
 
@@ -184,4 +191,4 @@ def register_with_feedback(name: str, factory: Factory, **defaults: object) -> N
     `defaults` are other ones for some options of the function.
     """
     register_variant(name, factory, **defaults)
-    register_variant(f"{name}-feedback", with_feedback(factory), **defaults)
+    register_variant(name + SUFFIX, with_feedback(factory), **defaults)

@@ -35,6 +35,10 @@ class Model(nn.Module):
         """Images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b] names."""
         raise ValueError(f"{type(self).__name__} has no decoder to reconstruct with")
 
+    def deployed(self) -> Model:
+        """What is left of the model at inference: itself, unless parts of it serve training alone."""
+        return self
+
     def coefficients(self) -> list[nn.Parameter]:
         """Parameters that a routing learns by an objective of its own, never by the training loss; usually none."""
         return []
