@@ -7,9 +7,9 @@ from pathlib import Path
 from torchcaps.cost import cost_table, published_costs
 
 TITLES = {"xnodr": "XnODR and XnIDR (Sun et al. 2023)", "encapnet": "EncapNet (Li et al. 2018)"}
-LEGEND = """Made by `docs/draw_costs.py` from `torchcaps.cost.published_costs()`. "Their convention" is the paper's own way
-of counting; "ours" counts every operation of our network or head, two for a multiply-add, routing included, and trainable
-parameters, of timm's backbones. "yes": equal to the last printed digit; otherwise why it cannot be reproduced."""
+LEGEND = """Made by `docs/draw_costs.py` from `torchcaps.cost.published_costs()`. "Their convention" is the paper's own
+way of counting; "ours" counts every operation of our network or head, two for a multiply-add, routing included, and
+trainable parameters, of timm's backbones. "yes": equal to the last printed digit; else why it cannot be reproduced."""
 
 
 def main() -> None:
