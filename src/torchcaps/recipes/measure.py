@@ -63,8 +63,11 @@ def build_network(config: Config) -> Model:
 
 
 def count_parameters(config: Config) -> float:
-    """Trainable parameters, in millions."""
-    return sum(each.numel() for each in build_network(config).parameters() if each.requires_grad) / 1e6
+    """Trainable parameters, in millions; the network is built without memory for them."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(each.numel() for each in build_network(config).parameters() if each.requires_grad) / 1e6
 
 
 def mebibytes(config: Config) -> float:

@@ -118,9 +118,8 @@ def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] 
         case Combine(parts=parts):
             gaps = {describe_gap(find_cell(name), records) for name in parts}
             return gaps.pop() if len(gaps) == 1 else "not run"
-    assert isinstance(cell.how, Train | Count)
-    if lacking := missing_data(cell.how.build()):
-        return f"data not at hand: {lacking}" if isinstance(cell.how, Train) else "not run"
+    if isinstance(cell.how, Train) and (lacking := missing_data(cell.how.build())):
+        return f"data not at hand: {lacking}"
     hours = estimate_hours(cell, records, machine) if machine else None
     return "not run" if hours is None else f"not run (about {_round(hours)} h a run here)"
 
