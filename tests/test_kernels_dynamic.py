@@ -123,6 +123,13 @@ def test_any_number_of_threads_gives_the_same(threads):
         torch.set_num_threads(before)
 
 
+@every_variant
+def test_few_images_equal_the_plain_step_too(routing, options):
+    """Whose votes are made and kept, since they are smaller than the weights."""
+    module, poses = stack("vector", routing, torch.float64, **options)
+    check(module, poses[:4], rtol=1e-9, atol=1e-11)
+
+
 BATCH, VOTES = 32, 32 * 1152 * 10 * 16 * 4  # images, and bytes of their votes
 
 

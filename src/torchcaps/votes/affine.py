@@ -42,6 +42,7 @@ class AffineVotes(ABC):
         self.pose = rows * columns
         self.activations, self.present, self.binary = activations, present, binary
         self._poses: Tensor | None = None
+        self._kept: Tensor | None = None
 
     @property
     def poses(self) -> Tensor:
@@ -69,6 +70,13 @@ class AffineVotes(ABC):
 
     def dense(self) -> Tensor:
         return _votes(self.poses, self.weight)
+
+    @property
+    def kept(self) -> Tensor:
+        """The votes themselves, made on first use and kept: for so few images that the weights are larger."""
+        if self._kept is None:
+            self._kept = self.dense()
+        return self._kept
 
     def combine(
         self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None

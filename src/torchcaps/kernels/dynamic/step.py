@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torchcaps.capsules import Capsules, squash
+import torch
+from torch import Tensor
+
+from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
@@ -31,9 +34,25 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
         return routing.step(votes, state, t)
-    seen = None if state is None else state.squeeze(1)  # [b, j, d]
-    flags = isinstance(routing, XnIDR), routing.gradients == "last"
-    total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags)
-    parents = squash(total).to(votes.dtype).unsqueeze(1)
+    if 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
+        total = _total_of_few(routing, votes, state)
+    else:
+        seen = None if state is None else state.squeeze(1)  # [b, j, d]
+        flags = isinstance(routing, XnIDR), routing.gradients == "last"
+        total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
+    parents = squash(total).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
+
+
+def _total_of_few(routing: Dynamic, votes: LinearVotes, state: State) -> Tensor:
+    """The same sum where votes are at most half as large as the weights: so few that they are made, once, and kept."""
+    dense = widen(votes.kept)  # [b, 1, i, j, d]
+    if state is None:
+        return dense.sum(2) / votes.parents
+    seen = binarize(dense) if isinstance(routing, XnIDR) else dense
+    logits = torch.einsum("bpijd,bpjd->bpij", seen, state.to(dense.dtype))
+    if routing.gradients == "last":
+        logits = logits.detach()
+    coupling = votes.compete(logits if routing.initial is None else logits + routing.initial)
+    return torch.einsum("bpij,bpijd->bpjd", coupling, dense)
