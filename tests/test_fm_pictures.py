@@ -92,6 +92,7 @@ def test_pairs_are_lines_between_places(model: Model) -> None:
     assert max(line.get_alpha() for line in lines) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_report_of_a_run_shows_the_pairs(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, epochs=1, batch_size=128, loss=LossConfig("margin", reconstruction=0.0005))
     run = fit(replace(config, model=ModelConfig("fm-resnet-affnist", SMALL))).folder

@@ -65,11 +65,9 @@ def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "act
     found = []
     for name, (layer, children, iterations) in below.items():
         routing, votes, activations = _taken_in(layer, children)
-        values = []
-        for n in range(min(count, len(images))):
-            active = None if activations is None else activations[n : n + 1]
-            values.append(torch.linalg.svdvals(_jacobian(routing, votes[n : n + 1], active, iterations, of)))
-        found.append(Singular(name, *torch.stack(values)[:, [0, -1]].unbind(1)))
+        active = None if activations is None else activations[:count]
+        values = torch.linalg.svdvals(_jacobian(routing, votes[:count], active, iterations, of))  # [b, n]
+        found.append(Singular(name, values[:, 0], values[:, -1]))
     return found
 
 
@@ -85,7 +83,7 @@ def _taken_in(layer: CapsuleLayer, children: Capsules) -> tuple[Routing, Tensor,
 
 
 def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, iterations: int, of: Of) -> Tensor:
-    """d outputs / d votes of one image, [outputs, (i j d)], at votes [1, i, j, d]."""
+    """d outputs / d votes of each image, [b, outputs, (i j d)], at votes [b, i, j, d]; images are routed alone."""
     leaf = widen(votes).requires_grad_()
     with torch.enable_grad():
         given = given_votes(leaf, activations)
@@ -94,8 +92,9 @@ def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, itera
             step = routing.step(given, step.state, t)
         poses, active = step.capsules
         outputs = poses if of == "poses" else lengths(poses) if active is None else active
-        rows = [torch.autograd.grad(each, leaf, retain_graph=True)[0].flatten() for each in outputs.flatten()]
-    return torch.stack(rows)
+        each = outputs.flatten(1).sum(0)
+        rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten(1) for one in each]
+    return torch.stack(rows, 1)
 
 
 def given_votes(votes: Tensor, activations: Tensor | None = None) -> LinearVotes:
