@@ -119,7 +119,9 @@ def test_cpu_runs_are_evidence_in_a_column_of_their_own(place: Path, capsys: pyt
     (record,) = lines(place)
     assert (record["budget"], record["width"], record["recipe"]) == ("cpu", "2-wide", "tiny.table1.plain.cpu.2-wide")
     assert record["validation_accuracy"] is not None and record["config"]["model"]["options"]["width"] == 2
-    plain = rows(place, capsys)[r"plain \| row, digits [1]"]
+    shown = rows(place, capsys)
+    assert shown["best of both, digits"][1:] == ["not run", "", "", ""]
+    plain = shown[r"plain \| row, digits [1]"]
     assert plain[1:] == ["not run", "", "", f"{100 * record['test_accuracy']:.2f} (1), cpu, 2-wide"]
 
 

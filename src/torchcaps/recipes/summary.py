@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -61,21 +60,18 @@ def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary 
         case _:
             return None
     values = tuple(value for value in map(cell.metric.read, found) if value is not None)
-    counted = isinstance(cell.how, Count)
-    name = COUNT if counted else budget
+    name = COUNT if isinstance(cell.how, Count) else budget
     return Summary(name, width(cell, budget), values, tuple(found), cell.metric.lower) if found else None
 
 
 def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]) -> Summary | None:
-    """The runs of the part whose mean is best; or the mean of all parts, seed by seed, where all have runs."""
+    """The runs of the part whose mean is best, or the mean of the parts by seed; None until all parts have runs."""
     parts = [summarise(find_cell(name), budget, records) for name in how.parts]
     known = [part for part in parts if part is not None and part.values]
-    if not known:
+    if len(known) < len(parts):
         return None
     if how.how == "best":
         return (min if cell.metric.lower else max)(known, key=lambda part: part.mean)
-    if len(known) < len(parts):
-        return None
     values = tuple(mean(row) for row in zip(*(part.values for part in known), strict=False))
     lines = tuple(record for part in known for record in part.records)
     return Summary(budget, known[0].width, values, lines, cell.metric.lower)
@@ -148,7 +144,7 @@ def this_machine() -> dict[str, Any]:
     """What `estimate_hours` compares; imports torch."""
     from torchcaps.train.machine import describe_machine
 
-    return {**describe_machine(), "cores": os.cpu_count()}
+    return describe_machine()
 
 
 def _round(hours: float) -> str:
