@@ -154,10 +154,12 @@ def _backward(
                 _differentiate(votes, here, gradient, state, to, pose, xnor, last, logits[i, n], out_state)
         for i in range(count):
             at = i * parts * size * LANES
+            _initial(logits[i], out_initial, start + i)
+            if last:
+                logits[i] = 0
             _children(
                 u, at, weight, start + i, state, gradient, xnor, coupling[i], logits[i], votes, dv, du, out_weight
             )
-            _initial(logits[i], out_initial, start + i)
         scatter(du, start, count, out_poses)
 
 
@@ -168,14 +170,15 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
     mean = zeros(votes)
     for j in range(parents):
         change = zeros(votes)
-        if not last:
-            for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
-                change = change + load(votes, k) * load(gradient, to + k)
+        for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
+            change = change + load(votes, k) * load(gradient, to + k)
         mean = mean + change * load(coupling, j * LANES)
         store(out, j * LANES, change)
     for j in range(parents):
         change = load(coupling, j * LANES) * (load(out, j * LANES) - mean)
         store(out, j * LANES, change)
+        if last:
+            continue
         if xnor:
             change = change * _scale(votes, j * pose * LANES, pose)
         for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):

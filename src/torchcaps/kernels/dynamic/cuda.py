@@ -52,8 +52,9 @@ def backward(
     sizes, packed, start = geometry(poses, weight), columns_first(weight), _start(initial, state)
     inputs = poses, packed, state, *start, gradient
     grid, share = by_images(sizes)
-    d_state = state.new_empty(grid[1], *state.shape)
-    _state_kernel[grid](*inputs, d_state, share, xnor, last, **sizes)
+    d_state = state.new_zeros(grid[1], *state.shape)
+    if not last:
+        _state_kernel[grid](*inputs, d_state, share, xnor, **sizes)
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
     d_initial = state.new_empty(grid[1], weight.shape[1], weight.shape[0])
@@ -90,10 +91,8 @@ def _couple(
 
 
 @triton.jit
-def _change(votes, coupling, gradient, LAST: tl.constexpr):
+def _change(votes, coupling, gradient):
     """Gradient of the logits, [t, j]."""
-    if LAST:
-        return tl.zeros_like(coupling)
     of_coupling = inner(votes, gradient)
     return coupling * (of_coupling - tl.sum(coupling * of_coupling, 1)[:, None])
 
@@ -117,7 +116,7 @@ def _forward_kernel(
 
 @triton.jit
 def _state_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, gradient, out, share, XNOR: tl.constexpr, LAST: tl.constexpr,
+    poses, weight, state, initial, STARTS: tl.constexpr, gradient, out, share, XNOR: tl.constexpr,
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
@@ -129,7 +128,7 @@ def _state_kernel(
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = votes_of(poses, weight, image, count, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
-        change = _change(v, _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR), g, LAST)
+        change = _change(v, _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR), g)
         if XNOR:
             size = (change * _scale(v, R, M))[:, :, None, None]
             total += tl.where(v > 0, size, -size)
@@ -157,9 +156,11 @@ def _child_kernel(
         g = tl.load(gradient + at, mask=mask, other=0.0)
         v = votes_of(poses, weight, image, last, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
         coupling = _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR)
-        change = _change(v, coupling, g, LAST)
+        change = _change(v, coupling, g)
         of_initial += tl.sum(tl.where((image < last)[:, None], change, 0.0), 0)
-        if XNOR:  # straight through the sign, where |v| <= 1
+        if LAST:
+            follow = tl.zeros_like(v)
+        elif XNOR:  # straight through the sign, where |v| <= 1
             follow = tl.where(tl.abs(v) <= 1, q * (change * _scale(v, R, M))[:, :, None, None], 0.0)
         else:
             follow = change[:, :, None, None] * q

@@ -24,7 +24,7 @@ def dynamic_step(
         state: c is the softmax over j of v . state [b, j, d]; where it is None, of the first iteration, 1 / j.
         initial: added to the logits, [i, j]; None for 0. It takes a state.
         xnor: whether votes agree as signs times their mean size (XnIDR).
-        last: whether c is a constant to the gradient.
+        last: whether agreements, v . state, are constants to the gradient; `initial` is none.
     """
     return _home(poses).forward(*_widest(poses, weight, state, initial), xnor)
 
