@@ -173,7 +173,7 @@ def warn_of_collapse(optimizer: Optimizer, routings: Mapping[str, nn.Module], ev
                 seen.update(fresh)
                 logging.getLogger("torchcaps").warning(
                     "torchcaps: collapse of %s: the coefficients of parents %s have all but vanished; take a smaller "
-                    "coefficients.lr, a larger start, or a smaller absent_weight",
+                    "coefficients.lr, a larger start, a smaller absent_weight or a smaller penalty_weight",
                     name,
                     ", ".join(map(str, fresh)),
                 )
