@@ -7,6 +7,8 @@ from safetensors import safe_open
 from torch import nn
 
 from torchcaps import create_model
+from torchcaps.cli import main
+from torchcaps.config import Config, DataConfig, ModelConfig
 from torchcaps.export import export_onnx, export_packed, load_packed, pack_model
 from torchcaps.layers import PackedLayer, use_implementation
 from torchcaps.models import CapsuleHead, HeadedModel, Model
@@ -93,3 +95,19 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         load_packed(tmp_path / "other")
     with pytest.raises(FileNotFoundError):
         load_packed(tmp_path / "nothing")
+
+
+def test_the_command_exports_a_run(tmp_path, capsys):
+    config = Config(
+        recipe="small",
+        model=ModelConfig("capsnet", {"channels": 4, "primary": 2, "kernel": 5, "decoder": False, "routing": "xnodr"}),
+        data=DataConfig("digits", image_size=16),
+        epochs=1,
+        out=tmp_path,
+    )
+    run = fit(config).folder
+    assert main(["export", str(run)]) == 0 and (run / "model.onnx").exists()
+    assert main(["export", str(run), "--format", "packed", "--scales", "float16", "--out", str(tmp_path / "half")]) == 0
+    said = capsys.readouterr().out
+    assert f"{(tmp_path / 'half').stat().st_size:,} bytes" in said and "scores differ by at most" in said
+    assert main(["export", str(tmp_path / "nothing")]) == 2

@@ -55,3 +55,11 @@ def test_meter_of_single_labels_and_its_state():
     score = resumed.compute()
     assert (score.errors, score.images, score.label_accuracy, score.xnodr_top2) == (1, 5, None, None)
     assert abs(score.loss - 9 / 5) < 1e-6
+
+
+def test_the_top_five_are_counted_of_single_labels():
+    meter = Meter(torch.device("cpu"))
+    scores = torch.arange(7.0).flip(0).expand(3, 7)  # class 0 is highest
+    meter.update(torch.tensor(0.0), scores, torch.tensor([0, 4, 5]))
+    score = meter.compute()
+    assert score.top5_accuracy == 2 / 3 and score.errors == 2 and score.xnodr_top2 is None

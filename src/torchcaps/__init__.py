@@ -10,7 +10,7 @@ from torchcaps.lazy import resolver
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
     from torchcaps.layers import CapsuleLayer, CapsuleStack, pack
-    from torchcaps.models import Model, Output, create_model, list_models
+    from torchcaps.models import CapsuleHead, HeadedModel, Model, Output, create_model, list_models
     from torchcaps.routing import Routing, create_routing, list_routings
     from torchcaps.votes import ConvVotes, LinearVotes, Votes
 
@@ -19,7 +19,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "capsules": ("Capsules", "lengths", "squash"),
     "layers": ("CapsuleLayer", "CapsuleStack", "pack"),
-    "models": ("Model", "Output", "create_model", "list_models"),
+    "models": ("CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models"),
     "routing": ("Routing", "create_routing", "list_routings"),
     "votes": ("ConvVotes", "LinearVotes", "Votes"),
 }
@@ -29,7 +29,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Votes", "LinearVotes", "ConvVotes",
     "Routing", "create_routing", "list_routings",
     "CapsuleLayer", "CapsuleStack", "pack",
-    "Model", "Output", "create_model", "list_models",
+    "CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models",
 ]  # fmt: skip
 
 __getattr__ = resolver(__name__, _HOMES)

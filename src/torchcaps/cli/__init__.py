@@ -1,4 +1,4 @@
-"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | compare | list | cost | data`.
+"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | compare | export | list | cost | data`.
 
 Flags are derived from `Config` and from the functions of the modules beside this one. Help and the listings of recipes,
 tables and data import no torch: what needs it is imported by the command that needs it.
@@ -14,6 +14,7 @@ from typing import Literal, cast
 from torchcaps.cli.comparing import compare
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
+from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
@@ -29,6 +30,7 @@ COMMANDS = {
     "reproduce": reproduce,
     "table": table,
     "compare": compare,
+    "export": export,
     "list": list_names,
     "cost": cost,
     "data": data,

@@ -10,13 +10,14 @@ import tyro
 from tyro.conf import Positional
 
 from torchcaps.cli.listing import print_lines
+from torchcaps.cli.options import listed
 from torchcaps.config import Option
 
 
 def cost(
     model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
-    image_size: int = 28,
-    channels: int = 1,
+    image_size: int | None = None,
+    channels: int | None = None,
     classes: int = 10,
     options: dict[str, Option] | None = None,
     json: bool = False,
@@ -25,8 +26,8 @@ def cost(
 
     Args:
         model: a name from `torchcaps list models`
-        image_size: side in pixels
-        channels: channels of the images
+        image_size: side in pixels; else 28, or 224 of timm's models
+        channels: channels of the images; else 1, or 3 of timm's models
         classes: number of classes
         options: keyword arguments of the model's family, e.g. channels 64
         json: print one JSON object
@@ -34,10 +35,12 @@ def cost(
     from torchcaps.cost import measure_cost
     from torchcaps.models import create_model
 
-    if image_size < 1:
+    if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; it must be at least 1 pixel")
-    built = create_model(model, num_classes=classes, in_channels=channels, image_size=image_size, **(options or {}))
-    measured = dataclasses.asdict(measure_cost(built, image_size, channels))
+    given = listed(options or {})
+    built = create_model(model, num_classes=classes, in_channels=channels, image_size=image_size, **given)
+    assert built.origin is not None
+    measured = dataclasses.asdict(measure_cost(built, built.origin["image_size"], built.origin["in_channels"]))
     if json:
         print(dumps(measured))
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchcaps.config import Config, Option
+from torchcaps.cli.options import listed
+from torchcaps.config import Config
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -95,13 +95,6 @@ def report(folder: Path, reason: str = "") -> None:
         print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
 
 
-def listed(value: Option) -> Option:
-    """Whole numbers joined by commas, as `8,8,8`, as the tuple that they are."""
-    if isinstance(value, str) and re.fullmatch(r"-?\d+(,-?\d+)+", value):
-        return tuple(int(number) for number in value.split(","))
-    return value
-
-
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
     """`recipe` with what `flags` say in its place, and whether to resume.
 
@@ -116,7 +109,7 @@ def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
             default=TrainFlags(bare),
             args=flags,
         )
-    options = recipe.model.options | {name: listed(value) for name, value in parsed.config.model.options.items()}
+    options = recipe.model.options | listed(parsed.config.model.options)
     model = dataclasses.replace(parsed.config.model, options=options)
     return dataclasses.replace(parsed.config, model=model), parsed.resume
 

@@ -1,6 +1,6 @@
 """Registered models, one family a file."""
 
-from torchcaps.models import (
+from torchcaps.models import (  # noqa: F401 - they register their names
     attention,
     cnn,
     dynamic,
@@ -16,7 +16,7 @@ from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet
 from torchcaps.models.feedback import Feedback, WithFeedback
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel
-from torchcaps.models.registry import Model, Output, create_model, list_models, register_model
+from torchcaps.models.registry import Model, Output, create_model, list_models, rebuild_model, register_model
 from torchcaps.models.staged import StagedModel
 
 __all__ = [
@@ -29,18 +29,9 @@ __all__ = [
     "Output",
     "StagedModel",
     "WithFeedback",
-    "attention",
-    "cnn",
     "create_model",
     "discriminative_capsnet",
-    "dynamic",
-    "em",
-    "encapnet",
-    "encapnet_six",
-    "fm_capsnet",
-    "fm_resnet",
     "list_models",
+    "rebuild_model",
     "register_model",
-    "stem_heads",
-    "timm_heads",
 ]

@@ -12,7 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.config import Config
 from torchcaps.data import Batches, Data
 from torchcaps.losses import Criterion, multi_hot
-from torchcaps.models import Model, create_model
+from torchcaps.models import Model, rebuild_model
 from torchcaps.train.checkpoint import load_weights, present
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
@@ -70,7 +70,6 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     """
     run = RunFolder(Path(path))
     config = run.read_config()
-    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in run.read("model.json").items()}
-    model = convert_conv2d_weight_memory_format(create_model(**shape), torch.channels_last)
+    model = convert_conv2d_weight_memory_format(rebuild_model(run.read("model.json")), torch.channels_last)
     load_weights(run.best if present(run.best) else run.last, model)
     return model.eval(), config

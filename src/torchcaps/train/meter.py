@@ -17,6 +17,7 @@ class Score(NamedTuple):
     images: int
     label_accuracy: float | None = None  # of label sets: share of the labels that are among the predicted
     xnodr_top2: float | None = None  # of label sets: see `metrics.xnodr_top2`
+    top5_accuracy: float | None = None  # of single labels: share that is among the five highest scores
 
     @property
     def accuracy(self) -> float:
@@ -26,7 +27,7 @@ class Score(NamedTuple):
 
 class Tally(Metric):
     """The loss summed over images; counts of images, of those with label sets, of those that are right, of labels, of
-    labels found, and of XnODR's top 2."""
+    labels found, and of XnODR's top 2 (of single labels: of the top 5)."""
 
     loss: Tensor  # float32
     counts: Tensor  # int64 [6]
@@ -70,7 +71,8 @@ class Meter:
             sums = [right, labels, labels_found(predicted, labels), xnodr_top2(scores, labels)]
         else:
             right = scores.argmax(1) == labels
-            sums = [right, torch.ones_like(labels), right, right]
+            best = scores.topk(min(5, scores.shape[1]), 1).indices
+            sums = [right, torch.ones_like(labels), right, (best == labels.unsqueeze(1)).any(1)]
         images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
         self.tally.update(loss * len(labels), torch.cat([images, torch.stack([each.sum() for each in sums])]))
         return right
@@ -78,9 +80,11 @@ class Meter:
     def compute(self) -> Score:
         """What has been taken in since the last reset."""
         loss, counts = self.tally.compute()
-        images, several, right, labels, found, top2 = counts.tolist()
+        images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
-        return score._replace(label_accuracy=found / labels, xnodr_top2=top2 / images) if several else score
+        if several:
+            return score._replace(label_accuracy=found / labels, xnodr_top2=top / images)
+        return score._replace(top5_accuracy=top / images)
 
     def reset(self) -> None:
         self.tally.reset()

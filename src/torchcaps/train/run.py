@@ -35,6 +35,9 @@ class Result(NamedTuple):
     parameters: int  # trainable
     seconds: float  # training and validation, without set-up and test
     folder: Path  # where the run lies; not in result.json, since folders move
+    test_label_accuracy: float | None = None  # of label sets, see `Score`; None of single labels
+    test_xnodr_top2: float | None = None  # likewise
+    test_top5_accuracy: float | None = None  # of single labels; None of label sets
 
 
 class RunFolder(NamedTuple):

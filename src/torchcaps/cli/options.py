@@ -1,0 +1,18 @@
+"""Options of models as they stand on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torchcaps.config import Option
+
+
+def listed(options: Mapping[str, Option]) -> dict[str, Option]:
+    """`options`, in which whole numbers joined by commas, as `8,8,8`, are the tuples that they stand for."""
+    return {
+        name: tuple(int(number) for number in value.split(","))
+        if isinstance(value, str) and re.fullmatch(r"-?\d+(,-?\d+)+", value)
+        else value
+        for name, value in options.items()
+    }
