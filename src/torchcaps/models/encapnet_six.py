@@ -41,25 +41,25 @@ class SixStem(Backbone):
         in_channels: of the images.
         channels: of the first, at least 1; the second and third have twice as many as the one before.
         last: of the fourth.
+        relu: whether the fourth has one.
     """
 
-    def __init__(self, in_channels: int, channels: int, last: int):
+    def __init__(self, in_channels: int, channels: int, last: int, relu: bool = True):
         super().__init__()
         if channels < 1:
             raise ValueError(f"channels is {channels}; it must be at least 1")
         widths, strides = (in_channels, channels, 2 * channels, 4 * channels, last), (1, 1, 2, 2)
         self.windows = tuple(Window(3, stride, 1) for stride in strides)
         self.channels = last
-        self.layers = nn.Sequential(
-            *(conv_block(a, b, stride) for (a, b), stride in zip(pairwise(widths), strides, strict=True))
-        )
+        blocks = [conv_block(a, b, stride) for (a, b), stride in zip(pairwise(widths), strides, strict=True)]
+        self.layers = nn.Sequential(*blocks[:-1], blocks[-1] if relu else blocks[-1][:2])
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
 
 
 class AsCapsules(nn.Module):
-    """Maps as capsules of poses, as they are; further maps, one for each type, are the logits of their activations."""
+    """Maps through a ReLU as poses; further maps, one for each type, are the logits of activations."""
 
     def __init__(self, types: int):
         super().__init__()
@@ -69,14 +69,14 @@ class AsCapsules(nn.Module):
         """[b, (i d), h, w] -> poses [b, h, w, i, d]; of i channels more also activations [b, h, w, i]."""
         poses, logits = maps.split((self.types * POSE, maps.shape[1] - self.types * POSE), 1)
         activations = logits.sigmoid().movedim(1, -1) if logits.shape[1] else None
-        return to_capsules(poses, self.types)._replace(activations=activations)
+        return to_capsules(poses.relu(), self.types)._replace(activations=activations)
 
 
 class BiasedTransform(Transform):
     """Votes W u + b, with W and b of each type and parent: a constant joins each pose, whose weights are the bias.
 
-    The initial weights have unit votes of unit children stay so in their mean over all children: those of a type nearly
-    agree wherever they stand, so that as many as there are types count as apart.
+    Initial weights keep the mean of all votes as large as the elements of the children are, where those of a type vote
+    alike wherever they stand.
 
     Args:
         types, positions: of the children, which are their product, ordered (type, position).
@@ -115,7 +115,7 @@ def build_capnet(
     )
     layers = [CapsuleLayer(transform, routing(transform.sizes)) for transform in transforms]
     active = layers[0].routing.spec.needs_activations
-    backbone = SixStem(in_channels, channels, types * (POSE + active))
+    backbone = SixStem(in_channels, channels, types * (POSE + active), relu=False)
     primary = nn.Sequential(Shrink(grid), AsCapsules(types))
     return CapsuleNetwork(
         backbone, primary, CapsuleStack(layers, iterations), ActivationHead() if active else LengthHead()

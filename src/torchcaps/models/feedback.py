@@ -50,9 +50,8 @@ class Feedback:
             raise ValueError(f"units is {self.units} and weight {self.weight}; they must be 1 or 2, and at least 0")
         check_choice("generator", self.generator, ("capsules", "vanilla"))
         check_choice("divergence", self.divergence, ("sinkhorn", "kl"))
-        self.measure()(
-            *torch.ones(2, 1, 1, device="cpu")
-        )  # a ValueError of its options comes here, and not in training
+        one = torch.ones(1, 1, device="cpu")
+        self.measure()(one, one)  # so that a ValueError of the other settings comes here, not in training
 
     def measure(self) -> Divergence:
         """Of two batches of features."""
