@@ -37,6 +37,17 @@ def arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 
 @compiled
+def room(shape, like):
+    """Memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one line."""
+    size = 1
+    for side in shape:
+        size *= side
+    space = np.empty(size + 64 // like.itemsize, like.dtype)
+    skip = (-space.ctypes.data % 64) // like.itemsize
+    return space[skip : skip + size].reshape(shape)
+
+
+@compiled
 def gather(poses, first, count, out):
     """Poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are 0."""
     images, _, size = poses.shape

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchcaps.kernels.dynamic import first_cpu
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
 from torchcaps.kernels.simd import LANES, compiled, exp, load, magnitude, select, store, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -110,9 +109,9 @@ def _forward(poses, weight, state, initial, xnor, first, end, out):
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    votes = np.empty((parents, pose, LANES), poses.dtype)
-    coupling = np.empty((parents, LANES), poses.dtype)
+    u = room((GROUP, parts, size, LANES), poses)
+    votes = room((parents, pose, LANES), poses)
+    coupling = room((parents, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
@@ -135,12 +134,12 @@ def _backward(
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    votes = np.empty((parents, pose, LANES), poses.dtype)
-    coupling = np.empty((GROUP, parts, parents, LANES), poses.dtype)
-    logits = np.empty((GROUP, parts, parents, LANES), poses.dtype)  # their gradients
-    dv = np.empty((parts, pose, LANES), poses.dtype)
+    u = room((GROUP, parts, size, LANES), poses)
+    du = room((GROUP, parts, size, LANES), poses)
+    votes = room((parents, pose, LANES), poses)
+    coupling = room((GROUP, parts, parents, LANES), poses)
+    logits = room((GROUP, parts, parents, LANES), poses)  # their gradients
+    dv = room((parts, pose, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
 from torchcaps.kernels.simd import LANES, compiled
 from torchcaps.kernels.threads import ranges, run
 
@@ -37,7 +36,7 @@ def _forward(poses, weight, first, end, out):
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = out.shape
     size = poses.shape[2]
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
+    u = room((GROUP, parts, size, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
@@ -55,9 +54,9 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
     parts, _, pose, _ = gradient.shape
     size = poses.shape[2]
     rows = size // columns
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    dv = np.empty((parents, parts, pose, LANES), poses.dtype)  # parents first: the same for every child
+    u = room((GROUP, parts, size, LANES), poses)
+    du = room((GROUP, parts, size, LANES), poses)
+    dv = room((parents, parts, pose, LANES), poses)  # parents first: the same for every child
     for n in range(parts):
         for j in range(parents):
             dv[j, n] = gradient[n, j]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
 from torchcaps.kernels.fm.moments_cpu import forward as moments
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
 from torchcaps.kernels.simd import LANES, compiled, load, root, select, spread, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -79,9 +78,9 @@ def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_sq
     parts, _, pose, _ = out_total.shape
     size = poses.shape[2]
     rows = size // columns
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    v = np.empty((pose, LANES), poses.dtype)
-    normal = np.empty((pose, LANES), poses.dtype)
+    u = room((GROUP, parts, size, LANES), poses)
+    v = room((pose, LANES), poses)
+    normal = room((pose, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
@@ -108,12 +107,12 @@ def _backward(
     parts, _, pose, _ = of_total.shape
     size = poses.shape[2]
     rows = size // columns
-    u = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    du = np.empty((GROUP, parts, size, LANES), poses.dtype)
-    v = np.empty((pose, LANES), poses.dtype)
-    normal = np.empty((pose, LANES), poses.dtype)
-    dv = np.empty((parts, pose, LANES), poses.dtype)
-    sums = np.empty((2, pose, LANES), poses.dtype)
+    u = room((GROUP, parts, size, LANES), poses)
+    du = room((GROUP, parts, size, LANES), poses)
+    v = room((pose, LANES), poses)
+    normal = room((pose, LANES), poses)
+    dv = room((parts, pose, LANES), poses)
+    sums = room((2, pose, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, scatter, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, room, scatter, vote
 from torchcaps.kernels.simd import LANES, compiled, load, spread, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -78,11 +78,11 @@ def _forward(poses, weight, mask, out_mean, out_variance, first, end):
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
-    u = np.empty((1, parts, size, LANES), poses.dtype)
-    centred = np.empty((rows, parts, columns, LANES), poses.dtype)
+    u = room((1, parts, size, LANES), poses)
+    centred = room((rows, parts, columns, LANES), poses)
     mean = np.empty((rows, columns), poses.dtype)
-    summary = np.empty((rows, columns // LANES + 1, columns, LANES), poses.dtype)
-    half = np.empty((columns // LANES + 1, m, LANES), poses.dtype)
+    summary = room((rows, columns // LANES + 1, columns, LANES), poses)
+    half = room((columns // LANES + 1, m, LANES), poses)
     for i in range(first, end):
         gather(poses, i, 1, u)
         _summary(u, mask, images, rows, columns, centred, mean, summary)
@@ -103,13 +103,14 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
-    u = np.empty((1, parts, size, LANES), poses.dtype)
-    centred = np.empty((rows, parts, columns, LANES), poses.dtype)
+    u = room((1, parts, size, LANES), poses)
+    centred = room((rows, parts, columns, LANES), poses)
     mean = np.empty((rows, columns), poses.dtype)
-    summary = np.empty((rows, columns // LANES + 1, columns, LANES), poses.dtype)
-    change = np.empty_like(summary)
-    half = np.empty((columns // LANES + 1, m, LANES), poses.dtype)
-    dv = np.zeros_like(half)
+    summary = room((rows, columns // LANES + 1, columns, LANES), poses)
+    change = room(summary.shape, poses)
+    half = room((columns // LANES + 1, m, LANES), poses)
+    dv = room(half.shape, poses)
+    dv[:] = 0
     for i in range(first, end):
         gather(poses, i, 1, u)
         _summary(u, mask, images, rows, columns, centred, mean, summary)
