@@ -157,7 +157,8 @@ def evaluate(
         raise ValueError(f"{run} held out no validation images (data.validation {config.data.validation})")
     batches = data.evaluation(split, config.batch_size)
     criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
-    score = evaluate(fabric, fabric.to_device(model), batches, criterion, data.num_classes, threshold)
+    parts = config.loss.reconstruction > 0
+    score = evaluate(fabric, fabric.to_device(model), batches, criterion, data.num_classes, threshold, parts)
     record = {"split": split, "accuracy": score.accuracy, **score._asdict()}
     if json:
         print(dumps(record))

@@ -26,22 +26,26 @@ def evaluate(
     criterion: Criterion,
     num_classes: int,
     threshold: float = 0.5,
+    parts: bool = False,
 ) -> Score:
     """Mean loss and accuracy of `model` over `batches`, taken together over all processes.
 
-    The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. It goes by the inner
+    The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each
+    class that an overlapped image shows, whose reconstruction is compared with its own part. It goes by the inner
     module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode. Of several
     views of an image the scores are averaged; what is reconstructed is the first view.
     """
     model.eval()
     meter = Meter(fabric.device, batches.images.shown, threshold)
-    for images, labels in batches.epoch(0):
+    for step, (images, labels) in enumerate(batches.epoch(0)):
         if not len(labels):
             continue
+        shown = batches.parts(0, step) if parts else None
+        chosen = None if shown is None else shown.labels
         views = images.unbind(1) if images.ndim == 5 else (images,)
         with fabric.autocast():
-            outputs = [model(view.contiguous(memory_format=torch.channels_last)) for view in views]
-        images, output = views[0], outputs[0]
+            outputs = [model(view.contiguous(memory_format=torch.channels_last), chosen) for view in views]
+        images, output = views[0] if shown is None else shown.pixels, outputs[0]
         if len(views) > 1:
             output = output._replace(scores=torch.stack([each.scores for each in outputs]).mean(0))
         meter.update(criterion(output, images, multi_hot(labels, num_classes)), output.scores, labels)
