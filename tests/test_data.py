@@ -14,6 +14,8 @@ from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation, stratified
+from torchcaps.recipes import find_cell
+from torchcaps.recipes.measure import image_shape
 
 # Of each set's full training and test splits: SHA-256 of the bytes of the int64 labels, first 16 digits.
 LABELS = {
@@ -276,3 +278,34 @@ class TestData:
         monkeypatch.setitem(os.environ, "TORCHCAPS_DATA", str(tmp_path))
         with pytest.raises(FileNotFoundError, match=str(tmp_path)):
             load_data(DataConfig(name="mnist"))
+
+
+class TestPad:
+    def test_images_stand_in_the_middle_of_black(self):
+        data, plain = load_data(DataConfig(pad=13)), load_data(DataConfig())
+        assert data.image_size == (13, 13)
+        for split in ("train", "validation", "test"):
+            padded, source = getattr(data, split).pixels, getattr(plain, split).pixels
+            assert torch.equal(padded[:, :, 2:10, 2:10], source)
+            assert padded.sum(dtype=torch.int64) == source.sum(dtype=torch.int64)
+        assert load_data(DataConfig(pad=12, crop=10)).image_size == (10, 10)
+
+    def test_recipes_pad_mnist_to_32_pixels(self):
+        build = find_cell("encapnet/table1/master-mnist").build
+        assert build is not None
+        assert (build().data.pad, build().data.image_size, image_shape(build())) == (32, None, (1, 32, 32))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"pad": 7}, r"data\.pad is 7: images of 8x8 pixels need 8 or more"),
+            ({"pad": 12, "image_size": 12}, r"data\.pad is 12 and data\.image_size 12: images take one of them"),
+            (
+                {"pad": 64, "name": "multimnist", "compose": ComposeConfig(base="digits")},
+                r"data\.pad is 64: it is of images held in memory, not of multimnist",
+            ),
+        ],
+    )
+    def test_sides_that_cannot_be(self, changes, message):
+        with pytest.raises(ValueError, match=message):
+            load_data(DataConfig(**changes))

@@ -61,6 +61,7 @@ class DataConfig:
     root: Path | None = None  #: where data sets lie; else $TORCHCAPS_DATA, else the user's cache folder
     download: bool = False  #: fetch what is missing (torchvision's sets)
     image_size: int | None = None  #: resize to this many pixels a side on loading; None keeps the stored size
+    pad: int | None = None  #: put black around each image, up to this many pixels a side, in place of resizing it
     validation: float = 0.1  #: share of the training split held out to select the model on; 0 trains on all of it
     split_seed: int = 0  #: seed of the split, apart from the seed of the run
     standardise: Literal["none", "image", "dataset"] = (
@@ -146,6 +147,7 @@ class Config:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  #: auto: bf16 where the machine multiplies in it, else fp32
     )
+    compile: bool = False  #: compile the training step by `torch.compile`, where the machine can
     seed: int = 0
     device: str = "auto"  #: auto, cpu, cuda, mps
     processes: int = 1  #: number of devices; on CPU, of processes

@@ -121,6 +121,19 @@ class Images:
         chunks = [resize(chunk, size) for chunk in self.pixels.split(RESIZE_CHUNK)]
         return Images(torch.cat(chunks), self.labels, self.classes)
 
+    def pad(self, side: int) -> Images:
+        """The same in the middle of black squares of `side` pixels; of an odd rest the larger part is right and below.
+
+        Raises:
+            ValueError: when the images are larger.
+        """
+        height, width = self.shape[1:]
+        if side < max(height, width):
+            raise ValueError(f"data.pad is {side}: images of {height}x{width} pixels need {max(height, width)} or more")
+        top, left = (side - height) // 2, (side - width) // 2
+        padded = F.pad(self.pixels, (left, side - width - left, top, side - height - top))
+        return Images(padded, self.labels, self.classes)
+
 
 def check_labels(labels: Tensor, classes: tuple[str, ...]) -> None:
     """Raise ValueError, naming the label, unless each of `labels` int64 [n] is an index into `classes`."""

@@ -116,7 +116,7 @@ class Data:
 
 
 def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
-    """Read the data set `config.name`, resize it, hold out the validation split, and move all to `device`.
+    """Read the data set `config.name`, resize or pad it, hold out the validation split, and move all to `device`.
 
     The validation split is the one that the set gives, if it gives one; else `config.validation` of the training split,
     stratified by class, drawn by `config.split_seed`. The test split is that of `config.test`, where it is given. Of
@@ -129,6 +129,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     """
     if config.image_size is not None and config.image_size < 1:
         raise ValueError(f"data.image_size is {config.image_size}: it must be at least one pixel")
+    if config.pad is not None and config.image_size is not None:
+        raise ValueError(f"data.pad is {config.pad} and data.image_size {config.image_size}: images take one of them")
     if not 0 <= config.validation < 1:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
     if config.limit is not None:
@@ -144,7 +146,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     if config.test is not None:
         test = read_test(config.test, config)
     validation, test = _sample(validation, config), _sample(test, config)
-    train, validation, test = (_resize(split, config.image_size).to(device) for split in (train, validation, test))
+    train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     return Data(train, validation, test, config.standardise, config.crop, config.views)
 
 
@@ -168,8 +170,15 @@ def _sample(split: Source, config: DataConfig) -> Source:
     return split.subset(stratified(split.labels, config.limit, config.split_seed)[1])
 
 
-def _resize(split: Source, side: int | None) -> Source:
-    return split.resize((side, side)) if side is not None and isinstance(split, Images) else split
+def _fit(split: Source, config: DataConfig) -> Source:
+    """`split` resized or padded as `config` says; what is not held in memory resizes its images itself."""
+    if not isinstance(split, Images):
+        if config.pad is not None:
+            raise ValueError(f"data.pad is {config.pad}: it is of images held in memory, not of {config.name}")
+        return split
+    if config.pad is not None:
+        return split.pad(config.pad)
+    return split if config.image_size is None else split.resize((config.image_size, config.image_size))
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:

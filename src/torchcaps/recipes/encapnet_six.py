@@ -66,7 +66,6 @@ SIZE_NOTES = {
     "master": "1,687,808 parameters: the last digit differs",
 }
 BATCHES = "the paper's batch sizes differ by row: 8 and 4 of (a) and (b), 128 of the others; memory and times are too"
-PADDED = "MNIST is enlarged to 32 pixels, where the paper pads it"
 
 
 def narrow_six(row: Six) -> Narrow:
@@ -80,10 +79,10 @@ def narrow_six(row: Six) -> Narrow:
 
 
 def six(row: Six, data: Literal["cifar10", "mnist"] = "cifar10") -> Config:
-    """Section A.i: 200 epochs, without augmentation."""
+    """Section A.i: 200 epochs, without augmentation; MNIST is padded to 32 pixels."""
     return Config(
         model=ModelConfig(row.model),
-        data=DataConfig(data, image_size=32 if data == "mnist" else None),
+        data=DataConfig(data, pad=32 if data == "mnist" else None),
         loss=row.loss,
         optimiser=ADAM,
         schedule=DECAY,
@@ -109,7 +108,7 @@ def table1() -> Iterator[Cell]:
         yield Cell(f"{row.name}-time", row.row, "runtime", time, (Published(row.seconds),), STEP_SECONDS, BATCHES)
         cifar, mnist = (Train(partial(six, row, data), narrow_six(row)) for data in ("cifar10", "mnist"))
         yield Cell(f"{row.name}-cifar10", row.row, "CIFAR-10", cifar, (Published(row.cifar10),))
-        yield Cell(f"{row.name}-mnist", row.row, "MNIST", mnist, (Published(row.mnist),), ERROR, PADDED)
+        yield Cell(f"{row.name}-mnist", row.row, "MNIST", mnist, (Published(row.mnist),))
 
 
 @table(PAPER, "figure2", "Figure 2", "agreement of votes and parents as the network evolves")

@@ -34,7 +34,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
         ValueError: where the sizes are those of the user's own files.
     """
     entry, _ = find(config.data.name)
-    size: int | tuple[int, int] | None = config.data.crop or config.data.image_size or config.data.compose.size
+    data = config.data
+    size: int | tuple[int, int] | None = data.crop or data.pad or data.image_size or data.compose.size
     size = size or entry.image_size
     if size is None:
         raise ValueError(f"data.name is {config.data.name}, whose images may have any size: give data.image_size")
