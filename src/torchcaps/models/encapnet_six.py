@@ -75,8 +75,8 @@ class AsCapsules(nn.Module):
 class BiasedTransform(Transform):
     """Votes W u + b, with W and b of each type and parent: a constant joins each pose, whose weights are the bias.
 
-    Initial weights keep the mean of all votes as large as the elements of the children are, where those of a type vote
-    alike wherever they stand.
+    Initial weights have the elements of a vote as large as those of its child. Larger ones saturate lengths: where the
+    mean of all votes was that large, the network did not learn.
 
     Args:
         types, positions: of the children, which are their product, ordered (type, position).
@@ -86,7 +86,7 @@ class BiasedTransform(Transform):
     makes = SharedVotes
 
     def __init__(self, types: int, positions: int, parents: int, child_pose: int, parent_pose: int):
-        std = math.sqrt(types / (child_pose + 1))
+        std = 1 / math.sqrt(child_pose + 1)
         super().__init__((types,), parents, child_pose + 1, parent_pose, std=std, shared=positions)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> SharedVotes:
