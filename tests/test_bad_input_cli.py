@@ -267,7 +267,7 @@ def test_too_little_memory_suggests_half_the_batch(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "step_weights", fail)
+    monkeypatch.setattr(loop, "step_phases", fail)
     assert main(["train", "tiny", "--seed", "1", "--batch-size", "250"]) == 2
     said = capfd.readouterr().err
     assert said == "torchcaps: error: cpu has too little memory for batch_size 250: try --batch-size 125\n"

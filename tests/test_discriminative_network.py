@@ -58,8 +58,8 @@ def batch(size: int = 8) -> Batch:
 
 
 def config_of(out: Path, **changes) -> Config:
-    model = ModelConfig("discriminative-capsnet", {**NARROW, "initial": 1.0})
-    return tiny_config(out, model=model, coefficients=CoefficientConfig(lr=1.0, steps=2), **changes)
+    model = ModelConfig("discriminative-capsnet", {**NARROW, "initial": 1.0, "hidden": (5,), "penalty_weight": 0.0})
+    return tiny_config(out, **{"model": model, "coefficients": CoefficientConfig(lr=1.0, steps=2)} | changes)
 
 
 def ascend(out: Path, model: Model, precision: str = "fp32") -> list[torch.Tensor]:
@@ -96,14 +96,17 @@ def coefficients_after(fabric: Fabric, config: Config) -> list:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(tmp_path: Path) -> None:
-    config = config_of(tmp_path, batch_size=64)
+@pytest.mark.parametrize("coefficients", [CoefficientConfig(lr=1.0, steps=2), CoefficientConfig(1.0, reuse_votes=True)])
+def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(
+    tmp_path: Path, coefficients: CoefficientConfig
+) -> None:
+    config = config_of(tmp_path, batch_size=64, coefficients=coefficients)
     one = coefficients_after(build_fabric(config), config)
     config = replace(config, processes=2)
     two = launch(build_fabric(config), partial(coefficients_after, config=config))
     for values, expected in zip(two, one, strict=True):
         torch.testing.assert_close(torch.tensor(values), torch.tensor(expected), rtol=0, atol=1e-6)
-        assert (torch.tensor(values) - 1.0).abs().max() > 1e-4  # from where they start
+        assert (torch.tensor(values) - 1.0).abs().max() > 1e-3  # from where they start
 
 
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

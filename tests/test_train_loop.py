@@ -171,13 +171,13 @@ def test_without_validation_the_last_epoch_is_selected(tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    step, count = loop.step_weights, iter(range(1, 100))
+    step, count = loop.step_phases, iter(range(1, 100))
 
     def spoil(*args):
         loss, scores = step(*args)
         return loss + value if next(count) == 7 else loss, scores
 
-    monkeypatch.setattr(loop, "step_weights", spoil)
+    monkeypatch.setattr(loop, "step_phases", spoil)
     with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 7 \(epoch 2\)"):
         fit(tiny_config(tmp_path, checkpoint_every=0.0))
     state = loop.load_state(tmp_path / "tiny-0" / "last")

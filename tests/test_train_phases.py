@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,9 @@ from torchcaps.models import Model, create_model
 from torchcaps.train import build_phases, evaluate, load_run
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric, launch
-from torchcaps.train.phases import Batch, LossModule, step_apart, step_weights
+from torchcaps.train.phases import Batch, LossModule, step_apart, step_phases, step_weights
+
+TWO_STEPS = CoefficientConfig(lr=0.1, steps=2)
 
 
 def draw_batch(size: int = 8) -> Batch:
@@ -27,9 +30,9 @@ def draw_batch(size: int = 8) -> Batch:
     return Batch(torch.rand(size, 1, 8, 8, generator=generator), labels, multi_hot(labels, 10))
 
 
-def build(tmp_path: Path, **options) -> tuple[Model, Config]:
+def build(tmp_path: Path, coefficients: CoefficientConfig = TWO_STEPS, **options) -> tuple[Model, Config]:
     torch.manual_seed(0)
-    config = tiny_config(tmp_path, options, coefficients=CoefficientConfig(lr=0.1, steps=2))
+    config = tiny_config(tmp_path, options, coefficients=coefficients)
     return create_model("tiny", image_size=8, **options), config
 
 
@@ -88,6 +91,50 @@ def test_clip_bounds_the_gradient_of_each_phase(tmp_path: Path, phase: str) -> N
         step_apart(fabric, model, coefficients, draw_batch(), clip=1e-3)
     moved = [new.detach() - old for new, old in zip(chosen.parameters, before, strict=True)]
     assert torch.cat([each.flatten() for each in moved]).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def all_phases(model: Model, config: Config, seen: list | None = None) -> dict[str, torch.Tensor]:
+    """What one step of all phases makes of a model; `seen` notes each forward pass."""
+    phases, fabric = build_phases(model, config), build_fabric(config)
+    wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
+    if seen is not None:
+        model.register_forward_hook(lambda *_: seen.append(1))
+    step_phases(fabric, model, wrapped, optimizer, phases, draw_batch(), config.clip)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_reused_votes_are_those_before_the_weight_step(tmp_path: Path) -> None:
+    once = CoefficientConfig(lr=0.1, reuse_votes=True)
+    model, config = build(tmp_path, coefficients=once)
+    expected, start = copy.deepcopy(model), model.coefficients()[0].detach().clone()
+    step_apart(build_fabric(config), expected, build_phases(expected, config)[1], draw_batch(), None)
+    plain, config_apart = build(tmp_path, coefficients=CoefficientConfig(lr=0.1))
+    seen: list[int] = []
+    reused, apart = all_phases(model, config, seen), all_phases(plain, config_apart)
+    assert len(seen) == 1
+    torch.testing.assert_close(reused.pop("scale"), expected.coefficients()[0].detach())
+    assert not torch.equal(expected.coefficients()[0], start) and not torch.equal(apart.pop("scale"), start)
+    assert all(torch.equal(value, apart[name]) for name, value in reused.items())
+
+
+def test_several_weight_steps_are_that_many_steps_and_then_the_coefficients(tmp_path: Path) -> None:
+    model, config = build(tmp_path, coefficients=CoefficientConfig(lr=0.1, steps=3, weight_steps=2))
+    expected = copy.deepcopy(model)
+    seen: list[int] = []
+    ended = all_phases(model, config, seen)
+    assert len(seen) == 5
+    weights, coefficients = build_phases(expected, config)
+    fabric = build_fabric(config)
+    wrapped, optimizer = fabric.setup(LossModule(expected, weights), weights.optimizer)
+    for _ in range(2):
+        step_weights(fabric, wrapped, optimizer, draw_batch(), None)
+    step_apart(fabric, expected, coefficients, draw_batch(), None)
+    assert all(torch.equal(value, ended[name]) for name, value in expected.state_dict().items())
+
+
+def test_more_weight_steps_are_for_networks_with_coefficients(tmp_path: Path) -> None:
+    model, config = build(tmp_path, coefficient=False, coefficients=CoefficientConfig(weight_steps=5))
+    assert [phase.steps for phase in build_phases(model, config)] == [1]
 
 
 def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:

@@ -127,7 +127,9 @@ class CoefficientConfig:
     """The second phase of routing towards discriminative quality; it runs only where a routing has an objective."""
 
     lr: float = 1e-3  #: the step of gradient ascent
-    steps: int = 1  #: routing steps (n_r) after each weight step
+    steps: int = 1  #: routing steps (n_r) on each batch, after the weight steps
+    weight_steps: int = 1  #: weight steps (n_b) on each batch
+    reuse_votes: bool = False  #: route by the votes of the weight step: no second pass; one step of each kind only
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[]
 
     from torchcaps.losses import multi_hot
     from torchcaps.train.machine import choose_device
-    from torchcaps.train.phases import Batch, LossModule, build_phases, step_apart, step_weights
+    from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
     place = choose_device(device)
     fabric = Fabric(accelerator=place, devices=1)
@@ -134,14 +134,12 @@ def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[]
     model = build_network(config)
     fabric.to_device(model)
     phases = build_phases(model, config)
-    wrapped, optimizer = fabric.setup(LossModule(model, phases[0]), phases[0].optimizer)
+    wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     labels = torch.randint(classes, (batch_size,), device=place)
     batch = Batch(torch.rand(batch_size, *shape, device=place), labels, multi_hot(labels, classes))
 
     def step() -> None:
-        step_weights(fabric, wrapped, optimizer, batch, config.clip)
-        for phase in phases[1:]:
-            step_apart(fabric, model, phase, batch, config.clip)
+        step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
 
     return step, place
 

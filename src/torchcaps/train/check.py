@@ -8,7 +8,15 @@ from pathlib import Path
 
 from torchcaps.config import Config
 
-POSITIVE = ("epochs", "clip", "optimiser.lr", "coefficients.lr", "coefficients.steps", "schedule.gamma")
+POSITIVE = (
+    "epochs",
+    "clip",
+    "optimiser.lr",
+    "coefficients.lr",
+    "coefficients.steps",
+    "coefficients.weight_steps",
+    "schedule.gamma",
+)
 NOT_NEGATIVE = ("seed", "checkpoint_every", "loss.reconstruction", "optimiser.weight_decay", "schedule.lr_min")
 
 
@@ -29,6 +37,12 @@ def check_config(config: Config) -> None:
         raise ValueError(f"loss.threshold is {config.loss.threshold}; it is a probability, above 0 and below 1")
     if config.loss.average and config.loss.name not in ("margin", "spread"):
         raise ValueError(f"loss.average is of the margin and the spread loss; {config.loss.name} has its own mean")
+    routing = config.coefficients
+    if routing.reuse_votes and (routing.steps, routing.weight_steps) != (1, 1):
+        raise ValueError(
+            f"coefficients.reuse_votes takes one pass for one step of each kind, but coefficients.steps is "
+            f"{routing.steps} and coefficients.weight_steps {routing.weight_steps}: set both to 1"
+        )
     if config.recipe and Path(config.recipe).name != config.recipe:
         raise ValueError(f"recipe is {config.recipe!r}; it names a folder, and must be one plain name")
     if config.schedule.name == "step" and not config.schedule.milestones:

@@ -33,7 +33,7 @@ from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.machine import build_fabric, describe_environment, launch, name_shortage
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
-from torchcaps.train.phases import Batch, LossModule, build_phases, step_apart, step_weights
+from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
 
@@ -100,7 +100,7 @@ class Trainer:
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         weights = self.phases[0]
-        self.wrapped, self.optimizer = fabric.setup(LossModule(self.model, weights), weights.optimizer)
+        self.wrapped, self.optimizer = fabric.setup(LossModule(self.model, *self.phases), weights.optimizer)
         self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
@@ -188,10 +188,12 @@ class Trainer:
         torch.manual_seed(int(draws.generate_state(1)[0]))
         images = images.contiguous(memory_format=torch.channels_last)
         progress = done / max(1, self.config.epochs * len(self.batches) - 1)
-        batch = Batch(images, labels, multi_hot(labels, self.data.num_classes), progress)
-        loss, scores = step_weights(self.fabric, self.wrapped, self.optimizer, batch, self.config.clip)
-        for phase in self.phases[1:]:
-            step_apart(self.fabric, self.model, phase, batch, self.config.clip)
+        position, targets = self.position, multi_hot(labels, self.data.num_classes)
+        parts = self.batches.parts(position.epoch, position.step) if self.config.loss.reconstruction else None
+        batch = Batch(images, labels, targets, progress, parts)
+        loss, scores = step_phases(
+            self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
+        )
         self.schedule.step()
         right = self.meter.update(loss, scores, labels)
         values = torch.stack([loss, right.float().mean()])
@@ -250,7 +252,8 @@ class Trainer:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
         criterion, threshold = self.phases[0].loss, score_threshold(self.config.loss)
-        return evaluate(fabric, self.model, batches, criterion, self.data.num_classes, threshold)
+        parts = self.config.loss.reconstruction > 0
+        return evaluate(fabric, self.model, batches, criterion, self.data.num_classes, threshold, parts)
 
     def save(self) -> None:
         """Write the checkpoint that `load` reads; all processes call it, the first one writes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Phase(NamedTuple):
     loss: Criterion
     optimizer: Optimizer
     steps: int  # optimiser steps on each batch, each with a forward of its own
+    reuse: bool = False  # whether its one step takes the gradient of the first phase's forward instead
 
 
 class Batch(NamedTuple):
@@ -40,8 +42,9 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     coefficients = model.coefficients()
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    steps = config.coefficients.weight_steps if coefficients else 1
     phases = [
-        Phase("weights", weights, build_criterion(config.loss), build_optimiser(weights, config.optimiser), steps=1)
+        Phase("weights", weights, build_criterion(config.loss), build_optimiser(weights, config.optimiser), steps)
     ]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
@@ -54,21 +57,24 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
                 lambda output, images, targets, progress=1.0: -model.objective(output, targets),
                 ascent,
                 config.coefficients.steps,
+                config.coefficients.reuse_votes,
             )
         )
     return phases
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module, for Fabric to wrap.
+    """A model and its losses, of a phase and of `later` ones that reuse its forward, as one module for Fabric to wrap.
 
     DDP must see in an output exactly what gradients come back from: the loss, and not, say, a reconstruction that the
-    loss leaves out. Fabric casts what goes in to the precision of the run, and the loss to float32.
+    loss leaves out. So what a later phase takes of the same forward is its gradient, computed here, where DDP does not
+    see it. Fabric casts what goes in to the precision of the run, and the loss to float32.
     """
 
-    def __init__(self, model: Model, phase: Phase):
+    def __init__(self, model: Model, phase: Phase, *later: Phase):
         super().__init__()
         self.model, self.loss = model, phase.loss
+        self.beside = [each for each in later if each.reuse]
 
     def forward(
         self,
@@ -77,34 +83,71 @@ class LossModule(nn.Module):
         targets: Tensor,
         progress: float = 1.0,
         parts: Parts | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, a scalar, and the scores [b, classes], which carry no gradient.
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
+        """The loss, a scalar, the scores [b, classes], which carry no gradient, and the gradients of later phases.
 
         With `parts` each class that an image shows is decoded, and compared with its own part.
         """
         output = self.model(images, labels if parts is None else parts.labels)
         shown = images if parts is None else parts.pixels
-        return self.loss(output, shown, targets, progress), output.scores.detach()
+        gradients = [
+            torch.autograd.grad(each.loss(output, shown, targets, progress), each.parameters, retain_graph=True)
+            for each in self.beside
+        ]
+        return self.loss(output, shown, targets, progress), output.scores.detach(), gradients
 
 
-def step_weights(
-    fabric: Fabric, wrapped: nn.Module, optimizer: Optimizer, batch: Batch, clip: float | None
+def step_phases(
+    fabric: Fabric,
+    model: Model,
+    wrapped: nn.Module,
+    optimizer: Optimizer,
+    phases: Sequence[Phase],
+    batch: Batch,
+    clip: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of the first phase, through Fabric's module and optimiser; returns the loss and the scores, detached.
+    """All phases on a batch; returns the loss and the scores of the last weight step, detached.
 
     Args:
         fabric: averages gradients over the processes and scales the loss where the precision needs it.
-        wrapped: the `LossModule` as `fabric.setup` returned it.
-        optimizer: that of the phase, as `fabric.setup` returned it.
+        model: the module that the phases were built for.
+        wrapped: its `LossModule` as `fabric.setup` returned it.
+        optimizer: that of the first phase, as `fabric.setup` returned it.
+        phases: as `build_phases` returned them.
         batch: this process's share of the batch.
-        clip: largest norm of the gradient; None does not clip.
+        clip: largest norm of the gradient of a phase; None does not clip.
+    """
+    weights, *later = phases
+    beside = [phase for phase in later if phase.reuse]
+    loss, scores = step_weights(fabric, wrapped, optimizer, batch, clip, beside)
+    for _ in range(weights.steps - 1):
+        loss, scores = step_weights(fabric, wrapped, optimizer, batch, clip)
+    for phase in later:
+        if not phase.reuse:
+            step_apart(fabric, model, phase, batch, clip)
+    return loss, scores
+
+
+def step_weights(
+    fabric: Fabric,
+    wrapped: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    clip: float | None,
+    beside: Sequence[Phase] = (),
+) -> tuple[Tensor, Tensor]:
+    """One step of the first phase, through Fabric's module and optimiser, and of those `beside`, by the same forward.
+
+    Returns the loss and the scores, detached. The other arguments are those of `step_phases`.
     """
     wrapped.zero_grad(set_to_none=True)
-    loss, scores = wrapped(*batch)
+    loss, scores, gradients = wrapped(*batch)
     fabric.backward(loss)
     if clip is not None:
         fabric.clip_gradients(wrapped, optimizer, max_norm=clip, error_if_nonfinite=False)
     optimizer.step()
+    for phase, each in zip(beside, gradients, strict=True):
+        _descend(fabric, phase, each, clip)
     return loss.detach(), scores
 
 
@@ -113,16 +156,18 @@ def step_apart(fabric: Fabric, model: Model, phase: Phase, batch: Batch, clip: f
 
     Gradients are taken of the phase's parameters only and averaged over the processes; `.grad` is left None.
     """
-    for parameter in phase.parameters:
-        parameter.grad = None
     for _ in range(phase.steps):
         with fabric.autocast():
             output = model(batch.images, batch.labels)
         loss = phase.loss(output, batch.images, batch.targets, batch.progress)
-        gradients = torch.autograd.grad(loss, phase.parameters)
-        for parameter, gradient in zip(phase.parameters, gradients, strict=True):
-            parameter.grad = fabric.all_reduce(gradient, reduce_op="mean")  # pyright: ignore[reportAttributeAccessIssue]
-        if clip is not None:
-            nn.utils.clip_grad_norm_(phase.parameters, clip)
-        phase.optimizer.step()
-        phase.optimizer.zero_grad(set_to_none=True)
+        _descend(fabric, phase, torch.autograd.grad(loss, phase.parameters), clip)
+
+
+def _descend(fabric: Fabric, phase: Phase, gradients: Sequence[Tensor], clip: float | None) -> None:
+    """One optimiser step of a later phase by this process's gradients, in place of whatever `.grad` held."""
+    for parameter, gradient in zip(phase.parameters, gradients, strict=True):
+        parameter.grad = fabric.all_reduce(gradient, reduce_op="mean")  # pyright: ignore[reportAttributeAccessIssue]
+    if clip is not None:
+        nn.utils.clip_grad_norm_(phase.parameters, clip)
+    phase.optimizer.step()
+    phase.optimizer.zero_grad(set_to_none=True)
