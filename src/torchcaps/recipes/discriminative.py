@@ -28,8 +28,9 @@ from torchcaps.recipes.metrics import ERROR, STEP_TIME
 
 PAPER = Paper("discriminative", "Yang, Li and Yu 2021")
 
-START, STEP, LAMBDA = 0.1, 4e-3, 0.001  # of the coefficients; the step is of the batch mean
-CONTROL = 0.3  # the constant of the linear capsule layer; to be chosen on validation, as START and STEP are
+STEP, LAMBDA = 0.4, 0.001  # of the coefficients; the step is of the batch mean
+START = {"mnist": 0.5, "fashion-mnist": 0.5, "cifar10": 0.27, "multimnist": 0.3}  # sqrt(3000 / (N J)), see docs
+NARROW_START = {"mnist": 1.0, "fashion-mnist": 1.0, "cifar10": 0.54, "multimnist": 0.61}  # the same of `cpu`'s widths
 SLOPE = 0.01  # of LeakyReLU
 DECODER = 0.0005  # weight of the reconstruction, as in Sabour et al. 2017
 EPOCHS = {"mnist": 20, "fashion-mnist": 50, "cifar10": 50}
@@ -65,9 +66,9 @@ def system(data: Data, rule: System, decoder: bool) -> Config:
     if data == "cifar10":
         options |= {"primary": 64, "leak": SLOPE}
     if rule == "control":
-        options |= {"fixed": True, "initial": CONTROL}
+        options |= {"fixed": True, "initial": START[data]}
     elif rule != "dr":
-        options |= {"norm": rule, "initial": START, "penalty_weight": LAMBDA}
+        options |= {"norm": rule, "initial": START[data], "penalty_weight": LAMBDA}
     return Config(
         model=ModelConfig("capsnet" if rule == "dr" else "discriminative-capsnet", options),
         data=DataConfig(data),
@@ -93,14 +94,20 @@ def multimnist(rule: System, steps: int = 200_000) -> Config:
 
 
 def train(data: Data, rule: System, decoder: bool) -> Train:
-    """How the cell of a benchmark is filled; `cpu` keeps the doubled primary capsules of CIFAR-10."""
-    types = 16 if data == "cifar10" else 8
-    narrow = Narrow(f"16-filters-{types}-types", {"channels": 16, "primary": types})
-    return Train(partial(system, data, rule, decoder), narrow)
+    """How the cell of a benchmark is filled."""
+    return Train(partial(system, data, rule, decoder), narrow(data, rule))
 
 
 def train_multimnist(rule: System, steps: int = 200_000) -> Train:
-    return Train(partial(multimnist, rule, steps), Narrow("16-filters-8-types", {"channels": 16, "primary": 8}))
+    return Train(partial(multimnist, rule, steps), narrow("multimnist", rule))
+
+
+def narrow(data: Data, rule: System) -> Narrow:
+    """16 filters and 8 types, doubled on CIFAR-10 as the paper doubles them; the constant control starts as b does."""
+    options: dict[str, Option] = {"channels": 16, "primary": 16 if data == "cifar10" else 8}
+    if rule != "dr":
+        options["initial"] = NARROW_START[data]
+    return Narrow(f"16-filters-{options['primary']}-types", options)
 
 
 def key(rule: System, decoder: bool) -> str:
