@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
+    from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement
     from torchcaps.inspect.couplings import RoutedLayer, share_maps, trace_routing
     from torchcaps.inspect.jacobian import Singular, measure_jacobian
     from torchcaps.inspect.measured import Measured, calibrate, class_accuracy, confusion, measure, worst
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     )
     from torchcaps.inspect.report import write_report
     from torchcaps.inspect.reproduce import reproduce_command
+    from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
+    from torchcaps.inspect.transplant import draw_transplants, transplant
 
 _HOMES = {
+    "agreement": ("Agreement", "draw_agreement", "measure_agreement"),
     "couplings": ("RoutedLayer", "share_maps", "trace_routing"),
     "jacobian": ("Singular", "measure_jacobian"),
     "measured": ("Measured", "calibrate", "class_accuracy", "confusion", "measure", "worst"),
@@ -38,28 +42,37 @@ _HOMES = {
     ),
     "report": ("write_report",),
     "reproduce": ("reproduce_command",),
+    "sparsity": ("accuracy_by_kept", "child_importance"),
+    "transplant": ("draw_transplants", "transplant"),
 }
 
 __all__ = [
     "AgreedLayer",
+    "Agreement",
     "Measured",
     "RoutedLayer",
     "Singular",
+    "accuracy_by_kept",
     "calibrate",
+    "child_importance",
     "class_accuracy",
     "confusion",
     "decode_classes",
+    "draw_agreement",
     "draw_inputs_and_outputs",
     "draw_overlaps",
     "draw_reconstructions",
     "draw_segmentations",
+    "draw_transplants",
     "measure",
+    "measure_agreement",
     "measure_jacobian",
     "pose_sweep",
     "reproduce_command",
     "share_maps",
     "trace_pairs",
     "trace_routing",
+    "transplant",
     "worst",
     "write_report",
 ]
