@@ -31,7 +31,7 @@ def test_full_is_the_paper_on_all_of_the_training_split() -> None:
 def test_fast_is_one_cycle_in_bf16_with_large_batches() -> None:
     fast = apply_budget(CONFIG, "fast", CELL)
     assert (fast.schedule.name, fast.precision, fast.batch_size, fast.epochs) == ("one-cycle", "bf16", 512, 30)
-    assert fast.optimiser.lr == pytest.approx(0.4)
+    assert fast.optimiser.lr == pytest.approx(0.4) and fast.compile
     assert fast.data.validation == 0.1 and fast.model == CONFIG.model
     adam = replace(CONFIG, optimiser=OptimiserConfig("adam", lr=1e-3), batch_size=2048, epochs=7)
     fast = apply_budget(adam, "fast", CELL)

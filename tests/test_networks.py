@@ -30,8 +30,9 @@ from torchcaps.recipes.measure import build_network, image_shape, model_argument
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 from torchcaps.train.machine import build_fabric
-from torchcaps.train.phases import Batch, LossModule, build_phases, step_apart, step_weights
+from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
+SIZE = 2  # of the batch: EM routing among 2,048 parents takes half a minute for each image
 QUICK = (
     "discriminative/table2/mnist-l2",
     "encapnet/table1/master-size",
@@ -63,14 +64,13 @@ CELLS = [
 def draw_batch(config: Config) -> Batch:
     """Noise with labels: of overlapped objects two each and, where there is a decoder, the parts that it is to draw."""
     shape, classes = image_shape(config), model_arguments(config)["num_classes"]
-    size = 4 if shape[1] < 64 else 2
-    images, labels = torch.rand(size, *shape), torch.arange(size)
+    images, labels = torch.rand(SIZE, *shape), torch.arange(SIZE)
     entry, _ = find(config.data.name)
     if entry.compose is None or entry.compose.objects == 1:
         return Batch(images, labels, multi_hot(labels, classes), 0.5)
     both = torch.stack([labels, (labels + 1) % classes], 1)
-    sets = torch.zeros(size, classes, dtype=torch.uint8).scatter_(1, both, 1)
-    parts = Parts(torch.rand(size, 2, *shape), both, both) if config.loss.reconstruction else None
+    sets = torch.zeros(SIZE, classes, dtype=torch.uint8).scatter_(1, both, 1)
+    parts = Parts(torch.rand(SIZE, 2, *shape), both, both) if config.loss.reconstruction else None
     return Batch(images, sets, multi_hot(sets, classes), 0.5, parts)
 
 
@@ -93,11 +93,9 @@ def test_network_takes_a_step_and_is_saved(cell: Cell, tmp_path: Path) -> None:
     batch = draw_batch(config)
     fabric = build_fabric(config)
     phases = build_phases(model, config)
-    wrapped, optimizer = fabric.setup(LossModule(model, phases[0]), phases[0].optimizer)
+    wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     before = [[each.detach().clone() for each in phase.parameters] for phase in phases]
-    loss, found = step_weights(fabric, wrapped, optimizer, batch, config.clip)
-    for phase in phases[1:]:
-        step_apart(fabric, model, phase, batch, config.clip)
+    loss, found = step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
     assert loss.isfinite() and found.shape == batch.targets.shape
     for phase, values in zip(phases, before, strict=True):
         assert all(each.isfinite().all() for each in phase.parameters), phase.name

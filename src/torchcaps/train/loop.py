@@ -27,6 +27,7 @@ from torchcaps.models import create_model
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
+from torchcaps.train.compiling import compile_module
 from torchcaps.train.display import Display
 from torchcaps.train.evaluate import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
@@ -99,8 +100,9 @@ class Trainer:
         fabric.to_device(self.model)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
-        weights = self.phases[0]
-        self.wrapped, self.optimizer = fabric.setup(LossModule(self.model, *self.phases), weights.optimizer)
+        module = LossModule(self.model, *self.phases)
+        self.compiled = config.compile and compile_module(module, fabric.device)
+        self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
         self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
@@ -123,7 +125,7 @@ class Trainer:
                 self.load()
             if self.fabric.is_global_zero:
                 self.folder.write("model.json", self.shape)
-                self.folder.write("environment.json", describe_environment(self.fabric))
+                self.folder.write("environment.json", describe_environment(self.fabric) | {"compiled": self.compiled})
             if not begun:
                 self.save()
             with self.interruption:
@@ -150,7 +152,7 @@ class Trainer:
             test_top5_accuracy=test.top5_accuracy,
             validation_accuracy=position.selected_accuracy,
             selected_epoch=position.selected_epoch,
-            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            parameters=sum(p.numel() for p in self.model.deployed().parameters() if p.requires_grad),
             seconds=position.seconds,
             folder=self.folder.path,
         )
