@@ -70,10 +70,11 @@ def table(
     Args:
         table: a name from `torchcaps list tables`, or a shell pattern
         format: what is printed: md (Markdown), html
-        write: write results/tables/PAPER/TABLE.md and .html too
+        write: write results/tables/PAPER/TABLE.md and .html too, and of a figure whose curves have runs .svg
         results: folder of runs.jsonl, and of what is written
     """
     from torchcaps.recipes import find_tables
+    from torchcaps.recipes.figures import draw, save
     from torchcaps.recipes.records import read_records
     from torchcaps.recipes.render import html, markdown, view
     from torchcaps.recipes.summary import this_machine
@@ -81,15 +82,20 @@ def table(
     records = read_records(results / "runs.jsonl")
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
     for each in find_tables(table):
-        shown = view(each, records, machine)
+        shown, path = view(each, records, machine), results / "tables" / each.id
+        figure = draw(each, records) if write else None
+        if figure is not None:
+            shown = shown._replace(picture=f"{path.name}.svg")
         texts = {"md": markdown(shown), "html": html(shown)}
         print(texts[format], end="")
         if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
-                path = results / "tables" / f"{each.id}.{suffix}"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-                say(str(path))
+                path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
+                say(f"{path}.{suffix}")
+        if figure is not None:
+            save(figure, path.with_suffix(".svg"))
+            say(f"{path}.svg")
 
 
 def say(text: str) -> None:

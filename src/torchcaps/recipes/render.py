@@ -23,7 +23,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
 :root { color-scheme: light dark }
 table { border-collapse: collapse } th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid #8886 }
-td { vertical-align: top } .scroll { overflow-x: auto }
+img { max-width: 100%; background: #fff } td { vertical-align: top } .scroll { overflow-x: auto }
 """
 
 
@@ -36,6 +36,7 @@ class View(NamedTuple):
     rows: list[tuple[str, ...]]  # as `HEADER`
     notes: list[str]
     runs: list[str]  # where the numbers come from
+    picture: str = ""  # file beside the page; empty where nothing is drawn
 
 
 def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None = None) -> View:
@@ -125,6 +126,8 @@ def markdown(shown: View) -> str:
     if shown.command:
         lines += [f"    {shown.command}", ""]
     lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, shown.rows)]
+    if shown.picture:
+        lines += ["", f"![{shown.title}]({shown.picture})"]
     for heading, items in (("Notes", shown.notes), ("Runs", shown.runs)):
         if items:
             lines += ["", f"{heading}:", "", *(f"{number}. {item}" for number, item in enumerate(items, 1))]
@@ -145,9 +148,11 @@ def html(shown: View) -> str:
         if items
     )
     command = f"<pre>{escape(shown.command)}</pre>\n" if shown.command else ""
+    image = f'<p><img src="{escape(shown.picture)}" alt="the figure, drawn from these runs"></p>\n'
+    picture = image if shown.picture else ""
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown.title)}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"
         f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n{command}"
-        f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{lists}</html>\n'
+        f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{picture}{lists}</html>\n'
     )

@@ -1,0 +1,178 @@
+"""The figures of the papers, drawn from the lines of results/runs.jsonl only; what was published is not drawn.
+
+A line is solid where its runs are a reproduction, and dashed where they are evidence of the budget `cpu`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from torchcaps.recipes.cells import Cell, Table
+from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
+from torchcaps.recipes.run import COUNT
+from torchcaps.recipes.summary import Summary, reproduction, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Panel(NamedTuple):
+    """One part of a figure, and the cells that are drawn in it."""
+
+    title: str
+    across: Literal["epoch", "iterations"]  # an epoch's curve of each cell; or the values of a row's cells
+    names: tuple[str, ...] = ("*",)  # of cells, shell patterns
+
+
+ROUTINGS = {"dynamic": "dynamic routing", "em": "EM routing", "attention": "inverted attention"}
+ONE = (Panel("CIFAR-10", "epoch"),)
+SETS = tuple(
+    Panel(title, "epoch", (f"{data}-*",))
+    for data, title in (("svhn", "SVHN"), ("fashion-mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
+)
+PANELS: dict[str, tuple[Panel, ...]] = {
+    "discriminative/figure3": (
+        Panel("MNIST", "epoch", ("mnist-*",)),
+        *SETS[1:],
+        Panel("MultiMNIST", "epoch", ("multimnist-*",)),
+    ),
+    "encapnet/figure4": ONE,
+    "fm/figure4": SETS,
+    "fm/figure5": SETS,
+    "inverted-attention/figure4": (
+        *(Panel(title, "epoch", (f"convergence-{name}-*",)) for name, title in ROUTINGS.items()),
+        Panel("routing iterations and ablations", "iterations", ("iterations-*", "ablation-*")),
+        Panel("memory", "iterations", ("memory-*",)),
+        Panel("inference time", "iterations", ("time-*",)),
+    ),
+    **{f"xnodr/figure{number}": ONE for number in range(4, 10)},
+}
+
+
+class Line(NamedTuple):
+    """What is drawn under one label: the mean, least and most of the runs at each epoch, or number of iterations."""
+
+    label: str
+    evidence: bool  # of the budget `cpu`
+    x: list[float]
+    runs: list[list[float]]  # at each x the value of each run, in the unit of the metric
+    end: tuple[float, float] | None = None  # epochs, and the mean that the selected weights reach on the test split
+
+
+def draw(table: Table, records: Sequence[Record]) -> Figure | None:
+    """The figure that `table` stands for, with what the lines hold of it; None where that is nothing.
+
+    Test accuracies and errors are not measured while a run goes on: their curves are of the validation split, where
+    one was held out, and a dot at the end is the test result.
+    """
+    found = [(panel, choose(panel, table)) for panel in PANELS.get(table.id, ())]
+    drawn = [(panel, cells, lines) for panel, cells in found if (lines := list(trace(panel, cells, records)))]
+    if not drawn:
+        return None
+    from matplotlib.figure import Figure
+
+    from torchcaps.inspect.figures import style
+
+    columns = min(3, len(drawn))
+    rows = -(-len(drawn) // columns)
+    with style():
+        figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+        for number, (panel, cells, lines) in enumerate(drawn, 1):
+            axes = figure.add_subplot(rows, columns, number, title=panel.title, xlabel=panel.across)
+            axes.set_ylabel("; ".join(dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)))
+            _draw_lines(axes, lines)
+    return figure
+
+
+def choose(panel: Panel, table: Table) -> list[Cell]:
+    """The cells of a panel."""
+    return [cell for cell in table.cells if any(fnmatchcase(cell.name, name) for name in panel.names)]
+
+
+def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[Line]:
+    """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence."""
+    several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("row", "column")]
+    for evidence in (False, True):
+        by_row: dict[str, dict[float, Summary]] = {}
+        for cell in cells:
+            summary = _evidence(cell, records) if evidence else reproduction(cell, records)
+            if summary is None or not summary.values:
+                continue
+            parts = [part for part, differs in zip((cell.row, cell.column), several, strict=True) if differs]
+            mark = (
+                "" if summary.budget in ("full", COUNT) else f" ({' '.join((summary.budget, summary.width)).strip()})"
+            )
+            if panel.across == "epoch":
+                yield curve((", ".join(parts) or cell.row) + mark, evidence, cell.metric, summary)
+            else:
+                by_row.setdefault(cell.row + mark, {})[_leading(cell.column)] = summary
+        for label, row in by_row.items():
+            yield Line(label, evidence, sorted(row), [list(row[x].values) for x in sorted(row)])
+
+
+def _evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
+    """The runs of the budget `cpu`; a number that was counted is no evidence but the thing itself."""
+    found = summarise(cell, "cpu", records)
+    return found if found is not None and found.budget == "cpu" else None
+
+
+def curve(label: str, evidence: bool, metric: Metric, summary: Summary) -> Line:
+    """A metric over the epochs of the runs."""
+    key, read = _curve(metric)
+    curves = [record["curve"][key] for record in summary.records if "curve" in record]
+    epochs = min(map(len, curves), default=0)
+    known = [epoch for epoch in range(epochs) if all(values[epoch] is not None for values in curves)]
+    values = [[read(values[epoch]) for values in curves] for epoch in known]
+    end = (float(epochs), summary.mean) if key == "validation_accuracy" else None
+    return Line(label, evidence, [epoch + 1.0 for epoch in known], values, end)
+
+
+def _curve(metric: Metric) -> tuple[str, Callable[[float], float]]:
+    """The curve of a line that shows `metric`, and how its values become those of the metric."""
+    if metric == TRAIN_LOSS:
+        return "train_loss", lambda value: value
+    if metric == TRAIN_ACCURACY:
+        return "train_accuracy", lambda value: 100 * value
+    return "validation_accuracy", lambda value: 100 * (1 - value if metric.lower else value)
+
+
+def _quantity(metric: Metric, across: str) -> str:
+    name = metric.name.removesuffix(", last epoch") + (f" ({metric.unit})" if metric.unit else "")
+    validated = across == "epoch" and _curve(metric)[0] == "validation_accuracy"
+    return f"{name}; line: validation" if validated else name
+
+
+def _leading(column: str) -> float:
+    """The number that a column such as "3 iteration(s)" begins with."""
+    return float(column.split()[0])
+
+
+def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for number, line in enumerate(lines):
+        colour, dashes = f"C{number % 10}", "--" if line.evidence else "-"
+        marker = "." if len(line.x) < 10 else ""
+        axes.plot(
+            line.x, [mean(each) for each in line.runs], dashes, color=colour, lw=1.3, marker=marker, label=line.label
+        )
+        axes.fill_between(
+            line.x, [min(each) for each in line.runs], [max(each) for each in line.runs], color=colour, alpha=0.15, lw=0
+        )
+        if line.end is not None:
+            axes.plot(*([value] for value in line.end), "o", color=colour, ms=4)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=7)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as SVG to `path`, the same bytes for the same lines."""
+    from torchcaps.inspect.figures import style
+
+    with style():
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,115 @@
+"""The figures of the papers: what the lines hold, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from torchcaps.cli import main
+from torchcaps.recipes import find_cell, find_tables, list_tables
+from torchcaps.recipes.budgets import Budget, apply_budget, width
+from torchcaps.recipes.cells import Count, Train
+from torchcaps.recipes.figures import PANELS, choose, draw
+from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.records import config_hash
+
+CURVE = {"train_loss": [0.9, 0.5, 0.4], "train_accuracy": [0.5, 0.7, 0.8], "validation_accuracy": [0.4, 0.6, 0.7]}
+
+
+def run(name: str, budget: Budget = "fast", seed: int = 0, accuracy: float = 0.75, **curve: list) -> Record:
+    """A made-up line of a cell."""
+    cell = find_cell(name)
+    assert isinstance(cell.how, Train)
+    key = config_hash(apply_budget(cell.how.build(), budget, cell))
+    known = {"cell": name, "budget": budget, "width": width(cell, budget), "seed": seed, "config_hash": key}
+    return known | {"test_accuracy": accuracy, "curve": CURVE | curve, "environment": {}}
+
+
+def count(name: str, value: float) -> Record:
+    cell = find_cell(name)
+    assert isinstance(cell.how, Count)
+    return {"cell": name, "budget": "count", "seed": 0, "config_hash": config_hash(cell.how.build()), "value": value}
+
+
+def drawn(table: str, records: list[Record]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """By panel and label the points of each line."""
+    figure = draw(find_tables(table)[0], records)
+    assert figure is not None
+    return {
+        axes.get_title(): {
+            str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))  # pyright: ignore[reportArgumentType]
+            for line in axes.get_lines()
+        }
+        for axes in figure.axes
+    }
+
+
+def test_every_panel_has_cells() -> None:
+    for table in list_tables():
+        for panel in PANELS.get(table.id, ()):
+            assert len(choose(panel, table)) > 1, (table.id, panel.title)
+    assert {table.id for table in list_tables()} > set(PANELS)
+
+
+def test_nothing_is_drawn_where_there_are_no_runs() -> None:
+    for table in list_tables():
+        assert draw(table, []) is None
+    assert draw(find_tables("discriminative/table2")[0], [run("discriminative/table2/mnist-dr")]) is None
+    other = run("discriminative/figure3/cifar10-dr", "smoke")
+    assert draw(find_tables("discriminative/figure3")[0], [other]) is None
+
+
+def test_errors_over_epochs_with_the_test_result_as_a_dot() -> None:
+    records = [
+        run("discriminative/figure3/mnist-dr"),
+        run("discriminative/figure3/mnist-dr", seed=1, accuracy=0.85, validation_accuracy=[0.6, 0.8, 0.9]),
+        run("discriminative/figure3/cifar10-l2-fc", "cpu"),
+    ]
+    panels = drawn("discriminative/figure3", records)
+    assert list(panels) == ["MNIST", "CIFAR-10"]
+    (label, (epochs, errors)), (_, (last, test)) = panels["MNIST"].items()
+    assert (label, epochs, last) == ("DR (fast)", [1, 2, 3], [3])
+    assert errors == pytest.approx([50, 30, 20]) and test == pytest.approx([20])
+    assert "L2/FC (cpu 16-filters-16-types)" in panels["CIFAR-10"]
+
+
+def test_full_runs_hold_nothing_out_and_have_only_the_dot() -> None:
+    full = run("fm/figure4/svhn-fm", "full", validation_accuracy=[None] * 3)
+    (panel,) = drawn("fm/figure4", [full]).values()
+    test, training = "FM agreement, SVHN, test", "FM agreement, SVHN, training"
+    assert panel[test] == ([], []) and panel[training] == ([1, 2, 3], [50, 70, 80])
+    assert sorted(points for _, points in panel.values()) == [[], [50, 70, 80], [75]]
+
+
+def test_losses_over_epochs() -> None:
+    (panel,) = drawn("encapnet/figure4", [run("encapnet/figure4/encapnet-v1-ot", "full")]).values()
+    assert panel == {"EncapNet * OT": ([1, 2, 3], CURVE["train_loss"])}
+
+
+def test_values_against_iterations() -> None:
+    home = "inverted-attention/figure4"
+    records = [count(f"{home}/memory-{number}", 10.0 * number) for number in (3, 1)]
+    records += [run(f"{home}/iterations-em-{number}", "full", accuracy=number / 10) for number in (1, 2)]
+    panels = drawn(home, records)
+    assert panels["memory"]["bottom right: Inverted Dot-Product Attention, memory"] == ([1, 3], [10, 30])
+    assert panels["routing iterations and ablations"]["bottom left: EM Routing"] == ([1, 2], [10, 20])
+    assert "EM routing" in panels and "dynamic routing" not in panels
+
+
+def test_figures_are_written_beside_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    Path("results/runs.jsonl").write_text(json.dumps(run("xnodr/figure5/mobilenet-xnodr-plain", "cpu")) + "\n")
+    folder = Path("results/tables/xnodr")
+    assert main(["table", "xnodr/figure*", "--write"]) == 0
+    assert {path.stem for path in folder.glob("*.svg")} == {f"figure{number}" for number in (4, 5, 8, 9)}
+    assert ElementTree.parse(folder / "figure5.svg").getroot().tag.endswith("svg")
+    assert "](figure5.svg)" in (folder / "figure5.md").read_text()
+    assert 'src="figure5.svg"' in (folder / "figure5.html").read_text()
+    assert "svg" not in (folder / "figure6.md").read_text() + (folder / "figure6.html").read_text()
+    before = (folder / "figure5.svg").read_bytes()
+    assert main(["table", "xnodr/figure5", "--write"]) == 0
+    assert (folder / "figure5.svg").read_bytes() == before
