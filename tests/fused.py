@@ -51,21 +51,27 @@ def twin(module):
     return module
 
 
-def outcome(module, poses):
-    """Everything a step gives, the gradients of poses and parameters, and what the module's buffers become."""
+def outcome(module, poses, activations=None):
+    """Everything a step gives, the gradients of children and parameters, and what the module's buffers become."""
     poses = poses.clone().requires_grad_()
-    step = module(Capsules(poses))[-1]
-    outs = [x for x in (*step.capsules, step.state) if x is not None]
+    activations = None if activations is None else activations.clone().requires_grad_()
+    step = module(Capsules(poses, activations))[-1]
+    state = step.state if isinstance(step.state, tuple) else (step.state,)
+    outs = [x for x in (*step.capsules, *state) if x is not None]
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outs]
     sum((x * w).sum() for x, w in zip(outs, weights, strict=True)).backward()
     grads = {name: x.grad for name, x in module.named_parameters()}
-    return [x.detach() for x in outs], {"poses": poses.grad, **grads}, dict(module.named_buffers())
+    grads["poses"] = poses.grad
+    if activations is not None:
+        grads["activations"] = activations.grad
+    return [x.detach() for x in outs], grads, dict(module.named_buffers())
 
 
-def check(module, poses, rtol, atol):
+def check(module, poses, rtol, atol, activations=None):
     """The fused stack against its plain twin: outputs, every gradient relative to the largest of its own, buffers."""
-    (plain, plain_grads, plain_buffers), (fused, grads, buffers) = outcome(twin(module), poses), outcome(module, poses)
+    plain, plain_grads, plain_buffers = outcome(twin(module), poses, activations)
+    fused, grads, buffers = outcome(module, poses, activations)
     for a, e in zip(fused, plain, strict=True):
         assert a.dtype == e.dtype
         torch.testing.assert_close(a, e, rtol=rtol, atol=atol)

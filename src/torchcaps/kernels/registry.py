@@ -24,7 +24,7 @@ Implementation = Literal["auto", "plain", "fused"]
 FusedStep = Callable[[Any, Any, State, int], Step]
 Supports = Callable[["Transform", Any], str | None]
 
-HOMES = ("attention.step", "dynamic.step", "fm.step")  # modules here that register their steps when imported
+HOMES = ("attention.step", "dynamic.step", "em.step", "fm.step")  # modules here that register their steps when imported
 DEVICES = {"cpu", "meta", *(("cuda",) if find_spec("triton") else ())}  # elsewhere a layer takes plain steps
 
 

@@ -42,6 +42,11 @@ def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, 
     return mean, votes.spread(share, shift=-mean).clamp_min(eps), total
 
 
+def log_prior(state: Clusters) -> Tensor:
+    """What is added to minus half the scaled distance of a vote from its parent, log (a_j |2 pi variance_j|^-1/2)."""
+    return F.logsigmoid(state.logit) - 0.5 * (2 * math.pi * state.variance).log().sum(-1)  # [b, p, j]
+
+
 class Activation(nn.Module):
     """The logit of a parent's activation, lambda (beta_a - sum_h (beta_u + log sigma_h) sum_i R_ij a_i).
 
@@ -129,14 +134,15 @@ class EM(Routing):
             return votes.compete(None, scope=self.scope)
         scale = torch.rsqrt(2 * state.variance)
         apart = votes.distance(scale, -state.mean * scale)  # [b, p, i, j]
-        volume = 0.5 * (2 * math.pi * state.variance).log().sum(-1)  # [b, p, j]
-        prior = F.logsigmoid(state.logit) - volume
-        return votes.compete(prior.unsqueeze(2) - apart, scope=self.scope)
+        return votes.compete(log_prior(state).unsqueeze(2) - apart, scope=self.scope)
 
     def update(self, votes: Votes, coupling: Tensor, state: Clusters | None, t: int) -> tuple[Capsules, Clusters]:
         """M step."""
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
-        mean, variance, total = cluster(votes, weights, self.eps)
+        return self.parents(*cluster(votes, weights, self.eps), t)
+
+    def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Clusters]:
+        """Capsules and state of what `cluster` gives."""
         logit = self.activation(variance, total, t)  # [b, p, j]
         return Capsules(mean, logit.sigmoid()), Clusters(mean, variance, logit)

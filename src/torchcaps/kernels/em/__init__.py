@@ -1,0 +1,1 @@
+"""EM routing: one iteration on convolutional and linear capsules."""

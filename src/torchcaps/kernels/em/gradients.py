@@ -1,0 +1,67 @@
+"""What the gradient of a vote and of its coupling is made of. See README.md; importing this module imports numba."""
+
+from __future__ import annotations
+
+from torchcaps.kernels.simd import LANES, compiled, load, store, total, zeros
+
+
+@compiled
+def differentiate_activation(votes, coupling, mean, found, count, rows, change, da):
+    """change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c change."""
+    of_mean, of_square, of_weight = found
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        whole = zeros(votes)
+        for x in range(blocks):
+            at = (x * height + t * rows) * m * LANES
+            a0 = load(of_weight, (x * of_weight.shape[1] + t) * LANES)
+            a1 = zeros(votes)
+            for k in range(at, at + rows * m * LANES, 2 * LANES):
+                y = load(votes, k) - load(mean, k)
+                a0 = a0 + y * (load(of_mean, k) + load(of_square, k) * y)
+                y = load(votes, k + LANES) - load(mean, k + LANES)
+                a1 = a1 + y * (load(of_mean, k + LANES) + load(of_square, k + LANES) * y)
+            place = (t * blocks + x) * LANES
+            store(change, place, a0 + a1)
+            whole = whole + (a0 + a1) * load(coupling, place)
+        da[t] = total(whole)
+
+
+@compiled
+def differentiate_uniform(votes, a, mean, found, count, rows):
+    """Turn votes into their gradient a (G + 2 V y)."""
+    of_mean, of_square, _ = found
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        for x in range(blocks):
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                vy = load(of_square, k) * (load(votes, k) - load(mean, k))
+                store(votes, k, (load(of_mean, k) + (vy + vy)) * a[t])
+
+
+@compiled
+def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums):
+    """Turn votes into their gradient a c (G + 2 V y) - 2 P l e, where l = a c (change - da) is that of the logit.
+
+    e = v - the mean before, of given = mean, P and prior. To sums go l e, l e^2 and l.
+    """
+    before, precision, _ = given
+    of_mean, of_square, _ = found
+    first, second, d_prior = sums
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        for x in range(blocks):
+            place = (t * blocks + x) * LANES
+            w = load(coupling, place) * a[t]
+            l = w * (load(change, place) - da[t])
+            at = (x * d_prior.shape[1] + t) * LANES
+            store(d_prior, at, load(d_prior, at) + l)
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                v = load(votes, k)
+                e, vy = v - load(before, k), load(of_square, k) * (v - load(mean, k))
+                le = l * e
+                store(first, k, load(first, k) + le)
+                store(second, k, load(second, k) + le * e)
+                store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * load(precision, k))

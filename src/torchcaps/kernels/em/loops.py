@@ -1,0 +1,278 @@
+"""The loops of the step on CPU. Importing this module imports numba.
+
+See `torchcaps.kernels.windows` for how arrays lie. What has a number for each parent is [blocks, positions, 1, 16];
+couplings are [positions, blocks, 16], so that a softmax reads one piece of memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torchcaps.kernels.em.gradients import differentiate_activation, differentiate_coupled, differentiate_uniform
+from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, store, total, zeros
+from torchcaps.kernels.windows import (
+    differentiate_child,
+    differentiate_weight,
+    give_child,
+    give_parents,
+    make_votes,
+    softmax,
+    take_child,
+    take_parents,
+)
+
+LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
+
+
+@compiled
+def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
+    """seen [b, places, n, 2]: of each child, over all parents that see it, the largest logit and the sum of e^(l - it).
+
+    Of the positions from `first` to `end`, whole images, which start from -inf and 0.
+    """
+    u, votes, coupling = _room(weight, rows, together)
+    given, blocks = _parents(weight, rows, together), weight.shape[1]
+    for start in range(first, end, together):
+        count = min(together, end - start)
+        _take(state, start, count, rows, given)
+        for k in range(source.shape[1]):
+            for n in range(poses.shape[2]):
+                take_child(poses, source, start, count, k, n, rows, u)
+                make_votes(u, weight, k * poses.shape[2] + n, votes)
+                _logits(votes, given, count, rows, state[0].shape[1], coupling)
+                for t in range(count):
+                    image, position = divmod(start + t, source.shape[0])
+                    if source[position, k] >= 0:
+                        _claim(coupling, t * blocks * LANES, blocks, seen[image, source[position, k], n])
+
+
+@compiled
+def forward_loop(poses, activations, weight, state, seen, source, rows, together, routed, whole, first, end, out):
+    """out: means and sums of squares about them [positions, j, d], and sums of weights [positions, j, 1].
+
+    Of the positions from `first` to `end`. Where not `routed` the activations are the weights, and there is no state.
+    """
+    u, votes, coupling = _room(weight, rows, together)
+    given, sums = _parents(weight, rows, together), _parents(weight, rows, together)
+    a = np.zeros(together, poses.dtype)
+    for start in range(first, end, together):
+        count = min(together, end - start)
+        if routed:
+            _take(state, start, count, rows, given)
+        _clear(sums)
+        for k in range(source.shape[1]):
+            for n in range(poses.shape[2]):
+                take_child(poses, source, start, count, k, n, rows, u)
+                _take_number(activations, source, start, count, k, n, a)
+                make_votes(u, weight, k * poses.shape[2] + n, votes)
+                if routed:
+                    _logits(votes, given, count, rows, out[0].shape[1], coupling)
+                    _share(coupling, seen, source, start, count, k, n, whole)
+                _gather(votes, coupling, a, count, rows, sums)
+        _give(sums, start, count, rows, out)
+
+
+@compiled
+def activation_loop(poses, weight, state, result, seen, source, rows, together, first, end, d_activations):
+    """Add the gradient of the activations of children that compete over whole images, see `backward_loop`."""
+    u, votes, coupling = _room(weight, rows, together)
+    given, found = _parents(weight, rows, together), _parents(weight, rows, together)
+    mean, change, da = np.zeros_like(votes), np.empty_like(coupling), np.empty(together, poses.dtype)
+    for start in range(first, end, together):
+        count = min(together, end - start)
+        _take(state, start, count, rows, given)
+        _take(result[1:], start, count, rows, found)
+        take_parents(result[0], start, count, rows, mean)
+        for k in range(source.shape[1]):
+            for n in range(poses.shape[2]):
+                take_child(poses, source, start, count, k, n, rows, u)
+                make_votes(u, weight, k * poses.shape[2] + n, votes)
+                _logits(votes, given, count, rows, state[0].shape[1], coupling)
+                _share(coupling, seen, source, start, count, k, n, True)
+                differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
+                _give_number(da, source, start, count, k, n, d_activations)
+
+
+@compiled
+def backward_loop(
+    poses, activations, weight, state, result, seen, source, rows, together, routed, whole, first, end, into, d_state
+):
+    """Gradients of the positions from `first` to `end`.
+
+    Those of `into`, children, activations and weight, are added to what is there, and with `whole` those of activations
+    are there already; d_state are the sums that make those of the state. `result` is the mean and G, V, H of README.md.
+    """
+    u, votes, coupling = _room(weight, rows, together)
+    given, found, sums = (
+        _parents(weight, rows, together),
+        _parents(weight, rows, together),
+        _parents(weight, rows, together),
+    )
+    mean, d_u, change = np.zeros_like(votes), np.zeros_like(u), np.empty_like(coupling)
+    a, da = np.zeros(together, poses.dtype), np.zeros(together, poses.dtype)
+    for start in range(first, end, together):
+        count = min(together, end - start)
+        if routed:
+            _take(state, start, count, rows, given)
+        _take(result[1:], start, count, rows, found)
+        take_parents(result[0], start, count, rows, mean)
+        _clear(sums)
+        for k in range(source.shape[1]):
+            for n in range(poses.shape[2]):
+                child = k * poses.shape[2] + n
+                take_child(poses, source, start, count, k, n, rows, u)
+                _take_number(activations, source, start, count, k, n, a)
+                make_votes(u, weight, child, votes)
+                if routed:
+                    _logits(votes, given, count, rows, result[0].shape[1], coupling)
+                    _share(coupling, seen, source, start, count, k, n, whole)
+                differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
+                if whole:
+                    _take_number(into[1], source, start, count, k, n, da)
+                else:
+                    _give_number(da, source, start, count, k, n, into[1])
+                if routed:
+                    differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
+                else:
+                    differentiate_uniform(votes, a, mean, found, count, rows)
+                differentiate_child(votes, weight, child, d_u)
+                differentiate_weight(u, votes, child, into[2])
+                give_child(d_u, source, start, count, k, n, rows, into[0])
+        if routed:
+            _give(sums, start, count, rows, d_state)
+
+
+@compiled
+def _room(weight, rows, together):
+    """A child, its votes and its coupling, which is 1 until it is set."""
+    _, blocks, columns, m, _ = weight.shape
+    u = np.zeros((together * rows, columns), weight.dtype)
+    votes = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
+    return u, votes, np.ones((together, blocks, LANES), weight.dtype)
+
+
+@compiled
+def _parents(weight, rows, together):
+    """Two numbers for each element of the parents, and one for each parent, all 0."""
+    blocks, m = weight.shape[1], weight.shape[3]
+    one = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
+    return one, np.zeros_like(one), np.zeros((blocks, together, 1, LANES), weight.dtype)
+
+
+@compiled
+def _take(x, start, count, rows, out):
+    take_parents(x[0], start, count, rows, out[0])
+    take_parents(x[1], start, count, rows, out[1])
+    take_parents(x[2], start, count, 1, out[2])
+
+
+@compiled
+def _give(x, start, count, rows, out):
+    give_parents(x[0], start, count, rows, out[0])
+    give_parents(x[1], start, count, rows, out[1])
+    give_parents(x[2], start, count, 1, out[2])
+
+
+@compiled
+def _clear(x):
+    x[0][:] = 0
+    x[1][:] = 0
+    x[2][:] = 0
+
+
+@compiled
+def _take_number(x, source, start, count, k, n, out):
+    """x [b, places, n] of child n at offset k -> out [positions], 0 outside the image."""
+    for t in range(count):
+        image, position = divmod(start + t, source.shape[0])
+        place = source[position, k]
+        out[t] = x[image, place, n] if place >= 0 else 0
+
+
+@compiled
+def _give_number(number, source, start, count, k, n, out):
+    """Add number [positions] to out [b, places, n]."""
+    for t in range(count):
+        image, position = divmod(start + t, source.shape[0])
+        place = source[position, k]
+        if place >= 0:
+            out[image, place, n] += number[t]
+
+
+@compiled
+def _logits(votes, given, count, rows, parents, coupling):
+    """Log density of the votes, plus log prior: prior - sum_d precision (v - mean)^2; `given` has the three."""
+    mean, precision, prior = given
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        for x in range(blocks):
+            at = (x * height + t * rows) * m * LANES
+            a0 = a1 = zeros(votes)
+            for k in range(at, at + rows * m * LANES, 2 * LANES):
+                apart = load(votes, k) - load(mean, k)
+                a0 = a0 + load(precision, k) * apart * apart
+                apart = load(votes, k + LANES) - load(mean, k + LANES)
+                a1 = a1 + load(precision, k + LANES) * apart * apart
+            logit = load(prior, (x * prior.shape[1] + t) * LANES) - (a0 + a1)
+            store(coupling, (t * blocks + x) * LANES, logit)
+        for j in range(parents, blocks * LANES):
+            coupling[t, blocks - 1, j % LANES] = -np.inf
+
+
+@compiled
+def _claim(logits, at, blocks, seen):
+    """Add e^logit of `blocks` vectors from `at` on to the sum in seen (largest logit, sum over e^it)."""
+    top = load(logits, at)
+    for k in range(at + LANES, at + blocks * LANES, LANES):
+        logit = load(logits, k)
+        top = select(logit, top, logit, top)
+    most, whole = highest(top), zeros(logits)
+    for k in range(at, at + blocks * LANES, LANES):
+        whole = whole + exp(load(logits, k) - most)
+    if most > seen[0]:
+        seen[1] = seen[1] * np.exp(seen[0] - most) + total(whole)
+        seen[0] = most
+    else:
+        seen[1] += total(whole) * np.exp(most - seen[0])
+
+
+@compiled
+def _share(coupling, seen, source, start, count, k, n, whole):
+    """Logits -> softmax over the parents of the position, or of all windows that see the child."""
+    blocks = coupling.shape[1]
+    for t in range(count):
+        at = t * blocks * LANES
+        if not whole:
+            softmax(coupling, at, blocks)
+            continue
+        image, position = divmod(start + t, source.shape[0])
+        place = source[position, k]
+        if place < 0:
+            coupling[t] = 0
+            continue
+        most, share = seen[image, place, n, 0], 1 / seen[image, place, n, 1]
+        for v in range(at, at + blocks * LANES, LANES):
+            store(coupling, v, exp(load(coupling, v) - most) * share)
+
+
+@compiled
+def _gather(votes, coupling, a, count, rows, sums):
+    """Take one more vote into each mean and into the sum of squares about it, which so is never uncentred."""
+    mean, square, weights = sums
+    blocks, height, m, _ = votes.shape
+    least = zeros(votes) + votes.dtype.type(LEAST)
+    one = zeros(votes) + votes.dtype.type(1)
+    for t in range(count):
+        for x in range(blocks):
+            w = load(coupling, (t * blocks + x) * LANES) * a[t]
+            at = (x * weights.shape[1] + t) * LANES
+            whole = load(weights, at) + w
+            store(weights, at, whole)
+            step = w / select(whole, least, whole, one)
+            rest = w - w * step
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                old = load(mean, k)
+                apart = load(votes, k) - old
+                store(mean, k, old + step * apart)
+                store(square, k, load(square, k) + rest * apart * apart)

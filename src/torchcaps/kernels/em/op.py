@@ -1,0 +1,209 @@
+"""One iteration of EM routing as an operation of torch, forward and backward. See README.md for the formulas.
+
+Sums are in float32 at least whatever the inputs are, so autocast leaves them as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from torchcaps.kernels.attention.op import widest
+
+
+class Geometry(NamedTuple):
+    rows: int  # of a pose
+    stride: int  # of the windows, as the next
+    padding: int
+    whole: bool  # a child competes over all windows that see it, not at each position apart
+    eps: float  # floor of the sum of weights where it divides
+
+
+@torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu",))
+def em_step(
+    poses: Tensor,
+    weight: Tensor,
+    activations: Tensor,
+    mean: Tensor | None,
+    precision: Tensor | None,
+    prior: Tensor | None,
+    rows: int,
+    stride: int,
+    padding: int,
+    whole: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
+
+    With c_ij = softmax of prior_j - sum_d precision_j (v_ij - mean_j)^2 over the parents that compete, w_ij = c_ij a_i
+    and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i s_ij v_ij, sum_i s_ij (v_ij - m_j)^2 and sum_i w_ij.
+
+    Args:
+        poses: children [b, h, w, n, rows * c], any of the floating types, as all that follow.
+        weight: [j, kernel height, kernel width, n, c, m].
+        activations: a, [b, h, w, n].
+        mean, precision, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
+            counts the positions of the windows. All None in the first iteration: then w_ij = a_i.
+        rows, stride, padding, whole, eps: see `Geometry`.
+
+    Returns:
+        The first two [b, p, j, d], the third [b, p, j], and what backward needs of the competition over windows, [b, h
+        w, n, 2] or empty.
+    """
+    inputs = _alike(poses, weight, activations, mean, precision, prior)
+    return _home().forward(*inputs, Geometry(rows, stride, padding, whole, eps))
+
+
+@torch.library.custom_op("torchcaps::em_step_backward", mutates_args=(), device_types=("cpu",))
+def em_step_backward(
+    d_mean: Tensor,
+    d_spread: Tensor,
+    d_total: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    activations: Tensor,
+    mean: Tensor | None,
+    precision: Tensor | None,
+    prior: Tensor | None,
+    found_mean: Tensor,
+    found_spread: Tensor,
+    found_total: Tensor,
+    seen: Tensor,
+    rows: int,
+    stride: int,
+    padding: int,
+    whole: bool,
+    eps: float,
+) -> list[Tensor]:
+    """Gradients for poses, weight, activations and, where they are, the three of the state; votes are computed anew.
+
+    Each is in the type of its own. The arguments from `found_mean` on are what `em_step` gave and took.
+    """
+    inputs = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
+    given = _alike(d_mean, d_spread, d_total, poses, weight, activations, mean, precision, prior)
+    outputs = found_mean, found_spread, found_total, seen
+    gradients = _home().backward(*given, outputs, Geometry(rows, stride, padding, whole, eps))
+    return [d.to(x.dtype).contiguous() for d, x in zip(gradients, inputs, strict=True)]
+
+
+def _home() -> Any:
+    """The module with `forward` and `backward`: it imports numba, so on first use."""
+    from torchcaps.kernels.em import cpu as home
+
+    return home
+
+
+def _alike(*tensors: Tensor | None) -> list[Tensor | None]:
+    """All of them contiguous, and in the widest of their types, float32 at least."""
+    wide = widest(*(x for x in tensors if x is not None), at_least=torch.float32)
+    return [None if x is None else x.to(wide).contiguous() for x in tensors]
+
+
+@em_step.register_fake
+def _(
+    poses: Tensor,
+    weight: Tensor,
+    activations: Tensor,
+    mean: Tensor | None,
+    precision: Tensor | None,
+    prior: Tensor | None,
+    rows: int,
+    stride: int,
+    padding: int,
+    whole: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
+    wide = widest(*given, at_least=torch.float32)
+    images, height, width, types, _ = poses.shape
+    places = 1
+    for size, k in ((height, weight.shape[1]), (width, weight.shape[2])):
+        places = places * ((size + 2 * padding - k) // stride + 1)
+    parents = images, places, weight.shape[0]
+    seen = (images, height * width, types, 2) if whole and mean is not None else (0, 0, 0, 2)
+    elements = rows * weight.shape[-1]
+    shapes = (*parents, elements), (*parents, elements), parents, seen
+    mean, spread, total, claims = (poses.new_empty(shape, dtype=wide) for shape in shapes)
+    return mean, spread, total, claims
+
+
+@em_step_backward.register_fake
+def _(
+    d_mean: Tensor,
+    d_spread: Tensor,
+    d_total: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    activations: Tensor,
+    mean: Tensor | None,
+    precision: Tensor | None,
+    prior: Tensor | None,
+    *_: Any,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (poses, weight, activations, mean, precision, prior) if x is not None]
+
+
+def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:6], *output)
+    ctx.mark_non_differentiable(output[3])
+    ctx.geometry = inputs[6:]
+
+
+def _differentiate(ctx: Any, d_mean: Tensor, d_spread: Tensor, d_total: Tensor, _: Any) -> tuple:
+    found = em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry)
+    return *found, *[None] * (6 - len(found) + len(ctx.geometry))
+
+
+em_step.register_autograd(_differentiate, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.torchcaps.em_step)
+def _(
+    poses: Any,
+    weight: Any,
+    activations: Any,
+    mean: Any,
+    precision: Any,
+    prior: Any,
+    rows: int,
+    stride: int,
+    padding: int,
+    whole: bool,
+    *_: Any,
+    out_shape: Any,
+    **__: Any,
+) -> int:
+    """Of each vote: its product, its part of the mean and of the squares; with a state its product and density too."""
+    product, elements = _work(weight, out_shape[0], rows)
+    if mean is None:
+        return product + 3 * elements
+    return (2 if whole else 1) * (product + 2 * elements) + 3 * elements
+
+
+@register_flop_formula(torch.ops.torchcaps.em_step_backward)
+def _(
+    d_mean: Any,
+    d_spread: Any,
+    d_total: Any,
+    poses: Any,
+    weight: Any,
+    activations: Any,
+    mean: Any,
+    *others: Any,
+    **__: Any,
+) -> int:
+    """The product anew and those for child and weight; gradients of a weight and of a vote; with a state that of it."""
+    rows, whole = others[6], others[9]
+    product, elements = _work(weight, d_mean, rows)
+    if mean is None:
+        return 3 * product + 4 * elements
+    return (2 if whole else 1) * (product + 4 * elements) + 2 * product + 6 * elements
+
+
+def _work(weight: Any, parents: Any, rows: int) -> tuple[int, int]:
+    """FLOPs of making all votes once, and of one multiply-add for each of their elements."""
+    votes = parents[0] * parents[1] * weight[0] * weight[1] * weight[2] * weight[3]
+    return 2 * votes * rows * weight[4] * weight[5], 2 * votes * rows * weight[5]

@@ -1,0 +1,267 @@
+"""The fused step of EM routing against the plain one, layer by layer and step by step."""
+
+import em_cases
+import pytest
+import torch
+from attention_cases import CASES, distance
+from fused import check, held, largest_allocation, memory_of_nan, outcome, twin
+from layers import ALL, children
+from layers import layer as any_layer
+from naive import conv_votes, conv_windows, em
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchcaps.capsules import Capsules
+from torchcaps.kernels.em.op import em_step, em_step_backward
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.votes import ConvVotes
+
+SCOPES = ["window", "image"]
+every_scope = pytest.mark.parametrize("scope", SCOPES)
+first_or_later = pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
+
+
+@every_scope
+@first_or_later
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope):
+    case = em_cases.make(CASES[name], torch.float64, scope, first)
+    with memory_of_nan():
+        outs, gradients = em_cases.both(case)
+    wanted, plain_gradients = em_cases.both(case, fused=False)
+    for a, b in zip((*outs, *gradients), (*wanted, *plain_gradients), strict=True):
+        assert a.dtype == torch.float64 and distance(a, b) < 1e-11
+
+
+@every_scope
+@pytest.mark.parametrize("name", ["conv-padded", "conv-wide", "linear-63"])
+def test_float32_loses_no_more_than_the_plain_form(name, scope):
+    exact, narrow = (em_cases.make(CASES[name], dtype, scope) for dtype in (torch.float64, torch.float32))
+    wanted, gradients = em_cases.both(exact, fused=False)
+    plain, fused = em_cases.both(narrow, fused=False), em_cases.both(narrow)
+    for a, b, e in zip((*fused[0], *fused[1]), (*plain[0], *plain[1]), (*wanted, *gradients), strict=True):
+        assert a.dtype == torch.float32 and distance(a, e) < max(2 * distance(b, e), 2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_scope
+def test_half_precision_is_rounded_but_once(scope, dtype):
+    case = em_cases.make(CASES["conv-padded"], dtype, scope)
+    case = case._replace(tensors=[*case.tensors[:3], *(x.detach().float().requires_grad_() for x in case.tensors[3:])])
+    wide = case._replace(tensors=[x.detach().double().requires_grad_() for x in case.tensors])
+    wanted, plain_gradients = em_cases.both(wide, fused=False)
+    outs, gradients = em_cases.both(case)
+    assert all(x.dtype == torch.float32 for x in outs)
+    assert [x.dtype for x in gradients] == [dtype] * 3 + [torch.float32] * 3
+    for a, b in zip((*outs, *gradients), (*wanted, *plain_gradients), strict=True):
+        assert distance(a, b) < 2 * torch.finfo(dtype).eps
+
+
+@every_scope
+@first_or_later
+def test_the_gradient_is_that_of_the_step(first, scope):
+    case = em_cases.make(CASES["conv-padded"], torch.float64, scope, first)
+    assert torch.autograd.gradcheck(lambda *x: tuple(em_cases.step(case, x)), case.tensors)
+
+
+@every_scope
+@first_or_later
+def test_is_an_operation_of_torch(first, scope):
+    case = em_cases.make(CASES["conv-padded"], torch.float32, scope, first)
+    tensors = [*case.tensors, *[None] * (6 - len(case.tensors))]
+    flags = *case.geometry, scope == "image", 1e-8
+    torch.library.opcheck(em_step, (*tensors, *flags))
+    constants = [None if x is None else x.detach() for x in tensors]
+    outs = em_step(*constants, *flags)
+    upstream = [torch.ones_like(x) for x in outs[:3]]
+    torch.library.opcheck(em_step_backward, (*upstream, *constants, *outs, *flags))
+
+
+@every_scope
+@pytest.mark.parametrize("name", ALL)
+def test_a_layer_equals_its_plain_twin(name, scope):
+    layer, capsules = any_layer(name, "em", scope=scope, temperature=1.0), children(name)
+    assert layer.fused
+    with memory_of_nan():
+        check(CapsuleStack([layer], 3), capsules.poses, 1e-8, 1e-9, capsules.activations)
+
+
+@every_scope
+def test_plain_and_fused_steps_may_be_mixed(scope):
+    layer, capsules = any_layer("conv-padded", "em", scope=scope), children("conv-padded")
+    wanted = layer(capsules, 4).capsules.poses
+    votes, state = layer.votes(capsules), None
+    for t, implementation in enumerate(("plain", "fused", "plain", "fused")):
+        layer.implementation = implementation
+        step = layer.step(votes, state, t)
+        state = step.state
+    torch.testing.assert_close(step.capsules.poses, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_a_result_may_be_used_twice():
+    layer, (poses, activations) = any_layer("conv-matrix", "em"), children("conv-matrix")
+    step = layer(Capsules(poses.requires_grad_(), activations), 2)
+    one, two = step.capsules.poses.sum(), step.state.variance.log().sum()
+    (both,) = torch.autograd.grad(one + two, poses, retain_graph=True)
+    found = [torch.autograd.grad(x, poses, retain_graph=True)[0] for x in (one, two)]
+    torch.testing.assert_close(both, found[0] + found[1])
+
+
+@pytest.mark.parametrize("away", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["conv", "linear-63"])
+def test_variances_of_votes_that_lie_close_are_right_in_float32(name, away):
+    """Within a thousandth of each other, far from zero, and `away` from the parent that they are compared with."""
+    case = em_cases.make(CASES[name], torch.float64)
+    poses, weight, activations, mean, variance, logit = (x.detach() for x in case.tensors)
+    poses, weight = 10 + 1e-3 * poses, torch.ones_like(weight)
+    mean = torch.full_like(mean, 10.0 * weight.shape[-2] + away)
+    tensors = [poses, weight, activations, mean, variance, logit]
+    wanted = em_cases.step(case, tensors)[3]
+    narrow = em_cases.make(CASES[name], torch.float32)
+    found = em_cases.step(narrow, [x.float() for x in tensors])[3]
+    assert wanted.max() < 1e-4
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=0)
+
+
+@every_scope
+@pytest.mark.parametrize("what", ["zero capsules", "no activations", "few activations", "huge", "tiny"])
+def test_extremes(what, scope):
+    layer, (poses, activations) = any_layer("conv-padded", "em", scope=scope), children("conv-padded")
+    poses = poses * {"zero capsules": 0, "huge": 1e4, "tiny": 1e-12}.get(what, 1)
+    if "activations" in what:
+        activations = activations * (1e-12 if what == "few activations" else 0)
+    module = CapsuleStack([layer], 3)
+    check(module, poses, 1e-6, 1e-8, activations)
+    outs, grads, _ = outcome(module.float(), poses.float(), activations.float())
+    assert all(torch.isfinite(x).all() for x in (*outs, *grads.values()))
+
+
+def test_what_is_no_number_stays_so_and_stays_in_its_image():
+    layer, (poses, activations) = any_layer("linear-matrix", "em"), children("linear-matrix")
+    poses[1, 2, 1] = torch.nan
+    seen = layer(Capsules(poses, activations), 2).capsules.poses.isnan().flatten(1).any(1)
+    assert seen.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_it_gives_what_it_gives_without(dtype):
+    layer = any_layer("conv-matrix", "em", dtype=torch.float32)
+    module, (poses, activations) = CapsuleStack([layer], 3), children("conv-matrix", dtype=torch.float32)
+    wanted, wanted_grads, _ = outcome(module, poses, activations)
+    with torch.autocast("cpu", dtype):
+        outs, grads, _ = outcome(module, poses, activations)
+        plain, _, _ = outcome(twin(module), poses, activations)
+    for a, b, e in zip(outs, wanted, plain, strict=True):
+        assert a.dtype == e.dtype == torch.float32 and distance(a, b) < 1e-5
+    assert all(distance(grads[name], wanted_grads[name]) < 1e-5 for name in grads)
+
+
+@every_scope
+def test_compiles_whole(scope):
+    stack = CapsuleStack([any_layer("conv-padded", "em", scope=scope)], 3)
+    torch.compiler.reset()
+    compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
+    capsules = children("conv-padded")
+    for a, b in zip(outcome(compiled, *capsules)[1].values(), outcome(stack, *capsules)[1].values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_scope
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same(threads, scope):
+    case, before = em_cases.make(CASES["conv-wide"], torch.float64, scope), torch.get_num_threads()
+    outs, gradients = em_cases.both(case)
+    torch.set_num_threads(threads)
+    try:
+        found = em_cases.both(case)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(found[0], outs, strict=True))
+    for a, b in zip(found[1], gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scope", "first", "forward", "backward"),
+    [
+        ("window", True, (1, 3), (3, 4)),
+        ("window", False, (1, 5), (3, 10)),
+        ("image", True, (1, 3), (3, 4)),
+        ("image", False, (2, 7), (4, 14)),
+    ],
+)
+def test_flops_are_counted(scope, first, forward, backward):
+    """As so many products of a child and its matrix, and so many multiply-adds for each element of a vote."""
+    case = em_cases.make(CASES["conv"], torch.float32, scope, first)
+    product, pose = 2 * 2 * 2, 4
+    of_one = 2 * 2 * 2 * 3 * 9 * 2 * 3
+    with FlopCounterMode(display=False) as counter:
+        outs = em_cases.step(case)
+    assert counter.get_total_flops() == of_one * (forward[0] * product + forward[1] * pose)
+    with FlopCounterMode(display=False) as counter:
+        sum(x.sum() for x in outs).backward()
+    assert counter.get_total_flops() == of_one * (backward[0] * product + backward[1] * pose)
+
+
+def test_what_it_refuses():
+    transform = ConvTransform(2, 3, 4, 4, matrix=True)
+    with pytest.raises(ValueError, match="takes eps from 1e-24, not 1e-30"):
+        CapsuleLayer(transform, "em", "fused", eps=1e-30)
+    for layer in (CapsuleLayer(transform, "em", "fused"), CapsuleLayer(LinearTransform(18, 3, 4, 4), "em", "fused")):
+        with pytest.raises(ValueError, match="needs activations of the children"):
+            layer(Capsules(torch.randn(2, 3, 3, 2, 4)), 2)
+
+
+def test_steps_on_cuda_are_plain(monkeypatch):
+    case = em_cases.make(CASES["conv"], torch.float32)
+    wanted = em_cases.step(case, fused=False)
+    monkeypatch.setattr(ConvVotes, "device", property(lambda self: torch.device("cuda")))
+    monkeypatch.setattr(case.routing, "step", lambda votes, state, t: taken.append(t) or before(votes, state, t))
+    taken, before = [], type(case.routing).step.__get__(case.routing)
+    monkeypatch.setattr(ConvVotes, "dtype", torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(em_cases.step(case), wanted, strict=True)) and taken == [1]
+
+
+BATCH = 4
+VOTES = BATCH * 36 * 288 * 32 * 16 * 4  # bytes of the votes of issue 14's layer
+
+
+@every_scope
+def test_nothing_of_the_votes_size_is_held_or_made(scope):
+    torch.manual_seed(0)
+    layer = CapsuleLayer(ConvTransform(32, 32, 16, 16, stride=2, matrix=True), "em", "fused", scope=scope)
+    poses, activations = torch.randn(BATCH, 14, 14, 32, 16, requires_grad=True), torch.rand(BATCH, 14, 14, 32)
+    betas = layer.routing.activation.beta_u, layer.routing.activation.beta_a
+
+    def fused():
+        return layer(Capsules(poses, activations), 2).capsules.poses
+
+    def naive():
+        votes = conv_votes(poses, layer.transform.weight, 4, 2)
+        return em(votes, conv_windows(activations, 3, 2), *betas, 2)[0]
+
+    if scope == "window":
+        torch.testing.assert_close(fused().flatten(1, 2), naive(), rtol=1e-3, atol=1e-4)
+    total, largest = held(fused)
+    assert total <= held(naive)[0] / 20 and largest <= VOTES / 20
+    assert largest_allocation(lambda: fused().sum().backward()) <= VOTES / 20
+
+
+def test_a_training_run_keeps_its_loss_curve():
+    torch.manual_seed(0)
+    transforms = [ConvTransform(4, 4, 16, 16, stride=2, matrix=True), LinearTransform(36, 10, 16, 16, matrix=True)]
+    stack = CapsuleStack([CapsuleLayer(x, "em", temperature=0.1) for x in transforms], 2)
+    poses, activations, labels = torch.randn(16, 7, 7, 4, 16), torch.rand(16, 7, 7, 4), torch.arange(16) % 10
+    curves = []
+    for each in (stack, twin(stack)):
+        optimizer = torch.optim.Adam(each.parameters(), 0.01)
+        losses = []
+        for _ in range(15):
+            scores = each(Capsules(poses, activations))[-1].state.logit.squeeze(1)
+            loss = torch.nn.functional.cross_entropy(scores, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        curves.append(losses)
+    assert curves[0][-1] < 0.7 * curves[0][0]
+    assert curves[0] == pytest.approx(curves[1], rel=5e-3)
