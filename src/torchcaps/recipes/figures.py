@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from torchcaps.recipes.cells import Cell, Table
 from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
 from torchcaps.recipes.run import COUNT
-from torchcaps.recipes.summary import Summary, reproduction, summarise
+from torchcaps.recipes.summary import Summary, evidence, reproduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +58,7 @@ class Line(NamedTuple):
     """What is drawn under one label: the mean, least and most of the runs at each epoch, or number of iterations."""
 
     label: str
-    evidence: bool  # of the budget `cpu`
+    dashed: bool  # evidence of the budget `cpu`
     x: list[float]
     runs: list[list[float]]  # at each x the value of each run, in the unit of the metric
     end: tuple[float, float] | None = None  # epochs, and the mean that the selected weights reach on the test split
@@ -97,10 +97,10 @@ def choose(panel: Panel, table: Table) -> list[Cell]:
 def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[Line]:
     """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence."""
     several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("row", "column")]
-    for evidence in (False, True):
+    for find in (reproduction, evidence):
         by_row: dict[str, dict[float, Summary]] = {}
         for cell in cells:
-            summary = _evidence(cell, records) if evidence else reproduction(cell, records)
+            summary = find(cell, records)
             if summary is None or not summary.values:
                 continue
             parts = [part for part, differs in zip((cell.row, cell.column), several, strict=True) if differs]
@@ -108,20 +108,14 @@ def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Ite
                 "" if summary.budget in ("full", COUNT) else f" ({' '.join((summary.budget, summary.width)).strip()})"
             )
             if panel.across == "epoch":
-                yield curve((", ".join(parts) or cell.row) + mark, evidence, cell.metric, summary)
+                yield curve((", ".join(parts) or cell.row) + mark, cell.metric, summary)
             else:
                 by_row.setdefault(cell.row + mark, {})[_leading(cell.column)] = summary
         for label, row in by_row.items():
-            yield Line(label, evidence, sorted(row), [list(row[x].values) for x in sorted(row)])
+            yield Line(label, find is evidence, sorted(row), [list(row[x].values) for x in sorted(row)])
 
 
-def _evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
-    """The runs of the budget `cpu`; a number that was counted is no evidence but the thing itself."""
-    found = summarise(cell, "cpu", records)
-    return found if found is not None and found.budget == "cpu" else None
-
-
-def curve(label: str, evidence: bool, metric: Metric, summary: Summary) -> Line:
+def curve(label: str, metric: Metric, summary: Summary) -> Line:
     """A metric over the epochs of the runs."""
     key, read = _curve(metric)
     curves = [record["curve"][key] for record in summary.records if "curve" in record]
@@ -129,7 +123,7 @@ def curve(label: str, evidence: bool, metric: Metric, summary: Summary) -> Line:
     known = [epoch for epoch in range(epochs) if all(values[epoch] is not None for values in curves)]
     values = [[read(values[epoch]) for values in curves] for epoch in known]
     end = (float(epochs), summary.mean) if key == "validation_accuracy" else None
-    return Line(label, evidence, [epoch + 1.0 for epoch in known], values, end)
+    return Line(label, summary.budget == "cpu", [epoch + 1.0 for epoch in known], values, end)
 
 
 def _curve(metric: Metric) -> tuple[str, Callable[[float], float]]:
@@ -156,7 +150,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for number, line in enumerate(lines):
-        colour, dashes = f"C{number % 10}", "--" if line.evidence else "-"
+        colour, dashes = f"C{number % 10}", "--" if line.dashed else "-"
         marker = "." if len(line.x) < 10 else ""
         axes.plot(
             line.x, [mean(each) for each in line.runs], dashes, color=colour, lw=1.3, marker=marker, label=line.label

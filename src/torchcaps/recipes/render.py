@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from torchcaps.recipes.cells import Cell, Quoted, Table
 from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.run import COUNT
-from torchcaps.recipes.summary import FORMULA, Summary, describe_gap, difference, reproduction, summarise
+from torchcaps.recipes.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
 
 HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
 LEGEND = (
@@ -49,9 +49,7 @@ def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None
             if cell.note not in notes:
                 notes.append(cell.note)
             mark = f" [{notes.index(cell.note) + 1}]"
-        ours, cpu = reproduction(cell, records), summarise(cell, "cpu", records)
-        if cpu is not None and cpu.budget != "cpu":  # a count or formula, which needs no evidence
-            cpu = None
+        ours, cpu = reproduction(cell, records), evidence(cell, records)
         used += [each for each in (ours, cpu) if each is not None]
         published = ", ".join(map(str, cell.published)) or "-"
         rows.append(

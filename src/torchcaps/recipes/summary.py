@@ -83,6 +83,12 @@ def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
     return next((each for each in found if each is not None), None)
 
 
+def evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
+    """The runs of the budget `cpu`; a count or a formula is no evidence but the thing itself."""
+    found = summarise(cell, "cpu", records)
+    return found if found is not None and found.budget == "cpu" else None
+
+
 def difference(published: Published, summary: Summary) -> float | None:
     """Ours less theirs: mean or single value against our mean, a best against our best of as many runs.
 
