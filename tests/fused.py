@@ -4,6 +4,7 @@ import contextlib
 import copy
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
@@ -111,3 +112,16 @@ def _memory_events(profile):
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             yield event
+
+
+class Calls(TorchDispatchMode):
+    """How often each operation of this library ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "torchcaps":
+            self.names.append(func.__name__.split(".")[0])
+        return func(*args, **(kwargs or {}))

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from attention_cases import CASES, distance, inputs, plain
-from fused import check, held, largest_allocation, memory_of_nan, outcome, twin
+from fused import Calls, check, held, largest_allocation, memory_of_nan, outcome, twin
 from layers import children
 from layers import layer as any_layer
 from naive import conv_votes, inverted_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps import create_model
@@ -188,19 +187,6 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="takes scope 'window', not 'image'"):
         CapsuleLayer(transform, "inverted-attention", "fused", scope="image")
     assert not CapsuleLayer(transform, InvertedAttentionC(transform.sizes)).fused
-
-
-class Calls(TorchDispatchMode):
-    """How often each operation of this library ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "torchcaps":
-            self.names.append(func.__name__.split(".")[0])
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ import em_cases
 import pytest
 import torch
 from attention_cases import CASES, distance
-from fused import check, held, largest_allocation, memory_of_nan, outcome, twin
+from fused import Calls, check, held, largest_allocation, memory_of_nan, outcome, twin
 from layers import ALL, children
 from layers import layer as any_layer
 from naive import conv_votes, conv_windows, em
 from torch.utils.flop_counter import FlopCounterMode
 
+from torchcaps import create_model
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.em.op import em_step, em_step_backward
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
 from torchcaps.votes import ConvVotes
 
 SCOPES = ["window", "image"]
@@ -219,6 +220,18 @@ def test_steps_on_cuda_are_plain(monkeypatch):
     taken, before = [], type(case.routing).step.__get__(case.routing)
     monkeypatch.setattr(ConvVotes, "dtype", torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(em_cases.step(case), wanted, strict=True)) and taken == [1]
+
+
+@pytest.mark.parametrize("name", ["em-simple-cifar10", "em-simple-cifar100", "em-resnet-cifar10", "em-resnet-cifar100"])
+def test_the_baselines_do_not_fall_back(name):
+    """Every step of every layer is the kernel's, forward and backward; coordinates and shared matrices are theirs."""
+    with torch.device("meta"):
+        model = create_model(name, num_classes=100 if name.endswith("100") else 10)
+        use_implementation(model, "fused")
+        with Calls() as calls:
+            model(torch.rand(2, 3, 32, 32)).scores.sum().backward()
+    (stack,) = [each for each in model.modules() if isinstance(each, CapsuleStack)]
+    assert len(stack.plan()) == 6 and sorted(calls.names) == ["em_step"] * 6 + ["em_step_backward"] * 6
 
 
 BATCH = 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.em.loops import activation_loop, backward_loop, claim_loop, forward_loop
-from torchcaps.kernels.em.op import Geometry
+from torchcaps.kernels.em.op import Geometry, Inputs
 from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
@@ -17,31 +17,21 @@ from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, wind
 TOGETHER = 8  # positions at a time: whole fours of rows, few enough that what belongs to their parents stays near
 
 
-class _Inputs(NamedTuple):
+class _Arrays(NamedTuple):
     """What all loops take."""
 
     poses: np.ndarray  # [b, places, n, r c]
     activations: np.ndarray  # [b, places, n]
     weight: np.ndarray  # in lanes
-    state: tuple[
-        np.ndarray, ...
-    ]  # mean, precision [positions, j, d] and prior [positions, j, 1]; empty without a state
+    state: tuple[np.ndarray, ...]  # mean, precision and prior, [positions, j, d | 1]; empty where there is none
     source: np.ndarray  # see `window_places`
 
 
-def forward(
-    poses: Tensor,
-    weight: Tensor,
-    activations: Tensor,
-    mean: Tensor | None,
-    precision: Tensor | None,
-    prior: Tensor | None,
-    geometry: Geometry,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `op.em_step`; contiguous inputs of one type."""
-    x = _inputs(poses, weight, activations, mean, precision, prior, geometry)
-    rows, routed, whole = geometry.rows, mean is not None, geometry.whole and mean is not None
-    images, places = len(poses), len(x.source)
+def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `op.em_step`."""
+    x, poses, weight = _arrays(inputs, geometry), inputs.poses, inputs.weight
+    rows, routed = geometry.rows, inputs.mean is not None
+    whole, images, places = geometry.whole and routed, len(poses), len(x.source)
     shape = images, places, weight.shape[0], rows * weight.shape[-1]
     centre, square, total = (poses.new_empty(images * places, *size) for size in (shape[2:], shape[2:], (shape[2], 1)))
     seen = poses.new_empty(*x.activations.shape, 2) if whole else poses.new_empty(0, 0, 0, 2)
@@ -62,24 +52,17 @@ def forward(
 
 
 def backward(
-    d_mean: Tensor,
-    d_spread: Tensor,
-    d_total: Tensor,
-    poses: Tensor,
-    weight: Tensor,
-    activations: Tensor,
-    mean: Tensor | None,
-    precision: Tensor | None,
-    prior: Tensor | None,
+    upstream: tuple[Tensor, Tensor, Tensor],
+    inputs: Inputs,
     outputs: tuple[Tensor, Tensor, Tensor, Tensor],
     geometry: Geometry,
 ) -> list[Tensor]:
     """See `op.em_step_backward`. Threads take whole images, since windows of one image share children."""
-    x = _inputs(poses, weight, activations, mean, precision, prior, geometry)
+    x, poses, (_, _, _, mean, precision, prior) = _arrays(inputs, geometry), inputs.poses, inputs
     rows, routed, whole = geometry.rows, mean is not None, geometry.whole and mean is not None
     spans, places = ranges(len(poses)), len(x.source)
-    result = tuple(arrays(*_of_votes(d_mean, d_spread, d_total, *outputs[:3], geometry.eps)))
-    children, activity = torch.zeros_like(poses), torch.zeros_like(activations)
+    result = tuple(arrays(*_of_votes(*upstream, *outputs[:3], geometry.eps)))
+    children, activity = torch.zeros_like(poses), torch.zeros_like(inputs.activations)
     weights = poses.new_zeros(len(spans), *x.weight.shape)  # of each thread
     sums = [poses.new_empty(each.shape) for each in x.state]
     seen, d_state = outputs[3].numpy(), tuple(arrays(*sums))
@@ -92,7 +75,7 @@ def backward(
         backward_loop(*x[:4], result, seen, x.source, rows, TOGETHER, routed, whole, first, end, into, d_state)
 
     run(work, spans)
-    found = [children, parents_from_lanes(weights.sum(0), weight.shape), activity]
+    found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]
     if mean is None or precision is None or prior is None:
         return found
     first, second = sums[0].view(mean.shape), sums[1].view(mean.shape)
@@ -111,19 +94,12 @@ def _of_votes(
     return [each.flatten(0, 1).contiguous() for each in found]
 
 
-def _inputs(
-    poses: Tensor,
-    weight: Tensor,
-    activations: Tensor,
-    mean: Tensor | None,
-    precision: Tensor | None,
-    prior: Tensor | None,
-    geometry: Geometry,
-) -> _Inputs:
+def _arrays(inputs: Inputs, geometry: Geometry) -> _Arrays:
+    poses, weight, activations, mean, precision, prior = inputs
     children, activity, lanes = arrays(poses.flatten(1, 2), activations.flatten(1, 2), parents_to_lanes(weight))
     if mean is None or precision is None or prior is None:
         state = [poses.new_empty(0, 0, 0)] * 3
     else:
         state = [mean.flatten(0, 1), precision.flatten(0, 1), prior.flatten(0, 1).unsqueeze(-1)]
     source = window_places(*poses.shape[1:3], *weight.shape[1:3], geometry.stride, geometry.padding)
-    return _Inputs(children, activity, lanes, tuple(arrays(*state)), source)
+    return _Arrays(children, activity, lanes, tuple(arrays(*state)), source)

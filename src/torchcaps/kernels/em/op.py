@@ -14,6 +14,17 @@ from torch.utils.flop_counter import register_flop_formula
 from torchcaps.kernels.attention.op import widest
 
 
+class Inputs(NamedTuple):
+    """As `em_step` describes them, contiguous and of one type."""
+
+    poses: Tensor
+    weight: Tensor
+    activations: Tensor
+    mean: Tensor | None
+    precision: Tensor | None
+    prior: Tensor | None
+
+
 class Geometry(NamedTuple):
     rows: int  # of a pose
     stride: int  # of the windows, as the next
@@ -53,8 +64,8 @@ def em_step(
         The first two [b, p, j, d], the third [b, p, j], and what backward needs of the competition over windows, [b, h
         w, n, 2] or empty.
     """
-    inputs = _alike(poses, weight, activations, mean, precision, prior)
-    return _home().forward(*inputs, Geometry(rows, stride, padding, whole, eps))
+    inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
+    return _home().forward(inputs, Geometry(rows, stride, padding, whole, eps))
 
 
 @torch.library.custom_op("torchcaps::em_step_backward", mutates_args=(), device_types=("cpu",))
@@ -85,7 +96,9 @@ def em_step_backward(
     inputs = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
     given = _alike(d_mean, d_spread, d_total, poses, weight, activations, mean, precision, prior)
     outputs = found_mean, found_spread, found_total, seen
-    gradients = _home().backward(*given, outputs, Geometry(rows, stride, padding, whole, eps))
+    gradients = _home().backward(
+        tuple(given[:3]), Inputs(*given[3:]), outputs, Geometry(rows, stride, padding, whole, eps)
+    )
     return [d.to(x.dtype).contiguous() for d, x in zip(gradients, inputs, strict=True)]
 
 
@@ -96,7 +109,7 @@ def _home() -> Any:
     return home
 
 
-def _alike(*tensors: Tensor | None) -> list[Tensor | None]:
+def _alike(*tensors: Tensor | None) -> list[Any]:
     """All of them contiguous, and in the widest of their types, float32 at least."""
     wide = widest(*(x for x in tensors if x is not None), at_least=torch.float32)
     return [None if x is None else x.to(wide).contiguous() for x in tensors]
