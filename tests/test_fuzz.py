@@ -21,6 +21,7 @@ from tiny import tiny_config
 
 import torchcaps.train
 from torchcaps import cli
+from torchcaps.cli import training
 from torchcaps.config import Config
 from torchcaps.recipes import registry
 from torchcaps.train import checkpoint, fit
@@ -47,7 +48,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "_sync", lambda path: None)  # to the disk, which is slow
-        patch.setattr(cli, "report", lambda *args, **kwargs: None)
+        patch.setattr(training, "report", lambda *args, **kwargs: None)
         patch.setitem(registry._RECIPES, "tiny", lambda: config)
         patch.setattr(
             torchcaps.train,
