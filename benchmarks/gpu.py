@@ -13,10 +13,18 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
+TRAINED = {  # in order of worth
+    "train-attention": "inverted-attention/table1/attention-resnet-cifar10-r2",
+    "train-fm": "fm/table2/ours-cifar10",
+    "train-xnidr": "xnodr/table4/mobilenet-xnidr-plain-cifar10",
+    "train-encapnet": "encapnet/table3/skip-both",
+    "train-multimnist": "fm/text-multimnist/test",
+}
 RUNS = {
     "test-attention": ("tests/interpreted_attention.py", "cuda"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
     "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),
+    **{name: ("benchmarks/train.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},
 }
 
 
