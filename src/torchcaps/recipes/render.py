@@ -76,7 +76,13 @@ def _measured(
         return shown, "", ""
     best = cell.metric.show(ours.best()) if len(ours.values) > 1 else ""
     gaps = [gap for gap in (difference(each, ours) for each in cell.published) if gap is not None]
-    return shown, best, ", ".join(f"{gap:+.{cell.metric.digits}f}" for gap in gaps)
+    return shown, best, ", ".join(_signed(gap, cell.metric.digits) for gap in gaps)
+
+
+def _signed(gap: float, digits: int) -> str:
+    """With its sign, but for what rounds to 0."""
+    text = f"{gap:+.{digits}f}"
+    return text if text.strip("+-0.") else text[1:]
 
 
 def _mean(cell: Cell, summary: Summary) -> str:
