@@ -49,7 +49,7 @@ def toy_scene(seed: int = 0, jitter: float = 0.1) -> tuple[Capsules, LinearTrans
 def toy_couplings(routing: str, iterations: int = 4, **options: object) -> Tensor:
     """Coupling of the toy scene by iteration, [iterations, children, parents]; uniform where the routing has none."""
     children, transform = toy_scene()
-    layer = CapsuleLayer(transform, routing, **options)
+    layer = CapsuleLayer(transform, routing, "auto", **options)
     couplings: list[Tensor] = []
 
     def visit(level: int, t: int, step: Step) -> None:
