@@ -8,6 +8,7 @@ from torchcaps import create_model
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
+from torchcaps.capsules import lengths
 from torchcaps.layers import PrimaryPoses
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
@@ -124,6 +125,13 @@ def test_a_convolutional_parent_sees_nine_positions():
     (gradient,) = torch.autograd.grad(parents[0, 2, 1].square().sum(), poses)
     seen = gradient[0].abs().sum((2, 3)).nonzero().tolist()
     assert seen == [[y, x] for y in (4, 5, 6) for x in (2, 3, 4)]
+
+
+def test_lengths_live_through_layers_of_dynamic_routing():
+    model = narrow("dynamic-diverse-multimnist", channels=32, capsules=4, pose=16)
+    primary, *parents = model(torch.randn(2, 3, 36, 36)).capsules
+    assert lengths(primary.poses).mean() > 0.1
+    assert all(0.2 < lengths(each.poses).mean() < 0.9 for each in parents)
 
 
 def test_primary_poses_are_neighbouring_channels_normalised():

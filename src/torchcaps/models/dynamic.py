@@ -9,6 +9,8 @@ networks have 6,616,128 and 30,209,088 parameters; the published 12.45 M and 36.
 
 from __future__ import annotations
 
+import math
+
 from torch import nn
 
 from torchcaps.backbones.interface import Window, count_positions
@@ -26,7 +28,7 @@ from torchcaps.models.network import (
 from torchcaps.models.registry import register_variant
 from torchcaps.names import check_choice
 
-STD = 0.1  # of the first weights
+STD = 0.1  # of the first weights, as in CapsNet
 
 
 def dynamic(
@@ -79,7 +81,9 @@ def dynamic_diverse(
     """The network of Table 11 with dynamic routing: CapsNet* of figure 5.
 
     The paper says that layers, neurons and optimiser are those of the vector network. Squash stands for layer norm, a
-    layer finishes its iterations before the next begins, and the primary convolution has a bias, as in CapsNet.
+    layer finishes its iterations before the next begins, and the primary convolution has a bias, as in CapsNet. Weights
+    start so that lengths keep to one half from layer to layer: with CapsNet's start those of a narrowed network's
+    classes are a thousandth, and it did not learn.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).
@@ -98,10 +102,23 @@ def dynamic_diverse(
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
     primary = PrimaryCaps(channels, capsules, pose, window.kernel, window.stride)
     counts = (capsules * height * width, num_classes)
-    transforms = conv_transforms(strides, capsules, pose, False, STD) + linear_transforms(counts, pose, False, STD)
+    window_std, whole_std = keep_length(9 * capsules, capsules, pose), keep_length(counts[0], num_classes, pose)
+    transforms = [
+        *conv_transforms(strides, capsules, pose, matrix=False, std=window_std),
+        *linear_transforms(counts, pose, matrix=False, std=whole_std),
+    ]
     layers = [CapsuleLayer(transform, "dynamic") for transform in transforms]
     reader: nn.Module = PoseHead(pose) if head == "linear" else LengthHead()
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations), reader)
+
+
+def keep_length(children: int, parents: int, pose: int) -> float:
+    """Standard deviation of normal weights with which children of length 1/2 make parents of that length at first.
+
+    Of independent children u, sum_i u_i W_i / parents has the length |u| std sqrt(children * pose) / parents. It is to
+    be 2 |u|, since squash then leaves 1/2 as it is.
+    """
+    return 2 * parents / math.sqrt(children * pose)
 
 
 register_variant("dynamic-simple-cifar10", dynamic)
