@@ -73,9 +73,9 @@ BEST_OF_FIVE = "the paper takes the best of 1 to 5 iterations, and of its runs t
 UNDETERMINED = "the text does not determine this network: its parameters are not the published ones"
 AUTHORS = "an average that the authors give with their code, not in the table"
 NARROW = {  # by routing
-    "dynamic": Narrow("32-channels-8-types", {"channels": 32, "capsules": 8}),
-    "em": Narrow("64-channels-8-types", {"channels": 64, "capsules": 8}),
-    "attention": Narrow("64-channels-8-types", {"channels": 64, "capsules": 8}),
+    "dynamic": Narrow("32-channels-4-types", {"channels": 32, "capsules": 4}),
+    "em": Narrow("32-channels-4-types", {"channels": 32, "capsules": 4}),
+    "attention": Narrow("32-channels-4-types", {"channels": 32, "capsules": 4}),
     "cnn": Narrow("64-channels", {"channels": 64}),
     "resnet18": Narrow("16-channels", {"channels": 16}),
 }
@@ -172,8 +172,8 @@ class Network(NamedTuple):
     note: str = ""
 
 
-NARROW_CAPSULES = Narrow("128-channels-8-types", {"channels": 128, "capsules": 8, "pose": 16})
-NARROW_CNN = Narrow("128-channels", {"channels": 128, "hidden": 80})
+NARROW_CAPSULES = Narrow("64-channels-4-types", {"channels": 64, "capsules": 4, "pose": 16})
+NARROW_CNN = Narrow("64-channels", {"channels": 64, "hidden": 160})
 UNSAID = "its sizes are not given: 64 types of 8x8 poses have the parameters that the text names"
 ONE_CHANNEL = "42.49 M is the count for one channel; with the three channels of Table 12 it is 42.51 M"
 STAR = "CapsNet* is described by a sentence alone: the vector network with dynamic routing"
@@ -187,7 +187,7 @@ NETWORKS = (
         "attention-diverse-multimnist-wide",
         "91.17",
         "42",
-        Narrow("128-channels-32-types", {"channels": 128, "capsules": 32, "pose": 16}),
+        Narrow("64-channels-16-types", {"channels": 64, "capsules": 16, "pose": 16}),
         UNSAID,
     ),
     Network("cnn-pooling", "Baseline CNN", "cnn-diverse-multimnist-pooling", "79.81", "", NARROW_CNN),
