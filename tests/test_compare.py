@@ -14,7 +14,7 @@ from torchcaps.cli import main, training
 from torchcaps.compare import page
 from torchcaps.compare.comparison import CONTROLS, Comparison, all_heads, choose_heads
 from torchcaps.compare.costs import COST, find_costs
-from torchcaps.config import LossConfig, ModelConfig
+from torchcaps.config import CoefficientConfig, LossConfig, ModelConfig
 from torchcaps.recipes.budgets import apply_budget
 from torchcaps.recipes.records import config_hash
 from torchcaps.routing import list_routings
@@ -60,7 +60,8 @@ def test_bad_sizes_are_named():
 
 def test_configs_of_a_comparison_differ_in_the_head_alone():
     comparison = Comparison("small-resnet", "cifar10")
-    configs = [replace(comparison.config(head), model=ModelConfig()) for head in all_heads()]
+    bare = {"model": ModelConfig(), "coefficients": CoefficientConfig()}
+    configs = [replace(comparison.config(head), **bare) for head in all_heads()]
     assert all(config == configs[0] for config in configs)
     assert configs[0].loss == LossConfig("cross-entropy") and configs[0].data.augment.flip
     assert not Comparison(data="mnist").config("dynamic").data.augment.flip  # a mirrored 2 is no 2

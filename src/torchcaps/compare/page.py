@@ -142,6 +142,8 @@ def draw(rows: Sequence[Row]) -> Figure:
                 colour = INK["second" if row.head in CONTROLS else "accent"]
                 axes.errorbar(x, y, row.accuracy.std or 0.0, fmt="o", ms=4, color=colour, capsize=2, lw=1)
                 axes.annotate(row.head, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK["ink"])
-            axes.set(xlabel=label, xscale="log")
+            axes.set(xlabel=label)
+            axes.set_xlim(left=0)
+            axes.margins(x=0.15)
         panels[0].set_ylabel("test accuracy (%)")
     return figure

@@ -1,8 +1,7 @@
 """A small residual network under any head, to compare routings on small images: "small-resnet.dynamic", ".linear", ...
 
 Three stages of one basic block, each of which halves the image: 28 or 32 pixels leave 4x4 positions. Capsule heads take
-that map through primary capsules; the linear head, a plain network's, takes the mean over the positions. `initial` is
-that of discriminative routing alone.
+that map through primary capsules; the linear head, a plain network's, takes the mean over the positions.
 """
 
 from __future__ import annotations
@@ -55,12 +54,10 @@ def _routed(routing: str) -> Factory:
         primary: int | None = None,
         iterations: int = 3,
         scaled: bool = False,
-        initial: float | None = None,
     ) -> HeadedModel:
         backbone = small_resnet(in_channels, width)
         shape = (backbone.channels, *count_positions(image_size, backbone.windows))
-        more = {} if initial is None else {"initial": initial}
-        head = CapsuleHead(routing, shape, num_classes, pose, class_pose, primary, iterations, scaled, **more)
+        head = CapsuleHead(routing, shape, num_classes, pose, class_pose, primary, iterations, scaled)
         return HeadedModel(backbone, head)
 
     return capsules

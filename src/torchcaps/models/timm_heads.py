@@ -1,8 +1,7 @@
 """timm models under capsule heads: "mobilenetv2_100.xnidr", "resnet50.a1_in1k.em", ... and ".linear" beside them.
 
 A name is a timm model, a dot, and a registered routing or "linear". All timm models can be had; those of the paper
-(Sun et al. 2023), and smaller ones of their kind, are listed. timm is imported when a model is built. The option
-`initial` is that of discriminative routing alone.
+(Sun et al. 2023), and smaller ones of their kind, are listed. timm is imported when a model is built.
 
 The paper's own networks, with 10 classes and three channels:
 
@@ -57,11 +56,9 @@ def _routed(name: str, routing: str) -> Factory:
         primary: int = 32,
         iterations: int = 3,
         scaled: bool = False,
-        initial: float | None = None,
     ) -> HeadedModel:
         backbone = TimmBackbone(name, in_channels, image_size, features, pretrained, small_stem)
-        more = {} if initial is None else {"initial": initial}
-        head = CapsuleHead(routing, backbone.shape, num_classes, pose, class_pose, primary, iterations, scaled, **more)
+        head = CapsuleHead(routing, backbone.shape, num_classes, pose, class_pose, primary, iterations, scaled)
         return HeadedModel(backbone, head)
 
     return capsules
