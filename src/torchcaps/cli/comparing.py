@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from torchcaps.cli.tables import RESULTS, say
+from torchcaps.cli.tables import RESULTS, fill, say
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
@@ -54,22 +54,16 @@ def compare(
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
     from torchcaps.recipes.records import read_records
-    from torchcaps.recipes.run import Settings, plan, run_all
-    from torchcaps.train import Interrupted
+    from torchcaps.recipes.run import Settings, plan
 
     find(data)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
-    if max_hours is not None and max_hours < 0:
-        raise ValueError(f"max_hours is {max_hours}; it must be 0 or above")
     comparison, heads, path = Comparison(backbone, data, loss), choose_heads(routings), results / "runs.jsonl"
     cells = comparison.cells(heads)
     if not show:
         jobs = plan(cells, budget, seeds)
         say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-        try:
-            run_all(jobs, Settings(path, out, device, data_root, max_hours, say, report))
-        except Interrupted as stop:
-            raise Interrupted(f"{stop}; the same command goes on from there") from None
+        fill(jobs, Settings(path, out, device, data_root, max_hours, say, report))
     if costs:
         known = read_records(path)
         record_costs([cell for cell in cells if find_costs(known, cell) is None], path, device)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from torchcaps.recipes.run import Job, Settings
 
 RESULTS = Path("results")
 NAME = tyro.conf.arg(metavar="PAPER/TABLE")
@@ -40,23 +44,29 @@ def reproduce(
     """
     from torchcaps.cli.training import report
     from torchcaps.recipes import find_tables
-    from torchcaps.recipes.run import Settings, choose_cells, plan, run_all
+    from torchcaps.recipes.run import Settings, choose_cells, plan
 
-    if max_hours is not None and max_hours < 0:
-        raise ValueError(f"max_hours is {max_hours}; it must be 0 or above")
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)
     if not jobs:
         raise ValueError(f"{table} has no cell {cells!r} to run: those are quoted, formulas, or cannot be reproduced")
     settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
     say(f"{table}: {len(jobs)} runs with the budget {budget}")
+    left = fill(jobs, settings)
+    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
+
+
+def fill(jobs: Sequence[Job], settings: Settings) -> int:
+    """Do the jobs, and return how many are left; an interruption says how to go on."""
+    from torchcaps.recipes.run import run_all
     from torchcaps.train import Interrupted
 
+    if settings.hours is not None and settings.hours < 0:
+        raise ValueError(f"max_hours is {settings.hours}; it must be 0 or above")
     try:
-        left = run_all(jobs, settings)
+        return run_all(jobs, settings)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; the same command goes on from there") from None
-    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
 
 
 def table(
