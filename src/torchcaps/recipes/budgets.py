@@ -2,7 +2,8 @@
 
 - full: as the paper trains: the whole training split, and the last epoch.
 - fast: meant for ten minutes on one modern GPU: one-cycle, bf16, compiled, large batches, few epochs.
-- cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network.
+- cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; bf16 where the machine
+  multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
 All but `full` select the model on a validation split.
@@ -97,7 +98,7 @@ def _short(config: Config) -> Config:
         milestones=tuple(max(1, round(epoch * epochs / config.epochs)) for epoch in config.schedule.milestones),
         step_size=max(1, round(config.schedule.step_size * steps)),
     )
-    return replace(config, data=data, schedule=schedule, epochs=epochs, precision="fp32")
+    return replace(config, data=data, schedule=schedule, epochs=epochs, precision="auto")
 
 
 def _narrow(config: Config, narrow: Narrow | None) -> Config:
