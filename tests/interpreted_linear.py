@@ -6,7 +6,9 @@ import torchcaps.kernels.dynamic.cpu as dynamic_cpu
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
 import torchcaps.kernels.fm.cpu as fm_cpu
 import torchcaps.kernels.fm.cuda as fm_cuda
+from torchcaps.capsules import Capsules
 from torchcaps.kernels import tiles
+from torchcaps.votes.binary import binary_children, binary_weight
 
 SIZES = {(3, 3, 2, 2, 3, 2): torch.float64, (1, 2, 1, 3, 1, 2): torch.float32}  # b, i, rows, columns, j, m
 
@@ -25,12 +27,14 @@ def draw(dtype, *shape):
 
 def dynamic(b, i, r, c, j, m, dtype):
     poses, weight, gradient = draw(dtype, b, i, r * c), draw(dtype, j, i, c, m), draw(dtype, b, j, r * m)
-    for state, initial, xnor, last in [
-        (None, None, False, False),
-        (draw(dtype, b, j, r * m), draw(dtype, i, j), True, False),
-        (draw(dtype, b, j, r * m), draw(dtype, i, j), False, True),
+    binary = binary_children(Capsules(poses), r).poses, binary_weight(weight)
+    for children, matrices, state, initial, xnor, cancel, last in [
+        (poses, weight, None, None, False, False, False),
+        (poses, weight, draw(dtype, b, j, r * m), draw(dtype, i, j), True, False, False),
+        (poses, weight, draw(dtype, b, j, r * m), draw(dtype, i, j), False, False, True),
+        (*binary, draw(dtype, b, j, r * m), draw(dtype, i, j), True, True, False),
     ]:
-        inputs = poses, weight, state, initial, xnor
+        inputs = children, matrices, state, initial, xnor, cancel
         equal("dynamic", [dynamic_cuda.forward(*inputs)], [dynamic_cpu.forward(*inputs)], dtype)
         found, wanted = (home.backward(gradient, *inputs, last) for home in (dynamic_cuda, dynamic_cpu))
         equal("dynamic, backward", found, wanted, dtype)

@@ -22,6 +22,8 @@ VARIANTS = [
     ("xnodr", {"threshold": "midpoint"}),
     ("xnidr", {}),
     ("xnidr", {"start": "learnt"}),
+    ("xnodr-xnidr", {}),
+    ("xnodr-xnidr", {"gradients": "last"}),
 ]
 every_variant = pytest.mark.parametrize(("routing", "options"), VARIANTS, ids=lambda x: str(x) if x else "")
 
@@ -33,7 +35,7 @@ def test_equals_the_plain_step_in_float64(size, routing, options):
         check(*stack(size, routing, torch.float64, **options), rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("routing", ["dynamic", "xnidr"])
+@pytest.mark.parametrize("routing", ["dynamic", "xnidr", "xnodr-xnidr"])
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_plain_step_in_float32(size, routing):
     with memory_of_nan():
@@ -61,15 +63,19 @@ def operands(b, i, rows, c, j, m, dtype=torch.float64):
 
 def test_the_gradient_is_that_of_the_sums():
     poses, weight, state, initial = operands(2, 3, 2, 2, 3, 2)
-    assert torch.autograd.gradcheck(lambda *x: dynamic_step(*x, False, False), (poses, weight, state, initial))
-    assert torch.autograd.gradcheck(lambda *x: dynamic_step(*x, None, None, False, False), (poses, weight))
+    assert torch.autograd.gradcheck(lambda *x: dynamic_step(*x, False, False, False), (poses, weight, state, initial))
+    assert torch.autograd.gradcheck(lambda *x: dynamic_step(*x, None, None, False, False, False), (poses, weight))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_is_an_operation_of_torch(dtype):
     poses, weight, state, initial = operands(3, 5, 1, 4, 3, 5, dtype)
     utils = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    for inputs in ((state, initial, True, False), (state, None, False, True), (None, None, False, False)):
+    for inputs in (
+        (state, initial, True, True, False),
+        (state, None, False, False, True),
+        (None, None, False, False, False),
+    ):
         torch.library.opcheck(dynamic_step, (poses, weight, *inputs), test_utils=utils)
 
 
@@ -95,6 +101,23 @@ def test_zero_capsules_and_huge_ones():
         torch.testing.assert_close(outs, plain, rtol=1e-4, atol=1e-5)
         for name, e in plain_grads.items():
             assert torch.isfinite(grads[name]).all() == torch.isfinite(e).all(), (scale, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_binary_sums_that_cancel_are_zero(dtype):
+    """Their sign is -1 by rule: what rounding left of them would make it chance."""
+    module, poses = stack("vector", "xnodr-xnidr", dtype)
+    votes = module.layers[0].votes(Capsules(poses)).binarized()
+    u, w = votes.capsules.poses, votes.weight
+    exact = torch.einsum("bic,jicm->bijm", u.sign(), w.sign()) * u[..., 0].abs()[:, :, None, None]
+    seen = torch.where(exact > 0, 1.0, -1.0) * (exact * w[:, :, 0].abs().transpose(0, 1)).abs().mean(-1, keepdim=True)
+    assert (exact == 0).float().mean() > 0.1
+    state = torch.randn(len(u), w.shape[0], w.shape[-1], dtype=dtype)
+    coupling = torch.einsum("bijm,bjm->bij", seen, state).softmax(-1)
+    votes = exact * w[:, :, 0].abs().transpose(0, 1)
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    expected = torch.einsum("bij,bijm->bjm", coupling, votes)
+    torch.testing.assert_close(dynamic_step(u, w, state, None, True, True, False), expected, **close)
 
 
 def test_not_a_number_stays_one():
@@ -142,7 +165,7 @@ def papers_layer(routing):
     return module, poses, lambda x: module(Capsules(x))[-1].capsules.poses
 
 
-@pytest.mark.parametrize("routing", ["dynamic", "xnodr", "xnidr"])
+@pytest.mark.parametrize("routing", ["dynamic", "xnodr", "xnidr", "xnodr-xnidr"])
 def test_the_papers_layer_is_fused(routing):
     assert papers_layer(routing)[0].layers[0].fused
 
@@ -160,17 +183,17 @@ def test_nothing_of_the_votes_size_exists(routing):
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="takes over 'parents', not 'children'"):
         CapsuleLayer(LinearTransform(4, 3, 2, 2), "dynamic", "fused", over="children")
-    with pytest.raises(ValueError, match="no kernel for XnODRXnIDR"):
-        CapsuleLayer(LinearTransform(4, 3, 2, 2), "xnodr-xnidr", "fused")
+    with pytest.raises(ValueError, match="no kernel for Discriminative"):
+        CapsuleLayer(LinearTransform(4, 3, 2, 2), "discriminative", "fused")
 
 
 def test_flops_are_counted():
     poses, weight, state, _ = operands(3, 5, 1, 4, 3, 5)
     with FlopCounterMode(display=False) as counter:
-        dynamic_step(poses, weight, None, None, False, False)
+        dynamic_step(poses, weight, None, None, False, False, False)
     assert counter.get_total_flops() == 2 * 3 * 5 * 4 * 3 * 5
     with FlopCounterMode(display=False) as counter:
-        dynamic_step(poses, weight, state, None, False, False).sum().backward()
+        dynamic_step(poses, weight, state, None, False, False, False).sum().backward()
     assert counter.get_total_flops() == 4 * (2 * 3 * 5 * 4 * 3 * 5) + 14 * 3 * 5 * 3 * 5
 
 

@@ -7,13 +7,15 @@ from torch import Tensor
 
 from torchcaps.kernels.dynamic import first_cpu
 from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
-from torchcaps.kernels.simd import LANES, compiled, exp, load, magnitude, select, store, zeros
+from torchcaps.kernels.simd import LANES, compiled, exp, load, magnitude, select, spread, store, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
 
 
-def forward(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool) -> Tensor:
+def forward(
+    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool
+) -> Tensor:
     """See `op.dynamic_step`; contiguous inputs of one type, float32 or float64."""
     if state is None:
         return first_cpu.forward(poses, weight) / weight.shape[0]
@@ -21,7 +23,7 @@ def forward(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor
     spans = ranges(weight.shape[1])
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, to_lanes(state), _start(initial, weight)), parts.numpy()
-    run(lambda part, first, end: _forward(*inputs, xnor, first, end, into[part]), spans)
+    run(lambda part, first, end: _forward(*inputs, xnor, binary, first, end, into[part]), spans)
     return from_lanes(parts.sum(0), images)
 
 
@@ -32,6 +34,7 @@ def backward(
     state: Tensor | None,
     initial: Tensor | None,
     xnor: bool,
+    binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `op.dynamic_step_backward`; the gradient for `initial` is given where that is None, too."""
@@ -43,12 +46,25 @@ def backward(
     outs = torch.empty_like(poses), torch.empty_like(weight), weight.new_empty(weight.shape[1], parents)
     inputs = arrays(poses, weight, to_lanes(state), _start(initial, weight), to_lanes(gradient))
     results, into = arrays(*outs), parts.numpy()
-    run(lambda part, first, end: _backward(*inputs, xnor, last, first, end, *results, into[part]), spans)
+    run(lambda part, first, end: _backward(*inputs, xnor, binary, last, first, end, *results, into[part]), spans)
     return outs[0], outs[1], from_lanes(parts.sum(0), images), outs[2]
 
 
 def _start(initial: Tensor | None, weight: Tensor) -> Tensor:
     return weight.new_zeros(weight.shape[1], weight.shape[0]) if initial is None else initial
+
+
+@compiled
+def _cancel(u, at, weight, to, rows, columns, m, votes, into):
+    """Make 0 of what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
+    half = votes.dtype.type(0.5)
+    for r in range(rows):
+        size = magnitude(load(u, at + r * columns * LANES)) * half
+        for s in range(m):
+            k = into + (r * m + s) * LANES
+            x = load(votes, k)
+            least = size * magnitude(spread(weight, to + s))
+            store(votes, k, select(least, magnitude(x), zeros(votes), x))
 
 
 @compiled
@@ -91,20 +107,22 @@ def _softmax(logits, parents):
 
 
 @compiled
-def _couple(u, at, weight, child, state, to, initial, xnor, rows, votes, coupling):
+def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
     parents, children, columns, m = weight.shape
     pose = rows * m
     for j in range(parents):
         k = j * pose * LANES
         vote(u, at, weight, (j * children + child) * columns * m, rows, columns, m, votes, k, False)
+        if binary:
+            _cancel(u, at, weight, (j * children + child) * columns * m, rows, columns, m, votes, k)
         logit = _agreement(votes, k, state, to + k, pose, xnor)
         store(coupling, j * LANES, logit + initial[child, j])
     _softmax(coupling, parents)
 
 
 @compiled
-def _forward(poses, weight, state, initial, xnor, first, end, out):
+def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
     """out [blocks, j, d, 16] += sum over the children from `first` to `end`."""
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
@@ -119,7 +137,7 @@ def _forward(poses, weight, state, initial, xnor, first, end, out):
             to = n * parents * pose * LANES
             for i in range(count):
                 at = (i * parts + n) * size * LANES
-                _couple(u, at, weight, start + i, state, to, initial, xnor, rows, votes, coupling)
+                _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, coupling)
                 for j in range(parents):
                     c = load(coupling, j * LANES)
                     for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
@@ -128,7 +146,20 @@ def _forward(poses, weight, state, initial, xnor, first, end, out):
 
 @compiled
 def _backward(
-    poses, weight, state, initial, gradient, xnor, last, first, end, out_poses, out_weight, out_initial, out_state
+    poses,
+    weight,
+    state,
+    initial,
+    gradient,
+    xnor,
+    binary,
+    last,
+    first,
+    end,
+    out_poses,
+    out_weight,
+    out_initial,
+    out_state,
 ):
     """Gradients of the children from `first` to `end`; what they add to that of the state goes to out_state."""
     parts, parents, pose, _ = state.shape
@@ -149,7 +180,7 @@ def _backward(
             for i in range(count):
                 at = (i * parts + n) * size * LANES
                 here = coupling[i, n]
-                _couple(u, at, weight, start + i, state, to, initial, xnor, rows, votes, here)
+                _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, here)
                 _differentiate(votes, here, gradient, state, to, pose, xnor, last, logits[i, n], out_state)
         for i in range(count):
             at = i * parts * size * LANES
@@ -157,7 +188,20 @@ def _backward(
             if last:
                 logits[i] = 0
             _children(
-                u, at, weight, start + i, state, gradient, xnor, coupling[i], logits[i], votes, dv, du, out_weight
+                u,
+                at,
+                weight,
+                start + i,
+                state,
+                gradient,
+                xnor,
+                binary,
+                coupling[i],
+                logits[i],
+                votes,
+                dv,
+                du,
+                out_weight,
             )
         scatter(du, start, count, out_poses)
 
@@ -187,7 +231,7 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
 
 
 @compiled
-def _children(u, at, weight, child, state, gradient, xnor, coupling, logits, votes, dv, du, out_weight):
+def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, logits, votes, dv, du, out_weight):
     """Gradients of one child's poses and matrices, of those of its votes: c gradient + logit state."""
     parents, children, columns, m = weight.shape
     parts, pose, _ = dv.shape
@@ -200,6 +244,8 @@ def _children(u, at, weight, child, state, gradient, xnor, coupling, logits, vot
             change = load(logits, (n * parents + j) * LANES)
             if xnor:
                 vote(u, here, weight, to, rows, columns, m, votes, 0, False)
+                if binary:
+                    _cancel(u, here, weight, to, rows, columns, m, votes, 0)
                 change = change * _scale(votes, 0, pose)
             for k in range(0, pose * LANES, LANES):
                 follow = change * load(state, base + k)

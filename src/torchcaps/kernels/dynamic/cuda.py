@@ -13,17 +13,21 @@ from torch import Tensor
 from torchcaps.kernels.tiles import (
     by_children,
     by_images,
+    column_at,
     columns_first,
     geometry,
     give_back,
     inner,
     parents_at,
     parents_first,
+    row_at,
     votes_of,
 )
 
 
-def forward(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool) -> Tensor:
+def forward(
+    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool
+) -> Tensor:
     """See `op.dynamic_step`; contiguous inputs of one type, float32 or float64."""
     if state is None:
         rows = poses.unflatten(-1, (-1, weight.shape[2]))
@@ -31,7 +35,9 @@ def forward(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor
     sizes = geometry(poses, weight)
     grid, share = by_images(sizes)
     out = state.new_empty(grid[1], *state.shape)
-    _forward_kernel[grid](poses, columns_first(weight), state, *_start(initial, state), out, share, xnor, **sizes)
+    _forward_kernel[grid](
+        poses, columns_first(weight), state, *_start(initial, state), out, share, xnor, binary, **sizes
+    )
     return out.sum(0)
 
 
@@ -42,6 +48,7 @@ def backward(
     state: Tensor | None,
     initial: Tensor | None,
     xnor: bool,
+    binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `op.dynamic_step_backward`; the gradient for `initial` is given where that is None, too."""
@@ -54,17 +61,29 @@ def backward(
     grid, share = by_images(sizes)
     d_state = state.new_zeros(grid[1], *state.shape)
     if not last:
-        _state_kernel[grid](*inputs, d_state, share, xnor, **sizes)
+        _state_kernel[grid](*inputs, d_state, share, xnor, binary, **sizes)
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
     d_initial = state.new_empty(grid[1], weight.shape[1], weight.shape[0])
-    _child_kernel[grid](*inputs, d_poses, d_weight, d_initial, share, xnor, last, **sizes)
+    _child_kernel[grid](*inputs, d_poses, d_weight, d_initial, share, xnor, binary, last, **sizes)
     return d_poses, parents_first(d_weight.sum(0)), d_state.sum(0), d_initial.sum(0)
 
 
 def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
     """Initial logits and whether there are any."""
     return (state, False) if initial is None else (initial, True)
+
+
+@triton.jit
+def _cancelled(
+    votes, poses, weight, image, last, child, children, J, R, C, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr
+):
+    """0 for what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
+    at, there = column_at(image, last, child, children, 0, R, C, RP)
+    u = tl.abs(tl.load(poses + at, mask=there, other=0.0))
+    at, there = row_at(child, 0, J, C, M, JP, MP)
+    w = tl.abs(tl.load(weight + at, mask=there, other=0.0))
+    return tl.where(tl.abs(votes) < 0.5 * u[:, None, :, None] * w[None, :, None, :], 0.0, votes)
 
 
 @triton.jit
@@ -99,7 +118,8 @@ def _change(votes, coupling, gradient):
 
 @triton.jit
 def _forward_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, out, share, XNOR: tl.constexpr, count, children,
+    poses, weight, state, initial, STARTS: tl.constexpr, out, share, XNOR: tl.constexpr, BINARY: tl.constexpr,
+    count, children,
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
@@ -110,13 +130,15 @@ def _forward_kernel(
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = votes_of(poses, weight, image, count, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
+        if BINARY:
+            v = _cancelled(v, poses, weight, image, count, child, children, J, R, C, M, JP, RP, MP)
         total += _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR)[:, :, None, None] * v
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
 
 @triton.jit
 def _state_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, gradient, out, share, XNOR: tl.constexpr,
+    poses, weight, state, initial, STARTS: tl.constexpr, gradient, out, share, XNOR: tl.constexpr, BINARY: tl.constexpr,
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
@@ -128,6 +150,8 @@ def _state_kernel(
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = votes_of(poses, weight, image, count, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
+        if BINARY:
+            v = _cancelled(v, poses, weight, image, count, child, children, J, R, C, M, JP, RP, MP)
         change = _change(v, _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR), g)
         if XNOR:
             size = (change * _scale(v, R, M))[:, :, None, None]
@@ -140,7 +164,7 @@ def _state_kernel(
 @triton.jit
 def _child_kernel(
     poses, weight, state, initial, STARTS: tl.constexpr, gradient, d_poses, d_weight, d_initial, share,
-    XNOR: tl.constexpr, LAST: tl.constexpr,
+    XNOR: tl.constexpr, BINARY: tl.constexpr, LAST: tl.constexpr,
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
@@ -155,6 +179,8 @@ def _child_kernel(
         q = tl.load(state + at, mask=mask, other=0.0)
         g = tl.load(gradient + at, mask=mask, other=0.0)
         v = votes_of(poses, weight, image, last, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
+        if BINARY:
+            v = _cancelled(v, poses, weight, image, last, child, children, J, R, C, M, JP, RP, MP)
         coupling = _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR)
         change = _change(v, coupling, g)
         of_initial += tl.sum(tl.where((image < last)[:, None], change, 0.0), 0)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 @torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
 def dynamic_step(
-    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, last: bool
+    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool, last: bool
 ) -> Tensor:
     """sum_i c_ij v_ij of votes v_ij = u_i W_ij that are never made, [b, j, d], in float32 at least.
 
@@ -24,9 +24,11 @@ def dynamic_step(
         state: c is the softmax over j of v . state [b, j, d]; where it is None, of the first iteration, 1 / j.
         initial: added to the logits, [i, j]; None for 0. It takes a state.
         xnor: whether votes agree as signs times their mean size (XnIDR).
+        binary: whether the elements of a row of `poses`, and those of a column of `weight`, differ in their signs alone
+            (XnODR): then sums that cancel are 0, and not what rounding leaves of them.
         last: whether agreements, v . state, are constants to the gradient; `initial` is none.
     """
-    return _home(poses).forward(*_widest(poses, weight, state, initial), xnor)
+    return _home(poses).forward(*_widest(poses, weight, state, initial), xnor, binary)
 
 
 @torch.library.custom_op("torchcaps::dynamic_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -37,11 +39,12 @@ def dynamic_step_backward(
     state: Tensor | None,
     initial: Tensor | None,
     xnor: bool,
+    binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
-    found = _home(poses).backward(*_widest(gradient, *inputs), xnor, last)
+    found = _home(poses).backward(*_widest(gradient, *inputs), xnor, binary, last)
     outs = [poses.new_empty(0) if x is None else out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
 
@@ -64,7 +67,9 @@ def _widest(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 @dynamic_step.register_fake
-def _(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, last: bool) -> Tensor:
+def _(
+    poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool, last: bool
+) -> Tensor:
     (wide, *_) = _widest(poses.new_empty(0), weight.new_empty(0), None if state is None else state.new_empty(0))
     assert wide is not None
     return wide.new_empty(poses.shape[0], weight.shape[0], poses.shape[2] // weight.shape[2] * weight.shape[3])
@@ -78,6 +83,7 @@ def _(
     state: Tensor | None,
     initial: Tensor | None,
     xnor: bool,
+    binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     outs = [poses.new_empty(0) if x is None else x.new_empty(x.shape) for x in (poses, weight, state, initial)]
@@ -91,7 +97,7 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
     outs = dynamic_step_backward(gradient, *ctx.saved_tensors, *ctx.flags)
-    return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None
+    return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None, None
 
 
 dynamic_step.register_autograd(_differentiate, setup_context=_keep)

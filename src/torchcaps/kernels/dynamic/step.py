@@ -1,4 +1,4 @@
-"""The fused step of dynamic routing, of XnIDR and of XnODR, on linear capsules."""
+"""The fused step of dynamic routing, of XnIDR, of XnODR and of both, on linear capsules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.xnidr import XnIDR
+from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import LinearVotes
 
@@ -30,15 +30,17 @@ def supports(transform: Transform, routing: Dynamic) -> str | None:
 @register_kernel(LinearVotes, Dynamic, supports)
 @register_kernel(LinearVotes, XnODR, supports)
 @register_kernel(LinearVotes, XnIDR, supports)
+@register_kernel(LinearVotes, XnODRXnIDR, supports)
 def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
         return routing.step(votes, state, t)
-    if 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
+    signs = votes.binary and isinstance(routing, XnIDR)  # which only the step takes of sums that cancel
+    if not signs and 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
         total = _total_of_few(routing, votes, state)
     else:
         seen = None if state is None else state.squeeze(1)  # [b, j, d]
-        flags = isinstance(routing, XnIDR), routing.gradients == "last"
+        flags = isinstance(routing, XnIDR), votes.binary, routing.gradients == "last"
         total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
     parents = squash(total).to(votes.dtype)
     recalled = routing.recall(parents)
