@@ -1,4 +1,4 @@
-"""One step of EM at the sizes of the attention kernels, fused and plain."""
+"""One step of EM, or of ablation C of inverted attention, at the sizes of the attention kernels, fused and plain."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,10 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels.em.step import conv_step
 from torchcaps.routing import Sizes
 from torchcaps.routing.em import EM, Clusters
+from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
 from torchcaps.votes import ConvVotes
+
+RULES = {"em": EM, "inverted-attention-c": InvertedAttentionC}
 
 
 class Case(NamedTuple):
@@ -17,18 +20,20 @@ class Case(NamedTuple):
 
     tensors: list[torch.Tensor]
     geometry: tuple[int, int, int]  # rows, stride, padding
-    routing: EM
+    routing: EM | InvertedAttentionC
 
 
-def make(case, dtype, scope="window", first=False, seed=0):
+def make(case, dtype, scope="window", first=False, seed=0, rule="em"):
     """Random numbers in `dtype`, of which activations are in (0, 1) and variances near 1."""
     (poses, weight, mean), geometry = inputs(case, torch.float64, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     activations = torch.rand(poses.shape[:-1], generator=generator, dtype=torch.float64)
     variance = 0.5 + torch.rand(mean.shape, generator=generator, dtype=torch.float64)
     logit = torch.randn(mean.shape[:-1], generator=generator, dtype=torch.float64)
-    tensors = [poses, weight, activations] + ([] if first else [mean, variance, logit])
-    routing = EM(Sizes(weight[0, ..., 0, 0].numel(), len(weight), mean.shape[-1]), scope=scope, temperature=1.0)
+    state = [mean, variance, logit] if rule == "em" else [mean, logit]
+    tensors = [poses, weight, activations] + ([] if first else state)
+    sizes = Sizes(weight[0, ..., 0, 0].numel(), len(weight), mean.shape[-1])
+    routing = RULES[rule](sizes, scope=scope, temperature=1.0)
     torch.nn.init.normal_(routing.activation.beta_u, 0.3, 0.5)
     leaves = [x.detach().to(dtype).requires_grad_() for x in tensors]
     return Case(leaves, geometry, routing.to(torch.promote_types(dtype, torch.float32)))
@@ -37,7 +42,8 @@ def make(case, dtype, scope="window", first=False, seed=0):
 def step(case, tensors=None, fused=True):
     """Poses, activations and state of the parents."""
     poses, weight, activations, *state = case.tensors if tensors is None else tensors
-    votes, state = ConvVotes(Capsules(poses, activations), weight, *case.geometry), Clusters(*state) if state else None
+    votes, kept = ConvVotes(Capsules(poses, activations), weight, *case.geometry), (Active, Clusters)[len(state) == 3]
+    state = kept(*state) if state else None
     out = conv_step(case.routing, votes, state, 1) if fused else case.routing.step(votes, state, 1)
     return [*out.capsules, *out.state]
 

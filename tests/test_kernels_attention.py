@@ -18,7 +18,6 @@ from torchcaps import create_model
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.attention.op import attend, attend_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
-from torchcaps.routing.inverted_attention_c import InvertedAttentionC
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 LAYERS = ["linear-matrix", "linear-flattened", "conv-matrix", "conv-padded", "conv-vector", "conv-placed"]
@@ -186,7 +185,6 @@ def test_what_it_refuses():
     transform = ConvTransform(2, 3, 4, 4, matrix=True)
     with pytest.raises(ValueError, match="takes scope 'window', not 'image'"):
         CapsuleLayer(transform, "inverted-attention", "fused", scope="image")
-    assert not CapsuleLayer(transform, InvertedAttentionC(transform.sizes)).fused
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""The fused step of EM routing against the plain one, layer by layer and step by step."""
+"""The fused step of EM routing, and of ablation C of inverted attention, against the plain one."""
+
+import copy
 
 import em_cases
 import pytest
@@ -18,14 +20,16 @@ from torchcaps.votes import ConvVotes
 
 SCOPES = ["window", "image"]
 every_scope = pytest.mark.parametrize("scope", SCOPES)
+every_rule = pytest.mark.parametrize("rule", em_cases.RULES)
 first_or_later = pytest.mark.parametrize("first", [True, False], ids=["first", "later"])
 
 
+@every_rule
 @every_scope
 @first_or_later
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope):
-    case = em_cases.make(CASES[name], torch.float64, scope, first)
+def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope, rule):
+    case = em_cases.make(CASES[name], torch.float64, scope, first, rule=rule)
     with memory_of_nan():
         outs, gradients = em_cases.both(case)
     wanted, plain_gradients = em_cases.both(case, fused=False)
@@ -33,10 +37,11 @@ def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope):
         assert a.dtype == torch.float64 and distance(a, b) < 1e-11
 
 
+@every_rule
 @every_scope
 @pytest.mark.parametrize("name", ["conv-padded", "conv-wide", "linear-63"])
-def test_float32_loses_no_more_than_the_plain_form(name, scope):
-    exact, narrow = (em_cases.make(CASES[name], dtype, scope) for dtype in (torch.float64, torch.float32))
+def test_float32_loses_no_more_than_the_plain_form(name, scope, rule):
+    exact, narrow = (em_cases.make(CASES[name], dtype, scope, rule=rule) for dtype in (torch.float64, torch.float32))
     wanted, gradients = em_cases.both(exact, fused=False)
     plain, fused = em_cases.both(narrow, fused=False), em_cases.both(narrow)
     for a, b, e in zip((*fused[0], *fused[1]), (*plain[0], *plain[1]), (*wanted, *gradients), strict=True):
@@ -44,31 +49,34 @@ def test_float32_loses_no_more_than_the_plain_form(name, scope):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_rule
 @every_scope
-def test_half_precision_is_rounded_but_once(scope, dtype):
-    case = em_cases.make(CASES["conv-padded"], dtype, scope)
+def test_half_precision_is_rounded_but_once(scope, dtype, rule):
+    case = em_cases.make(CASES["conv-padded"], dtype, scope, rule=rule)
     case = case._replace(tensors=[*case.tensors[:3], *(x.detach().float().requires_grad_() for x in case.tensors[3:])])
-    wide = case._replace(tensors=[x.detach().double().requires_grad_() for x in case.tensors])
+    tensors = [x.detach().double().requires_grad_() for x in case.tensors]
+    wide = case._replace(tensors=tensors, routing=copy.deepcopy(case.routing).double())
     wanted, plain_gradients = em_cases.both(wide, fused=False)
     outs, gradients = em_cases.both(case)
     assert all(x.dtype == torch.float32 for x in outs)
-    assert [x.dtype for x in gradients] == [dtype] * 3 + [torch.float32] * 3
+    assert [x.dtype for x in gradients] == [dtype] * 3 + [torch.float32] * (len(tensors) - 3)
     for a, b in zip((*outs, *gradients), (*wanted, *plain_gradients), strict=True):
         assert distance(a, b) < 2 * torch.finfo(dtype).eps
 
 
+@every_rule
 @every_scope
 @first_or_later
-def test_the_gradient_is_that_of_the_step(first, scope):
-    case = em_cases.make(CASES["conv-padded"], torch.float64, scope, first)
+def test_the_gradient_is_that_of_the_step(first, scope, rule):
+    case = em_cases.make(CASES["conv-padded"], torch.float64, scope, first, rule=rule)
     assert torch.autograd.gradcheck(lambda *x: tuple(em_cases.step(case, x)), case.tensors)
 
 
 @every_scope
-@first_or_later
-def test_is_an_operation_of_torch(first, scope):
-    case = em_cases.make(CASES["conv-padded"], torch.float32, scope, first)
-    tensors = [*case.tensors, *[None] * (6 - len(case.tensors))]
+@pytest.mark.parametrize(("first", "rule"), [(True, "em"), (False, "em"), (False, "inverted-attention-c")])
+def test_is_an_operation_of_torch(first, scope, rule):
+    case = em_cases.make(CASES["conv-padded"], torch.float32, scope, first, rule=rule)
+    tensors = [*case.tensors[:4], *[None] * (6 - len(case.tensors)), *case.tensors[4:]]
     flags = *case.geometry, scope == "image", 1e-8
     torch.library.opcheck(em_step, (*tensors, *flags))
     constants = [None if x is None else x.detach() for x in tensors]
@@ -77,18 +85,28 @@ def test_is_an_operation_of_torch(first, scope):
     torch.library.opcheck(em_step_backward, (*upstream, *constants, *outs, *flags))
 
 
+@every_rule
 @every_scope
 @pytest.mark.parametrize("name", ALL)
-def test_a_layer_equals_its_plain_twin(name, scope):
-    layer, capsules = any_layer(name, "em", scope=scope, temperature=1.0), children(name)
+def test_a_layer_equals_its_plain_twin(name, scope, rule):
+    layer, capsules = any_layer(name, rule, scope=scope, temperature=1.0), children(name)
     assert layer.fused
     with memory_of_nan():
         check(CapsuleStack([layer], 3), capsules.poses, 1e-8, 1e-9, capsules.activations)
 
 
 @every_scope
-def test_plain_and_fused_steps_may_be_mixed(scope):
-    layer, capsules = any_layer("conv-padded", "em", scope=scope), children("conv-padded")
+@pytest.mark.parametrize("start", ["random", "learnt"])
+@pytest.mark.parametrize("name", ["linear-matrix", "conv-padded"])
+def test_parents_that_start_elsewhere_are_compared_at_once(name, start, scope):
+    layer, capsules = any_layer(name, "inverted-attention-c", scope=scope, start=start), children(name)
+    check(CapsuleStack([layer], 2), capsules.poses, 1e-9, 1e-11, capsules.activations)
+
+
+@every_rule
+@every_scope
+def test_plain_and_fused_steps_may_be_mixed(scope, rule):
+    layer, capsules = any_layer("conv-padded", rule, scope=scope), children("conv-padded")
     wanted = layer(capsules, 4).capsules.poses
     votes, state = layer.votes(capsules), None
     for t, implementation in enumerate(("plain", "fused", "plain", "fused")):
@@ -123,10 +141,11 @@ def test_variances_of_votes_that_lie_close_are_right_in_float32(name, away):
     torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=0)
 
 
+@every_rule
 @every_scope
 @pytest.mark.parametrize("what", ["zero capsules", "no activations", "few activations", "huge", "tiny"])
-def test_extremes(what, scope):
-    layer, (poses, activations) = any_layer("conv-padded", "em", scope=scope), children("conv-padded")
+def test_extremes(what, scope, rule):
+    layer, (poses, activations) = any_layer("conv-padded", rule, scope=scope), children("conv-padded")
     poses = poses * {"zero capsules": 0, "huge": 1e4, "tiny": 1e-12}.get(what, 1)
     if "activations" in what:
         activations = activations * (1e-12 if what == "few activations" else 0)
@@ -136,16 +155,18 @@ def test_extremes(what, scope):
     assert all(torch.isfinite(x).all() for x in (*outs, *grads.values()))
 
 
-def test_what_is_no_number_stays_so_and_stays_in_its_image():
-    layer, (poses, activations) = any_layer("linear-matrix", "em"), children("linear-matrix")
+@every_rule
+def test_what_is_no_number_stays_so_and_stays_in_its_image(rule):
+    layer, (poses, activations) = any_layer("linear-matrix", rule), children("linear-matrix")
     poses[1, 2, 1] = torch.nan
     seen = layer(Capsules(poses, activations), 2).capsules.poses.isnan().flatten(1).any(1)
     assert seen.tolist() == [False, True]
 
 
+@every_rule
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast_it_gives_what_it_gives_without(dtype):
-    layer = any_layer("conv-matrix", "em", dtype=torch.float32)
+def test_under_autocast_it_gives_what_it_gives_without(dtype, rule):
+    layer = any_layer("conv-matrix", rule, dtype=torch.float32)
     module, (poses, activations) = CapsuleStack([layer], 3), children("conv-matrix", dtype=torch.float32)
     wanted, wanted_grads, _ = outcome(module, poses, activations)
     with torch.autocast("cpu", dtype):
@@ -156,9 +177,10 @@ def test_under_autocast_it_gives_what_it_gives_without(dtype):
     assert all(distance(grads[name], wanted_grads[name]) < 1e-5 for name in grads)
 
 
+@every_rule
 @every_scope
-def test_compiles_whole(scope):
-    stack = CapsuleStack([any_layer("conv-padded", "em", scope=scope)], 3)
+def test_compiles_whole(scope, rule):
+    stack = CapsuleStack([any_layer("conv-padded", rule, scope=scope)], 3)
     torch.compiler.reset()
     compiled = torch.compile(stack, fullgraph=True, backend="aot_eager")
     capsules = children("conv-padded")
@@ -182,17 +204,20 @@ def test_any_number_of_threads_gives_the_same(threads, scope):
 
 
 @pytest.mark.parametrize(
-    ("scope", "first", "forward", "backward"),
+    ("rule", "scope", "first", "forward", "backward"),
     [
-        ("window", True, (1, 3), (3, 4)),
-        ("window", False, (1, 5), (3, 10)),
-        ("image", True, (1, 3), (3, 4)),
-        ("image", False, (2, 7), (4, 14)),
+        ("em", "window", True, (1, 3), (3, 4)),
+        ("em", "window", False, (1, 5), (3, 10)),
+        ("em", "image", True, (1, 3), (3, 4)),
+        ("em", "image", False, (2, 7), (4, 14)),
+        ("inverted-attention-c", "window", True, (1, 3), (3, 4)),
+        ("inverted-attention-c", "window", False, (1, 4), (3, 7)),
+        ("inverted-attention-c", "image", False, (2, 5), (4, 10)),
     ],
 )
-def test_flops_are_counted(scope, first, forward, backward):
+def test_flops_are_counted(rule, scope, first, forward, backward):
     """As so many products of a child and its matrix, and so many multiply-adds for each element of a vote."""
-    case = em_cases.make(CASES["conv"], torch.float32, scope, first)
+    case = em_cases.make(CASES["conv"], torch.float32, scope, first, rule=rule)
     product, pose = 2 * 2 * 2, 4
     of_one = 2 * 2 * 2 * 3 * 9 * 2 * 3
     with FlopCounterMode(display=False) as counter:
@@ -203,11 +228,12 @@ def test_flops_are_counted(scope, first, forward, backward):
     assert counter.get_total_flops() == of_one * (backward[0] * product + backward[1] * pose)
 
 
-def test_what_it_refuses():
+@every_rule
+def test_what_it_refuses(rule):
     transform = ConvTransform(2, 3, 4, 4, matrix=True)
     with pytest.raises(ValueError, match="takes eps from 1e-24, not 1e-30"):
-        CapsuleLayer(transform, "em", "fused", eps=1e-30)
-    for layer in (CapsuleLayer(transform, "em", "fused"), CapsuleLayer(LinearTransform(18, 3, 4, 4), "em", "fused")):
+        CapsuleLayer(transform, rule, "fused", eps=1e-30)
+    for layer in (CapsuleLayer(transform, rule, "fused"), CapsuleLayer(LinearTransform(18, 3, 4, 4), rule, "fused")):
         with pytest.raises(ValueError, match="needs activations of the children"):
             layer(Capsules(torch.randn(2, 3, 3, 2, 4)), 2)
 
@@ -232,6 +258,18 @@ def test_the_baselines_do_not_fall_back(name):
             model(torch.rand(2, 3, 32, 32)).scores.sum().backward()
     (stack,) = [each for each in model.modules() if isinstance(each, CapsuleStack)]
     assert len(stack.plan()) == 6 and sorted(calls.names) == ["em_step"] * 6 + ["em_step_backward"] * 6
+
+
+@pytest.mark.parametrize("name", ["attention-resnet-cifar10", "attention-simple-cifar10"])
+def test_ablation_c_does_not_fall_back(name):
+    with torch.device("meta"):
+        model = create_model(name, num_classes=10, activations=True)
+        use_implementation(model, "fused")
+        with Calls() as calls:
+            model(torch.rand(2, 3, 32, 32)).scores.sum().backward()
+    (stack,) = [each for each in model.modules() if isinstance(each, CapsuleStack)]
+    steps = len(stack.plan())
+    assert steps >= 3 and sorted(calls.names) == ["em_step"] * steps + ["em_step_backward"] * steps
 
 
 BATCH = 4
@@ -259,10 +297,25 @@ def test_nothing_of_the_votes_size_is_held_or_made(scope):
     assert largest_allocation(lambda: fused().sum().backward()) <= VOTES / 20
 
 
-def test_a_training_run_keeps_its_loss_curve():
+@every_scope
+def test_ablation_c_holds_and_makes_nothing_of_the_votes_size(scope):
+    layer = CapsuleLayer(
+        ConvTransform(32, 32, 16, 16, stride=2, matrix=True), "inverted-attention-c", "fused", scope=scope
+    )
+    poses, activations = torch.randn(BATCH, 14, 14, 32, 16, requires_grad=True), torch.rand(BATCH, 14, 14, 32)
+
+    def fused():
+        return layer(Capsules(poses, activations), 2).capsules.poses
+
+    assert held(fused)[1] <= VOTES / 20
+    assert largest_allocation(lambda: fused().sum().backward()) <= VOTES / 20
+
+
+@every_rule
+def test_a_training_run_keeps_its_loss_curve(rule):
     torch.manual_seed(0)
     transforms = [ConvTransform(4, 4, 16, 16, stride=2, matrix=True), LinearTransform(36, 10, 16, 16, matrix=True)]
-    stack = CapsuleStack([CapsuleLayer(x, "em", temperature=0.1) for x in transforms], 2)
+    stack = CapsuleStack([CapsuleLayer(x, rule, temperature=0.1) for x in transforms], 2)
     poses, activations, labels = torch.randn(16, 7, 7, 4, 16), torch.rand(16, 7, 7, 4), torch.arange(16) % 10
     curves = []
     for each in (stack, twin(stack)):

@@ -79,7 +79,10 @@ class InvertedAttentionC(InvertedAttention):
     def update(self, votes: Votes, coupling: Tensor, state: Active | None, t: int) -> tuple[Capsules, Active]:
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
-        mean, variance, total = cluster(votes, weights, self.eps)
+        return self.parents(*cluster(votes, weights, self.eps), t)
+
+    def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Active]:
+        """Capsules and state of what `cluster` gives."""
         poses = self.norm(mean * total.clamp_min(self.eps))  # [b, p, j, d]
         logit = self.activation(variance, total, t)
         return Capsules(poses, logit.sigmoid()), Active(poses, logit)

@@ -23,7 +23,7 @@ class _Arrays(NamedTuple):
     poses: np.ndarray  # [b, places, n, r c]
     activations: np.ndarray  # [b, places, n]
     weight: np.ndarray  # in lanes
-    state: tuple[np.ndarray, ...]  # mean, precision and prior, [positions, j, d | 1]; empty where there is none
+    state: tuple[np.ndarray, ...]  # mean, precision and prior, [positions, j, d | 1]; each empty where there is none
     source: np.ndarray  # see `window_places`
 
 
@@ -76,10 +76,12 @@ def backward(
 
     run(work, spans)
     found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]
-    if mean is None or precision is None or prior is None:
+    if mean is None or prior is None:
         return found
-    first, second = sums[0].view(mean.shape), sums[1].view(mean.shape)
-    return [*found, 2 * precision * first, -second, sums[2].view(prior.shape)]
+    first, d_prior = sums[0].view(mean.shape), sums[2].view(prior.shape)
+    if precision is None:
+        return [*found, first, d_prior]
+    return [*found, 2 * precision * first, -sums[1].view(mean.shape), d_prior]
 
 
 def _of_votes(
@@ -97,9 +99,8 @@ def _of_votes(
 def _arrays(inputs: Inputs, geometry: Geometry) -> _Arrays:
     poses, weight, activations, mean, precision, prior = inputs
     children, activity, lanes = arrays(poses.flatten(1, 2), activations.flatten(1, 2), parents_to_lanes(weight))
-    if mean is None or precision is None or prior is None:
-        state = [poses.new_empty(0, 0, 0)] * 3
-    else:
-        state = [mean.flatten(0, 1), precision.flatten(0, 1), prior.flatten(0, 1).unsqueeze(-1)]
+    none = poses.new_empty(0, 0, 0)
+    state = [none if x is None else x.flatten(0, 1) for x in (mean, precision)]
+    state.append(none if prior is None else prior.flatten(0, 1).unsqueeze(-1))
     source = window_places(*poses.shape[1:3], *weight.shape[1:3], geometry.stride, geometry.padding)
     return _Arrays(children, activity, lanes, tuple(arrays(*state)), source)

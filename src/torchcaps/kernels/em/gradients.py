@@ -65,3 +65,28 @@ def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, co
                 store(first, k, load(first, k) + le)
                 store(second, k, load(second, k) + le * e)
                 store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * load(precision, k))
+
+
+@compiled
+def differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums):
+    """Turn votes into their gradient a c (G + 2 V y) + l q, where l = a c (change - da) is that of the logit.
+
+    q is the first of given, with which votes were compared by dot product. To sums go l v and l.
+    """
+    query, _, _ = given
+    of_mean, of_square, _ = found
+    first, _, d_prior = sums
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        for x in range(blocks):
+            place = (t * blocks + x) * LANES
+            w = load(coupling, place) * a[t]
+            l = w * (load(change, place) - da[t])
+            at = (x * d_prior.shape[1] + t) * LANES
+            store(d_prior, at, load(d_prior, at) + l)
+            at = (x * height + t * rows) * m * LANES
+            for k in range(at, at + rows * m * LANES, LANES):
+                v = load(votes, k)
+                vy = load(of_square, k) * (v - load(mean, k))
+                store(first, k, load(first, k) + l * v)
+                store(votes, k, w * (load(of_mean, k) + (vy + vy)) + l * load(query, k))

@@ -1,14 +1,20 @@
 """The loops of the step on CPU. Importing this module imports numba.
 
 See `torchcaps.kernels.windows` for how arrays lie. What has a number for each parent is [blocks, positions, 1, 16];
-couplings are [positions, blocks, 16], so that a softmax reads one piece of memory.
+couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the precision of a state is
+empty, votes are compared with its mean by dot product.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from torchcaps.kernels.em.gradients import differentiate_activation, differentiate_coupled, differentiate_uniform
+from torchcaps.kernels.em.gradients import (
+    differentiate_activation,
+    differentiate_agreed,
+    differentiate_coupled,
+    differentiate_uniform,
+)
 from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, store, total, zeros
 from torchcaps.kernels.windows import (
     differentiate_child,
@@ -39,7 +45,7 @@ def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
-                _logits(votes, given, count, rows, state[0].shape[1], coupling)
+                _logits(votes, given, count, rows, state, coupling)
                 for t in range(count):
                     image, position = divmod(start + t, source.shape[0])
                     if source[position, k] >= 0:
@@ -66,7 +72,7 @@ def forward_loop(poses, activations, weight, state, seen, source, rows, together
                 _take_number(activations, source, start, count, k, n, a)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
                 if routed:
-                    _logits(votes, given, count, rows, out[0].shape[1], coupling)
+                    _logits(votes, given, count, rows, state, coupling)
                     _share(coupling, seen, source, start, count, k, n, whole)
                 _gather(votes, coupling, a, count, rows, sums)
         _give(sums, start, count, rows, out)
@@ -87,7 +93,7 @@ def activation_loop(poses, weight, state, result, seen, source, rows, together, 
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
-                _logits(votes, given, count, rows, state[0].shape[1], coupling)
+                _logits(votes, given, count, rows, state, coupling)
                 _share(coupling, seen, source, start, count, k, n, True)
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
                 _give_number(da, source, start, count, k, n, d_activations)
@@ -124,17 +130,19 @@ def backward_loop(
                 _take_number(activations, source, start, count, k, n, a)
                 make_votes(u, weight, child, votes)
                 if routed:
-                    _logits(votes, given, count, rows, result[0].shape[1], coupling)
+                    _logits(votes, given, count, rows, state, coupling)
                     _share(coupling, seen, source, start, count, k, n, whole)
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
                 if whole:
                     _take_number(into[1], source, start, count, k, n, da)
                 else:
                     _give_number(da, source, start, count, k, n, into[1])
-                if routed:
+                if not routed:
+                    differentiate_uniform(votes, a, mean, found, count, rows)
+                elif len(state[1]):
                     differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
                 else:
-                    differentiate_uniform(votes, a, mean, found, count, rows)
+                    differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
                 differentiate_child(votes, weight, child, d_u)
                 differentiate_weight(u, votes, child, into[2])
                 give_child(d_u, source, start, count, k, n, rows, into[0])
@@ -200,7 +208,18 @@ def _give_number(number, source, start, count, k, n, out):
 
 
 @compiled
-def _logits(votes, given, count, rows, parents, coupling):
+def _logits(votes, given, count, rows, state, coupling):
+    """Logits of the votes for the parents of `state`, of which `given` has those at hand; -inf beyond the last."""
+    if len(state[1]):
+        _densities(votes, given, count, rows, coupling)
+    else:
+        _agreements(votes, given, count, rows, coupling)
+    for j in range(state[0].shape[1], coupling.shape[1] * LANES):
+        coupling[:count, -1, j % LANES] = -np.inf
+
+
+@compiled
+def _densities(votes, given, count, rows, logits):
     """Log density of the votes, plus log prior: prior - sum_d precision (v - mean)^2; `given` has the three."""
     mean, precision, prior = given
     blocks, height, m, _ = votes.shape
@@ -214,9 +233,23 @@ def _logits(votes, given, count, rows, parents, coupling):
                 apart = load(votes, k + LANES) - load(mean, k + LANES)
                 a1 = a1 + load(precision, k + LANES) * apart * apart
             logit = load(prior, (x * prior.shape[1] + t) * LANES) - (a0 + a1)
-            store(coupling, (t * blocks + x) * LANES, logit)
-        for j in range(parents, blocks * LANES):
-            coupling[t, blocks - 1, j % LANES] = -np.inf
+            store(logits, (t * blocks + x) * LANES, logit)
+
+
+@compiled
+def _agreements(votes, given, count, rows, logits):
+    """Dot products of the votes with the parents, plus log prior; of `given` the mean and the prior count."""
+    query, _, prior = given
+    blocks, height, m, _ = votes.shape
+    for t in range(count):
+        for x in range(blocks):
+            at = (x * height + t * rows) * m * LANES
+            a0 = load(prior, (x * prior.shape[1] + t) * LANES)
+            a1 = zeros(votes)
+            for k in range(at, at + rows * m * LANES, 2 * LANES):
+                a0 = a0 + load(query, k) * load(votes, k)
+                a1 = a1 + load(query, k + LANES) * load(votes, k + LANES)
+            store(logits, (t * blocks + x) * LANES, a0 + a1)
 
 
 @compiled

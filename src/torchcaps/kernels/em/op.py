@@ -15,7 +15,7 @@ from torchcaps.kernels.attention.op import widest
 
 
 class Inputs(NamedTuple):
-    """As `em_step` describes them, contiguous and of one type."""
+    """As `em_step` describes them, contiguous and of one type; a mean has a prior."""
 
     poses: Tensor
     weight: Tensor
@@ -49,15 +49,17 @@ def em_step(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
 
-    With c_ij = softmax of prior_j - sum_d precision_j (v_ij - mean_j)^2 over the parents that compete, w_ij = c_ij a_i
-    and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i s_ij v_ij, sum_i s_ij (v_ij - m_j)^2 and sum_i w_ij.
+    With c_ij = softmax of prior_j - sum_d precision_j (v_ij - mean_j)^2 over the parents that compete, or of prior_j +
+    sum_d mean_j v_ij where there is no precision, w_ij = c_ij a_i and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i
+    s_ij v_ij, sum_i s_ij (v_ij - m_j)^2 and sum_i w_ij.
 
     Args:
         poses: children [b, h, w, n, rows * c], any of the floating types, as all that follow.
         weight: [j, kernel height, kernel width, n, c, m].
         activations: a, [b, h, w, n].
         mean, precision, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
-            counts the positions of the windows. All None in the first iteration: then w_ij = a_i.
+            counts the positions of the windows. precision None compares by dot product; all None, in a first
+            iteration, not at all: then w_ij = a_i.
         rows, stride, padding, whole, eps: see `Geometry`.
 
     Returns:
@@ -166,8 +168,8 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _differentiate(ctx: Any, d_mean: Tensor, d_spread: Tensor, d_total: Tensor, _: Any) -> tuple:
-    found = em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry)
-    return *found, *[None] * (6 - len(found) + len(ctx.geometry))
+    found = iter(em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry))
+    return *[None if x is None else next(found) for x in ctx.saved_tensors[:6]], *[None] * len(ctx.geometry)
 
 
 em_step.register_autograd(_differentiate, setup_context=_keep)
@@ -189,11 +191,11 @@ def _(
     out_shape: Any,
     **__: Any,
 ) -> int:
-    """Of each vote: its product, its part of the mean and of the squares; with a state its product and density too."""
+    """Of each vote: its product, its part of the mean and of the squares; with a state its product and logit too."""
     product, elements = _work(weight, out_shape[0], rows)
     if mean is None:
         return product + 3 * elements
-    return (2 if whole else 1) * (product + 2 * elements) + 3 * elements
+    return (2 if whole else 1) * (product + _logit(precision) * elements) + 3 * elements
 
 
 @register_flop_formula(torch.ops.torchcaps.em_step_backward)
@@ -205,15 +207,22 @@ def _(
     weight: Any,
     activations: Any,
     mean: Any,
+    precision: Any,
     *others: Any,
     **__: Any,
 ) -> int:
     """The product anew and those for child and weight; gradients of a weight and of a vote; with a state that of it."""
-    rows, whole = others[6], others[9]
+    rows, whole = others[5], others[8]
     product, elements = _work(weight, d_mean, rows)
     if mean is None:
         return 3 * product + 4 * elements
-    return (2 if whole else 1) * (product + 4 * elements) + 2 * product + 6 * elements
+    found = (2 if whole else 1) * (product + (2 + _logit(precision)) * elements)
+    return found + 2 * product + (4 if precision is None else 6) * elements
+
+
+def _logit(precision: Any) -> int:
+    """Multiply-adds for each element of a vote that is compared: a difference and its square count for two."""
+    return 1 if precision is None else 2
 
 
 def _work(weight: Any, parents: Any, rows: int) -> tuple[int, int]:

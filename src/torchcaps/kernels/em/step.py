@@ -1,4 +1,7 @@
-"""The fused step of EM routing; the activation of a parent is made of its results, in PyTorch."""
+"""The fused step of EM routing, and of the ablation of inverted attention whose parents are clusters as EM's are.
+
+The activation of a parent, and a norm of its pose, are made of its results in PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,18 @@ from torchcaps.kernels.em.op import em_step
 from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.em import EM, Clusters, log_prior
+from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
 from torchcaps.votes import ConvVotes, LinearVotes
 
 if TYPE_CHECKING:
     from torchcaps.layers.transforms import Transform
 
+Clustering = EM | InvertedAttentionC
+
 FLOOR = 1e-24  # of sums of weights: those below 1e-30 are taken for none
 
 
-def supports(transform: Transform, routing: EM) -> str | None:
+def supports(transform: Transform, routing: Clustering) -> str | None:
     """Sums that are nearly nothing would be told apart from nothing."""
     if routing.eps < FLOOR:
         return f"the EM kernel takes eps from {FLOOR}, not {routing.eps}"
@@ -28,7 +34,8 @@ def supports(transform: Transform, routing: EM) -> str | None:
 
 
 @register_kernel(LinearVotes, EM, supports)
-def linear_step(routing: EM, votes: LinearVotes, state: State, t: int) -> Step:
+@register_kernel(LinearVotes, InvertedAttentionC, supports)
+def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -> Step:
     """A linear layer is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
     if activations is None or votes.device.type == "cuda":
@@ -36,11 +43,12 @@ def linear_step(routing: EM, votes: LinearVotes, state: State, t: int) -> Step:
     if state is None:
         activations = activations / votes.parents
     tensors = poses[:, None, None], votes.weight[:, None, None], activations[:, None, None]
-    return _step(routing, tensors, state, t, (votes.rows, 1, 0, False))
+    return _step(routing, tensors, _judges(routing, votes, state), t, (votes.rows, 1, 0, False))
 
 
 @register_kernel(ConvVotes, EM, supports)
-def conv_step(routing: EM, votes: ConvVotes, state: State, t: int) -> Step:
+@register_kernel(ConvVotes, InvertedAttentionC, supports)
+def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> Step:
     """A child competes within each window, or over all that see it."""
     poses, activations = votes.capsules
     if activations is None or votes.device.type == "cuda":
@@ -49,7 +57,7 @@ def conv_step(routing: EM, votes: ConvVotes, state: State, t: int) -> Step:
     if state is None:
         activations = activations / (votes.parents * (_windows_that_see(votes) if whole else 1))
     tensors = poses, votes.weight.unflatten(1, (*votes.kernel, -1)), activations
-    return _step(routing, tensors, state, t, (votes.rows, votes.stride, votes.padding, whole))
+    return _step(routing, tensors, _judges(routing, votes, state), t, (votes.rows, votes.stride, votes.padding, whole))
 
 
 def _windows_that_see(votes: ConvVotes) -> Tensor:
@@ -60,15 +68,28 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
     return counts[0, 0].clamp_min(1).unsqueeze(-1)
 
 
+def _judges(
+    routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Mean, precision and prior of the parents that votes are compared with, as `em_step` takes them."""
+    if state is None:
+        return None, None, None
+    if isinstance(state, Clusters):
+        return state.mean, 0.5 / state.variance, log_prior(state)
+    assert isinstance(routing, InvertedAttentionC)
+    places = votes.space[0] * votes.space[1] if votes.space else 1
+    query = (state.poses * routing.scale).expand(votes.capsules.poses.shape[0], places, -1, -1)
+    return query, None, torch.zeros_like(query[..., 0]) if state.logit is None else F.logsigmoid(state.logit)
+
+
 def _step(
-    routing: EM,
+    routing: Clustering,
     tensors: tuple[Tensor, Tensor, Tensor],
-    state: Clusters | None,
+    judges: tuple[Tensor | None, Tensor | None, Tensor | None],
     t: int,
     geometry: tuple[int, int, int, bool],
 ) -> Step:
     """Of poses, weight and activations as `em_step` takes them, the last of which are shares in a first iteration."""
-    parents = (None, None, None) if state is None else (state.mean, 0.5 / state.variance, log_prior(state))
-    mean, spread, total, _ = em_step(*tensors, *parents, *geometry, routing.eps)
-    capsules, clusters = routing.parents(mean, spread.clamp_min(routing.eps), total.unsqueeze(-1), t)
-    return Step(capsules, None, clusters)
+    mean, spread, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
+    capsules, state = routing.parents(mean, spread.clamp_min(routing.eps), total.unsqueeze(-1), t)
+    return Step(capsules, None, state)
