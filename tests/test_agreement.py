@@ -1,13 +1,26 @@
 """Figure 2's agreement of votes with their parents, against loops over dense votes, and its picture."""
 
+import json
 import math
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny import tiny_config
 
 from torchcaps import create_model
-from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement
+from torchcaps.config import ModelConfig
+from torchcaps.data import load_data
+from torchcaps.inspect import write_report
+from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement, read_agreement
 from torchcaps.inspect.couplings import visiting
+from torchcaps.models import rebuild_model
+from torchcaps.recipes.records import describe_run
+from torchcaps.train import fit, loop
+from torchcaps.train.run import RunFolder
 
 
 def build(routing):
@@ -94,3 +107,69 @@ def test_the_figure_has_a_row_for_each_routing_and_a_panel_for_each_epoch(tmp_pa
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="steps is 1"):
         measure_agreement(build("dynamic"), batches(), steps=1)
+
+
+def training(out, **changes):
+    model = ModelConfig("capnet-6-em", {"types": 2, "channels": 2, "grid": 2})
+    return tiny_config(out, model=model, agreement=11, epochs=3, **changes)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(training(tmp_path_factory.mktemp("agreement"))).folder
+
+
+def test_each_epoch_says_what_its_weights_agree_to(run):
+    config, found = training(run.parent), lines(run)
+    model = rebuild_model(RunFolder(run).read("model.json"))
+    model.load_state_dict(load_file(run / "last" / "model.safetensors"))
+    first = list(islice(load_data(config.data).evaluation("train", 11).epoch(0), 1))
+    expected = measure_agreement(model, first)
+    assert list(found[-1]["agreement"]) == list(expected) == ["stack.0", "stack.1"]
+    for name, agreement in expected.items():
+        assert found[-1]["agreement"][name]["share"] == pytest.approx(agreement.share, abs=0.1)  # votes at an edge
+        assert found[0]["agreement"][name]["share"] != found[-1]["agreement"][name]["share"]
+
+
+def test_training_goes_on_as_if_it_were_not_measured(run, tmp_path):
+    without = fit(replace(training(tmp_path), agreement=0)).folder
+    assert "agreement" not in lines(without)[0]
+    assert [line["train_loss"] for line in lines(without)] == [line["train_loss"] for line in lines(run)]
+    weights = [load_file(folder / "last" / "model.safetensors") for folder in (run, without)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_a_run_that_was_cut_has_the_agreement_of_all_its_epochs(run, tmp_path, monkeypatch):
+    step = loop.Trainer.step
+
+    def cut(trainer, *batch):
+        if trainer.position.epoch == 1:
+            raise KeyboardInterrupt
+        return step(trainer, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "step", cut)
+        fit(training(tmp_path))
+    resumed = fit(training(tmp_path), resume=True).folder
+    assert [line["agreement"] for line in lines(resumed)] == [line["agreement"] for line in lines(run)]
+
+
+def test_the_line_of_a_run_keeps_four_stages_and_its_report_the_picture(run):
+    stages, found = describe_run(run)["agreement"], lines(run)
+    assert [stage["epoch"] for stage in stages] == [1, 1, 1, 3]
+    assert [stage["layers"] for stage in stages] == [found[stage["epoch"] - 1]["agreement"] for stage in stages]
+    write_report(run)
+    assert Path(run / "figures" / "agreement.png").exists()
+
+
+def test_epochs_that_are_drawn_are_evenly_spaced():
+    one = {"stack.0": asdict(Agreement("em", (100.0, 0.0), (1.0, 0.0)))}
+    history = [{"epoch": epoch, "agreement": one} for epoch in range(1, 201)]
+    assert list(read_agreement(history)["stack.0"]) == [1, 51, 101, 150, 200]
+    assert list(read_agreement(history[:2])["stack.0"]) == [1, 2]
+    assert list(read_agreement(history[:1])["stack.0"]) == [1]
+    assert read_agreement([{"epoch": 1}, {"epoch": 2, "agreement": {}}]) == {}

@@ -99,6 +99,23 @@ def test_values_against_iterations() -> None:
     assert "EM routing" in panels and "dynamic routing" not in panels
 
 
+def test_agreement_at_four_stages_of_the_first_run_of_each_routing() -> None:
+    def stage(epoch: int, share: float) -> dict:
+        values = {"routing": "em", "share": (share, 100.0 - share), "length": (0.0, 0.5)}
+        return {"epoch": epoch, "layers": {"stack.0": values, "stack.1": values}}
+
+    line = dict(run("encapnet/figure2/em-1", "cpu"))
+    line["agreement"] = [stage(1, 10.0), stage(1, 10.0), stage(4, 20.0), stage(10, 30.0)]
+    figure = draw(find_tables("encapnet/figure2")[0], [line])
+    assert figure is not None
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    places = ("em, fifth layer", "em, class capsules")
+    assert titles == [f"{place}, epoch {epoch}" for place in places for epoch in (1, 4, 10)]
+    cells = [find_cell(f"encapnet/figure2/em-{name}") for name in ("1", "20", "80", "200", "length")]
+    assert [cell.metric.read(line) for cell in cells] == [10, 10, 20, 30, 0.5]
+    assert cells[0].metric.read(run("encapnet/figure2/em-1", "cpu")) is None
+
+
 def test_figures_are_written_beside_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()

@@ -149,6 +149,7 @@ class Config:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  #: auto: bf16 where the machine multiplies in it, else fp32
     )
+    agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
     compile: bool = False  #: compile the training step by `torch.compile`, where the machine can
     seed: int = 0
     device: str = "auto"  #: auto, cpu, cuda, mps

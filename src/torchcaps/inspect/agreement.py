@@ -7,9 +7,9 @@ As routing learns, the votes that agree with their parent and those that oppose 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -102,6 +102,21 @@ def _summarise(routing: str, counts: Tensor) -> Agreement:
     number, length = counts
     share = 100 * number / number.sum().clamp_min(1)
     return Agreement(routing, tuple(share.tolist()), tuple((length / number.clamp_min(1)).tolist()))
+
+
+def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> dict[str, dict[int, Agreement]]:
+    """By layer and epoch, what the lines of `metrics.jsonl` hold, as `draw_agreement` takes it.
+
+    At most `columns` epochs, the first and the last among them, evenly spaced; none where agreement was not measured.
+    """
+    lines = [line for line in history if line.get("agreement")]
+    last, count = len(lines) - 1, min(columns, len(lines))
+    chosen = [lines[round(n * last / max(count - 1, 1))] for n in range(count)]
+    rows: dict[str, dict[int, Agreement]] = defaultdict(dict)
+    for line in chosen:
+        for name, values in line["agreement"].items():
+            rows[name][line["epoch"]] = Agreement(**values)
+    return dict(rows)
 
 
 def draw_agreement(rows: Mapping[str, Mapping[int, Agreement]]) -> Figure:

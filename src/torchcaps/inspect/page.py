@@ -129,7 +129,11 @@ def _inside(sight: Sight) -> Section:
 
 def _learning(plots: Mapping[str, Figure]) -> Section:
     figures = _plot(plots["loss"], "Loss") + _plot(plots["accuracy"], "Accuracy")
-    return "learning", "Learning", f'<div class="plots">{figures}</div>'
+    wide = ""
+    if "agreement" in plots:
+        note = "For each cosine of a vote and its parent: the share of votes that have it, and their mean length."
+        wide = _plot(plots["agreement"], "Agreement", note)
+    return "learning", "Learning", f'<div class="plots">{figures}</div>{wide}'
 
 
 def _measured(sight: Sight, story: Story) -> Section:

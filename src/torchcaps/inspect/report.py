@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchcaps.config import Config
 from torchcaps.inspect import figures
+from torchcaps.inspect.agreement import draw_agreement, read_agreement
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.pairs import draw_pairs
@@ -162,8 +163,10 @@ def draw_history(story: Story) -> dict[str, Figure]:
     """Figures, by name, of how training went; none before the first epoch has ended."""
     if not story.history:
         return {}
+    rows = read_agreement(story.history)
     with figures.style():
         return {
+            **({"agreement": draw_agreement(rows)} if rows else {}),
             "loss": figures.draw_curves(story.history, "loss", story.selected),
             "accuracy": figures.draw_curves(story.history, "accuracy", story.selected),
             "timing": figures.draw_timing(story.history),

@@ -115,6 +115,7 @@ def _smoke(config: Config) -> Config:
         data=replace(_selected(config.data), limit=SMOKE_IMAGES),
         schedule=ScheduleConfig("constant"),
         epochs=1,
+        agreement=min(config.agreement, SMOKE_BATCH),
         batch_size=min(config.batch_size, SMOKE_BATCH),
         precision="fp32",
     )

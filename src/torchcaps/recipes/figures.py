@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from torchcaps.recipes.agreements import draw_stages
 from torchcaps.recipes.cells import Cell, Table
 from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
 from torchcaps.recipes.run import COUNT
@@ -35,6 +36,7 @@ SETS = tuple(
     Panel(title, "epoch", (f"{data}-*",))
     for data, title in (("svhn", "SVHN"), ("fashion-mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
 )
+AGREEMENTS = "encapnet/figure2"
 PANELS: dict[str, tuple[Panel, ...]] = {
     "discriminative/figure3": (
         Panel("MNIST", "epoch", ("mnist-*",)),
@@ -70,6 +72,8 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
     Test accuracies and errors are not measured while a run goes on: their curves are of the validation split, where
     one was held out, and a dot at the end is the test result.
     """
+    if table.id == AGREEMENTS:
+        return draw_stages(table, records)
     found = [(panel, choose(panel, table)) for panel in PANELS.get(table.id, ())]
     drawn = [(panel, cells, lines) for panel, cells in found if (lines := list(trace(panel, cells, records)))]
     if not drawn:

@@ -1,8 +1,9 @@
 """The lines of results/runs.jsonl: one for each finished run, or number that was counted, never changed afterwards.
 
 A line says what was measured (`cell`, `budget`, `width`, `seed`), what came out (the run's result.json), how it went
-(`curve`, `steps`, `images_per_second`, `peak_memory` in bytes), the whole `config`, and the machine (`environment`). A
-run is found again by what it computes, not by its cell: cells that share a recipe share its runs.
+(`curve`, `steps`, `images_per_second`, `peak_memory` in bytes; `agreement`, where that was measured), the whole
+`config`, and the machine (`environment`). A run is found again by what it computes, not by its cell: cells that share a
+recipe share its runs.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RUNS = Path("results") / "runs.jsonl"
 _PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed")  # where and under which name, not what
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
+_STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 
 def config_hash(config: Config) -> str:
@@ -118,10 +120,22 @@ def describe_run(folder: Path, **more: Any) -> Record:
         "steps": history[-1]["step"],
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
         "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE},
+        **_keep_stages(history),
         "config_hash": config_hash(config),
         "config": _bare(to_plain(config)),
         "environment": run.read("environment.json"),
     }
+
+
+def _keep_stages(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Epoch and agreement at each of `_STAGES`, the same epoch perhaps more than once; nothing where none was measured.
+
+    That of all epochs would be as long as all other lines together.
+    """
+    if not all("agreement" in each for each in history):
+        return {}
+    kept = [history[max(1, round(share * len(history))) - 1] for share in _STAGES]
+    return {"agreement": [{"epoch": each["epoch"], "layers": each["agreement"]} for each in kept]}
 
 
 def _rounded(values: list[float | None]) -> list[float | None]:

@@ -17,7 +17,14 @@ POSITIVE = (
     "coefficients.weight_steps",
     "schedule.gamma",
 )
-NOT_NEGATIVE = ("seed", "checkpoint_every", "loss.reconstruction", "optimiser.weight_decay", "schedule.lr_min")
+NOT_NEGATIVE = (
+    "seed",
+    "agreement",
+    "checkpoint_every",
+    "loss.reconstruction",
+    "optimiser.weight_decay",
+    "schedule.lr_min",
+)
 
 
 def check_config(config: Config) -> None:

@@ -29,6 +29,7 @@ from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.display import Display
+from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluate import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.machine import build_fabric, describe_environment, launch, name_shortage
@@ -227,6 +228,7 @@ class Trainer:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         validation = self.evaluate("validation") if len(self.data.validation) else None
+        dynamics = measure_dynamics(self.model, self.data, self.config.agreement)
         self._tick()
         position.end_epoch(
             {
@@ -239,6 +241,7 @@ class Trainer:
                 "lr": self.schedule.get_last_lr()[0],
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
+                **dynamics,
             }
         )
         self.meter.reset()
