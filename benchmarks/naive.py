@@ -88,13 +88,21 @@ def em(
 
 def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int) -> Tensor:
     """Tsai et al. 2020, parents from zero, competition at one position; parents [b, p, j, d]."""
-    d = votes.shape[-1]
     parents = torch.zeros_like(votes[:, :, 0])
     for _ in range(iterations):
-        agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
-        parents = torch.einsum("bpij,bpijd->bpjd", agreement.softmax(-1), votes)
-        parents = F.layer_norm(parents, (d,), gain, bias)
+        parents = attend(votes, parents, gain, bias)
     return parents
+
+
+def attend(votes: Tensor, parents: Tensor | None, gain: Tensor, bias: Tensor) -> Tensor:
+    """One iteration of it; without parents to agree with, all shares are even. Parents [b, p, j, d]."""
+    j, d = votes.shape[-2:]
+    if parents is None:
+        total = votes.sum(2) / j
+    else:
+        agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
+        total = torch.einsum("bpij,bpijd->bpjd", agreement.softmax(-1), votes)
+    return F.layer_norm(total, (d,), gain, bias)
 
 
 def fm(votes: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
