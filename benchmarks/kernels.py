@@ -1,9 +1,7 @@
 """The fused steps beside the algorithms written with einsum: the table of goals, with a pass mark and the roofline.
 
 Each row checks first that both give the same parents and gradients; a row that does not is no result. The roofline of
-a pass is the larger of the bytes that must move (children, weights and parents, thrice with backward: they are read
-again, and their gradients are made) over the bandwidth of a copy, and of the operations over the rate of a matrix
-product, both measured in this run. Operations are those of torch's counter.
+a pass, see `roofline`, is of the machine as it is measured in this run; operations are those of torch's counter.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from report import interleaved, median_ratio, record
+from roofline import Machine, measure_machine
 from routing import SIZES, Forward, Pair, Size, build, fitting_batch, held_bytes, mb
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,16 +42,6 @@ ROWS = {
     "em, 14x14x32 of 4x4, 3x3/2 -> 32": Row("em", EM, 2, 10, 8),
     "fm, 1152x8 -> 10x16": Row("fm", LINEAR, 1, 8, 12),
 }
-
-
-class Machine(NamedTuple):
-    """What a roofline is made of."""
-
-    operations: float  # a second, of a product of two 2048 x 2048 matrices in float32
-    bytes: float  # a second, read and written, of a copy of 256 MiB
-
-    def seconds(self, moved: int, operations: int) -> float:
-        return max(moved / self.bytes, operations / self.operations)
 
 
 def main() -> None:
@@ -150,14 +139,6 @@ def roofline(pair: Pair, upstream: Tensor, machine: Machine) -> list[float]:
             run()
         seconds.append(machine.seconds(times * moved, counter.get_total_flops()))
     return seconds
-
-
-def measure_machine(device: torch.device) -> Machine:
-    side, size = 2048, 2**26
-    matrix, source = torch.randn(side, side, device=device), torch.zeros(size, device=device)
-    target = torch.empty_like(source)
-    product, copy = interleaved([lambda: matrix @ matrix, lambda: target.copy_(source)], repeats=5)
-    return Machine(2 * side**3 / median(product), 2 * source.nbytes / median(copy))
 
 
 def milliseconds(seconds: list[float]) -> float:

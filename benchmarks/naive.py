@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import binarize, squash
+from torchcaps.capsules import binarize, sign, squash
 
 
 def linear_votes(poses: Tensor, weight: Tensor, rows: int = 1) -> Tensor:
@@ -48,6 +48,16 @@ def xnorized(poses: Tensor, weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return binarize(poses.unflatten(-1, (rows, -1))).flatten(-2), binarize(weight, -2)
 
 
+def signs(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of both, apart from their scales, where a vote that is nothing must be exactly 0 (section 3.3.3)."""
+    return sign(poses), sign(weight)
+
+
+def scales(poses: Tensor, weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Of a pose's rows [..., rows] and of the columns of W [..., 1, m]; they take no gradient."""
+    return poses.detach().unflatten(-1, (rows, -1)).abs().mean(-1), weight.detach().abs().mean(-2, keepdim=True)
+
+
 def xnidr(votes: Tensor, iterations: int) -> Tensor:
     """Sun et al. 2023, Table 3; parents [b, p, j, d]."""
     logits = torch.zeros_like(votes[..., 0])  # [b, p, i, j]
@@ -68,22 +78,30 @@ def em(
     votes: Tensor, activations: Tensor, beta_u: Tensor, beta_a: Tensor, iterations: int, temperature: float = 0.01
 ) -> tuple[Tensor, Tensor]:
     """Hinton et al. 2018, competition at one position; activations [b, p, i]; means [b, p, j, d], activations."""
-    eps = 1e-8
     coupling = torch.full_like(votes[..., 0], 1 / votes.shape[3])  # [b, p, i, j]
-    mean = activation = votes.new_zeros(())
+    mean = logit = votes.new_zeros(())
     for t in range(iterations):
-        share = coupling * activations.unsqueeze(-1)
-        total = share.sum(2).unsqueeze(-1)  # [b, p, j, 1]
-        mean = (share.unsqueeze(-1) * votes).sum(2) / total.clamp_min(eps)
-        squares = (votes - mean.unsqueeze(2)).square()  # [b, p, i, j, d]
-        variance = ((share.unsqueeze(-1) * squares).sum(2) / total.clamp_min(eps)).clamp_min(eps)
-        cost = ((beta_u.unsqueeze(-1) + 0.5 * variance.log()) * total).sum(-1)  # [b, p, j]
-        logit = temperature * (1 - 0.95 ** (t + 1)) * (beta_a - cost)
-        activation = logit.sigmoid()
+        mean, squares, variance, total = cluster(votes, coupling * activations.unsqueeze(-1))
+        logit = activation(variance, total, beta_u, beta_a, temperature * (1 - 0.95 ** (t + 1)))
         density = -(squares / (2 * variance.unsqueeze(2))).sum(-1)  # [b, p, i, j]
         volume = 0.5 * (2 * math.pi * variance).log().sum(-1)
         coupling = (density + (F.logsigmoid(logit) - volume).unsqueeze(2)).softmax(-1)
-    return mean, activation
+    return mean, logit.sigmoid()
+
+
+def cluster(votes: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """EM's M step with weights [b, p, i, j]: mean, squared distances from it, variance, and sum of weights."""
+    eps = 1e-8
+    total = share.sum(2).unsqueeze(-1)  # [b, p, j, 1]
+    mean = (share.unsqueeze(-1) * votes).sum(2) / total.clamp_min(eps)
+    squares = (votes - mean.unsqueeze(2)).square()  # [b, p, i, j, d]
+    variance = ((share.unsqueeze(-1) * squares).sum(2) / total.clamp_min(eps)).clamp_min(eps)
+    return mean, squares, variance, total
+
+
+def activation(variance: Tensor, total: Tensor, beta_u: Tensor, beta_a: Tensor, scale: float) -> Tensor:
+    """Its logit [b, p, j]."""
+    return scale * (beta_a - ((beta_u.unsqueeze(-1) + 0.5 * variance.log()) * total).sum(-1))
 
 
 def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int) -> Tensor:
@@ -103,6 +121,31 @@ def attend(votes: Tensor, parents: Tensor | None, gain: Tensor, bias: Tensor) ->
         agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
         total = torch.einsum("bpij,bpijd->bpjd", agreement.softmax(-1), votes)
     return F.layer_norm(total, (d,), gain, bias)
+
+
+def inverted_attention_c(
+    votes: Tensor,
+    activations: Tensor,
+    norm: tuple[Tensor, Tensor],
+    betas: tuple[Tensor, Tensor],
+    iterations: int,
+    temperature: float = 0.01,
+) -> tuple[Tensor, Tensor]:
+    """Its ablation C: children [b, p, i] count by their activations, parents compete by theirs; parents, activations.
+
+    `norm` is gain and bias, `betas` are beta_u and beta_a of `em`.
+    """
+    d = votes.shape[-1]
+    coupling = torch.full_like(votes[..., 0], 1 / votes.shape[3])  # [b, p, i, j]
+    parents = logit = votes.new_zeros(())
+    for t in range(iterations):
+        if t > 0:
+            agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
+            coupling = (agreement + F.logsigmoid(logit).unsqueeze(2)).softmax(-1)
+        mean, _, variance, total = cluster(votes, coupling * activations.unsqueeze(-1))
+        parents = F.layer_norm(mean * total, (d,), *norm)
+        logit = activation(variance, total, *betas, temperature * (1 - 0.95 ** (t + 1)))
+    return parents, logit.sigmoid()
 
 
 def fm(votes: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,24 @@
-"""Time and memory of the routings, plain, beside their naive forms, linear and convolutional, forward and backward.
+"""Time, memory and roofline of every routing beside its naive form, linear and convolutional, forward and backward.
 
-Held is what autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does
-not fit into the memory that is free, the batch is halved until it does, and the line says so.
+Layers take the steps that they take for a user: fused ones where there is a kernel, else plain ones. Held is what
+autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does not fit into
+the memory that is free, the batch is halved until it does, and the line says so.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 import naive
 import torch
 from report import interleaved, median_ratio, record
+from roofline import Machine, count_operations, measure_machine
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -27,9 +31,11 @@ ITERATIONS = {
     "dynamic": 3,
     "em": 3,
     "inverted-attention": 2,
+    "inverted-attention-c": 2,
     "fm": 1,
     "xnodr": 3,
     "xnidr": 3,
+    "xnodr-xnidr": 3,
     "discriminative": 1,
     "uniform": 1,
 }
@@ -64,44 +70,71 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--routing", choices=ITERATIONS, nargs="+", default=list(ITERATIONS))
+    parser.add_argument("--size", choices=[name.split()[0] for name in SIZES], nargs="+", help="else all")
     parser.add_argument("--batch", type=int, help="largest batch; each size has its own where it is not given")
     flags = parser.parse_args()
+    device = torch.device(flags.device)
+    machine, lines = measure_machine(device), [HEADING]
     for name, size in SIZES.items():
+        if flags.size and name.split()[0] not in flags.size:
+            continue
         for routing in flags.routing:
             wanted = min(size.batch, flags.batch or size.batch)
-            compare(name, size, routing, wanted, flags.repeats, torch.device(flags.device))
+            values = compare(size, routing, wanted, flags.repeats, device, machine)
+            record(f"routing/{routing}/{name}", values)
+            lines.append(summary(f"{routing}, {name}", values))
+    print("\n".join(lines))
 
 
-def compare(name: str, size: Size, routing: str, wanted: int, repeats: int, device: torch.device) -> None:
-    """Record one line: the library's layer and the naive form on the same children and weights."""
-    batch = fitting_batch(size, routing, wanted, device)
-    ours, plain, *_ = build(size, routing, batch, device)
+def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.device, machine: Machine) -> dict:
+    """Of one line: the library's layer and the naive form on the same children and weights."""
+    batch, iterations = fitting_batch(size, routing, wanted, device), ITERATIONS[routing]
+    ours, plain, layer, poses = build(size, routing, batch, device, implementation="auto")
     held, peaks = [held_bytes(forward) for forward in (plain, ours)], {}
     if device.type == "cuda":
         peaks = {f"{key}peak_mb": peak_mb(f, device) for key, f in (("naive_", plain), ("", ours))}
     forwards = interleaved([plain, ours], repeats)
     steps = interleaved([lambda: plain().sum().backward(), lambda: ours().sum().backward()], repeats)
-    votes = batch * size.positions * 4 * vote_elements(size)
-    record(
-        f"routing/{routing}/{name}",
-        {
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "batch": batch,
-            "batch_wanted": wanted,
-            "iterations": ITERATIONS[routing],
-            "repeats": repeats,
-            "votes_mb": mb(votes),
-            "held_mb": mb(held[1]),
-            "naive_held_mb": mb(held[0]),
-            **peaks,
-            "forward_ms": round(1000 * median(forwards[1]), 2),
-            "naive_forward_ms": round(1000 * median(forwards[0]), 2),
-            "step_ms": round(1000 * median(steps[1]), 2),
-            "naive_step_ms": round(1000 * median(steps[0]), 2),
-            "step_speed_up": round(median_ratio(steps[0], steps[1]), 2),
-        },
-    )
+    moved = poses.nbytes + layer.transform.weight.nbytes + ours().nbytes
+    operations = count_operations(routing, layer.transform, size.positions, batch, iterations)
+    bounds = machine.seconds(moved, operations[0]), machine.seconds(3 * moved, operations[1])
+    return {
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "batch": batch,
+        "batch_wanted": wanted,
+        "iterations": iterations,
+        "repeats": repeats,
+        "fused": layer.fused,
+        "votes_mb": mb(4 * batch * size.positions * vote_elements(size)),
+        "held_mb": mb(held[1]),
+        "naive_held_mb": mb(held[0]),
+        **peaks,
+        "forward_ms": round(1000 * median(forwards[1]), 2),
+        "naive_forward_ms": round(1000 * median(forwards[0]), 2),
+        "step_ms": round(1000 * median(steps[1]), 2),
+        "naive_step_ms": round(1000 * median(steps[0]), 2),
+        "forward_speed_up": round(median_ratio(*forwards), 2),
+        "step_speed_up": round(median_ratio(*steps), 2),
+        "gflops_per_second": round(machine.operations / 1e9, 1),
+        "gb_per_second": round(machine.bytes / 1e9, 1),
+        "roofline_forward_ms": round(1000 * bounds[0], 3),
+        "roofline_step_ms": round(1000 * bounds[1], 3),
+        "forward_of_roofline": round(bounds[0] / median(forwards[1]), 3),
+        "step_of_roofline": round(bounds[1] / median(steps[1]), 3),
+    }
+
+
+HEADING = f"{'':58}{'forward':>10}{'einsum':>9}{'step':>9}{'einsum':>9}{'held':>8}{'einsum':>8}  roofline"
+
+
+def summary(name: str, values: dict) -> str:
+    """One line of the printed table: milliseconds, MiB held, and the share of the roofline, forward and step."""
+    keys = ("naive_forward_ms", "step_ms", "naive_step_ms")
+    times = f"{values['forward_ms']:10.1f}" + "".join(f"{values[key]:9.1f}" for key in keys)
+    shares = f"{values['forward_of_roofline']:.0%}, {values['step_of_roofline']:.0%}"
+    held = f"{values['held_mb']:8.1f}{values['naive_held_mb']:8.1f}"
+    return f"{name:58}{times}{held}  {shares}{'' if values['fused'] else '  (plain steps)'}"
 
 
 def build(
@@ -118,37 +151,56 @@ def build(
     layer = CapsuleLayer(size.transform(), routing, implementation, **options).to(device)
     poses = torch.randn(batch, *size.children, device=device, requires_grad=True)
     activations = torch.rand(batch, *size.children[:-1], device=device)
-    iterations, transform = iterations or ITERATIONS[routing], layer.transform
-    get = dict(layer.routing.named_parameters())
+    rounds = iterations or ITERATIONS[routing]
+    return Pair(
+        lambda: layer(Capsules(poses, activations), rounds).capsules.poses,
+        lambda: route_naively(layer, poses, activations, rounds),
+        layer,
+        poses,
+    )
 
-    def votes() -> Tensor:
-        pose, weight = poses, transform.weight
-        if routing == "xnodr":
-            pose, weight = naive.xnorized(pose, weight, transform.rows)
+
+def route_naively(layer: CapsuleLayer, poses: Tensor, activations: Tensor, iterations: int) -> Tensor:
+    """Parents' poses [b, p, j, d] of all iterations of a layer, through the votes as a tensor."""
+    transform, votes = layer.transform, partial(naive_votes, layer, poses)
+    get = defaultdict(lambda: poses.new_empty(0), layer.routing.named_parameters())
+    norm = get["norm.weight"], get["norm.bias"]
+    betas = get["activation.beta_u"], get["activation.beta_a"]
+    seen = activations.unsqueeze(1)  # in windows, [b, p, i]
+    if isinstance(transform, ConvTransform):
+        seen = naive.conv_windows(activations, transform.shape[1], transform.stride)
+    match layer.routing.spec.name:
+        case "dynamic" | "xnodr" | "uniform":
+            return naive.dynamic(votes(), iterations)
+        case "xnidr" | "xnodr-xnidr":
+            return naive.xnidr(votes(), iterations)
+        case "discriminative":
+            return naive.discriminative(votes(), get["coefficient"])
+        case "em":
+            return naive.em(votes(), seen, *betas, iterations)[0]
+        case "inverted-attention":
+            return naive.inverted_attention(votes(), *norm, iterations)
+        case "inverted-attention-c":
+            return naive.inverted_attention_c(votes(), seen, norm, betas, iterations)[0]
+        case _:
+            return naive.fm(votes(), *norm)[0]
+
+
+def naive_votes(layer: CapsuleLayer, poses: Tensor) -> Tensor:
+    """[b, p, i, j, d], of binarized children and weights where the routing has it so."""
+    transform, name = layer.transform, layer.routing.spec.name
+    rows, weight = transform.rows, transform.weight
+
+    def make(poses: Tensor, weight: Tensor) -> Tensor:
         if isinstance(transform, ConvTransform):
-            return naive.conv_votes(pose, weight, transform.rows, transform.stride)
-        return naive.linear_votes(pose, weight, transform.rows)
+            return naive.conv_votes(poses, weight, rows, transform.stride)
+        return naive.linear_votes(poses, weight, rows)
 
-    def plain() -> Tensor:
-        match routing:
-            case "dynamic" | "xnodr" | "uniform":
-                return naive.dynamic(votes(), iterations)
-            case "xnidr":
-                return naive.xnidr(votes(), iterations)
-            case "discriminative":
-                return naive.discriminative(votes(), get["coefficient"])
-            case "em":
-                windows = activations.unsqueeze(1)
-                if isinstance(transform, ConvTransform):
-                    windows = naive.conv_windows(activations, transform.shape[1], transform.stride)
-                betas = get["activation.beta_u"], get["activation.beta_a"]
-                return naive.em(votes(), windows, *betas, iterations)[0]
-            case "inverted-attention":
-                return naive.inverted_attention(votes(), get["norm.weight"], get["norm.bias"], iterations)
-            case _:
-                return naive.fm(votes(), get["norm.weight"], get["norm.bias"])[0]
-
-    return Pair(lambda: layer(Capsules(poses, activations), iterations).capsules.poses, plain, layer, poses)
+    if name == "xnodr":
+        return make(*naive.xnorized(poses, weight, rows))
+    if name == "xnodr-xnidr":
+        return make(*naive.signs(poses, weight)) * make(*naive.scales(poses, weight, rows))
+    return make(poses, weight)
 
 
 def fitting_batch(size: Size, routing: str, wanted: int, device: torch.device, iterations: int | None = None) -> int:
