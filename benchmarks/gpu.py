@@ -22,6 +22,7 @@ TRAINED = {  # in order of worth
 }
 RUNS = {
     "test-attention": ("tests/interpreted_attention.py", "cuda"),
+    "test-em": ("tests/interpreted_em.py", "cuda"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
     "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),
     **{name: ("benchmarks/train.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},

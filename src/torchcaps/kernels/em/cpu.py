@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchcaps.kernels.em.loops import activation_loop, backward_loop, claim_loop, forward_loop
 from torchcaps.kernels.em.op import Geometry, Inputs
+from torchcaps.kernels.em.sums import Result
 from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
@@ -28,7 +29,10 @@ class _Arrays(NamedTuple):
 
 
 def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See `op.em_step`."""
+    """Weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over windows.
+
+    See `op.em_step`.
+    """
     x, poses, weight = _arrays(inputs, geometry), inputs.poses, inputs.weight
     rows, routed = geometry.rows, inputs.mean is not None
     whole, images, places = geometry.whole and routed, len(poses), len(x.source)
@@ -45,27 +49,22 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
         forward_loop(*x[:4], logits, x.source, rows, TOGETHER, routed, whole, first, end, into)
 
     run(work, ranges(images if whole else images * places))
-    centre, square, total = centre.view(shape), square.view(shape), total.view(*shape[:3], 1)
-    least = total.clamp_min(geometry.eps)
-    found = centre * (total / least)
-    return found, (square + total * (centre - found).square()) / least, total.squeeze(-1), seen
+    return centre.view(shape), square.view(shape), total.view(*shape[:3], 1), seen
 
 
-def backward(
-    upstream: tuple[Tensor, Tensor, Tensor],
-    inputs: Inputs,
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
-    geometry: Geometry,
-) -> list[Tensor]:
-    """See `op.em_step_backward`. Threads take whole images, since windows of one image share children."""
-    x, poses, (_, _, _, mean, precision, prior) = _arrays(inputs, geometry), inputs.poses, inputs
-    rows, routed, whole = geometry.rows, mean is not None, geometry.whole and mean is not None
+def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:
+    """Gradients of poses, weight and activations, and the sums that `sums.of_parents` takes.
+
+    `claims` are what `forward` gave last. Threads take whole images, since windows of one image share children.
+    """
+    x, poses = _arrays(inputs, geometry), inputs.poses
+    rows, routed, whole = geometry.rows, inputs.mean is not None, geometry.whole and inputs.mean is not None
     spans, places = ranges(len(poses)), len(x.source)
-    result = tuple(arrays(*_of_votes(*upstream, *outputs[:3], geometry.eps)))
+    result = tuple(arrays(*(each.flatten(0, 1) for each in given)))
     children, activity = torch.zeros_like(poses), torch.zeros_like(inputs.activations)
     weights = poses.new_zeros(len(spans), *x.weight.shape)  # of each thread
     sums = [poses.new_empty(each.shape) for each in x.state]
-    seen, d_state = outputs[3].numpy(), tuple(arrays(*sums))
+    seen, d_state = claims.numpy(), tuple(arrays(*sums))
 
     def work(part: int, first: int, end: int) -> None:
         first, end = first * places, end * places
@@ -76,24 +75,8 @@ def backward(
 
     run(work, spans)
     found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]
-    if mean is None or prior is None:
-        return found
-    first, d_prior = sums[0].view(mean.shape), sums[2].view(prior.shape)
-    if precision is None:
-        return [*found, first, d_prior]
-    return [*found, 2 * precision * first, -sums[1].view(mean.shape), d_prior]
-
-
-def _of_votes(
-    d_mean: Tensor, d_spread: Tensor, d_total: Tensor, mean: Tensor, spread: Tensor, total: Tensor, eps: float
-) -> list[Tensor]:
-    """Mean, G and V [positions, j, d] and H [positions, j, 1], see README.md."""
-    total = total.unsqueeze(-1)
-    least = total.clamp_min(eps)
-    of_mean = d_mean - 2 * d_spread * mean * (1 - total / least)
-    moved = torch.where(total >= eps, -d_spread * spread, of_mean * mean).sum(-1, keepdim=True)
-    found = mean, of_mean / least, d_spread / least, d_total.unsqueeze(-1) + moved / least
-    return [each.flatten(0, 1).contiguous() for each in found]
+    state = inputs.mean, inputs.precision, inputs.prior
+    return [*found, *(each.view(x.shape) for each, x in zip(sums, state, strict=True) if x is not None)]
 
 
 def _arrays(inputs: Inputs, geometry: Geometry) -> _Arrays:

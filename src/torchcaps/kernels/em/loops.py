@@ -299,10 +299,11 @@ def _gather(votes, coupling, a, count, rows, sums):
         for x in range(blocks):
             w = load(coupling, (t * blocks + x) * LANES) * a[t]
             at = (x * weights.shape[1] + t) * LANES
-            whole = load(weights, at) + w
+            before = load(weights, at)
+            whole = before + w
             store(weights, at, whole)
             step = w / select(whole, least, whole, one)
-            rest = w - w * step
+            rest = step * before
             at = (x * height + t * rows) * m * LANES
             for k in range(at, at + rows * m * LANES, LANES):
                 old = load(mean, k)

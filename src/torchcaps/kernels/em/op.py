@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.attention.op import widest
+from torchcaps.kernels.em.sums import moments, of_parents, of_votes
 
 
 class Inputs(NamedTuple):
@@ -30,10 +31,9 @@ class Geometry(NamedTuple):
     stride: int  # of the windows, as the next
     padding: int
     whole: bool  # a child competes over all windows that see it, not at each position apart
-    eps: float  # floor of the sum of weights where it divides
 
 
-@torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu",))
+@torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu", "cuda"))
 def em_step(
     poses: Tensor,
     weight: Tensor,
@@ -60,17 +60,19 @@ def em_step(
         mean, precision, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
             counts the positions of the windows. precision None compares by dot product; all None, in a first
             iteration, not at all: then w_ij = a_i.
-        rows, stride, padding, whole, eps: see `Geometry`.
+        rows, stride, padding, whole: see `Geometry`.
+        eps: floor of the sum of weights where it divides.
 
     Returns:
         The first two [b, p, j, d], the third [b, p, j], and what backward needs of the competition over windows, [b, h
         w, n, 2] or empty.
     """
     inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
-    return _home().forward(inputs, Geometry(rows, stride, padding, whole, eps))
+    centre, square, total, seen = _home(poses).forward(inputs, Geometry(rows, stride, padding, whole))
+    return *moments(centre, square, total, eps), seen
 
 
-@torch.library.custom_op("torchcaps::em_step_backward", mutates_args=(), device_types=("cpu",))
+@torch.library.custom_op("torchcaps::em_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def em_step_backward(
     d_mean: Tensor,
     d_spread: Tensor,
@@ -96,18 +98,22 @@ def em_step_backward(
     Each is in the type of its own. The arguments from `found_mean` on are what `em_step` gave and took.
     """
     inputs = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
-    given = _alike(d_mean, d_spread, d_total, poses, weight, activations, mean, precision, prior)
-    outputs = found_mean, found_spread, found_total, seen
-    gradients = _home().backward(
-        tuple(given[:3]), Inputs(*given[3:]), outputs, Geometry(rows, stride, padding, whole, eps)
+    d_mean, d_spread, d_total, *given = _alike(
+        d_mean, d_spread, d_total, poses, weight, activations, mean, precision, prior
     )
+    result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
+    wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
+    of_poses, of_weight, of_activations, *sums = _home(poses).backward(result, wide, seen, geometry)
+    gradients = of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)
     return [d.to(x.dtype).contiguous() for d, x in zip(gradients, inputs, strict=True)]
 
 
-def _home() -> Any:
-    """The module with `forward` and `backward`: it imports numba, so on first use."""
-    from torchcaps.kernels.em import cpu as home
-
+def _home(x: Tensor) -> Any:
+    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    if x.device.type == "cpu":
+        from torchcaps.kernels.em import cpu as home
+    else:
+        from torchcaps.kernels.em import cuda as home
     return home
 
 

@@ -38,7 +38,7 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
 def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -> Step:
     """A linear layer is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
-    if activations is None or votes.device.type == "cuda":
+    if activations is None:
         return routing.step(votes, state, t)
     if state is None:
         activations = activations / votes.parents
@@ -51,7 +51,7 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -
 def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> Step:
     """A child competes within each window, or over all that see it."""
     poses, activations = votes.capsules
-    if activations is None or votes.device.type == "cuda":
+    if activations is None:
         return routing.step(votes, state, t)
     whole = routing.scope == "image"
     if state is None:

@@ -1,0 +1,106 @@
+"""The step on CUDA, in Triton: a program has a few positions, or children of one type. No atomic sums. See README."""
+
+# A kernel's sizes are given by name.
+# pyright: reportArgumentType=false, reportCallIssue=false
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from torchcaps.kernels.em.cuda_gradients import activation_kernel, child_kernel, state_kernel
+from torchcaps.kernels.em.cuda_kernels import claim_kernel, forward_kernel
+from torchcaps.kernels.em.op import Geometry, Inputs
+from torchcaps.kernels.em.sums import Result
+
+ELEMENTS = 2048  # of the votes that a program has at a time, at most: what registers hold, with parents and sums
+WARP = 256  # of them, a warp
+PROGRAMS = 1024  # wanted
+
+
+def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `cpu.forward`."""
+    sizes, given, poses = _sizes(inputs, geometry), _given(inputs), inputs.poses
+    images, height, width, types, _ = poses.shape
+    shape = images, sizes["places"], sizes["J"], sizes["R"] * sizes["M"]
+    seen = poses.new_empty((images, height * width, types, 2) if sizes["WHOLE"] else (0, 0, 0, 2))
+    if sizes["WHOLE"]:
+        seen[..., 0], seen[..., 1] = -torch.inf, 0
+        grid, share, tile = _by_children(sizes, images)
+        claim_kernel[grid](*given, seen, share, **sizes, **tile)
+    centre, square, total = poses.new_empty(shape), poses.new_empty(shape), poses.new_empty(*shape[:3], 1)
+    grid, tile = _by_positions(sizes)
+    forward_kernel[grid](*given, seen, centre, square, total, **sizes, **tile)
+    return centre, square, total, seen
+
+
+def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:
+    """See `cpu.backward`."""
+    sizes, arrays, images = _sizes(inputs, geometry), (*_given(inputs), claims, *given), len(inputs.poses)
+    children, activity = torch.zeros_like(inputs.poses), torch.zeros_like(inputs.activations)
+    grid, share, tile = _by_children(sizes, images)
+    if sizes["WHOLE"]:
+        activation_kernel[grid](*arrays, activity, share, **sizes, **tile)
+    weights = children.new_zeros(grid[1], *arrays[1].shape)
+    child_kernel[grid](*arrays, activity, children, weights, share, **sizes, **tile)
+    sums = [torch.empty_like(x) for x in (inputs.mean, inputs.precision, inputs.prior) if x is not None]
+    if sums:
+        grid, tile = _by_positions(sizes)
+        state_kernel[grid](*arrays, activity, sums[0], sums[-2], sums[-1], **sizes, **tile)
+    return [children, weights.sum(0).permute(4, 0, 1, 2, 3, 5), activity, *sums]
+
+
+def _given(inputs: Inputs) -> list[Tensor]:
+    """What every kernel takes first: weights as [kh, kw, n, c, j, m], and an empty tensor for what there is not."""
+    weight, none = inputs.weight.permute(1, 2, 3, 4, 0, 5).contiguous(), inputs.poses.new_empty(0)
+    return [none if x is None else x for x in inputs._replace(weight=weight)]
+
+
+def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
+    """The sizes and the flags that every kernel takes."""
+    images, height, width, types, _ = inputs.poses.shape
+    parents, kh, kw, _, columns, m = inputs.weight.shape
+    down, across = ((size + 2 * geometry.padding - k) // geometry.stride + 1 for size, k in ((height, kh), (width, kw)))
+    routed = inputs.mean is not None
+    return {
+        "count": images * down * across,
+        "height": height,
+        "width": width,
+        "across": across,
+        "places": down * across,
+        "stride": geometry.stride,
+        "padding": geometry.padding,
+        "types": types,
+        "KH": kh,
+        "KW": kw,
+        "J": parents,
+        "R": geometry.rows,
+        "C": columns,
+        "M": m,
+        "JP": triton.next_power_of_2(parents),
+        "RP": triton.next_power_of_2(geometry.rows),
+        "MP": triton.next_power_of_2(m),
+        "ROUTED": routed,
+        "DOT": routed and inputs.precision is None,
+        "WHOLE": routed and geometry.whole,
+    }
+
+
+def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int], dict[str, int]]:
+    """A grid of tiles of positions, as many as keep the device busy, and the size of one."""
+    tile = _tile(sizes, triton.cdiv(sizes["count"], PROGRAMS))
+    return (triton.cdiv(sizes["count"], tile["T"]),), tile
+
+
+def _by_children(sizes: dict[str, int], images: int) -> tuple[tuple[int, int], int, dict[str, int]]:
+    """A grid of (types of children, runs of images), how many positions a run has, and the size of a tile of them."""
+    share = triton.cdiv(images, triton.cdiv(PROGRAMS, sizes["types"]))
+    positions = share * sizes["places"]
+    return (sizes["types"], triton.cdiv(images, share)), positions, _tile(sizes, positions)
+
+
+def _tile(sizes: dict[str, int], positions: int) -> dict[str, int]:
+    """Positions at a time, a power of two up to that which holds `positions`, and the warps for them."""
+    elements = sizes["JP"] * sizes["RP"] * sizes["MP"]
+    count = min(max(1, ELEMENTS // elements), triton.next_power_of_2(positions))
+    return {"T": count, "num_warps": min(8, max(1, count * elements // WARP))}

@@ -1,0 +1,48 @@
+"""What the loops sum, and what is made of it on every device. See README.md; all of it is as large as the parents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Result(NamedTuple):
+    """Of a step, as its backward pass takes it: m, G, V [b, p, j, d] and H [b, p, j, 1] of README.md."""
+
+    mean: Tensor
+    of_mean: Tensor
+    of_square: Tensor
+    of_weight: Tensor
+
+
+def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, spread and sum of weights of weighted means [b, p, j, d], squares about them, and `total` [b, p, j, 1]."""
+    least = total.clamp_min(eps)
+    mean = centre * (total / least)
+    return mean, (square + total * (centre - mean).square()) / least, total.squeeze(-1)
+
+
+def of_votes(
+    d_mean: Tensor, d_spread: Tensor, d_total: Tensor, mean: Tensor, spread: Tensor, total: Tensor, eps: float
+) -> Result:
+    """What the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
+    total = total.unsqueeze(-1)
+    least = total.clamp_min(eps)
+    of_mean = d_mean - 2 * d_spread * mean * (1 - total / least)
+    moved = torch.where(total >= eps, -d_spread * spread, of_mean * mean).sum(-1, keepdim=True)
+    found = mean, of_mean / least, d_spread / least, d_total.unsqueeze(-1) + moved / least
+    return Result(*(each.contiguous() for each in found))
+
+
+def of_parents(sums: list[Tensor], precision: Tensor | None) -> list[Tensor]:
+    """Gradients of the parents that votes were compared with: mean, precision where there is one, and prior.
+
+    Of the sums of l e, l e^2 and l, with l the gradient of a logit and e = v - mean. Without precision they are those
+    of l v and l, which are the gradients; in a first iteration there are none.
+    """
+    if precision is None:
+        return sums
+    first, second, d_prior = sums
+    return [2 * precision * first, -second, d_prior]

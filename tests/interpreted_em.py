@@ -1,0 +1,45 @@
+"""The Triton kernels of EM beside the plain form: `python tests/interpreted_em.py cuda`.
+
+Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 and no argument.
+"""
+
+import sys
+
+import em_cases
+import torch
+from attention_cases import CASES, distance
+
+from torchcaps.kernels.em import cuda, op
+
+SMALL = {  # as `CASES`: padding and stride, several children and parents, rows and columns that differ
+    "padded": (2, 2, 3, 1, 2, 2, 2, 2, 3, 2, 1),
+    "vector": (1, 2, 3, 2, 1, 2, 3, 3, 2, 1, 0),
+    "linear": (3, 1, 1, 3, 2, 1, 2, 3, 1, 1, 0),
+}
+
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}  # where clusters are single votes, gradients have four digits
+
+
+def compare(name, case, dtype, device):
+    for rule, scope, first in [
+        ("em", "window", True),
+        *((rule, scope, False) for rule in em_cases.RULES for scope in ("window", "image")),
+    ]:
+        plain = em_cases.make(case, torch.float64, scope, first, rule=rule)
+        tensors = [x.detach().to(device, dtype).requires_grad_() for x in plain.tensors]
+        wanted, gradients = em_cases.both(plain, fused=False)
+        found, own = em_cases.both(plain._replace(tensors=tensors, routing=plain.routing.to(device, dtype)))
+        for a, b in zip((*found, *own), (*wanted, *gradients), strict=True):
+            far = distance(a.cpu(), b)
+            assert far < TOLERANCE[dtype], f"{name}, {rule}, {scope}, {dtype}: off by {far}"
+
+
+if __name__ == "__main__":
+    device = sys.argv[1] if sys.argv[1:] else "cpu"
+    if device == "cpu":
+        op._home = lambda x: cuda
+        cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
+    for name, case in SMALL.items() if device == "cpu" else CASES.items():
+        compare(name, case, torch.float64, device)
+    for name, case in {"linear": SMALL["linear"]}.items() if device == "cpu" else CASES.items():
+        compare(name, case, torch.float32, device)
