@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,6 +36,26 @@ def interleaved(functions: Sequence[Callable[[], object]], repeats: int, warmup:
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """Median over the repeats of how many times longer `slow` took than the `fast` beside it."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+class Allocated(NamedTuple):
+    """Bytes that torch has allocated on CPU: the most that lived at once, and of the largest piece."""
+
+    peak: int
+    largest: int
+
+
+def allocated_bytes(function: Callable[[], object]) -> Allocated:
+    """Of a call; what was there before does not count, nor does scratch memory that a kernel takes without torch."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    results: Any = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return Allocated(peak, max((event.nbytes() for event in events), default=0))
 
 
 def record(benchmark: str, values: dict) -> None:

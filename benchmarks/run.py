@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("stem.py", "routing.py", "kernels.py", "networks.py", "fold.py", "xnor.py", "feedback.py", "data.py")
+BENCHMARKS = (
+    "stem.py",
+    "routing.py",
+    "kernels.py",
+    "networks.py",
+    "scale.py",
+    "fold.py",
+    "xnor.py",
+    "feedback.py",
+    "data.py",
+)
 
 
 def main() -> None:

@@ -18,10 +18,9 @@ import argparse
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
-from report import interleaved, median_ratio, record
+from report import allocated_bytes, interleaved, median_ratio, record
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash
@@ -168,16 +167,8 @@ def measure_bandwidth() -> float:
 
 
 def peak_mb(forward: Forward, poses: Tensor) -> float:
-    """Largest sum of torch's allocations that live at once during a pass; weights and inputs are there before."""
-    with torch.profiler.profile(profile_memory=True) as profile:
-        forward(poses)
-    results: Any = profile.profiler.kineto_results  # pyright: ignore[reportOptionalMemberAccess]
-    events = [event for event in results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return round(peak / 2**20, 2)
+    """Of torch's allocations during a pass; weights and inputs are there before."""
+    return round(allocated_bytes(lambda: forward(poses)).peak / 2**20, 2)
 
 
 if __name__ == "__main__":
