@@ -116,7 +116,8 @@ def _place(record: Record) -> str:
     where = record.get("environment", {})
     commit = (where.get("commit") or {}).get("hash", "unknown")[:10]
     machine = where.get("gpu") or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
-    return f"{machine}, torch {where.get('torch')}, commit {commit}"
+    precision = [where["precision"]] if "precision" in where else []  # of a run
+    return ", ".join([machine, *precision, f"torch {where.get('torch')}", f"commit {commit}"])
 
 
 def draw(rows: Sequence[Row]) -> Figure:
