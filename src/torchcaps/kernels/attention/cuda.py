@@ -1,8 +1,6 @@
 """The step on CUDA, in Triton: a program takes a few positions, or one child; no atomic sums. See README.md.
 
-Tensors in a program are [t, j, r, m]: positions, parents, rows and columns of a vote, each a power of two, with zeros
-beyond what is there. A vote is a sum over the child's columns c of an outer product, so nothing is of its size but
-registers. Weights lie as [k, n, c, j, m], so that what a product reads is one piece of memory.
+Tensors in a program are as in `torchcaps.kernels.window_tiles`.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -15,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from torchcaps.kernels.attention.op import widest
+from torchcaps.kernels.tiles import inner, parents_at
+from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_votes
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with query, gradient and sums
 PROGRAMS = 1024  # wanted, of those that own one type of children and a share of the images
@@ -83,74 +83,18 @@ def _inputs(
 
 
 @triton.jit
-def _child(position, k, n, count, height, width, across, places, stride, padding, types, KW, size):
-    """Where the child n at offset k of each window begins, and whether it is there, [t]."""
-    image, place = position // places, position % places
-    y = place // across * stride + k // KW - padding
-    x = place % across * stride + k % KW - padding
-    present = (position < count) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    return (((image * height + y) * width + x) * types + n) * size, present
-
-
-@triton.jit
-def _columns(poses, child, present, c, R, C, RP: tl.constexpr):
-    """Column c of the poses, [t, r]."""
-    r = tl.arange(0, RP)
-    at = child[:, None] + r[None, :] * C + c
-    return tl.load(poses + at, mask=present[:, None] & (r < R)[None, :], other=0.0), at, r
-
-
-@triton.jit
-def _row(weight, at, c, J, M, JP: tl.constexpr, MP: tl.constexpr):
-    """Row c of the weights of one child, [j, m], and where it lies."""
-    j, m = tl.arange(0, JP), tl.arange(0, MP)
-    where = at + c * J * M + j[:, None] * M + m[None, :]
-    mask = (j < J)[:, None] & (m < M)[None, :]
-    return tl.load(weight + where, mask=mask, other=0.0), where, mask
-
-
-@triton.jit
-def _votes(
-    poses, child, present, weight, at, query, J, R, C, M,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
-):  # fmt: skip
-    """Votes of one child, [t, j, r, m], in the type of `query`."""
-    votes = tl.zeros((T, JP, RP, MP), query.dtype)
-    for c in range(C):
-        u, _, _ = _columns(poses, child, present, c, R, C, RP)
-        w, _, _ = _row(weight, at, c, J, M, JP, MP)
-        votes += u.to(query.dtype)[:, None, :, None] * w.to(query.dtype)[None, :, None, :]
-    return votes
-
-
-@triton.jit
-def _agree(votes, parents):
-    return tl.sum(tl.sum(votes * parents, 3), 2)  # [t, j]
-
-
-@triton.jit
 def _couple(votes, query, J, JP: tl.constexpr):
     """Softmax over parents, [t, j]."""
     there = (tl.arange(0, JP) < J)[None, :]
-    logits = tl.where(there, _agree(votes, query), float("-inf"))
+    logits = tl.where(there, inner(votes, query), float("-inf"))
     e = tl.exp(logits - tl.max(logits, 1)[:, None])
     return e / tl.sum(e, 1)[:, None]
 
 
 @triton.jit
-def _parents(position, count, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr):
-    """Places [t, j, r, m] of parents in [positions, j, r, m], and which of them exist."""
-    j = tl.arange(0, JP)[None, :, None, None]
-    r = tl.arange(0, RP)[None, None, :, None]
-    m = tl.arange(0, MP)[None, None, None, :]
-    t = position[:, None, None, None]
-    return ((t * J + j) * R + r) * M + m, (t < count) & (j < J) & (r < R) & (m < M)
-
-
-@triton.jit
 def _change(votes, coupling, gradient):
     """Gradient of the logits, [t, j]."""
-    agreement = _agree(votes, gradient)
+    agreement = inner(votes, gradient)
     return coupling * (agreement - tl.sum(coupling * agreement, 1)[:, None])
 
 
@@ -162,15 +106,17 @@ def _forward_kernel(
 ):  # fmt: skip
     """out [t, j, r, m] of the positions of this program."""
     position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = _parents(position, count, J, R, M, JP, RP, MP)
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
     q = tl.load(query + at, mask=mask, other=0.0)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for k in range(KH * KW):
         for n in range(types):
-            child, present = _child(
+            child, present = child_at(
                 position, k, n, count, height, width, across, places, stride, padding, types, KW, R * C
             )
-            votes = _votes(poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP)
+            votes = window_votes(
+                poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP
+            )
             total += _couple(votes, q, J, JP)[:, :, None, None] * votes
     tl.store(out + at, total, mask=mask)
 
@@ -183,16 +129,18 @@ def _query_kernel(
 ):  # fmt: skip
     """out = sum_i l v of the positions of this program."""
     position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = _parents(position, count, J, R, M, JP, RP, MP)
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
     q = tl.load(query + at, mask=mask, other=0.0)
     g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for k in range(KH * KW):
         for n in range(types):
-            child, present = _child(
+            child, present = child_at(
                 position, k, n, count, height, width, across, places, stride, padding, types, KW, R * C
             )
-            votes = _votes(poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP)
+            votes = window_votes(
+                poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP
+            )
             change = _change(votes, _couple(votes, q, J, JP), g)
             total += change[:, :, None, None] * votes
     tl.store(out + at, total, mask=mask)
@@ -217,22 +165,22 @@ def _child_kernel(
         own = part * KH * KW * types * C * J * M + w
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = _parents(position, last, J, R, M, JP, RP, MP)
+            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
             q = tl.load(query + at, mask=mask, other=0.0)
             g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
-            child, present = _child(
+            child, present = child_at(
                 position, k, n, last, height, width, across, places, stride, padding, types, KW, R * C
             )
-            votes = _votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP)
+            votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP)
             coupling = _couple(votes, q, J, JP)
             d_votes = coupling[:, :, None, None] * g + _change(votes, coupling, g)[:, :, None, None] * q
             for c in range(C):
-                u, place, r = _columns(poses, child, present, c, R, C, RP)
-                row, _, _ = _row(weight, w, c, J, M, JP, MP)
+                u, place, r = column_of(poses, child, present, c, R, C, RP)
+                row, _, _ = row_of(weight, w, c, J, M, JP, MP)
                 d_u = tl.sum(tl.sum(d_votes * row.to(q.dtype)[None, :, None, :], 3), 1)
                 inside = present[:, None] & (r < R)[None, :]
                 tl.store(d_poses + place, tl.load(d_poses + place, mask=inside, other=0.0) + d_u, mask=inside)
-                d_row, where, real = _row(d_weight, own, c, J, M, JP, MP)
+                d_row, where, real = row_of(d_weight, own, c, J, M, JP, MP)
                 d_row += tl.sum(tl.sum(d_votes * u.to(q.dtype)[:, None, :, None], 2), 0)
                 tl.store(d_weight + where, d_row, mask=real)
             tl.debug_barrier()  # what a thread has stored another may load

@@ -7,8 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchcaps.kernels.attention.cuda import _agree, _child, _columns, _parents, _row, _votes
 from torchcaps.kernels.em.cuda_kernels import coupling_of, numbers_at, state_of
+from torchcaps.kernels.tiles import inner, parents_at
+from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_votes
 
 
 @triton.jit
@@ -24,7 +25,7 @@ def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
 def _change(votes, m, g, v, h):
     """Gradient of the weight of each pair, [t, j]."""
     y = votes - m
-    return h + _agree(y, g + v * y)
+    return h + inner(y, g + v * y)
 
 
 @triton.jit
@@ -42,12 +43,14 @@ def activation_kernel(
     for k in range(KH * KW):
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = _parents(position, last, J, R, M, JP, RP, MP)
+            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
             place, real = numbers_at(position, last, J, JP)
             mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
             m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
-            child, present = _child(position, k, n, last, height, width, across, places, stride, padding, types, KW, 1)
-            votes = _votes(
+            child, present = child_at(
+                position, k, n, last, height, width, across, places, stride, padding, types, KW, 1
+            )
+            votes = window_votes(
                 poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
             )
             c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)
@@ -77,12 +80,14 @@ def child_kernel(
         own = part * KH * KW * types * C * J * M + matrix
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = _parents(position, last, J, R, M, JP, RP, MP)
+            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
             place, real = numbers_at(position, last, J, JP)
             mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
             m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
-            child, present = _child(position, k, n, last, height, width, across, places, stride, padding, types, KW, 1)
-            votes = _votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP)
+            child, present = child_at(
+                position, k, n, last, height, width, across, places, stride, padding, types, KW, 1
+            )
+            votes = window_votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP)
             c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)
             change = _change(votes, m, g, v, h)
             w = c * tl.load(activations + child, mask=present, other=0.0)[:, None]
@@ -99,12 +104,12 @@ def child_kernel(
                 else:
                     d_votes -= 2 * l * p * (votes - mu)
             for column in range(C):
-                u, where, r = _columns(poses, child * R * C, present, column, R, C, RP)
-                row, _, _ = _row(weight, matrix, column, J, M, JP, MP)
+                u, where, r = column_of(poses, child * R * C, present, column, R, C, RP)
+                row, _, _ = row_of(weight, matrix, column, J, M, JP, MP)
                 d_u = tl.sum(tl.sum(d_votes * row[None, :, None, :], 3), 1)
                 inside = present[:, None] & (r < R)[None, :]
                 tl.store(d_poses + where, tl.load(d_poses + where, mask=inside, other=0.0) + d_u, mask=inside)
-                d_row, lies, exists = _row(d_weight, own, column, J, M, JP, MP)
+                d_row, lies, exists = row_of(d_weight, own, column, J, M, JP, MP)
                 d_row += tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
                 tl.store(d_weight + lies, d_row, mask=exists)
             tl.debug_barrier()  # what a thread has stored another may load
@@ -120,7 +125,7 @@ def state_kernel(
 ):  # fmt: skip
     """The sums l e, l e^2 [t, j, r, m] and l [t, j] of the positions of this program, or with DOT l v and l."""
     position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = _parents(position, count, J, R, M, JP, RP, MP)
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
     place, real = numbers_at(position, count, J, JP)
     mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
     m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
@@ -129,8 +134,10 @@ def state_kernel(
     of_q = tl.zeros((T, JP), mu.dtype)
     for k in range(KH * KW):
         for n in range(types):
-            child, present = _child(position, k, n, count, height, width, across, places, stride, padding, types, KW, 1)
-            votes = _votes(
+            child, present = child_at(
+                position, k, n, count, height, width, across, places, stride, padding, types, KW, 1
+            )
+            votes = window_votes(
                 poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
             )
             c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)

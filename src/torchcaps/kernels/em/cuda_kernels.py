@@ -1,6 +1,6 @@
 """The forward kernels of the step on CUDA, and what they share with those of `cuda_gradients`.
 
-Tensors in a program are [t, j, r, m] as in `torchcaps.kernels.attention.cuda`, and what is one for each parent [t, j].
+Tensors in a program are [t, j, r, m] as in `torchcaps.kernels.window_tiles`, and what is one for each parent [t, j].
 Where not ROUTED there is no state and activations are weights; DOT compares votes by dot product, where there is no
 precision; with WHOLE a child competes over all windows that see it, of which `seen` keeps the largest logit and the sum
 of e^(l - it). Importing this module imports Triton.
@@ -13,7 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchcaps.kernels.attention.cuda import _agree, _child, _parents, _votes
+from torchcaps.kernels.tiles import inner, parents_at
+from torchcaps.kernels.window_tiles import child_at, window_votes
 
 LEAST = tl.constexpr(1e-30)  # of a sum of weights that divides: what is below moves no mean
 
@@ -37,10 +38,10 @@ def state_of(mean, precision, prior, at, mask, place, real, ROUTED: tl.constexpr
 def _logits(votes, mu, p, q, J, JP: tl.constexpr, DOT: tl.constexpr):
     """[t, j], -inf beyond the last parent."""
     if DOT:
-        logits = q + _agree(votes, mu)
+        logits = q + inner(votes, mu)
     else:
         apart = votes - mu
-        logits = q - _agree(p * apart, apart)
+        logits = q - inner(p * apart, apart)
     return tl.where((tl.arange(0, JP) < J)[None, :], logits, float("-inf"))
 
 
@@ -76,7 +77,7 @@ def forward_kernel(
     Votes are taken in one by one, so that squares are never uncentred.
     """
     position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = _parents(position, count, J, R, M, JP, RP, MP)
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
     place, real = numbers_at(position, count, J, JP)
     mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
     middle = tl.zeros((T, JP, RP, MP), mu.dtype)
@@ -84,8 +85,10 @@ def forward_kernel(
     whole = tl.zeros((T, JP), mu.dtype)
     for k in range(KH * KW):
         for n in range(types):
-            child, present = _child(position, k, n, count, height, width, across, places, stride, padding, types, KW, 1)
-            votes = _votes(
+            child, present = child_at(
+                position, k, n, count, height, width, across, places, stride, padding, types, KW, 1
+            )
+            votes = window_votes(
                 poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
             )
             a = tl.load(activations + child, mask=present, other=0.0)
@@ -116,11 +119,13 @@ def claim_kernel(
     for k in range(KH * KW):
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = _parents(position, last, J, R, M, JP, RP, MP)
+            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
             place, real = numbers_at(position, last, J, JP)
             mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
-            child, present = _child(position, k, n, last, height, width, across, places, stride, padding, types, KW, 1)
-            votes = _votes(
+            child, present = child_at(
+                position, k, n, last, height, width, across, places, stride, padding, types, KW, 1
+            )
+            votes = window_votes(
                 poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
             )
             logits = _logits(votes, mu, p, q, J, JP, DOT)

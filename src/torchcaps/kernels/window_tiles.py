@@ -1,0 +1,56 @@
+"""Tiles of the votes of convolutional capsules in Triton, for a few positions and one child of their windows at a time.
+
+Tensors in a program are [t, j, r, m]: positions, parents, rows and columns of a vote, each a power of two, with zeros
+beyond what is there. A vote is a sum over the child's columns c of an outer product, so nothing is of its size but
+registers. Weights lie as [k, n, c, j, m], so that what a product reads is one piece of memory. Importing this module
+imports Triton.
+"""
+
+# The body of a kernel is Triton's language, and a pointer no tensor.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def child_at(position, k, n, count, height, width, across, places, stride, padding, types, KW, size):
+    """Where the child n at offset k of each window begins, and whether it is there, [t]."""
+    image, place = position // places, position % places
+    y = place // across * stride + k // KW - padding
+    x = place % across * stride + k % KW - padding
+    present = (position < count) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return (((image * height + y) * width + x) * types + n) * size, present
+
+
+@triton.jit
+def column_of(poses, child, present, c, R, C, RP: tl.constexpr):
+    """Column c of the poses, [t, r]."""
+    r = tl.arange(0, RP)
+    at = child[:, None] + r[None, :] * C + c
+    return tl.load(poses + at, mask=present[:, None] & (r < R)[None, :], other=0.0), at, r
+
+
+@triton.jit
+def row_of(weight, at, c, J, M, JP: tl.constexpr, MP: tl.constexpr):
+    """Row c of the weights of one child, [j, m], and where it lies."""
+    j, m = tl.arange(0, JP), tl.arange(0, MP)
+    where = at + c * J * M + j[:, None] * M + m[None, :]
+    mask = (j < J)[:, None] & (m < M)[None, :]
+    return tl.load(weight + where, mask=mask, other=0.0), where, mask
+
+
+@triton.jit
+def window_votes(
+    poses, child, present, weight, at, query, J, R, C, M,
+    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+):  # fmt: skip
+    """Votes of one child, [t, j, r, m], in the type of `query`."""
+    votes = tl.zeros((T, JP, RP, MP), query.dtype)
+    for c in range(C):
+        u, _, _ = column_of(poses, child, present, c, R, C, RP)
+        w, _, _ = row_of(weight, at, c, J, M, JP, MP)
+        votes += u.to(query.dtype)[:, None, :, None] * w.to(query.dtype)[None, :, None, :]
+    return votes
