@@ -1,0 +1,262 @@
+"""Write docs/speed.md and pictures/scale.png from the newest CPU lines of results/benchmarks.jsonl.
+
+python docs/draw_speed.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchcaps.inspect.figures import INK, style
+from torchcaps.routing import list_routings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "results" / "benchmarks.jsonl"
+COLOURS = {"dynamic": INK["accent"], "inverted-attention": INK["second"], "em": "#2a8f66", "fm": "#8a4fbf"}
+AXES = {
+    "children": "children",
+    "parents": "parents",
+    "batch": "images in a batch",
+    "iterations": "iterations",
+}
+Lines = dict[str, dict[str, Any]]
+
+PAGE = """# Speed
+
+Made by `docs/draw_speed.py` from the newest line of each benchmark in `results/benchmarks.jsonl`: {machine}.
+"Einsum" is the same algorithm written as public code writes it, with votes as a tensor (`benchmarks/naive.py`). That
+both are equal is checked in the same run, or by `tests/test_naive.py`. Times are medians, ratios medians of ratios of
+neighbouring runs. A step is forward and backward. Held is what autograd keeps for backward, all distinct storages
+together, children and weights too. `make bench` measures all of it anew.
+
+Einsum's times vary from one run to the next, up to several times: much of them goes into memory that the system has to
+find and clear, most where a size is run first. So some of its forward passes below took longer than whole steps.
+
+## Kernels
+
+`python benchmarks/kernels.py`. The roofline of a pass is the larger of the bytes that it must move over the bandwidth
+of a copy and of its operations over the rate of a float32 matrix product, both measured in the same run; shown is which
+part of that speed is reached, forward and step. R is the number of iterations.
+
+{kernels}
+
+Dynamic routing's goal of 1/20 counts children and weights, which backward needs: alone they are 10.1 MiB of the
+{dynamic_held} MiB that ours holds, einsum {naive_held}.
+
+## Whole networks
+
+`python benchmarks/networks.py`. Training is forward, backward and optimiser step: ours in bf16, channels-last, as the
+library trains where a machine multiplies in bf16 natively; einsum in float32, votes made anew in each step, and of the
+concurrent layers every step computed. In float32 ours has the loss and, to {difference}, the gradients of einsum.
+
+{networks}
+
+With two iterations most of `attention-resnet-cifar10`'s steps reach nothing and are left out. Einsum that leaves them
+out as well is {skipping} times as fast as einsum that does not: that is {share} of all time saved. The kernels, bf16
+and channels-last save the rest.
+
+## Every routing
+
+`python benchmarks/routing.py`. Operations are counted by formula (`benchmarks/roofline.py`): as few as the algorithm
+needs when no vote is kept, whatever the implementation does. Where there is no kernel, steps are plain; these save
+memory first.
+
+Linear capsules, 1152 of 8 → 10 of 16, batch {linear_batch}, milliseconds and MiB:
+
+{linear}
+
+Convolutional capsules, 16x16x32 of 4x4, 3x3 stride 2 → 32 of 4x4, batch {conv_batch}:
+
+{conv}
+
+## Scale
+
+`python benchmarks/scale.py` grows a linear layer one axis at a time, from {base}.
+
+![Time of a training step and peak memory against children, parents, batch and iterations, on logarithmic axes: at the
+large end einsum takes several times the memory and the time of ours](pictures/scale.png)
+
+*A training step by einsum (dashed) and as layers take it (solid). Dotted: the votes, if they were a tensor. Where these
+stay in the caches, at the small end, inverted attention by einsum is as fast. The peaks of EM and inverted attention at
+batch 32 are weights and their gradients, several copies of them, padded to 16 parents.*
+
+Slopes of a straight line through the four largest sizes of an axis, on logarithmic axes; 1 is linear, and less means
+that a part does not grow, as weights do not with the batch. Einsum's time grows faster than its work where votes leave
+the caches. Held, and the largest single allocation of a step, stand over the size of all votes at the axis' end: ours
+makes no vote tensor at any size. At batch 32 the weights alone are a quarter of the votes.
+
+{slopes}
+
+What fits 24 GB was not tried: peaks (children, weights, all that torch allocates in a step) lie on a straight line in
+children, parents and batch, and the table says where that line, through the three largest sizes, reaches 24e9 bytes.
+"Off" is how far the three lie from it. Ours is extrapolated by factors of hundreds to thousands, and scratch memory of
+the kernels' loops, some kilobytes an image, is not counted: the largest batches of ours are upper bounds.
+
+{fitting}
+"""
+
+
+def main() -> None:
+    lines = newest(RESULTS)
+    (DOCS / "speed.md").write_text(page(lines), encoding="utf-8")
+    with style():
+        draw_scale(lines).savefig(DOCS / "pictures" / "scale.png", dpi=110)
+
+
+def newest(path: Path) -> Lines:
+    """The last line of each benchmark on CPU, by name."""
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {record["benchmark"]: record for record in records if record.get("device", "cpu") == "cpu"}
+
+
+def page(lines: Lines) -> str:
+    pair = lines["networks/attention-resnet-cifar10, 2 iterations"]
+    first, linear, conv = pair["environment"], under(lines, "routing", "/linear"), under(lines, "routing", "/conv")
+    base, dynamic = lines["scale/dynamic/children"]["base"], lines["kernels/dynamic, 1152x8 -> 10x16"]
+    differences = [line["difference"]["gradients"] for line in under(lines, "networks") if "difference" in line]
+    return PAGE.format(
+        machine=f"{first['cpu']}, {first['cores']} cores, {pair['threads']} threads, no GPU, torch {first['torch']}",
+        kernels=table(
+            ("layer", "batch", "forward", "step", "held", "roofline"), map(kernel_row, under(lines, "kernels"))
+        ),
+        dynamic_held=dynamic["held_mb"],
+        naive_held=dynamic["naive_held_mb"],
+        difference=f"{max(differences):.0e}",
+        networks=table(
+            ("network", "batch", "einsum", "ours", "found", "goal"), map(network_row, under(lines, "networks"))
+        ),
+        skipping=pair["skipping_speed_up"],
+        share=f"{pair['skipping_share_of_time_saved']:.0%}",
+        linear_batch=linear[0]["batch"],
+        conv_batch=conv[0]["batch"],
+        linear=table(ROUTING, map(routing_row, linear)),
+        conv=table(ROUTING, map(routing_row, conv)),
+        base=f"{base['children']} children of 8 → {base['parents']} of 16, batch {base['batch']}, "
+        f"{base['iterations']} iterations (FM: 1)",
+        slopes=table(SLOPES, map(slope_row, under(lines, "scale"))),
+        fitting=table(FITTING, map(fitting_row, (x for x in under(lines, "scale") if x["axis"] != "iterations"))),
+    )
+
+
+def under(lines: Lines, group: str, end: str = "") -> list[dict[str, Any]]:
+    """Lines of a group of benchmarks; of routings in the order of their list."""
+    found = [line for name, line in lines.items() if name.startswith(group + "/") and end in name]
+    order = {spec.name: n for n, spec in enumerate(list_routings())}
+    return sorted(found, key=lambda line: order.get(line["benchmark"].split("/")[1], 0))
+
+
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    marks = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, marks, *rows))
+
+
+def kernel_row(line: dict[str, Any]) -> Iterator[object]:
+    yield from (line["benchmark"].removeprefix("kernels/") + f", R = {line['iterations']}", line["batch"])
+    for key in ("forward", "step"):
+        yield (
+            f"{line['naive_' + key + '_ms']:.0f} → {line[key + '_ms']:.1f} ms, {line['ratios'][key]}x "
+            f"(goal {line['goals'][key]}x{passed(line['passed'][key])})"
+        )
+    yield f"1/{line['ratios']['held']:.0f} (goal 1/{line['goals']['held']:.0f}{passed(line['passed']['held'])})"
+    yield f"{line['forward_of_roofline']:.0%}, {line['step_of_roofline']:.0%}"
+
+
+def network_row(line: dict[str, Any]) -> tuple[object, ...]:
+    name, goal = line["benchmark"].removeprefix("networks/"), line["goal"]
+    if "speed_up" not in line:
+        times = f"convolutions {line['convolutions_ms']} ms", f"network {line['network_ms']} ms"
+        found = f"{line['capsules_above_convolutions']:.1%} above"
+        return name, line["batch"], *times, found, f"at most {goal:.0%}{passed(line['passed'])}"
+    rates = f"{line['einsum_images_per_second']} images/s", f"{line['images_per_second']} images/s"
+    found = f"{line['speed_up']}x (float32: {line['fp32_speed_up']}x)"
+    return f"{name}, training", line["batch"], *rates, found, f"{goal}x{passed(line['passed'])}"
+
+
+ROUTING = ("routing", "R", "forward", "einsum", "step", "einsum", "held", "einsum", "of roofline", "steps")
+
+
+def routing_row(line: dict[str, Any]) -> tuple[object, ...]:
+    keys = ("forward_ms", "naive_forward_ms", "step_ms", "naive_step_ms", "held_mb", "naive_held_mb")
+    shares = f"{line['forward_of_roofline']:.0%}, {line['step_of_roofline']:.0%}"
+    numbers = (f"{line[key]:.1f}" for key in keys)
+    name = line["benchmark"].split("/")[1]
+    return f"`{name}`", line["iterations"], *numbers, shares, "fused" if line["fused"] else "plain"
+
+
+OVER_VOTES = ("held over votes: einsum", "ours", "largest piece over votes: einsum", "ours")
+SLOPES = ("routing", "axis", "time: einsum", "ours", "memory: einsum", "ours", *OVER_VOTES)
+
+
+def slope_row(line: dict[str, Any]) -> Iterator[str]:
+    yield from scale_names(line)
+    for key in ("naive_step_ms", "step_ms", "naive_peak_bytes", "peak_bytes"):
+        yield f"{line['slopes'][key]:.2f}"
+    for key in ("naive_held", "held", "naive_largest_piece", "largest_piece"):
+        yield f"{line[key + '_bytes'][-1] / line['votes_bytes'][-1]:.2g}"
+
+
+FITTING = ("routing", "axis", "measured up to", "einsum", "off", "ours", "off", "ours over einsum")
+
+
+def fitting_row(line: dict[str, Any]) -> Iterator[str]:
+    yield from scale_names(line)
+    yield f"{line['sizes'][-1]:,}"
+    for prefix in ("naive_", ""):
+        yield f"{line[prefix + 'largest_in_24_gb']:,}"
+        yield f"{line[prefix + 'fit_error']:.1%}"
+    yield f"{line['largest_in_24_gb'] / line['naive_largest_in_24_gb']:.1f}"
+
+
+def scale_names(line: dict[str, Any]) -> tuple[str, str]:
+    _, routing, axis = line["benchmark"].split("/", 2)
+    return f"`{routing}`", axis
+
+
+def passed(mark: bool) -> str:
+    return ", reached" if mark else ", missed"
+
+
+def draw_scale(lines: Lines) -> Figure:
+    """Time and peak memory, a column an axis; a colour a routing, dashed by einsum."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    panels = figure.subplots(2, len(AXES), sharey="row", squeeze=False)
+    for (axis, label), (time, memory) in zip(AXES.items(), panels.T, strict=True):
+        for routing, colour in COLOURS.items():
+            line = lines.get(f"scale/{routing}/{axis}")
+            if line is not None:
+                draw_line(time, line, "step_ms", 1, colour)
+                draw_line(memory, line, "peak_bytes", 1e-6, colour)
+                votes = [value * 1e-6 for value in line["votes_bytes"]]
+                memory.plot(line["sizes"], votes, ":", color=INK["muted"], lw=1.2)
+        memory.set_xlabel(label)
+    panels[0, 0].set_ylabel("training step, ms")
+    panels[1, 0].set_ylabel("peak memory, MB")
+    marks = [Line2D([], [], color=colour, label=routing) for routing, colour in COLOURS.items()]
+    marks += [Line2D([], [], color=INK["ink"], ls=ls, label=name) for ls, name in (("--", "einsum"), ("-", "ours"))]
+    marks += [Line2D([], [], color=INK["muted"], ls=":", label="votes")]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks))
+    return figure
+
+
+def draw_line(axes: Axes, line: dict[str, Any], key: str, unit: float, colour: str) -> None:
+    for prefix, form in (("naive_", "--"), ("", "-")):
+        values = [value * unit for value in line[prefix + key]]
+        axes.plot(line["sizes"], values, form, marker=".", ms=4, color=colour, lw=1.4)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xticks(line["sizes"], map(str, line["sizes"]), minor=False)
+
+
+if __name__ == "__main__":
+    main()
