@@ -92,6 +92,8 @@ def build_fabric(config: Config) -> Fabric:
 def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
     """What `function` returns in the first process of `fabric`; it must be importable, since processes are spawned.
 
+    What it returns comes through a pipe of which nobody reads before it ends, and must be small: some kilobytes.
+
     Raises:
         ValueError, FileNotFoundError, ...: those of `_PASSED`, as `function` does, from whichever process.
         ChildProcessError: when one of the processes was killed; the others have been ended then.

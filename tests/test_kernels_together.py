@@ -1,0 +1,89 @@
+"""All fused steps in one network: trained by two processes as by one, and compiled by inductor."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file, save_file
+from tiny import tiny_config
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.layers.transforms import Transform
+from torchcaps.train.machine import build_fabric, launch
+
+LINEAR = ("dynamic", "xnodr", "xnidr", "xnodr-xnidr", "em", "fm", "inverted-attention", "inverted-attention-c")
+CONV = ("em", "inverted-attention", "inverted-attention-c")
+IMAGES = 6
+
+
+class Bench(nn.Module):
+    """A layer of each fused routing, linear and convolutional, beside each other; the mean of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.ModuleDict({name: self._stack(LinearTransform(50, 3, 4, 4), name) for name in LINEAR})
+        self.conv = nn.ModuleDict(
+            {name: self._stack(ConvTransform(2, 3, 4, 4, stride=2, matrix=True), name) for name in CONV}
+        )
+
+    @staticmethod
+    def _stack(transform: Transform, routing: str) -> CapsuleStack:
+        options = {"batch_norm": None} if routing == "fm" else {}  # whose statistics are of a process's own images
+        return CapsuleStack([CapsuleLayer(transform, routing, "fused", **options)], 2)
+
+    def forward(self, poses: Tensor, activations: Tensor) -> Tensor:
+        """Children [b, 5, 5, 2, 4] and [b, 5, 5, 2] -> a number."""
+        maps = Capsules(poses, activations)
+        flat = Capsules(poses.flatten(1, 3), activations.flatten(1, 3))
+        ends = [stack(flat)[-1].capsules for stack in self.linear.values()]
+        ends += [stack(maps)[-1].capsules for stack in self.conv.values()]
+        sizes = [end.poses.square().mean() for end in ends]
+        sizes += [end.activations.mean() for end in ends if end.activations is not None]
+        return torch.stack(sizes).mean()
+
+
+def children() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(IMAGES, 5, 5, 2, 4, generator=generator), torch.rand(IMAGES, 5, 5, 2, generator=generator)
+
+
+def save_gradients(fabric: Fabric, path: Path) -> None:
+    """Those of the mean over all images, of which each process sees its share."""
+    bench = Bench()
+    module = fabric.setup_module(bench)
+    share = slice(fabric.global_rank, IMAGES, fabric.world_size)
+    fabric.backward(module(*(x[share] for x in children())))
+    if fabric.is_global_zero:
+        save_file({name: p.grad for name, p in bench.named_parameters() if p.grad is not None}, path)
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    files = {count: tmp_path / f"{count}.safetensors" for count in (1, 2)}
+    save_gradients(build_fabric(tiny_config(tmp_path)), files[1])
+    launch(build_fabric(tiny_config(tmp_path, processes=2)), partial(save_gradients, path=files[2]))
+    one, two = map(load_file, files.values())
+    assert len(one) >= len(LINEAR) + len(CONV) and set(one) == set(two)
+    for name, expected in one.items():
+        torch.testing.assert_close(two[name], expected, rtol=1e-4, atol=1e-7, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+def test_inductor_gives_the_same() -> None:
+    plain, compiled = Bench(), Bench()
+    losses = [(plain(*children())), torch.compile(compiled)(*children())]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0])
+    for (name, p), q in zip(plain.named_parameters(), compiled.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-6, msg=name)
