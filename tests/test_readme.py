@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from torchcaps.recipes import list_tables
 from torchcaps.routing.listing import routing_table
 
 ROOT = Path(__file__).parent.parent
@@ -21,11 +22,20 @@ def test_the_example_runs_and_prints_what_its_comments_say():
     assert printed == promised and len(printed) == 3
 
 
-def test_pictures_and_pages_that_are_linked_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert links
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_pictures_and_pages_that_are_linked_exist(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text())
+    assert links or page.name != "README.md"
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (page.parent / link).exists(), link
+
+
+def test_every_table_is_linked_from_the_page_of_its_paper():
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    for table in list_tables():
+        assert f"- [{table.printed}](../results/tables/{table.id}.md): {table.title}\n" in pages, table.id
 
 
 @pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))
