@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from torchcaps.train.machine import describe_machine
+
 BENCHMARKS = (
     "stem.py",
     "routing.py",
@@ -20,6 +22,7 @@ BENCHMARKS = (
 
 
 def main() -> None:
+    print(", ".join(f"{name} {value}" for name, value in describe_machine().items() if not isinstance(value, dict)))
     for name in BENCHMARKS:
         print(f"== {name}", flush=True)
         subprocess.run([sys.executable, str(Path(__file__).parent / name)], check=True)
