@@ -5,9 +5,10 @@ import torch
 from exporting import onnx_error
 
 from torchcaps import create_model
-from torchcaps.capsules import Capsules, squash
+from torchcaps.capsules import Capsules, lengths, squash
 from torchcaps.layers.master_aide import VERSIONS
-from torchcaps.models.encapnet_six import BiasedTransform
+from torchcaps.models import encapnet_six
+from torchcaps.models.encapnet_six import BiasedTransform, RepeatedTransform
 
 NARROW = {
     "encapnet-v1": {"types": 2, "lengths": (1, 1, 1, 1)},
@@ -134,7 +135,8 @@ def test_maps_beyond_those_of_32_pixels_are_averaged():
 def test_capnet_votes_as_a_grouped_convolution_does():
     """The vote of child (type, position) is the convolution's output at that position, of that group, bias included."""
     torch.manual_seed(0)
-    transform = BiasedTransform(2, 6, 5, child_pose=3, parent_pose=4)
+    transform = BiasedTransform(2, 6, 5, child_pose=3, parent_pose=4, std=0.5)
+    torch.nn.init.normal_(transform.weight)
     maps = torch.randn(2, 6, 2, 3)
     poses = maps.unflatten(1, (2, 3)).permute(0, 3, 4, 1, 2)
     votes = transform(Capsules(poses)).dense()[:, 0]  # [b, (i h w), j, d]
@@ -158,6 +160,49 @@ def test_capnets_children_compete_and_its_em_is_normalised():
     assert len(couplings) == 6
     for coupling in couplings:
         torch.testing.assert_close(coupling.sum(2), torch.ones_like(coupling.sum(2)))
+
+
+def test_em_votes_of_a_matrix_for_each_child_are_those_of_shared_ones(monkeypatch):
+    """With and without the fused step: scores and all gradients."""
+    torch.manual_seed(0)
+    repeated = narrow("capnet-6-em").double()
+    monkeypatch.setattr(encapnet_six, "REPEATED", 0)
+    shared = narrow("capnet-6-em").double()
+    shared.load_state_dict(repeated.state_dict())
+    kinds = [{type(layer.transform) for layer in model.stack.layers} for model in (repeated, shared)]
+    assert kinds == [{RepeatedTransform}, {BiasedTransform}]
+    images, scores = torch.rand(3, 3, 16, 16, dtype=torch.float64), []
+    for model in (repeated, shared):
+        scores.append(model(images).scores)
+        scores[-1].square().sum().backward()
+    torch.testing.assert_close(*scores)
+    for (name, one), other in zip(repeated.named_parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=name, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("types", [4, 16])
+def test_capnets_classes_start_short_and_depend_on_the_image(types):
+    """Lengths within reach of the squash at each size; a bias as large as the weights made them 93 % constant."""
+    torch.manual_seed(0)
+    model = create_model("capnet-6-dynamic", in_channels=3, image_size=32, types=types, channels=8, grid=4)
+    poses = model(torch.rand(16, 3, 1, 1) * torch.rand(16, 3, 32, 32)).capsules[-1].poses.flatten(1)
+    varying = poses.var(0).sum() / poses.square().mean(0).sum()
+    assert 0.01 < lengths(poses.unflatten(1, (10, -1))).mean() < 0.5
+    assert varying > 0.1
+
+
+def test_gradients_of_em_routing_agree_from_batch_to_batch():
+    """With independent weights and no floor under the variances they had nothing in common."""
+    torch.manual_seed(0)
+    model = create_model("capnet-6-em", image_size=16, in_channels=3, types=4, channels=4, grid=2)
+    weight, gradients = model.stack.layers[1].transform.weight, []
+    for _ in range(4):
+        images = torch.rand(32, 3, 1, 1) * torch.rand(32, 3, 16, 16)
+        scores = model(images).scores
+        (gradient,) = torch.autograd.grad((scores[:, 0] - scores[:, 1]).mean(), weight)
+        gradients.append(gradient.flatten() / gradient.norm())
+    cosines = torch.stack(gradients) @ torch.stack(gradients).T
+    assert (cosines.sum() - 4) / 12 > 0.3
 
 
 @pytest.mark.parametrize("start", ["zero", "random", "learnt"])

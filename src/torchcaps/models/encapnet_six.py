@@ -12,8 +12,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,10 +29,12 @@ from torchcaps.models.staged import StagedModel
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.em import EM
 from torchcaps.routing.interface import Routing, Sizes, Start
-from torchcaps.votes import Over
+from torchcaps.votes import LinearVotes, Over, Votes
 from torchcaps.votes.shared import SharedVotes
 
 POSE, CLASS_POSE = 8, 16
+EM_STD, EM_APART, EM_FLOOR = 0.4, 0.1, 0.1  # of EM routing's start, see `em_transforms`, and of its variances
+REPEATED = 2**24  # weights at most, where each child has its own for EM's fused step
 
 
 class SixStem(Backbone):
@@ -75,23 +78,96 @@ class AsCapsules(nn.Module):
 class BiasedTransform(Transform):
     """Votes W u + b, with W and b of each type and parent: a constant joins each pose, whose weights are the bias.
 
-    Initial weights have the elements of a vote as large as those of its child. Larger ones saturate lengths: where the
-    mean of all votes was that large, the network did not learn.
+    W starts normal and b from zero: one as large as W is nearly all of a mean of votes of many directions, which then
+    says nothing of the image.
 
     Args:
         types, positions: of the children, which are their product, ordered (type, position).
         parents, child_pose, parent_pose: see `Transform`.
+        std: of the initial W.
+        apart: share of `std` by which the W of a type differ from parent to parent, the rest being common to them; 1:
+            they are independent.
     """
 
     makes = SharedVotes
 
-    def __init__(self, types: int, positions: int, parents: int, child_pose: int, parent_pose: int):
-        std = 1 / math.sqrt(child_pose + 1)
+    def __init__(
+        self,
+        types: int,
+        positions: int,
+        parents: int,
+        child_pose: int,
+        parent_pose: int,
+        std: float,
+        apart: float = 1.0,
+    ):
+        self.apart = apart  # first, since the constructor draws the weights
         super().__init__((types,), parents, child_pose + 1, parent_pose, std=std, shared=positions)
 
-    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> SharedVotes:
-        poses, activations = flatten_space(children)
-        return SharedVotes(Capsules(F.pad(poses, (0, 1), value=1.0), activations), weight, self.shared, binary)
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.apart < 1:
+            common = math.sqrt(1 - self.apart**2) * self.std * torch.randn_like(self.weight[:1])
+            self.weight.mul_(self.apart).add_(common)
+        self.weight[..., -1, :] = 0
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
+        return SharedVotes(with_constant(children), weight, self.shared, binary)
+
+
+class RepeatedTransform(BiasedTransform):
+    """The same votes of a W for each child, repeated from that of its type: fused steps know these."""
+
+    makes = LinearVotes
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
+        return LinearVotes(with_constant(children), self._unshared(weight), binary=binary)
+
+
+def with_constant(children: Capsules) -> Capsules:
+    """[b, *space, i, d] -> [b, (i *space), d + 1], the last element being 1."""
+    poses, activations = flatten_space(children)
+    return Capsules(F.pad(poses, (0, 1), value=1.0), activations)
+
+
+class Layer(NamedTuple):
+    """The fifth or the sixth layer."""
+
+    types: int  # of children
+    positions: int
+    parents: int
+    pose: int  # of a child
+
+
+def dynamic_transforms(fifth: Layer, sixth: Layer) -> list[BiasedTransform]:
+    """Transforms with which dynamic routing starts in reach of the squash: neither at lengths of 0 nor of 1.
+
+    In the fifth layer all positions share W, so their votes add up, and the mean over n types is to be about as long as
+    a first capsule. In the sixth each child has been through a W of its own, and the mean of n votes is shorter by
+    sqrt(n). Were it kept, votes would be so long that routing picks one child of thousands in its first steps: of
+    children of length 1/2 they have the length n^(1/6), by which a step adds a 16th to the sum that it starts from.
+    """
+    pooled = math.sqrt(POSE / (2 * math.pi))  # length of the mean of poses that are the ReLU of normal numbers
+    first = math.sqrt(fifth.types) / (pooled * math.sqrt(CLASS_POSE))
+    children = sixth.types * sixth.positions
+    last = children ** (1 / 6) / (0.5 * math.sqrt(CLASS_POSE))
+    return [BiasedTransform(*layer, CLASS_POSE, std) for layer, std in ((fifth, 0.9 * first), (sixth, last))]
+
+
+def em_transforms(*layers: Layer) -> list[BiasedTransform]:
+    """Transforms with which EM routing starts soft: the votes of a child for all parents are nearly alike.
+
+    Votes of independent W are noise to each cluster, of which there are as many as children in the fifth layer: three
+    iterations then gave each cluster a child or two, anew for each image, and gradients of two batches had nothing in
+    common.
+    """
+    transforms = []
+    for layer in layers:
+        weights = layer.types * layer.positions * layer.parents * (layer.pose + 1) * CLASS_POSE
+        kind = RepeatedTransform if weights <= REPEATED else BiasedTransform
+        transforms.append(kind(*layer, CLASS_POSE, EM_STD, EM_APART))
+    return transforms
 
 
 def build_capnet(
@@ -103,15 +179,15 @@ def build_capnet(
     grid: int,
     iterations: int,
     routing: Callable[[Sizes], Routing],
+    start: Callable[[Layer, Layer], list[BiasedTransform]],
 ) -> CapsuleNetwork:
-    """The network of both routings; `routing` makes one of a layer's sizes."""
+    """The network of both routings; `routing` makes one of a layer's sizes, `start` the transforms of both layers."""
     if min(types, grid) < 1:
         raise ValueError(f"types is {types} and grid {grid}; they must be at least 1")
     height, width = (min(grid, side) for side in halved(image_size, 2))
     positions = height * width
-    transforms = (
-        BiasedTransform(types, positions, types * positions, POSE, CLASS_POSE),
-        BiasedTransform(types, positions, num_classes, CLASS_POSE, CLASS_POSE),
+    transforms = start(
+        Layer(types, positions, types * positions, POSE), Layer(types, positions, num_classes, CLASS_POSE)
     )
     layers = [CapsuleLayer(transform, routing(transform.sizes)) for transform in transforms]
     active = layers[0].routing.spec.needs_activations
@@ -154,6 +230,7 @@ def capnet_6_dynamic(
         grid,
         iterations,
         partial(Dynamic, over=over, start=start),
+        dynamic_transforms,
     )
 
 
@@ -167,6 +244,7 @@ def capnet_6_em(
     grid: int = 8,
     iterations: int = 3,
     normalise: bool = True,
+    eps: float = EM_FLOOR,
 ) -> Model:
     """Table 1 (b): EM routing with vector poses; the fourth convolution gives the activations too. Scores are those of
     the class capsules.
@@ -174,9 +252,18 @@ def capnet_6_em(
     Args:
         num_classes, in_channels, image_size, types, channels, grid, iterations: see `capnet_6_dynamic`.
         normalise: standardise what the sigmoid of an activation is given, which the paper finds crucial.
+        eps: floor of the variances, see `EM`; about those of the first votes.
     """
     return build_capnet(
-        num_classes, in_channels, image_size, types, channels, grid, iterations, partial(EM, normalise=normalise)
+        num_classes,
+        in_channels,
+        image_size,
+        types,
+        channels,
+        grid,
+        iterations,
+        partial(EM, normalise=normalise, eps=eps),
+        em_transforms,
     )
 
 

@@ -62,10 +62,13 @@ def train(
     augmentation: Augmentation = "none",
     data: str = "cifar10",
 ) -> Train:
-    narrow = Narrow("4-types-n1", {"types": 4, "lengths": (1, 1, 1, 1)})
+    options = options or {}
+    narrow = Narrow("2-types-n0111", {"types": 2, "lengths": (0, 1, 1, 1)})
     if "resnet" in model:
         narrow = Narrow("4-channels", {"channels": 4})
-    return Train(partial(deep, model, augmentation, data, options or {}), narrow)
+    elif options.get("units") == 2:  # which need two layers in each module
+        narrow = Narrow("2-types-n1", {"types": 2, "lengths": (1, 1, 1, 1)})
+    return Train(partial(deep, model, augmentation, data, options), narrow)
 
 
 DESIGNS: dict[str, tuple[str, str, dict[str, Option]]] = {  # Table 3, left

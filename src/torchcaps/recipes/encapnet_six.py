@@ -71,11 +71,11 @@ BATCHES = "the paper's batch sizes differ by row: 8 and 4 of (a) and (b), 128 of
 
 def narrow_six(row: Six) -> Narrow:
     if row.model.startswith("cnn"):
-        channels = 8 if row.name == "cnn" else 20  # in the ratio of the two networks
+        channels = 8 if row.name == "cnn" else 16
         return Narrow(f"{channels}-channels", {"channels": channels})
     narrow: dict[str, Option] = {"types": 4, "channels": 8}
-    if row.model.startswith("capnet"):  # 2048 parents and children at full size, 144 here
-        return Narrow("4-types-8-channels-6x6", {**narrow, "grid": 6})
+    if row.model.startswith("capnet"):  # 2048 parents and children at full size, 64 here
+        return Narrow("4-types-8-channels-4x4", {**narrow, "grid": 4})
     return Narrow("4-types-8-channels", narrow)
 
 
