@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import torchcaps.kernels.dynamic.step  # noqa: F401
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.dynamic.op import dynamic_step
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 
 VARIANTS = [
     ("dynamic", {}),
@@ -40,6 +40,37 @@ def test_equals_the_plain_step_in_float64(size, routing, options):
 def test_equals_the_plain_step_in_float32(size, routing):
     with memory_of_nan():
         check(*stack(size, routing, torch.float32), rtol=1e-4, atol=1e-5)
+
+
+WINDOWS = {
+    "conv": ((2, 3, 4, 6), {"stride": 2}),
+    "padded": ((3, 17, 4, 4), {"padding": 1, "matrix": True}),
+    "one": ((1, 1, 3, 2), {"kernel": 1}),
+}
+
+
+@pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-9, 1e-11), (torch.float32, 1e-4, 1e-5)])
+@pytest.mark.parametrize("routing", ["dynamic", "xnodr"])
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_windows_equal_the_plain_step(windows, routing, dtype, rtol, atol):
+    torch.manual_seed(0)
+    (children, parents, pose, parent_pose), options = WINDOWS[windows]
+    transform = ConvTransform(children, parents, pose, parent_pose, **options)
+    module = CapsuleStack([CapsuleLayer(transform, routing, "fused")], 3).to(dtype)
+    poses = torch.randn(3, 5, 4, children, pose, dtype=dtype)
+    with memory_of_nan():
+        check(module, poses, rtol=rtol, atol=atol)
+
+
+def test_windows_hold_no_votes():
+    torch.manual_seed(0)
+    transform = ConvTransform(32, 32, 16, 16, stride=2, matrix=True)
+    module = CapsuleStack([CapsuleLayer(transform, "dynamic")], 3)
+    poses = torch.randn(2, 16, 16, 32, 16, requires_grad=True)
+    votes = 2 * 49 * 9 * 32 * 32 * 16 * 4
+    assert module.layers[0].fused
+    assert held(lambda x: module(Capsules(x))[-1].capsules.poses, poses)[1] < votes / 8
+    assert largest_allocation(lambda: module(Capsules(poses))[-1].capsules.poses.sum().backward()) < votes / 8
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -183,6 +214,12 @@ def test_nothing_of_the_votes_size_exists(routing):
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="takes over 'parents', not 'children'"):
         CapsuleLayer(LinearTransform(4, 3, 2, 2), "dynamic", "fused", over="children")
+    for options, reason in (
+        ({"gradients": "last"}, "takes gradients 'all'"),
+        ({"start": "learnt"}, "no initial logits"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            CapsuleLayer(ConvTransform(2, 3, 4, 4), "dynamic", "fused", **options)
     with pytest.raises(ValueError, match="no kernel for Discriminative"):
         CapsuleLayer(LinearTransform(4, 3, 2, 2), "discriminative", "fused")
 

@@ -19,7 +19,7 @@ from torchcaps.layers.transforms import Transform
 from torchcaps.train.machine import build_fabric, launch
 
 LINEAR = ("dynamic", "xnodr", "xnidr", "xnodr-xnidr", "em", "fm", "inverted-attention", "inverted-attention-c")
-CONV = ("em", "inverted-attention", "inverted-attention-c")
+CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c")
 IMAGES = 6
 
 

@@ -1,4 +1,7 @@
-"""The fused step of dynamic routing, of XnIDR, of XnODR and of both, on linear capsules."""
+"""The fused step of dynamic routing, of XnIDR, of XnODR and of both, on linear capsules; of two of them on windows.
+
+A step of inverted attention is the same sum, so windows take that kernel: only what votes are compared with differs.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash, widen
+from torchcaps.kernels.attention.op import attend
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
-from torchcaps.votes import LinearVotes
+from torchcaps.votes import ConvVotes, LinearVotes
 
 if TYPE_CHECKING:
     from torchcaps.layers.transforms import Transform
@@ -42,6 +46,31 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
         seen = None if state is None else state.squeeze(1)  # [b, j, d]
         flags = isinstance(routing, XnIDR), votes.binary, routing.gradients == "last"
         total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
+    return _finish(routing, total, votes, state)
+
+
+def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
+    """There logits are votes times what is carried, and nothing else, with all their gradients."""
+    if routing.initial is not None:
+        return "on windows the dynamic kernel takes no initial logits: use start 'zero'"
+    if routing.gradients == "last":
+        return "on windows the dynamic kernel takes gradients 'all', not 'last'"
+    return supports(transform, routing)
+
+
+@register_kernel(ConvVotes, Dynamic, supports_windows)
+@register_kernel(ConvVotes, XnODR, supports_windows)
+def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int) -> Step:
+    """One iteration; the first is plain, a convolution."""
+    if state is None:
+        return routing.step(votes, state, t)
+    weight = votes.weight.unflatten(1, (*votes.kernel, -1))
+    total = attend(votes.capsules.poses, weight, state, votes.rows, votes.stride, votes.padding)
+    return _finish(routing, total, votes, state)
+
+
+def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: State) -> Step:
+    """What the plain step makes of the same sums."""
     parents = squash(total).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
