@@ -143,16 +143,15 @@ class Layer(NamedTuple):
 def dynamic_transforms(fifth: Layer, sixth: Layer) -> list[BiasedTransform]:
     """Transforms with which dynamic routing starts in reach of the squash: neither at lengths of 0 nor of 1.
 
-    In the fifth layer all positions share W, so their votes add up, and the mean over n types is to be about as long as
-    a first capsule. In the sixth each child has been through a W of its own, and the mean of n votes is shorter by
-    sqrt(n). Were it kept, votes would be so long that routing picks one child of thousands in its first steps: of
-    children of length 1/2 they have the length n^(1/6), by which a step adds a 16th to the sum that it starts from.
+    The mean of n votes of independent W is shorter by sqrt(n) than a vote. Were its length kept, votes would be so long
+    that routing saturates in its second step. They have the length n^(1/6), by which a step adds about a 16th to the
+    sum that it starts from. In the fifth layer all positions share W, so that n counts types alone, and parents may be
+    longer: votes are too, by 1.4. In the sixth each child has been through a W of its own.
     """
     pooled = math.sqrt(POSE / (2 * math.pi))  # length of the mean of poses that are the ReLU of normal numbers
-    first = math.sqrt(fifth.types) / (pooled * math.sqrt(CLASS_POSE))
-    children = sixth.types * sixth.positions
-    last = children ** (1 / 6) / (0.5 * math.sqrt(CLASS_POSE))
-    return [BiasedTransform(*layer, CLASS_POSE, std) for layer, std in ((fifth, 0.9 * first), (sixth, last))]
+    first = 1.4 * fifth.types ** (1 / 6) / (pooled * math.sqrt(CLASS_POSE))
+    last = (sixth.types * sixth.positions) ** (1 / 6) / (0.5 * math.sqrt(CLASS_POSE))  # for children of length 1/2
+    return [BiasedTransform(*layer, CLASS_POSE, std) for layer, std in ((fifth, first), (sixth, last))]
 
 
 def em_transforms(*layers: Layer) -> list[BiasedTransform]:
