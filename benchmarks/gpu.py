@@ -6,7 +6,6 @@ It runs from the source tree, whether or not the package is installed. See GPU.m
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -38,7 +37,8 @@ def main(arguments: list[str]) -> int:
         return 1
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    return subprocess.run([sys.executable, *RUNS[arguments[0]]], cwd=ROOT, env=environment).returncode
+    os.chdir(ROOT)
+    os.execve(sys.executable, [sys.executable, *RUNS[arguments[0]]], environment)  # which signals reach
 
 
 if __name__ == "__main__":
