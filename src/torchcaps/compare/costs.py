@@ -15,6 +15,7 @@ from torchcaps.recipes.records import append_record, config_hash
 
 COST = "cost"  # in place of a budget
 BATCH = 128
+FEW = 8  # images, and so many that a kernel is taken that leaves a handful to plain steps
 
 
 def record_costs(cells: Sequence[Cell], path: Path, device: str = "auto") -> None:
@@ -50,7 +51,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
     from torchcaps.train.machine import choose_device, describe_machine
 
     place = choose_device(device)
-    step_memory(config, 2, device)  # so that what is loaded once for all is there before
+    step_memory(config, FEW, device)  # so that what is loaded once for all is there before, the kernels too
     reset_peak(place)
     before = peak_memory(place)
     memory = step_memory(config, BATCH, device) - before / 1e6
