@@ -14,6 +14,7 @@ from torchcaps.cli import main, training
 from torchcaps.compare import page
 from torchcaps.compare.comparison import CONTROLS, Comparison, all_heads, choose_heads
 from torchcaps.compare.costs import COST, find_costs
+from torchcaps.compare.page import apart
 from torchcaps.config import CoefficientConfig, LossConfig, ModelConfig
 from torchcaps.recipes.budgets import apply_budget
 from torchcaps.recipes.records import config_hash
@@ -153,3 +154,10 @@ def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
     assert "no data set is named 'fashion-mnst'; the nearest is 'fashion-mnist'" in capsys.readouterr().err
     assert main(["compare", "--data", "digits", "--backbone", "resnet18x", "--show"]) == 2
     assert "resnet18x" in capsys.readouterr().err
+
+
+def test_names_in_the_picture_are_apart_and_near_where_they_belong() -> None:
+    assert apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert apart([0.5, 0.5, 0.52], 0.1) == pytest.approx([0.5067 - 0.1, 0.5067, 0.5067 + 0.1], abs=1e-4)
+    assert apart([0.3, 0.42, 0.42], 0.1) == pytest.approx([0.28, 0.38, 0.48])
+    assert apart([], 0.1) == []

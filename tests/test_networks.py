@@ -33,6 +33,7 @@ from torchcaps.train.machine import build_fabric
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
 SIZE = 2  # of the batch: EM routing among 2,048 parents takes half a minute for each image
+LONG = (pytest.mark.slow, pytest.mark.timeout(1200))
 QUICK = (
     "discriminative/table2/mnist-l2",
     "encapnet/table1/master-size",
@@ -56,9 +57,7 @@ def networks() -> dict[str, Cell]:
     return found
 
 
-CELLS = [
-    pytest.param(cell, id=cell.id, marks=() if cell.id in QUICK else pytest.mark.slow) for cell in networks().values()
-]
+CELLS = [pytest.param(cell, id=cell.id, marks=() if cell.id in QUICK else LONG) for cell in networks().values()]
 
 
 def draw_batch(config: Config) -> Batch:

@@ -13,6 +13,7 @@ from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.summary import Summary, summarise
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Show = Callable[[Record], str]
@@ -121,30 +122,62 @@ def _place(record: Record) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Test accuracy with its spread against multiply-adds, and against the latency of a batch of 128."""
+    """Test accuracy with its spread against the time of a training step, and against the latency of a batch of 128."""
     from matplotlib.figure import Figure
 
     from torchcaps.inspect.figures import INK, style
 
     with style():
-        figure = Figure(figsize=(9, 4), layout="constrained")
+        figure = Figure(figsize=(10, 4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        known = [row for row in rows if row.cost is not None and _accuracy(row)]
-        for axes, key, scale, label in zip(
+        known = sorted((row for row in rows if row.cost is not None and _accuracy(row)), key=_accuracy)
+        for axes, key, label in zip(
             panels,
-            ("multiply_adds", "latency_128_ms"),
-            (1e-6, 1.0),
-            ("multiply-adds of an image (M)", "latency of 128 images (ms)"),
+            ("step_ms", "latency_128_ms"),
+            ("training step of 128 images (ms)", "latency of 128 images (ms)"),
             strict=True,
         ):
             for row in known:
-                assert row.cost is not None and row.accuracy is not None
-                x, y = row.cost[key] * scale, row.accuracy.mean
+                assert row.cost is not None
                 colour = INK["second" if row.head in CONTROLS else "accent"]
-                axes.errorbar(x, y, row.accuracy.std or 0.0, fmt="o", ms=4, color=colour, capsize=2, lw=1)
-                axes.annotate(row.head, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK["ink"])
+                spread = _spread(row) or 0.0
+                axes.errorbar(row.cost[key], _accuracy(row), spread, fmt="o", ms=4, color=colour, capsize=2, lw=1)
             axes.set(xlabel=label)
             axes.set_xlim(left=0)
-            axes.margins(x=0.15)
+            axes.margins(x=0.05)
         panels[0].set_ylabel("test accuracy (%)")
+        for axes, key in zip(panels, ("step_ms", "latency_128_ms"), strict=True):
+            _name(axes, known, key)
     return figure
+
+
+def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
+    """The heads, from the least accurate up, beside `axes` with a line from each to its point, no name on another."""
+    from torchcaps.inspect.figures import INK
+
+    low, high = axes.get_ylim()
+    places = apart([(_accuracy(row) - low) / (high - low) for row in rows], 0.06)
+    for row, place in zip(rows, places, strict=True):
+        assert row.cost is not None
+        axes.annotate(
+            row.head,
+            (row.cost[key], _accuracy(row)),
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=INK["ink"],
+            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": INK["ink"], "alpha": 0.5},
+        )
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """`places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
+    groups: list[tuple[float, int]] = []  # middle and size of what has been pushed together
+    for place in places:
+        middle, size = place, 1
+        while groups and middle - (size - 1) * gap / 2 - (groups[-1][0] + (groups[-1][1] - 1) * gap / 2) < gap:
+            other, count = groups.pop()
+            middle, size = (middle * size + other * count) / (size + count), size + count
+        groups.append((middle, size))
+    return [middle + (n - (size - 1) / 2) * gap for middle, size in groups for n in range(size)]
