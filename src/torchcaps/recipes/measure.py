@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -121,23 +122,27 @@ def _median_seconds(function: Callable[[], object], place: str) -> float:
 
 
 def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
-    """A step on a batch of noise with labels at random, and the device that it runs on."""
+    """A step as the library trains, on a batch of noise with labels at random, and the device that it runs on."""
     import torch
-    from lightning.fabric import Fabric
+    from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.losses import multi_hot
-    from torchcaps.train.machine import choose_device
+    from torchcaps.train.allocator import keep_freed_memory
+    from torchcaps.train.machine import build_fabric, choose_device
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
     place = choose_device(device)
-    fabric = Fabric(accelerator=place, devices=1)
+    if place == "cpu":
+        keep_freed_memory()
+    fabric = build_fabric(replace(config, device=place, processes=1, batch_size=batch_size))
     classes, shape = model_arguments(config)["num_classes"], image_shape(config)
-    model = build_network(config)
+    model = convert_conv2d_weight_memory_format(build_network(config), torch.channels_last)
     fabric.to_device(model)
     phases = build_phases(model, config)
     wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     labels = torch.randint(classes, (batch_size,), device=place)
-    batch = Batch(torch.rand(batch_size, *shape, device=place), labels, multi_hot(labels, classes))
+    images = torch.rand(batch_size, *shape, device=place).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images, labels, multi_hot(labels, classes))
 
     def step() -> None:
         step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
@@ -146,14 +151,18 @@ def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[]
 
 
 def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], Tensor], str]:
-    """A pass over a batch of noise, and the device that it runs on."""
+    """A pass in float32 over a batch of noise, and the device that it runs on."""
     import torch
+    from torch.nn.utils import convert_conv2d_weight_memory_format
 
+    from torchcaps.train.allocator import keep_freed_memory
     from torchcaps.train.machine import choose_device
 
     place = choose_device(device)
-    model = build_network(config).eval().to(place)
-    images = torch.rand(batch_size, *image_shape(config), device=place)
+    if place == "cpu":
+        keep_freed_memory()
+    model = convert_conv2d_weight_memory_format(build_network(config).eval().to(place), torch.channels_last)
+    images = torch.rand(batch_size, *image_shape(config), device=place).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def forward() -> Tensor:

@@ -24,6 +24,7 @@ from torchcaps.config import Config
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.models import create_model
+from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
@@ -84,6 +85,8 @@ class Trainer:
     def __init__(self, fabric: Fabric, config: Config, resume: bool, interruption: Interruption | None = None):
         self.fabric, self.config = fabric, config
         self.interruption = interruption or Interruption()
+        if fabric.device.type == "cpu":
+            keep_freed_memory()
         with fabric.rank_zero_first():
             self.data = load_data(config.data, fabric.device)
         self.batches = self.data.training(

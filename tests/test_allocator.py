@@ -1,0 +1,40 @@
+"""Memory that tensors have given back stays with the process."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from torchcaps.train.allocator import keep_freed_memory
+
+FAULTS = """
+import resource, sys, torch
+from torchcaps.train.allocator import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1)
+before = faults()
+for _ in range(10):
+    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory is managed")
+def test_freed_memory_is_not_taken_anew() -> None:
+    default, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
+        for how in ("default", "keep")
+    )
+    assert default > 10 * max(kept, 1)
+
+
+def test_it_is_left_alone_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert keep_freed_memory() is False
