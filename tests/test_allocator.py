@@ -17,11 +17,13 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def layers():
+    return [torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1) for _ in range(8)]
 for _ in range(2):
-    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1)
+    layers()
 before = faults()
-for _ in range(10):
-    torch.empty(30 * 2**20, dtype=torch.uint8).fill_(1)
+for _ in range(5):
+    layers()
 print(faults() - before)
 """
 

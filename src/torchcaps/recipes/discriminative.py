@@ -31,6 +31,7 @@ PAPER = Paper("discriminative", "Yang, Li and Yu 2021")
 STEP, LAMBDA = 0.4, 0.001  # of the coefficients; the step is of the batch mean
 START = {"mnist": 0.5, "fashion-mnist": 0.5, "cifar10": 0.27, "multimnist": 0.3}  # sqrt(3000 / (N J)), see docs
 NARROW_START = {"mnist": 1.0, "fashion-mnist": 1.0, "cifar10": 0.54, "multimnist": 0.61}  # the same of `cpu`'s widths
+NARROW_STEP = 0.004  # of `cpu`, on validation: ten epochs with 0.4 lost a class, see docs
 SLOPE = 0.01  # of LeakyReLU
 DECODER = 0.0005  # weight of the reconstruction, as in Sabour et al. 2017
 EPOCHS = {"mnist": 20, "fashion-mnist": 50, "cifar10": 50}
@@ -107,7 +108,11 @@ def narrow(data: Data, rule: System) -> Narrow:
     options: dict[str, Option] = {"channels": 16, "primary": 16 if data == "cifar10" else 8}
     if rule != "dr":
         options["initial"] = NARROW_START[data]
-    return Narrow(f"16-filters-{options['primary']}-types", options)
+    return Narrow(f"16-filters-{options['primary']}-types", options, _step_of_narrow)
+
+
+def _step_of_narrow(config: Config) -> Config:
+    return replace(config, coefficients=replace(config.coefficients, lr=NARROW_STEP))
 
 
 def key(rule: System, decoder: bool) -> str:
