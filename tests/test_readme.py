@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from draw_compared import table
 
 from torchcaps.recipes import list_tables
+from torchcaps.recipes.records import read_records
 from torchcaps.routing.listing import routing_table
 
 ROOT = Path(__file__).parent.parent
@@ -34,8 +36,12 @@ def test_pictures_and_pages_that_are_linked_exist(page):
 
 def test_every_table_is_linked_from_the_page_of_its_paper():
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
-    for table in list_tables():
-        assert f"- [{table.printed}](../results/tables/{table.id}.md): {table.title}\n" in pages, table.id
+    for each in list_tables():
+        assert f"- [{each.printed}](../results/tables/{each.id}.md): {each.title}\n" in pages, each.id
+
+
+def test_the_table_of_compared_routings_is_that_of_the_runs():
+    assert table(read_records(ROOT / "results" / "runs.jsonl")) in README
 
 
 @pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))
