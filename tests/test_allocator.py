@@ -11,10 +11,9 @@ import pytest
 from torchcaps.train.allocator import keep_freed_memory
 
 FAULTS = """
-import resource, sys, torch
+import resource, torch
 from torchcaps.train.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+assert keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def layers():
@@ -30,11 +29,8 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory is managed")
 def test_freed_memory_is_not_taken_anew() -> None:
-    default, kept = (
-        int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, check=True).stdout)
-        for how in ("default", "keep")
-    )
-    assert default > 10 * max(kept, 1)
+    run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, check=True)
+    assert int(run.stdout) < 20_000  # anew, five times 240 MiB are 307,200 pages
 
 
 def test_it_is_left_alone_where_there_is_no_glibc(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,20 @@ VARIANTS = [
 every_variant = pytest.mark.parametrize(("routing", "options"), VARIANTS, ids=lambda x: str(x) if x else "")
 
 
+def refused(size, routing):
+    """Whether there is no such kernel: of two columns a sum of signs is 0 for all children at once too often."""
+    if (size, routing) != ("wide", "xnodr-xnidr"):
+        return False
+    with pytest.raises(ValueError, match="at least 3 columns"):
+        stack(size, routing, torch.float64)
+    return True
+
+
 @every_variant
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_plain_step_in_float64(size, routing, options):
+    if refused(size, routing):
+        return
     with memory_of_nan():
         check(*stack(size, routing, torch.float64, **options), rtol=1e-9, atol=1e-11)
 
@@ -38,6 +49,8 @@ def test_equals_the_plain_step_in_float64(size, routing, options):
 @pytest.mark.parametrize("routing", ["dynamic", "xnidr", "xnodr-xnidr"])
 @pytest.mark.parametrize("size", SIZES)
 def test_equals_the_plain_step_in_float32(size, routing):
+    if refused(size, routing):
+        return
     with memory_of_nan():
         check(*stack(size, routing, torch.float32), rtol=1e-4, atol=1e-5)
 

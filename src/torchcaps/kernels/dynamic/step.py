@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torchcaps.layers.transforms import Transform
 
 
+COLUMNS = 3  # of a child's pose, at least, where both projections are binary
+
+
 def supports(transform: Transform, routing: Dynamic) -> str | None:
     """Children that compete for a parent need a sum over all of them before any can go on."""
     if routing.over != "parents":
@@ -31,10 +34,17 @@ def supports(transform: Transform, routing: Dynamic) -> str | None:
     return None
 
 
+def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
+    """Of one or two products the votes of all children are often 0 at once, and rounding gives their sum a sign."""
+    if transform.shape[-2] < COLUMNS:
+        return f"the dynamic kernel takes poses of at least {COLUMNS} columns where both projections are binary"
+    return supports(transform, routing)
+
+
 @register_kernel(LinearVotes, Dynamic, supports)
 @register_kernel(LinearVotes, XnODR, supports)
 @register_kernel(LinearVotes, XnIDR, supports)
-@register_kernel(LinearVotes, XnODRXnIDR, supports)
+@register_kernel(LinearVotes, XnODRXnIDR, supports_signs)
 def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
