@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchcaps.compare.comparison import Comparison, all_heads
-from torchcaps.compare.page import Row, collect, ranked
+from torchcaps.compare.page import COSTS, Row, collect, ranked, show_accuracy
 from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.records import read_records
 
 RUNS = Path(__file__).parent.parent / "results" / "runs.jsonl"
 DATA = {"fashion-mnist": "Fashion-MNIST (%)", "cifar10": "CIFAR-10 (%)"}
-HEADER = ("head", *DATA.values(), "parameters", "multiply-adds (M)", "training step (ms)", "latency at 1 / 128 (ms)")
+SHOWN = ("parameters", "multiply-adds (M)", "training step (ms)")
+HEADER = ("head", *DATA.values(), *SHOWN, "latency at 1 / 128 (ms)")
 
 
 def table(records: Sequence[Record]) -> str:
@@ -25,23 +26,15 @@ def table(records: Sequence[Record]) -> str:
     lines = [HEADER, ("---",) * len(HEADER)]
     for row in ranked(last):
         beside = [next(other for other in rows if other.head == row.head) for rows in others]
-        lines.append((f"`{row.head}`", *map(_accuracy, beside), _accuracy(row), *_costs(row)))
+        lines.append((f"`{row.head}`", *map(show_accuracy, beside), show_accuracy(row), *_costs(row)))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _accuracy(row: Row) -> str:
-    if row.accuracy is None or not row.accuracy.values:
-        return "not run"
-    spread = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
-    return f"{row.accuracy.mean:.2f}{spread} ({len(row.accuracy.values)})"
 
 
 def _costs(row: Row) -> tuple[str, ...]:
     if row.cost is None:
-        return ("", "", "", "")
-    cost = row.cost
-    latency = f"{cost['latency_1_ms']:.1f} / {cost['latency_128_ms']:.1f}"
-    return f"{cost['parameters']:,}", f"{cost['multiply_adds'] / 1e6:.2f}", f"{cost['step_ms']:.1f}", latency
+        return ("",) * (len(SHOWN) + 1)
+    latency = f"{row.cost['latency_1_ms']:.1f} / {row.cost['latency_128_ms']:.1f}"
+    return *(COSTS[name](row.cost) for name in SHOWN), latency
 
 
 if __name__ == "__main__":

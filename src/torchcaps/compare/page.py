@@ -25,6 +25,7 @@ COSTS: dict[str, Show] = {
     "latency at 1 (ms)": lambda cost: f"{cost['latency_1_ms']:.2f}",
     "at 128 (ms)": lambda cost: f"{cost['latency_128_ms']:.1f}",
 }
+PANELS = {"step_ms": "training step of 128 images (ms)", "latency_128_ms": "latency of 128 images (ms)"}
 LEGEND = (
     "Accuracy: test, of the epoch that is best on validation; mean ± standard deviation (runs), in percent. "
     "Multiply-adds are of one image. A training step is of 128 images, in bf16 where the machine multiplies in it "
@@ -63,11 +64,17 @@ def _accuracy(row: Row) -> float:
     return row.accuracy.mean if row.accuracy is not None and row.accuracy.values else 0.0
 
 
+def show_accuracy(row: Row) -> str:
+    """Mean ± standard deviation (runs)."""
+    if row.accuracy is None or not row.accuracy.values:
+        return "not run"
+    spread = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
+    return f"{row.accuracy.mean:.2f}{spread} ({len(row.accuracy.values)})"
+
+
 def _cells(row: Row) -> list[str]:
-    accuracy, best = "not run", ""
+    accuracy, best = show_accuracy(row), ""
     if row.accuracy is not None and row.accuracy.values:
-        spread = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
-        accuracy = f"{row.accuracy.mean:.2f}{spread} ({len(row.accuracy.values)})"
         best = f"{row.accuracy.best():.2f}"
     if row.accuracy is not None and row.accuracy.failures:
         accuracy += f"; {len(row.accuracy.failures)} failed: {row.accuracy.failures[0]}"
@@ -132,12 +139,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(10, 4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         known = sorted((row for row in rows if row.cost is not None and _accuracy(row)), key=_accuracy)
-        for axes, key, label in zip(
-            panels,
-            ("step_ms", "latency_128_ms"),
-            ("training step of 128 images (ms)", "latency of 128 images (ms)"),
-            strict=True,
-        ):
+        for axes, (key, label) in zip(panels, PANELS.items(), strict=True):
             for row in known:
                 assert row.cost is not None
                 colour = INK["second" if row.head in CONTROLS else "accent"]
@@ -147,7 +149,7 @@ def draw(rows: Sequence[Row]) -> Figure:
             axes.set_xlim(left=0)
             axes.margins(x=0.05)
         panels[0].set_ylabel("test accuracy (%)")
-        for axes, key in zip(panels, ("step_ms", "latency_128_ms"), strict=True):
+        for axes, key in zip(panels, PANELS, strict=True):  # whose limits are known now
             _name(axes, known, key)
     return figure
 

@@ -124,24 +124,17 @@ def _median_seconds(function: Callable[[], object], place: str) -> float:
 def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
     """A step as the library trains, on a batch of noise with labels at random, and the device that it runs on."""
     import torch
-    from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.losses import multi_hot
-    from torchcaps.train.allocator import keep_freed_memory
-    from torchcaps.train.machine import build_fabric, choose_device
+    from torchcaps.train.machine import build_fabric
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
-    place = choose_device(device)
-    if place == "cpu":
-        keep_freed_memory()
+    model, images, place = _prepare(config, batch_size, device)
     fabric = build_fabric(replace(config, device=place, processes=1, batch_size=batch_size))
-    classes, shape = model_arguments(config)["num_classes"], image_shape(config)
-    model = convert_conv2d_weight_memory_format(build_network(config), torch.channels_last)
-    fabric.to_device(model)
     phases = build_phases(model, config)
     wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
+    classes = model_arguments(config)["num_classes"]
     labels = torch.randint(classes, (batch_size,), device=place)
-    images = torch.rand(batch_size, *shape, device=place).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, labels, multi_hot(labels, classes))
 
     def step() -> None:
@@ -153,6 +146,20 @@ def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[]
 def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], Tensor], str]:
     """A pass in float32 over a batch of noise, and the device that it runs on."""
     import torch
+
+    model, images, place = _prepare(config, batch_size, device)
+    model.eval()
+
+    @torch.inference_mode()
+    def forward() -> Tensor:
+        return model(images).scores
+
+    return forward, place
+
+
+def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tensor, str]:
+    """The network and a batch of noise on the device, as the library has them there: channels last."""
+    import torch
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.train.allocator import keep_freed_memory
@@ -161,14 +168,9 @@ def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[
     place = choose_device(device)
     if place == "cpu":
         keep_freed_memory()
-    model = convert_conv2d_weight_memory_format(build_network(config).eval().to(place), torch.channels_last)
-    images = torch.rand(batch_size, *image_shape(config), device=place).contiguous(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def forward() -> Tensor:
-        return model(images).scores
-
-    return forward, place
+    model = convert_conv2d_weight_memory_format(build_network(config).to(place), torch.channels_last)
+    images = torch.rand(batch_size, *image_shape(config), device=place)
+    return model, images.contiguous(memory_format=torch.channels_last), place
 
 
 def reset_peak(device: str) -> None:
