@@ -43,6 +43,7 @@ CIFAR, EXPANDED, PAIRS, NORB = (
         ("fm-resnet-affnist", EXPANDED | {"decoder": True, "score": "squash", "halved": False}, 381_521),
         ("fm-resnet-affnist", EXPANDED | {"routing": "dynamic"}, 195_376),
         ("fm-resnet-affnist", EXPANDED | {"routing": "em"}, 195_396),
+        ("cnn-affnist", EXPANDED, 195_450),
         ("fm-resnet-multimnist", PAIRS, 389_808),
         ("fm-resnet-multimnist", PAIRS | {"decoder": True}, 389_808 + 163_041),
         ("fm-resnet-smallnorb", NORB, 196_720),
@@ -55,7 +56,7 @@ CIFAR, EXPANDED, PAIRS, NORB = (
         ("capsnet", CIFAR | {"channels": 64, "primary": 8, "decoder": False}, 1_002_816),
     ],
 )
-def test_parameters_are_the_published_ones(name, options, count):
+def test_trainable_parameters(name, options, count):
     assert trainable(name, **options) == count
 
 

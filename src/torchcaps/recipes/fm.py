@@ -7,6 +7,7 @@ rows the code's.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -183,9 +184,18 @@ def shifted(test: str = "affnist") -> DataConfig:
     return DataConfig("expanded-mnist", test=test, compose=STREAM)
 
 
+NARROW_AFFINE = Narrow("8-wide", {"width": 8})
+
+
 def affine(test: str = "affnist", loss: str = "margin", **options: Option) -> Train:
     build = partial(decoding, "fm-resnet-affnist", shifted(test), loss, **options)
-    return Train(build, Narrow("8-wide", {"width": 8}))
+    return Train(build, NARROW_AFFINE)
+
+
+def without_capsules(test: str) -> Config:
+    """The control of Table 3's rows: a CNN of equal parameters, trained alike."""
+    config = decoding("cnn-affnist", shifted(test))
+    return replace(config, model=ModelConfig("cnn-affnist"), loss=LossConfig("cross-entropy"))
 
 
 AFFINE = {  # Table 3: routing, value and spread
@@ -193,6 +203,7 @@ AFFINE = {  # Table 3: routing, value and spread
     "em": ("Ours (EM Routing)", "78.29", "2.04"),
     "fm": ("Ours (FM agreement)", "93.85", "0.29"),
 }
+CONTROL = "not in the paper: the same layers with neurons for capsules, 195,450 parameters; cross-entropy, no decoder"
 STAND_IN = "affine digits that are made here, within affNIST's ranges: a stand-in, and another data set"
 LOSS = "the paper names the margin loss in 4.3, cross-entropy in 3.2; its code feeds |s|²/(1+|s|²) to a cross-entropy"
 
@@ -225,6 +236,9 @@ def table3() -> Iterator[Cell]:
     for routing, (row, *_) in AFFINE.items():
         how = affine("affine-digits", routing=routing)
         yield Cell(f"{routing}-affine-digits", row, "affine-digits", how, (), ACCURACY, STAND_IN)
+    for test, column, name in (("affnist", "Accuracy", "cnn"), ("affine-digits", "affine-digits", "cnn-affine-digits")):
+        control = Train(partial(without_capsules, test), NARROW_AFFINE)
+        yield Cell(name, "CNN of equal parameters", column, control, (), ACCURACY, CONTROL)
 
 
 PICTURE = "a picture, in the report of the run; the cell shows the test accuracy of the network that makes it"

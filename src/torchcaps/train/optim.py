@@ -13,19 +13,24 @@ from torchcaps.config import OptimiserConfig, ScheduleConfig
 
 
 def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) -> Optimizer:
-    """The optimiser that `config` names, over `weights`."""
+    """The optimiser that `config` names, over `weights`.
+
+    On a CPU a step is one pass over each parameter where torch has it so. Elsewhere torch chooses, since such a step
+    takes the scale of fp16 out by itself, and leaves no room to clip gradients.
+    """
     lr, decay, parameters = config.lr, config.weight_decay, list(weights)
+    fused = True if all(parameter.is_cpu for parameter in parameters) else None
     if config.decay == "kernels":
         kernels = [parameter for parameter in parameters if parameter.ndim >= 2]
         others = [parameter for parameter in parameters if parameter.ndim < 2]
         parameters = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     match config.name:
         case "adam":
-            return torch.optim.Adam(parameters, lr, weight_decay=decay)
+            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr, weight_decay=decay)
+            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=fused)
         case "sgd":
-            return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay)
+            return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=fused)
         case "rmsprop":
             return torch.optim.RMSprop(parameters, lr, momentum=config.momentum, weight_decay=decay)
 
