@@ -68,13 +68,31 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
 
 
 @compiled
+def _dot(votes, at, state, to, pose):
+    """Products of 16 images with one parent; four sums at once, since each product waits for the sum before it."""
+    a0 = zeros(votes)
+    a1 = zeros(votes)
+    a2 = zeros(votes)
+    a3 = zeros(votes)
+    k, end = 0, pose * LANES
+    while k + 4 * LANES <= end:
+        a0 = a0 + load(votes, at + k) * load(state, to + k)
+        a1 = a1 + load(votes, at + k + LANES) * load(state, to + k + LANES)
+        a2 = a2 + load(votes, at + k + 2 * LANES) * load(state, to + k + 2 * LANES)
+        a3 = a3 + load(votes, at + k + 3 * LANES) * load(state, to + k + 3 * LANES)
+        k += 4 * LANES
+    while k < end:
+        a0 = a0 + load(votes, at + k) * load(state, to + k)
+        k += LANES
+    return (a0 + a1) + (a2 + a3)
+
+
+@compiled
 def _agreement(votes, at, state, to, pose, xnor):
     """Logits of 16 images with one parent."""
-    logit = zeros(votes)
     if not xnor:
-        for k in range(0, pose * LANES, LANES):
-            logit = logit + load(votes, at + k) * load(state, to + k)
-        return logit
+        return _dot(votes, at, state, to, pose)
+    logit = zeros(votes)
     for k in range(0, pose * LANES, LANES):
         x = load(state, to + k)
         logit = logit + select(load(votes, at + k), zeros(votes), x, zeros(votes) - x)
@@ -102,8 +120,9 @@ def _softmax(logits, parents):
         x = exp(load(logits, j * LANES) - top)
         store(logits, j * LANES, x)
         whole = whole + x
+    share = (zeros(logits) + logits.dtype.type(1)) / whole
     for j in range(parents):
-        store(logits, j * LANES, load(logits, j * LANES) / whole)
+        store(logits, j * LANES, load(logits, j * LANES) * share)
 
 
 @compiled
@@ -212,9 +231,8 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
     parents = coupling.shape[0]
     mean = zeros(votes)
     for j in range(parents):
-        change = zeros(votes)
-        for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
-            change = change + load(votes, k) * load(gradient, to + k)
+        k = j * pose * LANES
+        change = _dot(votes, k, gradient, to + k, pose)
         mean = mean + change * load(coupling, j * LANES)
         store(out, j * LANES, change)
     for j in range(parents):
