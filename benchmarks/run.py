@@ -15,6 +15,7 @@ BENCHMARKS = (
     "networks.py",
     "scale.py",
     "fold.py",
+    "discriminative.py",
     "xnor.py",
     "feedback.py",
     "data.py",

@@ -1,5 +1,7 @@
 """Registered models: their counts, the inputs they take, and what they say of those they cannot."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
@@ -91,6 +93,13 @@ def test_the_public_names_are_there():
         assert getattr(torchcaps, name) is not None
     with pytest.raises(AttributeError, match="capsul"):
         torchcaps.capsul  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["torchcaps", "torchcaps.cost", "torchcaps.data", "torchcaps.inspect"])
+def test_no_name_that_is_found_on_first_use_is_also_a_module(name):
+    """Importing the module would put it in the place of what is meant."""
+    package = importlib.import_module(name)
+    assert not {each.name for each in pkgutil.iter_modules(package.__path__)} & set(package.__all__)
 
 
 def run(code):

@@ -10,7 +10,7 @@ from torchcaps.data import load_data
 from torchcaps.inspect.figures import draw_kept
 from torchcaps.inspect.measured import measure
 from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
-from torchcaps.inspect.transplant import draw_transplants, transplant
+from torchcaps.inspect.transplants import draw_transplants, transplant
 from torchcaps.train.machine import build_fabric
 
 DIGITS = DataConfig("digits")

@@ -57,7 +57,7 @@ def test_run_writes_what_it_says(whole: Path) -> None:
     accuracies = [line["validation_accuracy"] for line in lines]
     assert result["validation_accuracy"] == max(accuracies)
     assert result["selected_epoch"] == accuracies.index(max(accuracies)) + 1
-    assert result["test_accuracy"] == 1 - result["test_errors"] / 360
+    assert result["test_accuracy"] == (360 - result["test_errors"]) / 360
     assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
 
 

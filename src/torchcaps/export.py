@@ -158,7 +158,7 @@ def load_packed(path: str | Path) -> Model:
 def _loaded(source: Model | str | Path) -> Model:
     if isinstance(source, Model):
         return copy.deepcopy(source).cpu().eval()
-    from torchcaps.train.evaluate import load_run
+    from torchcaps.train.evaluation import load_run
 
     return load_run(source)[0]
 

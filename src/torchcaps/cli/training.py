@@ -146,7 +146,7 @@ def evaluate(
     from torchcaps.data import load_data
     from torchcaps.losses import build_criterion, score_threshold
     from torchcaps.train import evaluate, load_run
-    from torchcaps.train.evaluate import check_data
+    from torchcaps.train.evaluation import check_data
     from torchcaps.train.machine import build_fabric
 
     model, config = load_run(run)

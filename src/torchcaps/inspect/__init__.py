@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchcaps.inspect.report import write_report
     from torchcaps.inspect.reproduce import reproduce_command
     from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
-    from torchcaps.inspect.transplant import draw_transplants, transplant
+    from torchcaps.inspect.transplants import draw_transplants, transplant
 
 _HOMES = {
     "agreement": ("Agreement", "draw_agreement", "measure_agreement"),
@@ -43,7 +43,7 @@ _HOMES = {
     "report": ("write_report",),
     "reproduce": ("reproduce_command",),
     "sparsity": ("accuracy_by_kept", "child_importance"),
-    "transplant": ("draw_transplants", "transplant"),
+    "transplants": ("draw_transplants", "transplant"),
 }
 
 __all__ = [

@@ -95,13 +95,18 @@ def inference_memory(config: Config, batch_size: int = 128, device: str = "auto"
 
 def step_seconds(config: Config, batch_size: int, device: str = "auto") -> float:
     """Seconds of a training step on a batch of `batch_size` images, the median of at least five."""
-    step, place = _training(config, batch_size, device)
+    step, place = training_step(config, batch_size, device)
     return _median_seconds(step, place)
+
+
+def hundred_steps(config: Config, device: str = "auto") -> float:
+    """Seconds of 100 training steps of the recipe's own batches, by the median of at least five."""
+    return 100 * step_seconds(config, config.batch_size, device)
 
 
 def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
     """Megabytes that the process holds at most in a training step, weights and the optimiser's state included."""
-    step, place = _training(config, batch_size, device)
+    step, place = training_step(config, batch_size, device)
     step()
     reset_peak(place)
     step()
@@ -121,7 +126,7 @@ def _median_seconds(function: Callable[[], object], place: str) -> float:
     return median(times[1:])
 
 
-def _training(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
+def training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
     """A step as the library trains, on a batch of noise with labels at random, and the device that it runs on."""
     import torch
 

@@ -41,10 +41,6 @@ def _train_loss(record: Record) -> float | None:
     return curve[-1] if curve else None
 
 
-def _step_time(record: Record) -> float | None:
-    return 100 * record["seconds"] / record["steps"] if record.get("steps") else None
-
-
 def _value(record: Record) -> float | None:
     return record.get("value")
 
@@ -61,7 +57,7 @@ XNODR_TOP2 = Metric("XnODR's top 2, which credits one digit", "%", _share("test_
 TOP5_ERROR = Metric("top-5 error", "%", _share("test_top5_accuracy", complement=True), lower=True)
 TRAIN_ACCURACY = Metric("training accuracy, last epoch", "%", _train_accuracy)
 TRAIN_LOSS = Metric("training loss, last epoch", "", _train_loss, lower=True, digits=4)
-STEP_TIME = Metric("training time of 100 steps", "s", _step_time, lower=True)
+STEP_TIME = Metric("training time of 100 steps", "s", _value, lower=True)
 PARAMETERS = Metric("trainable parameters", "M", _value, lower=True)
 SIZE = Metric("parameters, 4 x MiB of float32", "Mb", _value, lower=True)
 MEMORY = Metric("peak memory", "MB", _value, lower=True, digits=0)

@@ -1,6 +1,6 @@
 """Training: a `Config` in, a `Result` and the folder of a run out, on Lightning Fabric."""
 
-from torchcaps.train.evaluate import evaluate, load_run
+from torchcaps.train.evaluation import evaluate, load_run
 from torchcaps.train.interrupt import Interrupted
 from torchcaps.train.loop import fit
 from torchcaps.train.meter import Score

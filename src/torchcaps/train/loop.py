@@ -31,7 +31,7 @@ from torchcaps.train.checkpoint import damaged, load_state, load_weights, presen
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.display import Display
 from torchcaps.train.dynamics import measure_dynamics
-from torchcaps.train.evaluate import evaluate
+from torchcaps.train.evaluation import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.machine import build_fabric, describe_environment, launch, name_shortage
 from torchcaps.train.meter import Meter, Score
