@@ -18,6 +18,7 @@ BENCHMARKS = (
     "discriminative.py",
     "xnor.py",
     "feedback.py",
+    "six_layers.py",
     "data.py",
 )
 
