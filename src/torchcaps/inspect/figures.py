@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -214,7 +215,7 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
         axes.imshow(colours[row, column], extent=extent, interpolation="nearest", alpha=0.8, zorder=2)
     axes.set(xlim=(0, maps.shape[1]), ylim=(len(maps), -0.3))
     said = f"orange: up to {most:.2g} more than an equal share of {equal:.2g}; blue: as much less"
-    axes.set_xlabel(said, fontsize=7)
+    axes.set_xlabel(textwrap.fill(said, 12 * maps.shape[1] + 8), fontsize=7)  # as wide as the columns
     return figure
 
 
