@@ -7,6 +7,7 @@ layer is the logit of a class, and its pose s / |s| is what a decoder sees.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any, cast
 
@@ -85,7 +86,10 @@ def build_layer(
         options |= {"momentum": MOMENTUM, "batch_norm_eps": EPS}
     if routing == "fm" or batch_norm == "none":
         return CapsuleLayer(LinearTransform(*sizes), routing, **options)
-    return CapsuleLayer(NormalisedTransform(*sizes, each=cast(Each, batch_norm)), routing, **options)
+    transform = NormalisedTransform(*sizes, each=cast(Each, batch_norm))
+    if routing == "dynamic":  # the squash has a slope where sums start: its parents are then about 1/2 long
+        nn.init.constant_(transform.norm.weight, parents / math.sqrt(children * pose))
+    return CapsuleLayer(transform, routing, **options)
 
 
 def fm_resnet(
