@@ -71,15 +71,23 @@ def test_errors_over_epochs_with_the_test_result_as_a_dot() -> None:
     panels = drawn("discriminative/figure3", records)
     assert list(panels) == ["MNIST", "CIFAR-10"]
     (label, (epochs, errors)), (_, (last, test)) = panels["MNIST"].items()
-    assert (label, epochs, last) == ("DR (fast)", [1, 2, 3], [3])
+    assert (label, epochs, last) == ("DR", [1, 2, 3], [3])
     assert errors == pytest.approx([50, 30, 20]) and test == pytest.approx([20])
-    assert "L2/FC (cpu 16-filters-16-types)" in panels["CIFAR-10"]
+    assert "L2/FC" in panels["CIFAR-10"]
+
+
+def test_the_budget_stands_once_where_all_lines_share_it() -> None:
+    name = "discriminative/figure3/mnist-dr"
+    figure = draw(find_tables("discriminative/figure3")[0], [run(name, "cpu")])
+    assert figure is not None and figure.axes[0].get_xlabel() == "epoch; all cpu 16-filters-8-types"
+    panels = drawn("discriminative/figure3", [run(name, "cpu"), run(name, "full")])
+    assert {label for label in panels["MNIST"] if "DR" in label} == {"DR", "DR (cpu 16-filters-8-types)"}
 
 
 def test_full_runs_hold_nothing_out_and_have_only_the_dot() -> None:
     full = run("fm/figure4/svhn-fm", "full", validation_accuracy=[None] * 3)
     (panel,) = drawn("fm/figure4", [full]).values()
-    test, training = "FM agreement, SVHN, test", "FM agreement, SVHN, training"
+    test, training = "FM agreement, test", "FM agreement, training"
     assert panel[test] == ([], []) and panel[training] == ([1, 2, 3], [50, 70, 80])
     assert sorted(points for _, points in panel.values()) == [[], [50, 70, 80], [75]]
 
@@ -94,8 +102,8 @@ def test_values_against_iterations() -> None:
     records = [count(f"{home}/memory-{number}", 10.0 * number) for number in (3, 1)]
     records += [run(f"{home}/iterations-em-{number}", "full", accuracy=number / 10) for number in (1, 2)]
     panels = drawn(home, records)
-    assert panels["memory"]["bottom right: Inverted Dot-Product Attention, memory"] == ([1, 3], [10, 30])
-    assert panels["routing iterations and ablations"]["bottom left: EM Routing"] == ([1, 2], [10, 20])
+    assert panels["memory"]["Inverted Dot-Product Attention, memory"] == ([1, 3], [10, 30])
+    assert panels["routing iterations and ablations"]["EM Routing"] == ([1, 2], [10, 20])
     assert "EM routing" in panels and "dynamic routing" not in panels
 
 

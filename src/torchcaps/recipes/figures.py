@@ -60,10 +60,19 @@ class Line(NamedTuple):
     """What is drawn under one label: the mean, least and most of the runs at each epoch, or number of iterations."""
 
     label: str
-    dashed: bool  # evidence of the budget `cpu`
+    mark: str  # the budget and the width of the runs, empty of the budget `full`
     x: list[float]
     runs: list[list[float]]  # at each x the value of each run, in the unit of the metric
     end: tuple[float, float] | None = None  # epochs, and the mean that the selected weights reach on the test split
+
+    @property
+    def of_training(self) -> bool:
+        return self.label.endswith(", training")
+
+    @property
+    def subject(self) -> str:
+        """What has one colour: the curves of the same runs."""
+        return self.label.removesuffix(", training").removesuffix(", test") + self.mark
 
 
 def draw(table: Table, records: Sequence[Record]) -> Figure | None:
@@ -85,11 +94,16 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     with style():
-        figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
+        figure = Figure(figsize=(4.6 * columns, 4.2 * rows), layout="constrained")
         for number, (panel, cells, lines) in enumerate(drawn, 1):
-            axes = figure.add_subplot(rows, columns, number, title=panel.title, xlabel=panel.across)
-            axes.set_ylabel("; ".join(dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)))
-            _draw_lines(axes, lines)
+            axes = figure.add_subplot(rows, columns, number, title=panel.title)
+            axes.set_ylabel(
+                "\n".join(dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)), fontsize=8
+            )
+            marks = {line.mark for line in lines}
+            common = marks.pop() if len(marks) == 1 else ""
+            axes.set_xlabel(f"{panel.across}; all {common}" if common else panel.across, fontsize=8)
+            _draw_lines(axes, lines, marked=not common)
     return figure
 
 
@@ -102,21 +116,23 @@ def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Ite
     """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence."""
     several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("row", "column")]
     for find in (reproduction, evidence):
-        by_row: dict[str, dict[float, Summary]] = {}
+        by_row: dict[tuple[str, str], dict[float, Summary]] = {}
         for cell in cells:
             summary = find(cell, records)
             if summary is None or not summary.values:
                 continue
-            parts = [part for part, differs in zip((cell.row, cell.column), several, strict=True) if differs]
-            mark = (
-                "" if summary.budget in ("full", COUNT) else f" ({' '.join((summary.budget, summary.width)).strip()})"
-            )
+            places = (cell.row.split(": ")[-1], cell.column.removeprefix(f"{panel.title}, "))
+            parts = [part for part, differs in zip(places, several, strict=True) if differs]
             if panel.across == "epoch":
-                yield curve((", ".join(parts) or cell.row) + mark, cell.metric, summary)
+                yield curve(", ".join(parts) or places[0], cell.metric, summary)
             else:
-                by_row.setdefault(cell.row + mark, {})[_leading(cell.column)] = summary
-        for label, row in by_row.items():
-            yield Line(label, find is evidence, sorted(row), [list(row[x].values) for x in sorted(row)])
+                by_row.setdefault((places[0], _mark(summary)), {})[_leading(cell.column)] = summary
+        for (label, mark), row in by_row.items():
+            yield Line(label, mark, sorted(row), [list(row[x].values) for x in sorted(row)])
+
+
+def _mark(summary: Summary) -> str:
+    return "" if summary.budget in ("full", COUNT) else f"{summary.budget} {summary.width}".strip()
 
 
 def curve(label: str, metric: Metric, summary: Summary) -> Line:
@@ -127,7 +143,7 @@ def curve(label: str, metric: Metric, summary: Summary) -> Line:
     known = [epoch for epoch in range(epochs) if all(values[epoch] is not None for values in curves)]
     values = [[read(values[epoch]) for values in curves] for epoch in known]
     end = (float(epochs), summary.mean) if key == "validation_accuracy" else None
-    return Line(label, summary.budget == "cpu", [epoch + 1.0 for epoch in known], values, end)
+    return Line(label, _mark(summary), [epoch + 1.0 for epoch in known], values, end)
 
 
 def _curve(metric: Metric) -> tuple[str, Callable[[float], float]]:
@@ -150,22 +166,26 @@ def _leading(column: str) -> float:
     return float(column.split()[0])
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
+def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool) -> None:
+    """Lines of one subject have one colour, and training is the faint one."""
     from matplotlib.ticker import MaxNLocator
 
-    for number, line in enumerate(lines):
-        colour, dashes = f"C{number % 10}", "--" if line.dashed else "-"
-        marker = "." if len(line.x) < 10 else ""
-        axes.plot(
-            line.x, [mean(each) for each in line.runs], dashes, color=colour, lw=1.3, marker=marker, label=line.label
-        )
-        axes.fill_between(
-            line.x, [min(each) for each in line.runs], [max(each) for each in line.runs], color=colour, alpha=0.15, lw=0
-        )
+    subjects = list(dict.fromkeys(line.subject for line in lines))
+    for line in lines:
+        colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith("cpu") else "-"
+        marker, faint = "." if len(line.x) < 10 else "", 0.45 if line.of_training else 1.0
+        label = f"{line.label} ({line.mark})" if marked and line.mark else line.label
+        means = [mean(each) for each in line.runs]
+        least, most = [min(each) for each in line.runs], [max(each) for each in line.runs]
+        axes.plot(line.x, means, dashes, color=colour, alpha=faint, lw=1.3, marker=marker, label=label)
+        axes.fill_between(line.x, least, most, color=colour, alpha=0.15 * faint, lw=0)
         if line.end is not None:
             axes.plot(*([value] for value in line.end), "o", color=colour, ms=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(fontsize=7)
+    longest = max(len(line.label) for line in lines)
+    axes.legend(
+        fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 if longest < 32 and not marked else 1
+    )
 
 
 def save(figure: Figure, path: Path) -> None:
