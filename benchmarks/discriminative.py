@@ -36,6 +36,7 @@ def main() -> None:
             config = replace(system("mnist", name, decoder=True), precision=precision)
             steps[f"{name}, {precision}"] = training_step(config, BATCH, "cpu")[0]
     seconds = dict(zip(steps, interleaved(list(steps.values()), flags.repeats), strict=True))
+    shares = {name: 1 / median_ratio(seconds[EINSUM], times) for name, times in seconds.items()}
     record(
         "discriminative/figure 4",
         {
@@ -44,13 +45,11 @@ def main() -> None:
             "repeats": flags.repeats,
             "difference": bench.difference(),
             "seconds_of_100_steps": {name: round(100 * median(times), 2) for name, times in seconds.items()},
-            "share_of_einsum": {
-                name: round(1 / median_ratio(seconds[EINSUM], times), 3) for name, times in seconds.items()
-            },
+            "share_of_einsum": {name: round(share, 3) for name, share in shares.items()},
         },
     )
     for name, times in seconds.items():
-        print(f"{name:16}{100 * median(times):8.1f} s  {1 / median_ratio(seconds[EINSUM], times):6.1%} of einsum")
+        print(f"{name:16}{100 * median(times):8.1f} s  {shares[name]:6.1%} of einsum")
 
 
 if __name__ == "__main__":

@@ -271,9 +271,10 @@ def test_binary_routings_refuse_normalised_votes():
     assert create_model("fm-resnet-cifar10", image_size=8, routing="xnodr", batch_norm="none", **TINY) is not None
 
 
+@pytest.mark.parametrize("routing", ["dynamic", "uniform"])
 @pytest.mark.parametrize("name", ["fm-resnet-affnist", "fm-resnet-smallnorb", "fm-resnet-cifar10"])
-def test_dynamic_routing_starts_where_the_squash_has_a_slope(name):
+def test_sums_start_where_the_squash_has_a_slope(name, routing):
     torch.manual_seed(0)
-    model = create_model(name, image_size=32, in_channels=1, width=4, routing="dynamic")
+    model = create_model(name, image_size=32, in_channels=1, width=4, routing=routing)
     lengths = model(torch.rand(32, 1, 32, 32)).scores
     assert 0.2 < lengths.mean() < 0.8

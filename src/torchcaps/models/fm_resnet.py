@@ -29,6 +29,7 @@ from torchcaps.votes.protocol import Each
 PRIMARY = Window(5, 2, 2)
 BATCH_NORMS = ("element", "child", "pair", "none")
 SCORES = ("activation", "squash")
+SQUASHED = ("dynamic", "uniform")  # whose first parents are the squash of the sum of all votes over J
 
 
 class SquashHead(nn.Module):
@@ -87,7 +88,7 @@ def build_layer(
     if routing == "fm" or batch_norm == "none":
         return CapsuleLayer(LinearTransform(*sizes), routing, **options)
     transform = NormalisedTransform(*sizes, each=cast(Each, batch_norm))
-    if routing == "dynamic":  # the squash has a slope where sums start: its parents are then about 1/2 long
+    if routing in SQUASHED:  # its parents start about 1/2 long, where the squash has a slope
         nn.init.constant_(transform.norm.weight, parents / math.sqrt(children * pose))
     return CapsuleLayer(transform, routing, **options)
 

@@ -19,7 +19,7 @@ def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) ->
     takes the scale of fp16 out by itself, and leaves no room to clip gradients.
     """
     lr, decay, parameters = config.lr, config.weight_decay, list(weights)
-    fused = True if all(parameter.is_cpu for parameter in parameters) else None
+    fused = all(parameter.is_cpu for parameter in parameters) or None
     if config.decay == "kernels":
         kernels = [parameter for parameter in parameters if parameter.ndim >= 2]
         others = [parameter for parameter in parameters if parameter.ndim < 2]
