@@ -9,7 +9,9 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels.packed.loop import PackedLoop, fits_loop
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PackedStack, pack, pack_stack
 
-SIZES = [(7, 3, 5, 4, 2), (1, 1, 1, 1, 1), (33, 11, 8, 16, 3), (18, 17, 9, 20, 2), (5, 33, 33, 7, 1), (4, 2, 64, 32, 2)]
+SMALL = [(7, 3, 5, 4, 2), (1, 1, 1, 1, 1), (33, 11, 8, 16, 3), (18, 17, 9, 20, 2), (5, 33, 33, 7, 1), (4, 2, 64, 32, 2)]
+BATCHES = [(9, 3, 5, 4, 14), (1, 1, 1, 1, 31), (33, 11, 8, 16, 40), (18, 17, 9, 18, 30), (5, 33, 33, 7, 15)]
+SIZES = [*SMALL, *BATCHES]  # the last is the number of images; from 12 on they lie in lanes
 
 
 def stack(children, parents, pose, parent_pose, routing="xnodr", iterations=3, **options):
@@ -37,10 +39,11 @@ def test_the_loop_equals_the_steps(children, parents, pose, parent_pose, batch, 
         torch.testing.assert_close(PackedLoop(packed)(poses, iterations), wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("images", [3, 70])
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_share_the_children(threads):
+def test_threads_share_children_or_images(threads, images):
     plain, before = stack(33, 11, 8, 16), torch.get_num_threads()
-    loop, poses = PackedLoop(pack(plain.layers[0])), inputs(3, 33, 8)
+    loop, poses = PackedLoop(pack(plain.layers[0])), inputs(images, 33, 8)
     alone = loop(poses)
     torch.set_num_threads(threads)
     try:

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from torchcaps.kernels.simd import LANES, Lanes, inline
+from torchcaps.kernels.simd import LANES, Lanes, compiled, inline
 
 
 def _address(context: Any, builder: Any, array: types.Array, value: Any, index: Any, scalar: ir.Type) -> Any:
     """Of 16 `scalar`s in a contiguous array, from its element `index` on, counted through all dimensions."""
     data = builder.bitcast(context.make_array(array)(context, builder, value).data, scalar.as_pointer())
     return builder.bitcast(builder.gep(data, [index]), ir.VectorType(scalar, LANES).as_pointer())
+
+
+@compiled
+def binarize(poses, first, count, signs, sizes):
+    """`count` images of children [b, i, c], from `first` on -> their signs as words [i, image] and mean sizes.
+
+    A set bit, the lowest for the first element, is one above 0.
+    """
+    _, children, length = poses.shape
+    for b in range(count):
+        for i in range(children):
+            word, size = np.uint64(0), np.float32(0)
+            for c in range(length):
+                x = poses[first + b, i, c]
+                size += abs(x)
+                word |= np.uint64(x > 0) << np.uint64(c)
+            signs[i, b] = word
+            sizes[i, b] = size / length
 
 
 @inline
@@ -32,9 +51,9 @@ def dots(typingctx, words, index, word, length):
         differ = builder.xor(there, _splat(builder, one))
         kind = ir.FunctionType(vector, [vector])
         popcount = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.v{LANES}i{scalar.width}")
-        apart = _resized(builder, builder.call(popcount, [differ]), wide)
-        whole = builder.sub(_splat(builder, builder.trunc(count, ir.IntType(32))), builder.add(apart, apart))
-        return builder.sitofp(whole, ir.VectorType(ir.FloatType(), LANES))
+        apart, whole = builder.call(popcount, [differ]), _splat(builder, _resized(builder, count, scalar))
+        dot = builder.sub(whole, builder.add(apart, apart))  # within a word's own width: -64 to 64
+        return builder.sitofp(_resized(builder, dot, wide), ir.VectorType(ir.FloatType(), LANES))
 
     return Lanes(types.float32)(words, types.intp, words.dtype, types.intp), emit
 
@@ -70,7 +89,7 @@ def _splat(builder: Any, scalar: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
 
 
-def _resized(builder: Any, value: Any, wide: ir.VectorType) -> Any:
-    """Counts of any width as 32 bits."""
-    width = value.type.element.width
-    return value if width == 32 else builder.zext(value, wide) if width < 32 else builder.trunc(value, wide)
+def _resized(builder: Any, value: Any, kind: Any) -> Any:
+    """Whole numbers, which may be negative, with as many bits as `kind` has."""
+    width, wanted = (getattr(each, "element", each).width for each in (value.type, kind))
+    return value if width == wanted else builder.sext(value, kind) if width < wanted else builder.trunc(value, kind)

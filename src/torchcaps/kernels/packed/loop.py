@@ -4,7 +4,8 @@ A vote is sign(u) . sign(W) times two scales. The signs of a child are one word,
 their dot product is d - 2 popcount(a xor b). So a pass over the children reads 1 + 16 / d bits a weight (half scales)
 where the float form reads 32, and writes nothing but parents. Each iteration is one pass: votes of a child with all
 parents stay in the nearest cache while its logits with the sum of all outputs so far, their softmax, and its share in
-the new outputs are taken.
+the new outputs are taken. Here the elements of a pose lie in the lanes of a vector, for a few images; in `images.py`
+the images of a batch do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.packed.bits import dots, every, scale
+from torchcaps.kernels.packed.bits import binarize, dots, every, scale
+from torchcaps.kernels.packed.images import route_images
 from torchcaps.kernels.simd import (
     LANES,
     compiled,
@@ -34,6 +36,7 @@ from torchcaps.layers.transforms import LinearTransform
 from torchcaps.routing.xnodr import XnODR
 
 WORTH_A_THREAD = 2**17  # elements of votes
+MANY = 6  # images for each thread, from which on they lie in lanes
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
 
 
@@ -87,24 +90,34 @@ class PackedLoop:
 
     def __call__(self, poses: Tensor, iterations: int = 3) -> Tensor:
         """Children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient."""
-        images = len(poses)
+        images, children = len(poses), poses.detach().contiguous().numpy()
+        if images >= MANY * torch.get_num_threads():
+            return self._route_images(children, iterations)
         signs = np.empty((self.children, images), self.words.dtype)
         sizes = np.empty((self.children, images), np.float32)
         state = np.zeros((images, self.parents, self.padded), np.float32)
         parents = np.empty_like(state)
         spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))
         sums = np.empty((len(spans), *state.shape), np.float32)
-        children = poses.detach().contiguous().numpy()
         if len(spans) == 1:  # one call: seven take as long as a small layer
             _route(children, signs, sizes, self.words, self.scales, state, iterations, sums, parents)
             return torch.from_numpy(parents)[..., : self.pose]
-        _binarize(children, signs, sizes)
+        binarize(children, 0, images, signs, sizes)
         for t in range(iterations):
             sums.fill(0)
             inputs = (signs, sizes, self.words, self.scales, state, self.length, t == 0)
             run(lambda part, first, end, inputs=inputs: _pass(*inputs, first, end, sums[part]), spans)
             _squash(sums, parents, state)
         return torch.from_numpy(parents)[..., : self.pose]
+
+    def _route_images(self, children: np.ndarray, iterations: int) -> Tensor:
+        """The same for a batch, each thread with images of its own."""
+        parents = np.empty((len(children), self.parents, self.pose), np.float32)
+        groups = -(-len(children) // LANES)
+        worth = max(1, WORTH_A_THREAD // (LANES * self.words.size))
+        inputs = (children, self.words, self.scales, -(-self.pose // 4) * 4, iterations)
+        run(lambda part, first, end: route_images(*inputs, first, end, parents), ranges(groups, worth))
+        return torch.from_numpy(parents)
 
     def _pack(self, positive: Tensor) -> np.ndarray:
         """bool [..., c] -> words [...], lowest bit first."""
@@ -117,27 +130,11 @@ class PackedLoop:
 @compiled
 def _route(poses, signs, sizes, words, scales, state, iterations, sums, parents):
     """Everything, on one thread; `parents` [b, j, D] is the result."""
-    _binarize(poses, signs, sizes)
+    binarize(poses, 0, poses.shape[0], signs, sizes)
     for t in range(iterations):
         sums[:] = 0
         _pass(signs, sizes, words, scales, state, poses.shape[2], t == 0, 0, poses.shape[1], sums[0])
         _squash(sums, parents, state)
-
-
-@compiled
-def _binarize(poses, signs, sizes):
-    """Children [b, i, c] -> their signs as words [i, b], 1 above 0, lowest bit first, and mean sizes [i, b]."""
-    images, children, length = poses.shape
-    for b in range(images):
-        for i in range(children):
-            word, size = np.uint64(0), np.float32(0)
-            for c in range(length):
-                x = poses[b, i, c]
-                size += abs(x)
-                if x > 0:
-                    word |= np.uint64(1) << np.uint64(c)
-            signs[i, b] = word
-            sizes[i, b] = size / length
 
 
 @compiled
