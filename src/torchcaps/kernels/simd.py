@@ -56,6 +56,11 @@ def compiled(function: Callable) -> Any:
     return dispatcher
 
 
+def inlined(function: Callable) -> Any:
+    """`function` as a part of the compiled functions that call it."""
+    return njit(inline="always", error_model="numpy")(function)
+
+
 @cache
 def _source(folder: Path) -> str:
     """A digest of the files that a function in `folder` may be made of."""

@@ -6,8 +6,20 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.dynamic import first_cpu
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
-from torchcaps.kernels.simd import LANES, compiled, exp, load, magnitude, select, spread, store, zeros
+from torchcaps.kernels.lanes import (
+    arrays,
+    back,
+    blocks,
+    from_lanes,
+    gather,
+    outer,
+    room,
+    scatter,
+    to_lanes,
+    vote,
+    votes_of,
+)
+from torchcaps.kernels.simd import LANES, compiled, exp, inlined, load, magnitude, select, spread, store, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -67,7 +79,7 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
             store(votes, k, select(least, magnitude(x), zeros(votes), x))
 
 
-@compiled
+@inlined
 def _dot(votes, at, state, to, pose):
     """Products of 16 images with one parent; four sums at once, since each product waits for the sum before it."""
     a0 = zeros(votes)
@@ -87,7 +99,7 @@ def _dot(votes, at, state, to, pose):
     return (a0 + a1) + (a2 + a3)
 
 
-@compiled
+@inlined
 def _agreement(votes, at, state, to, pose, xnor):
     """Logits of 16 images with one parent."""
     if not xnor:
@@ -99,7 +111,7 @@ def _agreement(votes, at, state, to, pose, xnor):
     return logit * _scale(votes, at, pose)
 
 
-@compiled
+@inlined
 def _scale(votes, at, pose):
     """Mean size of a vote's elements, of which binarizing leaves one number."""
     size = zeros(votes)
@@ -128,16 +140,39 @@ def _softmax(logits, parents):
 @compiled
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
+    votes_of(u, at, weight, child, rows, votes, 0, False)
+    if binary:
+        _cancel_all(u, at, weight, child, rows, votes)
+    _agreements(votes, state, to, initial, child, xnor, coupling)
+    _softmax(coupling, coupling.shape[0])
+
+
+@compiled
+def _cancel_all(u, at, weight, child, rows, votes):
     parents, children, columns, m = weight.shape
-    pose = rows * m
+    for j in range(parents):
+        to = (j * children + child) * columns * m
+        _cancel(u, at, weight, to, rows, columns, m, votes, j * rows * m * LANES)
+
+
+@compiled
+def _agreements(votes, state, to, initial, child, xnor, coupling):
+    """Logits [j, 16] of 16 images with all parents."""
+    parents, pose, _ = votes.shape
     for j in range(parents):
         k = j * pose * LANES
-        vote(u, at, weight, (j * children + child) * columns * m, rows, columns, m, votes, k, False)
-        if binary:
-            _cancel(u, at, weight, (j * children + child) * columns * m, rows, columns, m, votes, k)
         logit = _agreement(votes, k, state, to + k, pose, xnor)
         store(coupling, j * LANES, logit + initial[child, j])
-    _softmax(coupling, parents)
+
+
+@compiled
+def _share(votes, coupling, out, to):
+    """out [j, d, 16] += coupling times votes."""
+    parents, pose, _ = votes.shape
+    for j in range(parents):
+        c = load(coupling, j * LANES)
+        for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
+            store(out, to + k, load(out, to + k) + c * load(votes, k))
 
 
 @compiled
@@ -157,10 +192,7 @@ def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
             for i in range(count):
                 at = (i * parts + n) * size * LANES
                 _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, coupling)
-                for j in range(parents):
-                    c = load(coupling, j * LANES)
-                    for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
-                        store(out, to + k, load(out, to + k) + c * load(votes, k))
+                _share(votes, coupling, out, to)
 
 
 @compiled
@@ -271,7 +303,7 @@ def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, log
                     one = zeros(votes) + votes.dtype.type(1)
                     follow = select(magnitude(load(votes, k)), one, zeros(votes), follow)
                 store(dv, n * pose * LANES + k, c * load(gradient, base + k) + follow)
-            back(dv, n * pose * LANES, weight, to, rows, columns, m, du, here)
+        back(dv, 0, weight, to, parts * rows, columns, m, du, at)
         outer(u, at, dv, parts, rows, columns, m, out_weight, to)
 
 

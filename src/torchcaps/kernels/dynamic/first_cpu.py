@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, votes_of
 from torchcaps.kernels.simd import LANES, compiled
 from torchcaps.kernels.threads import ranges, run
 
@@ -33,8 +33,7 @@ def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 @compiled
 def _forward(poses, weight, first, end, out):
-    parents, children, columns, m = weight.shape
-    parts, _, pose, _ = out.shape
+    parts, parents, pose, _ = out.shape
     size = poses.shape[2]
     u = room((GROUP, parts, size, LANES), poses)
     for start in range(first, end, GROUP):
@@ -42,10 +41,8 @@ def _forward(poses, weight, first, end, out):
         gather(poses, start, count, u)
         for n in range(parts):
             for i in range(count):
-                at = (i * parts + n) * size * LANES
-                for j in range(parents):
-                    to, into = (j * children + start + i) * columns * m, (n * parents + j) * pose * LANES
-                    vote(u, at, weight, to, size // columns, columns, m, out, into, True)
+                at, into = (i * parts + n) * size * LANES, n * parents * pose * LANES
+                votes_of(u, at, weight, start + i, size // weight.shape[2], out, into, True)
 
 
 @compiled
@@ -67,8 +64,6 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
         for i in range(count):
             for j in range(parents):
                 at, to = i * parts * size * LANES, (j * children + start + i) * columns * m
-                for n in range(parts):
-                    here = at + n * size * LANES
-                    back(dv, (j * parts + n) * pose * LANES, weight, to, rows, columns, m, du, here)
+                back(dv, j * parts * pose * LANES, weight, to, parts * rows, columns, m, du, at)
                 outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)
         scatter(du, start, count, out_poses)

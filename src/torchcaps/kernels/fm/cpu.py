@@ -109,7 +109,7 @@ def _backward(
     rows = size // columns
     u = room((GROUP, parts, size, LANES), poses)
     du = room((GROUP, parts, size, LANES), poses)
-    v = room((pose, LANES), poses)
+    v = room((parts, pose, LANES), poses)
     normal = room((pose, LANES), poses)
     dv = room((parts, pose, LANES), poses)
     sums = room((2, pose, LANES), poses)
@@ -122,13 +122,12 @@ def _backward(
             for j in range(parents):
                 to, place = (j * children + child) * columns * m, _place(scale, child, j)
                 sums[:] = 0
+                vote(u, at, weight, to, parts * rows, columns, m, v, 0, False)
                 for n in range(parts):
-                    here = at + n * size * LANES
-                    vote(u, here, weight, to, rows, columns, m, v, 0, False)
-                    c, free = _normal(v, 0, scale, shift, place, pose, l2, eps, normal)
+                    c, free = _normal(v, n * pose * LANES, scale, shift, place, pose, l2, eps, normal)
                     of = (n * parents + j) * pose * LANES
                     _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, dv, n, sums)
-                    back(dv, n * pose * LANES, weight, to, rows, columns, m, du, here)
+                back(dv, 0, weight, to, parts * rows, columns, m, du, at)
                 outer(u, at, dv, parts, rows, columns, m, out_weight, to)
                 for d in range(pose):
                     out_scale[child, j, d] = total(load(sums, d * LANES))
@@ -138,7 +137,7 @@ def _backward(
 
 @compiled
 def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, out, n, sums):
-    """out [n, d, 16] = gradient of v; what it adds to those of scale and shift goes to sums [2, d, 16].
+    """out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2, d, 16].
 
     With x = scale v + shift: c of_total + 2 c^2 x of_squares, less c^3 x times the gradient of c = 1 / |x|.
     """
@@ -154,5 +153,5 @@ def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, o
         square = load(of_squares, k) * x
         step = c * (load(of_total, k) + c * (square + square)) - change * x
         store(out, (n * pose + d) * LANES, step * spread(scale, place + d))
-        store(sums, d * LANES, load(sums, d * LANES) + step * load(v, d * LANES))
+        store(sums, d * LANES, load(sums, d * LANES) + step * load(v, (n * pose + d) * LANES))
         store(sums, (pose + d) * LANES, load(sums, (pose + d) * LANES) + step)
