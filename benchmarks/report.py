@@ -17,20 +17,32 @@ from torchcaps.train.machine import describe_machine
 RESULTS = Path(__file__).parent.parent / "results"
 
 
-def interleaved(functions: Sequence[Callable[[], object]], repeats: int, warmup: int = 1) -> list[list[float]]:
-    """Seconds of each function, [function][repeat], taken in turn so that a drift of the machine meets all alike."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(warmup + repeats):
-        for function, record in zip(functions, seconds, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if turn >= warmup:
-                record.append(time.perf_counter() - start)
-    return seconds
+def interleaved(
+    functions: Sequence[Callable[[], object]], repeats: int, warmup: int = 1, least: float = 0.05
+) -> list[list[float]]:
+    """Seconds of a call of each function, [function][repeat], taken in turn so that a drift of the machine meets all.
+
+    A turn is as many calls in a row as last `least` seconds, and at least one: else a short call would be charged with
+    waking the threads that slept while a long one ended on one of them, which takes milliseconds on a virtual machine.
+    """
+    calls = [1 for _ in functions]
+    for k, function in enumerate(functions):
+        for _ in range(warmup):
+            calls[k] = max(1, int(least / _seconds(function, 1)))
+    turns = [[_seconds(*each) for each in zip(functions, calls, strict=True)] for _ in range(repeats)]
+    return [list(seconds) for seconds in zip(*turns, strict=True)]
+
+
+def _seconds(function: Callable[[], object], calls: int) -> float:
+    """Of one call, the mean over `calls` in a row."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
 
 
 def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -71,9 +71,8 @@ def compare(name: str, size: tuple[int, int, int, int], batch: int, repeats: int
     whole = (outputs["layer"][:fitting] - outputs["tiled"]).abs().max().item()
     half = (outputs["float"] - outputs["packed"]).abs().max().item()
     assert whole < 1e-4 and half < 1e-4, (whole, half)
-    calls = {form: calls_in_a_row(forms[form], inputs[form]) for form in forms}
-    taken = interleaved([lambda form=form: repeat(forms[form], inputs[form], calls[form]) for form in forms], repeats)
-    seconds = {form: [each / calls[form] for each in turns] for form, turns in zip(forms, taken, strict=True)}
+    turns = interleaved([lambda form=form: forms[form](inputs[form]) for form in forms], repeats)
+    seconds = dict(zip(forms, turns, strict=True))
     seconds["tiled"] = [each * batch / fitting for each in seconds["tiled"]]
     best = min(("layer", "float"), key=lambda form: median(seconds[form]))
     stored = sum(buffer.nbytes for buffer in packed.buffers())
@@ -99,18 +98,6 @@ def compare(name: str, size: tuple[int, int, int, int], batch: int, repeats: int
             "largest_difference": max(whole, half),
         },
     )
-
-
-def calls_in_a_row(forward: Forward, poses: Tensor) -> int:
-    """As many as last 20 ms, at least one, so that a short call is timed with its data at hand, as in a stream."""
-    start = time.perf_counter()
-    forward(poses)
-    return max(1, int(0.02 / (time.perf_counter() - start)))
-
-
-def repeat(forward: Forward, poses: Tensor, calls: int) -> None:
-    for _ in range(calls):
-        forward(poses)
 
 
 def tiled(weight: Tensor) -> Forward:

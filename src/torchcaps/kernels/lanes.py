@@ -12,7 +12,19 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.simd import LANES, compiled, inlined, load, put, spread, store, store_totals, total, zeros
+from torchcaps.kernels.simd import (
+    LANES,
+    compiled,
+    inlined,
+    load,
+    put,
+    spread,
+    store,
+    store_totals,
+    total,
+    transpose,
+    zeros,
+)
 
 
 def blocks(images: int) -> int:
@@ -50,24 +62,40 @@ def room(shape, like):
 @compiled
 def gather(poses, first, count, out):
     """Poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are 0."""
-    images, _, size = poses.shape
-    parts = out.shape[1]
-    for b in range(parts * LANES):
-        part, lane = b // LANES, b % LANES
-        for i in range(count):
-            for k in range(size):
-                out[i, part, k, lane] = poses[b, first + i, k] if b < images else 0
+    images, children, size = poses.shape
+    parts, whole = out.shape[1], count * size // LANES * LANES
+    block = room((LANES, LANES), poses)
+    for part in range(parts):
+        full = whole if (part + 1) * LANES <= images else 0  # numbers of each image that are moved 16 at a time
+        for e in range(0, full, LANES):
+            transpose(poses, (part * LANES * children + first) * size + e, children * size, block, 0, LANES)
+            for r in range(LANES):
+                i, k = divmod(e + r, size)
+                store(out, ((i * parts + part) * size + k) * LANES, load(block, r * LANES))
+        for lane in range(LANES):
+            b = part * LANES + lane
+            for i in range(full // size, count):
+                for k in range(max(0, full - i * size), size):
+                    out[i, part, k, lane] = poses[b, first + i, k] if b < images else 0
 
 
 @compiled
 def scatter(lanes, first, count, out):
     """The way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
-    images, _, size = out.shape
-    for b in range(images):
-        part, lane = b // LANES, b % LANES
-        for i in range(count):
-            for k in range(size):
-                out[b, first + i, k] = lanes[i, part, k, lane]
+    images, children, size = out.shape
+    parts, whole = lanes.shape[1], count * size // LANES * LANES
+    block = room((LANES, LANES), lanes)
+    for part in range(parts):
+        full = whole if (part + 1) * LANES <= images else 0
+        for e in range(0, full, LANES):
+            for r in range(LANES):
+                i, k = divmod(e + r, size)
+                store(block, r * LANES, load(lanes, ((i * parts + part) * size + k) * LANES))
+            transpose(block, 0, LANES, out, (part * LANES * children + first) * size + e, children * size)
+        for b in range(part * LANES, min((part + 1) * LANES, images)):
+            for i in range(full // size, count):
+                for k in range(max(0, full - i * size), size):
+                    out[b, first + i, k] = lanes[i, part, k, b % LANES]
 
 
 @inlined

@@ -230,6 +230,34 @@ def store_totals(typingctx, array, index, a, b, c, d):
 
 
 @inline
+def transpose(typingctx, source, at, step, target, to, stride):
+    """Put 16 vectors of `source`, from `at` on and `step` apart, as columns into `target`, from `to`, `stride` apart.
+
+    Each of four rounds interleaves every vector with the one eight further on, which turns the place of a number,
+    4 bits of its vector and 4 of its lane, by one bit.
+    """
+    lanes = Lanes(source.dtype)
+
+    def emit(context, builder, signature, args):
+        vector, align = context.get_value_type(lanes), source.dtype.bitwidth // 8
+
+        def place(kind: types.Array, array: Any, first: Any, apart: Any, r: int) -> Any:
+            index = builder.add(first, builder.mul(apart, ir.Constant(apart.type, r)))
+            return builder.bitcast(_pointer(context, builder, kind, array, index), vector.as_pointer())
+
+        rows = [builder.load(place(source, args[0], args[1], args[2], r), align=align) for r in range(LANES)]
+        halves = [[k // 2 + half + LANES * (k % 2) for k in range(LANES)] for half in (0, LANES // 2)]
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), LANES), half) for half in halves]
+        for _ in range(4):
+            rows = [builder.shuffle_vector(rows[r // 2], rows[r // 2 + 8], masks[r % 2]) for r in range(LANES)]
+        for r, row in enumerate(rows):
+            builder.store(row, place(target, args[3], args[4], args[5], r), align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, types.intp, types.intp, target, types.intp, types.intp), emit
+
+
+@inline
 def highest(typingctx, x):
     """The largest of the 16 numbers, of those that are not NaN."""
 

@@ -14,6 +14,8 @@ from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, room, s
 from torchcaps.kernels.simd import LANES, compiled, load, spread, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
+GROUP = 8  # children that are gathered at once
+
 
 def forward(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """See `op.fm_moments`; contiguous inputs of one type."""
@@ -42,9 +44,9 @@ def _mask(poses: Tensor) -> Tensor:
 
 @compiled
 def _summary(u, mask, images, rows, columns, centred, mean, out):
-    """Of one child u [1, blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows, columns],
+    """Of one child u [blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows, columns],
     and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the mean."""
-    parts = u.shape[1]
+    parts = u.shape[0]
     gram = np.empty((columns, columns), u.dtype)
     out[:] = 0
     for r in range(rows):
@@ -78,23 +80,25 @@ def _forward(poses, weight, mask, out_mean, out_variance, first, end):
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
-    u = room((1, parts, size, LANES), poses)
+    u = room((GROUP, parts, size, LANES), poses)
     centred = room((rows, parts, columns, LANES), poses)
     mean = np.empty((rows, columns), poses.dtype)
     summary = room((rows, columns // LANES + 1, columns, LANES), poses)
     half = room((columns // LANES + 1, m, LANES), poses)
-    for i in range(first, end):
-        gather(poses, i, 1, u)
-        _summary(u, mask, images, rows, columns, centred, mean, summary)
-        for j in range(parents):
-            for r in range(rows):
-                _through(summary, r, weight, (j * children + i) * columns * m, columns, m, half)
-                for s in range(m):
-                    variance = poses.dtype.type(0)
-                    for e in range(columns):
-                        variance += half[e // LANES, s, e % LANES] * weight[j, i, e, s]
-                    out_mean[i, j, r * m + s] = half[columns // LANES, s, columns % LANES]
-                    out_variance[i, j, r * m + s] = max(variance, poses.dtype.type(0))
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        for i in range(start, start + count):
+            _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
+            for j in range(parents):
+                for r in range(rows):
+                    _through(summary, r, weight, (j * children + i) * columns * m, columns, m, half)
+                    for s in range(m):
+                        variance = poses.dtype.type(0)
+                        for e in range(columns):
+                            variance += half[e // LANES, s, e % LANES] * weight[j, i, e, s]
+                        out_mean[i, j, r * m + s] = half[columns // LANES, s, columns % LANES]
+                        out_variance[i, j, r * m + s] = max(variance, poses.dtype.type(0))
 
 
 @compiled
@@ -103,7 +107,7 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
-    u = room((1, parts, size, LANES), poses)
+    u = room((GROUP, parts, size, LANES), poses)
     centred = room((rows, parts, columns, LANES), poses)
     mean = np.empty((rows, columns), poses.dtype)
     summary = room((rows, columns // LANES + 1, columns, LANES), poses)
@@ -111,31 +115,33 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
     half = room((columns // LANES + 1, m, LANES), poses)
     dv = room(half.shape, poses)
     dv[:] = 0
-    for i in range(first, end):
-        gather(poses, i, 1, u)
-        _summary(u, mask, images, rows, columns, centred, mean, summary)
-        change[:] = 0
-        for j in range(parents):
-            to = (j * children + i) * columns * m
-            out_weight[j, i] = 0
-            for r in range(rows):
-                _through(summary, r, weight, to, columns, m, half)
-                for s in range(m):
-                    g, h = of_mean[i, j, r * m + s], of_variance[i, j, r * m + s]
-                    dv[columns // LANES, s, columns % LANES] = g
-                    for e in range(columns):
-                        dv[e // LANES, s, e % LANES] = h * weight[j, i, e, s]
-                        out_weight[j, i, e, s] += mean[r, e] * g + 2 * h * half[e // LANES, s, e % LANES]
-                for q in range(len(half)):
-                    at = (r * len(half) + q) * columns * LANES
-                    back(dv, q * m * LANES, weight, to, 1, columns, m, change, at)
-        _children(change, centred, images, u)
-        scatter(u, i, 1, out_poses)
+    for start in range(first, end, GROUP):
+        count = min(GROUP, end - start)
+        gather(poses, start, count, u)
+        for i in range(start, start + count):
+            _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
+            change[:] = 0
+            for j in range(parents):
+                to = (j * children + i) * columns * m
+                out_weight[j, i] = 0
+                for r in range(rows):
+                    _through(summary, r, weight, to, columns, m, half)
+                    for s in range(m):
+                        g, h = of_mean[i, j, r * m + s], of_variance[i, j, r * m + s]
+                        dv[columns // LANES, s, columns % LANES] = g
+                        for e in range(columns):
+                            dv[e // LANES, s, e % LANES] = h * weight[j, i, e, s]
+                            out_weight[j, i, e, s] += mean[r, e] * g + 2 * h * half[e // LANES, s, e % LANES]
+                    for q in range(len(half)):
+                        at = (r * len(half) + q) * columns * LANES
+                        back(dv, q * m * LANES, weight, to, 1, columns, m, change, at)
+            _children(change, centred, images, u[i - start])
+        scatter(u, start, count, out_poses)
 
 
 @compiled
 def _children(change, centred, images, out):
-    """Gradient of one child's poses, [1, blocks, rows * columns, 16], of that of its summary."""
+    """Gradient of one child's poses, [blocks, rows * columns, 16], of that of its summary."""
     rows, parts, columns, _ = centred.shape
     matrix = np.empty((columns, columns), centred.dtype)
     constant = np.empty(columns, centred.dtype)
