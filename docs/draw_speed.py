@@ -33,8 +33,9 @@ PAGE = """# Speed
 Made by `docs/draw_speed.py` from the newest line of each benchmark in `results/benchmarks.jsonl`: {machine}.
 "Einsum" is the same algorithm written as public code writes it, with votes as a tensor (`benchmarks/naive.py`). That
 both are equal is checked in the same run, or by `tests/test_naive.py`. Times are medians over turns of as many calls as
-take 50 ms, at least one; ratios are medians of ratios of neighbouring turns. A step is forward and backward. Held is what autograd keeps for backward, all distinct storages
-together, children and weights too. `make bench` measures all of it anew.
+take 50 ms, at least one; ratios are medians of ratios of neighbouring turns. A step is forward and backward. Held is
+what autograd keeps for backward, all distinct storages together, children and weights too. `make bench` measures all of
+it anew.
 
 Einsum's times vary from one run to the next, up to several times: much of them goes into memory that the system has to
 find and clear, most where a size is run first. So some of its forward passes below took longer than whole steps.
@@ -42,9 +43,9 @@ find and clear, most where a size is run first. So some of its forward passes be
 ## Kernels
 
 `python benchmarks/kernels.py`. The roofline of a pass is the larger of the bytes that it must move over the bandwidth
-of a copy and of its operations over the rate of float32 multiply-adds, of a matrix product or in registers, whichever is
-higher, both measured in the same run; shown is which part of that speed is reached, forward and step. R is the number of
-iterations.
+of a copy and of its operations over the rate of float32 multiply-adds, of a matrix product or in registers, whichever
+is higher, both measured in the same run; shown is which part of that speed is reached, forward and step. R is the
+number of iterations.
 
 {kernels}
 
