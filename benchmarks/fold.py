@@ -69,16 +69,6 @@ def peak_mb(forward: Callable[[], object], *known: Tensor) -> float:
     return round(memory.peak / 2**20, 3)
 
 
-def several(forward: Callable[[], object], passes: int) -> Callable[[], None]:
-    """`forward`, so many times in a row."""
-
-    def run() -> None:
-        for _ in range(passes):
-            forward()
-
-    return run
-
-
 def compare(batch: int, passes: int, repeats: int, device: torch.device) -> None:
     """Record one line: all forms on the same children."""
     torch.manual_seed(0)
@@ -97,9 +87,9 @@ def compare(batch: int, passes: int, repeats: int, device: torch.device) -> None
     with torch.no_grad():
         (step,), (wanted,) = folded(Capsules(poses)), plain(Capsules(poses))
         torch.testing.assert_close(step.capsules.poses, wanted.capsules.poses, rtol=1e-4, atol=1e-5)
-        turns = interleaved([several(form, passes) for form in forms.values()], repeats, warmup=3, least=0)
+        turns = interleaved(list(forms.values()), repeats, warmup=3, calls=passes)
         peaks = {name: peak_mb(form, *known) for name, form in forms.items()}
-    seconds = {name: [turn / passes for turn in times] for name, times in zip(forms, turns, strict=True)}
+    seconds = dict(zip(forms, turns, strict=True))
     record(
         f"fold/linear {CHILDREN}x{POSE} -> {PARENTS}x{CLASS_POSE}",
         {

@@ -15,21 +15,24 @@ import torch
 from torchcaps.train.machine import describe_machine
 
 RESULTS = Path(__file__).parent.parent / "results"
+TURN = 0.05  # seconds
 
 
 def interleaved(
-    functions: Sequence[Callable[[], object]], repeats: int, warmup: int = 1, least: float = 0.05
+    functions: Sequence[Callable[[], object]], repeats: int, warmup: int = 1, calls: int | None = None
 ) -> list[list[float]]:
     """Seconds of a call of each function, [function][repeat], taken in turn so that a drift of the machine meets all.
 
-    A turn is as many calls in a row as last `least` seconds, and at least one: else a short call would be charged with
-    waking the threads that slept while a long one ended on one of them, which takes milliseconds on a virtual machine.
+    A turn is `calls` in a row; without a number as many as last `TURN` seconds, and at least one: else a short call
+    would be charged with waking the threads that slept while a long one ended on one of them, which takes milliseconds
+    on a virtual machine.
     """
-    calls = [1 for _ in functions]
+    counts = [calls or 1 for _ in functions]
     for k, function in enumerate(functions):
         for _ in range(warmup):
-            calls[k] = max(1, int(least / _seconds(function, 1)))
-    turns = [[_seconds(*each) for each in zip(functions, calls, strict=True)] for _ in range(repeats)]
+            taken = _seconds(function, 1)
+            counts[k] = calls or max(1, int(TURN / taken))
+    turns = [[_seconds(*each) for each in zip(functions, counts, strict=True)] for _ in range(repeats)]
     return [list(seconds) for seconds in zip(*turns, strict=True)]
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from torchcaps.kernels.simd import (
     LANES,
     compiled,
+    exp,
     inlined,
     load,
     put,
+    select,
     spread,
     store,
     store_totals,
@@ -102,63 +104,7 @@ def scatter(lanes, first, count, out):
 def vote(u, at, w, to, rows, columns, m, out, into, add):
     """out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
     for r in range(rows):
-        left = at + r * columns * LANES
-        s = 0
-        while s + 8 <= m:
-            k = into + (r * m + s) * LANES
-            a0 = load(out, k) if add else zeros(out)
-            a1 = load(out, k + LANES) if add else zeros(out)
-            a2 = load(out, k + 2 * LANES) if add else zeros(out)
-            a3 = load(out, k + 3 * LANES) if add else zeros(out)
-            a4 = load(out, k + 4 * LANES) if add else zeros(out)
-            a5 = load(out, k + 5 * LANES) if add else zeros(out)
-            a6 = load(out, k + 6 * LANES) if add else zeros(out)
-            a7 = load(out, k + 7 * LANES) if add else zeros(out)
-            for c in range(columns):
-                x = load(u, left + c * LANES)
-                q = to + c * m + s
-                a0 = a0 + x * spread(w, q)
-                a1 = a1 + x * spread(w, q + 1)
-                a2 = a2 + x * spread(w, q + 2)
-                a3 = a3 + x * spread(w, q + 3)
-                a4 = a4 + x * spread(w, q + 4)
-                a5 = a5 + x * spread(w, q + 5)
-                a6 = a6 + x * spread(w, q + 6)
-                a7 = a7 + x * spread(w, q + 7)
-            store(out, k, a0)
-            store(out, k + LANES, a1)
-            store(out, k + 2 * LANES, a2)
-            store(out, k + 3 * LANES, a3)
-            store(out, k + 4 * LANES, a4)
-            store(out, k + 5 * LANES, a5)
-            store(out, k + 6 * LANES, a6)
-            store(out, k + 7 * LANES, a7)
-            s += 8
-        while s + 4 <= m:
-            k = into + (r * m + s) * LANES
-            a0 = load(out, k) if add else zeros(out)
-            a1 = load(out, k + LANES) if add else zeros(out)
-            a2 = load(out, k + 2 * LANES) if add else zeros(out)
-            a3 = load(out, k + 3 * LANES) if add else zeros(out)
-            for c in range(columns):
-                x = load(u, left + c * LANES)
-                q = to + c * m + s
-                a0 = a0 + x * spread(w, q)
-                a1 = a1 + x * spread(w, q + 1)
-                a2 = a2 + x * spread(w, q + 2)
-                a3 = a3 + x * spread(w, q + 3)
-            store(out, k, a0)
-            store(out, k + LANES, a1)
-            store(out, k + 2 * LANES, a2)
-            store(out, k + 3 * LANES, a3)
-            s += 4
-        while s < m:
-            k = into + (r * m + s) * LANES
-            a0 = load(out, k) if add else zeros(out)
-            for c in range(columns):
-                a0 = a0 + load(u, left + c * LANES) * spread(w, to + c * m + s)
-            store(out, k, a0)
-            s += 1
+        _multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
 @compiled
@@ -174,66 +120,90 @@ def votes_of(u, at, weight, child, rows, out, into, add):
 
 
 @compiled
+def softmax(logits, at, parents, whole):
+    """Softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
+    end = at + parents * LANES
+    top = load(logits, at)
+    for k in range(at + LANES, end, LANES):
+        x = load(logits, k)
+        top = select(x, top, x, top)
+    divisor = zeros(logits)
+    for k in range(at, end, LANES):
+        x = exp(load(logits, k) - top)
+        store(logits, k, x)
+        divisor = divisor + x
+    share = whole / divisor
+    for k in range(at, end, LANES):
+        store(logits, k, load(logits, k) * share)
+
+
+@compiled
 def back(v, at, w, to, rows, columns, m, out, into):
     """out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into` on."""
     for r in range(rows):
-        left = at + r * m * LANES
-        c = 0
-        while c + 8 <= columns:
-            k = into + (r * columns + c) * LANES
-            a0 = load(out, k)
-            a1 = load(out, k + LANES)
-            a2 = load(out, k + 2 * LANES)
-            a3 = load(out, k + 3 * LANES)
-            a4 = load(out, k + 4 * LANES)
-            a5 = load(out, k + 5 * LANES)
-            a6 = load(out, k + 6 * LANES)
-            a7 = load(out, k + 7 * LANES)
-            for s in range(m):
-                x = load(v, left + s * LANES)
-                q = to + c * m + s
-                a0 = a0 + x * spread(w, q)
-                a1 = a1 + x * spread(w, q + m)
-                a2 = a2 + x * spread(w, q + 2 * m)
-                a3 = a3 + x * spread(w, q + 3 * m)
-                a4 = a4 + x * spread(w, q + 4 * m)
-                a5 = a5 + x * spread(w, q + 5 * m)
-                a6 = a6 + x * spread(w, q + 6 * m)
-                a7 = a7 + x * spread(w, q + 7 * m)
-            store(out, k, a0)
-            store(out, k + LANES, a1)
-            store(out, k + 2 * LANES, a2)
-            store(out, k + 3 * LANES, a3)
-            store(out, k + 4 * LANES, a4)
-            store(out, k + 5 * LANES, a5)
-            store(out, k + 6 * LANES, a6)
-            store(out, k + 7 * LANES, a7)
-            c += 8
-        while c + 4 <= columns:
-            k = into + (r * columns + c) * LANES
-            a0 = load(out, k)
-            a1 = load(out, k + LANES)
-            a2 = load(out, k + 2 * LANES)
-            a3 = load(out, k + 3 * LANES)
-            for s in range(m):
-                x = load(v, left + s * LANES)
-                q = to + c * m + s
-                a0 = a0 + x * spread(w, q)
-                a1 = a1 + x * spread(w, q + m)
-                a2 = a2 + x * spread(w, q + 2 * m)
-                a3 = a3 + x * spread(w, q + 3 * m)
-            store(out, k, a0)
-            store(out, k + LANES, a1)
-            store(out, k + 2 * LANES, a2)
-            store(out, k + 3 * LANES, a3)
-            c += 4
-        while c < columns:
-            k = into + (r * columns + c) * LANES
-            a0 = load(out, k)
-            for s in range(m):
-                a0 = a0 + load(v, left + s * LANES) * spread(w, to + c * m + s)
-            store(out, k, a0)
-            c += 1
+        _multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
+
+
+@inlined
+def _multiply(x, left, length, w, to, down, along, out, into, width, add):
+    """out [width, 16] = or += x [length, 16] times a matrix whose rows are `down` and columns `along` apart.
+
+    Eight sums at once: as many products as a core has under way until the first of them is there.
+    """
+    k, end = into, into + width * LANES
+    while k + 8 * LANES <= end:
+        a0 = load(out, k) if add else zeros(out)
+        a1 = load(out, k + LANES) if add else zeros(out)
+        a2 = load(out, k + 2 * LANES) if add else zeros(out)
+        a3 = load(out, k + 3 * LANES) if add else zeros(out)
+        a4 = load(out, k + 4 * LANES) if add else zeros(out)
+        a5 = load(out, k + 5 * LANES) if add else zeros(out)
+        a6 = load(out, k + 6 * LANES) if add else zeros(out)
+        a7 = load(out, k + 7 * LANES) if add else zeros(out)
+        for c in range(length):
+            one, q = load(x, left + c * LANES), to + c * down
+            a0 = a0 + one * spread(w, q)
+            a1 = a1 + one * spread(w, q + along)
+            a2 = a2 + one * spread(w, q + 2 * along)
+            a3 = a3 + one * spread(w, q + 3 * along)
+            a4 = a4 + one * spread(w, q + 4 * along)
+            a5 = a5 + one * spread(w, q + 5 * along)
+            a6 = a6 + one * spread(w, q + 6 * along)
+            a7 = a7 + one * spread(w, q + 7 * along)
+        store(out, k, a0)
+        store(out, k + LANES, a1)
+        store(out, k + 2 * LANES, a2)
+        store(out, k + 3 * LANES, a3)
+        store(out, k + 4 * LANES, a4)
+        store(out, k + 5 * LANES, a5)
+        store(out, k + 6 * LANES, a6)
+        store(out, k + 7 * LANES, a7)
+        k += 8 * LANES
+        to += 8 * along
+    while k + 4 * LANES <= end:
+        a0 = load(out, k) if add else zeros(out)
+        a1 = load(out, k + LANES) if add else zeros(out)
+        a2 = load(out, k + 2 * LANES) if add else zeros(out)
+        a3 = load(out, k + 3 * LANES) if add else zeros(out)
+        for c in range(length):
+            one, q = load(x, left + c * LANES), to + c * down
+            a0 = a0 + one * spread(w, q)
+            a1 = a1 + one * spread(w, q + along)
+            a2 = a2 + one * spread(w, q + 2 * along)
+            a3 = a3 + one * spread(w, q + 3 * along)
+        store(out, k, a0)
+        store(out, k + LANES, a1)
+        store(out, k + 2 * LANES, a2)
+        store(out, k + 3 * LANES, a3)
+        k += 4 * LANES
+        to += 4 * along
+    while k < end:
+        a0 = load(out, k) if add else zeros(out)
+        for c in range(length):
+            a0 = a0 + load(x, left + c * LANES) * spread(w, to + c * down)
+        store(out, k, a0)
+        k += LANES
+        to += along
 
 
 @compiled

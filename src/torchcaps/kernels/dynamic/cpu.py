@@ -15,11 +15,12 @@ from torchcaps.kernels.lanes import (
     outer,
     room,
     scatter,
+    softmax,
     to_lanes,
     vote,
     votes_of,
 )
-from torchcaps.kernels.simd import LANES, compiled, exp, inlined, load, magnitude, select, spread, store, zeros
+from torchcaps.kernels.simd import LANES, compiled, inlined, load, magnitude, select, spread, store, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -121,30 +122,13 @@ def _scale(votes, at, pose):
 
 
 @compiled
-def _softmax(logits, parents):
-    """Softmax over parents of `logits` [parents, 16], in place."""
-    top = load(logits, 0)
-    for j in range(1, parents):
-        x = load(logits, j * LANES)
-        top = select(x, top, x, top)
-    whole = zeros(logits)
-    for j in range(parents):
-        x = exp(load(logits, j * LANES) - top)
-        store(logits, j * LANES, x)
-        whole = whole + x
-    share = (zeros(logits) + logits.dtype.type(1)) / whole
-    for j in range(parents):
-        store(logits, j * LANES, load(logits, j * LANES) * share)
-
-
-@compiled
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
     votes_of(u, at, weight, child, rows, votes, 0, False)
     if binary:
         _cancel_all(u, at, weight, child, rows, votes)
     _agreements(votes, state, to, initial, child, xnor, coupling)
-    _softmax(coupling, coupling.shape[0])
+    softmax(coupling, 0, coupling.shape[0], zeros(votes) + votes.dtype.type(1))
 
 
 @compiled

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from torchcaps.kernels.lanes import softmax
 from torchcaps.kernels.packed.bits import binarize, dots, scale
-from torchcaps.kernels.simd import LANES, compiled, exp, load, root, select, spread, store, zeros
+from torchcaps.kernels.simd import LANES, compiled, load, root, select, spread, store, zeros
 
 BLOCK = 8  # children
 SMALLEST = np.float32(1e-24)  # squared length from which on a squash divides
@@ -43,8 +44,8 @@ def route_images(poses, words, scales, pose, iterations, first, end, parents):
                     if t == 0:
                         _share_evenly(sizes, i + n, shares, n)
                     else:
-                        _agree(signs, words, i + n, length, near, state, shares, n)
-                        _softmax(sizes, i + n, shares, n)
+                        _agree(signs, sizes, words, i + n, length, near, state, shares, n)
+                        softmax(shares, n * number * LANES, number, load(sizes, (i + n) * LANES))
                 _add_votes(signs, words, i, count, length, near, shares, sums)
             _squash(sums, state)
         for b in range(here):
@@ -69,8 +70,8 @@ def _share_evenly(sizes, i, shares, n):
 
 
 @compiled
-def _agree(signs, words, i, length, near, state, shares, n):
-    """shares [n, j] are the products of the state and of the votes of child i, taken as one of size 1."""
+def _agree(signs, sizes, words, i, length, near, state, shares, n):
+    """shares [n, j] are the products of the state and of the votes of child i."""
     number, pose, _ = state.shape
     padded, at = words.shape[2], i * LANES
     for j in range(number):
@@ -81,26 +82,7 @@ def _agree(signs, words, i, length, near, state, shares, n):
             a1 = a1 + dots(signs, at, words[i, j, k + 1], length) * spread(near, s + 1) * load(state, b + LANES)
             a2 = a2 + dots(signs, at, words[i, j, k + 2], length) * spread(near, s + 2) * load(state, b + 2 * LANES)
             a3 = a3 + dots(signs, at, words[i, j, k + 3], length) * spread(near, s + 3) * load(state, b + 3 * LANES)
-        store(shares, (n * number + j) * LANES, a0 + a1 + (a2 + a3))
-
-
-@compiled
-def _softmax(sizes, i, shares, n):
-    """Products of a child of size 1 [n, j] become its shares in the parents, times its size."""
-    number = shares.shape[1]
-    size, first = load(sizes, i * LANES), n * number * LANES
-    most = load(shares, first) * size
-    for at in range(first + LANES, first + number * LANES, LANES):
-        x = load(shares, at) * size
-        most = select(x, most, x, most)
-    whole = zeros(shares)
-    for at in range(first, first + number * LANES, LANES):
-        x = exp(load(shares, at) * size - most)
-        store(shares, at, x)
-        whole = whole + x
-    rate = size / whole
-    for at in range(first, first + number * LANES, LANES):
-        store(shares, at, load(shares, at) * rate)
+        store(shares, (n * number + j) * LANES, (a0 + a1 + (a2 + a3)) * load(sizes, at))
 
 
 @compiled

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.packed.bits import binarize, dots, every, scale
-from torchcaps.kernels.packed.images import route_images
+from torchcaps.kernels.packed.images import SMALLEST, route_images
 from torchcaps.kernels.simd import (
     LANES,
     compiled,
@@ -150,7 +150,7 @@ def _squash(sums, parents, state):
                     x += sums[part, b, j, k]
                 parents[b, j, k] = x
                 square += x * x
-            factor = np.float32(square / (1 + square) / np.sqrt(max(square, np.float32(1e-24))))
+            factor = np.float32(square / (1 + square) / np.sqrt(max(square, SMALLEST)))
             for k in range(pose):
                 parents[b, j, k] *= factor
                 state[b, j, k] += parents[b, j, k]
