@@ -3,7 +3,7 @@
 The paper's claim (section 3.2): with 1/n and votes of length one they stay near one. A line of JSON for each epoch,
 epoch 0 before the first step, and each layer.
 
-python benchmarks/singular.py --variants paper no-mean --epochs 10 --out singular.jsonl
+python benchmarks/singular.py --variants paper no-mean --out singular.jsonl
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from torchcaps.config import Config, Option, ScheduleConfig
+from torchcaps.config import Config, Option
 from torchcaps.inspect import measure_jacobian
-from torchcaps.recipes.fm import residual
+from torchcaps.recipes.budgets import apply_budget
+from torchcaps.recipes.cells import Train, find_cell
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric
@@ -32,7 +33,6 @@ VARIANTS: dict[str, dict[str, Option]] = {
     "no-batch-norm": {"batch_norm": "none"},
     "vector": {"matrix": False},
 }
-NARROW: dict[str, Option] = {"blocks": (1, 1, 1), "width": 8, "primary": 2, "capsules": (8, 8)}
 IMAGES = 4  # whose Jacobian is taken, of a batch of training
 
 
@@ -62,19 +62,13 @@ class Watched(Trainer):
             file.write(json.dumps({**about, **line}) + "\n")
 
 
-def build(variant: str, data: str, epochs: int, seed: int, out: Path) -> Config:
-    """The narrowed network of section 4.2, its rate a tenth after a half and three quarters of the epochs."""
-    config = residual(data)  # pyright: ignore[reportArgumentType]
-    milestones = (max(1, epochs // 2), max(2, 3 * epochs // 4))
-    return replace(
-        config,
-        model=replace(config.model, options={**NARROW, **VARIANTS[variant]}),
-        schedule=ScheduleConfig("step", milestones=milestones, gamma=0.1),
-        epochs=epochs,
-        seed=seed,
-        out=out,
-        device="cpu",
-    )
+def build(variant: str, data: str, seed: int, out: Path) -> Config:
+    """The run that fills Table 2's row "Ours" with the budget `cpu`, changed by the variant."""
+    cell = find_cell(f"fm/table2/ours-{data}")
+    assert isinstance(cell.how, Train)
+    config = apply_budget(cell.how.build(), "cpu", cell)
+    model = replace(config.model, options=config.model.options | VARIANTS[variant])
+    return replace(config, model=model, recipe=f"{config.recipe}.{variant}", seed=seed, out=out, device="cpu")
 
 
 def main() -> None:
@@ -82,13 +76,12 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--data", choices=("fashion-mnist", "cifar10", "svhn"), default="fashion-mnist")
-    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("singular.jsonl"))
     flags = parser.parse_args()
     for variant in flags.variants:
         for seed in flags.seeds:
             with tempfile.TemporaryDirectory() as folder:
-                run = Watched(build(variant, flags.data, flags.epochs, seed, Path(folder)), variant, flags.out)
+                run = Watched(build(variant, flags.data, seed, Path(folder)), variant, flags.out)
                 try:
                     run.run()
                 except FloatingPointError as error:

@@ -9,7 +9,8 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
-from torchcaps.layers import PrimaryPoses
+from torchcaps.layers import CapsuleStack, PrimaryPoses
+from torchcaps.models import rebuild_model
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
 PARAMETERS = {
@@ -88,6 +89,27 @@ def test_iterations_can_be_changed_after_training(name):
     assert torch.equal(model(images).scores, wanted) and not torch.equal(before, wanted)
     with pytest.raises(ValueError, match="iterations is 0"):
         model.iterations = 0
+
+
+@pytest.mark.parametrize("name", ["capsnet", "small-resnet.inverted-attention", "fm-resnet-affnist"])
+def test_every_model_with_routed_capsules_has_iterations(name):
+    model = create_model(name, image_size=40 if name.startswith("fm") else 28, iterations=1)
+    model.iterations = 5
+    assert [each.iterations for each in model.modules() if isinstance(each, CapsuleStack)] == [5]
+    assert rebuild_model(model.origin).iterations == 5  # as a checkpoint or an export makes it anew
+
+
+@pytest.mark.parametrize("wrong", [0, 2.5, "3", None, True])
+def test_iterations_are_a_whole_number(wrong):
+    model = create_model("capsnet")
+    with pytest.raises(ValueError, match=f"iterations is {wrong!r}; it must be a whole number"):
+        model.iterations = wrong
+    assert model.iterations == 3
+
+
+def test_a_network_without_routing_has_no_iterations():
+    with pytest.raises(ValueError, match="PlainNetwork routes no capsules"):
+        create_model("cnn-simple-cifar10", in_channels=3, image_size=32).iterations = 2
 
 
 @pytest.mark.parametrize("name", ["attention-simple-cifar10", "dynamic-simple-cifar10", "em-simple-cifar10"])

@@ -92,6 +92,8 @@ def test_iterations_can_be_changed_after_training():
     assert torch.equal(stack(primary)[-1].capsules.poses, other(primary)[-1].capsules.poses)
     with pytest.raises(ValueError, match="iterations is 0"):
         stack.iterations = 0
+    with pytest.raises(ValueError, match="schedule is 'parallel'; it must be 'sequential' or 'concurrent'"):
+        stack.schedule = "parallel"
 
 
 @pytest.mark.parametrize("routing", ["inverted-attention", "inverted-attention-c"])

@@ -1,15 +1,21 @@
 """The benchmark that watches the Jacobian's singular values: a line for each layer, before training and after it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import singular
 
+from torchcaps.config import DataConfig
+
 
 @pytest.mark.slow
 def test_lines_of_a_short_run(tmp_path):
-    config = singular.build("no-mean", "digits", 1, 3, tmp_path / "runs")
-    assert config.model.options["mean"] is False
+    config = singular.build("no-mean", "fashion-mnist", 3, tmp_path / "runs")
+    narrow = {"width": 4, "capsules": (16, 8)}
+    assert config.model.options == {**narrow, "mean": False} and config.epochs == 10
+    model = replace(config.model, options={**config.model.options, "blocks": (1, 1, 1), "primary": 2})
+    config = replace(config, model=model, data=DataConfig("digits", standardise="image", validation=0.1), epochs=1)
     out = tmp_path / "singular.jsonl"
     singular.Watched(config, "no-mean", out).run()
     lines = [json.loads(line) for line in out.read_text().splitlines()]

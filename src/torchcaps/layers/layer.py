@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.registry import Implementation, find_step, runs_fused
 from torchcaps.layers.transforms import Transform
+from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, State, Step, create_routing
 from torchcaps.routing.discriminative import Discriminative
 from torchcaps.votes import Votes
@@ -107,20 +108,20 @@ class CapsuleStack(nn.Module):
         layers: from the primary capsules upwards, at least one.
         iterations: R, at least 1; may be changed after training. A routing that is not iterative runs once.
         schedule: "sequential" (a layer finishes first) or "concurrent" (after a first pass upwards, every layer reads
-            the capsules that the layer below had in the previous iteration; Tsai et al. 2020, Procedure 2).
+            the capsules that the layer below had in the previous iteration; Tsai et al. 2020, Procedure 2); may be
+            changed as well.
 
-    With the concurrent schedule the last output sees layer l, counted from the top, only up to iteration R - l: later
-    steps of that layer reach nothing and are left out. So with R = 2 only the top layer routes at all.
+    With the concurrent schedule the last output sees layer l, counted from 0 at the top, only up to iteration R - l, or
+    the first pass where that is below 1: later steps of that layer reach nothing and are left out. So with R = 2 only
+    the top layer routes at all.
     """
 
     def __init__(self, layers: Sequence[CapsuleLayer], iterations: int = 3, schedule: Schedule = "sequential"):
         super().__init__()
         if not layers:
             raise ValueError("a stack of 0 layers was asked for; give at least one CapsuleLayer")
-        if schedule not in ("sequential", "concurrent"):
-            raise ValueError(f"schedule is {schedule!r}; it must be 'sequential' or 'concurrent'")
         self.layers = nn.ModuleList(layers)
-        self.schedule: Schedule = schedule
+        self.schedule = schedule
         self.iterations = iterations
 
     @property
@@ -129,9 +130,18 @@ class CapsuleStack(nn.Module):
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        if value < 1:
-            raise ValueError(f"iterations is {value}; at least 1 is needed")
+        if not fits(value, int) or value < 1:
+            raise ValueError(f"iterations is {value!r}; it must be a whole number, at least 1")
         self._iterations = value
+
+    @property
+    def schedule(self) -> Schedule:
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        check_choice("schedule", value, get_args(Schedule))
+        self._schedule: Schedule = value
 
     def plan(self) -> list[tuple[int, int]]:
         """The steps that reach the output, in order, as (layer, iteration), both from 0.

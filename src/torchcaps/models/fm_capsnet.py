@@ -25,7 +25,7 @@ def fm_capsnet(
     """`CapsNet` with FM agreement; the score of a class is its activation, which the margin loss may take.
 
     6,804,256 parameters for 28x28x1 and 10 classes: those of the same network with dynamic routing, and 32 of batch
-    norm. The released code has 64 channels, 8 types of primary capsules, and neither `l2` nor batch norm.
+    norm. The released code has 64 channels, 8 types of primary capsules, and neither `l2`, `halved` nor batch norm.
 
     Args:
         num_classes, in_channels, image_size, channels, primary, primary_pose, class_pose, kernel, stride: see

@@ -30,15 +30,6 @@ class CapsuleNetwork(Model):
         super().__init__()
         self.backbone, self.primary, self.stack, self.head = backbone, primary, stack, head
 
-    @property
-    def iterations(self) -> int:
-        """Of the routing, at least 1; it may be changed after training."""
-        return self.stack.iterations
-
-    @iterations.setter
-    def iterations(self, value: int) -> None:
-        self.stack.iterations = value
-
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
         primary = self.primary(self.backbone(images))
         steps = self.stack(primary)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.layers import CapsuleStack
 from torchcaps.names import check_options, fits, unknown
 
 
@@ -30,6 +31,28 @@ class Model(nn.Module):
     """
 
     origin: dict[str, Any] | None = None
+
+    @property
+    def iterations(self) -> int:
+        """Of the routing, at least 1; it may be changed after training.
+
+        Raises:
+            ValueError: for a network without routed capsules, and when set to anything but a whole number above 0.
+        """
+        return self._stacks()[0].iterations
+
+    @iterations.setter
+    def iterations(self, value: int) -> None:
+        for stack in self._stacks():
+            stack.iterations = value
+        if self.origin is not None:
+            self.origin["iterations"] = value
+
+    def _stacks(self) -> list[CapsuleStack]:
+        stacks = [module for module in self.modules() if isinstance(module, CapsuleStack)]
+        if not stacks:
+            raise ValueError(f"{type(self).__name__} routes no capsules, so it has no iterations")
+        return stacks
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
         """Images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b] names."""

@@ -163,7 +163,7 @@ def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[
 
 
 def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tensor, str]:
-    """The network and a batch of noise on the device, as the library has them there: channels last."""
+    """The network and a batch of noise, both of the config's seed, as the library has them there: channels last."""
     import torch
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -173,8 +173,10 @@ def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tenso
     place = choose_device(device)
     if place == "cpu":
         keep_freed_memory()
-    model = convert_conv2d_weight_memory_format(build_network(config).to(place), torch.channels_last)
-    images = torch.rand(batch_size, *image_shape(config), device=place)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model, images = build_network(config), torch.rand(batch_size, *image_shape(config))
+    model, images = convert_conv2d_weight_memory_format(model, torch.channels_last).to(place), images.to(place)
     return model, images.contiguous(memory_format=torch.channels_last), place
 
 
