@@ -10,9 +10,12 @@ from statistics import median
 import onnxruntime
 import torch
 from report import interleaved, record
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps import create_model
 from torchcaps.export import export_onnx, export_packed, load_packed
+
+LAYOUT = torch.channels_last  # of whatever this library loads
 
 
 def main() -> None:
@@ -23,18 +26,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
-    model = create_model(flags.model, image_size=flags.image_size).eval()
-    images = torch.rand(1, 3, flags.image_size, flags.image_size)
+    model = convert_conv2d_weight_memory_format(create_model(flags.model, image_size=flags.image_size).eval(), LAYOUT)
+    images = torch.rand(1, 3, flags.image_size, flags.image_size).contiguous(memory_format=LAYOUT)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         onnx = export_onnx(model, Path(folder, "model.onnx"))
         packed = export_packed(model, Path(folder, "model.safetensors"), torch.float16)
         again, options = load_packed(packed.path), onnxruntime.SessionOptions()
         options.intra_op_num_threads = flags.threads
         session = onnxruntime.InferenceSession(str(onnx.path), options)
+        rows = images.contiguous().numpy()
         forms = {
             "trained": lambda: model(images),
             "packed": lambda: again(images),
-            "onnx": lambda: session.run(None, {"images": images.numpy()}),
+            "onnx": lambda: session.run(None, {"images": rows}),
         }
         seconds = dict(zip(forms, interleaved(list(forms.values()), flags.repeats, warmup=3), strict=True))
     record(

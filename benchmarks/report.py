@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import statistics
 import time
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchcaps.recipes.measure import peak_memory, reset_peak
 from torchcaps.train.machine import describe_machine
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -71,6 +74,24 @@ def allocated_bytes(function: Callable[[], object]) -> Allocated:
         held += event.nbytes()
         peak = max(peak, held)
     return Allocated(peak, max((event.nbytes() for event in events), default=0))
+
+
+def resident_bytes(function: Callable[[], object], repeats: int = 5) -> int:
+    """The most that a call adds to what the process holds in memory, scratch of kernels and its result included.
+
+    Of the second call on, the median; in pages, and 0 where the allocator had kept enough. Linux with glibc.
+    """
+    function()
+    added = []
+    for _ in range(repeats):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        reset_peak("cpu")
+        before = peak_memory("cpu")
+        result = function()
+        added.append(peak_memory("cpu") - before)
+        del result
+    return int(statistics.median(added))
 
 
 def record(benchmark: str, values: dict) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from report import allocated_bytes, interleaved, median_ratio, record
+from report import interleaved, median_ratio, record, resident_bytes
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash
@@ -154,8 +154,8 @@ def measure_bandwidth() -> float:
 
 
 def peak_mb(forward: Forward, poses: Tensor) -> float:
-    """Of torch's allocations during a pass; weights and inputs are there before."""
-    return round(allocated_bytes(lambda: forward(poses)).peak / 2**20, 2)
+    """Megabytes that a pass adds to the process; weights and inputs are there before."""
+    return round(resident_bytes(lambda: forward(poses)) / 1e6, 3)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 """What grows is measured: votes that are made are seen, lines and slopes are those of known numbers."""
 
+import sys
+
+import numpy as np
 import pytest
 import scale
 import torch
-from report import allocated_bytes
+from report import allocated_bytes, resident_bytes
 from routing import Pair
 
 
@@ -14,6 +17,12 @@ def test_memory_is_that_of_torch_at_its_highest():
         return torch.empty(1 << 18), torch.empty(1 << 18)
 
     assert allocated_bytes(work) == (1 << 22, 1 << 22)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are counted by Linux")
+def test_resident_memory_counts_what_torch_does_not_allocate():
+    added = resident_bytes(lambda: np.ones(1 << 22, np.float32))
+    assert added == pytest.approx(4 << 22, rel=0.02)
 
 
 def test_ours_makes_no_votes_and_einsum_does():

@@ -213,6 +213,9 @@ def test_lists_name_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
     for kind, name in {"models": "capsnet", "recipes": "capsnet-mnist", "routings": "dynamic", "data": "mnist"}.items():
         assert main(["list", kind]) == 0
         assert name in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert main(["list", kind, f"{name[:-1]}?"]) == 0
+        listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("name ")]
+        assert name in listed and all(each.startswith(name[:-1]) and len(each) == len(name) for each in listed)
 
 
 def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,22 @@ class TestStandardise:
         torch.testing.assert_close(done.mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
         torch.testing.assert_close(done.std((0, 2, 3), correction=0), torch.ones(3))
 
+    def test_by_given_deviations(self):
+        images = random_images(16)
+        data = Data(images, images, images, "dataset", deviations=(0.5, 0.25, 2.0))
+        done = torch.cat([batch for batch, _ in data.evaluation("train", 5).epoch(0)])
+        plain = images.pixels.float() / 255
+        wanted = (plain - plain.mean((0, 2, 3), keepdim=True)) / torch.tensor([0.5, 0.25, 2.0])[:, None, None]
+        torch.testing.assert_close(done, wanted)
+
+    @pytest.mark.parametrize("wrong", [(0.5,), (0.5, 0.25, 0.0)])
+    def test_deviations_that_cannot_be(self, wrong):
+        images = random_images(16)
+        with pytest.raises(ValueError, match=r"data.std is .* above 0, one a channel \(3\)"):
+            Data(images, images, images, "dataset", deviations=wrong)
+        with pytest.raises(ValueError, match=r"data.standardise is 'none'; it must be 'dataset'"):
+            Data(images, images, images, deviations=(0.5, 0.25, 2.0))
+
 
 class TestDraws:
     def test_ranges_are_reached_and_kept(self):

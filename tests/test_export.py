@@ -73,6 +73,12 @@ def test_half_scales_are_smaller_and_nearly_equal(tmp_path):
     assert half.difference is not None and 0 < half.difference < 1e-3
 
 
+def test_scales_of_another_type_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match=r"scales are torch.float64; they must be one of torch.float32"):
+        export_packed(trained(f"{BACKBONE}.xnodr"), tmp_path / "model", torch.float64)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_is_exported(tmp_path):
     folder = fit(tiny.tiny_config(tmp_path, epochs=1)).folder
     done = export_onnx(folder, tmp_path / "run.onnx")

@@ -59,7 +59,7 @@ def test_segmentations_say_what_is_decoded_and_what_is_there(model: Model) -> No
     predicted[1] = torch.tensor([0, 1, 1, 0]).bool()
     figure = draw_segmentations(model, images, targets, predicted, absent=1)
     output = model(images)
-    neither = int(absent_class(output.scores, targets, predicted)[0])
+    neither = int(absent_class(output.scores, targets, predicted)[0].nonzero())
     assert neither in (2, 3)
     assert texts(figure) == ["R:(0,1)\nL:(0,1)", "R:P:(1,2)\nL:(1,3)", "R:(0,2)\nL:(0,2)", f"*R:(1,{neither})\nL:(0,1)"]
     shown = pictures(figure)
@@ -69,6 +69,15 @@ def test_segmentations_say_what_is_decoded_and_what_is_there(model: Model) -> No
         overlaid = colour_parts(decoded, torch.zeros(1, 1, 12, 12))[0].movedim(0, -1)
         torch.testing.assert_close(shown[4 + column], overlaid)
         assert not overlaid[..., 1].allclose(overlaid[..., 2])
+
+
+def test_no_class_is_left_to_be_absent(model: Model) -> None:
+    targets = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool()
+    predicted = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]]).bool()
+    figure = draw_segmentations(model, torch.rand(2, 1, 12, 12), targets, predicted)
+    first, second, again = texts(figure)
+    assert (first, second) == ("R:P:(2,3)\nL:(0,1)", "R:(1,3)\nL:(1,3)") and again.startswith("*R:")
+    assert again.endswith("L:(1,3)")  # the second image: of the first every class is shown or was found
 
 
 def test_nothing_predicted_is_black(model: Model) -> None:

@@ -171,6 +171,8 @@ def test_transformers_take_any_size_and_have_pooled_features_only():
         assert TimmBackbone("test_vit", 1, (64, 32)).shape == (64,)
         with pytest.raises(ValueError, match="no map of features"):
             TimmBackbone("test_vit", 1, (64, 32), features="spatial")
+        with pytest.raises(ValueError, match="no map of features"):
+            TimmBackbone("test_vit", 1, (64, 32), features="flattened")
 
 
 def test_channels_last_backbones_give_maps_too():

@@ -52,6 +52,19 @@ def test_threads_share_children_or_images(threads, images):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("shape", [(2, 32, 8), (2, 34, 8), (2, 33, 7), (20, 34, 8), (2, 33, 9)])
+def test_children_that_do_not_fit_are_refused(shape):
+    packed = pack_stack(stack(33, 11, 8, 16))
+    with torch.no_grad(), pytest.raises(ValueError, match=rf"children are \({shape[1]}, {shape[2]}\).*takes \(33, 8\)"):
+        packed(Capsules(torch.randn(shape)))
+
+
+def test_no_images_have_no_parents():
+    with torch.no_grad():
+        parents = pack_stack(stack(33, 11, 8, 16))(Capsules(torch.randn(0, 33, 8)))[-1].capsules.poses
+    assert parents.shape == (0, 11, 16)
+
+
 def test_what_a_pass_reads():
     loop = PackedLoop(pack(stack(160, 10, 8, 16).layers[0], torch.float16))
     assert loop.nbytes == 160 * 10 * 8 * 16 * (1 + 16 / 8) / 8  # bits for each weight, over 8

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.inspect import measure_jacobian, trace_pairs
+from torchcaps.inspect import measure_jacobian, pairs, trace_pairs
 from torchcaps.inspect.jacobian import given_votes
 from torchcaps.inspect.pairs import fm_votes
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
@@ -49,6 +49,22 @@ def test_the_strongest_pair_is_found_by_loops() -> None:
     assert layer.products[0, 0, 0].item() == pytest.approx(best[0] / 18, rel=1e-5)
     places = [[(i % 9 // 3 + 0.5) / 3, (i % 3 + 0.5) / 3] for i in sorted(best[1:])]
     torch.testing.assert_close(layer.places[0, 0, 0], torch.tensor(places))
+
+
+@pytest.mark.parametrize("block", [1, 40, 100])
+def test_pairs_are_the_same_by_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    model, images = build(), torch.rand(2, 1, 12, 12)
+    (whole,) = trace_pairs(model, images, parents=2, pairs=30)
+    monkeypatch.setattr(pairs, "BLOCK", block)
+    (parts,) = trace_pairs(model, images, parents=2, pairs=30)
+    torch.testing.assert_close(parts.products, whole.products)
+    assert torch.equal(parts.places, whole.places)
+
+
+def test_a_single_child_has_no_pairs() -> None:
+    single = create_model("fm-resnet-affnist", image_size=8, primary=1, width=4)
+    assert single.eval()(torch.rand(1, 1, 8, 8)).capsules[0].poses.shape[1:4] == (1, 1, 1)
+    assert trace_pairs(single, torch.rand(1, 1, 8, 8)) == []
 
 
 def test_other_networks_have_no_pairs() -> None:

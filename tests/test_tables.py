@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.config import AugmentConfig, Config, from_plain, to_plain
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.models import create_model
 from torchcaps.recipes import find_cell, find_tables, list_tables
@@ -124,6 +124,29 @@ def test_parameters_are_those_that_are_printed(cell: Cell) -> None:
     expected = COUNTED_OTHERWISE.get(cell.id, printed)
     assert f"{cell.how.measure(cell.how.build()):.{len(printed.partition('.')[2])}f}" == expected
     assert expected == printed or cell.note
+
+
+def test_table_1_of_inverted_attention_is_the_papers_protocol() -> None:
+    """REFERENCE: 350 epochs, the rate falls at 150 and 250, SGD 0.1; the baselines of capsules by Adam."""
+    rates = {"attention": ("sgd", 0.1), "cnn": ("sgd", 0.1), "dynamic": ("adam", 1e-3), "em": ("adam", 1e-2)}
+    losses = {"attention": "cross-entropy", "cnn": "cross-entropy", "dynamic": "margin", "em": "spread"}
+    for routing, (optimiser, rate) in rates.items():
+        for data in ("cifar10", "cifar100"):
+            suffix = "" if routing == "cnn" else "-r2"
+            cell = find_cell(f"inverted-attention/table1/{routing}-simple-{data}{suffix}")
+            assert cell.build is not None
+            config = cell.build()
+            assert (config.optimiser.name, config.optimiser.lr, config.loss.name) == (optimiser, rate, losses[routing])
+            assert (config.epochs, config.batch_size, config.schedule.gamma) == (350, 128, 0.1)
+            assert config.schedule.milestones == (150, 250)
+            assert config.data.augment == AugmentConfig(crop=4, flip=True)
+            assert config.data.std == (0.2023, 0.1994, 0.2010)
+            assert optimiser != "sgd" or (config.optimiser.momentum, config.optimiser.weight_decay) == (0.9, 5e-4)
+            assert ("best of 1 to 5 iterations" in find_cell(cell.id.removesuffix("-r2")).note) == (routing != "cnn")
+    build = find_cell("inverted-attention/figure5/matrix").build
+    assert build is not None
+    config = build()
+    assert (config.epochs, config.data.compose.epoch, config.data.augment) == (350, 60_000, AugmentConfig())
 
 
 def test_wrong_names_are_answered_by_the_nearest() -> None:

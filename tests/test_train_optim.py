@@ -45,6 +45,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_eps_is_that_of_the_config(name: str) -> None:
+    assert build_optimiser(parameters(), OptimiserConfig(name, eps=1e-3)).param_groups[0]["eps"] == 1e-3
+
+
 def parameters() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(3))]
 

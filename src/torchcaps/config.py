@@ -67,6 +67,7 @@ class DataConfig:
     standardise: Literal["none", "image", "dataset"] = (
         "none"  #: zero mean and unit variance: per image, or per channel over the training split
     )
+    std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
     skip_unreadable: bool = False  #: folder: leave out images that cannot be read, naming them, in place of stopping
@@ -108,6 +109,7 @@ class OptimiserConfig:
     weight_decay: float = 0.0
     decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
     momentum: float = 0.9  #: of SGD and RMSProp
+    eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
 
 
 @dataclass(frozen=True)

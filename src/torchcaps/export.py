@@ -106,10 +106,13 @@ def export_packed(
         scales: torch.float32, or a half type: scores then differ by the rounding of the scales.
 
     Raises:
-        ValueError: when no layer has binary weights, and for a model that `create_model` did not build.
+        ValueError: when no layer has binary weights, for other scales, and for a model that `create_model` did not
+            build.
     """
     from safetensors.torch import save_file
 
+    if scales not in SCALES.values():
+        raise ValueError(f"scales are {scales}; they must be one of {', '.join(map(str, SCALES.values()))}")
     model, path = _loaded(source), Path(path)
     if model.origin is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")

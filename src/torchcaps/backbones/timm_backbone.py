@@ -55,7 +55,8 @@ class TimmBackbone(nn.Module):
         maps = self.model.forward_features(images)  # pyright: ignore[reportCallIssue]
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             maps = maps.movedim(-1, 1)
-        return maps if self.features == "spatial" else halved(maps).flatten(1)
+        whole = self.features == "spatial" or maps.ndim < 4  # tokens have no map, which `_measure` refuses
+        return maps if whole else halved(maps).flatten(1)
 
     def _measure(self, name: str, in_channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
         """Shape of one image's features; the weights are fresh, so that what passes through tells nothing else."""

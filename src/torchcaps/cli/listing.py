@@ -3,38 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from tyro.conf import Positional
 
 
-def list_names(kind: Positional[Literal["models", "recipes", "routings", "data", "tables"]]) -> None:
+def list_names(
+    kind: Positional[Literal["models", "recipes", "routings", "data", "tables"]], pattern: Positional[str] = "*"
+) -> None:
     """List what there is, one name a line.
 
     Args:
         kind: of what
+        pattern: of names, as a shell has it, in quotes: "*-cifar10"
     """
+
+    def matches(name: str) -> bool:
+        return fnmatchcase(name, pattern)
+
     match kind:
         case "models":
             from torchcaps.models import list_models
 
-            print_lines((name, "") for name in list_models())
+            print_lines((name, "") for name in list_models(pattern))
         case "recipes":
             from torchcaps.recipes import list_recipes
 
-            print_lines(list_recipes().items())
+            print_lines((name, about) for name, about in list_recipes().items() if matches(name))
         case "routings":
             from torchcaps.routing.listing import HEADER, routing_rows
 
-            print_columns([HEADER, *routing_rows()])
+            print_columns([HEADER, *(row for row in routing_rows() if matches(row[0]))])
         case "tables":
             from torchcaps.recipes import list_tables
 
-            print_lines((table.id, f"{table.printed}: {table.title}") for table in list_tables())
+            print_lines((table.id, f"{table.printed}: {table.title}") for table in list_tables() if matches(table.id))
         case "data":
             from torchcaps.data.catalogue import CATALOGUE
 
-            print_lines((name, f"{entry.about}: {entry.facts()}") for name, entry in CATALOGUE.items())
+            entries = CATALOGUE.items()
+            print_lines((name, f"{entry.about}: {entry.facts()}") for name, entry in entries if matches(name))
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

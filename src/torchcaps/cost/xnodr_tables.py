@@ -24,10 +24,10 @@ SMALL_MOBILENET = "the count that fits at 224, 108 and 36 pixels falls 0.05M sho
 LAST_DIGIT = "41.593M: the last digit"
 SMALL_RESNET = "heads of DR and XnODR differ by 2.48M; the 1.225B of Table 8 and 1.226B cannot both stand"
 SPEED_UP = {
-    "63.98": "63.98 needs 128 capsules (XnODR) or 1024 (XnIDR), where Table 5 has 160 and 256",
-    "63.80": "63.80 needs 128 capsules, where Table 5 has 160",
-    "63.95": "63.95 needs 512 capsules, where Table 5 has 160",
-    "63.94": "63.94 needs 27 to 34 capsules, where Table 5 has 160: a misprint of 63.99?",
+    "63.98": "63.98 needs 64 to 106 capsules (XnODR) or 1024 to 1706 (XnIDR), where Table 5 has 160 and 256",
+    "63.80": "63.80 needs 125 to 130 capsules, where Table 5 has 160",
+    "63.95": "63.95 needs 466 to 568 capsules, where Table 5 has 160",
+    "63.94": "63.94 needs 25 to 29 capsules, where Table 5 has 160: a misprint of 63.99?",
 }
 
 

@@ -38,6 +38,7 @@ class Data:
     standardise: Literal["none", "image", "dataset"] = "none"
     crop: int | None = None  # pixels a side that batches are cut to
     views: Literal[1, 5, 10] = 1  # crops of each test image
+    deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -46,6 +47,10 @@ class Data:
             raise ValueError(f"data.crop is {self.crop}: it must be 1 .. {min(self.train.shape[1:])} pixels")
         if self.views != 1 and self.crop is None:
             raise ValueError(f"data.views is {self.views}: several views of an image need data.crop")
+        if self.deviations and (len(self.deviations) != self.channels or min(self.deviations) <= 0):
+            raise ValueError(f"data.std is {self.deviations}: it must be above 0, one a channel ({self.channels})")
+        if self.deviations and self.standardise != "dataset":
+            raise ValueError(f"data.std is given, but data.standardise is {self.standardise!r}; it must be 'dataset'")
         for name in ("validation", "test"):
             split: Source = getattr(self, name)
             if split.shape != self.train.shape or split.classes != self.train.classes:
@@ -77,12 +82,14 @@ class Data:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of each channel over the training split, 1 for a constant channel: float32 [c]."""
+        """What each channel is divided by: its standard deviation over the training split, 1 for a constant channel,
+        unless the config gives another: float32 [c]."""
         return self._moments[1]
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        return moments(self.train)
+        mean, std = moments(self.train)
+        return mean, mean.new_tensor(self.deviations) if self.deviations else std
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
@@ -147,7 +154,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         test = read_test(config.test, config)
     validation, test = _sample(validation, config), _sample(test, config)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
-    return Data(train, validation, test, config.standardise, config.crop, config.views)
+    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

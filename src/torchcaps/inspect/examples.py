@@ -59,7 +59,7 @@ class Example:
     classes: list[int]  # the likeliest, and those that are there; by probability, except where all fit
     decoded: Tensor | None  # [classes shown, c, h, w]
     parts: Tensor | None  # of label sets: decoded from what is there, what was found, what is neither [3, 3, h, w]
-    absent: int | None  # the class of the third
+    absent: int | None  # the class of the third, if any is left
     sweep: Tensor | None  # [d, steps, c, h, w]
     routed: list[Routed]
     agreed: list[Agreed]
@@ -138,12 +138,15 @@ def _classes(probabilities: Tensor, always: Tensor) -> list[int]:
 
 def _parts(
     model: Model, poses: Tensor, scores: Tensor, targets: Tensor, predicted: Tensor, image: Tensor
-) -> tuple[Tensor, int]:
-    """What is there, what was found and what is neither, each decoded in colours from poses [1, j, d], over `image`."""
+) -> tuple[Tensor, int | None]:
+    """What is there, what was found and, if a class is left, what is neither, and that class.
+
+    Each is decoded in colours from poses [1, j, d], over `image`.
+    """
     absent = absent_class(scores[None], targets[None], predicted[None])
-    alone = torch.zeros_like(targets).index_fill_(0, absent, True)
-    sets = torch.stack([targets, predicted, alone])
-    return colour_sets(model, poses.expand(3, -1, -1), sets, image.expand(3, -1, -1, -1)).cpu(), int(absent)
+    sets = torch.stack([targets, predicted, absent[0]])
+    pictures = colour_sets(model, poses.expand(3, -1, -1), sets, image.expand(3, -1, -1, -1)).cpu()
+    return pictures, int(absent.long().argmax()) if absent.any() else None
 
 
 def _sweeps(model: Model, images: Tensor, right: Tensor) -> dict[int, Tensor]:

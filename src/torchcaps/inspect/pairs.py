@@ -24,6 +24,8 @@ from torchcaps.routing.fm import FM
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BLOCK = 1 << 22  # products that are held at once
+
 
 @dataclass(frozen=True)
 class AgreedLayer:
@@ -63,7 +65,8 @@ def pair_weight(routing: FM) -> float:
 
 @torch.no_grad()
 def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12) -> list[AgreedLayer]:
-    """The strongest pairs of each layer of FM agreement whose children have positions; none for other models.
+    """The strongest pairs of each layer of FM agreement whose children have positions; none for other models, and of a
+    single child.
 
     Args:
         model: it is left in evaluation mode.
@@ -75,7 +78,7 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
         placed = children.poses.ndim == 5 and step.capsules.poses.ndim == 3
-        if isinstance(layer.routing, FM) and placed:
+        if isinstance(layer.routing, FM) and placed and layer.routing.sizes.children > 1:
             below[name] = layer, children, step.capsules
 
     with visiting(model.eval(), visit):
@@ -119,12 +122,25 @@ def draw_pairs(image: Tensor, products: Tensor, places: Tensor, names: Sequence[
 
 def _strongest(votes: Tensor, parents: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
     """Largest products [b, k, m] of two votes [b, i, j, d] for `parents` [b, k], and their children [b, k, m, 2]."""
-    count = votes.shape[1]
-    first, second = torch.triu_indices(count, count, 1, device=votes.device)
-    chosen = votes.movedim(2, 1).gather(1, parents[..., None, None].expand(-1, -1, count, votes.shape[-1]))
-    products = (chosen @ chosen.transpose(-1, -2))[..., first, second]  # [b, k, pairs]
-    top = products.topk(min(pairs, products.shape[-1]))
-    return top.values, torch.stack([first[top.indices], second[top.indices]], -1)
+    chosen = votes.movedim(2, 1).gather(1, parents[..., None, None].expand(-1, -1, votes.shape[1], votes.shape[-1]))
+    found = [_strongest_of(each, pairs) for each in chosen.flatten(0, 1)]
+    products, both = (torch.stack(each).unflatten(0, parents.shape) for each in zip(*found, strict=True))
+    return products, both
+
+
+def _strongest_of(votes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """Largest products [m] of two of the votes [i, d], and which two [m, 2]; a block of rows of products at a time."""
+    count = len(votes)
+    pairs = min(pairs, count * (count - 1) // 2)
+    best, both = votes.new_empty(0), torch.empty(0, 2, dtype=torch.int64, device=votes.device)
+    every = torch.arange(count, device=votes.device)
+    for rows in every.split(max(1, BLOCK // count)):
+        products = (votes[rows] @ votes.T).masked_fill_(every <= rows[:, None], float("-inf")).flatten()
+        top = products.topk(min(pairs, len(products)))
+        found = torch.stack([rows[top.indices // count], top.indices % count], -1)
+        best, order = torch.cat([best, top.values]).topk(min(pairs, len(best) + len(found)))
+        both = torch.cat([both, found])[order]
+    return best, both
 
 
 def _places(children: Tensor, space: tuple[int, int], box: Box) -> Tensor:

@@ -88,7 +88,7 @@ def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tens
         "input": images,
         "shown": colour_sets(model, poses, targets, images),
         "found": colour_sets(model, poses, predicted, images),
-        "not there": colour_parts(decode_classes(model, poses, absent[:, None]), images),
+        "not there": colour_sets(model, poses, absent, images),
     }
     names = [",".join(str(c) for c in row.nonzero().flatten().tolist()) for row in predicted]
     return draw_tiles(rows, names)
@@ -126,12 +126,13 @@ def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted:
     from torchcaps.inspect.figures import draw_tiles
 
     output = model.eval()(images)
-    neither = absent_class(output.scores, targets, predicted)[:absent]
-    swapped = targets[:absent].clone()
-    swapped.scatter_(1, swapped.long().argmax(1, keepdim=True), False).scatter_(1, neither[:, None], True)
-    index = torch.cat([torch.arange(len(images)), torch.arange(len(neither))]).to(images.device)
+    neither = absent_class(output.scores, targets, predicted)
+    again = neither.any(1).nonzero().flatten()[:absent]
+    swapped = targets[again]
+    swapped = swapped.scatter(1, swapped.long().argmax(1, keepdim=True), False) | neither[again]
+    index = torch.cat([torch.arange(len(images), device=again.device), again]).to(images.device)
     sets, shown = torch.cat([predicted, swapped]), targets[index]
-    marks = ["R" if right else "R:P" for right in (predicted == targets).all(1).tolist()] + ["*R"] * len(neither)
+    marks = ["R" if right else "R:P" for right in (predicted == targets).all(1).tolist()] + ["*R"] * len(again)
     titles = [
         f"{mark}:{_listed(decoded)}\nL:{_listed(labels)}"
         for mark, decoded, labels in zip(marks, sets, shown, strict=True)
@@ -146,8 +147,11 @@ def _listed(classes: Tensor) -> str:
 
 
 def absent_class(scores: Tensor, targets: Tensor, predicted: Tensor) -> Tensor:
-    """Of scores [b, j] the highest whose class is in neither label set, int64 [b]."""
-    return scores.masked_fill(targets.bool() | predicted.bool(), float("-inf")).argmax(1)
+    """The class with the highest of scores [b, j] that is in neither label set, as a set, bool [b, j]: empty if none
+    is left."""
+    taken = targets.bool() | predicted.bool()
+    highest = scores.masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
+    return torch.zeros_like(taken).scatter_(1, highest, True) & ~taken
 
 
 def colour_sets(model: Model, poses: Tensor, sets: Tensor, images: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def comparison(system: System, data: Data, augmented: bool) -> Config:
         model=ModelConfig(system.model, system.options),
         data=DataConfig(data, augment=augment),
         loss=LossConfig("margin"),
-        optimiser=OptimiserConfig("adam", lr=1e-3),
+        optimiser=OptimiserConfig("adam", lr=1e-3, eps=1e-7),
         epochs=100 if augmented else 50,
         batch_size=128,
         precision="fp32",

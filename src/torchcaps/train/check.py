@@ -12,6 +12,7 @@ POSITIVE = (
     "epochs",
     "clip",
     "optimiser.lr",
+    "optimiser.eps",
     "coefficients.lr",
     "coefficients.steps",
     "coefficients.weight_steps",

@@ -18,7 +18,7 @@ def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) ->
     On a CPU a step is one pass over each parameter where torch has it so. Elsewhere torch chooses, since such a step
     takes the scale of fp16 out by itself, and leaves no room to clip gradients.
     """
-    lr, decay, parameters = config.lr, config.weight_decay, list(weights)
+    lr, decay, eps, parameters = config.lr, config.weight_decay, config.eps, list(weights)
     fused = all(parameter.is_cpu for parameter in parameters) or None
     if config.decay == "kernels":
         kernels = [parameter for parameter in parameters if parameter.ndim >= 2]
@@ -26,13 +26,13 @@ def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) ->
         parameters = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     match config.name:
         case "adam":
-            return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=fused)
+            return torch.optim.Adam(parameters, lr, eps=eps, weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=fused)
+            return torch.optim.AdamW(parameters, lr, eps=eps, weight_decay=decay, fused=fused)
         case "sgd":
             return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=fused)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, lr, momentum=config.momentum, weight_decay=decay)
+            return torch.optim.RMSprop(parameters, lr, eps=eps, momentum=config.momentum, weight_decay=decay)
 
 
 def triangular2(step: int, step_size: int, floor: float) -> float:

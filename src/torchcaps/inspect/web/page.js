@@ -65,7 +65,7 @@
     const longest = Math.min(16, Math.max(3, ...example.classes.map((label) => data.classes[label].length + 1)));
     const best = example.classes.indexOf(example.winner);
     if (example.decodes) decode(best, rows[best]);
-    const sets = [["there: ", example.targets], ["found: ", example.predicted], ["not there: ", [example.absent]]];
+    const sets = [["there: ", example.targets], ["found: ", example.predicted], ["not there: ", example.absent === null ? [] : [example.absent]]];
     const parts = sets.map(([name, set], n) => example.parts && !(n === 1 && example.right)
       && view(tile(example.parts, 0, n, false), name, ...coloured(set))).filter(Boolean);
     const views = [view(tile(example.sheet, 0, 0), `input, image ${example.index}`), ...(example.decodes ? [decoded] : []), ...parts];

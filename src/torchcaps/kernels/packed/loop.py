@@ -89,8 +89,19 @@ class PackedLoop:
         return self.words.nbytes + self.scales.nbytes
 
     def __call__(self, poses: Tensor, iterations: int = 3) -> Tensor:
-        """Children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient."""
+        """Children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient.
+
+        Raises:
+            ValueError: for children of another number or length.
+        """
+        if poses.shape[1:] != (self.children, self.length):  # numba reads and writes beyond an array unchecked
+            raise ValueError(
+                f"the children are {tuple(poses.shape[1:])} (capsules, pose), but the transform takes "
+                f"({self.children}, {self.length})"
+            )
         images, children = len(poses), poses.detach().contiguous().numpy()
+        if not images:
+            return poses.new_zeros(0, self.parents, self.pose)
         if images >= MANY * torch.get_num_threads():
             return self._route_images(children, iterations)
         signs = np.empty((self.children, images), self.words.dtype)
