@@ -77,8 +77,8 @@ SYSTEMS = {
 
 
 def comparison(system: System, data: Data, augmented: bool) -> Config:
-    """Section 4.1: Adam 1e-3 with eps 1e-7, margin loss, 50 epochs; with augmentation 100, crops of images padded by 4, and flips of
-    CIFAR-10."""
+    """Section 4.1: Adam 1e-3 with eps 1e-7, margin loss, 50 epochs; with augmentation 100, crops of images padded by 4,
+    and flips of CIFAR-10."""
     augment = AugmentConfig(crop=4, flip=data == "cifar10") if augmented else AugmentConfig()
     return Config(
         model=ModelConfig(system.model, system.options),
