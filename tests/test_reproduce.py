@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,10 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, training
-from torchcaps.config import DataConfig
-from torchcaps.recipes import cells, run
+from torchcaps.config import Config, DataConfig
+from torchcaps.recipes import cells, measure, run
 from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
-from torchcaps.recipes.measure import count_parameters
+from torchcaps.recipes.measure import count_parameters, latencies
 from torchcaps.recipes.metrics import ACCURACY, PARAMETERS
 from torchcaps.recipes.records import read_records
 from torchcaps.train import fit
@@ -245,3 +246,21 @@ def test_seeds_come_before_second_seeds_and_shared_runs_once(place: Path) -> Non
         "absent seed 1",
         "absent seed 2",
     ]
+
+
+def test_networks_timed_beside_each_other_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = 0.0, []
+
+    def network(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
+        def forward() -> None:
+            nonlocal clock
+            order.append(config.seed)
+            clock += config.seed / 1000 + (len(order) < 3)  # the first pass of each is a second slower
+
+        return forward, device
+
+    monkeypatch.setattr(measure, "_inference", network)
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+    config = tiny_config(tmp_path)
+    assert latencies([replace(config, seed=3), replace(config, seed=5)], device="cpu") == pytest.approx([3, 5])
+    assert order == [3, 5] * (1 + measure.TURNS)

@@ -9,7 +9,7 @@ import gc
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
 REPEATS = 5  # timed passes, after one that is not
+TURNS = 15  # of networks that are timed beside each other
 LONG_ENOUGH = 0.5  # seconds of repeats
 
 
@@ -84,6 +85,16 @@ def latency(config: Config, batch_size: int = 128, device: str = "auto") -> floa
     return 1000 * _median_seconds(forward, place)
 
 
+def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "auto") -> list[float]:
+    """Milliseconds that each network takes for a batch, the median of passes that they take in turns.
+
+    For networks that differ by less than a machine's speed does from one minute to the next.
+    """
+    passes = [_inference(config, batch_size, device) for config in configs]
+    times = [[_seconds(*each) for each in passes] for _ in range(TURNS + 1)]
+    return [1000 * median(column) for column in zip(*times[1:], strict=True)]
+
+
 def inference_memory(config: Config, batch_size: int = 128, device: str = "auto") -> float:
     """Megabytes that the process holds at most while it infers a batch, weights included."""
     forward, place = _inference(config, batch_size, device)
@@ -114,16 +125,20 @@ def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
 
 
 def _median_seconds(function: Callable[[], object], place: str) -> float:
+    times: list[float] = []
+    while len(times) <= REPEATS or sum(times[1:]) < LONG_ENOUGH:
+        times.append(_seconds(function, place))
+    return median(times[1:])
+
+
+def _seconds(function: Callable[[], object], place: str) -> float:
     import torch
 
-    times = []
-    while len(times) <= REPEATS or sum(times[1:]) < LONG_ENOUGH:
-        begun = time.perf_counter()
-        function()
-        if place == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - begun)
-    return median(times[1:])
+    begun = time.perf_counter()
+    function()
+    if place == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
 
 
 def training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
