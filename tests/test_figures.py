@@ -87,9 +87,18 @@ def test_the_budget_stands_once_where_all_lines_share_it() -> None:
 def test_full_runs_hold_nothing_out_and_have_only_the_dot() -> None:
     full = run("fm/figure4/svhn-fm", "full", validation_accuracy=[None] * 3)
     (panel,) = drawn("fm/figure4", [full]).values()
-    test, training = "FM agreement, test", "FM agreement, training"
+    test, training = "FM agreement", "_FM agreement, training"  # of which the legend has one
     assert panel[test] == ([], []) and panel[training] == ([1, 2, 3], [50, 70, 80])
     assert sorted(points for _, points in panel.values()) == [[], [50, 70, 80], [75]]
+
+
+def test_runs_of_two_cells_are_drawn_once() -> None:
+    """Narrowed, the networks of 256 and of 64 filters are one."""
+    names = ("cifar10-dynamic-3", "cifar10-dynamic-3-code")
+    narrowed = drawn("fm/figure5", [run(f"fm/figure5/{names[0]}", "cpu")])["CIFAR-10"]
+    assert set(narrowed) - {"_child2"} == {"Dynamic routing (3)", "_Dynamic routing (3), training"}
+    full = drawn("fm/figure5", [run(f"fm/figure5/{name}", "full") for name in names])["CIFAR-10"]
+    assert {"Dynamic routing (3)", "Dynamic routing (3), 64 filters, 8 types"} < set(full)
 
 
 def test_losses_over_epochs() -> None:

@@ -70,9 +70,14 @@ class Line(NamedTuple):
         return self.label.endswith(", training")
 
     @property
+    def name(self) -> str:
+        """The label without what is said of all lines: that the faint one is of training."""
+        return self.label.removesuffix(", training").removesuffix(", test")
+
+    @property
     def subject(self) -> str:
         """What has one colour: the curves of the same runs."""
-        return self.label.removesuffix(", training").removesuffix(", test") + self.mark
+        return self.name + self.mark
 
 
 def draw(table: Table, records: Sequence[Record]) -> Figure | None:
@@ -97,9 +102,8 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
         figure = Figure(figsize=(4.6 * columns, 4.2 * rows), layout="constrained")
         for number, (panel, cells, lines) in enumerate(drawn, 1):
             axes = figure.add_subplot(rows, columns, number, title=panel.title)
-            axes.set_ylabel(
-                "\n".join(dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)), fontsize=8
-            )
+            quantities = dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)
+            axes.set_ylabel("\n".join(quantities), fontsize=8)
             marks = {line.mark for line in lines}
             common = marks.pop() if len(marks) == 1 else ""
             axes.set_xlabel(f"{panel.across}; all {common}" if common else panel.across, fontsize=8)
@@ -113,18 +117,27 @@ def choose(panel: Panel, table: Table) -> list[Cell]:
 
 
 def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[Line]:
-    """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence."""
+    """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence.
+
+    Where the narrowed networks of two cells are one, their runs are one, and are drawn for the first.
+    """
     several = [len({getattr(cell, name) for cell in cells}) > 1 for name in ("row", "column")]
+    heads = {cell.column.partition(", ")[0] for cell in cells}
+    head = f"{heads.pop()}, " if len(heads) == 1 else ""
     for find in (reproduction, evidence):
         by_row: dict[tuple[str, str], dict[float, Summary]] = {}
+        shown: set[tuple[str, tuple[int, ...]]] = set()
         for cell in cells:
             summary = find(cell, records)
             if summary is None or not summary.values:
                 continue
-            places = (cell.row.split(": ")[-1], cell.column.removeprefix(f"{panel.title}, "))
+            places = (cell.row.split(": ")[-1], cell.column.removeprefix(head))
             parts = [part for part, differs in zip(places, several, strict=True) if differs]
             if panel.across == "epoch":
-                yield curve(", ".join(parts) or places[0], cell.metric, summary)
+                runs = _curve(cell.metric)[0], tuple(map(id, summary.records))
+                if runs not in shown:
+                    yield curve(", ".join(parts) or places[0], cell.metric, summary)
+                shown.add(runs)
             else:
                 by_row.setdefault((places[0], _mark(summary)), {})[_leading(cell.column)] = summary
         for (label, mark), row in by_row.items():
@@ -158,6 +171,8 @@ def _curve(metric: Metric) -> tuple[str, Callable[[float], float]]:
 def _quantity(metric: Metric, across: str) -> str:
     name = metric.name.removesuffix(", last epoch") + (f" ({metric.unit})" if metric.unit else "")
     validated = across == "epoch" and _curve(metric)[0] == "validation_accuracy"
+    if metric == TRAIN_ACCURACY:
+        return f"{name}, faint"
     return f"{name}; line: validation" if validated else name
 
 
@@ -171,10 +186,13 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     subjects = list(dict.fromkeys(line.subject for line in lines))
+    tested = {line.subject for line in lines if not line.of_training}
     for line in lines:
         colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith("cpu") else "-"
         marker, faint = "." if len(line.x) < 10 else "", 0.45 if line.of_training else 1.0
-        label = f"{line.label} ({line.mark})" if marked and line.mark else line.label
+        label = f"{line.name} ({line.mark})" if marked and line.mark else line.name
+        if line.of_training and line.subject in tested:
+            label = f"_{line.label}"
         means = [mean(each) for each in line.runs]
         least, most = [min(each) for each in line.runs], [max(each) for each in line.runs]
         axes.plot(line.x, means, dashes, color=colour, alpha=faint, lw=1.3, marker=marker, label=label)
@@ -182,9 +200,9 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool) -> None:
         if line.end is not None:
             axes.plot(*([value] for value in line.end), "o", color=colour, ms=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    longest = max(len(line.label) for line in lines)
+    longest = max(len(line.name) for line in lines)
     axes.legend(
-        fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2 if longest < 32 and not marked else 1
+        fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2 if longest < 32 and not marked else 1
     )
 
 
