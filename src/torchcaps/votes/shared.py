@@ -59,7 +59,7 @@ class SharedVotes(AffineVotes):
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
         if how != "dot":
             return self._repeated().agree(parents, how)
-        parents = parents.expand(len(self.poses), -1, -1, -1)
+        parents = parents.expand(self.poses.shape[0], -1, -1, -1)
         tiles = [
             recompute(self._agreement, self.poses, self.weight[tile], parents[:, :, tile])
             for tile in parent_tiles(self.parents)
@@ -106,7 +106,7 @@ class SharedVotes(AffineVotes):
     def _coupled_sum(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
         """Positions first, a matrix product per type; then a matrix product per parent."""
         poses = self._by_type(u)
-        share = c[:, 0].to(u.dtype).unflatten(1, (-1, self.positions)).expand(len(u), -1, -1, -1)  # [b, t, p, j]
+        share = c[:, 0].to(u.dtype).unflatten(1, (-1, self.positions)).expand(u.shape[0], -1, -1, -1)  # [b, t, p, j]
         total = share.transpose(2, 3) @ poses  # [b, t, j, c]
         out = torch.bmm(total.permute(2, 0, 1, 3).flatten(2), w.flatten(1, 2))  # [j, b, m]
         return out.transpose(0, 1).unsqueeze(1)
