@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
 import signal
 import time
 from pathlib import Path
+from weakref import ref
 
 import pytest
 from forked import start, train, train_on_full_disk, train_until
@@ -224,3 +226,22 @@ def test_metrics_of_a_resumed_run_are_those_of_its_checkpoint(tmp_path: Path, mo
     )
     fit(config, resume=True)
     assert seen[0] == 2
+
+
+def test_a_stopped_process_holds_nothing_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the group of processes outlives its leaving, and one of its threads may abort the process at its end."""
+    trainers = []
+
+    class Kept(loop.Trainer):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            trainers.append(ref(self))
+
+    monkeypatch.setattr(loop, "Trainer", Kept)
+    config = tiny_config(tmp_path)
+    fabric, interruption = build_fabric(config), Interruption()
+    interruption.asked = True
+    stopped = loop._train(fabric, config, False, interruption)
+    gc.collect()
+    assert isinstance(stopped, Interrupted) and str(stopped).startswith("stopped after step 1 of")
+    assert len(trainers) == 1 and trainers[0]() is None

@@ -76,7 +76,7 @@ def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interrupt
         try:
             return trainer.run()
         except Interrupted as stop:  # returned: several processes end together
-            return stop
+            return stop.with_traceback(None)  # which holds the trainer, and so the group of processes and its threads
 
 
 class Trainer:
