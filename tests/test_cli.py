@@ -225,7 +225,9 @@ def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cost["parameters"] == (2 * 9 * 3 + 3) + (27 * 5 + 5) + (5 * 3 + 3)
     assert cost["multiply_adds"] == 9 * (2 * 9 * 3) + 27 * 5 + 5 * 3
     assert main(command.removesuffix(" --json").split()) == 0
-    assert f"{cost['multiply_adds']:,}" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0].replace(" ", "_") for line in said] == list(cost)
+    assert f"{cost['multiply_adds']:,}  an image" in said[1]
 
 
 @pytest.mark.slow

@@ -13,6 +13,15 @@ from torchcaps.cli.listing import print_lines
 from torchcaps.cli.options import listed
 from torchcaps.config import Option
 
+UNITS = {  # of the fields of `Cost`
+    "parameters": "trainable",
+    "multiply_adds": "an image",
+    "activation_memory": "bytes an image, held for backward",
+    "weight_memory": "bytes, of parameters and buffers",
+    "operations": "an image, all arithmetic, routing included",
+    "widening_parameters": "of layers that only bring features to a whole number of capsules",
+}
+
 
 def cost(
     model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
@@ -44,4 +53,4 @@ def cost(
     if json:
         print(dumps(measured))
     else:
-        print_lines((name.replace("_", " "), f"{value:>16,}") for name, value in measured.items())
+        print_lines((name.replace("_", " "), f"{value:>16,}  {UNITS[name]}") for name, value in measured.items())
