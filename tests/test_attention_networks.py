@@ -74,7 +74,7 @@ def test_tables_8_to_11_have_their_positions():
         return [tuple(capsules.poses.shape[1:-1]) for capsules in narrow(name)(images).capsules]
 
     assert spaces("attention-simple-cifar10") == [(16, 16, 3), (7, 7, 3), (5, 5, 3), (10,)]
-    assert spaces("attention-resnet-cifar100") == [(16, 16, 3), (7, 7, 3), (5, 5, 3), (20,), (10,)]
+    assert spaces("attention-resnet-cifar100") == [(16, 16, 3), (7, 7, 3), (5, 5, 3), (20,), (100,)]
     assert spaces("attention-diverse-multimnist-vector") == [(8, 8, 3), (6, 6, 3), (10,)]
     assert spaces("dynamic-simple-cifar10") == spaces("dynamic-resnet-cifar10") == [(8, 8, 2), (10,)]
 

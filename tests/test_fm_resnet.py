@@ -265,7 +265,7 @@ def test_bad_input_is_named(options, message):
 
 def test_binary_routings_refuse_normalised_votes():
     for routing in ("xnodr", "xnidr"):
-        model = create_model("fm-resnet-cifar10", image_size=8, routing=routing, **TINY)
+        model = create_model("fm-resnet-cifar10", in_channels=1, image_size=8, routing=routing, **TINY)
         with pytest.raises(ValueError, match="leave batch norm out"):
             model(torch.rand(2, 1, 8, 8))
     assert create_model("fm-resnet-cifar10", image_size=8, routing="xnodr", batch_norm="none", **TINY) is not None

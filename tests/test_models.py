@@ -115,3 +115,23 @@ def test_the_package_imports_no_more_than_torch():
         "print(sorted({name.split('.')[0] for name in sys.modules} - before))"
     )
     assert run(code).strip() == "['torchcaps']"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "channels", "side", "count"),
+    [
+        ("fm-resnet-cifar10", 10, 3, 32, 903_760),
+        ("fm-resnet-smallnorb", 5, 1, 32, 196_720),
+        ("fm-resnet-affnist", 10, 1, 40, 195_376),
+        ("attention-resnet-cifar100", 100, 3, 32, None),
+        ("dynamic-diverse-multimnist", 10, 3, 36, None),
+        ("capsnet", 10, 1, 28, None),
+    ],
+)
+def test_names_of_data_sets_say_what_images_a_model_takes(name, classes, channels, side, count):
+    model = create_model(name)
+    origin = model.origin
+    assert (origin["num_classes"], origin["in_channels"], origin["image_size"]) == (classes, channels, (side, side))
+    assert count in (None, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+    told = create_model(name, num_classes=3, in_channels=2, image_size=(28, 29)).origin
+    assert (told["num_classes"], told["in_channels"], told["image_size"]) == (3, 2, (28, 29))

@@ -27,7 +27,7 @@ def cost(
     model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")],
     image_size: int | None = None,
     channels: int | None = None,
-    classes: int = 10,
+    classes: int | None = None,
     options: dict[str, Option] | None = None,
     json: bool = False,
 ) -> None:
@@ -35,9 +35,9 @@ def cost(
 
     Args:
         model: a name from `torchcaps list models`
-        image_size: side in pixels; else 28, or 224 of timm's models
-        channels: channels of the images; else 1, or 3 of timm's models
-        classes: number of classes
+        image_size: side in pixels; else that of the data set in the name, 224 of timm's models, or 28
+        channels: channels of the images; else those of the data set in the name, 3 of timm's models, or 1
+        classes: number of classes; else those of the data set in the name, or 10
         options: keyword arguments of the model's family, e.g. channels 64
         json: print one JSON object
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.layers import CapsuleLayer, CapsuleStack, PrimaryPoses, Schedule
+from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.network import (
     CapsuleNetwork,
     PoseHead,
@@ -112,10 +113,10 @@ def attention_diverse(
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations, schedule), PoseHead(pose))
 
 
-register_variant("attention-resnet-cifar10", attention)
-register_variant("attention-resnet-cifar100", attention, pose=36, hidden=(20,))
-register_variant("attention-simple-cifar10", attention, backbone="simple", channels=256)
-register_variant("attention-simple-cifar100", attention, backbone="simple", pose=36, hidden=(20,))
-register_variant("attention-diverse-multimnist-matrix", attention_diverse)
-register_variant("attention-diverse-multimnist-vector", attention_diverse, matrix=False)
-register_variant("attention-diverse-multimnist-wide", attention_diverse, capsules=64)
+register_variant("attention-resnet-cifar10", attention, **CIFAR10)
+register_variant("attention-resnet-cifar100", attention, **CIFAR100, pose=36, hidden=(20,))
+register_variant("attention-simple-cifar10", attention, **CIFAR10, backbone="simple", channels=256)
+register_variant("attention-simple-cifar100", attention, **CIFAR100, backbone="simple", pose=36, hidden=(20,))
+register_variant("attention-diverse-multimnist-matrix", attention_diverse, **DIVERSE_MULTIMNIST)
+register_variant("attention-diverse-multimnist-vector", attention_diverse, **DIVERSE_MULTIMNIST, matrix=False)
+register_variant("attention-diverse-multimnist-wide", attention_diverse, **DIVERSE_MULTIMNIST, capsules=64)

@@ -9,6 +9,7 @@ from torchcaps.backbones.resnet import ResNetBackbone, Stage
 from torchcaps.backbones.resnet_v2 import ResNetV2
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
 from torchcaps.layers.keras import EPS, MOMENTUM, SameConv2d
+from torchcaps.models.images import AFFNIST, CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.registry import Model, Output, register_variant
 
 POOL = Window(2, 2)
@@ -141,10 +142,10 @@ def residual_cnn(
     return PlainNetwork(features, nn.Sequential(nn.Flatten(), nn.Linear(channels * rows * columns, num_classes)))
 
 
-register_variant("cnn-simple-cifar10", simple_cnn)
-register_variant("cnn-simple-cifar100", simple_cnn)
-register_variant("cnn-diverse-multimnist-pooling", diverse_cnn)
-register_variant("cnn-diverse-multimnist-dense", diverse_cnn, pooling=False)
-register_variant("resnet18-cifar10", resnet18)
-register_variant("resnet18-cifar100", resnet18)
-register_variant("cnn-affnist", residual_cnn)
+register_variant("cnn-simple-cifar10", simple_cnn, **CIFAR10)
+register_variant("cnn-simple-cifar100", simple_cnn, **CIFAR100)
+register_variant("cnn-diverse-multimnist-pooling", diverse_cnn, **DIVERSE_MULTIMNIST)
+register_variant("cnn-diverse-multimnist-dense", diverse_cnn, **DIVERSE_MULTIMNIST, pooling=False)
+register_variant("resnet18-cifar10", resnet18, **CIFAR10)
+register_variant("resnet18-cifar100", resnet18, **CIFAR100)
+register_variant("cnn-affnist", residual_cnn, **AFFNIST)

@@ -16,6 +16,7 @@ from torch import nn
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps
+from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.network import (
     CapsuleNetwork,
     LengthHead,
@@ -121,8 +122,8 @@ def keep_length(children: int, parents: int, pose: int) -> float:
     return 2 * parents / math.sqrt(children * pose)
 
 
-register_variant("dynamic-simple-cifar10", dynamic)
-register_variant("dynamic-simple-cifar100", dynamic)
-register_variant("dynamic-resnet-cifar10", dynamic, backbone="resnet", channels=128)
-register_variant("dynamic-resnet-cifar100", dynamic, backbone="resnet", channels=128)
-register_variant("dynamic-diverse-multimnist", dynamic_diverse)
+register_variant("dynamic-simple-cifar10", dynamic, **CIFAR10)
+register_variant("dynamic-simple-cifar100", dynamic, **CIFAR100)
+register_variant("dynamic-resnet-cifar10", dynamic, **CIFAR10, backbone="resnet", channels=128)
+register_variant("dynamic-resnet-cifar100", dynamic, **CIFAR100, backbone="resnet", channels=128)
+register_variant("dynamic-diverse-multimnist", dynamic_diverse, **DIVERSE_MULTIMNIST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryPoses
+from torchcaps.models.images import CIFAR10, CIFAR100
 from torchcaps.models.network import ActivationHead, CapsuleNetwork, choose_backbone, conv_transforms, conv_windows
 from torchcaps.models.registry import register_variant
 from torchcaps.votes import Scope
@@ -57,7 +58,7 @@ def em(
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations), ActivationHead())
 
 
-register_variant("em-simple-cifar10", em)
-register_variant("em-simple-cifar100", em)
-register_variant("em-resnet-cifar10", em, backbone="resnet", channels=128)
-register_variant("em-resnet-cifar100", em, backbone="resnet", channels=128)
+register_variant("em-simple-cifar10", em, **CIFAR10)
+register_variant("em-simple-cifar100", em, **CIFAR100)
+register_variant("em-resnet-cifar10", em, **CIFAR10, backbone="resnet", channels=128)
+register_variant("em-resnet-cifar100", em, **CIFAR100, backbone="resnet", channels=128)

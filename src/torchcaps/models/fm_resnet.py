@@ -20,6 +20,7 @@ from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 from torchcaps.layers.decoders import DeconvDecoder, chosen_class
 from torchcaps.layers.keras import EPS, MOMENTUM
 from torchcaps.layers.normalised import NormalisedPrimary, NormalisedTransform, keeping_std
+from torchcaps.models.images import AFFNIST, CIFAR10, MULTIMNIST, SMALLNORB
 from torchcaps.models.network import ActivationHead, CapsuleNetwork, LengthHead
 from torchcaps.models.registry import Output, register_variant
 from torchcaps.names import check_choice
@@ -163,7 +164,7 @@ def fm_resnet(
 
 # affNIST: 195,376 parameters for 40x40x1, 381,521 with its decoder; MultiMNIST: 389,808 for 36x36x1, 552,849 with its
 # decoder; smallNORB: 196,720 for 32x32x1 and 5 classes
-register_variant("fm-resnet-cifar10", fm_resnet)
-register_variant("fm-resnet-affnist", fm_resnet, blocks=(1, 1, 1), capsules=())
-register_variant("fm-resnet-multimnist", fm_resnet, blocks=(3, 3, 3), capsules=())
-register_variant("fm-resnet-smallnorb", fm_resnet, blocks=(1, 1, 1), capsules=(), batch_norm="pair")
+register_variant("fm-resnet-cifar10", fm_resnet, **CIFAR10)
+register_variant("fm-resnet-affnist", fm_resnet, **AFFNIST, blocks=(1, 1, 1), capsules=())
+register_variant("fm-resnet-multimnist", fm_resnet, **MULTIMNIST, blocks=(3, 3, 3), capsules=())
+register_variant("fm-resnet-smallnorb", fm_resnet, **SMALLNORB, blocks=(1, 1, 1), capsules=(), batch_norm="pair")

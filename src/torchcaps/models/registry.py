@@ -89,7 +89,7 @@ _FAMILIES: list[Family] = []
 def register_model(name: str) -> Callable[[F], F]:
     """Register a function `(num_classes, in_channels, image_size, **options) -> Model` under `name`.
 
-    Where `in_channels` or `image_size` have defaults, these are what `create_model` takes when it is told none.
+    Where one of the three has a default, that is what `create_model` takes when it is told none.
     """
 
     def register(factory: F) -> F:
@@ -109,13 +109,16 @@ def register_family(listed: Callable[[], Sequence[str]], factory: Callable[[str]
 
 
 def register_variant(name: str, factory: Factory, **defaults: object) -> None:
-    """Register `factory`, a function, under `name` as well, with other `defaults` for some of its options."""
-    assert set(defaults) <= set(inspect.signature(factory).parameters), f"{name} sets what {factory} does not have"
+    """Register `factory`, a function, under `name` as well, with other `defaults` for some of its arguments."""
+    signature = inspect.signature(factory)
+    assert set(defaults) <= set(signature.parameters), f"{name} sets what {factory} does not have"
 
-    @functools.wraps(factory)  # which keeps the signature that options are checked against
+    @functools.wraps(factory)
     def build(**options: object) -> Model:
         return factory(**defaults | options)
 
+    others = (each.replace(default=defaults.get(each.name, each.default)) for each in signature.parameters.values())
+    build.__signature__ = signature.replace(parameters=list(others))  # pyright: ignore[reportAttributeAccessIssue]
     register_model(name)(build)
 
 
@@ -128,7 +131,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(
     name: str,
     *,
-    num_classes: int = 10,
+    num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | tuple[int, int] | None = None,
     **options: object,
@@ -137,25 +140,26 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or any timm model with a head, e.g. "resnet18.xnidr".
-        num_classes: number of classes, at least 1.
-        in_channels: channels of the images, at least 1; None: 1, or what the family has by default (3 of timm's).
-        image_size: side in pixels, or (height, width); None: 28, or what the family has by default (224 of timm's).
+        num_classes: number of classes, at least 1; None: 10, or those of the data set that the name has.
+        in_channels: channels of the images, at least 1; None: 1, or those of the name's data set, or 3 of timm's.
+        image_size: side in pixels, or (height, width); None: 28, or that of the name's data set, or 224 of timm's.
         options: keyword arguments of the model's family.
 
     Raises:
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
     factory = find_factory(name)
+    classes = _default(factory, "num_classes", 10) if num_classes is None else num_classes
     channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
     size = _default(factory, "image_size", 28) if image_size is None else image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or not all(fits(side, int) and side > 0 for side in sides):
         raise ValueError(f"image_size is {size}; it must be a side of at least 1 pixel, or height and width")
-    for what, value in (("num_classes", num_classes), ("in_channels", channels)):
+    for what, value in (("num_classes", classes), ("in_channels", channels)):
         if not fits(value, int) or value < 1:
             raise ValueError(f"{what} is {value!r}; it must be a whole number, at least 1")
     check_options(f"model {name!r}", factory, options)
-    shape = {"num_classes": num_classes, "in_channels": channels, "image_size": sides, **options}
+    shape = {"num_classes": classes, "in_channels": channels, "image_size": sides, **options}
     try:
         model = factory(**shape)
     except (ArithmeticError, RuntimeError, TypeError) as error:  # of torch's own layers: no such sizes can be
