@@ -13,7 +13,8 @@ from torchcaps.inspect.pairs import fm_votes
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
 from torchcaps.models import Model, create_model
 
-SMALL = {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "capsules": (3,), "num_classes": 3, "image_size": 12}
+IMAGES = {"num_classes": 3, "in_channels": 1, "image_size": 12}
+SMALL = IMAGES | {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "capsules": (3,)}
 
 
 def build(**options: object) -> Model:
