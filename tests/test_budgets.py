@@ -8,6 +8,7 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.recipes import find_cell
 from torchcaps.recipes.budgets import apply_budget, width
 from torchcaps.recipes.cells import Cell, Narrow, Train
 from torchcaps.recipes.records import config_hash
@@ -55,6 +56,14 @@ def test_cpu_cuts_streams_and_schedules_in_steps() -> None:
     cpu = apply_budget(config, "cpu", CELL)
     assert (cpu.data.compose.epoch, cpu.data.compose.held) == (30_000, 10_000)
     assert cpu.schedule.step_size == 20_000 * (10 * 30_000) / (20 * 1_200_000)
+
+
+@pytest.mark.parametrize("name", ["mobilenet-xnodr-plain", "resnet-xnodr-plain", "resnet-xnodr-plain-multimnist"])
+def test_cpu_keeps_the_length_of_cycles(name) -> None:
+    cell = find_cell(f"xnodr/{'table4' if name.endswith('multimnist') else 'figure8'}/{name}")
+    assert isinstance(cell.how, Train)
+    schedule = apply_budget(cell.how.build(), "cpu", cell).schedule
+    assert (schedule.name, schedule.step_size) == ("triangular2", 6000)
 
 
 def test_smoke_is_the_full_network_on_a_few_images() -> None:

@@ -132,6 +132,6 @@ def test_names_of_data_sets_say_what_images_a_model_takes(name, classes, channel
     model = create_model(name)
     origin = model.origin
     assert (origin["num_classes"], origin["in_channels"], origin["image_size"]) == (classes, channels, (side, side))
-    assert count in (None, sum(weight.numel() for weight in model.parameters() if weight.requires_grad))
+    assert count in (None, parameters(model))
     told = create_model(name, num_classes=3, in_channels=2, image_size=(28, 29)).origin
     assert (told["num_classes"], told["in_channels"], told["image_size"]) == (3, 2, (28, 29))
