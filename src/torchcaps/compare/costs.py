@@ -11,7 +11,7 @@ from typing import Any
 from torchcaps.config import Config
 from torchcaps.recipes.cells import Cell, Train
 from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import append_record, config_hash
+from torchcaps.recipes.records import append_record, count_hash
 
 COST = "cost"  # in place of a budget
 BATCH = 128
@@ -28,7 +28,7 @@ def record_costs(cells: Sequence[Cell], path: Path, device: str = "auto") -> Non
         config = cell.how.build()
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             measured = pool.submit(measure_costs, config, device).result()
-        append_record(path, {"cell": cell.id, "budget": COST, "config_hash": config_hash(config), **measured})
+        append_record(path, {"cell": cell.id, "budget": COST, "config_hash": count_hash(config), **measured})
 
 
 def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
@@ -74,6 +74,6 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 def find_costs(records: Sequence[Record], cell: Cell) -> Record | None:
     """The newest line of `cell`'s costs; None where there is none."""
     assert isinstance(cell.how, Train)
-    wanted = (cell.id, COST, config_hash(cell.how.build()))
+    wanted = (cell.id, COST, count_hash(cell.how.build()))
     found = [each for each in records if (each.get("cell"), each.get("budget"), each.get("config_hash")) == wanted]
     return found[-1] if found else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from torchcaps.config import Config, to_plain
 from torchcaps.recipes.metrics import Record
+from torchcaps.revisions import revisions_of
 
 RUNS = Path("results") / "runs.jsonl"
 _PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed")  # where and under which name, not what
@@ -25,14 +26,23 @@ _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: Config, revisions: Mapping[str, int] | None = None) -> str:
     """A name of what `config` computes: of the values in which it differs from the defaults, seed and places aside.
 
-    So a field that a later version adds, with a default that changes nothing, leaves the name as it was.
+    So a field that a later version adds, with a default that changes nothing, leaves the name as it was; a change of
+    what is computed raises a revision, and with it the name. `revisions` are those of a run; None: the present ones.
     """
     plain, default = _bare(to_plain(config)), _bare(to_plain(Config()))
-    text = json.dumps(_differences(plain, default), sort_keys=True)
+    different = _differences(plain, default)
+    if raised := revisions_of(config) if revisions is None else revisions:
+        different["revisions"] = dict(raised)
+    text = json.dumps(different, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def count_hash(config: Config) -> str:
+    """A name of what is counted of `config` without training it: revisions that change training alone are left out."""
+    return config_hash(config, revisions_of(config, trained=False))
 
 
 def _bare(plain: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +120,7 @@ def describe_run(folder: Path, **more: Any) -> Record:
     from torchcaps.train import RunFolder
 
     run = RunFolder(folder)
-    config = run.read_config()
+    config, revisions = run.read_config(), run.read_revisions()
     history = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         **more,
@@ -121,7 +131,8 @@ def describe_run(folder: Path, **more: Any) -> Record:
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
         "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE},
         **_keep_stages(history),
-        "config_hash": config_hash(config),
+        "config_hash": config_hash(config, revisions),
+        **({"revisions": revisions} if revisions else {}),
         "config": _bare(to_plain(config)),
         "environment": run.read("environment.json"),
     }

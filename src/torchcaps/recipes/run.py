@@ -17,7 +17,8 @@ from torchcaps.names import unknown
 from torchcaps.recipes.budgets import Budget, apply_budget, width
 from torchcaps.recipes.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.recipes.measure import peak_memory, reset_peak
-from torchcaps.recipes.records import append_record, config_hash, describe_run, find_run, read_records
+from torchcaps.recipes.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
+from torchcaps.revisions import revisions_of
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 
@@ -75,7 +76,7 @@ def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> lis
     for cell in _spread(cells):
         if isinstance(cell.how, Count):
             config = cell.how.build()
-            jobs[cell.id, config_hash(config)] = [Job(cell, COUNT, config)]
+            jobs[cell.id, count_hash(config)] = [Job(cell, COUNT, config)]
         elif isinstance(cell.how, Train):
             config = apply_budget(cell.how.build(), budget, cell)
             count = seeds or cell.how.seeds
@@ -161,11 +162,13 @@ def _count(job: Job, settings: Settings) -> bool:
     assert isinstance(job.cell.how, Count)
     from torchcaps.train.machine import describe_machine
 
+    raised = revisions_of(job.config, trained=False)
     line = {
         "cell": job.cell.id,
         "budget": COUNT,
         "seed": job.config.seed,
-        "config_hash": config_hash(job.config),
+        "config_hash": count_hash(job.config),
+        **({"revisions": raised} if raised else {}),
     }
     if any(line.items() <= each.items() for each in read_records(settings.records)):
         return True
@@ -197,7 +200,12 @@ def _train(job: Job, settings: Settings) -> bool:
     try:
         result = fit(config, resume=_unfinished(config))
     except FloatingPointError as error:
-        failure = {"seed": config.seed, "config_hash": config_hash(config), "failure": " ".join(str(error).split())}
+        failure = {
+            "seed": config.seed,
+            "config_hash": config_hash(config),
+            "revisions": revisions_of(config),
+            "failure": " ".join(str(error).split()),
+        }
         append_record(settings.records, known | failure | {"environment": describe_machine()})
         settings.say(f"{job.label}: failed: {error}")
         return True
@@ -226,7 +234,9 @@ def _finished(config: Config) -> Path | None:
 
     for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):
         run = RunFolder(path)
-        there = run.read_config() if run.finished else None
-        if there is not None and (there.seed, config_hash(there)) == (config.seed, config_hash(config)):
+        if not run.finished:
+            continue
+        there, wanted = run.read_config(), (config.seed, config_hash(config))
+        if (there.seed, config_hash(there, run.read_revisions())) == wanted:
             return path
     return None

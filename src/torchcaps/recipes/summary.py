@@ -11,7 +11,7 @@ from torchcaps.data.catalogue import find
 from torchcaps.recipes.budgets import REPRODUCTIONS, Budget, apply_budget, width
 from torchcaps.recipes.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
 from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import config_hash, find_runs
+from torchcaps.recipes.records import count_hash, find_runs
 from torchcaps.recipes.run import COUNT, missing_data
 
 FORMULA = "formula"  # in place of a budget, of what is arithmetic alone
@@ -51,7 +51,7 @@ def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary 
         case Train():
             found = find_runs(records, apply_budget(cell.how.build(), budget, cell), budget)
         case Count():
-            name = config_hash(cell.how.build())
+            name = count_hash(cell.how.build())
             found = [each for each in records if (each.get("cell"), each.get("config_hash")) == (cell.id, name)]
         case Formula(value):
             return Summary(FORMULA, "", (value,), (), cell.metric.lower)

@@ -74,6 +74,6 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     """
     run = RunFolder(Path(path))
     config = run.read_config()
-    model = convert_conv2d_weight_memory_format(rebuild_model(run.read("model.json")), torch.channels_last)
+    model = convert_conv2d_weight_memory_format(rebuild_model(run.read_model()), torch.channels_last)
     load_weights(run.best if present(run.best) else run.last, model)
     return model.eval(), config

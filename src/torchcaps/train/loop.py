@@ -24,6 +24,7 @@ from torchcaps.config import Config
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.models import create_model
+from torchcaps.revisions import revisions_of
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
@@ -99,6 +100,8 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
+        raised = revisions_of(config)
+        self.revisions = {"revisions": raised} if raised else {}
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
@@ -128,7 +131,7 @@ class Trainer:
             if begun:
                 self.load()
             if self.fabric.is_global_zero:
-                self.folder.write("model.json", self.shape)
+                self.folder.write("model.json", self.shape | self.revisions)
                 self.folder.write("environment.json", describe_environment(self.fabric) | {"compiled": self.compiled})
             if not begun:
                 self.save()

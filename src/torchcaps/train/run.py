@@ -2,7 +2,7 @@
 
 - config.json: the whole `Config`
 - environment.json: versions, commit, hardware and precision of the process that wrote last
-- model.json: what `create_model` was called with
+- model.json: what `create_model` was called with, and the revisions above 1 of what it computes
 - metrics.jsonl: one line per epoch
 - last/, best/: checkpoints: model.safetensors; in last/ also state.pt, from which the run continues
 - result.json: there once the run is finished
@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.config import Config, ModelConfig, from_plain, to_plain
+from torchcaps.revisions import check_same, read_older
 from torchcaps.train.check import check_out
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.interrupt import lock
@@ -79,6 +80,35 @@ class RunFolder(NamedTuple):
         except (RecursionError, ValueError) as error:
             raise damaged(self.path / name, error) from error
         return content
+
+    def read_model(self) -> dict[str, Any]:
+        """What `create_model` is to be called with for the model of the run, as the run computed it.
+
+        Raises:
+            FileNotFoundError: when the folder is not one of a run.
+            ValueError: when it is damaged, or of a revision that is no longer to be had.
+        """
+        plain = self.read("model.json")
+        revisions = plain.pop("revisions", {})
+        shape = ("num_classes", "in_channels", "image_size")
+        options = {name: value for name, value in plain.items() if name not in ("name", *shape)}
+        try:
+            older = read_older(ModelConfig(plain.get("name", ""), options), revisions)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        return plain | older
+
+    def read_revisions(self) -> dict[str, int]:
+        """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
+        return self.read("model.json").get("revisions", {}) if (self.path / "model.json").exists() else {}
+
+    def check_revisions(self) -> None:
+        """Raise ValueError unless the run would go on as it began, see `torchcaps.revisions`."""
+        if (self.path / "model.json").exists():
+            try:
+                check_same(self.read_revisions(), self.read_config())
+            except ValueError as error:
+                raise ValueError(f"cannot resume {self.path}: {error}") from error
 
     def hold(self) -> AbstractContextManager:
         """Keep other processes from training in this folder until the context that is returned ends.
@@ -155,6 +185,7 @@ def find_unfinished(config: Config) -> RunFolder:
     runs = unfinished_runs(config)
     for run in reversed(runs):
         if not _differences(to_plain(run.read_config()), to_plain(config)):
+            run.check_revisions()
             return run
     if not runs:
         raise ValueError(f"nothing to resume: {next(_candidates(config))} does not exist or is finished")

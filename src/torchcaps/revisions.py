@@ -1,0 +1,137 @@
+"""Revisions: what was changed in numbers since the first lines of results were written.
+
+A line of results is found by a hash of its configuration, which cannot see changed code. So whatever changes what a
+configuration computes raises the revision of the part that it changed: an entry of `REVISIONS`. Revisions above 1 enter
+the hash, the line and model.json; results of corrected code are never mistaken for those of the old. Frozen curves
+(`tests/frozen.py`) notice a change that raises none.
+
+Nothing here imports torch, so that listings answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from torchcaps.config import Config, ModelConfig, Option
+
+Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
+
+_ROUTINGS = {  # of models whose options do not name one; a test compares them with what the built models hold
+    "capsnet": "dynamic",
+    "fm-capsnet": "fm",
+    "discriminative-capsnet": "discriminative",
+    "fm-resnet-*": "fm",
+    "attention-*": "inverted-attention",
+    "dynamic-*": "dynamic",
+    "em-*": "em",
+    "capnet-6-dynamic": "dynamic",
+    "capnet-6-em": "em",
+}
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One change of what configurations compute."""
+
+    kind: Kind
+    name: str  #: of a routing, loss, ... as it is registered; of models that share code a shell pattern
+    number: int  #: from 2 upwards
+    why: str  #: what was wrong, in a sentence, as errors show it
+    concerns: Callable[[Config], bool]  #: whether a config computes something else than before
+    older: Mapping[str, Option] | None = None  #: options of the model that compute what was computed before; None: lost
+    training: bool = False  #: only training changed: weights of older runs mean what they meant
+
+    @property
+    def key(self) -> str:
+        """What the number is recorded under, e.g. "routing dynamic"."""
+        return f"{self.kind} {self.name}"
+
+
+def routing_of(model: ModelConfig) -> str | None:
+    """The registered name of the routing in a model; None for a network without one."""
+    options = model.options
+    if "routing" in options:
+        return str(options["routing"])
+    base, _, head = model.name.rpartition(".")
+    if base:
+        return None if head == "linear" else head
+    if options.get("activations") and model.name.startswith("attention-"):
+        return "inverted-attention-c"
+    return next((routing for pattern, routing in _ROUTINGS.items() if fnmatchcase(model.name, pattern)), None)
+
+
+def with_model(*patterns: str) -> Callable[[Config], bool]:
+    """Whether the model of a config has a name that one of the shell `patterns` matches."""
+    return lambda config: any(fnmatchcase(config.model.name, pattern) for pattern in patterns)
+
+
+def with_routing(*names: str) -> Callable[[Config], bool]:
+    """Whether the model of a config routes by one of `names`."""
+    return lambda config: routing_of(config.model) in names
+
+
+REVISIONS: tuple[Revision, ...] = ()
+
+
+def revision(kind: Kind, name: str) -> int:
+    """The present revision, 1 where nothing was changed."""
+    return max((each.number for each in REVISIONS if (each.kind, each.name) == (kind, name)), default=1)
+
+
+def revisions_of(config: Config, trained: bool = True) -> dict[str, int]:
+    """The revisions above 1 of the parts of `config`, by their keys, sorted: what enters hash, line and model.json.
+
+    Those of training alone are left out of what is not `trained`, such as a count of parameters.
+    """
+    found: dict[str, int] = {}
+    for each in REVISIONS:
+        if (trained or not each.training) and each.concerns(config):
+            found[each.key] = max(found.get(each.key, 1), each.number)
+    return dict(sorted(found.items()))
+
+
+def read_older(model: ModelConfig, recorded: Mapping[str, int]) -> dict[str, Option]:
+    """The options that make of `model`, which a run wrote down, what that run computed.
+
+    Args:
+        model: name and options, as the run has them.
+        recorded: the revisions that the run wrote down; none in runs from before there were any.
+
+    Raises:
+        ValueError: when what the run computed is no longer to be had, or when the run is of a later version; names the
+            revision and what it changed.
+    """
+    options: dict[str, Option] = dict(model.options)
+    config = Config(model=model)
+    for key, number in recorded.items():
+        kind, _, name = key.partition(" ")
+        if number > (known := max((each.number for each in REVISIONS if each.key == key), default=1)):
+            made = f"this run was made with revision {number} of {kind} {name!r}"
+            raise ValueError(f"{made}, and this torchcaps has {known}: update it")
+    for each in sorted(REVISIONS, key=lambda entry: -entry.number):
+        if each.training or each.number <= recorded.get(each.key, 1) or not each.concerns(config):
+            continue
+        if each.older is None:
+            raise ValueError(
+                f"this run was made with revision {each.number - 1} of {each.kind} {each.name!r}, which is no longer "
+                f"to be had (since revision {each.number}: {each.why}): train it again"
+            )
+        options = {**each.older, **options}
+    return options
+
+
+def check_same(recorded: Mapping[str, Any], config: Config) -> None:
+    """Raise ValueError unless a run that wrote down the revisions `recorded` goes on as it began.
+
+    The message names what was changed since.
+    """
+    now = revisions_of(config)
+    for key in sorted({*recorded, *now}):
+        if (before := recorded.get(key, 1)) != (after := now.get(key, 1)):
+            raise ValueError(
+                f"it was begun with revision {before} of {key!r}, which is {after} now: its steps would not go on as "
+                "they began; start a new run"
+            )

@@ -1,0 +1,170 @@
+"""Tiny runs of fixed seed, one for each part whose numbers are kept; `python tests/frozen.py` writes their curves.
+
+It writes a curve only where there was none, where the tiny run itself is another, or where the revision of its part was
+raised: else a change of what is computed would go unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from torchcaps.config import (
+    AugmentConfig,
+    CoefficientConfig,
+    Config,
+    DataConfig,
+    LossConfig,
+    LossName,
+    ModelConfig,
+    OptimiserConfig,
+    Option,
+)
+from torchcaps.recipes.records import config_hash
+from torchcaps.revisions import revisions_of
+
+FILE = Path(__file__).with_name("frozen_curves.json")
+
+
+def tiny_run(
+    model: str, size: int | None = None, loss: LossConfig | None = None, lr: float = 0.01, **options: Option
+) -> Config:
+    """Three epochs of two steps of 16 digits, enlarged to `size` pixels."""
+    augment, standardise = AugmentConfig(shift=1), "none" if loss and loss.reconstruction else "image"
+    return Config(
+        model=ModelConfig(model, options),
+        data=DataConfig("digits", image_size=size, validation=0.0, limit=32, augment=augment, standardise=standardise),
+        loss=loss or LossConfig("margin"),
+        optimiser=OptimiserConfig("sgd", lr=lr, momentum=0.9, weight_decay=1e-3, decay="kernels"),
+        epochs=3,
+        batch_size=16,
+        precision="fp32",
+        device="cpu",
+    )
+
+
+LOGITS = LossConfig("cross-entropy")
+
+RUNS: dict[str, Config] = {
+    "model capsnet": tiny_run(
+        "capsnet", 10, LossConfig("margin", reconstruction=0.0005), 1.0, channels=8, primary=2, kernel=3
+    ),
+    "model fm-capsnet": tiny_run("fm-capsnet", 10, channels=8, primary=2, kernel=3),
+    "model discriminative-capsnet": replace(
+        tiny_run("discriminative-capsnet", 10, lr=0.3, channels=8, primary=2, kernel=3, hidden=(4,), initial=3.0),
+        coefficients=CoefficientConfig(lr=0.05),
+    ),
+    "model fm-resnet-*": tiny_run("fm-resnet-cifar10", 16, LOGITS, blocks=(1, 1, 1), width=4, capsules=(6,)),
+    "model fm-resnet-smallnorb": tiny_run("fm-resnet-smallnorb", 16, LOGITS, blocks=(1, 1, 1), width=4),
+    "model attention-*": tiny_run("attention-simple-cifar10", 16, LOGITS, channels=8, capsules=4),
+    "model attention-resnet-*": tiny_run("attention-resnet-cifar10", 16, LOGITS, channels=8, capsules=4),
+    "model attention-diverse-*": tiny_run(
+        "attention-diverse-multimnist-vector", 16, LOGITS, channels=8, capsules=4, pose=4
+    ),
+    "model dynamic-*": tiny_run("dynamic-simple-cifar10", 24, channels=8, capsules=2),
+    "model dynamic-diverse-*": tiny_run("dynamic-diverse-multimnist", 16, LOGITS, channels=8, capsules=4, pose=4),
+    "model em-*": tiny_run("em-simple-cifar10", 16, LossConfig("spread"), channels=8, capsules=4),
+    "model cnn-simple-*": tiny_run("cnn-simple-cifar10", 16, LOGITS, channels=8),
+    "model cnn-diverse-*": tiny_run("cnn-diverse-multimnist-dense", 16, LOGITS, channels=8),
+    "model resnet18-*": tiny_run("resnet18-cifar10", 8, LOGITS, channels=4),
+    "model cnn-affnist": tiny_run("cnn-affnist", 16, LOGITS, width=4, channels=8),
+    "model capnet-6-dynamic": tiny_run("capnet-6-dynamic", 16, types=2, channels=4, grid=2),
+    "model capnet-6-em": tiny_run("capnet-6-em", 16, LossConfig("spread"), types=2, channels=4, grid=2),
+    "model cnn-6*": tiny_run("cnn-6", 16, LOGITS, channels=4),
+    "model encapnet-6-*": tiny_run("encapnet-6-master-aide", 16, types=4, channels=4),
+    "model encapnet-6-*-feedback": tiny_run("encapnet-6-master-feedback", 16, types=4, channels=4, weight=0.1),
+    "model encapnet-v*": tiny_run("encapnet-v1", 16, types=4, lengths=(1, 1), poses=(2, 4)),
+    "model encapnet-v2": tiny_run("encapnet-v2", 16, types=4, lengths=(1, 1), poses=(2, 4), shallow=1),
+    "model encapnet-resnet*": tiny_run("encapnet-resnet", 16, LOGITS, channels=4, blocks=(1, 1)),
+    **{
+        f"routing {name}": replace(
+            tiny_run(f"small-resnet.{name}", 16, LOGITS, width=4, scaled=True), coefficients=CoefficientConfig(lr=0.05)
+        )
+        for name in (
+            "discriminative",
+            "dynamic",
+            "em",
+            "fm",
+            "inverted-attention",
+            "inverted-attention-c",
+            "uniform",
+            "xnidr",
+            "xnodr",
+            "xnodr-xnidr",
+        )
+    },
+    "model mobilenetv2_*": tiny_run("mobilenetv2_035.xnodr", 32),
+    **{
+        f"loss {name}": tiny_run(
+            "capsnet", 10, LossConfig(name), 0.3, channels=4, primary=2, kernel=3, decoder=False, routing="uniform"
+        )
+        for name in get_args(LossName)
+        if name != "margin"
+    },
+    "phase coefficients": replace(
+        tiny_run("discriminative-capsnet", 10, lr=0.3, channels=8, primary=2, kernel=3, initial=1.0),
+        coefficients=CoefficientConfig(lr=0.05, steps=2, weight_steps=2),
+    ),
+    "data crop": replace(
+        tiny_run("cnn-6", 16, LOGITS, channels=4),
+        data=DataConfig(
+            "digits", image_size=16, validation=0.0, limit=32, standardise="dataset", augment=AugmentConfig(2, True)
+        ),
+    ),
+}
+
+
+def measure(config: Config) -> list[float]:
+    """The training loss of each epoch."""
+    from torchcaps.train import fit
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = fit(replace(config, out=Path(folder)))
+            lines = (result.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    finally:
+        torch.set_num_threads(threads)
+    return [json.loads(line)["train_loss"] for line in lines]
+
+
+def entry(name: str) -> dict[str, Any]:
+    """What is kept of the run `name`: revisions, a name of the tiny run itself, and the curve."""
+    config = RUNS[name]
+    return {"revisions": revisions_of(config), "run": config_hash(config, {}), "losses": measure(config)}
+
+
+def read() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def same(before: list[float], after: list[float]) -> bool:
+    """Whether two curves are one: machines differ in the order of float32 sums."""
+    return len(before) == len(after) and all(
+        abs(a - b) <= 5e-5 * abs(b) + 1e-6 for a, b in zip(after, before, strict=True)
+    )
+
+
+def main() -> None:
+    known = read()
+    for name in RUNS:
+        new, old = entry(name), known.get(name)
+        if old is not None and same(old["losses"], new["losses"]) and old["revisions"] == new["revisions"]:
+            continue
+        if old is not None and (old["revisions"], old["run"]) == (new["revisions"], new["run"]):
+            sys.exit(f"{name}: the curve changed and no revision was raised: add an entry to torchcaps.revisions")
+        known[name] = new
+        print(name, *new["losses"])
+    kept = {name: known[name] for name in RUNS}
+    FILE.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

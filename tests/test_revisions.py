@@ -1,0 +1,126 @@
+"""What a configuration computes cannot change unseen: revisions, and the frozen curves that ask for them."""
+
+import json
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import get_args
+
+import frozen
+import pytest
+import torch
+from tiny import tiny_config
+
+from torchcaps import create_model, list_models, revisions
+from torchcaps.config import Config, LossName, ModelConfig
+from torchcaps.models.registry import find_factory
+from torchcaps.recipes.records import config_hash, count_hash, describe_run
+from torchcaps.revisions import Revision, read_older, revisions_of, routing_of, with_model
+from torchcaps.routing import Routing, list_routings
+from torchcaps.train import RunFolder, fit, load_run
+from torchcaps.train.run import find_unfinished
+
+KNOWN = frozen.read()
+CHANGED = Revision("model", "tiny*", 2, "its scores were halved", with_model("tiny*"), {"width": 3})
+
+
+@pytest.mark.parametrize("name", frozen.RUNS)
+def test_a_changed_curve_raises_a_revision(name):
+    kept, config = KNOWN[name], frozen.RUNS[name]
+    assert kept["run"] == config_hash(config, {}), "another tiny run: python tests/frozen.py"
+    assert kept["revisions"] == revisions_of(config), "write the new curve: python tests/frozen.py"
+    losses = frozen.measure(config)
+    assert frozen.same(kept["losses"], losses), (
+        f"{kept['losses']} is {losses} now: add an entry to torchcaps/revisions.py, then python tests/frozen.py"
+    )
+
+
+def test_a_curve_sees_a_small_change():
+    config = frozen.RUNS["routing dynamic"]
+    changed = replace(config, optimiser=replace(config.optimiser, lr=0.0101))
+    assert not frozen.same(KNOWN["routing dynamic"]["losses"], frozen.measure(changed))
+
+
+OURS = [name for name in list_models() if find_factory(name).__module__.startswith("torchcaps.")]
+LARGE = ("resnet50.", "resnet18.", "mobilenetv2_100.")
+
+
+def test_every_part_has_a_curve():
+    models = [key.removeprefix("model ") for key in frozen.RUNS if key.startswith("model ")]
+    heads = {"small-resnet", "mobilenetv2_035", "mobilenetv2_100", "resnet18", "resnet50"}
+    for name in OURS:
+        base = name.rpartition(".")[0]
+        assert base in heads or any(fnmatchcase(name, each) for each in models), name
+    assert {f"routing {spec.name}" for spec in list_routings()} <= set(frozen.RUNS)
+    assert {f"loss {name}" for name in get_args(LossName)} - {"loss margin"} <= set(frozen.RUNS)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith(LARGE)])
+def test_the_routing_of_a_config_is_that_of_its_model(name):
+    with torch.device("meta"):
+        model = create_model(name, in_channels=3, image_size=32)
+    held = {each.spec.name for each in model.modules() if isinstance(each, Routing)}
+    named = routing_of(ModelConfig(name))
+    assert held == ({named} if named else set())
+
+
+def test_entries_are_in_order():
+    keys = [(each.key, each.number) for each in revisions.REVISIONS]
+    assert len(set(keys)) == len(keys)
+    for key in {key for key, _ in keys}:
+        numbers = sorted(number for name, number in keys if name == key)
+        assert numbers == list(range(2, 2 + len(numbers)))
+
+
+def test_a_revision_enters_hash_line_and_run(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    before = config_hash(config)
+    old = fit(config)
+    assert describe_run(old.folder)["config_hash"] == before
+    monkeypatch.setattr(revisions, "REVISIONS", (CHANGED,))
+    assert revisions_of(config) == {"model tiny*": 2}
+    assert revisions_of(Config()) == {}
+    assert config_hash(config) != before
+    assert config_hash(Config()) == config_hash(Config(), {})
+    new = fit(config)
+    line = describe_run(new.folder)
+    assert (line["config_hash"], line["revisions"]) == (config_hash(config), {"model tiny*": 2})
+    assert json.loads((new.folder / "model.json").read_text())["revisions"] == {"model tiny*": 2}
+    assert describe_run(old.folder)["config_hash"] == before  # an older run keeps its name
+
+
+def test_a_count_is_not_renamed_by_a_change_of_training(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    before = config_hash(config)
+    monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, training=True),))
+    assert config_hash(config) != before
+    assert count_hash(config) == before
+
+
+def test_an_older_run_is_read_with_the_older_options(tmp_path, monkeypatch):
+    folder = fit(tiny_config(tmp_path)).folder
+    monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older={"norm": False}),))
+    assert load_run(folder)[0].origin["norm"] is False
+    assert read_older(ModelConfig("tiny", {"width": 5}), {}) == {"norm": False, "width": 5}
+    assert read_older(ModelConfig("tiny", {"width": 5}), {"model tiny*": 2}) == {"width": 5}
+    monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older=None),))
+    with pytest.raises(ValueError, match=r"revision 1 of model 'tiny\*'.*halved\): train it again"):
+        load_run(folder)
+    monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older=None, training=True),))
+    load_run(folder)
+
+
+def test_a_run_of_a_later_version_is_refused(tmp_path):
+    run = RunFolder(fit(tiny_config(tmp_path)).folder)
+    run.write("model.json", run.read("model.json") | {"revisions": {"model tiny*": 2}})
+    with pytest.raises(ValueError, match="this torchcaps has 1: update it"):
+        load_run(run.path)
+
+
+def test_a_run_does_not_go_on_under_another_revision(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    run = RunFolder(fit(config).folder)
+    (run.path / "result.json").unlink()
+    assert find_unfinished(config).path == run.path
+    monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, training=True),))
+    with pytest.raises(ValueError, match=r"begun with revision 1 of 'model tiny\*', which is 2 now"):
+        find_unfinished(config)
