@@ -123,3 +123,12 @@ def test_scores_read_as_probabilities_rise_with_the_score(name):
     scores = torch.tensor([[0.1, 0.5, 0.9]])
     read = to_probabilities(scores, name)
     assert ((read >= 0) & (read <= 1)).all() and (read.diff() > 0).all()
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
+    scores, targets = scores_and_targets()
+    ours = build_criterion(LossConfig("cross-entropy", smoothing=0.2))(Output(scores), IMAGES, targets)
+    torchs = F.cross_entropy(scores, targets.argmax(1), label_smoothing=0.2)
+    torch.testing.assert_close(ours, torchs)
+    plain = build_criterion(LossConfig("cross-entropy"))(Output(scores), IMAGES, targets)
+    assert abs(float(plain - ours)) > 1e-3

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
 
-from torchcaps.config import Config, DataConfig, LossConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.data import load_data
 from torchcaps.losses import build_criterion
 from torchcaps.train import evaluate, fit, load_run, loop
-from torchcaps.train.machine import build_fabric, choose_device, choose_precision
+from torchcaps.train.machine import build_fabric, choose_compile, choose_device, choose_precision, is_depthwise
 from torchcaps.train.run import RunFolder
 
 EVERYTHING = {"norm": True, "dropout": 0.2}  # all that a checkpoint must bring back: buffers, random numbers
@@ -224,3 +224,22 @@ def test_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"device 'cuda' was asked for 1 time\(s\), and this machine has 0"):
         fit(replace(tiny_config(tmp_path), device="cuda"))
     assert choose_device("auto") in ("cpu", "mps")
+
+
+def test_auto_takes_float32_and_compiled_steps_for_depthwise_networks_on_a_cpu():
+    assert is_depthwise(ModelConfig("mobilenetv2_035.xnidr", {"small_stem": True}))
+    assert not is_depthwise(ModelConfig("resnet18.fm"))
+    assert not is_depthwise(ModelConfig("encapnet-v1"))
+    assert choose_precision("auto", "cpu", depthwise=True) == "32-true"
+    assert choose_precision("bf16", "cpu", depthwise=True) == "bf16-mixed"
+    chosen = [
+        choose_compile(choice, device, deep)
+        for choice, device, deep in [
+            ("auto", "cpu", False),
+            ("auto", "cpu", True),
+            ("auto", "cuda", False),
+            (False, "cuda", True),
+            (True, "cpu", False),
+        ]
+    ]
+    assert chosen == [False, True, True, False, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CyclicLR
 
-from torchcaps.config import OptimiserConfig, ScheduleConfig
+from torchcaps.config import Config, LossConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.train.check import check_config
 from torchcaps.train.optim import build_optimiser, build_schedule, triangular2
 
 LR, EPOCHS, EPOCH_STEPS = 0.02, 6, 7
@@ -131,3 +133,19 @@ def test_only_kernels_decay_where_the_config_says_so() -> None:
         kept = 0.75 if value.ndim >= 2 else 1.0
         torch.testing.assert_close(value, kept * before[name], msg=name)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+
+
+def test_nesterov_is_of_sgd_with_momentum() -> None:
+    config = OptimiserConfig("sgd", lr=LR, nesterov=True)
+    assert build_optimiser(parameters(), config).param_groups[0]["nesterov"] is True
+    check_config(Config(optimiser=config))
+    for wrong in (replace(config, name="adam"), replace(config, momentum=0.0)):
+        with pytest.raises(ValueError, match="optimiser.nesterov is of SGD with momentum"):
+            check_config(Config(optimiser=wrong))
+
+
+@pytest.mark.parametrize("loss", [LossConfig("margin", smoothing=0.1), LossConfig("cross-entropy", smoothing=1.0)])
+def test_smoothing_is_a_share_and_of_cross_entropies(loss: LossConfig) -> None:
+    check_config(Config(loss=LossConfig("binary-cross-entropy", smoothing=0.1)))
+    with pytest.raises(ValueError, match="loss.smoothing is"):
+        check_config(Config(loss=loss))

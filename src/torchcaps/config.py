@@ -96,6 +96,7 @@ class LossConfig:
     name: LossName = "margin"
     average: bool = False  #: margin, spread: divide the sum over the classes by their number, as some code does
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
+    smoothing: float = 0.0  #: cross-entropies: share of each target that is spread over all classes
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
     threshold: float = (
         0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
@@ -109,6 +110,7 @@ class OptimiserConfig:
     weight_decay: float = 0.0
     decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
     momentum: float = 0.9  #: of SGD and RMSProp
+    nesterov: bool = False  #: SGD: the gradient is taken to be that after the momentum's step
     eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
 
 
@@ -149,10 +151,12 @@ class Config:
     batch_size: int = 128  #: over all processes together
     clip: float | None = None  #: largest norm of the gradient of a phase; None does not clip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
-        "auto"  #: auto: bf16 where the machine multiplies in it, else fp32
+        "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
     )
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
-    compile: bool = False  #: compile the training step by `torch.compile`, where the machine can
+    compile: bool | Literal["auto"] = (
+        False  #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
+    )
     seed: int = 0
     device: str = "auto"  #: auto, cpu, cuda, mps
     processes: int = 1  #: number of devices; on CPU, of processes

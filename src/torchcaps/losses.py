@@ -86,6 +86,11 @@ def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(widen(scores), targets)
 
 
+def smooth(targets: Tensor, share: float) -> Tensor:
+    """Targets [b, classes] of 0 and 1 of which `share` in [0, 1) is spread over all classes (Szegedy et al. 2016)."""
+    return (1 - share) * targets + share * targets.mean(1, keepdim=True)
+
+
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1].
 
@@ -126,6 +131,7 @@ def build_criterion(config: LossConfig) -> Criterion:
     of_scores = score_loss(config)
 
     def criterion(output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
+        targets = smooth(targets, config.smoothing) if config.smoothing else targets
         loss = of_scores(output.scores, targets, progress)
         if config.average:
             loss = loss / targets.shape[1]

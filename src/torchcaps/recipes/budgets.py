@@ -1,12 +1,14 @@
 """Budgets: what is made of a recipe where less time is to be had than its paper took.
 
 - full: as the paper trains: the whole training split, and the last epoch.
-- fast: meant for ten minutes on one modern GPU: one-cycle, bf16, compiled, large batches, few epochs.
-- cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; bf16 where the machine
-  multiplies in it natively.
+- fast: the paper's network and data at full size, at most 30 epochs of a one-cycle schedule, the whole training split,
+  and the last epoch, as papers train that pick nothing. Batch and rate are tuned for each family on a validation split,
+  in runs of their own (`torchcaps.recipes.tuned`). Any machine: precision and compiling are chosen there.
+- cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; step schedules become
+  one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
-All but `full` select the model on a validation split.
+`cpu` and `smoke` select the model on a validation split.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
 from torchcaps.names import check_choice
 from torchcaps.recipes.cells import Cell, Narrow, Train
+from torchcaps.recipes.tuned import TUNED
 
 Budget = Literal["full", "fast", "cpu", "smoke"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
 REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast")  # the others are never shown as one
 
-FAST_EPOCHS, FAST_BATCH = 30, 512
+FAST_EPOCHS = 30
 CPU_EPOCHS, CPU_STREAM = 10, 30_000  # images of an epoch, where they are composed without end
 SMOKE_IMAGES, SMOKE_BATCH = 64, 16
+ONE_CYCLE = ScheduleConfig("one-cycle", warmup=0.2)
 HELD = 0.1  # share of the training split that the model is selected on
 
 
@@ -44,7 +48,7 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
         case "full":
             return replace(config, data=replace(config.data, validation=0.0))
         case "fast":
-            return (cell.how.fast or _same)(_fast(config))
+            return (cell.how.fast or _same)(_tune(_fast(config)))
         case "cpu":
             return _narrow(_short(config), cell.how.cpu)
         case "smoke":
@@ -69,25 +73,28 @@ def _selected(data: DataConfig) -> DataConfig:
 
 
 def _fast(config: Config) -> Config:
-    """One-cycle; the rate grows with the batch, in proportion for SGD and with its root for the others."""
-    growth = max(FAST_BATCH / config.batch_size, 1)
-    lr = config.optimiser.lr * (growth if config.optimiser.name == "sgd" else growth**0.5)
+    """One cycle of the rate over fewer epochs; all else is the recipe's."""
     return replace(
         config,
-        data=_selected(config.data),
-        optimiser=replace(config.optimiser, lr=lr),
-        schedule=ScheduleConfig("one-cycle", warmup=0.2),
+        data=replace(config.data, validation=0.0),
+        schedule=ONE_CYCLE,
         epochs=min(config.epochs, FAST_EPOCHS),
-        batch_size=max(config.batch_size, FAST_BATCH),
-        precision="bf16",
-        compile=True,
+        precision="auto",
+        compile="auto",
     )
+
+
+def _tune(config: Config) -> Config:
+    """Batch, rate and what else was tuned on validation for the family of the config's model."""
+    found = next((each for each in TUNED if each.of(config)), None)
+    return config if found is None else found.apply(config)
 
 
 def _short(config: Config) -> Config:
     """Ten epochs, the schedule compressed to them; but cycles keep their length, since each halves the rate's peak.
 
-    Compressed ones ended the learning of XnODR's networks after five of ten epochs.
+    Compressed ones ended the learning of XnODR's networks after five of ten epochs. Steps become one cycle: compressed
+    ones ended the learning of others at their first milestone.
     """
     data, epochs = _selected(config.data), CPU_EPOCHS
     steps = epochs / config.epochs
@@ -98,11 +105,9 @@ def _short(config: Config) -> Config:
         data = replace(data, compose=replace(data.compose, epoch=CPU_STREAM, held=data.compose.held or 10_000))
     if config.schedule.name == "triangular2":
         steps = 1.0
-    schedule = replace(
-        config.schedule,
-        milestones=tuple(max(1, round(epoch * epochs / config.epochs)) for epoch in config.schedule.milestones),
-        step_size=max(1, round(config.schedule.step_size * steps)),
-    )
+    schedule = replace(config.schedule, step_size=max(1, round(config.schedule.step_size * steps)))
+    if schedule.name == "step":
+        schedule = ONE_CYCLE
     return replace(config, data=data, schedule=schedule, epochs=epochs, precision="auto")
 
 

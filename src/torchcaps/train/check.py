@@ -45,6 +45,13 @@ def check_config(config: Config) -> None:
         raise ValueError(f"loss.threshold is {config.loss.threshold}; it is a probability, above 0 and below 1")
     if config.loss.average and config.loss.name not in ("margin", "spread"):
         raise ValueError(f"loss.average is of the margin and the spread loss; {config.loss.name} has its own mean")
+    if not 0 <= config.loss.smoothing < 1 or (config.loss.smoothing and not config.loss.name.endswith("cross-entropy")):
+        raise ValueError(
+            f"loss.smoothing is {config.loss.smoothing} of the loss {config.loss.name!r}; it is a share in [0, 1), of "
+            "cross-entropies only"
+        )
+    if config.optimiser.nesterov and (config.optimiser.name != "sgd" or not config.optimiser.momentum):
+        raise ValueError("optimiser.nesterov is of SGD with momentum: leave it out, or set optimiser.name to sgd")
     routing = config.coefficients
     if routing.reuse_votes and (routing.steps, routing.weight_steps) != (1, 1):
         raise ValueError(

@@ -34,7 +34,14 @@ from torchcaps.train.display import Display
 from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
-from torchcaps.train.machine import build_fabric, describe_environment, launch, name_shortage
+from torchcaps.train.machine import (
+    build_fabric,
+    choose_compile,
+    describe_environment,
+    is_depthwise,
+    launch,
+    name_shortage,
+)
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
@@ -108,7 +115,8 @@ class Trainer:
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         module = LossModule(self.model, *self.phases)
-        self.compiled = config.compile and compile_module(module, fabric.device)
+        wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
+        self.compiled = wanted and compile_module(module, fabric.device)
         self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
         self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
         self.position = Position()

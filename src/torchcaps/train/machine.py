@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric import Fabric
@@ -20,7 +20,8 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 import torchcaps
-from torchcaps.config import Config
+from torchcaps.config import Config, ModelConfig
+from torchcaps.models import create_model
 
 T = TypeVar("T")
 _PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "safetensors")
@@ -49,8 +50,13 @@ def choose_device(name: str, processes: int = 1) -> str:
     return name
 
 
-def choose_precision(name: str, device: str) -> str:
-    """Fabric's name of a precision; "auto" is bf16 where `device` multiplies in it natively, else fp32."""
+def choose_precision(name: str, device: str, depthwise: bool = False) -> str:
+    """Fabric's name of a precision; "auto" is bf16 where `device` multiplies in it natively, else fp32.
+
+    On a CPU `depthwise` networks train faster in float32: gradients of their convolutions are slow in bf16.
+    """
+    if name == "auto" and device == "cpu" and depthwise:
+        name = "fp32"
     if name == "auto":
         native = {
             "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
@@ -59,6 +65,26 @@ def choose_precision(name: str, device: str) -> str:
         }
         name = "bf16" if native[device]() else "fp32"
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[name]
+
+
+def choose_compile(choice: bool | str, device: str, depthwise: bool = False) -> bool:
+    """Whether a training step is to be compiled; "auto": on a GPU, and on a CPU that of a `depthwise` network."""
+    return choice is True or (choice == "auto" and (device == "cuda" or depthwise))
+
+
+def is_depthwise(config: ModelConfig) -> bool:
+    """Whether a good part of a timm model's convolutions, a quarter, are depthwise, as MobileNet's; of others False.
+
+    The network is built without memory for its weights.
+    """
+    if "." not in config.name:
+        return False
+    options: dict[str, Any] = {name: value for name, value in config.options.items() if name != "pretrained"}
+    with torch.device("meta"):
+        model = create_model(config.name, in_channels=3, **options)
+    convolutions = [each for each in model.modules() if isinstance(each, torch.nn.Conv2d)]
+    depthwise = [each for each in convolutions if 1 < each.groups == each.in_channels]
+    return 4 * len(depthwise) >= len(convolutions) > 0
 
 
 def build_fabric(config: Config) -> Fabric:
@@ -80,12 +106,13 @@ def build_fabric(config: Config) -> Fabric:
     device = choose_device(config.device, config.processes)
     if config.precision == "fp16" and device == "cpu":
         raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
+    depthwise = config.precision == "auto" and is_depthwise(config.model)
     strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
     return Fabric(
         accelerator=device,
         devices=config.processes,
         strategy=strategy,
-        precision=choose_precision(config.precision, device),  # pyright: ignore[reportArgumentType]
+        precision=choose_precision(config.precision, device, depthwise),  # pyright: ignore[reportArgumentType]
     )
 
 

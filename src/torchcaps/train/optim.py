@@ -30,7 +30,9 @@ def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) ->
         case "adamw":
             return torch.optim.AdamW(parameters, lr, eps=eps, weight_decay=decay, fused=fused)
         case "sgd":
-            return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=fused)
+            return torch.optim.SGD(
+                parameters, lr, config.momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused
+            )
         case "rmsprop":
             return torch.optim.RMSprop(parameters, lr, eps=eps, momentum=config.momentum, weight_decay=decay)
 
