@@ -140,12 +140,12 @@ def test_nesterov_is_of_sgd_with_momentum() -> None:
     assert build_optimiser(parameters(), config).param_groups[0]["nesterov"] is True
     check_config(Config(optimiser=config))
     for wrong in (replace(config, name="adam"), replace(config, momentum=0.0)):
-        with pytest.raises(ValueError, match="optimiser.nesterov is of SGD with momentum"):
+        with pytest.raises(ValueError, match=r"optimiser\.nesterov is of SGD with momentum"):
             check_config(Config(optimiser=wrong))
 
 
 @pytest.mark.parametrize("loss", [LossConfig("margin", smoothing=0.1), LossConfig("cross-entropy", smoothing=1.0)])
 def test_smoothing_is_a_share_and_of_cross_entropies(loss: LossConfig) -> None:
     check_config(Config(loss=LossConfig("binary-cross-entropy", smoothing=0.1)))
-    with pytest.raises(ValueError, match="loss.smoothing is"):
+    with pytest.raises(ValueError, match=r"loss\.smoothing is"):
         check_config(Config(loss=loss))
