@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from tiny import tiny_config
 
 from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserConfig
