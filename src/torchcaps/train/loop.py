@@ -44,7 +44,7 @@ from torchcaps.train.machine import (
 )
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
-from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
 
@@ -114,6 +114,7 @@ class Trainer:
         fabric.to_device(self.model)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
+        follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
         self.compiled = wanted and compile_module(module, fabric.device)
@@ -212,6 +213,7 @@ class Trainer:
             self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
         )
         self.schedule.step()
+        follow_schedule(self.phases)
         right = self.meter.update(loss, scores, labels)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
