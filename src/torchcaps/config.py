@@ -154,6 +154,7 @@ class Config:
         "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
     )
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
+    test_curve: bool = False  #: measure the test split at each epoch's end too: written beside, selects nothing
     compile: bool | Literal["auto"] = (
         False  #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
     )

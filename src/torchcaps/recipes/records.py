@@ -1,9 +1,9 @@
 """The lines of results/runs.jsonl: one for each finished run, or number that was counted, never changed afterwards.
 
 A line says what was measured (`cell`, `budget`, `width`, `seed`), what came out (the run's result.json), how it went
-(`curve`, `steps`, `images_per_second`, `peak_memory` in bytes; `agreement`, where that was measured), the whole
-`config`, and the machine (`environment`). A run is found again by what it computes, not by its cell: cells that share a
-recipe share its runs.
+(`curve`, which holds accuracies on the test split only where the paper plots these; `steps`, `images_per_second`,
+`peak_memory` in bytes; `agreement`, where that was measured), the whole `config`, and the machine (`environment`). A
+run is found again by what it computes, not by its cell: cells that share a recipe share its runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torchcaps.recipes.metrics import Record
 from torchcaps.revisions import revisions_of
 
 RUNS = Path("results") / "runs.jsonl"
-_PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed")  # where and under which name, not what
+_PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed", "test_curve")  # where, and what is seen
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
@@ -129,13 +129,19 @@ def describe_run(folder: Path, **more: Any) -> Record:
         **run.read("result.json"),
         "steps": history[-1]["step"],
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
-        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE},
+        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE} | _test_curve(history),
         **_keep_stages(history),
         "config_hash": config_hash(config, revisions),
         **({"revisions": revisions} if revisions else {}),
         "config": _bare(to_plain(config)),
         "environment": run.read("environment.json"),
     }
+
+
+def _test_curve(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy on the test split after each epoch, where that was measured (`Config.test_curve`)."""
+    values = [each.get("test_accuracy") for each in history]
+    return {"test_accuracy": _rounded(values)} if any(value is not None for value in values) else {}
 
 
 def _keep_stages(history: list[dict[str, Any]]) -> dict[str, Any]:

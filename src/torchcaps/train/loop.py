@@ -54,6 +54,9 @@ CLOCK_STEPS = 10  # steps between looks at the clock where several processes mus
 def fit(config: Config, resume: bool = False) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
+    With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
+    same.
+
     Args:
         config: all that determines the run.
         resume: continue the newest unfinished run of this config, and end as if it had never stopped.
@@ -246,6 +249,7 @@ class Trainer:
         validation = self.evaluate("validation") if len(self.data.validation) else None
         dynamics = measure_dynamics(self.model, self.data, self.config.agreement)
         self._tick()
+        tested = self._test_beside()
         position.end_epoch(
             {
                 "epoch": position.epoch + 1,
@@ -258,6 +262,7 @@ class Trainer:
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **dynamics,
+                **tested,
             }
         )
         self.meter.reset()
@@ -268,6 +273,14 @@ class Trainer:
         self.save()
         display.end_epoch(position.history[-1])
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
+
+    def _test_beside(self) -> dict[str, float]:
+        """Loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
+        if not self.config.test_curve:
+            return {}
+        test = self.evaluate("test")
+        self.clock = time.monotonic()
+        return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
     def evaluate(self, split: Literal["validation", "test"]) -> Score:
         fabric = self.fabric
