@@ -8,8 +8,8 @@
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
-`cpu` and `smoke` select the model on a validation split. Where a paper plots test error over the epochs, `full` and `fast`
-write it down after each; nothing is selected by it.
+`cpu` and `smoke` select the model on a validation split. Where a paper plots test error over the epochs, `full` and
+`fast` write it down after each; nothing is selected by it.
 """
 
 from __future__ import annotations
