@@ -25,6 +25,7 @@ from torchcaps.config import (
     ModelConfig,
     OptimiserConfig,
     Option,
+    ScheduleConfig,
 )
 from torchcaps.recipes.records import config_hash
 from torchcaps.revisions import revisions_of
@@ -110,6 +111,7 @@ RUNS: dict[str, Config] = {
     "phase coefficients": replace(
         tiny_run("discriminative-capsnet", 10, lr=0.3, channels=8, primary=2, kernel=3, initial=1.0),
         coefficients=CoefficientConfig(lr=0.05, steps=2, weight_steps=2),
+        schedule=ScheduleConfig("exponential", gamma=0.5, step_size=2),
     ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),

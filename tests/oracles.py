@@ -327,7 +327,7 @@ def discriminative_parents(seen, coefficient):
 
 
 def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=1.0):
-    """Yang et al. 2021, Eq. 13 and 15, with U U' built as printed and the sum over observations a mean.
+    """Yang et al. 2021, Eq. 13 and 15, with U U' built and summed over the observations as printed.
 
     Eq. 15 as printed doubles the l1 term; the derivative of Eq. 14 does not.
     """
@@ -339,7 +339,7 @@ def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=
             delta = 1.0 if targets[n, s] else -absent
             for q in range(p):
                 u = seen.votes[n, q, :, s]  # [i, d]
-                gradient += 2 * delta * (u @ u.T) @ coefficient[:, s] / b
+                gradient += 2 * delta * (u @ u.T) @ coefficient[:, s]
         slopes = {
             "l1": np.sign(coefficient[:, s]),
             "l2": 2 * coefficient[:, s],

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from torchcaps import create_model
-from torchcaps.config import CoefficientConfig, Config, ModelConfig
+from torchcaps.config import CoefficientConfig, Config, ModelConfig, ScheduleConfig
 from torchcaps.models import Model
 from torchcaps.train import build_phases, fit, loop
 from torchcaps.train.loop import Trainer
@@ -101,6 +101,7 @@ def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(
     tmp_path: Path, coefficients: CoefficientConfig
 ) -> None:
     config = config_of(tmp_path, batch_size=64, coefficients=coefficients)
+    config = replace(config, model=replace(config.model, options=config.model.options | {"penalty_weight": 2.0}))
     one = coefficients_after(build_fabric(config), config)
     config = replace(config, processes=2)
     two = launch(build_fabric(config), partial(coefficients_after, config=config))
@@ -110,7 +111,8 @@ def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(
 
 
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, step = config_of(tmp_path / "cut", checkpoint_every=0.0), Trainer.step
+    config = config_of(tmp_path / "cut", checkpoint_every=0.0, schedule=ScheduleConfig("one-cycle"))
+    step = Trainer.step
 
     def cut(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
         if trainer.position.step == 3:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,6 +125,20 @@ def test_parameters_are_those_that_are_printed(cell: Cell) -> None:
     expected = COUNTED_OTHERWISE.get(cell.id, printed)
     assert f"{cell.how.measure(cell.how.build()):.{len(printed.partition('.')[2])}f}" == expected
     assert expected == printed or cell.note
+
+
+def test_dynamic_routing_without_a_decoder_stands_beside_learnt_coefficients_without() -> None:
+    for table in ("table2", "figure3"):
+        for data in ("mnist", "fashion-mnist", "cifar10"):
+            bare, learnt = (find_cell(f"discriminative/{table}/{data}-{name}-fc") for name in ("dr", "l2"))
+            assert bare.build is not None and learnt.build is not None
+            dynamic, other = bare.build(), learnt.build()
+            assert not bare.published and dynamic.model.name == "capsnet" and not dynamic.model.options["decoder"]
+            alike = replace(other, model=dynamic.model)
+            assert dynamic == alike, (table, data)
+            assert data != "mnist" or ("128 with a decoder and 32 without" in bare.note and other.batch_size == 32)
+    for name in ("mnist-control", "fashion-mnist-control", "cifar10-control"):
+        assert not find_cell(f"discriminative/table2/{name}").published
 
 
 def test_table_1_of_inverted_attention_is_the_papers_protocol() -> None:

@@ -116,12 +116,12 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the run; the rate of `OptimiserConfig` is the largest one."""
+    """Learning rate over the run; the rate of `OptimiserConfig` is the largest one, as is that of coefficients."""
 
     name: Literal["constant", "step", "cosine", "one-cycle", "triangular2", "exponential"] = "constant"
     milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
-    gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` optimiser steps
-    step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in optimiser steps
+    gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` batches
+    step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in batches
     lr_min: float = 0.0  #: cosine, triangular2: the smallest rate
     warmup: float = 0.3  #: one-cycle: share of the run in which the rate rises
 
@@ -130,7 +130,7 @@ class ScheduleConfig:
 class CoefficientConfig:
     """The second phase of routing towards discriminative quality; it runs only where a routing has an objective."""
 
-    lr: float = 1e-3  #: the step of gradient ascent
+    lr: float = 1e-3  #: the largest step of gradient ascent: it rises and falls as the rate of the weights does
     steps: int = 1  #: routing steps (n_r) on each batch, after the weight steps
     weight_steps: int = 1  #: weight steps (n_b) on each batch
     reuse_votes: bool = False  #: route by the votes of the weight step: no second pass; one step of each kind only
@@ -154,6 +154,7 @@ class Config:
         "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
     )
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
+    test_curve: bool = False  #: measure the test split at each epoch's end too: written beside, selects nothing
     compile: bool | Literal["auto"] = (
         False  #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
     )

@@ -73,7 +73,29 @@ def with_routing(*names: str) -> Callable[[Config], bool]:
     return lambda config: routing_of(config.model) in names
 
 
-REVISIONS: tuple[Revision, ...] = ()
+def _ascends(config: Config) -> bool:
+    """Whether the model of a config has coefficients that are learnt by a goal of their own."""
+    return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)
+
+
+REVISIONS: tuple[Revision, ...] = (
+    Revision(
+        "routing",
+        "discriminative",
+        2,
+        "lambda stood beside the mean over the batch where Eq. 12 has it beside the sum",
+        lambda config: _ascends(config) and config.model.options.get("penalty_weight") != 0,
+        training=True,
+    ),
+    Revision(
+        "phase",
+        "coefficients",
+        2,
+        "the rate of the coefficients stayed constant where that of the weights is scheduled",
+        lambda config: _ascends(config) and config.schedule.name != "constant",
+        training=True,
+    ),
+)
 
 
 def revision(kind: Kind, name: str) -> int:

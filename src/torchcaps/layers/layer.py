@@ -190,15 +190,20 @@ class CapsuleStack(nn.Module):
         """Parameters of all layers that are learnt by the objective of the top layer."""
         return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
 
-    def objective(self, steps: Sequence[Step], targets: Tensor) -> Tensor:
-        """What `coefficients` maximise: the top layer's objective less every layer's penalty.
+    def objective(self, steps: Sequence[Step], targets: Tensor, batch: int | None = None) -> Tensor:
+        """What `coefficients` maximise: the top layer's objective, a mean, less every layer's penalty over the batch.
 
         Hidden capsules have no labels; their coefficients take their gradient through the layers above.
+
+        Args:
+            steps: of the layers, as `forward` returned them.
+            targets: [b, j] of 0 and 1, of the class capsules.
+            batch: images of the joint batch, of which several processes have each a share; None: those of `targets`.
         """
         layers = self._layers()
         routings = [layer.routing for layer in layers if layer.routing.spec.objective]
         goal = layers[-1].routing.objective(steps[-1].state, targets)
-        return goal - sum(routing.penalty() for routing in routings)
+        return goal - sum(routing.penalty() for routing in routings) / (batch or len(targets))
 
     def _layers(self) -> list[CapsuleLayer]:
         return list(self.layers)  # pyright: ignore[reportReturnType]

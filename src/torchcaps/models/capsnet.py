@@ -99,5 +99,5 @@ class CapsNet(Model):
     def coefficients(self) -> list[nn.Parameter]:
         return self.stack.coefficients()
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
-        return self.stack.objective(output.aux["steps"], targets)
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
+        return self.stack.objective(output.aux["steps"], targets, batch)

@@ -192,7 +192,7 @@ class HeadedModel(Model):
     def coefficients(self) -> list[nn.Parameter]:
         return self.head.stack.coefficients() if isinstance(self.head, CapsuleHead) else []
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
         if not isinstance(self.head, CapsuleHead):
-            return super().objective(output, targets)
-        return self.head.stack.objective(output.aux["steps"], targets)
+            return super().objective(output, targets, batch)
+        return self.head.stack.objective(output.aux["steps"], targets, batch)

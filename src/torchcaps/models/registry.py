@@ -66,8 +66,14 @@ class Model(nn.Module):
         """Parameters that a routing learns by an objective of its own, never by the training loss; usually none."""
         return []
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
-        """What `coefficients` maximise, a scalar; `targets` is [b, classes] of 0 and 1."""
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
+        """What `coefficients` maximise, a scalar: a mean over images, less penalties over the number of these.
+
+        Args:
+            output: of the images.
+            targets: [b, classes] of 0 and 1.
+            batch: images of the joint batch, where several processes have each a share of it; None: b.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no coefficients with an objective of their own")
 
 

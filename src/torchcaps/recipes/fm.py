@@ -95,7 +95,7 @@ def curves(augmented: bool) -> Iterator[Cell]:
     """Training and test accuracy of each routing on each set; the curves are in the lines of the runs."""
     for data, name in NAMES.items():
         for key, system in SYSTEMS.items():
-            how = Train(partial(comparison, system, data, augmented), NARROW)
+            how = Train(partial(comparison, system, data, augmented), NARROW, plotted=True)
             yield Cell(f"{data}-{key}", system.row, f"{name}, test", how, (), ACCURACY, system.note)
             column = f"{name}, training"
             yield Cell(f"{data}-{key}-training", system.row, column, how, (), TRAIN_ACCURACY, system.note)

@@ -119,7 +119,8 @@ def train(system: System, data: Data, iterations: int | None = None, **options: 
     narrow = NARROW.get(system.model.split("-")[0])
     if "resnet" in system.model.split("-"):  # the narrowed backbone would be another one
         narrow = None
-    return Train(partial(cifar, system, data, iterations, **options), narrow)
+    plotted = data == "cifar10" and system.model.endswith("-simple") and system.iterative and not options
+    return Train(partial(cifar, system, data, iterations, **options), narrow, plotted=plotted)
 
 
 @table(PAPER, "table1", "Table 1", "test accuracy (%) and parameters on CIFAR-10 and CIFAR-100")
@@ -241,7 +242,7 @@ def diverse(model: str) -> Config:
 def figure5() -> Iterator[Cell]:
     for each in NETWORKS:
         build = partial(diverse, each.model)
-        how, row, printed = Train(build, each.narrow), each.row, (Published(each.accuracy),)
+        how, row, printed = Train(build, each.narrow, plotted=True), each.row, (Published(each.accuracy),)
         yield Cell(each.name, row, "test accuracy", how, printed, EXACT_MATCH, each.note)
         parameters = (Published(each.parameters),) if each.parameters else ()
         count = Count(build, count_parameters)

@@ -150,8 +150,8 @@ def training_step(config: Config, batch_size: int, device: str) -> tuple[Callabl
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
     model, images, place = _prepare(config, batch_size, device)
-    fabric = build_fabric(replace(config, device=place, processes=1, batch_size=batch_size))
-    phases = build_phases(model, config)
+    config = replace(config, device=place, processes=1, batch_size=batch_size)
+    fabric, phases = build_fabric(config), build_phases(model, config)
     wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     classes = model_arguments(config)["num_classes"]
     labels = torch.randint(classes, (batch_size,), device=place)

@@ -161,7 +161,8 @@ def thinner(config: Config) -> Config:
 
 def train(network: Network, data: str) -> Train:
     narrow = Narrow("mobilenetv2-035", change=thinner) if network.backbone == MOBILENET else None
-    return Train(partial(experiment, network, data), narrow, seeds=5)
+    plotted = data == "cifar10" and not network.upsampled  # appendix D
+    return Train(partial(experiment, network, data), narrow, seeds=5, plotted=plotted)
 
 
 def accuracies(networks: tuple[Network, ...]) -> Iterator[Cell]:

@@ -128,7 +128,7 @@ class Routing(nn.Module):
         raise NotImplementedError(f"routing {self.spec.name!r} has no objective of its own")
 
     def penalty(self) -> Tensor:
-        """What is taken off the objective for this layer's coefficients, a scalar."""
+        """What this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no coefficients")
 
 

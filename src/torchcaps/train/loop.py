@@ -44,7 +44,7 @@ from torchcaps.train.machine import (
 )
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
-from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
 
@@ -53,6 +53,9 @@ CLOCK_STEPS = 10  # steps between looks at the clock where several processes mus
 
 def fit(config: Config, resume: bool = False) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
+
+    With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
+    same.
 
     Args:
         config: all that determines the run.
@@ -114,6 +117,7 @@ class Trainer:
         fabric.to_device(self.model)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
+        follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
         self.compiled = wanted and compile_module(module, fabric.device)
@@ -212,6 +216,7 @@ class Trainer:
             self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
         )
         self.schedule.step()
+        follow_schedule(self.phases)
         right = self.meter.update(loss, scores, labels)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
@@ -244,6 +249,7 @@ class Trainer:
         validation = self.evaluate("validation") if len(self.data.validation) else None
         dynamics = measure_dynamics(self.model, self.data, self.config.agreement)
         self._tick()
+        tested = self._test_beside()
         position.end_epoch(
             {
                 "epoch": position.epoch + 1,
@@ -256,6 +262,7 @@ class Trainer:
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **dynamics,
+                **tested,
             }
         )
         self.meter.reset()
@@ -266,6 +273,14 @@ class Trainer:
         self.save()
         display.end_epoch(position.history[-1])
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
+
+    def _test_beside(self) -> dict[str, float]:
+        """Loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
+        if not self.config.test_curve:
+            return {}
+        test = self.evaluate("test")
+        self.clock = time.monotonic()
+        return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
     def evaluate(self, split: Literal["validation", "test"]) -> Score:
         fabric = self.fabric

@@ -49,7 +49,9 @@ def triangular2(step: int, step_size: int, floor: float) -> float:
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: int, epochs: int) -> LRScheduler:
-    """The schedule that `config` names, to be stepped after each optimiser step; a run has `epoch_steps * epochs`.
+    """The schedule that `config` names, to be stepped after each batch, however many steps an optimiser takes on it.
+
+    A run has `epoch_steps * epochs` batches: the iterations of a paper, and the steps that a schedule counts.
 
     The learning rate that `optimizer` has is the largest of the run.
 
@@ -59,7 +61,7 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
     steps = epochs * epoch_steps
     lr = optimizer.param_groups[0]["lr"]
     if config.step_size < 1:
-        raise ValueError(f"schedule.step_size is {config.step_size}; it must be at least 1 optimiser step")
+        raise ValueError(f"schedule.step_size is {config.step_size}; it must be at least 1 batch")
     if not 0 < config.warmup < 1:
         raise ValueError(f"schedule.warmup is {config.warmup}; it is a share of the run, above 0 and below 1")
     if config.lr_min > lr:

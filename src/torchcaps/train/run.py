@@ -22,7 +22,8 @@ from torchcaps.train.check import check_out
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.interrupt import lock
 
-_FREE = ("out", "checkpoint_every")  # may differ between a run and its continuation: the result does not depend on them
+# May differ between a run and its continuation: the result does not depend on them.
+_FREE = ("out", "checkpoint_every", "test_curve")
 
 
 class Result(NamedTuple):
