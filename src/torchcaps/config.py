@@ -67,6 +67,7 @@ class DataConfig:
     standardise: Literal["none", "image", "dataset"] = (
         "none"  #: zero mean and unit variance: per image, or per channel over the training split
     )
+    standardise_first: bool = False  #: standardise whole images, before they move: zeros that enter are the mean
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
