@@ -109,7 +109,9 @@ class OptimiserConfig:
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
+    decay: Literal["all", "kernels"] = (
+        "all"  #: what decays: all parameters, or kernels: weights of two dimensions or more, but no gains or biases
+    )
     momentum: float = 0.9  #: of SGD and RMSProp
     nesterov: bool = False  #: SGD: the gradient is taken to be that after the momentum's step
     eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
