@@ -10,9 +10,11 @@ from torch import nn
 
 from torchcaps.backbones.resnet_v2 import PreactivatedBlock, ResNetV2
 from torchcaps.capsules import Capsules, squash
+from torchcaps.config import Config, ModelConfig
 from torchcaps.layers.keras import SameConv2d, SameConvTranspose2d
 from torchcaps.layers.normalised import NormalisedPrimary, NormalisedTransform
 from torchcaps.models import create_model
+from torchcaps.revisions import read_older, revisions_of
 
 TINY = {"blocks": (1, 1), "width": 2, "primary": 2, "pose": 4, "capsules": (3,)}
 
@@ -253,6 +255,12 @@ def test_older_forms_are_options_of_as_many_parameters(name):
         model.load_state_dict(models[0].state_dict())
     scores = [model.eval()(images).scores for model in models]
     assert all(not torch.allclose(a, b) for n, a in enumerate(scores) for b in scores[:n])
+    key = "model " + ("cnn-affnist" if name == "cnn-affnist" else "fm-resnet-*")
+    older = dict(zip(("activated_stem", "activated_projection"), FORMS["revision 1"], strict=True))
+    assert read_older(ModelConfig(name, {"width": 4}), {}) == older | {"width": 4}
+    assert read_older(ModelConfig(name, {"width": 4}), {key: 2}) == {"width": 4}
+    assert revisions_of(Config(model=ModelConfig(name))) == {key: 2}
+    assert revisions_of(Config(model=ModelConfig(name, older))) == {}
     plain = create_model(name, **size).eval()
     plain.load_state_dict(models[0].state_dict())
     assert torch.equal(plain(images).scores, scores[0])
