@@ -141,6 +141,26 @@ def test_fm_in_the_network_of_sabour_scores_by_agreement():
     torch.testing.assert_close(output.capsules[-1].poses.norm(dim=-1), torch.ones(3, 10))
 
 
+@pytest.mark.parametrize("name", ["fm-capsnet", "capsnet"])
+def test_first_weights_are_those_of_the_released_code(name):
+    """Keras': a uniform, and two normals cut at two deviations; children count in the fans of a transform."""
+    torch.manual_seed(0)
+    options = {"decoder": False} if name == "capsnet" else {}
+    model = create_model(name, image_size=28, channels=64, primary=8, start="keras", **options)
+    (layer,) = model.stack.layers
+    assert layer.transform.weight.std().item() == pytest.approx(0.0064, abs=5e-5)
+    fans = {"stem": (81 + 64 * 81, 6), "primary": (64 * 81, 2), "transform": (288 * 8 + 288 * 160, 2)}
+    weights = {"stem": model.stem.weight, "primary": model.primary.conv.weight, "transform": layer.transform.weight}
+    for place, (fan, factor) in fans.items():
+        weight, deviation = weights[place].detach(), math.sqrt(2 / fan)
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02) and abs(weight.mean()) < 0.1 * deviation
+        largest = math.sqrt(6 / fan) if factor == 6 else 2 * deviation / 0.8796
+        assert 0.97 * largest < weight.abs().max() <= largest * (1 + 1e-4)
+    assert not model.stem.bias.any() and not model.primary.conv.bias.any()
+    with pytest.raises(ValueError, match="start is 'glorot'; it must be 'torch' or 'keras'"):
+        create_model(name, image_size=28, channels=64, primary=8, start="glorot")
+
+
 @pytest.mark.parametrize("each", ["element", "child"])
 def test_primary_capsules_are_normalised_element_by_element(each):
     torch.manual_seed(0)
