@@ -92,5 +92,7 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
             return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=config.warmup, cycle_momentum=False)
         case "triangular2":
             return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
+        case "exponential" if config.continuous:
+            return LambdaLR(optimizer, lambda step: config.gamma ** (step / config.step_size))
         case "exponential":
             return StepLR(optimizer, config.step_size, config.gamma)
