@@ -67,6 +67,7 @@ class DataConfig:
     standardise: Literal["none", "image", "dataset"] = (
         "none"  #: zero mean and unit variance: per image, or per channel over the training split
     )
+    standardise_first: bool = False  #: standardise whole images, before they move: zeros that enter are the mean
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
@@ -108,7 +109,9 @@ class OptimiserConfig:
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
+    decay: Literal["all", "kernels"] = (
+        "all"  #: what decays: all parameters, or kernels: weights of two dimensions or more, but no gains or biases
+    )
     momentum: float = 0.9  #: of SGD and RMSProp
     nesterov: bool = False  #: SGD: the gradient is taken to be that after the momentum's step
     eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
@@ -122,6 +125,7 @@ class ScheduleConfig:
     milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
     gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` batches
     step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in batches
+    continuous: bool = False  #: exponential: the rate falls a little at each step, in place of once a period
     lr_min: float = 0.0  #: cosine, triangular2: the smallest rate
     warmup: float = 0.3  #: one-cycle: share of the run in which the rate rises
 

@@ -78,6 +78,21 @@ def _ascends(config: Config) -> bool:
     return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)
 
 
+_PREACTIVATED: dict[str, Option] = {"activated_stem": False, "activated_projection": True}
+
+
+def _preactivated_otherwise(config: Config) -> bool:
+    """Whether the residual network of FM agreement is another than the one of revision 1."""
+    options = config.model.options
+    return any(options.get(name, not value) != value for name, value in _PREACTIVATED.items())
+
+
+def _gains_in_many_dimensions(config: Config) -> bool:
+    """Whether kernels alone decay, beside a batch norm of votes whose gains have three dimensions."""
+    each = config.model.options.get("batch_norm", "pair" if config.model.name == "fm-resnet-smallnorb" else "element")
+    return config.optimiser.decay == "kernels" and each in ("child", "pair")
+
+
 REVISIONS: tuple[Revision, ...] = (
     Revision(
         "routing",
@@ -93,6 +108,25 @@ REVISIONS: tuple[Revision, ...] = (
         2,
         "the rate of the coefficients stayed constant where that of the weights is scheduled",
         lambda config: _ascends(config) and config.schedule.name != "constant",
+        training=True,
+    ),
+    *(
+        Revision(
+            "model",
+            name,
+            2,
+            "the stem's batch norm and ReLU come before the first block splits, and a projection sees its raw input",
+            lambda config, name=name: with_model(name)(config) and _preactivated_otherwise(config),
+            _PREACTIVATED,
+        )
+        for name in ("fm-resnet-*", "cnn-affnist")
+    ),
+    Revision(
+        "phase",
+        "weights",
+        2,
+        "gains of three dimensions decayed with the kernels",
+        _gains_in_many_dimensions,
         training=True,
     ),
 )

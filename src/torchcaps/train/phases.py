@@ -15,7 +15,7 @@ from torchcaps.data.overlap import Parts
 from torchcaps.losses import Criterion, build_criterion
 from torchcaps.models import Model
 from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
-from torchcaps.train.optim import build_optimiser
+from torchcaps.train.optim import build_optimiser, list_gains
 
 
 class Phase(NamedTuple):
@@ -44,7 +44,7 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     steps = config.coefficients.weight_steps if coefficients else 1
-    optimiser = build_optimiser(weights, config.optimiser)
+    optimiser = build_optimiser(weights, config.optimiser, list_gains(model))
     phases = [Phase("weights", weights, build_criterion(config.loss), optimiser, steps, config.optimiser.lr)]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
