@@ -169,6 +169,7 @@ class Config:
         60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
     )
     out: Path = Path("runs")  #: folder in which the run's own folder is made
+    changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
 
 
 def to_plain(config: Any) -> Any:

@@ -118,8 +118,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """PAPER/TABLE/CELL."""
-        return f"{self.home}/{self.name}"
+        """PAPER/TABLE/CELL; of a cell of no table its name."""
+        return f"{self.home}/{self.name}" if self.home else self.name
 
     @property
     def build(self) -> Callable[[], Config] | None:

@@ -22,7 +22,8 @@ from torchcaps.recipes.metrics import Record
 from torchcaps.revisions import revisions_of
 
 RUNS = Path("results") / "runs.jsonl"
-_PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed", "test_curve")  # where, and what is seen
+# Where, under which name and what is seen, not what is computed.
+_PLACES = ("changed", "out", "checkpoint_every", "device", "processes", "recipe", "seed", "test_curve")
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left out
@@ -118,6 +119,9 @@ def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Re
 
 
 def _key(record: Record) -> tuple[str | None, str | None, int | None]:
+    """What a run is found by; nothing finds one whose recipe was changed on the command line."""
+    if record.get("changed"):
+        return None, None, None
     return record.get("config_hash"), record.get("budget"), record.get("seed")
 
 
@@ -143,6 +147,7 @@ def describe_run(folder: Path, **more: Any) -> Record:
         **_keep_stages(history),
         "config_hash": config_hash(config, revisions),
         **({"revisions": revisions} if revisions else {}),
+        **({"changed": list(config.changed)} if config.changed else {}),
         "config": _bare(to_plain(config)),
         "environment": run.read("environment.json"),
     }

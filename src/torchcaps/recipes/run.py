@@ -244,6 +244,6 @@ def _finished(config: Config) -> Path | None:
         if not run.finished:
             continue
         there, wanted = run.read_config(), (config.seed, config_hash(config))
-        if (there.seed, config_hash(there, run.read_revisions())) == wanted:
+        if not there.changed and (there.seed, config_hash(there, run.read_revisions())) == wanted:
             return path
     return None

@@ -23,7 +23,7 @@ from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.interrupt import lock
 
 # May differ between a run and its continuation: the result does not depend on them.
-_FREE = ("out", "checkpoint_every", "test_curve")
+_FREE = ("changed", "out", "checkpoint_every", "test_curve")
 
 
 class Result(NamedTuple):
