@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import draw_discriminative
 import pytest
 from draw_compared import table
 
@@ -42,6 +43,11 @@ def test_every_table_is_linked_from_the_page_of_its_paper():
 
 def test_the_table_of_compared_routings_is_that_of_the_runs():
     assert table(read_records(ROOT / "results" / "runs.jsonl")) in README
+
+
+def test_the_tables_of_discriminative_routing_s_page_are_those_of_the_lines():
+    text = draw_discriminative.PAGE.read_text()
+    assert draw_discriminative.page(text) == text, "python docs/draw_discriminative.py"
 
 
 @pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))
