@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import draw_discriminative
 import pytest
+from blocks import renew
 from draw_compared import table
 
 from torchcaps.recipes import list_tables
@@ -45,9 +45,9 @@ def test_the_table_of_compared_routings_is_that_of_the_runs():
     assert table(read_records(ROOT / "results" / "runs.jsonl")) in README
 
 
-def test_the_tables_of_discriminative_routing_s_page_are_those_of_the_lines():
-    text = draw_discriminative.PAGE.read_text()
-    assert draw_discriminative.page(text) == text, "python docs/draw_discriminative.py"
+def test_the_blocks_of_discriminative_routing_s_page_are_those_of_the_lines():
+    page = (ROOT / "docs" / "discriminative-routing.md").read_text()
+    assert page.count("<!-- block: discriminative ") == 4 and renew(page) == page, "python docs/blocks.py"
 
 
 @pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))
