@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import discriminative_blocks
 from draw_compared import table as compared_table
 
 from torchcaps.recipes import find_tables, list_tables
@@ -162,10 +163,16 @@ def compared() -> str:
     return compared_table(read_records(RESULTS / "runs.jsonl"))
 
 
+def discriminative(name: str) -> str:
+    """A table of the page of discriminative routing."""
+    return markdown(getattr(discriminative_blocks, name)())
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "benchmarks": benchmarks,
     "cells": cells,
     "compared": compared,
+    "discriminative": discriminative,
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,

@@ -15,6 +15,7 @@ from tiny import tiny_config
 from torchcaps import create_model
 from torchcaps.config import CoefficientConfig, Config, ModelConfig, ScheduleConfig
 from torchcaps.models import Model
+from torchcaps.revisions import revisions_of
 from torchcaps.train import build_phases, fit, loop
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric, launch
@@ -125,6 +126,24 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, monkeypat
     ended = [fit(replace(config, out=tmp_path / "whole")), fit(config, resume=True)]
     whole, resumed = (load_file(each.folder / "last" / "model.safetensors") for each in ended)
     assert whole.keys() == resumed.keys() and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "schedule", "raised"),
+    [
+        ("discriminative-capsnet", {}, "constant", {"routing discriminative": 2}),
+        ("discriminative-capsnet", {"penalty_weight": 0.0}, "constant", {}),
+        ("small-resnet.discriminative", {}, "one-cycle", {"phase coefficients": 2, "routing discriminative": 2}),
+        ("capsnet", {"routing": "discriminative", "penalty_weight": 0.0}, "one-cycle", {"phase coefficients": 2}),
+        ("discriminative-capsnet", {"fixed": True}, "one-cycle", {}),
+        ("capsnet", {}, "one-cycle", {}),
+    ],
+)
+def test_revisions_are_of_learnt_coefficients_alone(name: str, options: dict, schedule: str, raised: dict) -> None:
+    """Lines of the constant control stay what they were."""
+    config = Config(model=ModelConfig(name, options), schedule=ScheduleConfig(schedule))  # pyright: ignore[reportArgumentType]
+    assert revisions_of(config) == raised
+    assert revisions_of(config, trained=False) == {}
 
 
 def test_training_names_a_collapse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -139,10 +139,8 @@ def test_a_line_that_is_none_of_a_run_is_named(tmp_path: Path, line: bytes, mess
         read_records(path)
 
 
-@pytest.mark.parametrize(
-    "other", [lambda place: {"out": place / "b"}, lambda place: {"records": place / "other.jsonl"}]
-)
-def test_a_run_is_had_by_one_process_wherever_it_is_put(tmp_path: Path, other: Callable[[Path], dict]) -> None:
+@pytest.mark.parametrize(("field", "place"), [("out", "b"), ("records", "other/runs.jsonl")])
+def test_a_run_is_had_by_one_process_wherever_it_is_put(tmp_path: Path, field: str, place: str) -> None:
     """Two writers of one file of lines do not double a seed; nor do two files of lines share one run's folder."""
     table = find_tables("discriminative/table2")[0]
     first, second = plan(table.cells[:1], "smoke", 2)

@@ -14,11 +14,12 @@ from torchcaps.config import AugmentConfig, Config, from_plain, to_plain
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.models import create_model
 from torchcaps.recipes import find_cell, find_tables, list_tables
-from torchcaps.recipes.budgets import BUDGETS, apply_budget
+from torchcaps.recipes.budgets import BUDGETS, Budget, apply_budget
 from torchcaps.recipes.cells import Cell, Combine, Count, Formula, Impossible, Quoted, Train
 from torchcaps.recipes.measure import model_arguments
 from torchcaps.recipes.metrics import PARAMETERS, SIZE, STORED
 from torchcaps.recipes.records import config_hash
+from torchcaps.routing.discriminative import Discriminative
 from torchcaps.train.check import check_config
 
 TABLES = {
@@ -133,6 +134,20 @@ def test_parameters_are_those_that_are_printed(cell: Cell) -> None:
     expected = COUNTED_OTHERWISE.get(cell.id, printed)
     assert f"{cell.how.measure(cell.how.build()):.{len(printed.partition('.')[2])}f}" == expected
     assert expected == printed or cell.note
+
+
+@pytest.mark.parametrize("budget", ["full", "cpu"])
+def test_coefficients_start_where_parents_are_as_long_with_any_number_of_children(budget: Budget) -> None:
+    """The variance of a sum over N children is that of N b0^2, whatever the network."""
+    names = [f"table2/{data}-{rule}" for data in ("mnist", "fashion-mnist", "cifar10") for rule in ("l2-fc", "control")]
+    for name in [*names, "text-multimnist/l2", "text-multimnist/control"]:
+        cell = find_cell(f"discriminative/{name}")
+        assert isinstance(cell.how, Train)
+        config = apply_budget(cell.how.build(), budget, cell)
+        with torch.device("meta"):
+            model = create_model(**model_arguments(config))
+        (routing,) = (each for each in model.modules() if isinstance(each, Discriminative))
+        assert routing.sizes.children * routing.initial_value**2 == pytest.approx(300, rel=0.05), name
 
 
 def test_dynamic_routing_without_a_decoder_stands_beside_learnt_coefficients_without() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,7 @@ def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:
         trainer.step(*next(steps))
     weights = {name: value.tolist() for name, value in trainer.model.state_dict().items()}
     noisy = replace(config, checkpoint_every=0.0, model=ModelConfig("tiny", {"norm": True, "dropout": 0.2}))
+    noisy = replace(noisy, test_curve=True)
     return weights, Trainer(fabric, noisy, resume=False).run()._asdict()
 
 
@@ -212,6 +214,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         score = evaluate(fabric, model, data.evaluation(split, 64), build_criterion(config.loss), 10)
         assert score.accuracy == result[f"{split}_accuracy"]
     assert result["test_images"] == 360
+    last = json.loads((result["folder"] / "metrics.jsonl").read_text().splitlines()[result["selected_epoch"] - 1])
+    assert last["test_accuracy"] == result["test_accuracy"]
 
 
 def fail(fabric: Fabric) -> None:
