@@ -24,7 +24,8 @@ class Dynamic(Routing):
         sizes: of the layer.
         over: who competes. "parents" is the paper's; "children" trains deep networks where the paper's does not
             (EncapNet, section A.i).
-        gradients: "all" iterations, or the "last" only, as the authors stop them: the agreements are then constants.
+        gradients: "all" iterations, as the authors' own code has it, which stops none; or the "last" only, as several
+            well-known ports do: the agreements are then constants.
         start: of the logits: "zero"; "random", uniform in [0, 1) and drawn once for each child and parent when the
             layer is built; "learnt", from zero. EncapNet (Li et al. 2018, Table 5) compares the three without defining
             them. Its released code holds this definition, commented out, and another that draws for each image.
