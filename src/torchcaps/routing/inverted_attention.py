@@ -1,8 +1,9 @@
 """Capsules with inverted dot-product attention routing (Tsai et al., ICLR 2020), Procedure 1.
 
-The authors' code gathers convolutional windows by a view that mixes pose and position; here a window is a window. It
-also divides the agreement by the root of the pose size, which the paper does not write: `scaled`, on by default as in
-the code, since the published numbers were made with it.
+The authors' released code gathers convolutional windows by a view that mixes pose and position; here a window is a
+window, as in the first author's fork (2020). Their code also divides the agreement by the root of the pose size, which
+the paper does not write: that is the setting `scaled`, off by default, and on in the networks of `models.attention`,
+since the published numbers were made with it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class InvertedAttention(Routing):
         sizes: of the layer.
         layer_norm: normalise the parents; one affine norm serves all capsules and iterations of the layer. Without it
             this is the paper's ablation A.
-        scaled: divide the agreement by sqrt(d), as the authors' code does.
+        scaled: divide the agreement by sqrt(d), as the authors' code does and Eq. 2 does not.
         scope: a child competes over the parents at one position ("window") or over all that see it ("image").
         start: of the parents: "zero"; "random", normal and drawn once for each parent when the layer is built;
             "learnt", from zero (footnote 1, which does not say how they are drawn). All images and positions share it.
@@ -47,7 +48,7 @@ class InvertedAttention(Routing):
         self,
         sizes: Sizes,
         layer_norm: bool = True,
-        scaled: bool = True,
+        scaled: bool = False,
         scope: Scope = "window",
         start: Start = "zero",
     ):

@@ -52,7 +52,7 @@ class InvertedAttentionC(InvertedAttention):
         self,
         sizes: Sizes,
         layer_norm: bool = True,
-        scaled: bool = True,
+        scaled: bool = False,
         scope: Scope = "window",
         start: Start = "zero",
         temperature: float | Sequence[float] = 0.01,
