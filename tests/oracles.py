@@ -69,6 +69,29 @@ def conv_votes(poses, weight, rows, stride, padding, activations=None):
     return Seen(np.array(votes), None if activations is None else np.array(acts), child)
 
 
+def scrambled_votes(poses, weight, rows, stride):
+    """What the released code of Tsai et al. 2020 votes: the poses of a child of the window at all places, [d, places],
+    are read as [places, d]. poses [b, h, w, i, d], weight [j, kh, kw, i, c, m].
+    """
+    b, h, w, types, d = poses.shape
+    j, kh, kw, _, _, m = weight.shape
+    height, width = (h - kh) // stride + 1, (w - kw) // stride + 1
+    places = [(oy, ox) for oy in range(height) for ox in range(width)]
+    children = [(ky, kx, k) for ky in range(kh) for kx in range(kw) for k in range(types)]
+    votes = np.zeros((b, len(places), len(children), j, rows * m))
+    for n in range(b):
+        for slot, (ky, kx, k) in enumerate(children):
+            memory = []  # element by element, and in each of them place by place
+            for element in range(d):
+                for oy, ox in places:
+                    memory.append(poses[n, oy * stride + ky, ox * stride + kx, k, element])
+            for p in range(len(places)):
+                read = memory[p * d : (p + 1) * d]
+                for q in range(j):
+                    votes[n, p, slot, q] = vote(read, weight[q, ky, kx, k], rows)
+    return Seen(votes, None, [[(p, slot) for slot in range(len(children))] for p in range(len(places))])
+
+
 def add_coordinates(seen, place, image, rows):
     """Hinton et al. 2018, section 4: the scaled row and column of child `place[p][i]` on top of its votes.
 
