@@ -60,6 +60,6 @@ TRAIN_LOSS = Metric("training loss, last epoch", "", _train_loss, lower=True, di
 STEP_TIME = Metric("training time of 100 steps", "s", _value, lower=True)
 PARAMETERS = Metric("trainable parameters", "M", _value, lower=True)
 SIZE = Metric("parameters, 4 x MiB of float32", "Mb", _value, lower=True)
-MEMORY = Metric("peak memory", "MB", _value, lower=True, digits=0)
+MEMORY = Metric("peak memory of the process", "MB", _value, lower=True, digits=0)
 LATENCY = Metric("inference time of a batch", "ms", _value, lower=True)
 STEP_SECONDS = Metric("time of a training step", "s", _value, lower=True, digits=3)
