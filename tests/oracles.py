@@ -148,9 +148,10 @@ def each_parent(seen):
     return [(n, q, s) for n in range(b) for q in range(p) for s in range(j)]
 
 
-def weighted_sum(seen, coupling):
+def weighted_sum(seen, coupling, bias=0.0):
+    """`bias` is 0 or [j, d]."""
     b, p, i, j, d = seen.shape
-    out = np.zeros((b, p, j, d))
+    out = np.zeros((b, p, j, d)) + bias
     for n, q, s in each_parent(seen):
         for k in range(i):
             out[n, q, s] += coupling[n, q, k, s] * seen.votes[n, q, k, s]
@@ -170,12 +171,12 @@ def squashed(poses):
     return np.apply_along_axis(squash, -1, poses)
 
 
-def uniform(seen):
+def uniform(seen, bias=0.0):
     b, p, i, j, _ = seen.shape
-    return squashed(weighted_sum(seen, np.full((b, p, i, j), 1 / j)))
+    return squashed(weighted_sum(seen, np.full((b, p, i, j), 1 / j), bias))
 
 
-def dynamic(seen, iterations, over="parents", start=0.0):
+def dynamic(seen, iterations, over="parents", start=0.0, bias=0.0):
     """Sabour et al. 2017, Procedure 1, with the logits kept and updated as printed; `start` is 0 or [i, j]."""
     b, p, i, j, _ = seen.shape
     logits = np.zeros((b, p, i, j)) + start
@@ -183,7 +184,7 @@ def dynamic(seen, iterations, over="parents", start=0.0):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
         )
-        parents = squashed(weighted_sum(seen, coupling))
+        parents = squashed(weighted_sum(seen, coupling, bias))
         logits = logits + agreement(seen, parents)
     return parents
 
@@ -218,7 +219,7 @@ def xnorized_weight(weight, midpoint):
     return out
 
 
-def xnidr(seen, iterations, over="parents"):
+def xnidr(seen, iterations, over="parents", bias=0.0):
     """Sun et al. 2023, Table 3, with b = 0 before the loop."""
     b, p, i, j, _ = seen.shape
     logits = np.zeros((b, p, i, j))
@@ -226,7 +227,7 @@ def xnidr(seen, iterations, over="parents"):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
         )
-        parents = squashed(weighted_sum(seen, coupling))
+        parents = squashed(weighted_sum(seen, coupling, bias))
         for n, q, s in each_parent(seen):
             for k in range(i):
                 logits[n, q, k, s] += sum(xnorized(seen.votes[n, q, k, s]) * xnorized(parents[n, q, s]))
@@ -239,26 +240,29 @@ def layer_norm(x, gain=1.0, bias=0.0, eps=1e-5):
     return (x - mean) / math.sqrt(variance + eps) * gain + bias
 
 
-def inverted_attention_step(seen, parents, gain, bias, scale, scope="window"):
+def inverted_attention_step(seen, parents, gain, bias, scale, scope="window", before=0.0):
     """Tsai et al. 2020, Procedure 1: one call, from the parents of the previous iteration [b, p, j, d].
 
-    `gain` None leaves the layer norm out.
+    `gain` None leaves the layer norm out; `bias` is its own, `before` what is added before it.
     """
-    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope))
+    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope), before)
     for n, q, s in each_parent(seen):
         out[n, q, s] = out[n, q, s] if gain is None else layer_norm(out[n, q, s], gain, bias)
     return out
 
 
-def inverted_attention_c(seen, iterations, start, norm, scale, costs):
-    """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function."""
+def inverted_attention_c(seen, iterations, start, norm, scale, costs, before=0.0):
+    """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function.
+
+    `before` is what is added before the norm.
+    """
     beta_u, beta_a, heat, normalise, eps = costs
     b, p, _, j, d = seen.shape
     parents, prior = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j))
     for t in range(iterations):
         coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, "window")
         _, _, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
-        parents = weighted_sum(seen, coupling * seen.activations[..., None])
+        parents = weighted_sum(seen, coupling * seen.activations[..., None], before)
         for n, q, s in each_parent(seen):
             parents[n, q, s] = layer_norm(parents[n, q, s], *norm)
         prior = np.log(activation)[:, :, None]
@@ -344,9 +348,9 @@ def fm(seen, l2, mean, halved, eps, scale=1.0, shift=0.0):
     return out, out.sum(-1)
 
 
-def discriminative_parents(seen, coefficient):
+def discriminative_parents(seen, coefficient, bias=0.0):
     b, p, _, _, _ = seen.shape
-    return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape))))
+    return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape)), bias))
 
 
 def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=1.0):

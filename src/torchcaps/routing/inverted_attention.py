@@ -32,6 +32,7 @@ class InvertedAttention(Routing):
         scope: a child competes over the parents at one position ("window") or over all that see it ("image").
         start: of the parents: "zero"; "random", normal and drawn once for each parent when the layer is built;
             "learnt", from zero (footnote 1, which does not say how they are drawn). All images and positions share it.
+        bias: add a learnt one to each parent before the norm, see `Routing.add_bias`.
     """
 
     spec = Spec(
@@ -51,6 +52,7 @@ class InvertedAttention(Routing):
         scaled: bool = False,
         scope: Scope = "window",
         start: Start = "zero",
+        bias: bool = False,
     ):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
@@ -58,6 +60,7 @@ class InvertedAttention(Routing):
         self.scale = sizes.pose**-0.5 if scaled else 1.0
         self.scope: Scope = scope
         self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
+        self.keep_bias(bias)
 
     def start(self, votes: Votes) -> State:
         return None if self.initial is None else self.initial[None, None]  # [1, 1, j, d]
@@ -69,5 +72,5 @@ class InvertedAttention(Routing):
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
-        parents = self.norm(total)  # [b, p, j, d]
+        parents = self.norm(self.add_bias(total))  # [b, p, j, d]
         return Capsules(parents), parents
