@@ -150,15 +150,16 @@ def test_a_collapse_is_logged_once_for_each_parent(caplog):
     assert "collapse of layers.0.routing: the coefficients of parents 1 have" in record.getMessage()
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", ["linear-matrix", "linear-flattened", "conv-padded", *PLACED])
-def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name):
-    module, capsules = layer(name, "discriminative"), children(name)
+def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name, bias):
+    module, capsules = layer(name, "discriminative", bias=bias), children(name)
     folded = module.fold()
     torch.testing.assert_close(folded(capsules).capsules.poses, module(capsules).capsules.poses, rtol=1e-10, atol=1e-12)
-    assert folded.routing.spec.name == "uniform" and not folded.routing.state_dict()
+    assert folded.routing.spec.name == "uniform" and list(folded.routing.state_dict()) == ["bias"] * bias
     step = folded.step(folded.votes(capsules), None, 0)
     assert step.coupling is None
-    again = layer(name, "discriminative", seed=3).fold()
+    again = layer(name, "discriminative", seed=3, bias=bias).fold()
     again.load_state_dict(folded.state_dict())
     assert torch.equal(again(capsules).capsules.poses, folded(capsules).capsules.poses)
     module.routing.coefficient.data.zero_()

@@ -13,8 +13,9 @@ from torchcaps import create_model, lengths, list_models, squash
 from torchcaps.backbones.timm_backbone import TimmBackbone, halved
 from torchcaps.cost import measure_cost
 from torchcaps.layers import PrimaryCaps, use_implementation
-from torchcaps.models import CapsuleHead, HeadedModel
+from torchcaps.models import CapsuleHead, HeadedModel, rebuild_model
 from torchcaps.routing import list_routings
+from torchcaps.routing.inverted_attention import InvertedAttention
 
 ROUTINGS = [spec.name for spec in list_routings()]
 SMALL = "test_efficientnet"  # timm's own for tests: 256 features
@@ -117,6 +118,28 @@ def test_every_routing_is_a_head(routing, features):
     assert bool(model.coefficients()) == (routing == "discriminative")
     if model.coefficients():
         assert model.objective(output, torch.eye(7)[:3]).isfinite()
+
+
+@pytest.mark.parametrize("name", ["small-resnet.inverted-attention", f"{SMALL}.inverted-attention", "capsnet"])
+def test_options_of_a_routing_have_its_name_before_them(name):
+    """`scaled` of a head is of its scores, `routing_scaled` of the agreement."""
+    more = {"routing": "inverted-attention", "decoder": False, "channels": 4} if name == "capsnet" else {}
+    torch.manual_seed(0)
+    model = create_model(name, in_channels=3, image_size=32, routing_scaled=True, **more)
+    scales = [each.scale for each in model.modules() if isinstance(each, InvertedAttention)]
+    assert scales == [0.25]
+    again = rebuild_model(model.origin)
+    assert again.origin == model.origin and model.origin["routing_scaled"] is True
+    assert [each.scale for each in again.modules() if isinstance(each, InvertedAttention)] == [0.25]
+    plain = create_model(name, in_channels=3, image_size=32, **more)
+    assert [each.scale for each in plain.modules() if isinstance(each, InvertedAttention)] == [1.0]
+    with pytest.raises(ValueError, match="no option of routing 'inverted-attention' is named 'scled'"):
+        create_model(name, in_channels=3, image_size=32, routing_scled=True, **more)
+
+
+def test_a_network_that_takes_no_options_of_its_routing_says_so():
+    with pytest.raises(ValueError, match=r"no option of model 'small-resnet\.linear' is named 'routing_scaled'"):
+        create_model("small-resnet.linear", routing_scaled=True)
 
 
 def test_a_capsule_is_made_of_neighbouring_features():

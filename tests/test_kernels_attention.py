@@ -72,10 +72,10 @@ def test_is_an_operation_of_torch(dtype):
     torch.library.opcheck(attend_backward, (*constants, *geometry))
 
 
-@pytest.mark.parametrize("start", ["zero", "learnt"])
+@pytest.mark.parametrize("options", [{}, {"start": "learnt"}, {"bias": True, "scaled": True}], ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_equals_its_plain_twin(name, start):
-    layer = any_layer(name, "inverted-attention", start=start)
+def test_a_layer_equals_its_plain_twin(name, options):
+    layer = any_layer(name, "inverted-attention", **options)
     assert layer.fused
     with memory_of_nan():
         check(CapsuleStack([layer], 3), children(name).poses, rtol=1e-9, atol=1e-11)

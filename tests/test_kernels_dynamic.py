@@ -23,6 +23,10 @@ VARIANTS = [
     ("xnidr", {}),
     ("xnidr", {"start": "learnt"}),
     ("xnodr-xnidr", {}),
+    ("dynamic", {"bias": True, "gradients": "last"}),
+    ("xnodr", {"bias": True}),
+    ("xnidr", {"bias": True}),
+    ("xnodr-xnidr", {"bias": True}),
     ("xnodr-xnidr", {"gradients": "last"}),
 ]
 every_variant = pytest.mark.parametrize(("routing", "options"), VARIANTS, ids=lambda x: str(x) if x else "")
@@ -63,13 +67,16 @@ WINDOWS = {
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-9, 1e-11), (torch.float32, 1e-4, 1e-5)])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("routing", ["dynamic", "xnodr"])
 @pytest.mark.parametrize("windows", WINDOWS)
-def test_windows_equal_the_plain_step(windows, routing, dtype, rtol, atol):
+def test_windows_equal_the_plain_step(windows, routing, bias, dtype, rtol, atol):
     torch.manual_seed(0)
     (children, parents, pose, parent_pose), options = WINDOWS[windows]
     transform = ConvTransform(children, parents, pose, parent_pose, **options)
-    module = CapsuleStack([CapsuleLayer(transform, routing, "fused")], 3).to(dtype)
+    module = CapsuleStack([CapsuleLayer(transform, routing, "fused", bias=bias)], 3).to(dtype)
+    for parameter in module.layers[0].routing.parameters():
+        torch.nn.init.normal_(parameter, mean=0.3, std=0.5)
     poses = torch.randn(3, 5, 4, children, pose, dtype=dtype)
     with memory_of_nan():
         check(module, poses, rtol=rtol, atol=atol)

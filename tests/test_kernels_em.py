@@ -106,8 +106,9 @@ def test_a_layer_equals_its_plain_twin(name, scope, rule):
 @every_scope
 @pytest.mark.parametrize("start", ["random", "learnt"])
 @pytest.mark.parametrize("name", ["linear-matrix", "conv-padded"])
-def test_parents_that_start_elsewhere_are_compared_at_once(name, start, scope):
-    layer, capsules = any_layer(name, "inverted-attention-c", scope=scope, start=start), children(name)
+def test_parents_that_start_elsewhere_are_compared_at_once_and_may_have_a_bias(name, start, scope):
+    layer = any_layer(name, "inverted-attention-c", scope=scope, start=start, bias=start == "learnt")
+    capsules = children(name)
     check(CapsuleStack([layer], 2), capsules.poses, 1e-9, 1e-11, capsules.activations)
 
 

@@ -124,3 +124,27 @@ def test_a_run_does_not_go_on_under_another_revision(tmp_path, monkeypatch):
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, training=True),))
     with pytest.raises(ValueError, match=r"begun with revision 1 of 'model tiny\*', which is 2 now"):
         find_unfinished(config)
+
+
+@pytest.mark.parametrize("head", ["inverted-attention", "inverted-attention-c"])
+def test_older_heads_of_inverted_attention_are_read_with_scaled_agreements(head):
+    """Networks `attention-*` always said so themselves, and with one iteration nothing agrees."""
+    older = Config(model=ModelConfig(f"small-resnet.{head}"))
+    assert revisions_of(older) == {f"routing {head}": 2}
+    options = read_older(older.model, {})
+    assert options == {"routing_scaled": True}
+    agreed = [
+        routing.scale
+        for model in (ModelConfig(older.model.name, options), older.model)
+        for routing in create_model(model.name, **model.options).modules()
+        if isinstance(routing, Routing)
+    ]
+    assert agreed == [0.25, 1.0]
+    for same in (
+        ModelConfig(older.model.name, {"iterations": 1}),
+        ModelConfig(older.model.name, {"routing_scaled": False}),
+        ModelConfig("attention-simple-cifar10", {"activations": head.endswith("-c")}),
+        ModelConfig("small-resnet.dynamic"),
+    ):
+        assert revisions_of(Config(model=same)) == {}
+    assert revisions_of(Config(model=ModelConfig("capsnet", {"routing": head}))) == {f"routing {head}": 2}

@@ -93,6 +93,19 @@ def _gains_in_many_dimensions(config: Config) -> bool:
     return config.optimiser.decay == "kernels" and each in ("child", "pair")
 
 
+def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
+    """Whether the model of a config agrees by `routing` with its own default; with R = 1 nothing agrees."""
+
+    def concerns(config: Config) -> bool:
+        model = config.model
+        changed = not model.name.startswith("attention-") and "routing_scaled" not in model.options
+        return changed and routing_of(model) == routing and model.options.get("iterations") != 1
+
+    return concerns
+
+
+_EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
+
 REVISIONS: tuple[Revision, ...] = (
     Revision(
         "routing",
@@ -128,6 +141,10 @@ REVISIONS: tuple[Revision, ...] = (
         "gains of three dimensions decayed with the kernels",
         _gains_in_many_dimensions,
         training=True,
+    ),
+    *(
+        Revision("routing", name, 2, _EQ_2, _agrees_by_default(name), {"routing_scaled": True})
+        for name in ("inverted-attention", "inverted-attention-c")
     ),
 )
 

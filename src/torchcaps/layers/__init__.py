@@ -7,7 +7,14 @@ from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, use_imp
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
 from torchcaps.layers.packed import PackedLayer, PackedStack, has_binary_weights, pack, pack_stack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
-from torchcaps.layers.transforms import ConvTransform, LinearTransform, Transform, flatten_space, pose_shape
+from torchcaps.layers.transforms import (
+    ConvTransform,
+    LinearTransform,
+    PooledTransform,
+    Transform,
+    flatten_space,
+    pose_shape,
+)
 
 __all__ = [
     "CapConvModule",
@@ -21,6 +28,7 @@ __all__ = [
     "OptimalTransportUnit",
     "PackedLayer",
     "PackedStack",
+    "PooledTransform",
     "PrimaryCaps",
     "PrimaryPoses",
     "Schedule",

@@ -98,7 +98,11 @@ class CapsuleLayer(nn.Module):
         if not isinstance(self.routing, Discriminative):
             raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
         coupling = self.routing.coefficient.detach() * self.transform.sizes.parents
-        return CapsuleLayer(self.transform.scaled(coupling), "uniform")
+        bias = self.routing.bias
+        folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
+        if bias is not None:
+            folded.routing.bias = nn.Parameter(bias.detach().clone())
+        return folded
 
 
 class CapsuleStack(nn.Module):

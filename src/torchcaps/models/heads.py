@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -83,7 +83,8 @@ class CapsuleHead(nn.Module):
         iterations: of the routing, at least 1.
         scaled: multiply the scores by a learnt number, which makes logits of lengths and activations: it starts at 10
             for those in [0, 1), and at 1 for logits.
-        options: `implementation` of the layer, and keyword arguments of the routing.
+        routing_options: keyword arguments of the routing.
+        options: the same, but for those that are named as an argument above, and `implementation` of the layer.
 
     Raises:
         ValueError: for unknown routings and options, and for sizes below 1 or that do not fit.
@@ -99,9 +100,11 @@ class CapsuleHead(nn.Module):
         primary: int | None = 32,
         iterations: int = 3,
         scaled: bool = False,
+        routing_options: Mapping[str, object] | None = None,
         **options: Any,
     ):
         super().__init__()
+        options |= routing_options or {}
         spec, style = routing_class(routing).spec, _STYLES.get(routing, Style())
         shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
         pose = (16 if style.matrix else 8) if pose is None else pose

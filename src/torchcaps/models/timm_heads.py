@@ -56,9 +56,12 @@ def _routed(name: str, routing: str) -> Factory:
         primary: int = 32,
         iterations: int = 3,
         scaled: bool = False,
+        routing_options: dict[str, object] | None = None,
     ) -> HeadedModel:
         backbone = TimmBackbone(name, in_channels, image_size, features, pretrained, small_stem)
-        head = CapsuleHead(routing, backbone.shape, num_classes, pose, class_pose, primary, iterations, scaled)
+        head = CapsuleHead(
+            routing, backbone.shape, num_classes, pose, class_pose, primary, iterations, scaled, routing_options
+        )
         return HeadedModel(backbone, head)
 
     return capsules

@@ -41,6 +41,8 @@ class Discriminative(Routing):
         absent_weight: -delta of a class that is not there, at least 0. By the paper's 1 such classes outweigh the one
             that is there by their number, so that too large a step drives whole classes to zero; 1 / (J - 1) balances
             them (ours).
+        bias: add a learnt one to each parent before the squash, see `Routing.add_bias`; it is part of p, and the
+            training loss learns it.
     """
 
     spec = Spec(
@@ -62,8 +64,10 @@ class Discriminative(Routing):
         proximal: bool = False,
         fixed: bool = False,
         absent_weight: float = 1.0,
+        bias: bool = False,
     ):
         super().__init__(sizes)
+        self.keep_bias(bias)
         check_choice("norm", norm, ("l1", "l2", "rows"))
         if penalty_weight < 0:
             raise ValueError(f"penalty_weight is {penalty_weight}; it must be at least 0")
@@ -86,7 +90,7 @@ class Discriminative(Routing):
         return self.coefficient
 
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
-        total = votes.combine(coupling)  # [b, p, j, d], the paper's v
+        total = self.add_bias(votes.combine(coupling))  # [b, p, j, d], the paper's v
         return Capsules(squash(total)), total
 
     def coefficients(self) -> list[nn.Parameter]:

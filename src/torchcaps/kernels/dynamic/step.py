@@ -81,7 +81,7 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int)
 
 def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: State) -> Step:
     """What the plain step makes of the same sums."""
-    parents = squash(total).to(votes.dtype)
+    parents = squash(routing.add_bias(total)).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
 
