@@ -40,6 +40,9 @@ class Result(NamedTuple):
     test_label_accuracy: float | None = None  # of label sets, see `Score`; None of single labels
     test_xnodr_top2: float | None = None  # likewise
     test_top5_accuracy: float | None = None  # of single labels; None of label sets
+    statistics_batches: int | None = (
+        None  # that batch norm is measured on for evaluations; None: statistics are running
+    )
 
 
 class RunFolder(NamedTuple):
