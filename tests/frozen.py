@@ -137,10 +137,15 @@ def measure(config: Config) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
+def raised(config: Config) -> dict[str, int]:
+    """The revisions of what a curve shows, which is training: not those of how runs are evaluated."""
+    return {key: number for key, number in revisions_of(config).items() if key != "phase evaluation"}
+
+
 def entry(name: str) -> dict[str, Any]:
     """What is kept of the run `name`: revisions, a name of the tiny run itself, and the curve."""
     config = RUNS[name]
-    return {"revisions": revisions_of(config), "run": config_hash(config, {}), "losses": measure(config)}
+    return {"revisions": raised(config), "run": config_hash(config, {}), "losses": measure(config)}
 
 
 def read() -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torchcaps.config import (
 )
 from torchcaps.data import Batches, Images, load_data
 from torchcaps.models import Model, create_model
+from torchcaps.revisions import revisions_of
 from torchcaps.train import RunFolder, fit, loop
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.statistics import count_batches, list_norms, measure_statistics
@@ -186,6 +187,25 @@ def test_the_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "20 steps are too few for running statistics, so each evaluation takes those of 20 training batches" in (
         capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "epochs", "raised"),
+    [
+        ("fm-resnet-affnist", DataConfig("mnist", validation=0.1), 2, True),
+        ("fm-resnet-affnist", DataConfig("mnist", validation=0.1), 3, False),
+        ("fm-resnet-affnist", DataConfig("expanded-mnist", compose=ComposeConfig(epoch=12_800)), 9, True),
+        ("cnn-6", DataConfig("mnist", validation=0.1), 1, False),
+        ("cnn-6", DataConfig("mnist", limit=64), 1, True),
+        ("cnn-6", DataConfig("folder:photographs"), 100, True),
+        ("capsnet", DataConfig("mnist", limit=64), 1, False),
+    ],
+)
+def test_short_runs_have_a_revision(name: str, data: DataConfig, epochs: int, raised: bool) -> None:
+    """So that lines and folders from before are told from those of today; of the user's own data nobody knows."""
+    config = Config(model=ModelConfig(name), data=data, epochs=epochs)
+    assert ("phase evaluation" in revisions_of(config)) == raised
+    assert "phase evaluation" not in revisions_of(config, trained=False)
 
 
 @pytest.mark.slow

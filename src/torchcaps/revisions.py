@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torchcaps.config import Config, ModelConfig, Option
+from torchcaps.data.catalogue import find
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
 
@@ -93,6 +94,34 @@ def _gains_in_many_dimensions(config: Config) -> bool:
     return config.optimiser.decay == "kernels" and each in ("child", "pair")
 
 
+_SLOW = ("fm-resnet-*", "cnn-affnist")  # whose batch norm has Keras' momentum, a tenth of torch's
+_WITHOUT_NORM = (
+    "capsnet",
+    "discriminative-*",
+    *(f"{a}-{b}-*" for a in ("attention", "dynamic") for b in ("simple", "diverse")),
+)
+
+
+def _norm_momentum(model: ModelConfig) -> float | None:
+    """The momentum of the slowest batch norm in a model, by its name; None without one."""
+    if any(fnmatchcase(model.name, pattern) for pattern in _SLOW):
+        return 0.01
+    without = any(fnmatchcase(model.name, pattern) for pattern in _WITHOUT_NORM)
+    return None if without and routing_of(model) != "fm" else 0.1
+
+
+def _few_steps(config: Config) -> bool:
+    """Whether a run is too short for running statistics of batch norm; where the data are the user's own, it may be."""
+    momentum = _norm_momentum(config.model)
+    if momentum is None:
+        return False
+    entry, _ = find(config.data.name)
+    images = config.data.compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
+    images = min(images, config.data.limit or images)
+    steps = config.epochs * (images * (1 - config.data.validation) // config.batch_size)
+    return steps * momentum < 10
+
+
 def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
     """Whether the model of a config agrees by `routing` with its own default; with R = 1 nothing agrees."""
 
@@ -105,6 +134,7 @@ def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
 
 
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
+
 
 REVISIONS: tuple[Revision, ...] = (
     Revision(
@@ -145,6 +175,14 @@ REVISIONS: tuple[Revision, ...] = (
     *(
         Revision("routing", name, 2, _EQ_2, _agrees_by_default(name), {"routing_scaled": True})
         for name in ("inverted-attention", "inverted-attention-c")
+    ),
+    Revision(
+        "phase",
+        "evaluation",
+        2,
+        "short runs were evaluated with running statistics of batch norm that still were those of its start",
+        _few_steps,
+        training=True,
     ),
 )
 

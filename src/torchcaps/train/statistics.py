@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from torchcaps.data import Batches
