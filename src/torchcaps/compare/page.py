@@ -119,9 +119,14 @@ def _sources(rows: Sequence[Row]) -> list[str]:
         time = f", {mean(seconds) / 60:.1f} min a run beside other work" if seconds else ""
         if found:
             lines.append(f"{what}: {len(found)}{time}; {'; '.join(places)}.")
-    if any(row.cost is not None and not counts_are_current(row.cost) for row in rows):
-        lines.append(f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel.")
-    return lines
+    return [*lines, *older_counts(rows)]
+
+
+def older_counts(rows: Sequence[Row]) -> list[str]:
+    """What is said below a table whose numbers are not all counted as they are now."""
+    if all(row.cost is None or counts_are_current(row.cost) for row in rows):
+        return []
+    return [f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel."]
 
 
 def _place(record: Record) -> str:
