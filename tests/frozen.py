@@ -102,6 +102,10 @@ RUNS: dict[str, Config] = {
     },
     "model mobilenetv2_*": tiny_run("mobilenetv2_035.xnodr", 32),
     **{
+        f"model *.{part}.*": tiny_run(f"resnet10t.{part}.xnodr", 32, channels=(8, 8, 8, 16), primary=2)
+        for part in ("primary", "xnor-primary", "convcaps", "xnor-convcaps")
+    },
+    **{
         f"loss {name}": tiny_run(
             "capsnet", 10, LossConfig(name), 0.3, channels=4, primary=2, kernel=3, decoder=False, routing="uniform"
         )

@@ -77,6 +77,14 @@ def test_cpu_keeps_the_length_of_cycles(name) -> None:
     assert (schedule.name, schedule.step_size) == ("triangular2", 6000)
 
 
+@pytest.mark.parametrize(("network", "called"), [("mobilenet", "mobilenetv2-035"), ("resnet", "resnet50-8-16-32-64")])
+def test_cpu_narrows_both_networks_of_xnodr(network, called) -> None:
+    cell = find_cell(f"xnodr/figure8/{network}-xnodr-plain")
+    assert isinstance(cell.how, Train)
+    full, cpu = (apply_budget(cell.how.build(), budget, cell) for budget in ("full", "cpu"))
+    assert width(cell, "cpu") == called and cpu.model != full.model and cpu.compile
+
+
 def test_smoke_is_the_full_network_on_a_few_images() -> None:
     smoke = apply_budget(CONFIG, "smoke", CELL)
     assert smoke.model == CONFIG.model

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -222,6 +223,20 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
     for each in module.modules():
         if isinstance(each, CapsuleLayer):
             each.implementation = implementation
+
+
+@contextmanager
+def plain_steps(module: nn.Module) -> Iterator[None]:
+    """Have every capsule layer in `module` take plain steps while this is entered."""
+    layers: list[tuple[CapsuleLayer, Implementation]] = [
+        (each, each.implementation) for each in module.modules() if isinstance(each, CapsuleLayer)
+    ]
+    use_implementation(module, "plain")
+    try:
+        yield
+    finally:
+        for layer, implementation in layers:
+            layer.implementation = implementation
 
 
 def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:

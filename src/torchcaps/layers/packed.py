@@ -110,6 +110,8 @@ class PackedStack(CapsuleStack):
             return None
         layer = self.layers[0]
         assert isinstance(layer, PackedLayer) and isinstance(layer.transform, PackedTransform)
+        if layer.implementation == "plain":
+            return None
         tensors = (layer.transform.bits, layer.transform.scales)
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:

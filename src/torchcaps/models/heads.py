@@ -33,6 +33,12 @@ _STYLES = {
 }
 
 
+def takes_vectors(routing: str) -> bool:
+    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCaps` makes them."""
+    style = _STYLES.get(routing, Style())
+    return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
+
+
 class Widen(nn.Linear):
     """Features [b, f] to the next whole number of capsules: what a feature count that no pose divides costs."""
 
@@ -62,7 +68,21 @@ class PooledCapsules(nn.Module):
         return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())
 
 
-class CapsuleHead(nn.Module):
+class RoutedHead(nn.Module):
+    """Primary capsules, a stack whose last layer holds the class capsules, and what reads scores of these."""
+
+    primary: nn.Module
+    stack: CapsuleStack
+    read: nn.Module
+
+    def forward(self, features: Tensor) -> Output:
+        primary = self.primary(features)
+        steps = self.stack(primary)
+        capsules = (primary, *(step.capsules for step in steps))
+        return Output(self.read(capsules[-1]), capsules, {"steps": steps})
+
+
+class CapsuleHead(RoutedHead):
     """Features to class capsules and scores, by any registered routing.
 
     Pooled features [b, f] are cut into capsules of `pose`, without a parameter where it divides f (the paper's 160 of
@@ -122,18 +142,18 @@ class CapsuleHead(nn.Module):
             children = primary * shape[1] * shape[2]
         transform = LinearTransform(children, num_classes, pose, class_pose, matrix=style.matrix)
         self.stack = CapsuleStack([CapsuleLayer(transform, routing, **options)], iterations)
-        if style.layer_norm:
-            read: nn.Module = PoseHead(class_pose)
-        else:
-            read = ActivationHead() if spec.gives_activations else LengthHead()
-        logits = style.layer_norm or routing == "fm"
-        self.read = Scaled(read, 1.0 if logits else 10.0) if scaled else read
+        self.read = choose_reader(routing, class_pose, scaled)
 
-    def forward(self, features: Tensor) -> Output:
-        primary = self.primary(features)
-        steps = self.stack(primary)
-        classes = steps[-1].capsules
-        return Output(self.read(classes), (primary, classes), {"steps": steps})
+
+def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
+    """What makes scores of the class capsules of a routing, see `CapsuleHead`."""
+    style = _STYLES.get(routing, Style())
+    if style.layer_norm:
+        read: nn.Module = PoseHead(class_pose)
+    else:
+        read = ActivationHead() if routing_class(routing).spec.gives_activations else LengthHead()
+    logits = style.layer_norm or routing == "fm"
+    return Scaled(read, 1.0 if logits else 10.0) if scaled else read
 
 
 class Scaled(nn.Module):
@@ -193,9 +213,9 @@ class HeadedModel(Model):
         return self.head(self.backbone(images))
 
     def coefficients(self) -> list[nn.Parameter]:
-        return self.head.stack.coefficients() if isinstance(self.head, CapsuleHead) else []
+        return self.head.stack.coefficients() if isinstance(self.head, RoutedHead) else []
 
     def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
-        if not isinstance(self.head, CapsuleHead):
+        if not isinstance(self.head, RoutedHead):
             return super().objective(output, targets, batch)
         return self.head.stack.objective(output.aux["steps"], targets, batch)

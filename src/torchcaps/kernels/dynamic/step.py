@@ -53,8 +53,9 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     if not signs and 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
         total = _total_of_few(routing, votes, state)
     else:
-        seen = None if state is None else state.squeeze(1)  # [b, j, d]
-        flags = isinstance(routing, XnIDR), votes.binary, routing.gradients == "last"
+        last = routing.gradients == "last"
+        seen = None if state is None else (state.detach() if last else state).squeeze(1)  # [b, j, d]
+        flags = isinstance(routing, XnIDR), votes.binary, last
         total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
     return _finish(routing, total, votes, state)
 
