@@ -93,6 +93,13 @@ def _gains_in_many_dimensions(config: Config) -> bool:
     return config.optimiser.decay == "kernels" and each in ("child", "pair")
 
 
+def _by_element(config: Config) -> bool:
+    """Whether a network of capsules has feedback whose generators are grouped by the elements of a pose."""
+    options = config.model.options
+    grouped = options.get("groups", "pose") == "pose" and options.get("generator", "capsules") == "capsules"
+    return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
+
+
 REVISIONS: tuple[Revision, ...] = (
     Revision(
         "routing",
@@ -127,6 +134,15 @@ REVISIONS: tuple[Revision, ...] = (
         2,
         "gains of three dimensions decayed with the kernels",
         _gains_in_many_dimensions,
+        training=True,
+    ),
+    Revision(
+        "model",
+        "encapnet-*-feedback",
+        2,
+        "the groups of the feedback's generators were runs of channels, which are neither elements of a pose nor "
+        "capsules",
+        _by_element,
         training=True,
     ),
 )
