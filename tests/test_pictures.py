@@ -153,7 +153,7 @@ def test_first_of_several_pages(kind, pages):
 
 @pytest.mark.parametrize(("mode", "kind", "fill", "expected"), [
     ("CMYK", "JPEG", (255, 0, 0, 0), (0, 255, 255)), ("CMYK", "TIFF", (255, 0, 0, 0), (0, 255, 255)),
-    ("LAB", "TIFF", (255, 128, 128), (255, 255, 255)), ("YCbCr", "TIFF", (255, 128, 128), (255, 255, 255))])  # fmt: skip
+    ("LAB", "TIFF", (255, 128, 128), (255,) * 3), ("YCbCr", "TIFF", (255, 128, 128), (255,) * 3)])  # fmt: skip
 def test_other_colour_spaces_become_rgb(mode, kind, fill, expected):
     image = Image.new(mode, (8, 8), fill)
     assert describe_picture(saved(image, kind)).colour
@@ -189,7 +189,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="channels is 4: pictures are read with 1"):
         read_picture(tmp_path / "no.png", 4)
     for wrong in ("whit", "#ffffff00"):
-        with pytest.raises(ValueError, match=rf"data\.ground is '{wrong}': it must be an opaque colour"):
+        with pytest.raises(ValueError, match=rf"data\.ground is '{wrong}'; it must be an opaque colour"):
             ground_colour(wrong, 3)
     with pytest.raises(ValueError, match=r"data\.fit is 'squash': it must be stretch, crop or pad"):
         fit_picture(np.zeros((1, 2, 2), np.uint8), (4, 4), "squash")  # pyright: ignore[reportArgumentType]

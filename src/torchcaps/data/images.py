@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Fit = Literal["stretch", "crop", "pad"]
 RESIZE_CHUNK = 2048  # images that are floats at one time
 
 
@@ -52,13 +53,21 @@ class Source(Protocol):
         ...
 
 
+class Splits(NamedTuple):
+    """What a reader returns. `validation` is None where the set gives none; it is then carved from `train`."""
+
+    train: Source
+    test: Source
+    validation: Source | None = None
+
+
 @runtime_checkable
 class Stored(Source, Protocol):
     """Images of which there is a list: their labels can be read at once, and some of them be set aside."""
 
     @property
     def labels(self) -> Tensor:
-        """int64 [n]."""
+        """int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
         ...
 
     def subset(self, indices: Tensor) -> Self:
@@ -75,17 +84,14 @@ class Images:
     """
 
     pixels: Tensor  # uint8 [n, c, h, w]
-    labels: Tensor  # int64 [n]
+    labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
             raise ValueError(f"pixels must be torch.uint8 [n, c, h, w], got {found}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            found = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise ValueError(f"labels must be torch.int64 [{len(self.pixels)}], one per image, got {found}")
-        check_labels(self.labels, self.classes)
+        check_labels(self.labels, self.classes, len(self.pixels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,7 +103,7 @@ class Images:
 
     @property
     def shown(self) -> int | None:
-        return 1
+        return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
         return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
@@ -114,11 +120,11 @@ class Images:
     def to(self, device: torch.device | str) -> Images:
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
-    def resize(self, size: tuple[int, int]) -> Images:
-        """The same at `size` (height, width); see `resize`."""
+    def fit(self, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Images:
+        """The same at `size` (height, width); see the function `fit`."""
         if self.shape[1:] == size:
             return self
-        chunks = [resize(chunk, size) for chunk in self.pixels.split(RESIZE_CHUNK)]
+        chunks = [fit(chunk, size, how, ground) for chunk in self.pixels.split(RESIZE_CHUNK)]
         return Images(torch.cat(chunks), self.labels, self.classes)
 
     def pad(self, side: int) -> Images:
@@ -135,11 +141,63 @@ class Images:
         return Images(padded, self.labels, self.classes)
 
 
-def check_labels(labels: Tensor, classes: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the label, unless each of `labels` int64 [n] is an index into `classes`."""
+def shown(labels: Tensor) -> int | None:
+    """Labels of each image: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it is not known."""
+    return 1 if labels.ndim == 1 else None
+
+
+def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
+    """Raise ValueError, naming what is wrong, unless there are `count` labels, or label sets, of `classes`."""
+    found = f"{labels.dtype} {list(labels.shape)}"
+    if labels.ndim == 2:
+        if labels.dtype != torch.uint8 or labels.shape != (count, len(classes)):
+            raise ValueError(f"label sets must be torch.uint8 [{count}, {len(classes)}], got {found}")
+        if wrong := (~(labels.bool().any(1) & (labels <= 1).all(1))).nonzero().flatten().tolist():
+            said = f"label set {wrong[0]} is {labels[wrong[0]].tolist()}"
+            raise ValueError(f"{said}: it must be of 0 and 1, and at least one class be shown")
+        return
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"labels must be torch.int64 [{count}], one per image, got {found}")
     outside = labels[(labels < 0) | (labels >= len(classes))]
     if len(outside):
         raise ValueError(f"label {outside[0].item()} is outside the {len(classes)} classes 0 .. {len(classes) - 1}")
+
+
+def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Tensor:
+    """Images at `size` (height, width), by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
+
+    Args:
+        pixels: the images.
+        size: in pixels.
+        how: stretch (proportions change), crop (the largest middle part of the wanted proportions), or pad (the whole
+            image in the middle of `ground`; of an odd rest the larger part is right and below).
+        ground: values of the channels that are padded with, or one for all.
+
+    Raises:
+        ValueError: for another `how`.
+    """
+    height, width = pixels.shape[-2:]
+    match how:
+        case "stretch":
+            return resize(pixels, size)
+        case "crop":
+            part = _largest((height, width), size)
+            top, left = (height - part[0]) // 2, (width - part[1]) // 2
+            return resize(pixels[..., top : top + part[0], left : left + part[1]], size)
+        case "pad":
+            inner = _largest(size, (height, width))
+            top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+            colour = torch.tensor(ground, dtype=pixels.dtype, device=pixels.device)
+            padded = colour[:, None, None].expand(*pixels.shape[:2], *size).clone()
+            padded[..., top : top + inner[0], left : left + inner[1]] = resize(pixels, inner)
+            return padded
+    raise ValueError(f"data.fit is {how!r}: it must be stretch, crop or pad")
+
+
+def _largest(room: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
+    """The largest size (height, width) inside `room` that has the proportions of `like`, in whole pixels."""
+    scale = min(room[0] / like[0], room[1] / like[1])
+    return min(room[0], max(1, round(like[0] * scale))), min(room[1], max(1, round(like[1] * scale)))
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -11,22 +11,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from os import SEEK_CUR, PathLike
-from typing import IO, TYPE_CHECKING, Literal, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
-from torchcaps.data.images import resize
+from torchcaps.data import images
+from torchcaps.data.images import Fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFile import ImageFile
 
 File = str | PathLike[str] | IO[bytes]
-Fit = Literal["stretch", "crop", "pad"]
 PALETTE_MODES = frozenset({"P", "PA"})
 DEEP_GREY = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})  # of 16 bits or more
 GREY_MODES = DEEP_GREY | {"1", "L", "LA"}
+CONVERTED = frozenset({"CMYK", "HSV", "LAB", "YCbCr"})  # to RGB
 WIDE_FORMATS = frozenset({"PNG", "PPM"})  # whose mode I is 16 bits, kept in 32
 DEEP_TILES = re.compile("I;16|;16[BLN]")  # how Pillow names the layout of 16-bit pixels in a file
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, from 5 on width and height are exchanged
@@ -92,22 +93,8 @@ def fit_picture(pixels: np.ndarray, size: tuple[int, int], fit: Fit = "stretch",
     Raises:
         ValueError: for another `fit`, and for a `ground` that is no colour.
     """
-    channels, height, width = pixels.shape
-    if fit == "crop":
-        part = _largest((height, width), size)
-        top, left = (height - part[0]) // 2, (width - part[1]) // 2
-        pixels = pixels[:, top : top + part[0], left : left + part[1]]
-    elif fit == "pad":
-        inner = _largest(size, (height, width))
-        top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-        colour = np.array(ground_colour(ground, channels), np.uint8)
-        padded = np.empty((channels, *size), np.uint8)
-        padded[:] = colour[:, None, None]
-        padded[:, top : top + inner[0], left : left + inner[1]] = _resize(pixels, inner)
-        return padded
-    elif fit != "stretch":
-        raise ValueError(f"data.fit is {fit!r}: it must be stretch, crop or pad")
-    return _resize(pixels, size)
+    colour = ground_colour(ground, len(pixels)) if fit == "pad" else ()
+    return images.fit(torch.from_numpy(np.array(pixels))[None], size, fit, colour)[0].numpy()
 
 
 def describe_picture(file: File) -> Facts:
@@ -148,7 +135,7 @@ def ground_colour(ground: str, channels: int) -> tuple[int, ...]:
         grey = ImageColor.getcolor(ground, "L")
     except ValueError as error:
         raise ValueError(
-            f"data.ground is {ground!r}: it must be an opaque colour, such as white, black or #808080"
+            f"data.ground is {ground!r}; it must be an opaque colour, such as white, black or #808080"
         ) from error
     assert isinstance(grey, int)
     return (grey,) if channels == 1 else (red, green, blue)
@@ -268,13 +255,3 @@ def _lay(pixels: np.ndarray, alpha: np.ndarray, under: tuple[int, ...]) -> np.nd
     ground = np.array(under[0] if grey else under, np.uint32)
     opacity = (alpha if grey else alpha[..., None]).astype(np.uint32)
     return ((pixels * opacity + ground * (255 - opacity) + 127) // 255).astype(np.uint8)
-
-
-def _largest(room: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
-    """The largest size (height, width) inside `room` that has the proportions of `like`, in whole pixels."""
-    scale = min(room[0] / like[0], room[1] / like[1])
-    return min(room[0], max(1, round(like[0] * scale))), min(room[1], max(1, round(like[1] * scale)))
-
-
-def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return resize(torch.from_numpy(np.ascontiguousarray(pixels))[None], size)[0].numpy()
