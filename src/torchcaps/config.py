@@ -178,6 +178,8 @@ def to_plain(config: Any) -> Any:
         return {each.name: to_plain(getattr(config, each.name)) for each in fields(config)}
     if isinstance(config, tuple):
         return [to_plain(item) for item in config]
+    if isinstance(config, dict):
+        return {name: to_plain(value) for name, value in config.items()}
     return str(config) if isinstance(config, Path) else config
 
 
@@ -194,8 +196,9 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
 
 
 def _restore(name: str, kind: Any, value: Any) -> Any:
-    if is_dataclass(kind) and isinstance(value, dict):
-        return from_plain(typing.cast(type, kind), value)
+    part = next((each for each in (kind, *typing.get_args(kind)) if is_dataclass(each)), None)
+    if part is not None and isinstance(value, dict):
+        return from_plain(typing.cast(type, part), value)
     if isinstance(value, dict):
         value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     elif isinstance(value, list):

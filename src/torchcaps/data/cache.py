@@ -40,6 +40,7 @@ class Mapped:
     rows: Tensor  # int64 [n], which of them, on the CPU
     labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
     classes: tuple[str, ...]
+    paths: tuple[str, ...]  # of the files that they were decoded from
 
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self.rows))
@@ -73,7 +74,8 @@ class Mapped:
             yield from (future.result() for future in ahead)
 
     def subset(self, indices: Tensor) -> Mapped:
-        return replace(self, rows=self.rows[indices.cpu()], labels=self.labels[indices.to(self.labels.device)])
+        paths, labels = tuple(self.paths[n] for n in indices.tolist()), self.labels[indices.to(self.labels.device)]
+        return replace(self, rows=self.rows[indices.cpu()], labels=labels, paths=paths)
 
     def to(self, device: torch.device | str) -> Mapped:
         return replace(self, labels=self.labels.to(device))
@@ -132,7 +134,7 @@ def _map(files: ImageFiles, path: Path) -> Mapped:
                 pixels = read(path, files)
     if pixels is None:
         raise OSError(f"{path} is damaged")
-    return Mapped(pixels, torch.arange(len(files)), files.labels, files.classes)
+    return Mapped(pixels, torch.arange(len(files)), files.labels, files.classes, files.paths)
 
 
 def _write(files: ImageFiles, path: Path) -> None:

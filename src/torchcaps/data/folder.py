@@ -111,7 +111,7 @@ class ImageFiles:
         pixels = torch.empty(len(self), *self.shape, dtype=torch.uint8, device=self.labels.device)
         for rows, decoded in zip(pixels.split(DECODE_CHUNK), self.decoded(), strict=True):
             rows.copy_(decoded)
-        return Images(pixels, self.labels, self.classes)
+        return Images(pixels, self.labels, self.classes, self.paths)
 
     @property
     def _decoder(self) -> _Decoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
@@ -86,6 +86,7 @@ class Images:
     pixels: Tensor  # uint8 [n, c, h, w]
     labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
     classes: tuple[str, ...]
+    paths: tuple[str, ...] = ()  # of the files that they were decoded from; empty: they were not
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
@@ -115,17 +116,18 @@ class Images:
         return map(self.fetch, batches)
 
     def subset(self, indices: Tensor) -> Images:
-        return Images(self.fetch(indices), self.labels[indices.to(self.labels.device)], self.classes)
+        paths = tuple(self.paths[index] for index in indices.tolist()) if self.paths else ()
+        return Images(self.fetch(indices), self.labels[indices.to(self.labels.device)], self.classes, paths)
 
     def to(self, device: torch.device | str) -> Images:
-        return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def fit(self, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Images:
         """The same at `size` (height, width); see the function `fit`."""
         if self.shape[1:] == size:
             return self
         chunks = [fit(chunk, size, how, ground) for chunk in self.pixels.split(RESIZE_CHUNK)]
-        return Images(torch.cat(chunks), self.labels, self.classes)
+        return replace(self, pixels=torch.cat(chunks))
 
     def pad(self, side: int) -> Images:
         """The same in the middle of black squares of `side` pixels; of an odd rest the larger part is right and below.
@@ -138,7 +140,7 @@ class Images:
             raise ValueError(f"data.pad is {side}: images of {height}x{width} pixels need {max(height, width)} or more")
         top, left = (side - height) // 2, (side - width) // 2
         padded = F.pad(self.pixels, (left, side - width - left, top, side - height - top))
-        return Images(padded, self.labels, self.classes)
+        return replace(self, pixels=padded)
 
 
 def shown(labels: Tensor) -> int | None:

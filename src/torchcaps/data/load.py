@@ -15,11 +15,13 @@ from torchcaps.config import DataConfig
 from torchcaps.data.batches import Batches
 from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
+from torchcaps.data.digest import digest
 from torchcaps.data.images import Images, Source, Splits, Stored
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
 from torchcaps.data.splits import hold_out, strata, stratified
+from torchcaps.manifest import Digest
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
@@ -42,6 +44,7 @@ class Data:
     crop: int | None = None  # pixels a side that batches are cut to
     views: Literal[1, 5, 10] = 1  # crops of each test image
     deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's
+    read: Splits | None = None  # before they were resized or padded, on the CPU
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -93,6 +96,12 @@ class Data:
     def _moments(self) -> tuple[Tensor, Tensor]:
         mean, std = moments(self.train)
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
+
+    @cached_property
+    def digests(self) -> dict[str, Digest]:
+        """Of each split, which images it holds; all that were read are hashed."""
+        read = self.read or Splits(self.train, self.test, self.validation)
+        return {name: digest(split) for name, split in read._asdict().items() if split is not None}
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
@@ -156,9 +165,10 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     if config.test is not None:
         test = read_test(config.test, config)
     validation, test = _sample(validation, config), _sample(test, config)
+    read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
-    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std)
+    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std, read)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

@@ -169,6 +169,13 @@ def create_model(
     return model
 
 
+def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """`origin`, what `create_model` was called with, and all the other options of the family with their defaults."""
+    parameters = inspect.signature(find_factory(origin["name"])).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {"name": origin["name"], **defaults, **origin}
+
+
 def rebuild_model(origin: Mapping[str, Any]) -> Model:
     """The model that `origin` describes, to load weights into: no pretrained ones are fetched for it.
 

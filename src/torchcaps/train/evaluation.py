@@ -54,11 +54,11 @@ def evaluate(
 
 def check_data(path: str | Path, data: Data) -> None:
     """Raise ValueError unless the model of the run in `path` was built for the classes and the shape of `data`."""
-    model = RunFolder(Path(path)).read("model.json")
+    model = RunFolder(Path(path)).read_manifest().model
     for name, value in (
         ("num_classes", data.num_classes),
         ("in_channels", data.channels),
-        ("image_size", list(data.image_size)),
+        ("image_size", data.image_size),
     ):
         if model.get(name, value) != value:
             raise ValueError(f"{name} of the data is {value}, but the model of {path} was built for {model[name]}")

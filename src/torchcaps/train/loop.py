@@ -11,7 +11,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -20,16 +20,17 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.config import Config
+from torchcaps.config import Config, to_plain
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
+from torchcaps.manifest import Manifest
 from torchcaps.models import create_model
-from torchcaps.revisions import revisions_of
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
+from torchcaps.train.describe import describe_run
 from torchcaps.train.display import Display
 from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluation import evaluate
@@ -107,8 +108,6 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
-        raised = revisions_of(config)
-        self.revisions = {"revisions": raised} if raised else {}
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
@@ -123,6 +122,11 @@ class Trainer:
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the run holds beside its weights; the first process asks for it, since files are read for it."""
+        return describe_run(self.config, self.data, self.shape)
 
     def _open(self, resume: bool) -> RunFolder:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
@@ -139,7 +143,7 @@ class Trainer:
             if begun:
                 self.load()
             if self.fabric.is_global_zero:
-                self.folder.write("model.json", self.shape | self.revisions)
+                self.folder.write("model.json", to_plain(self.manifest))
                 self.folder.write("environment.json", describe_environment(self.fabric) | {"compiled": self.compiled})
             if not begun:
                 self.save()
@@ -260,7 +264,7 @@ class Trainer:
         )
         self.meter.reset()
         if position.select(validation) and self.fabric.is_global_zero:
-            save_checkpoint(self.folder.best, self.model)
+            save_checkpoint(self.folder.best, self.model, manifest=self.manifest)
         if self.fabric.is_global_zero:
             self.folder.write_metrics(position.history)
         self.save()
@@ -289,7 +293,7 @@ class Trainer:
             "meter": self.meter.state(),
         }
         if self.fabric.is_global_zero:
-            save_checkpoint(self.folder.last, self.model, state)
+            save_checkpoint(self.folder.last, self.model, state, self.manifest)
         self.saved = time.monotonic()
 
     def load(self) -> None:
