@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import AugmentConfig
-from torchcaps.data import transforms
+from torchcaps.data import prepare, transforms
 from torchcaps.data.images import Source, resize
 from torchcaps.data.overlap import Overlap, Parts
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
@@ -43,7 +43,7 @@ class Batches:
     mean: Tensor | None = None  # [c], of the channels in [0, 1]; for standardise "dataset"
     std: Tensor | None = None  # [c]
     cut: int | None = None  # pixels a side: anywhere in the image where `augment` is given, else from the middle
-    views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `transforms.multi_crop`
+    views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `prepare.crops`
     shuffle: bool = False
     drop_last: bool = False
     rank: int = 0
@@ -132,13 +132,13 @@ class Batches:
         """As they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
         if self.cut is None:
             return self._standardise(transforms.to_float(pixels))
-        crops = transforms.multi_crop(pixels, self.cut, self.views)
+        crops = torch.stack(prepare.crops(pixels, self.cut, self.views), 1)
         images = self._standardise(transforms.to_float(crops.flatten(0, 1)))
         return images if self.views == 1 else images.unflatten(0, crops.shape[:2])
 
     def _standardise(self, images: Tensor) -> Tensor:
         if self.standardise == "image":
-            return transforms.standardise_image(images)
+            return prepare.standardise_image(images)
         if self.mean is not None and self.std is not None and self.standardise == "dataset":
-            return transforms.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
+            return prepare.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
         return images

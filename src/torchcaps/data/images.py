@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, Self, runtime_checkable
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Fit = Literal["stretch", "crop", "pad"]
+from torchcaps.data import prepare
+from torchcaps.data.prepare import Fit, middle
+
 RESIZE_CHUNK = 2048  # images that are floats at one time
 
 
@@ -138,7 +140,7 @@ class Images:
         height, width = self.shape[1:]
         if side < max(height, width):
             raise ValueError(f"data.pad is {side}: images of {height}x{width} pixels need {max(height, width)} or more")
-        top, left = (side - height) // 2, (side - width) // 2
+        top, left = middle((height, width), (side, side))
         padded = F.pad(self.pixels, (left, side - width - left, top, side - height - top))
         return replace(self, pixels=padded)
 
@@ -178,28 +180,8 @@ def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Seq
     Raises:
         ValueError: for another `how`.
     """
-    height, width = pixels.shape[-2:]
-    match how:
-        case "stretch":
-            return resize(pixels, size)
-        case "crop":
-            part = _largest((height, width), size)
-            top, left = (height - part[0]) // 2, (width - part[1]) // 2
-            return resize(pixels[..., top : top + part[0], left : left + part[1]], size)
-        case "pad":
-            inner = _largest(size, (height, width))
-            top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-            colour = torch.tensor(ground, dtype=pixels.dtype, device=pixels.device)
-            padded = colour[:, None, None].expand(*pixels.shape[:2], *size).clone()
-            padded[..., top : top + inner[0], left : left + inner[1]] = resize(pixels, inner)
-            return padded
-    raise ValueError(f"data.fit is {how!r}: it must be stretch, crop or pad")
-
-
-def _largest(room: tuple[int, int], like: tuple[int, int]) -> tuple[int, int]:
-    """The largest size (height, width) inside `room` that has the proportions of `like`, in whole pixels."""
-    scale = min(room[0] / like[0], room[1] / like[1])
-    return min(room[0], max(1, round(like[0] * scale))), min(room[1], max(1, round(like[1] * scale)))
+    colour = torch.tensor(ground, dtype=pixels.dtype, device=pixels.device)
+    return prepare.fit(pixels, size, how, colour[:, None, None], resize)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
