@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from torchcaps.data.images import resize
 from torchcaps.data.pictures import describe_picture, fit_picture, ground_colour, read_picture, suffixes
 
 STORED = {  # how an upright picture has to be turned for its orientation to turn it back
@@ -198,3 +200,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
 def test_endings_are_those_that_pillow_decodes_itself():
     assert {".png", ".jpg", ".jpeg", ".jfif", ".gif", ".tif", ".tga", ".webp", ".bmp", ".pgm"} <= suffixes()
     assert not {".pdf", ".eps", ".wmf", ".mpg", ".h5", ".txt"} & suffixes()
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((37, 53), (28, 28)), ((8, 8), (28, 20)), ((31, 64), (64, 31))])
+def test_a_picture_is_resized_as_arrays_are_up_to_one_level(size, wanted):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8)
+    of_arrays = resize(torch.from_numpy(pixels)[None], wanted)[0].numpy()
+    assert np.abs(fit_picture(pixels, wanted).astype(int) - of_arrays).max() <= 1

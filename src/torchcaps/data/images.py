@@ -168,17 +168,9 @@ def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
 
 
 def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Tensor:
-    """Images at `size` (height, width), by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
+    """Images at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
 
-    Args:
-        pixels: the images.
-        size: in pixels.
-        how: stretch (proportions change), crop (the largest middle part of the wanted proportions), or pad (the whole
-            image in the middle of `ground`; of an odd rest the larger part is right and below).
-        ground: values of the channels that are padded with, or one for all.
-
-    Raises:
-        ValueError: for another `how`.
+    `ground` has the values of the channels that are padded with, or one for all.
     """
     colour = torch.tensor(ground, dtype=pixels.dtype, device=pixels.device)
     return prepare.fit(pixels, size, how, colour[:, None, None], resize)

@@ -14,10 +14,9 @@ from os import SEEK_CUR, PathLike
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 
-from torchcaps.data import images
-from torchcaps.data.images import Fit
+from torchcaps.data import prepare
+from torchcaps.data.prepare import Fit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,21 +61,29 @@ def read_picture(file: File, channels: int, ground: str = "white") -> np.ndarray
         ValueError: when the picture cannot be read, naming the file; when its pixels are of 32 bits, of which white is
             not known; for other `channels`, and for a `ground` that is no colour.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels is {channels}: pictures are read with 1 (grey) or 3 (red, green, blue)")
-    under = ground_colour(ground, 3)
+    _check_request(channels, ground)
     with _opened(file) as image:
-        image.load()
-        plain, alpha = _separate(_upright(image), image.format)
-        if alpha is not None and plain.mode == "L" and len(set(under)) > 1:
-            plain = plain.convert("RGB")
-        pixels = np.array(plain)
-        if alpha is not None:
-            pixels = _lay(pixels, np.array(alpha), under)
-        if channels == 1 and pixels.ndim == 3:
-            pixels = np.array(_from_array(pixels).convert("L"))
-        elif channels == 3 and pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, 2)
+        return convert_picture(image, channels, ground)
+
+
+def convert_picture(image: Image, channels: int, ground: str = "white") -> np.ndarray:
+    """The pixels of a picture that Pillow holds, as `read_picture` gives those of a file: uint8 [channels, h, w].
+
+    Raises:
+        ValueError: as `read_picture`, and when what is left to decode of the picture cannot be.
+    """
+    under = _check_request(channels, ground)
+    image.load()
+    plain, alpha = _separate(_upright(image), image.format)
+    if alpha is not None and plain.mode == "L" and len(set(under)) > 1:
+        plain = plain.convert("RGB")
+    pixels = np.array(plain)
+    if alpha is not None:
+        pixels = _lay(pixels, np.array(alpha), under)
+    if channels == 1 and pixels.ndim == 3:
+        pixels = np.array(_from_array(pixels).convert("L"))
+    elif channels == 3 and pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, 2)
     return np.ascontiguousarray(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
 
 
@@ -93,8 +100,8 @@ def fit_picture(pixels: np.ndarray, size: tuple[int, int], fit: Fit = "stretch",
     Raises:
         ValueError: for another `fit`, and for a `ground` that is no colour.
     """
-    colour = ground_colour(ground, len(pixels)) if fit == "pad" else ()
-    return images.fit(torch.from_numpy(np.array(pixels))[None], size, fit, colour)[0].numpy()
+    colour = ground_colour(ground, len(pixels)) if fit == "pad" else (0,)
+    return prepare.fit(pixels, size, fit, np.array(colour, np.uint8)[:, None, None], _resize)
 
 
 def describe_picture(file: File) -> Facts:
@@ -139,6 +146,13 @@ def ground_colour(ground: str, channels: int) -> tuple[int, ...]:
         ) from error
     assert isinstance(grey, int)
     return (grey,) if channels == 1 else (red, green, blue)
+
+
+def _check_request(channels: int, ground: str) -> tuple[int, ...]:
+    """The colour of `ground`, where a picture can be read in this way."""
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels}: pictures are read with 1 (grey) or 3 (red, green, blue)")
+    return ground_colour(ground, 3)
 
 
 @cache
@@ -255,3 +269,16 @@ def _lay(pixels: np.ndarray, alpha: np.ndarray, under: tuple[int, ...]) -> np.nd
     ground = np.array(under[0] if grey else under, np.uint32)
     opacity = (alpha if grey else alpha[..., None]).astype(np.uint32)
     return ((pixels * opacity + ground * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, with antialiasing where it shrinks, in whole numbers: the same pixels on every machine, without torch.
+
+    Each differs by at most one level from those of `images.resize`, which serves arrays on any device.
+    """
+    from PIL.Image import Resampling
+
+    if pixels.shape[1:] == tuple(size):
+        return pixels
+    planes = [_from_array(plane).resize(size[::-1], Resampling.BILINEAR) for plane in np.ascontiguousarray(pixels)]
+    return np.stack([np.array(plane) for plane in planes])
