@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from torchcaps.deploy.module import class_outputs
 from torchcaps.layers import CapsuleStack, has_binary_weights, pack_stack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model, describe_model, rebuild_model
 
 FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older has no manifest, but `Model.origin`
+OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -29,22 +31,25 @@ class Exported(NamedTuple):
 
     path: Path
     bytes: int  # of the file, or of the ONNX file and its data
-    difference: float | None  # largest, of scores of random images; None where ONNX Runtime is not installed
+    difference: float | None  # largest, of what is computed of random images; None where ONNX Runtime is not installed
 
 
-class _Scores(nn.Module):
-    """A model as exporters want it: images in, scores out."""
+class _Outputs(nn.Module):
+    """A model as exporters want it: images in, the tensors of `class_outputs` out that there are."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).scores
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each for each in class_outputs(self.model(images)) if each is not None)
 
 
 def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, int, int] | None = None) -> Exported:
-    """Write the model from images [b, c, h, w] to scores [b, classes] as ONNX, for any batch size.
+    """Write the model from "images" [b, c, h, w] to "scores" [b, classes] as ONNX, for any batch size.
+
+    Where it has class capsules, their "poses" [b, classes, d] are written too, and their "activations" [b, classes]
+    where the routing gives them. `torchcaps.load` reads the file.
 
     Args:
         source: a model, or the folder of a run, of which the selected weights are taken.
@@ -59,17 +64,18 @@ def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, 
         import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport] - what the exporter needs, said in one line
     except ImportError as error:
         raise ValueError("ONNX export needs two more packages: pip install onnx onnxscript") from error
-    module, images = _Scores(model), _images(model, image)
+    module, images = _Outputs(model), _images(model, image)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own insides
         batch = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(module, (images[:2],), dynamic_shapes=batch)
-        onnx = torch.onnx.export(program, input_names=["images"], output_names=["scores"], dynamo=True, verbose=False)
+        wanted = module(images)
+        names = OUTPUTS[: len(wanted)]
+        onnx = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
         assert onnx is not None
         if manifest is not None:
             onnx.model.metadata_props[KEY] = manifest.to_json()
         onnx.save(path)
-        wanted = module(images)
     written = sum(each.stat().st_size for each in (path, path.with_name(path.name + ".data")) if each.exists())
     return Exported(path, written, _onnx_difference(path, images, wanted))
 
@@ -209,11 +215,11 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             module._buffers[leaf] = tensors[name]
 
 
-def _onnx_difference(path: Path, images: Tensor, wanted: Tensor) -> float | None:
+def _onnx_difference(path: Path, images: Tensor, wanted: Sequence[Tensor]) -> float | None:
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(str(path))
-    found: Any = session.run(None, {"images": images.numpy()})[0]
-    return (torch.from_numpy(found) - wanted).abs().max().item()
+    found: Any = session.run(None, {"images": images.numpy()})
+    return max((torch.from_numpy(a) - b).abs().max().item() for a, b in zip(found, wanted, strict=True))

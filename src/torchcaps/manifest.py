@@ -25,10 +25,13 @@ FORMAT = 2
 KEY = "torchcaps"  # of the metadata of a file
 Value = bool | int | float | str | None | tuple[bool | int | float | str, ...]  # of an option of a model
 
+CLASSES, DIGESTS = "the names of the classes", "digests of the splits"  # what a model can be used without
+
 MOST = 65_536  # pixels a side, channels, and classes
 LONGEST = 1_000  # characters of a name or a text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a registered model: no path, no address
 _KEYWORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_COLOUR = re.compile(r"[A-Za-z]{1,40}|#[0-9A-Fa-f]{3,8}|[a-z]{3}\([0-9.,% ]{1,40}\)")
 _HEX = re.compile(r"[0-9a-f]{64}")
 SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
 
@@ -44,7 +47,7 @@ class InputForm:
     size: tuple[int, ...]  #: height and width that a picture is brought to
     channels: int
     fit: Literal["stretch", "crop", "pad"] = "stretch"  #: where its proportions are others
-    ground: str = "none"  #: what transparency is laid on; none: it is dropped
+    ground: str = "white"  #: colour that what is transparent is laid on, and that is put around what is padded to fit
     pad: int | None = None  #: side of the black square that it is then put in the middle of
     crop: int | None = None  #: side that is cut out then
     views: Literal[1, 5, 10] = 1  #: crops whose scores are averaged
@@ -65,8 +68,8 @@ class InputForm:
             raise ValueError(f"input.crop is {self.crop}; it must be at most {largest}")
         if self.range != (0.0, 1.0):
             raise ValueError(f"input.range is {list(self.range)}; only [0, 1] is known")
-        if len(self.ground) > LONGEST:
-            raise ValueError(f"input.ground has {len(self.ground)} characters")
+        if not _COLOUR.fullmatch(self.ground):
+            raise ValueError(f"input.ground is {self.ground[:80]!r}; it must be a colour, such as white or #808080")
         for name in ("mean", "std"):
             values: tuple[float, ...] = getattr(self, name)
             if len(values) not in (0, self.channels) or not all(map(math.isfinite, values)):
@@ -144,6 +147,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_model(self.model)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes holds a name twice")
         for what, texts in (("classes", self.classes), ("versions", (*self.versions, *self.versions.values()))):
             if any(len(text) > LONGEST for text in texts):
                 raise ValueError(f"{what} holds a text of more than {LONGEST} characters")
@@ -176,11 +181,11 @@ class Manifest:
         """What an older run did not write down, in words."""
         dataset = self.input is not None and self.input.standardise == "dataset" and not self.input.mean
         there = {
-            "the names of the classes": bool(self.classes),
+            CLASSES: bool(self.classes),
             "how a picture becomes input": self.input is not None,
             "mean and std of the training images": not dataset,
             "what the scores are": self.score is not None,
-            "digests of the splits": bool(self.data.train.sha256),
+            DIGESTS: bool(self.data.train.sha256),
         }
         return [what for what, known in there.items() if not known]
 

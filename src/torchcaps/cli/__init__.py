@@ -1,4 +1,4 @@
-"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | compare | export | list | cost | data`.
+"""The command line: `torchcaps train`, `evaluate`, `predict` and the other `COMMANDS`.
 
 Flags are derived from `Config` and from the functions of the modules beside this one. Help and the listings of recipes,
 tables and data import no torch: what needs it is imported by the command that needs it.
@@ -16,6 +16,7 @@ from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
+from torchcaps.cli.predicting import predict
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
 from torchcaps.names import unknown
@@ -26,6 +27,7 @@ __all__ = ["main", "parse_flags"]
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "inspect": inspect,
     "reproduce": reproduce,
     "table": table,

@@ -280,5 +280,6 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     if pixels.shape[1:] == tuple(size):
         return pixels
-    planes = [_from_array(plane).resize(size[::-1], Resampling.BILINEAR) for plane in np.ascontiguousarray(pixels)]
+    width_height = size[1], size[0]
+    planes = [_from_array(plane).resize(width_height, Resampling.BILINEAR) for plane in np.ascontiguousarray(pixels)]
     return np.stack([np.array(plane) for plane in planes])

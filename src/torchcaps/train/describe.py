@@ -10,7 +10,7 @@ from typing import Any
 
 import torchcaps
 from torchcaps.config import Config, DataConfig
-from torchcaps.data import CATALOGUE, Data
+from torchcaps.data import CATALOGUE, Data, load_data
 from torchcaps.losses import score_form
 from torchcaps.manifest import DataForm, InputForm, Manifest
 from torchcaps.models import describe_model
@@ -91,6 +91,15 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
         score=score_form(config.loss, shown),
         data=DataForm(plain_name(data.name)),
     )
+
+
+def complete_by_data(manifest: Manifest, config: Config) -> Manifest:
+    """`manifest` of format 1, and what the data of its run tell of the rest; as it is where they cannot be read."""
+    try:
+        data = load_data(config.data)
+        return replace(manifest, classes=data.train.classes, input=describe_input(data, config.data))
+    except (OSError, ValueError):
+        return manifest
 
 
 def plain_name(name: str) -> str:
