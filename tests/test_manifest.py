@@ -21,7 +21,7 @@ from torchcaps import create_model, list_models
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig
 from torchcaps.data import Images, load_data
 from torchcaps.data.digest import digest
-from torchcaps.manifest import KEY, InputForm, Manifest, ScoreForm, from_json, read
+from torchcaps.manifest import KEY, Digest, InputForm, Manifest, ScoreForm, from_json, read
 from torchcaps.models import describe_model
 from torchcaps.models.registry import find_factory
 from torchcaps.train import fit, load_run
@@ -41,6 +41,11 @@ def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int 
 
 def config_of(tmp_path: Path, **data: Any):
     return tiny_config(tmp_path / "runs", epochs=1, batch_size=4, data=DataConfig(**data))
+
+
+def digests(config: DataConfig) -> dict[str, Digest]:
+    data = load_data(config)
+    return {split: data.digest(split) for split in ("train", "validation", "test")}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_digests_stay_where_pictures_move_and_change_with_them(run: RunFolder, t
     moved = pictures(tmp_path / "elsewhere")
 
     def found(**changes: Any) -> dict:
-        return load_data(replace(run.read_config().data, name=f"folder:{moved}", **changes)).digests
+        return digests(replace(run.read_config().data, name=f"folder:{moved}", **changes))
 
     assert found() == {name: getattr(held, name) for name in ("train", "validation", "test")}
     assert found(pad=None, crop=None, image_size=9)["train"] == held.train  # before they are resized
@@ -96,8 +101,8 @@ def test_digest_of_large_files_is_of_paths_and_sizes(tmp_path: Path, monkeypatch
     data = load_data(DataConfig(f"folder:{pictures(tmp_path / 'p')}"))
     assert isinstance(data.train, Images)
     monkeypatch.setattr("torchcaps.data.digest.LIMIT", 1000)
-    assert data.digests["train"].of == "paths and sizes"
-    whole = data.digests["train"]
+    assert data.digest("train").of == "paths and sizes"
+    whole = data.digest("train")
     os.utime(data.train.paths[0])
     assert digest(data.train) == whole
     with open(data.train.paths[0], "ab") as file:
@@ -115,7 +120,7 @@ def test_digest_of_arrays_and_of_composed_images() -> None:
     assert digest(Images(pixels[:0], labels[:0], ("a", "b"))).sha256 == ""
     compose = ComposeConfig("digits", epoch=64, held=16)
     streams = [
-        load_data(DataConfig("multimnist", compose=settings, image_size=size)).digests
+        digests(DataConfig("multimnist", compose=settings, image_size=size))
         for settings, size in ((compose, None), (compose, 20), (replace(compose, seed=1), None))
     ]
     assert streams[0] == streams[1] and streams[0]["train"] != streams[2]["train"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, cast
 
 from torchcaps.cli.comparing import compare
@@ -61,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(args: Sequence[str]) -> None:
-    """Run the command that `args` begin with; those of `train` and `data` have further words before their flags."""
+    """Run the command that `args` begin with; `train`, `evaluate` and `data` have a word more before their flags."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
         return train(args[1], tuple(args[2:]))
+    if args[:1] == ["evaluate"] and len(args) > 1 and not args[1].startswith("-"):
+        return evaluate(Path(args[1]), tuple(args[2:]))
     if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:

@@ -44,6 +44,7 @@ class Data:
     crop: int | None = None  # pixels a side that batches are cut to
     views: Literal[1, 5, 10] = 1  # crops of each test image
     deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's
+    means: tuple[float, ...] = ()  # likewise
     read: Splits | None = None  # before they were resized or padded, on the CPU
 
     def __post_init__(self) -> None:
@@ -94,14 +95,16 @@ class Data:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
+        if self.means and self.deviations:
+            return torch.tensor(self.means), torch.tensor(self.deviations)
         mean, std = moments(self.train)
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
 
-    @cached_property
-    def digests(self) -> dict[str, Digest]:
-        """Of each split, which images it holds; all that were read are hashed."""
+    def digest(self, split: Literal["train", "validation", "test"]) -> Digest:
+        """Which images `split` holds, as they were read; all of it is hashed."""
         read = self.read or Splits(self.train, self.test, self.validation)
-        return {name: digest(split) for name, split in read._asdict().items() if split is not None}
+        source = getattr(read, split)
+        return Digest() if source is None else digest(source)
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
@@ -168,7 +171,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
-    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std, read)
+    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std, read=read)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

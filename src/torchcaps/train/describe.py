@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torchcaps
 from torchcaps.config import Config, DataConfig
@@ -16,6 +16,7 @@ from torchcaps.manifest import DataForm, InputForm, Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 
+SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 LIBRARIES = ("torch", "numpy", "safetensors", "timm")
 
 
@@ -29,7 +30,7 @@ def describe_run(config: Config, data: Data, origin: Mapping[str, Any]) -> Manif
         classes=data.train.classes,
         input=describe_input(data, config.data),
         score=score_form(config.loss, data.shown),
-        data=DataForm(plain_name(config.data.name), **data.digests),
+        data=DataForm(plain_name(config.data.name), *(data.digest(split) for split in SPLITS)),
         revisions=revisions_of(config),
         versions=_versions(),
     )
