@@ -129,6 +129,7 @@ def nothing(place: Path) -> None:
 
 
 TRAIN_NPZ, TRAIN_FOLDER = "train tiny --data.name npz:own.npz --batch-size 4", "train tiny --data.name folder:pictures"
+TRAIN_LIST = "train tiny --data.name list:own.csv"
 TRAIN_MNIST = "train tiny --data.name mnist --data.root ."
 LAST, BEST = "runs/tiny-0/last", "run/best"
 ROWS = {
@@ -175,15 +176,26 @@ ROWS = {
     "npz-none": (TRAIN_NPZ, nothing, "there is no file own.npz"),
     "npz-cut": (TRAIN_NPZ, truncated_npz, "own.npz is not an .npz file"),
     "npz-objects": (TRAIN_NPZ, objects_npz, "objects are refused"),
-    "npz-nan": (TRAIN_NPZ, arrays(x_train=spoilt(np.nan)), "x_train must be uint8, NHW or NHWC, got float32"),
-    "npz-inf": (TRAIN_NPZ, arrays(x_test=spoilt(np.inf)), "with NaN or infinite values, first in image 5"),
+    "npz-nan": (TRAIN_NPZ, arrays(x_train=spoilt(np.nan)), "x_train has NaN or infinite values, first in"),
+    "npz-inf": (TRAIN_NPZ, arrays(x_test=spoilt(np.inf)), "x_test has NaN or infinite values, first in"),
     "npz-shape": (TRAIN_NPZ, arrays(x_train=np.zeros((12, 64), np.uint8)), "got uint8 [12, 64]"),
     "npz-sizes": (TRAIN_NPZ, arrays(x_test=np.zeros((12, 9, 9), np.uint8)), "train images are (1, 8, 8), test"),
     "npz-count": (TRAIN_NPZ, arrays(x_train=np.zeros((11, 8, 8), np.uint8)), "train split: labels must be"),
-    "npz-label": (TRAIN_NPZ, arrays(y_test=np.arange(12) - 1), "test split: label -1 is outside the"),
-    "npz-huge-label": (TRAIN_NPZ, arrays(y_test=np.full(12, 2**40)), "label 1099511627776 of 24 images"),
+    "npz-range": (
+        TRAIN_NPZ, arrays(**dict.fromkeys(("x_train", "x_test"), spoilt(-1))), "float32 are in [-1, 0], and which",
+    ),
+    "npz-order": (TRAIN_NPZ, arrays(x_train=np.zeros((12, 3, 8, 8), np.uint8)), "8x8 pixels of 3 channels (nchw)"),
+    "npz-same": (TRAIN_NPZ, arrays(), "training images are the same: nothing can be learnt"),
+    "npz-label": (TRAIN_NPZ, arrays(y_test=np.arange(12) - 1), "no training image has the label '-1'"),
+    "npz-huge-label": (TRAIN_NPZ, arrays(y_test=np.full(12, 2**40)), "no training image has the label '1099511627776'"),
     "folder-none": (TRAIN_FOLDER, nothing, "there is no folder pictures"),
     "folder-empty": (TRAIN_FOLDER, lambda place: (place / "pictures").mkdir(), "pictures holds no images"),
+    "folder-beside": (
+        TRAIN_FOLDER, lambda place: (images(place), (place / "pictures/extra").mkdir()), "pictures/extra lies beside",
+    ),
+    "folder-ground": (f"{TRAIN_FOLDER} --data.ground whit", images, "data.ground is 'whit'; it must be an opaque"),
+    "list-none": (TRAIN_LIST, nothing, "there is no file own.csv: give the path of a CSV file as list:FILE"),
+    "list-file": (TRAIN_LIST, text("own.csv", "a.png,cat\n"), "own.csv, line 1: there is no file a.png"),
     "folder-unreadable": (TRAIN_FOLDER, unreadable, "cannot read the image pictures/train/a/4.png"),
     "folder-sizes": (TRAIN_FOLDER, lambda place: images(place, (8,) * 11 + (9,)), "give --data.image-size to resize"),
     "weights-cut": ("evaluate run", truncated(f"{BEST}/model.safetensors", 300), "model.safetensors is damaged"),

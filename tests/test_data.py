@@ -37,7 +37,7 @@ def save_npz(path: Path, **changes) -> Path:
         "x_train": rng.integers(0, 256, (20, 5, 4, 3), dtype=np.uint8),
         "y_train": np.arange(20) % 3,
         "x_test": rng.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8),
-        "y_test": np.arange(6) % 4,
+        "y_test": np.arange(6) % 3,
     }
     np.savez(path, **{key: value for key, value in (arrays | changes).items() if value is not None})
     return path
@@ -128,12 +128,12 @@ class TestNpz:
     def test_colour(self, tmp_path):
         path = save_npz(tmp_path / "own.npz")
         data = load_data(DataConfig(name=f"npz:{path}", validation=0.0))
-        assert data.train.shape == (3, 5, 4) and data.train.classes == ("0", "1", "2", "3")
+        assert data.train.shape == (3, 5, 4) and data.train.classes == ("0", "1", "2")
         first = np.load(path)["x_test"][2]
         assert np.array_equal(data.test.fetch(torch.tensor([2]))[0].permute(1, 2, 0).numpy(), first)
 
     def test_grey_and_labels_in_a_column(self, tmp_path):
-        grey = {f"x_{split}": np.zeros((4, 6, 6), np.uint8) for split in ("train", "test")}
+        grey = {f"x_{split}": np.arange(144, dtype=np.uint8).reshape(4, 6, 6) for split in ("train", "test")}
         column = {f"y_{split}": np.arange(4)[:, None] for split in ("train", "test")}
         path = save_npz(tmp_path / "own.npz", **grey, **column)
         data = load_data(DataConfig(name=f"npz:{path}", validation=0.0))
@@ -159,13 +159,18 @@ class TestNpz:
         ("changes", "message"),
         [
             ({"y_test": None}, "lacks y_test"),
-            ({"x_train": np.zeros((20, 5, 4, 3))}, "x_train must be uint8.*float64"),
-            ({"x_test": np.zeros((6, 5), np.uint8)}, r"x_test must be uint8.*\[6, 5\]"),
+            (
+                {"x_train": np.zeros((20, 5, 4, 3))},
+                "x_train is float64, x_test is uint8: all images must be of one type",
+            ),
+            ({"x_train": np.zeros((20, 5, 4, 3), complex)}, "x_train must be uint8.*complex128"),
+            ({"x_test": np.zeros((6, 5), np.uint8)}, r"x_test must be NHW, NHWC or NCHW, got uint8 \[6, 5\]"),
             ({"x_test": np.zeros((6, 9, 9, 3), np.uint8)}, r"train images are \(3, 5, 4\), test images \(3, 9, 9\)"),
-            ({"y_train": np.zeros(20)}, "y_train must be integers"),
-            ({"y_train": np.eye(20, dtype=int)}, "y_train must be integers"),
+            ({"y_train": np.zeros(20)}, "y_train must be integers or strings"),
+            ({"y_train": np.eye(20, dtype=int)}, "y_train must be integers or strings"),
             ({"y_train": np.arange(19)}, r"labels must be torch.int64 \[20\]"),
-            ({"y_train": np.arange(20) - 1}, "label -1 is outside"),
+            ({"y_test": np.arange(6) - 1}, "test split: no training image has the label '-1'"),
+            ({"x_val": np.zeros((6, 5, 4, 3), np.uint8)}, "lacks y_val: it has x_val"),
         ],
     )
     def test_faulty_arrays(self, tmp_path, changes, message):
@@ -268,7 +273,7 @@ class TestData:
 
     def test_splits_must_agree(self, digits):
         with pytest.raises(ValueError, match=r"test images \(1, 9, 9\)"):
-            Data(digits.train, digits.validation, digits.test.resize((9, 9)))
+            Data(digits.train, digits.validation, digits.test.fit((9, 9)))
         with pytest.raises(ValueError, match="training split is empty"):
             Data(digits.train.subset(torch.arange(0)), digits.validation, digits.test)
 

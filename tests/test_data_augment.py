@@ -9,7 +9,7 @@ import torch
 from torchvision.transforms.v2 import functional as reference
 
 from torchcaps.config import AugmentConfig, DataConfig
-from torchcaps.data import Data, Images, colour, load_data, transforms
+from torchcaps.data import Data, Images, colour, load_data, prepare, transforms
 from torchcaps.data.batches import Batches
 
 FACTORS = torch.tensor([0.0, 0.6, 1.0, 1.7])
@@ -57,13 +57,13 @@ class TestCuts:
 
     def test_views(self):
         images = random_images()
-        views = transforms.multi_crop(images, 4, 10)
+        views = torch.stack(prepare.crops(images, 4, 10), 1)
         assert views.shape == (4, 10, 3, 4, 4)
         places = [(1, 0), (0, 0), (0, 1), (2, 0), (2, 1)]
         for number, (top, left) in enumerate(places):
             window = images[..., top : top + 4, left : left + 4]
             assert torch.equal(views[:, number], window) and torch.equal(views[:, 5 + number], window.flip(-1))
-        assert torch.equal(transforms.multi_crop(images, 4, 5), views[:, :5])
+        assert torch.equal(torch.stack(prepare.crops(images, 4, 5), 1), views[:, :5])
 
     def test_training_cuts_anywhere_and_tests_from_the_middle(self):
         pixels = torch.arange(36, dtype=torch.uint8).view(1, 1, 6, 6).repeat(64, 1, 1, 1)

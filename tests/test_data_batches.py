@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from torchcaps.config import AugmentConfig, ComposeConfig, DataConfig
-from torchcaps.data import Batches, Data, Images, load_data, transforms
+from torchcaps.data import Batches, Data, Images, load_data, prepare, transforms
 from torchcaps.data.splits import DRAWS, mix
 
 ALL = AugmentConfig(
@@ -108,13 +108,13 @@ class TestAffine:
 class TestStandardise:
     def test_per_image(self):
         images = transforms.to_float(random_images(4).pixels)
-        done = transforms.standardise_image(images)
+        done = prepare.standardise_image(images)
         torch.testing.assert_close(done.mean((1, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
         torch.testing.assert_close(done.std((1, 2, 3), correction=0), torch.ones(4))
         torch.testing.assert_close(done[1], (images[1] - images[1].mean()) / images[1].std(correction=0))
 
     def test_blank_image_becomes_zero(self):
-        assert not transforms.standardise_image(torch.full((1, 1, 4, 4), 0.7)).abs().max() > 1e-6
+        assert not prepare.standardise_image(torch.full((1, 1, 4, 4), 0.7)).abs().max() > 1e-6
 
     def test_by_data_set(self):
         images = random_images(16)
@@ -197,7 +197,7 @@ class TestStandardiseFirst:
         data = Data(images, images, images, "image", crop=5, views=views, standardise_first=True)
         tested = torch.cat([batch for batch, _ in data.evaluation("test", 6).epoch(0)])
         whole = transforms.standardise_image(images.pixels.float() / 255)
-        expected = transforms.multi_crop(whole, 5, views)
+        expected = torch.stack(prepare.crops(whole, 5, views), 1)
         assert torch.equal(tested, expected[:, 0] if views == 1 else expected)
 
     def test_colours_change_before(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data import ImageFiles, Images, folder, load_data
-from torchcaps.data.images import resize
+from torchcaps.data.cache import Mapped
+from torchcaps.data.pictures import fit_picture, suffixes
 
 
 def save(path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -48,19 +50,24 @@ def test_pixels_labels_and_classes(tmp_path):
     assert np.array_equal(everything(data.test).numpy(), expected)
 
 
-def test_streamed_equals_resident(tmp_path, monkeypatch):
-    fill(tmp_path, per_class=7)
+@pytest.mark.parametrize("kind", [Mapped, ImageFiles])
+def test_what_is_not_in_memory_equals_what_is(tmp_path, monkeypatch, kind):
+    """Mapped, or where there is no place for the file, decoded by worker processes."""
+    fill(tmp_path / "pictures", per_class=7)
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("no folder")
     options = {
         "validation": 0.3,
         "image_size": 4,
         "standardise": "dataset",
         "augment": AugmentConfig(crop=1, flip=True),
     }
-    resident = load(tmp_path, **options)
+    resident = load(tmp_path / "pictures", **options)
     monkeypatch.setattr(folder, "RESIDENT_LIMIT", 0)
     monkeypatch.setattr(folder, "workers", lambda images: 2)
-    streamed = load(tmp_path, **options)
-    assert isinstance(streamed.train, ImageFiles)
+    monkeypatch.setenv("TORCHCAPS_CACHE", str(tmp_path / "cache" if kind is Mapped else "file"))
+    streamed = load(tmp_path / "pictures", **options)
+    assert isinstance(streamed.train, kind)
     assert torch.equal(streamed.mean, resident.mean) and torch.equal(streamed.std, resident.std)
 
     config = DataConfig(**options)
@@ -80,19 +87,95 @@ def test_streamed_equals_resident(tmp_path, monkeypatch):
 def test_workers_decode_in_order(tmp_path):
     fill(tmp_path)
     paths = tuple(str(path) for path in sorted(tmp_path.glob("train/*/*.png")))
-    files = ImageFiles(paths, torch.tensor([0] * 5 + [1] * 5), ("ant", "bee"), (3, 6, 5), workers=2)
+    files = ImageFiles(paths, torch.tensor([0] * 5 + [1] * 5), ("ant", "bee"), folder.Form((3, 6, 5)), workers=2)
     batches = torch.tensor([3, 1, 9, 0, 0, 7]).split(2)
     for decoded, batch in zip(files.stream(batches), batches, strict=True):
         assert torch.equal(decoded, files.fetch(batch))
     assert torch.equal(everything(files.load()), everything(files))
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
-def test_given_validation_split(tmp_path, name):
-    fill(tmp_path)
-    fill(tmp_path, splits=(name,), per_class=2)
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train", "val", "test"),
+        ("train", "valid", "test"),
+        ("Training", "dev", "Testing"),
+        ("TRAIN", "validation", "test"),
+    ],
+)
+def test_splits_by_their_usual_names(tmp_path, train, validation, test):
+    for name, images in ((train, 5), (validation, 2), (test, 3)):
+        fill(tmp_path, splits=(name,), per_class=images)
     data = load(tmp_path, validation=0.5)
-    assert (len(data.train), len(data.validation), len(data.test)) == (10, 4, 10)
+    assert (len(data.train), len(data.validation), len(data.test)) == (10, 4, 6)
+
+
+def test_folders_that_are_neither_splits_nor_classes(tmp_path):
+    fill(tmp_path / "beside", splits=("train", "test", "extra"))
+    with pytest.raises(ValueError, match=r"extra lies beside the splits of .*named train, training, validation"):
+        load(tmp_path / "beside")
+    fill(tmp_path / "twice", splits=("train", "test", "val", "valid"))
+    with pytest.raises(ValueError, match=r"val and .*valid are both the validation split"):
+        load(tmp_path / "twice")
+    fill(tmp_path / "above/unpacked")
+    with pytest.raises(
+        ValueError, match=r"unpacked holds the splits test, train, so it is no class: give folder:.*unp"
+    ):
+        load(tmp_path / "above")
+    fill(tmp_path / "within", splits=("ant/train", "ant/test", "bee/train", "bee/test"), classes=(".",))
+    with pytest.raises(ValueError, match=r"ant holds the splits test, train, so it is no class: move them up, to"):
+        load(tmp_path / "within")
+    fill(tmp_path / "single", splits=("images",))
+    with pytest.raises(ValueError, match=r"has one folder, images, which holds ant, bee: give folder:.*images"):
+        load(tmp_path / "single")
+
+
+def test_what_lies_below_class_folders_is_read(tmp_path, caplog):
+    fill(tmp_path, splits=("train", "test"), classes=("ant", "bee", "bee/2021", "bee/2021/may"), per_class=3)
+    data = load(tmp_path)
+    assert data.train.classes == ("ant", "bee") and data.train.labels.tolist() == [0] * 3 + [1] * 9
+    assert "a class of" in caplog.text and "4 folder(s)" in caplog.text and "train/bee/2021/may" in caplog.text
+
+
+def test_links_are_followed_but_not_for_ever(tmp_path):
+    fill(tmp_path / "real", per_class=3)
+    (tmp_path / "linked").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "linked" / split).symlink_to(tmp_path / "real" / split)
+    (tmp_path / "real/train/ant/up").symlink_to(tmp_path / "real/train/ant")
+    assert len(load(tmp_path / "linked").train) == 6
+
+
+def test_all_that_is_left_out_is_counted_and_named_once(tmp_path, caplog):
+    fill(tmp_path)
+    for name in (
+        "readme.txt",
+        "train/labels.csv",
+        "train/ant/notes.doc",
+        "train/bee/deep/x.pdf",
+        ".hidden",
+        "test/ant/.h",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    load(tmp_path)
+    load(tmp_path)
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(f"torchcaps: left out 4 file(s) of {tmp_path} that are no pictures in a class")
+    for name in ("readme.txt", "labels.csv", "notes.doc", "x.pdf"):
+        assert name in caplog.messages[0]
+
+
+def test_all_files_that_pillow_decodes_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    names = ("a.PNG", "b.jfif", "c.gif", "d.tga", "e.jp2", "f.ico", "g.pcx", "h.avif", "i.dib")
+    for split in ("train", "test"):
+        for kind in ("ant", "bee"):
+            for name in names:
+                if Path(name).suffix.lower() in suffixes():
+                    (tmp_path / split / kind).mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).resize((16, 16)).save(tmp_path / split / kind / name)
+    assert len(load(tmp_path, image_size=8).train) == 2 * sum(Path(name).suffix.lower() in suffixes() for name in names)
 
 
 def test_class_folders_alone_give_a_fixed_test_split(tmp_path):
@@ -102,12 +185,60 @@ def test_class_folders_alone_give_a_fixed_test_split(tmp_path):
     assert torch.equal(everything(data.test), everything(again.test))
 
 
-def test_grey_only_where_all_classes_are(tmp_path):
+def test_colour_where_any_training_picture_has_it(tmp_path, caplog):
     fill(tmp_path / "grey", shape=(4, 4))
-    assert load(tmp_path / "grey").channels == 1
+    assert load(tmp_path / "grey").channels == 1 and load(tmp_path / "grey", colour="rgb").channels == 3
     fill(tmp_path / "mixed", shape=(4, 4))
-    save(tmp_path / "mixed/train/bee/0.png", np.zeros((4, 4, 3), np.uint8))
-    assert load(tmp_path / "mixed").channels == 3
+    save(tmp_path / "mixed/train/bee/3.png", np.full((4, 4, 3), [200, 0, 0], np.uint8))
+    mixed = load(tmp_path / "mixed")
+    assert mixed.channels == 3 and mixed.train.fetch(torch.tensor([8]))[0, :, 0, 0].tolist() == [200, 0, 0]
+    assert "1 training pictures have colour and 9 are grey: all are read in colour" in caplog.text
+    caplog.clear()
+    assert load(tmp_path / "mixed", colour="grey").channels == 1 and not caplog.messages
+    save(tmp_path / "grey/test/bee/3.png", np.full((4, 4, 3), [200, 0, 0], np.uint8))
+    assert load(tmp_path / "grey").channels == 1
+    assert "1 of 20 pictures have colour, and become grey as those of training are" in caplog.text
+
+
+def test_ground_is_seen_through_what_is_transparent(tmp_path, caplog):
+    """Drawings in transparency alone, black on nothing: on black nothing is left of them."""
+    for index, split in enumerate(("train", "test")):
+        for kind in ("ant", "bee"):
+            for number in range(3):
+                drawn = np.zeros((4, 4, 4), np.uint8)
+                drawn[number, index, 3] = 255
+                save(tmp_path / split / kind / f"{number}.png", drawn)
+    assert everything(load(tmp_path).train)[0].sum((1, 2)).tolist() == [15 * 255] * 3
+    assert load(tmp_path, ground="red", colour="grey").train.fetch(torch.tensor([0])).max() == 76
+    assert "12 of 12 pictures have transparency, and are laid on white (--data.ground); such as" in caplog.text
+    with pytest.raises(ValueError, match=r"all 6 training images are the same.*--data\.ground of another colour"):
+        load(tmp_path, ground="black")
+
+
+def test_proportions_that_change_are_said(tmp_path, caplog):
+    fill(tmp_path, shape=(8, 4))
+    written = np.array(Image.open(tmp_path / "test/ant/0.png"))
+    for fit, expected in (("crop", written[2:6]), ("pad", None), ("stretch", None)):
+        caplog.clear()
+        found = load(tmp_path, image_size=4, fit=fit, ground="#070707").test.fetch(torch.tensor([0]))[0, 0].numpy()
+        assert "20 of 20 pictures have other proportions than 4x4, and are " in caplog.messages[0]
+        if expected is not None:
+            assert np.array_equal(found, expected)
+        assert ((found[:, [0, 3]] == 7).all()) == (fit == "pad")
+
+
+def test_what_is_changed_in_reading_is_said(tmp_path, caplog):
+    fill(tmp_path, shape=(4, 4))
+    folder = tmp_path / "train/ant"
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "deep.png")
+    Image.new("CMYK", (4, 4), (9, 9, 9, 9)).save(folder / "print.tif")
+    Image.new("L", (4, 4)).save(folder / "pages.tif", save_all=True, append_images=[Image.new("L", (4, 4), 3)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (4, 4)).save(folder / "turned.jpg", exif=exif)
+    load(tmp_path)
+    for said in ("16 bits a channel.*deep", "several pages.*pages", "EXIF orientation says; .*turned", "CMYK.*print"):
+        assert [len(re.findall(f"1 of 24 pictures .*{said}", text)) for text in caplog.messages].count(1) == 1, said
 
 
 def test_sizes_that_differ_need_an_image_size(tmp_path):
@@ -116,7 +247,7 @@ def test_sizes_that_differ_need_an_image_size(tmp_path):
     with pytest.raises(ValueError, match=r"odd\.png is 3x9 pixels.*5x6.*--data\.image-size"):
         load(tmp_path)
     resized = everything(load(tmp_path, image_size=8).test)[-1]
-    assert torch.equal(resized, resize(torch.from_numpy(other).permute(2, 0, 1)[None], (8, 8))[0])
+    assert np.array_equal(resized.numpy(), fit_picture(other.transpose(2, 0, 1), (8, 8)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -129,13 +260,6 @@ def test_unreadable_image_is_named(tmp_path, monkeypatch, workers):
         load(tmp_path, image_size=4)
     broken.write_bytes(b"text")
     with pytest.raises(ValueError, match=r"^cannot read the image .*bee.2\.png"):
-        load(tmp_path)
-
-
-def test_deep_images_are_refused(tmp_path):
-    fill(tmp_path, shape=(4, 4))
-    save(tmp_path / "train/ant/0.png", np.full((4, 4), 40_000, np.uint16))
-    with pytest.raises(ValueError, match=r"ant.0\.png: mode I;16, but only images of 8 bits"):
         load(tmp_path)
 
 

@@ -61,7 +61,9 @@ class TestAffnist:
     def test_test_split_needs_no_training_files(self, tmp_path):
         written = self.write(tmp_path / "affNIST/test_batches/1.mat", 3, 0)
         config = DataConfig(name="npz:" + str(tmp_path / "own.npz"), root=tmp_path, test="affnist", copies=1)
-        arrays = {"x": np.zeros((20, 40, 40), np.uint8), "y": np.arange(20) % 10}
+        images = np.zeros((20, 40, 40), np.uint8)
+        images[:, 0, 0] = np.arange(20)
+        arrays = {"x": images, "y": np.arange(20) % 10}
         np.savez(
             tmp_path / "own.npz", **{f"{key}_{split}": arrays[key] for key in arrays for split in ("train", "test")}
         )

@@ -1,18 +1,23 @@
 """Exports: ONNX Runtime's scores are the model's, and a packed model loads without its float weights."""
 
+import json
+
+import onnx
 import pytest
 import tiny
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from torchcaps import create_model
 from torchcaps.cli import main
 from torchcaps.config import Config, DataConfig, ModelConfig
-from torchcaps.export import export_onnx, export_packed, load_packed, pack_model
+from torchcaps.export import export_onnx, export_packed, load_packed, pack_model, read_packed
 from torchcaps.layers import PackedLayer, use_implementation
+from torchcaps.manifest import KEY, from_json
 from torchcaps.models import CapsuleHead, HeadedModel, Model
-from torchcaps.train import fit, load_run
+from torchcaps.train import RunFolder, fit
 
 BACKBONE = "test_efficientnet"  # timm's own for tests: 256 features
 
@@ -54,6 +59,7 @@ def test_a_packed_model_loads_without_its_float_weights(routing, tmp_path, monke
     assert done.difference == pytest.approx(0, abs=1e-6)
     with safe_open(done.path, "pt") as file:
         names = set(file.keys())
+        assert read_packed(file.metadata()).model["iterations"] == 3  # a default is an option too
     assert "head.stack.layers.0.transform.weight" not in names and "head.stack.layers.0.transform.bits" in names
     built = []
     monkeypatch.setattr(nn.init, "normal_", lambda tensor, *_, **__: built.append(tensor.device.type) or tensor)
@@ -63,6 +69,25 @@ def test_a_packed_model_loads_without_its_float_weights(routing, tmp_path, monke
     assert not any(tensor.is_meta for tensor in (*again.parameters(), *again.buffers()))
     images = torch.rand(3, 3, 32, 32)
     torch.testing.assert_close(again(images).scores, model(images).scores)
+
+
+def test_packed_files_of_before_load_and_those_of_strangers_are_checked(tmp_path):
+    model = trained(f"{BACKBONE}.xnodr")
+    path = export_packed(model, tmp_path / "model.safetensors").path
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    older = {"format": "torchcaps-packed-1", "origin": json.dumps(model.origin), "scales": "float32"}
+    save_file(tensors, path, older)
+    images = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(load_packed(path)(images).scores, model(images).scores)
+    for wrong, message in (
+        (older | {"scales": "int8"}, "its scales are 'int8'"),
+        (older | {"origin": '{"name": "../x"}'}, "must be one of `torchcaps list models`"),
+        (metadata | {"format": "other"}, "its format is 'other'"),
+    ):
+        save_file(tensors, path, wrong)
+        with pytest.raises(ValueError, match=message):
+            load_packed(path)
 
 
 def test_half_scales_are_smaller_and_nearly_equal(tmp_path):
@@ -83,8 +108,9 @@ def test_a_run_is_exported(tmp_path):
     folder = fit(tiny.tiny_config(tmp_path, epochs=1)).folder
     done = export_onnx(folder, tmp_path / "run.onnx")
     assert done.difference is not None and done.difference < 1e-5
-    model, _ = load_run(folder)
-    assert model.origin["name"] == "tiny"
+    held = RunFolder(folder).read_manifest()
+    written = {each.key: each.value for each in onnx.load(done.path).metadata_props}
+    assert from_json(written[KEY]) == held and held.classes == tuple("0123456789")
     with pytest.raises(ValueError, match="no layer with binary weights"):
         export_packed(folder, tmp_path / "run.safetensors")
 

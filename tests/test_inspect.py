@@ -157,7 +157,7 @@ def test_calibration_by_hand() -> None:
 def test_worst_are_sure_and_wrong_and_right_ones_differ_in_class() -> None:
     hot = torch.eye(2, dtype=torch.bool)
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
-    measured = Measured(p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False)
+    measured = Measured(p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False, torch.zeros(5))
     assert worst(measured, 9).tolist() == [0, 1]
     assert choose_right(measured, 2).tolist() == [2, 3]
     assert choose_right(measured, 9).tolist() == [2, 3, 4]

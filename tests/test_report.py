@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -111,7 +112,41 @@ def test_unfinished_run_is_shown_on_its_validation_split(copy: Path) -> None:
     assert f"{validation:.2%}" in words
 
 
+def test_what_was_measured_stands_beside_the_page(run: Path) -> None:
+    record = json.loads((run / "evaluation.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    assert (record["accuracy"], record["images"]) == (result["test_accuracy"], result["test_images"])
+    with (run / "by-class.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == list("0123456789")
+    found = sum(int(row["found"]) for row in rows)
+    assert found == result["test_images"] - result["test_errors"]
+    with (run / "confusion.csv").open(newline="") as file:
+        header, *counts = csv.reader(file)
+    assert header == ["shown", *"0123456789"]
+    assert sum(int(counts[n][n + 1]) for n in range(10)) == found
+
+
+def test_a_report_is_never_replaced_by_a_poorer_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (copy / "report.html").read_bytes()
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"data": {"name": "folder:gone"}}))
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()}
+    assert main(["inspect", str(copy)]) == 0
+    printed = capsys.readouterr()
+    assert "report.html stays as it was, since a new one would show less: there is no folder gone" in printed.err
+    assert printed.out.strip() == str(copy / "report.html")
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("*") if path.is_file()} == before
+    (copy / "report.html").unlink()
+    assert "there is no folder gone" in write_report(copy).read_text()
+    assert "there is no folder gone" in write_report(copy).read_text()  # of two poor ones the later
+    (copy / "report.html").write_bytes(page)
+    (copy / "config.json").write_text(json.dumps(config))
+    assert write_report(copy).read_bytes() != b""
+
+
 def test_run_that_never_saved_says_so(copy: Path) -> None:
+    (copy / "report.html").unlink()
     for name in ("best", "last"):
         shutil.rmtree(copy / name)
     for name in ("result.json", "metrics.jsonl", "environment.json"):

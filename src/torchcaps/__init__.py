@@ -9,6 +9,7 @@ from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
+    from torchcaps.deploy import load
     from torchcaps.layers import CapsuleLayer, CapsuleStack, pack
     from torchcaps.models import CapsuleHead, HeadedModel, Model, Output, create_model, list_models
     from torchcaps.routing import Routing, create_routing, list_routings
@@ -18,6 +19,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "capsules": ("Capsules", "lengths", "squash"),
+    "deploy": ("load",),
     "layers": ("CapsuleLayer", "CapsuleStack", "pack"),
     "models": ("CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models"),
     "routing": ("Routing", "create_routing", "list_routings"),
@@ -30,6 +32,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Routing", "create_routing", "list_routings",
     "CapsuleLayer", "CapsuleStack", "pack",
     "CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models",
+    "load",
 ]  # fmt: skip
 
 __getattr__ = resolver(__name__, _HOMES)

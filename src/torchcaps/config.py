@@ -57,10 +57,16 @@ class ComposeConfig:
 class DataConfig:
     """Which images, how they are split, and what is done to them."""
 
-    name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH` or `folder:PATH`
+    name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH`, `folder:PATH` or `list:FILE`
     root: Path | None = None  #: where data sets lie; else $TORCHCAPS_DATA, else the user's cache folder
     download: bool = False  #: fetch what is missing (torchvision's sets)
     image_size: int | None = None  #: resize to this many pixels a side on loading; None keeps the stored size
+    fit: Literal["stretch", "crop", "pad"] = (
+        "stretch"  #: image_size, of other proportions: change them, cut to the middle, or put `ground` around
+    )
+    ground: str = "white"  #: folder, list: colour behind what is transparent, and around what is padded; or #rrggbb
+    colour: Literal["auto", "grey", "rgb"] = "auto"  #: folder, list: auto takes rgb where a training picture has colour
+    order: Literal["auto", "nhwc", "nchw"] = "auto"  #: npz: axes of arrays of four; auto refuses what may be either
     pad: int | None = None  #: put black around each image, up to this many pixels a side, in place of resizing it
     validation: float = 0.1  #: share of the training split held out to select the model on; 0 trains on all of it
     split_seed: int = 0  #: seed of the split, apart from the seed of the run
@@ -71,7 +77,7 @@ class DataConfig:
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
-    skip_unreadable: bool = False  #: folder: leave out images that cannot be read, naming them, in place of stopping
+    skip_unreadable: bool = False  #: folder, list: leave out images that cannot be read, and name them
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
     limit: int | None = None  #: images of each split that are used at most, a fixed sample of it: for trials
@@ -182,6 +188,8 @@ def to_plain(config: Any) -> Any:
         return {each.name: to_plain(getattr(config, each.name)) for each in fields(config)}
     if isinstance(config, tuple):
         return [to_plain(item) for item in config]
+    if isinstance(config, dict):
+        return {name: to_plain(value) for name, value in config.items()}
     return str(config) if isinstance(config, Path) else config
 
 
@@ -198,8 +206,9 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
 
 
 def _restore(name: str, kind: Any, value: Any) -> Any:
-    if is_dataclass(kind) and isinstance(value, dict):
-        return from_plain(typing.cast(type, kind), value)
+    part = next((each for each in (kind, *typing.get_args(kind)) if is_dataclass(each)), None)
+    if part is not None and isinstance(value, dict):
+        return from_plain(typing.cast(type, part), value)
     if isinstance(value, dict):
         value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     elif isinstance(value, list):

@@ -6,9 +6,9 @@ Each export is read back and compared with the model on random images, so that w
 from __future__ import annotations
 
 import copy
-import json
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from torchcaps.deploy.module import class_outputs
 from torchcaps.layers import CapsuleStack, has_binary_weights, pack_stack
-from torchcaps.models.registry import Model, rebuild_model
+from torchcaps.manifest import KEY, Manifest, from_json
+from torchcaps.models.registry import Model, describe_model, rebuild_model
 
-FORMAT = "torchcaps-packed-1"
+FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older has no manifest, but `Model.origin`
+OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -28,22 +31,25 @@ class Exported(NamedTuple):
 
     path: Path
     bytes: int  # of the file, or of the ONNX file and its data
-    difference: float | None  # largest, of scores of random images; None where ONNX Runtime is not installed
+    difference: float | None  # largest, of what is computed of random images; None where ONNX Runtime is not installed
 
 
-class _Scores(nn.Module):
-    """A model as exporters want it: images in, scores out."""
+class _Outputs(nn.Module):
+    """A model as exporters want it: images in, the tensors of `class_outputs` out that there are."""
 
     def __init__(self, model: Model):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images).scores
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each for each in class_outputs(self.model(images)) if each is not None)
 
 
 def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, int, int] | None = None) -> Exported:
-    """Write the model from images [b, c, h, w] to scores [b, classes] as ONNX, for any batch size.
+    """Write the model from "images" [b, c, h, w] to "scores" [b, classes] as ONNX, for any batch size.
+
+    Where it has class capsules, their "poses" [b, classes, d] are written too, and their "activations" [b, classes]
+    where the routing gives them. `torchcaps.load` reads the file.
 
     Args:
         source: a model, or the folder of a run, of which the selected weights are taken.
@@ -53,20 +59,23 @@ def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, 
     Raises:
         ValueError: where onnx and onnxscript are not installed, and where `image` is not known.
     """
-    model, path = _loaded(source), Path(path)
+    (model, manifest), path = _loaded(source), Path(path)
     try:
         import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport] - what the exporter needs, said in one line
     except ImportError as error:
         raise ValueError("ONNX export needs two more packages: pip install onnx onnxscript") from error
-    module, images = _Scores(model), _images(model, image)
+    module, images = _Outputs(model), _images(model, image)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about its own insides
         batch = ({0: torch.export.Dim.DYNAMIC},)
         program = torch.export.export(module, (images[:2],), dynamic_shapes=batch)
-        onnx = torch.onnx.export(program, input_names=["images"], output_names=["scores"], dynamo=True, verbose=False)
-        assert onnx is not None
-        onnx.save(path)
         wanted = module(images)
+        names = OUTPUTS[: len(wanted)]
+        onnx = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
+        assert onnx is not None
+        if manifest is not None:
+            onnx.model.metadata_props[KEY] = manifest.to_json()
+        onnx.save(path)
     written = sum(each.stat().st_size for each in (path, path.with_name(path.name + ".data")) if each.exists())
     return Exported(path, written, _onnx_difference(path, images, wanted))
 
@@ -113,15 +122,11 @@ def export_packed(
 
     if scales not in SCALES.values():
         raise ValueError(f"scales are {scales}; they must be one of {', '.join(map(str, SCALES.values()))}")
-    model, path = _loaded(source), Path(path)
-    if model.origin is None:
+    (model, manifest), path = _loaded(source), Path(path)
+    if manifest is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
     packed = pack_model(model, scales)
-    metadata = {
-        "format": FORMAT,
-        "origin": json.dumps(model.origin),
-        "scales": str(scales).removeprefix("torch."),
-    }
+    metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
     os.replace(temporary, path)
@@ -145,25 +150,39 @@ def load_packed(path: str | Path) -> Model:
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+            manifest = read_packed(metadata)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+        if metadata.get("scales") not in SCALES:
+            raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
+        with torch.device("meta"):
+            model = pack_model(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
+        _assign(model, tensors)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a packed model: {error}") from error
-    origin = json.loads(metadata["origin"])
-    with torch.device("meta"):
-        model = pack_model(rebuild_model(origin), SCALES[metadata["scales"]])
-    _assign(model, tensors)
-    model.origin = origin
+    model.origin = manifest.origin
     return convert_conv2d_weight_memory_format(model, torch.channels_last)
 
 
-def _loaded(source: Model | str | Path) -> Model:
-    if isinstance(source, Model):
-        return copy.deepcopy(source).cpu().eval()
-    from torchcaps.train.evaluation import load_run
+def read_packed(metadata: Mapping[str, str]) -> Manifest:
+    """The manifest in the metadata of a file that `export_packed` wrote.
 
-    return load_run(source)[0]
+    Raises:
+        ValueError: for other files, and for values that cannot be.
+    """
+    if metadata.get("format") not in (FORMAT, OLDER):
+        raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    return from_json(metadata[KEY if metadata["format"] == FORMAT else "origin"])
+
+
+def _loaded(source: Model | str | Path) -> tuple[Model, Manifest | None]:
+    """The model on the CPU, and what is known of it; None of one that `create_model` did not build."""
+    if isinstance(source, Model):
+        manifest = None if source.origin is None else Manifest(describe_model(source.origin))
+        return copy.deepcopy(source).cpu().eval(), manifest
+    from torchcaps.train.evaluation import load_run
+    from torchcaps.train.run import RunFolder
+
+    return load_run(source)[0], RunFolder(Path(source)).read_manifest()
 
 
 def _images(model: Model, image: tuple[int, int, int] | None) -> Tensor:
@@ -185,7 +204,9 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     there = _tensors(model)
     if there.keys() != tensors.keys():
         raise ValueError(f"the file and its model differ in {sorted(there.keys() ^ tensors.keys())[:3]}")
-    for name in there:
+    for name, tensor in there.items():
+        if tensor.shape != tensors[name].shape:
+            raise ValueError(f"{name} is {list(tensors[name].shape)}, but the model has {list(tensor.shape)}")
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         if leaf in module._parameters:
@@ -194,11 +215,11 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             module._buffers[leaf] = tensors[name]
 
 
-def _onnx_difference(path: Path, images: Tensor, wanted: Tensor) -> float | None:
+def _onnx_difference(path: Path, images: Tensor, wanted: Sequence[Tensor]) -> float | None:
     try:
         import onnxruntime
     except ImportError:
         return None
     session = onnxruntime.InferenceSession(str(path))
-    found: Any = session.run(None, {"images": images.numpy()})[0]
-    return (torch.from_numpy(found) - wanted).abs().max().item()
+    found: Any = session.run(None, {"images": images.numpy()})
+    return max((torch.from_numpy(a) - b).abs().max().item() for a, b in zip(found, wanted, strict=True))

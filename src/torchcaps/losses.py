@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import widen
-from torchcaps.config import LossConfig
+from torchcaps.config import LossConfig, LossName
+from torchcaps.manifest import ScoreForm
 from torchcaps.models.registry import Output
+
+_FORMS: dict[LossName, tuple[Any, Any]] = {  # what the loss takes scores for, and what makes probabilities of them
+    "margin": ("length", "none"),
+    "spread": ("probability", "none"),
+    "squared-hinge": ("length", "none"),
+    "cross-entropy": ("logit", "softmax"),
+    "normalised-cross-entropy": ("length", "share"),
+    "binary-cross-entropy": ("logit", "sigmoid"),
+}
 
 
 class Criterion(Protocol):
@@ -105,6 +115,17 @@ def score_threshold(config: LossConfig) -> float:
     if config.name != "binary-cross-entropy":
         return config.threshold
     return math.log(config.threshold / (1 - config.threshold))
+
+
+def score_form(config: LossConfig, shown: int | None = 1) -> ScoreForm:
+    """What the scores of a model are that was trained with the loss that `config` describes.
+
+    Args:
+        config: the loss; it says how its scores are read, as `inspect.measured.READINGS` does in words.
+        shown: labels of each image; None where images differ in it.
+    """
+    kind, to_probability = _FORMS[config.name]
+    return ScoreForm(kind, to_probability, score_threshold(config), shown)
 
 
 def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:

@@ -31,6 +31,8 @@ def check_options(owner: str, function: Callable[..., object], options: Mapping[
 
 def fits(value: object, kind: Any) -> bool:
     """Whether `value` is of the type `kind`; an int is a float, a bool is no number. Of what is not known: True."""
+    if kind is Any:
+        return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, each) for each in arguments)

@@ -1,4 +1,4 @@
-"""The command line: `torchcaps train | evaluate | inspect | reproduce | table | compare | export | list | cost | data`.
+"""The command line: `torchcaps train`, `evaluate`, `predict` and the other `COMMANDS`.
 
 Flags are derived from `Config` and from the functions of the modules beside this one. Help and the listings of recipes,
 tables and data import no torch: what needs it is imported by the command that needs it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, cast
 
 from torchcaps.cli.comparing import compare
@@ -16,6 +17,7 @@ from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
+from torchcaps.cli.predicting import predict
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
 from torchcaps.names import unknown
@@ -26,6 +28,7 @@ __all__ = ["main", "parse_flags"]
 COMMANDS = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "inspect": inspect,
     "reproduce": reproduce,
     "table": table,
@@ -59,9 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(args: Sequence[str]) -> None:
-    """Run the command that `args` begin with; those of `train` and `data` have further words before their flags."""
+    """Run the command that `args` begin with; `train`, `evaluate` and `data` have a word more before their flags."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
         return train(args[1], tuple(args[2:]))
+    if args[:1] == ["evaluate"] and len(args) > 1 and not args[1].startswith("-"):
+        return evaluate(Path(args[1]), tuple(args[2:]))
     if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:

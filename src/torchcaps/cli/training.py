@@ -16,7 +16,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from torchcaps.cli.options import listed
-from torchcaps.config import Config, to_plain
+from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -185,49 +185,67 @@ def print_result(result: Result) -> None:
     console.print(str(result.folder), markup=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateFlags:
+    """What is measured, and how it is said."""
+
+    data: DataConfig  #: other data than the run's: its classes are matched by name
+    split: Literal["test", "validation", "train", "all"] = "test"  #: the images to measure on
+    device: str = "auto"  #: auto, cpu, cuda, mps
+    json: bool = False  #: print one JSON object, with accuracy by class, confusion, top-k and calibration
+    out: Path | None = None  #: folder to write the same to, as JSON and CSV
+
+
 def evaluate(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
-    split: Literal["test", "validation"] = "test",
-    device: str = "auto",
-    json: bool = False,
+    flags: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")] = (),
 ) -> None:
-    """Measure the model that a run selected.
+    """Measure the model that a run selected. `torchcaps evaluate RUN --help` lists the flags.
 
     Args:
         run: the folder of a run
-        split: the images to measure on
-        device: auto, cpu, cuda, mps
-        json: print one JSON object
+        flags: e.g. --split validation, --json, or other data: --data.name folder:PATH --split all
     """
-    from torchcaps.data import load_data
-    from torchcaps.losses import build_criterion, score_threshold
-    from torchcaps.train import evaluate, load_run
-    from torchcaps.train.evaluation import check_data
-    from torchcaps.train.machine import build_fabric
+    from torchcaps.train import RunFolder
 
-    model, config = load_run(run)
-    fabric = build_fabric(dataclasses.replace(config, device=device, processes=1))
-    data = load_data(config.data, fabric.device)
-    check_data(run, data)
-    if split == "validation" and not len(data.validation):
-        raise ValueError(f"{run} held out no validation images (data.validation {config.data.validation})")
-    batches = data.evaluation(split, config.batch_size)
-    criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
-    parts = config.loss.reconstruction > 0
-    score = evaluate(fabric, fabric.to_device(model), batches, criterion, data.num_classes, threshold, parts)
-    record = {"split": split, "accuracy": score.accuracy, **score._asdict()}
-    if json:
-        print(dumps(record))
+    config = RunFolder(Path(run)).read_config()
+    with usage_errors():
+        asked = tyro.cli(
+            EvaluateFlags,
+            prog=f"torchcaps evaluate {run}",
+            description="Measure the model that this run selected; the values of its data are defaults here.",
+            default=EvaluateFlags(config.data),
+            args=flags,
+        )
+    from torchcaps.inspect.evaluation import evaluate_run
+
+    found = evaluate_run(run, asked.data, asked.split, asked.device)
+    if found.of_run is False:
+        print(f"torchcaps: the {asked.split} images are not those of the run: they were changed since", file=sys.stderr)
+    score = found.score
+    if asked.json:
+        print(dumps(found.describe()))
     else:
-        print(f"{split}: accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}")
+        said = f"accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}"
+        print(f"{asked.split}: {said}")
+    if asked.out is not None:
+        for path in found.write(asked.out):
+            print(path, file=sys.stderr)
 
 
 def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
-    """Write the report of a run anew, finished or not: report.html and figures/ in its folder.
+    """Write the report of a run anew, finished or not: report.html, figures/ and tables in its folder.
+
+    Where its data are gone, a report that shows what the model does with them stays as it is.
 
     Args:
         run: the folder of a run
     """
     from torchcaps.inspect import write_report
+    from torchcaps.inspect.report import PAGE, ReportKept
 
-    print(write_report(run))
+    try:
+        print(write_report(run))
+    except ReportKept as kept:
+        print(f"torchcaps: {kept}", file=sys.stderr)
+        print(run / PAGE)

@@ -16,8 +16,8 @@ import torch
 
 from torchcaps.config import DataConfig
 from torchcaps.data.catalogue import CATALOGUE
-from torchcaps.data.images import Images
-from torchcaps.data.readers import Splits, missing
+from torchcaps.data.images import Images, Splits
+from torchcaps.data.readers import missing
 
 SIDE = 40
 VERSIONS = 32

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import AugmentConfig
-from torchcaps.data import transforms
+from torchcaps.data import prepare, transforms
 from torchcaps.data.images import Source, resize
 from torchcaps.data.overlap import Overlap, Parts
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
@@ -44,7 +44,7 @@ class Batches:
     std: Tensor | None = None  # [c]
     standardise_first: bool = False  # before anything is cut or moved, and after colours are changed
     cut: int | None = None  # pixels a side: anywhere in the image where `augment` is given, else from the middle
-    views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `transforms.multi_crop`
+    views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `prepare.crops`
     shuffle: bool = False
     drop_last: bool = False
     rank: int = 0
@@ -139,14 +139,14 @@ class Batches:
             return self._standardise(transforms.to_float(pixels))
         if self.standardise_first:
             pixels = self._standardise(transforms.to_float(pixels))
-        crops = transforms.multi_crop(pixels, self.cut, self.views)
+        crops = torch.stack(prepare.crops(pixels, self.cut, self.views), 1)
         images = crops.flatten(0, 1)
         images = images if self.standardise_first else self._standardise(transforms.to_float(images))
         return images if self.views == 1 else images.unflatten(0, crops.shape[:2])
 
     def _standardise(self, images: Tensor) -> Tensor:
         if self.standardise == "image":
-            return transforms.standardise_image(images)
+            return prepare.standardise_image(images)
         if self.mean is not None and self.std is not None and self.standardise == "dataset":
-            return transforms.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
+            return prepare.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
         return images

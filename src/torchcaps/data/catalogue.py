@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from torchcaps.data.entries import ENTRIES
-from torchcaps.data.entry import PATH, Entry
+from torchcaps.data.entry import PATHS, Entry
 from torchcaps.names import unknown
 
 CATALOGUE: dict[str, Entry] = {}
@@ -28,13 +28,14 @@ def register(entry: Entry) -> Entry:
 
 
 def find(name: str) -> tuple[Entry, Path | None]:
-    """The entry of `name`, and the path of `npz:PATH` or `folder:PATH` (None for a named set).
+    """The entry of `name`, and the path of `npz:PATH`, `folder:PATH` or `list:FILE` (None for a named set).
 
     Raises:
         ValueError: for an unknown name, with the nearest known one; for a missing path.
     """
     prefix, colon, path = name.partition(":")
-    entry = CATALOGUE.get(prefix + PATH if colon else name)
+    wanted = (prefix + end for end in PATHS) if colon else (name,)
+    entry = next((CATALOGUE[each] for each in wanted if each in CATALOGUE), None)
     if entry is None or (entry.takes_path and not colon):
         raise unknown("data set", name, CATALOGUE, "`torchcaps list data` shows all")
     if colon and not path:
@@ -48,8 +49,15 @@ def data_root(root: Path | None = None) -> Path:
         return Path(root).expanduser()
     if chosen := os.environ.get("TORCHCAPS_DATA"):
         return Path(chosen).expanduser()
+    return cache_root() / "data"
+
+
+def cache_root() -> Path:
+    """The folder of what can be made again: $TORCHCAPS_CACHE, else torchcaps in the user's cache folder."""
+    if chosen := os.environ.get("TORCHCAPS_CACHE"):
+        return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "torchcaps" / "data"
+    return (Path(cache) if cache else Path.home() / ".cache") / "torchcaps"
 
 
 def absent(entry: Entry, root: Path) -> list[str]:

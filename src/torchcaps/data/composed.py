@@ -15,9 +15,8 @@ from torch import Tensor
 from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data.catalogue import CATALOGUE, find
 from torchcaps.data.counter import make_key
-from torchcaps.data.images import Images
+from torchcaps.data.images import Images, Splits
 from torchcaps.data.overlap import Overlap
-from torchcaps.data.readers import Splits
 from torchcaps.data.splits import COMPOSE, hold_out, mix
 from torchcaps.data.streams import Stream, enlarge
 from torchcaps.data.viewpoints import Affine, Shifted
@@ -113,6 +112,8 @@ def read_base(root: Path, config: DataConfig, settings: ComposeConfig) -> tuple[
     for split in (train, validation, test):
         if not isinstance(split, Images):
             raise ValueError(f"compose.base is {name!r}, which is too large to be held in memory")
+        if split.labels.ndim != 1:
+            raise ValueError(f"compose.base is {name!r}, whose images show several classes: each must show one")
         small = max(split.shape[1:]) < SMALLEST
         bases.append(Images(frame(split.pixels), split.labels, split.classes) if small else split)
     return bases[0], bases[1], bases[2]

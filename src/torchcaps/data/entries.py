@@ -312,13 +312,18 @@ VIEWPOINTS = (
 OWN = (
     Entry(
         name="npz:PATH",
-        about="your own arrays: x_train, y_train, x_test, y_test in one .npz, images NHW or NHWC of uint8",
-        reader="torchcaps.data.readers:read_npz",
+        about="your own arrays: x_train, y_train, x_test, y_test in one .npz, images NHW, NHWC or NCHW",
+        reader="torchcaps.data.arrays:read_npz",
     ),
     Entry(
         name="folder:PATH",
         about="your own image files: PATH/train/CLASS/*, PATH/test/CLASS/*, or PATH/CLASS/* with a fixed test split",
         reader="torchcaps.data.folder:read_folder",
+    ),
+    Entry(
+        name="list:FILE",
+        about="your own image files as a CSV file names them: a path and its label, or several labels, a line",
+        reader="torchcaps.data.listed:read_list",
     ),
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torchcaps.config import ComposeConfig
 
-PATH = ":PATH"  # how the name of an entry ends that reads the user's own files
+PATHS = (":PATH", ":FILE")  # how the name of an entry ends that reads the user's own files
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Entry:
 
     @property
     def takes_path(self) -> bool:
-        """Whether the name is completed by a path: `npz:PATH`, `folder:PATH`."""
-        return self.name.endswith(PATH)
+        """Whether the name is completed by a path: `npz:PATH`, `folder:PATH`, `list:FILE`."""
+        return self.name.endswith(PATHS)
 
     def facts(self) -> str:
         """One line: classes, image size, number of images, size of the download, licence."""

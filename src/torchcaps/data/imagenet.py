@@ -17,8 +17,11 @@ from xml.etree import ElementTree
 import torch
 
 from torchcaps.config import DataConfig
-from torchcaps.data.folder import Box, ImageFiles, list_files, workers
-from torchcaps.data.readers import Splits, missing
+from torchcaps.data.folder import Box, Form, ImageFiles, workers
+from torchcaps.data.images import Splits
+from torchcaps.data.notes import say, some
+from torchcaps.data.readers import missing
+from torchcaps.data.tree import list_pictures
 
 PADDING = 0.1  # of the box's own height and width, on each side; the paper says "some"
 
@@ -46,7 +49,8 @@ def read_h_imagenet(root: Path, config: DataConfig) -> Splits:
             for path, label in zip(files.paths, files.labels.tolist(), strict=True)
         )
         side = config.image_size
-        splits.append(replace(files, shape=(3, side, side), boxes=boxes, workers=workers(len(files))))
+        form = Form((3, side, side), config.fit, config.ground)
+        splits.append(replace(files, form=form, boxes=boxes, workers=workers(len(files))))
     return Splits(*splits)
 
 
@@ -134,11 +138,14 @@ def read_box(path: Path, wnid: str) -> Box:
 
 def _list_images(folder: Path, classes: tuple[str, ...]) -> ImageFiles:
     """The images of `classes` in folder/WNID; their shape is not known yet."""
-    paths, labels = [], []
+    paths, labels, left = [], [], []
     for label, name in enumerate(classes):
-        found = list_files(folder / name) if (folder / name).is_dir() else []
+        found, others, _ = list_pictures(folder / name) if (folder / name).is_dir() else ([], [], [])
+        left += others
         if not found:
             raise ValueError(f"class {name} of classes.txt has no images in {folder / name}")
         paths += found
         labels += [label] * len(found)
-    return ImageFiles(tuple(paths), torch.tensor(labels), classes, shape=(0, 0, 0))
+    if left:
+        say(f"left out {len(left):,} file(s) of {folder} that are no pictures: {some(left)}")
+    return ImageFiles(tuple(paths), torch.tensor(labels), classes, Form((0, 0, 0)))

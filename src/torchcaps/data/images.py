@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from torchcaps.data import prepare
+from torchcaps.data.prepare import Fit, middle
 
 RESIZE_CHUNK = 2048  # images that are floats at one time
 
@@ -52,13 +55,21 @@ class Source(Protocol):
         ...
 
 
+class Splits(NamedTuple):
+    """What a reader returns. `validation` is None where the set gives none; it is then carved from `train`."""
+
+    train: Source
+    test: Source
+    validation: Source | None = None
+
+
 @runtime_checkable
 class Stored(Source, Protocol):
     """Images of which there is a list: their labels can be read at once, and some of them be set aside."""
 
     @property
     def labels(self) -> Tensor:
-        """int64 [n]."""
+        """int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
         ...
 
     def subset(self, indices: Tensor) -> Self:
@@ -75,17 +86,15 @@ class Images:
     """
 
     pixels: Tensor  # uint8 [n, c, h, w]
-    labels: Tensor  # int64 [n]
+    labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
     classes: tuple[str, ...]
+    paths: tuple[str, ...] = ()  # of the files that they were decoded from; empty: they were not
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
             raise ValueError(f"pixels must be torch.uint8 [n, c, h, w], got {found}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            found = f"{self.labels.dtype} {list(self.labels.shape)}"
-            raise ValueError(f"labels must be torch.int64 [{len(self.pixels)}], one per image, got {found}")
-        check_labels(self.labels, self.classes)
+        check_labels(self.labels, self.classes, len(self.pixels))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -97,7 +106,7 @@ class Images:
 
     @property
     def shown(self) -> int | None:
-        return 1
+        return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
         return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
@@ -109,17 +118,18 @@ class Images:
         return map(self.fetch, batches)
 
     def subset(self, indices: Tensor) -> Images:
-        return Images(self.fetch(indices), self.labels[indices.to(self.labels.device)], self.classes)
+        paths = tuple(self.paths[index] for index in indices.tolist()) if self.paths else ()
+        return Images(self.fetch(indices), self.labels[indices.to(self.labels.device)], self.classes, paths)
 
     def to(self, device: torch.device | str) -> Images:
-        return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
-    def resize(self, size: tuple[int, int]) -> Images:
-        """The same at `size` (height, width); see `resize`."""
+    def fit(self, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Images:
+        """The same at `size` (height, width); see the function `fit`."""
         if self.shape[1:] == size:
             return self
-        chunks = [resize(chunk, size) for chunk in self.pixels.split(RESIZE_CHUNK)]
-        return Images(torch.cat(chunks), self.labels, self.classes)
+        chunks = [fit(chunk, size, how, ground) for chunk in self.pixels.split(RESIZE_CHUNK)]
+        return replace(self, pixels=torch.cat(chunks))
 
     def pad(self, side: int) -> Images:
         """The same in the middle of black squares of `side` pixels; of an odd rest the larger part is right and below.
@@ -130,16 +140,40 @@ class Images:
         height, width = self.shape[1:]
         if side < max(height, width):
             raise ValueError(f"data.pad is {side}: images of {height}x{width} pixels need {max(height, width)} or more")
-        top, left = (side - height) // 2, (side - width) // 2
+        top, left = middle((height, width), (side, side))
         padded = F.pad(self.pixels, (left, side - width - left, top, side - height - top))
-        return Images(padded, self.labels, self.classes)
+        return replace(self, pixels=padded)
 
 
-def check_labels(labels: Tensor, classes: tuple[str, ...]) -> None:
-    """Raise ValueError, naming the label, unless each of `labels` int64 [n] is an index into `classes`."""
+def shown(labels: Tensor) -> int | None:
+    """Labels of each image: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it is not known."""
+    return 1 if labels.ndim == 1 else None
+
+
+def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
+    """Raise ValueError, naming what is wrong, unless there are `count` labels, or label sets, of `classes`."""
+    found = f"{labels.dtype} {list(labels.shape)}"
+    if labels.ndim == 2:
+        if labels.dtype != torch.uint8 or labels.shape != (count, len(classes)):
+            raise ValueError(f"label sets must be torch.uint8 [{count}, {len(classes)}], got {found}")
+        if wrong := (~(labels.bool().any(1) & (labels <= 1).all(1))).nonzero().flatten().tolist():
+            said = f"label set {wrong[0]} is {labels[wrong[0]].tolist()}"
+            raise ValueError(f"{said}: it must be of 0 and 1, and at least one class be shown")
+        return
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise ValueError(f"labels must be torch.int64 [{count}], one per image, got {found}")
     outside = labels[(labels < 0) | (labels >= len(classes))]
     if len(outside):
         raise ValueError(f"label {outside[0].item()} is outside the {len(classes)} classes 0 .. {len(classes) - 1}")
+
+
+def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Tensor:
+    """Images at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
+
+    `ground` has the values of the channels that are padded with, or one for all.
+    """
+    colour = torch.tensor(ground, dtype=pixels.dtype, device=pixels.device)
+    return prepare.fit(pixels, size, how, colour[:, None, None], resize)
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:

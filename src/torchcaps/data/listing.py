@@ -48,7 +48,7 @@ def list_sets(root: Path) -> list[Listing]:
 
 def _describe(entry: Entry, root: Path) -> Listing:
     if entry.takes_path:
-        place, there = "PATH", None
+        place, there = entry.name.partition(":")[2], None
     elif not entry.files:
         place, there = "inside scikit-learn", True
     else:

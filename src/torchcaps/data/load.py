@@ -13,14 +13,19 @@ from torch import Tensor
 
 from torchcaps.config import DataConfig
 from torchcaps.data.batches import Batches
+from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
-from torchcaps.data.images import Images, Source, Stored
+from torchcaps.data.digest import digest
+from torchcaps.data.images import Images, Source, Splits, Stored
+from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
-from torchcaps.data.readers import Splits
-from torchcaps.data.splits import hold_out, stratified
+from torchcaps.data.pictures import ground_colour
+from torchcaps.data.splits import hold_out, strata, stratified
+from torchcaps.manifest import Digest
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
+FEW = 64  # images that are compared at one time: as a rule the first ones differ
 VALUES = 1 + 255 * MOST_SUMMED  # of a pixel
 
 
@@ -40,6 +45,8 @@ class Data:
     views: Literal[1, 5, 10] = 1  # crops of each test image
     deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's
     standardise_first: bool = False  # whole images, before they are cut or moved
+    means: tuple[float, ...] = ()  # likewise
+    read: Splits | None = None  # before they were resized or padded, on the CPU
 
     def __post_init__(self) -> None:
         if not len(self.train):
@@ -91,8 +98,16 @@ class Data:
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
+        if self.means and self.deviations:
+            return torch.tensor(self.means), torch.tensor(self.deviations)
         mean, std = moments(self.train)
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
+
+    def digest(self, split: Literal["train", "validation", "test"]) -> Digest:
+        """Which images `split` holds, as they were read; all of it is hashed."""
+        read = self.read or Splits(self.train, self.test, self.validation)
+        source = getattr(read, split)
+        return Digest() if source is None else digest(source)
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
@@ -156,9 +171,11 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     if config.test is not None:
         test = read_test(config.test, config)
     validation, test = _sample(validation, config), _sample(test, config)
+    read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
-    how = config.standardise, config.crop, config.views, config.std, config.standardise_first
-    return Data(train, validation, test, *how)
+    check_variation(train)
+    how = config.standardise, config.crop, config.views, config.std
+    return Data(train, validation, test, *how, standardise_first=config.standardise_first, read=read)
 
 
 def read_test(name: str, config: DataConfig) -> Source:
@@ -178,7 +195,7 @@ def _sample(split: Source, config: DataConfig) -> Source:
     """`config.limit` images of a stored `split`, class by class in proportion; streams have been told already."""
     if config.limit is None or not isinstance(split, Stored) or len(split) <= config.limit:
         return split
-    return split.subset(stratified(split.labels, config.limit, config.split_seed)[1])
+    return split.subset(stratified(strata(split.labels), config.limit, config.split_seed)[1])
 
 
 def _fit(split: Source, config: DataConfig) -> Source:
@@ -189,16 +206,36 @@ def _fit(split: Source, config: DataConfig) -> Source:
         return split
     if config.pad is not None:
         return split.pad(config.pad)
-    return split if config.image_size is None else split.resize((config.image_size, config.image_size))
+    height, width = split.shape[1:]
+    side = config.image_size
+    if side is None or (height, width) == (side, side):
+        return split
+    if height != width:
+        how = {"stretch": "stretched", "crop": "cut", "pad": f"put on {config.ground}"}[config.fit]
+        say(f"images of {width}x{height} pixels are {how} to be {side}x{side} (--data.fit)")
+    colour = ground_colour(config.ground, split.shape[0]) if config.fit == "pad" else (0,)
+    return split.fit((side, side), config.fit, colour)
+
+
+def check_variation(train: Source) -> None:
+    """Raise ValueError when all the images of a stored training split, if they are several, are the same."""
+    if not isinstance(train, Stored) or len(train) < 2:
+        return
+    first = train.fetch(torch.zeros(1, dtype=torch.int64))
+    if not any((train.fetch(indices) != first).any() for indices in torch.arange(len(train)).split(FEW)):
+        raise ValueError(
+            f"all {len(train):,} training images are the same: nothing can be learnt. Where pictures are drawn in "
+            "transparency alone, lay them on a --data.ground of another colour"
+        )
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
-    Counted in integers, hence the same on every device. Of images that are not in memory 4,096 are read, evenly spaced
-    in the order of the source. Unclipped sums of images give means above 1.
+    Counted in integers, hence the same on every device. Of images that are neither in memory nor mapped 4,096 are read,
+    evenly spaced in the order of the source. Unclipped sums of images give means above 1.
     """
-    count = len(source) if isinstance(source, Images) else min(len(source), SAMPLE)
+    count = len(source) if isinstance(source, Images | Mapped) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
     channels = range(source.shape[0])
     device = torch.device("cpu")

@@ -19,6 +19,7 @@ from torchcaps.data.catalogue import find
 from torchcaps.data.images import Source, Stored
 from torchcaps.data.load import Data, load_data
 from torchcaps.data.overlap import Overlap
+from torchcaps.data.splits import strata
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,9 +85,9 @@ def _choose(source: Source, count: int) -> tuple[Source, Tensor]:
     count = min(count, len(source))
     if not isinstance(source, Stored):
         return source, torch.arange(count)
-    labels = source.labels.cpu()
+    labels = strata(source.labels).cpu()
     by_class = labels.argsort(stable=True)
-    counts = labels.bincount(minlength=len(source.classes))
+    counts = labels.bincount()
     rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
     return source.subset(by_class[rank.argsort(stable=True)][:count]), torch.arange(count)
 

@@ -18,8 +18,8 @@ import torch
 
 from torchcaps.config import DataConfig
 from torchcaps.data.catalogue import CATALOGUE
-from torchcaps.data.images import Images
-from torchcaps.data.readers import Splits, missing
+from torchcaps.data.images import Images, Splits
+from torchcaps.data.readers import missing
 
 TYPES = {
     0x1E3D4C51: np.dtype("<f4"),

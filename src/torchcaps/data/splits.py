@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torchcaps.data.images import Stored
 
 ORDER, DRAWS, SPLIT, COMPOSE = range(4)  # what a seed is used for: the uses of one seed are independent
+RARE = 10  # images that have the same label set, below which they are split together with others
 
 
 def mix(purpose: int, *key: int) -> np.random.SeedSequence:
@@ -57,6 +58,17 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[~taken].sort().values, by_class[taken].sort().values
 
 
+def strata(labels: Tensor) -> Tensor:
+    """What images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64 [n].
+
+    The sets that fewer than ten images have are one: each by itself could not be split in proportion.
+    """
+    if labels.ndim == 1:
+        return labels
+    _, number, counts = labels.cpu().unique(dim=0, return_inverse=True, return_counts=True)
+    return torch.where(counts[number] < RARE, 0, number + 1)
+
+
 def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
     """`train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
 
@@ -66,5 +78,5 @@ def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
     held = round(config.validation * len(train))
     if config.validation and not 0 < held < len(train):
         raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
-    kept, taken = stratified(train.labels, held, config.split_seed)
+    kept, taken = stratified(strata(train.labels), held, config.split_seed)
     return train.subset(kept), train.subset(taken)

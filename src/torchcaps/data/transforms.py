@@ -136,18 +136,6 @@ def cut_at(batch: Tensor, place: Tensor, side: int) -> Tensor:
     return windows[torch.arange(b, device=batch.device), :, top, left]
 
 
-def multi_crop(batch: Tensor, side: int, views: int) -> Tensor:
-    """Crops of side x side pixels of each image: [b, c, h, w] -> [b, views, c, side, side].
-
-    1: the middle; 5: the middle, then the four corners; 10: these, then all five mirrored (Krizhevsky et al. 2012).
-    """
-    _, _, h, w = batch.shape
-    down, right = h - side, w - side
-    places = [(down // 2, right // 2), (0, 0), (0, right), (down, 0), (down, right)][: min(views, 5)]
-    crops = torch.stack([batch[..., top : top + side, left : left + side] for top, left in places], 1)
-    return torch.cat([crops, crops.flip(-1)], 1) if views == 10 else crops
-
-
 def horizontal_flip(batch: Tensor, flip: Tensor) -> Tensor:
     """Mirror left to right the images [b, c, h, w] where `flip` bool [b]."""
     columns = torch.arange(batch.shape[3], device=batch.device)
@@ -182,18 +170,3 @@ def source_matrix(angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
     turn, slope = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
     cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
     return torch.stack([cos - slope * sin, -sin - slope * cos, sin, cos], 1).unflatten(1, (2, 2))
-
-
-def standardise_image(batch: Tensor) -> Tensor:
-    """Zero mean and unit variance for each image, over all its channels and pixels: float [b, c, h, w].
-
-    The deviation is at least 1 / sqrt(c h w), as in TensorFlow's `per_image_standardization`: blank images become 0.
-    """
-    centred = batch - batch.mean((1, 2, 3), keepdim=True)
-    deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt_()
-    return centred / deviation.clamp_(min=math.prod(batch.shape[1:]) ** -0.5)
-
-
-def standardise_dataset(batch: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Zero mean and unit variance of each channel over a data set: float [b, c, h, w], `mean` and `std` [c]."""
-    return (batch - mean[:, None, None]) / std[:, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from torchcaps.config import LossConfig
+from torchcaps import scores as scored
+from torchcaps.config import LossConfig, LossName
 from torchcaps.data import Batches
-from torchcaps.losses import multi_hot, score_threshold
+from torchcaps.losses import multi_hot, score_form, score_threshold
 from torchcaps.metrics import predict
 from torchcaps.models import Model
 
@@ -44,6 +46,7 @@ class Measured:
     predicted: Tensor  # bool [n, classes]
     indices: Tensor  # int64 [n], places in the split
     several: bool  # whether the labels are sets
+    better: Tensor  # int64 [n], classes whose score is above that of the best class that is there
 
     @property
     def right(self) -> Tensor:
@@ -58,18 +61,39 @@ class Calibration(NamedTuple):
     error: float  # mean distance of the two, weighted by count
 
 
-def to_probabilities(scores: Tensor, loss: str) -> Tensor:
-    """Scores [b, classes] as probabilities in [0, 1]; `READINGS` says how, for each loss."""
-    scores = scores.float()
-    match loss:
-        case "cross-entropy":
-            return scores.softmax(1)
-        case "normalised-cross-entropy":
-            return scores / scores.sum(1, keepdim=True).clamp_min(1e-7)
-        case "binary-cross-entropy":
-            return scores.sigmoid()
-        case _:
-            return scores.clamp(0, 1)
+def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
+    """Scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
+    form = score_form(LossConfig(loss))
+    return torch.from_numpy(scored.to_probabilities(scores.detach().float().cpu().numpy(), form))
+
+
+class Watch:
+    """Scores and labels of many batches, from which `measured` is made; `evaluate` of `train` takes one.
+
+    Args:
+        loss: what the model was trained with.
+        shown: labels of each image; None where images differ in it.
+    """
+
+    def __init__(self, loss: LossConfig, shown: int | None = 1):
+        self.loss, self.shown = loss, shown
+        self.scores: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def __call__(self, scores: Tensor, labels: Tensor) -> None:
+        """Take in scores [b, classes] and labels int64 [b], or label sets [b, classes]."""
+        self.scores.append(scores.detach().float().cpu())
+        self.labels.append(labels.cpu())
+
+    def measured(self, indices: Tensor | None = None) -> Measured:
+        """What was taken in; `indices` int64 [n] are the places of the images in the split, None: all in order."""
+        scores, labels = torch.cat(self.scores), torch.cat(self.labels)
+        targets = multi_hot(labels, scores.shape[1]).bool()
+        several = labels.ndim == 2
+        predicted = predict(scores, self.shown if several else 1, score_threshold(self.loss))
+        places = torch.arange(len(labels)) if indices is None else indices
+        better = (scores > scores.masked_fill(~targets, -math.inf).amax(1, keepdim=True)).sum(1)
+        return Measured(to_probabilities(scores, self.loss.name), targets, predicted, places, several, better)
 
 
 @torch.no_grad()
@@ -79,22 +103,16 @@ def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, li
     The model sees no labels and is left in evaluation mode; of several views of an image the scores are averaged.
     """
     model.eval()
-    shown, size = batches.images.shown, batches.batch_size
-    wanted = max(1, -(-limit // size))
+    size, wanted = batches.batch_size, max(1, -(-limit // batches.batch_size))
     steps = range(len(batches)) if len(batches) <= wanted else [n * len(batches) // wanted for n in range(wanted)]
-    pieces, several = [], False
+    watch, indices = Watch(loss, batches.images.shown), []
     stream = batches.epoch(0) if len(steps) == len(batches) else (next(batches.epoch(0, start=step)) for step in steps)
     for step, (images, labels) in zip(steps, stream, strict=True):
         views = images.unbind(1) if images.ndim == 5 else (images,)
         with fabric.autocast():
-            scores = torch.stack([model(view).scores for view in views]).mean(0)
-        several = labels.ndim == 2
-        targets = multi_hot(labels, scores.shape[1]).bool()
-        predicted = predict(scores, shown if several else 1, score_threshold(loss))
-        indices = step * size + torch.arange(len(labels))
-        pieces.append((to_probabilities(scores, loss.name), targets, predicted, indices))
-    probabilities, targets, predicted, indices = (torch.cat(part).cpu() for part in zip(*pieces, strict=True))
-    return Measured(probabilities, targets, predicted, indices, several)
+            watch(torch.stack([model(view).scores for view in views]).mean(0), labels)
+        indices.append(step * size + torch.arange(len(labels)))
+    return watch.measured(torch.cat(indices))
 
 
 def confusion(targets: Tensor, predicted: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LIKELIEST = 3  # classes of a mistake
 BYTES = ("B", "KiB", "MiB", "GiB")
 PAIRS = 8  # of confused classes
+SEEN = '<section id="measured">'  # stands in pages that show what the model does
 
 Section = tuple[str, str, str]  # id, heading, HTML
 

@@ -16,6 +16,7 @@ from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
+from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
 from torchcaps.train.checkpoint import damaged, write_text
@@ -70,11 +71,15 @@ class Sight:
     figures: dict[str, Figure]
 
 
+class ReportKept(ValueError):
+    """A report was not written, since the one that is there shows more."""
+
+
 def write_report(path: str | Path, reason: str = "") -> Path:
-    """Write report.html and figures/ into the folder of a run, finished or not, anew.
+    """Write report.html, figures/ and what was measured as JSON and CSV into the folder of a run, finished or not.
 
     Of an unfinished run the images are those of the validation split: the test split is for the end. What cannot be
-    shown (no checkpoint yet, data that are not there) the page says.
+    shown (no checkpoint yet, data that are not there) the page says; but a page that shows it already is kept.
 
     Args:
         path: the folder.
@@ -85,20 +90,26 @@ def write_report(path: str | Path, reason: str = "") -> Path:
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run.
+        ReportKept: when the page would have shown less than the one that is there, which is kept, and its figures too.
     """
-    from torchcaps.inspect.page import render
+    from torchcaps.inspect.page import SEEN, render
 
     story = read_story(Path(path), reason)
-    plots = draw_history(story)
+    page = story.folder / PAGE
     try:
         sight = look(story)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         sight = " ".join(str(error).split())
+        if page.exists() and SEEN in page.read_text(encoding="utf-8"):
+            raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
+    plots = draw_history(story)
     folder = story.folder / FIGURES
     folder.mkdir(exist_ok=True)
     for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
         figures.save_figure(figure, folder / name)
-    page = story.folder / PAGE
+    if isinstance(sight, Sight):
+        record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
+        write_measures(story.folder, record, sight.measured, sight.classes)
     write_text(page, render(story, plots, sight))
     return page
 
@@ -139,11 +150,12 @@ def look(story: Story) -> Sight:
     from torchcaps.cost import measure_cost
     from torchcaps.data import load_data
     from torchcaps.train import load_run
+    from torchcaps.train.evaluation import match_data
     from torchcaps.train.machine import build_fabric
 
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))
-    data = load_data(config.data, fabric.device)
+    data = match_data(story.folder, load_data(config.data, fabric.device))
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
     batches = data.evaluation(split, config.batch_size)
     fabric.to_device(model)

@@ -16,7 +16,15 @@ from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet
 from torchcaps.models.feedback import Feedback, WithFeedback
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel
-from torchcaps.models.registry import Model, Output, create_model, list_models, rebuild_model, register_model
+from torchcaps.models.registry import (
+    Model,
+    Output,
+    create_model,
+    describe_model,
+    list_models,
+    rebuild_model,
+    register_model,
+)
 from torchcaps.models.staged import StagedModel
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "StagedModel",
     "WithFeedback",
     "create_model",
+    "describe_model",
     "discriminative_capsnet",
     "list_models",
     "rebuild_model",

@@ -210,6 +210,13 @@ def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> 
     return own | {"routing_options": routing} if found else own
 
 
+def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """`origin`, what `create_model` was called with, and all the other options of the family with their defaults."""
+    parameters = inspect.signature(find_factory(origin["name"])).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
+    return {"name": origin["name"], **defaults, **origin}
+
+
 def rebuild_model(origin: Mapping[str, Any]) -> Model:
     """The model that `origin` describes, to load weights into: no pretrained ones are fetched for it.
 

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from torchcaps.manifest import KEY, Manifest
+
 MODEL = "model.safetensors"
 STATE = "state.pt"
 SUMS = "SHA256SUMS"  # of the other files; `sha256sum --check` reads it too
@@ -75,9 +77,15 @@ def present(folder: Path) -> Path | None:
     return next((path for path in (folder, _beside(folder, ".old")) if path.exists()), None)
 
 
-def save_checkpoint(folder: Path, model: nn.Module, state: dict | None = None) -> None:
-    """Write weights and buffers of `model` to `folder` and, where given, `state` of plain containers and tensors."""
-    writers: dict[str, Callable[[Path], object]] = {MODEL: lambda path: save_model(model, str(path))}
+def save_checkpoint(
+    folder: Path, model: nn.Module, state: dict | None = None, manifest: Manifest | None = None
+) -> None:
+    """Write weights and buffers of `model` to `folder` and, where given, `state` of plain containers and tensors.
+
+    `manifest` goes into the metadata of the weights, so that the one file can be used without its run.
+    """
+    metadata = None if manifest is None else {KEY: manifest.to_json()}
+    writers: dict[str, Callable[[Path], object]] = {MODEL: lambda path: save_model(model, str(path), metadata)}
     if state is not None:
         writers[STATE] = lambda path: torch.save(state, path)
     write_folder(folder, writers)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config
 from torchcaps.data import Batches, Data
+from torchcaps.data.classes import with_classes
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model, rebuild_model
 from torchcaps.train.checkpoint import load_weights, present
@@ -22,25 +25,28 @@ from torchcaps.train.run import RunFolder
 def evaluate(
     fabric: Fabric,
     model: nn.Module,
-    batches: Batches,
+    batches: Batches | Sequence[Batches],
     criterion: Criterion,
     num_classes: int,
     threshold: float = 0.5,
     parts: bool = False,
+    watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
-    """Mean loss and accuracy of `model` over `batches`, taken together over all processes.
+    """Mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all processes.
 
     The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each
     class that an overlapped image shows, whose reconstruction is compared with its own part. It goes by the inner
     module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode. Of several
-    views of an image the scores are averaged; what is reconstructed is the first view.
+    views of an image the scores are averaged; what is reconstructed is the first view. `watch` is called with the
+    scores [b, classes] and the labels of each batch of this process.
     """
     model.eval()
-    meter = Meter(fabric.device, batches.images.shown, threshold)
-    for step, (images, labels) in enumerate(batches.epoch(0)):
+    several = [batches] if isinstance(batches, Batches) else batches
+    meter = Meter(fabric.device, several[0].images.shown, threshold)
+    for split, step, (images, labels) in ((each, *found) for each in several for found in enumerate(each.epoch(0))):
         if not len(labels):
             continue
-        shown = batches.parts(0, step) if parts else None
+        shown = split.parts(0, step) if parts else None
         chosen = None if shown is None else shown.labels
         views = images.unbind(1) if images.ndim == 5 else (images,)
         with fabric.autocast():
@@ -49,19 +55,32 @@ def evaluate(
         if len(views) > 1:
             output = output._replace(scores=torch.stack([each.scores for each in outputs]).mean(0))
         meter.update(criterion(output, images, multi_hot(labels, num_classes)), output.scores, labels)
+        if watch is not None:
+            watch(output.scores, labels)
     return meter.compute()
 
 
-def check_data(path: str | Path, data: Data) -> None:
-    """Raise ValueError unless the model of the run in `path` was built for the classes and the shape of `data`."""
-    model = RunFolder(Path(path)).read("model.json")
+def match_data(path: str | Path, data: Data) -> Data:
+    """`data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained with.
+
+    Raises:
+        ValueError: when they have a class that the model has not, and when their images have another shape.
+    """
+    manifest = RunFolder(Path(path)).read_manifest()
+    if classes := manifest.classes:
+        train, validation, test = (with_classes(each, classes) for each in (data.train, data.validation, data.test))
+        data = replace(data, train=train, validation=validation, test=test)
     for name, value in (
         ("num_classes", data.num_classes),
         ("in_channels", data.channels),
-        ("image_size", list(data.image_size)),
+        ("image_size", data.image_size),
     ):
-        if model.get(name, value) != value:
-            raise ValueError(f"{name} of the data is {value}, but the model of {path} was built for {model[name]}")
+        if (built := manifest.model.get(name, value)) != value:
+            raise ValueError(f"{name} of the data is {value}, but the model of {path} was built for {built}")
+    form = manifest.input
+    if form is not None and form.mean and form.std:
+        data = replace(data, means=form.mean, deviations=form.std)
+    return data
 
 
 def load_run(path: str | Path) -> tuple[Model, Config]:

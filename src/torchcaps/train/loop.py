@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,16 +21,17 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.config import Config
+from torchcaps.config import Config, to_plain
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
+from torchcaps.manifest import Manifest
 from torchcaps.models import Model, create_model
-from torchcaps.revisions import revisions_of
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
+from torchcaps.train.describe import describe_run
 from torchcaps.train.display import Display
 from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluation import evaluate
@@ -112,8 +113,6 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
-        raised = revisions_of(config)
-        self.revisions = {"revisions": raised} if raised else {}
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
@@ -132,6 +131,11 @@ class Trainer:
         self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the run holds beside its weights; the first process asks for it, since files are read for it."""
+        return describe_run(self.config, self.data, self.shape)
+
     def _open(self, resume: bool) -> RunFolder:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
         if not self.fabric.is_global_zero:
@@ -147,7 +151,7 @@ class Trainer:
             if begun:
                 self.load()
             if self.fabric.is_global_zero:
-                self.folder.write("model.json", self.shape | self.revisions)
+                self.folder.write("model.json", to_plain(self.manifest))
                 ours = {"compiled": self.compiled} | self.statistics
                 self.folder.write("environment.json", describe_environment(self.fabric) | ours)
             if not begun:
@@ -282,7 +286,7 @@ class Trainer:
         )
         self.meter.reset()
         if position.select(validation) and self.fabric.is_global_zero:
-            save_checkpoint(self.folder.best, model)
+            save_checkpoint(self.folder.best, model, manifest=self.manifest)
         if self.fabric.is_global_zero:
             self.folder.write_metrics(position.history)
         self.save()
@@ -338,7 +342,7 @@ class Trainer:
             "meter": self.meter.state(),
         }
         if self.fabric.is_global_zero:
-            save_checkpoint(self.folder.last, self.model, state)
+            save_checkpoint(self.folder.last, self.model, state, self.manifest)
         self.saved = time.monotonic()
 
     def load(self) -> None:

@@ -2,7 +2,7 @@
 
 - config.json: the whole `Config`
 - environment.json: versions, commit, hardware and precision of the process that wrote last
-- model.json: what `create_model` was called with, and the revisions above 1 of what it computes
+- model.json: what is needed to use the model anywhere, see `torchcaps.manifest`
 - metrics.jsonl: one line per epoch
 - last/, best/: checkpoints: model.safetensors; in last/ also state.pt, from which the run continues
 - result.json: there once the run is finished
@@ -16,10 +16,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torchcaps.config import Config, ModelConfig, from_plain, to_plain
-from torchcaps.revisions import check_same, read_older
+from torchcaps import manifest as manifests
+from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.manifest import Manifest
+from torchcaps.revisions import check_same
 from torchcaps.train.check import check_out
 from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.describe import complete
 from torchcaps.train.interrupt import lock
 
 # May differ between a run and its continuation: the result does not depend on them.
@@ -85,22 +88,30 @@ class RunFolder(NamedTuple):
             raise damaged(self.path / name, error) from error
         return content
 
-    def read_model(self) -> dict[str, Any]:
-        """What `create_model` is to be called with for the model of the run, as the run computed it.
+    def read_manifest(self) -> Manifest:
+        """What the run says of its model in model.json; of a run of format 1, what follows from its config too.
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
-            ValueError: when it is damaged, or of a revision that is no longer to be had.
+            ValueError: when it is damaged, or of a later format.
         """
         plain = self.read("model.json")
-        revisions = plain.pop("revisions", {})
-        shape = ("num_classes", "in_channels", "image_size")
-        options = {name: value for name, value in plain.items() if name not in ("name", *shape)}
         try:
-            older = read_older(ModelConfig(plain.get("name", ""), options), revisions)
+            manifest = manifests.read(plain)
+            return complete(manifest, self.read_config()) if manifest.format == 1 else manifest
+        except ValueError as error:
+            raise damaged(self.path / "model.json", error) from error
+
+    def read_model(self) -> dict[str, Any]:
+        """What `create_model` is to be called with for the model of the run, as the run computed it.
+
+        Raises as `read_manifest`, and ValueError for a revision that is no longer to be had.
+        """
+        manifest = self.read_manifest()
+        try:
+            return manifest.origin
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
-        return plain | older
 
     def read_revisions(self) -> dict[str, int]:
         """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""

@@ -1,0 +1,133 @@
+"""`torchcaps predict`: what pictures show, by a trained model."""
+
+from __future__ import annotations
+
+import csv as tables
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from torchcaps.deploy import Classifier, Prediction
+
+Named = tuple[Path, "Prediction"]
+
+
+def predict(
+    source: Annotated[Positional[str], tyro.conf.arg(metavar="RUN|FILE|NAME")],
+    pictures: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="PICTURE")],
+    top: int = 5,
+    json: bool = False,
+    csv: bool = False,
+    batch: int = 32,
+    device: str = "auto",
+) -> None:
+    """Say what pictures show. Pictures that cannot be read are named and passed over.
+
+    Args:
+        source: the folder of a run, a .safetensors or .onnx file, or the name of weights that ship
+        pictures: files, folders, or - for a list on standard input, a path a line
+        top: classes that are named of each picture, the likeliest first
+        json: print one JSON array
+        csv: print a table of comma-separated values
+        batch: pictures that are computed at one time
+        device: auto, cpu, cuda, mps
+    """
+    from torchcaps.deploy import load
+    from torchcaps.deploy.many import find_pictures, predict_files
+
+    if json and csv:
+        raise ValueError("json and csv are two forms of the same: give one of them")
+    for name, value in (("top", top), ("batch", batch)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    places = [line for place in pictures for line in (_listed() if place == "-" else [place])]
+    if not places:
+        raise ValueError("there is no picture to look at: give files, folders, or a list on standard input")
+    paths = find_pictures(places)
+    classifier = load(source, device)
+    left_out: list[Path] = []
+
+    def readable() -> Iterator[Named]:
+        for path, found in _with_progress(predict_files(classifier, paths, batch), len(paths)):
+            if isinstance(found, ValueError):
+                left_out.append(path)
+                print(f"torchcaps: passed over {path}: {' '.join(str(found).split())}", file=sys.stderr)
+            else:
+                yield path, found
+
+    write: Callable[..., None] = _write_json if json else _write_csv if csv else _write_table
+    write(readable(), classifier, min(top, len(classifier.classes)), max(len(str(path)) for path in paths))
+    if len(left_out) == len(paths):
+        raise ValueError(f"none of the {len(paths)} pictures could be read")
+    if left_out:
+        print(f"torchcaps: {len(left_out)} of {len(paths)} pictures could not be read", file=sys.stderr)
+
+
+def _listed() -> list[str]:
+    return [line for line in sys.stdin.read().splitlines() if line.strip()]
+
+
+def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
+    """`found`, with a bar on the terminal where the results go elsewhere."""
+    if sys.stdout.isatty() or not sys.stderr.isatty():
+        yield from found
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(found, "pictures", total, console=Console(stderr=True), transient=True)
+
+
+def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
+    """A line a picture, as soon as it is known."""
+    several, names = classifier.score.shown != 1, max(map(len, classifier.classes))
+    _say(f"{'picture':{width}}  " + ("shows" if several else f"{'class':{names}}  probability"))
+    for path, each in found:
+        if several:
+            said = ", ".join(f"{name} {each.probabilities[name]:.1%}" for name in each.labels) or "none"
+        else:
+            said = f"{each.label:{names}}  {each.probability:6.1%}"
+        others = [f"{name} {p:.1%}" for name, p in each.top(top) if name not in (each.labels or (each.label,))]
+        _say(f"{path!s:{width}}  {said}" + (f"  then {', '.join(others)}" if others else ""))
+
+
+def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
+    """One array, an element a line."""
+    first = True
+    print("[", end="")
+    for path, each in found:
+        record = {
+            "picture": str(path),
+            "label": each.label,
+            "probability": each.probability,
+            "labels": each.labels,
+            "top": [{"label": name, "probability": p} for name, p in each.top(top)],
+        }
+        print(("\n" if first else ",\n") + dumps(record), end="")
+        first = False
+    print("\n]")
+
+
+def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
+    """Columns picture, label and probability, then those of the next likeliest; of several classes all that are shown
+    in one column more, with | between them."""
+    several = classifier.score.shown != 1
+    table = tables.writer(sys.stdout, lineterminator="\n")
+    further = [f"{what}_{n}" for n in range(2, top + 1) for what in ("label", "probability")]
+    table.writerow(["picture", *(["labels"] if several else []), "label", "probability", *further])
+    for path, each in found:
+        pairs = [value for name, p in each.top(top) for value in (name, f"{p:.6f}")]
+        table.writerow([path, *(["|".join(each.labels)] if several else []), *pairs])
+
+
+def _say(line: str) -> None:
+    """Print one line: names come from files, and must neither steer the terminal nor be more than it can show."""
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    print(shown.encode(encoding, "replace").decode(encoding))

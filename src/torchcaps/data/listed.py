@@ -1,0 +1,153 @@
+"""Pictures that a table names: `list:FILE`, a CSV file of a path and a label a line, or of a path and several labels.
+
+Paths are relative to the folder of the file. A first line that begins with one of `HEADS` names the columns; a column
+`split` then says train, validation or test (or another name of these, see `tree.SPLITS`), and without it a stratified
+fifth, always the same, becomes the test split. Where a line has several labels, all labels are label sets. Columns of 0
+and 1 alone, under a header, say of the class that the column is named after whether it is shown.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchcaps.config import DataConfig
+from torchcaps.data.folder import Form, ImageFiles, assemble, split_test
+from torchcaps.data.images import Splits
+from torchcaps.data.notes import say
+from torchcaps.data.tree import SPLITS
+
+HEADS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "picture")
+DELIMITERS = ("\t", ";", ",")  # of which the first that the first line has is taken; a comma where it has none
+
+
+class Row(NamedTuple):
+    """One picture."""
+
+    line: int  # of the file, counted from 1
+    path: str
+    split: str  # a key of SPLITS, or "" where no column says it
+    labels: tuple[str, ...]
+
+
+def read_list(path: Path, config: DataConfig) -> Splits:
+    """The splits of the pictures that the CSV file `path` names; see the head of this file, and `folder.assemble`.
+
+    Classes are the labels of the training split, in the order of their names, or of their values where all are whole
+    numbers.
+
+    Raises:
+        FileNotFoundError: when there is no such file, or a picture is not there.
+        ValueError: when it is no table, names a picture twice, none for training or none for the test, or a class that
+            training lacks, and as `folder.assemble` does.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}: give the path of a CSV file as list:FILE")
+    rows = read_rows(path)
+    splits = {row.split for row in rows}
+    for split in ("train", "test") if splits != {""} else ():
+        if split not in splits:
+            raise ValueError(f"{path} names no picture of the split {split!r}")
+    trained = [row for row in rows if row.split in ("", "train")]
+    classes = order_names({label for row in trained for label in row.labels})
+    several = any(len(row.labels) > 1 for row in rows)
+    for row in rows:
+        if absent := [label for label in row.labels if label not in classes]:
+            raise ValueError(f"{path}, line {row.line}: no training picture has the label {absent[0]!r}")
+        if not Path(row.path).is_file():
+            raise FileNotFoundError(f"{path}, line {row.line}: there is no file {row.path}")
+    listed = {}
+    for split in sorted(splits, key=["", *SPLITS].index):
+        chosen = [row for row in rows if row.split == split]
+        paths = tuple(row.path for row in chosen)
+        listed[split] = ImageFiles(paths, _encode(chosen, classes, several), classes, Form((0, 0, 0)))
+    return assemble(listed if "train" in listed else split_test(listed[""]), config)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The pictures that the CSV file `path` names, in its order.
+
+    Raises:
+        ValueError: when it is no table in UTF-8, or a line lacks a path or a label, names a split that there is not, or
+            a picture that another line names.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            delimiter = next((each for each in DELIMITERS if each in first), ",")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            table = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+    header = [cell.lower() for cell in table[0][1]] if table and table[0][1][0].lower() in HEADS else []
+    names = table.pop(0)[1] if header else []
+    if not table:
+        raise ValueError(f"{path} names no pictures: each line must be a path and its labels")
+    shown = _indicated(names, header, [cells for _, cells in table])
+    if shown:
+        say(f"the columns {', '.join(shown)} of {path} hold 0 and 1: read as which classes a picture shows")
+    rows: dict[str, Row] = {}
+    for line, cells in table:
+        row = _read_row(path, line, cells, names, header, shown)
+        if row.path in rows:
+            raise ValueError(
+                f"{path}, line {line}: {cells[0]} is named in line {rows[row.path].line} too; several labels of a "
+                "picture belong in one line"
+            )
+        rows[row.path] = row
+    return list(rows.values())
+
+
+def order_names(names: set[str]) -> tuple[str, ...]:
+    """In the order of their values where all are whole numbers, else in that of the names."""
+    numbers = all(name.lstrip("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
+
+
+def _indicated(names: Sequence[str], header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    """The names of two or more columns behind the path that hold nothing but 0 and 1; none otherwise."""
+    columns = [number for number, head in enumerate(header) if number and head != "split"]
+    whole = all(len(cells) == len(header) for cells in table)
+    if len(columns) < 2 or not whole or any(cells[number] not in ("0", "1") for cells in table for number in columns):
+        return []
+    return [names[number] for number in columns]
+
+
+def _read_row(
+    path: Path, line: int, cells: list[str], names: Sequence[str], header: Sequence[str], shown: Sequence[str]
+) -> Row:
+    split, labels = "", []
+    if header and len(cells) > len(header):
+        raise ValueError(f"{path}, line {line} has {len(cells)} cells, but the header {len(header)}")
+    for number, cell in enumerate(cells):
+        if header and header[number] == "split":
+            known = next((split for split, others in SPLITS.items() if cell.lower() in others), None)
+            if known is None:
+                raise ValueError(f"{path}, line {line}: the split is {cell!r}; it must be {', '.join(SPLITS)}")
+            split = known
+        elif number and cell and (not shown or cell == "1"):
+            labels.append(names[number] if shown else cell)
+    if "split" in header and not split:
+        raise ValueError(f"{path}, line {line} lacks its split")
+    if not cells[0] or not labels:
+        raise ValueError(f"{path}, line {line} has no {'label' if cells[0] else 'path'}: it must be a path and labels")
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"{path}, line {line} has the same label twice: {', '.join(labels)}")
+    return Row(line, str(path.parent / Path(cells[0]).expanduser()), split, tuple(labels))
+
+
+def _encode(rows: Sequence[Row], classes: Sequence[str], several: bool) -> Tensor:
+    """Labels int64 [n], or label sets uint8 [n, classes]."""
+    index = {name: number for number, name in enumerate(classes)}
+    if not several:
+        return torch.tensor([index[row.labels[0]] for row in rows])
+    sets = torch.zeros(len(rows), len(classes), dtype=torch.uint8)
+    for shown, row in zip(sets, rows, strict=True):
+        shown[[index[label] for label in row.labels]] = 1
+    return sets

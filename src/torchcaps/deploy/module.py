@@ -1,0 +1,57 @@
+"""A model as torch computes it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.deploy.classifier import Answer
+from torchcaps.models import Model, Output
+
+
+class ModuleRunner:
+    """A module on its device, in evaluation mode and in its own precision."""
+
+    def __init__(self, model: Model, device: str = "auto"):
+        self._device = choose_device(device)
+        self._model = model.eval().to(self._device)
+
+    @property
+    def model(self) -> Model:
+        return self._model
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> Answer:
+        device = next(
+            (each.device for each in (*self._model.parameters(), *self._model.buffers())), torch.device("cpu")
+        )
+        batch = torch.from_numpy(images).to(device).contiguous(memory_format=torch.channels_last)
+        output = self._model(batch)
+        return Answer(*(None if each is None else each.float().cpu().numpy() for each in class_outputs(output)))  # pyright: ignore[reportArgumentType]
+
+
+def class_outputs(output: Output) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Scores [b, classes], and of the class capsules poses [b, classes, d] and activations [b, classes], where any."""
+    if not output.capsules:
+        return output.scores, None, None
+    poses, activations = output.capsules[-1]
+    if poses.ndim != 3 or poses.shape[:2] != output.scores.shape:
+        return output.scores, None, None
+    return output.scores, poses, activations
+
+
+def choose_device(name: str) -> str:
+    """`name`, or for auto CUDA or MPS where they are there, else the CPU.
+
+    Raises:
+        ValueError: for another name, and for a device that is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return next(device for device, found in there.items() if found)
+    if name not in there:
+        raise ValueError(f"device is {name!r}; it must be auto, cpu, cuda or mps")
+    if not there[name]:
+        raise ValueError(f"device is {name!r}, which this machine does not have")
+    return name

@@ -1,0 +1,101 @@
+"""A classifier from a run, a file or a name. torch is imported for what torch computes, and not before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torchcaps.deploy.classifier import Classifier, Runner
+from torchcaps.manifest import DIGESTS, KEY, Manifest, from_json
+
+if TYPE_CHECKING:
+    from torchcaps.models import Model
+
+log = logging.getLogger("torchcaps")
+
+
+def load(source: str | Path, device: str = "auto") -> Classifier:
+    """A classifier that answers for pictures, from what training or an export left.
+
+    Args:
+        source: the folder of a run, of which the selected weights are taken; or a file: `.safetensors` (weights of a
+            run, or packed ones), or `.onnx`, which ONNX Runtime computes on the CPU without torch.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError: when there is nothing of that name.
+        ValueError: when it is damaged, is of a later version, or lacks what a picture needs to become input.
+    """
+    path = Path(source)
+    if path.suffix == ".onnx":
+        from torchcaps.deploy.onnx import OnnxRunner
+
+        runner = OnnxRunner(path)
+        return build(path, runner.manifest(), runner)
+    from torchcaps.deploy.module import ModuleRunner
+
+    if path.is_dir():
+        manifest, model = read_run(path)
+    elif path.is_file():
+        manifest, model = read_weights(path)
+    else:
+        raise FileNotFoundError(f"there is no run and no file {source}")
+    return build(path, manifest, ModuleRunner(model, device))
+
+
+def build(path: Path, manifest: Manifest, runner: Runner) -> Classifier:
+    """The classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
+    try:
+        classifier = Classifier(manifest, runner)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot answer for a picture: {error}") from error
+    if not manifest.classes:
+        log.warning("torchcaps: %s does not say the names of the classes: they are numbers", path)
+    return classifier
+
+
+def read_run(path: Path) -> tuple[Manifest, Model]:
+    """What the folder of a run says of its model, and the model that it selected.
+
+    What a run of format 1 lacks is taken from its data, where these are still there.
+    """
+    from torchcaps.train import RunFolder, load_run
+    from torchcaps.train.describe import complete_by_data
+
+    run = RunFolder(path)
+    model, config = load_run(path)
+    manifest = run.read_manifest()
+    if manifest.format == 1 and {*manifest.missing} != {DIGESTS}:
+        log.warning("torchcaps: %s is of an older version: it does not say %s", path, ", ".join(manifest.missing))
+        manifest = complete_by_data(manifest, config)
+    return manifest, model
+
+
+def read_weights(path: Path) -> tuple[Manifest, Model]:
+    """What a safetensors file says of its model, and the model: weights of a run, or packed ones.
+
+    Raises:
+        ValueError: for other files, and for weights that are not of the model that the file describes.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_model
+    from torch.nn.utils import convert_conv2d_weight_memory_format
+
+    from torchcaps.export import load_packed, read_packed
+    from torchcaps.models import rebuild_model
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+        if "scales" in metadata:
+            return read_packed(metadata), load_packed(path)
+        if KEY not in metadata:
+            raise ValueError("it does not say what its model is; give the folder of the run")
+        manifest = from_json(metadata[KEY])
+        model = convert_conv2d_weight_memory_format(rebuild_model(manifest.origin), torch.channels_last)
+        load_model(model, str(path))
+    except (RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
+    return manifest, model.eval()

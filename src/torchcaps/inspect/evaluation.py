@@ -1,0 +1,100 @@
+"""A run, measured on its own data or on others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torchcaps.config import DataConfig
+from torchcaps.data import Data, load_data
+from torchcaps.inspect.measured import Measured, Watch
+from torchcaps.inspect.measures import describe_measured, write_measures
+from torchcaps.losses import build_criterion, score_threshold
+from torchcaps.manifest import Digest, InputForm, Manifest
+from torchcaps.train.evaluation import evaluate, load_run, match_data
+from torchcaps.train.machine import build_fabric
+from torchcaps.train.meter import Score
+from torchcaps.train.run import RunFolder
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a run."""
+
+    split: str
+    score: Score
+    measured: Measured
+    classes: tuple[str, ...]
+    of_run: bool | None  # whether the images are those of the run; None: other data, or the run did not write that down
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON can hold it; see `describe_measured`."""
+        known = {"split": self.split, "accuracy": self.score.accuracy, **self.score._asdict(), "of_run": self.of_run}
+        return describe_measured(self.measured, self.classes, self.split, self.score.images) | known
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write it to `folder` as JSON and tables, which are returned; see `write_measures`."""
+        return write_measures(folder, self.describe(), self.measured, self.classes)
+
+
+def evaluate_run(
+    path: str | Path, data: DataConfig | None = None, split: SplitName | Literal["all"] = "test", device: str = "auto"
+) -> Evaluation:
+    """Measure the model that a run selected.
+
+    Args:
+        path: the folder of the run.
+        data: other data, whose classes are matched by name; they are read as the run's pictures were where that is left
+            open, and standardised by its mean and std. None: the run's own.
+        split: whose images are measured; all: every image of the data.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
+        ValueError: for data that the model cannot take, with classes that it does not know, or without such a split.
+    """
+    model, config = load_run(path)
+    manifest = RunFolder(Path(path)).read_manifest()
+    fabric = build_fabric(replace(config, device=device, processes=1))
+    asked = config.data if data is None else data
+    other = asked.name != config.data.name
+    loaded = match_data(path, load_data(read_alike(asked, manifest.input) if other else asked, fabric.device))
+    splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
+    if not splits:
+        raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
+    watch = Watch(config.loss, loaded.shown)
+    score = evaluate(
+        fabric,
+        fabric.to_device(model),
+        [loaded.evaluation(each, config.batch_size) for each in splits],
+        build_criterion(config.loss),
+        loaded.num_classes,
+        score_threshold(config.loss),
+        config.loss.reconstruction > 0,
+        watch,
+    )
+    of_run = None if other else holds_images_of(manifest, loaded, splits)
+    return Evaluation(split, score, watch.measured(), loaded.train.classes, of_run)
+
+
+def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
+    """`data` with what is left open of files set to what the pictures of a run became: their colours and their size."""
+    if form is None:
+        return data
+    if data.colour == "auto" and form.mode is not None:
+        data = replace(data, colour="grey" if form.mode == "L" else "rgb")
+    if data.image_size is None and data.pad is None and form.size[0] == form.size[1]:
+        data = replace(data, image_size=form.size[0])
+    return data
+
+
+def holds_images_of(manifest: Manifest, data: Data, splits: list[SplitName]) -> bool | None:
+    """Whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
+    recorded: list[Digest] = [getattr(manifest.data, split) for split in splits]
+    if not all(each.sha256 for each in recorded):
+        return None
+    return all(data.digest(split) == each for split, each in zip(splits, recorded, strict=True))

@@ -1,0 +1,265 @@
+"""What a run holds so that its model answers for a new picture anywhere: `model.json`, and the same object, as JSON, in
+the metadata of weights and exports.
+
+    {"model": {"name", every option}, "classes": [names in order], "input": `InputForm`, "score": `ScoreForm`,
+     "data": `DataForm`, "revisions": {...}, "versions": {...}, "format": 2}
+
+Whatever is read is checked by type, range and pattern: files of strangers are read, never obeyed. Nothing here imports
+torch or numpy, so that an exported network is used without them being asked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torchcaps.config import ModelConfig, from_plain, to_plain
+from torchcaps.names import fits
+from torchcaps.revisions import read_older
+
+FORMAT = 2
+KEY = "torchcaps"  # of the metadata of a file
+Value = bool | int | float | str | None | tuple[bool | int | float | str, ...]  # of an option of a model
+
+CLASSES, DIGESTS = "the names of the classes", "digests of the splits"  # what a model can be used without
+
+MOST = 65_536  # pixels a side, channels, and classes
+LONGEST = 1_000  # characters of a name or a text
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a registered model: no path, no address
+_KEYWORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_COLOUR = re.compile(r"[A-Za-z]{1,40}|#[0-9A-Fa-f]{3,8}|[a-z]{3}\([0-9.,% ]{1,40}\)")
+_HEX = re.compile(r"[0-9a-f]{64}")
+SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """How a picture becomes what the model takes: brought to `size`, padded, cut, and standardised, in this order.
+
+    Raises:
+        ValueError: for values that no picture can have.
+    """
+
+    size: tuple[int, ...]  #: height and width that a picture is brought to
+    channels: int
+    fit: Literal["stretch", "crop", "pad"] = "stretch"  #: where its proportions are others
+    ground: str = "white"  #: colour that what is transparent is laid on, and that is put around what is padded to fit
+    pad: int | None = None  #: side of the black square that it is then put in the middle of
+    crop: int | None = None  #: side that is cut out then
+    views: Literal[1, 5, 10] = 1  #: crops whose scores are averaged
+    range: tuple[float, ...] = (0.0, 1.0)  #: what black and white become
+    standardise: Literal["none", "image", "dataset"] = "none"
+    mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
+    std: tuple[float, ...] = ()
+    standardise_first: bool = False  #: the whole picture, before it is cut
+
+    def __post_init__(self) -> None:
+        _check_size("input.size", self.size)
+        _check_count("input.channels", self.channels)
+        for name in ("pad", "crop"):
+            if (side := getattr(self, name)) is not None:
+                _check_count(f"input.{name}", side)
+        if self.pad is not None and self.pad < max(self.size):
+            raise ValueError(f"input.pad is {self.pad}; it must be at least {max(self.size)}, the larger side")
+        if self.crop is not None and self.crop > (largest := self.pad or min(self.size)):
+            raise ValueError(f"input.crop is {self.crop}; it must be at most {largest}")
+        if self.range != (0.0, 1.0):
+            raise ValueError(f"input.range is {list(self.range)}; only [0, 1] is known")
+        if not _COLOUR.fullmatch(self.ground):
+            raise ValueError(f"input.ground is {self.ground[:80]!r}; it must be a colour, such as white or #808080")
+        for name in ("mean", "std"):
+            values: tuple[float, ...] = getattr(self, name)
+            if len(values) not in (0, self.channels) or not all(map(math.isfinite, values)):
+                raise ValueError(f"input.{name} is {list(values)}; it must be a number a channel ({self.channels})")
+        if min(self.std, default=1.0) <= 0:
+            raise ValueError(f"input.std is {list(self.std)}; it must be above 0")
+
+    @property
+    def mode(self) -> str | None:
+        """Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
+        return {1: "L", 3: "RGB"}.get(self.channels)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of what the model takes."""
+        side = self.crop or self.pad
+        return (side, side) if side else (self.size[0], self.size[1])
+
+
+@dataclass(frozen=True)
+class ScoreForm:
+    """What the scores of a model are, and how they become probabilities."""
+
+    kind: Literal["length", "logit", "probability"]
+    to_probability: Literal["softmax", "share", "sigmoid", "none"]  #: none: as it is, cut to [0, 1]
+    threshold: float = 0.5  #: score above which a class is there, where pictures differ in how many they show
+    shown: int | None = 1  #: classes that a picture shows; None where pictures differ in it
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"score.threshold is {self.threshold}; it must be a number")
+        if self.shown is not None:
+            _check_count("score.shown", self.shown)
+
+
+@dataclass(frozen=True)
+class Digest:
+    """Which images a split holds, whatever they are called and wherever they lie."""
+
+    sha256: str = ""  #: "" where it is not known, and of no images
+    images: int = 0
+    of: str = ""  #: what was hashed: files, paths and sizes, arrays, or a stream
+
+    def __post_init__(self) -> None:
+        if self.sha256 and not _HEX.fullmatch(self.sha256):
+            raise ValueError(f"sha256 is {self.sha256[:80]!r}; it must be 64 digits of base 16")
+
+
+@dataclass(frozen=True)
+class DataForm:
+    """The data that a model was trained and selected on."""
+
+    name: str = ""  #: of a set; of `folder:PATH` and `npz:PATH` without the folders above
+    train: Digest = field(default_factory=Digest)
+    validation: Digest = field(default_factory=Digest)
+    test: Digest = field(default_factory=Digest)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is needed to use a trained model; what an older run did not write down is empty or None.
+
+    Raises:
+        ValueError: for values that no model can have, and for parts that contradict each other.
+    """
+
+    model: dict[str, Any]  #: what `create_model` is called with, defaults included
+    classes: tuple[str, ...] = ()  #: names, in the order of the scores
+    input: InputForm | None = None
+    score: ScoreForm | None = None
+    data: DataForm = field(default_factory=DataForm)
+    revisions: dict[str, int] = field(default_factory=dict)  #: above 1, of what the model computes
+    versions: dict[str, str] = field(default_factory=dict)  #: of the libraries that it was trained with
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        check_model(self.model)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes holds a name twice")
+        for what, texts in (("classes", self.classes), ("versions", (*self.versions, *self.versions.values()))):
+            if any(len(text) > LONGEST for text in texts):
+                raise ValueError(f"{what} holds a text of more than {LONGEST} characters")
+        count = self.model.get("num_classes")
+        if self.classes and count is not None and len(self.classes) != count:
+            raise ValueError(f"classes has {len(self.classes)} names, but the model has {count} classes")
+        if self.score is not None and isinstance(count, int) and (self.score.shown or 1) > count:
+            raise ValueError(f"score.shown is {self.score.shown}, but the model has {count} classes")
+        if self.input is not None:
+            for name, value in (("in_channels", self.input.channels), ("image_size", self.input.image_size)):
+                if self.model.get(name, value) != value:
+                    raise ValueError(f"the model takes {name} {self.model[name]}, but input gives {value}")
+
+    @property
+    def name(self) -> str:
+        return str(self.model["name"])
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `create_model` is called with today to compute what the run computed.
+
+        Raises:
+            ValueError: when that is no longer to be had; names the revision, see `torchcaps.revisions`.
+        """
+        options = {key: value for key, value in self.model.items() if key not in ("name", *SHAPE)}
+        return {**self.model, **read_older(ModelConfig(self.name, options), self.revisions)}
+
+    @property
+    def missing(self) -> list[str]:
+        """What an older run did not write down, in words."""
+        dataset = self.input is not None and self.input.standardise == "dataset" and not self.input.mean
+        there = {
+            CLASSES: bool(self.classes),
+            "how a picture becomes input": self.input is not None,
+            "mean and std of the training images": not dataset,
+            "what the scores are": self.score is not None,
+            DIGESTS: bool(self.data.train.sha256),
+        }
+        return [what for what, known in there.items() if not known]
+
+    def to_json(self) -> str:
+        """For the metadata of a file; `from_json` reads it."""
+        return json.dumps(to_plain(self))
+
+
+def check_model(model: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `model` may be handed to `create_model`: a plain name, and plain options."""
+    name = model.get("name")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"name of the model is {str(name)[:80]!r}; it must be one of `torchcaps list models`")
+    for key, value in model.items():
+        if not _KEYWORD.fullmatch(key):
+            raise ValueError(f"the model has an option {key[:80]!r}, which no model has")
+        if not fits(value, Value):
+            raise ValueError(f"{key} is {str(value)[:80]}; it must be a number, a text, None, or a list of them")
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, str) and len(each) > LONGEST:
+                raise ValueError(f"{key} of the model has {len(each)} characters")
+            if isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"{key} of the model is {value}; it must be finite")
+    for what in ("num_classes", "in_channels"):
+        if what in model:
+            _check_count(what, model[what])
+    if "image_size" in model:
+        _check_size("image_size", model["image_size"])
+
+
+def from_json(text: str) -> Manifest:
+    """The manifest in the metadata of a file; raises ValueError as `read`."""
+    try:
+        plain = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"it holds a {type(plain).__name__}, not an object")
+    return read(plain)
+
+
+def read(plain: Mapping[str, Any]) -> Manifest:
+    """The manifest that `plain`, read from JSON, describes.
+
+    Of format 1, which is a flat object of what `create_model` was called with, there is the model alone.
+
+    Raises:
+        ValueError: for a later format, for names that it does not have, and for values that cannot be.
+    """
+    written = plain.get("format", 1)
+    if written == 1 and not isinstance(plain.get("model"), dict):
+        model = {name: value for name, value in plain.items() if name not in ("revisions", "format")}
+        revisions = plain.get("revisions", {})
+        return from_plain(Manifest, {"model": model, "revisions": revisions, "format": 1})
+    if written != FORMAT:
+        raise ValueError(f"its format is {str(written)[:80]!r}, and this torchcaps reads 1 and {FORMAT}: update it")
+    if not isinstance(plain.get("model"), dict):
+        raise ValueError("it does not say what its model is")
+    return from_plain(Manifest, dict(plain))
+
+
+def with_model(manifest: Manifest, **options: Any) -> Manifest:
+    """The same with other `options` of its model."""
+    return replace(manifest, model={**manifest.model, **options})
+
+
+def _check_count(what: str, value: Any) -> None:
+    if type(value) is not int or not 1 <= value <= MOST:
+        raise ValueError(f"{what} is {str(value)[:80]!r}; it must be a whole number, 1 .. {MOST}")
+
+
+def _check_size(what: str, value: Any) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ValueError(f"{what} is {str(value)[:80]}; it must be height and width")
+    for side in value:
+        _check_count(what, side)

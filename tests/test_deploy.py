@@ -1,0 +1,316 @@
+"""From a run to an answer for a new picture: by torch and ONNX Runtime, wherever the run lies, without its data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_config
+
+import torchcaps
+from torchcaps.cli import main
+from torchcaps.config import Config, DataConfig, ModelConfig, OptimiserConfig
+from torchcaps.data import Images, load_data
+from torchcaps.deploy import Classifier
+from torchcaps.deploy.classifier import Answer
+from torchcaps.export import export_onnx, export_packed
+from torchcaps.manifest import InputForm, Manifest, ScoreForm
+from torchcaps.train import RunFolder
+from torchcaps.train import fit as fit_run
+
+SMALL = ModelConfig("capsnet", {"channels": 8, "primary": 2, "kernel": 3, "decoder": False})
+CLASSES = ("cat", "dog")
+EQUAL = {"rtol": 0.0, "atol": 1e-5}
+
+
+def pictures(folder: Path, colour: bool = False, size: tuple[int, int] = (12, 12)) -> Path:
+    """Noise, of two classes that differ in brightness; as large as `size` (height, width)."""
+    random = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for n in range(10):
+            shape = (*size, 3) if colour else size
+            pixels = random.integers(96 * label, 160 + 96 * label, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{n}.png")
+    return folder
+
+
+def trained(place: Path, colour: bool = False, **data: Any) -> Path:
+    """A run of a small capsule network on pictures that are gone, in a place that is another than it was trained in."""
+    images = pictures(place / "images", colour)
+    config = Config(
+        recipe="own",
+        model=SMALL,
+        data=DataConfig(f"folder:{images}", **data),
+        optimiser=OptimiserConfig(lr=0.01),
+        epochs=4,
+        batch_size=4,
+        precision="fp32",
+        device="cpu",
+        out=place / "runs",
+    )
+    folder = fit_run(config).folder
+    shutil.rmtree(images)
+    return Path(shutil.move(folder, place / "moved"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("grey"))
+
+
+@pytest.fixture(scope="module")
+def colour_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Resized, padded to a square and standardised over the data set."""
+    return trained(tmp_path_factory.mktemp("colour"), True, image_size=14, crop=12, standardise="dataset")
+
+
+def test_a_classifier_names_what_it_says(run: Path, tmp_path: Path) -> None:
+    classifier = torchcaps.load(run)
+    place = pictures(tmp_path / "new")
+    said = classifier([place / "cat" / "0.png", place / "dog" / "0.png"])
+    assert [each.label for each in said] == ["cat", "dog"] and said[0].labels == ("cat",)
+    one = said[0]
+    assert one.probability == one.probabilities["cat"] == one.scores["cat"]  # of the margin loss: a length
+    assert one.top(5) == [(name, one.probabilities[name]) for name in CLASSES]
+    capsule = one.capsules["cat"]
+    assert capsule.pose.shape == (16,) and capsule.activation == pytest.approx(one.scores["cat"], abs=1e-6)
+    assert isinstance(classifier.model, torchcaps.Model) and not classifier.model.training
+    assert classifier.classes == CLASSES and classifier.manifest.data.name == "folder:images"
+
+
+def test_every_form_of_a_picture_gets_the_same_answer(colour_run: Path, tmp_path: Path) -> None:
+    classifier = torchcaps.load(colour_run)
+    path = pictures(tmp_path / "new", colour=True) / "dog" / "3.png"
+    image = Image.open(path)
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    wanted = classifier(path)
+    for form in (str(path), image, array, tensor, array.astype(np.float32) / 255, tensor / 255):
+        assert np.array_equal(classifier.read(form), classifier.read(path))
+        same([classifier(form)], [wanted])
+    for several in ([path, image, array, tensor], array[None], tensor[None]):
+        same(classifier(several), [wanted] * len(several))
+    same(list(classifier.predict(iter([path] * 5), batch=2)), [wanted] * 5)
+    assert classifier([]) == []
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    (3, "a int is no picture"),
+    (np.zeros((3, 8, 8), np.uint8), "3x8x8 is read as height, width, channels: it has 8 channels"),
+    (torch.zeros(8, 8, 3), "8x8x3 is read as channels, height, width: it has 8 channels"),
+    (np.zeros((8, 8), np.int64), "int64 cannot be read: give uint8, or floats"),
+    (np.full((8, 8), 1.5), "floats are 1.5 .. 1.5; they must be in"),
+    (np.full((8, 8), np.nan), "must be in"),
+    (np.zeros(5, np.uint8), "5 is no picture"),
+    ("nowhere.png", "cannot read the image nowhere.png"),
+])  # fmt: skip
+def test_what_is_no_picture_is_refused(run: Path, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        torchcaps.load(run)(given)
+
+
+def same(one: list, other: list) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert (a.label, a.labels) == (b.label, b.labels)
+        np.testing.assert_allclose(list(a.probabilities.values()), list(b.probabilities.values()), **EQUAL)
+        for name in CLASSES:
+            np.testing.assert_allclose(a.capsules[name].pose, b.capsules[name].pose, **EQUAL)
+            assert a.capsules[name].activation == pytest.approx(b.capsules[name].activation, abs=1e-5)
+
+
+def test_weights_alone_and_onnx_answer_as_the_run(colour_run: Path, tmp_path: Path) -> None:
+    images = [*(pictures(tmp_path / "new", colour=True) / "cat").iterdir()]
+    wanted = torchcaps.load(colour_run)(images)
+    alone = shutil.copy(colour_run / "best" / "model.safetensors", tmp_path / "alone.safetensors")
+    same(torchcaps.load(alone)(images), wanted)
+    export_onnx(colour_run, tmp_path / "model.onnx")
+    same(torchcaps.load(tmp_path / "model.onnx")(images), wanted)
+    with pytest.raises(ValueError, match="which has no module"):
+        torchcaps.load(tmp_path / "model.onnx").model  # noqa: B018
+
+
+def as_people_have_them(folder: Path) -> list[Path]:
+    """One picture of each kind: grey, RGBA, turned by EXIF, of a palette, 16 bits deep, large, and of one row."""
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    noise = {name: random.integers(0, 256, shape, dtype=np.uint8) for name, shape in {
+        "grey": (12, 12), "rgba": (20, 30, 4), "turned": (9, 14, 3), "palette": (12, 17), "large": (900, 1300, 3),
+        "row": (1, 50, 3)}.items()}  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, pixels in noise.items():
+        image = Image.fromarray(pixels)
+        image = image.quantize(7) if name == "palette" else image
+        image.save(folder / f"{name}.png", **({"exif": exif} if name == "turned" else {}))
+    Image.fromarray(noise["grey"].astype(np.uint16) * 257).save(folder / "deep.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_pictures_as_people_have_them_get_equal_answers_everywhere(
+    fit: Literal["stretch", "crop", "pad"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that is trained on, torch and ONNX Runtime read them as one and the same input."""
+    images = pictures(tmp_path / "images", colour=True, size=(12, 20))
+    given = as_people_have_them(tmp_path / "given")
+    shutil.copytree(tmp_path / "given", images / "cat", dirs_exist_ok=True)
+    config = tiny_config(tmp_path / "runs", model=SMALL, epochs=1, batch_size=4,
+                         data=DataConfig(f"folder:{images}", image_size=12, fit=fit, ground="#204060"))  # fmt: skip
+    folder = fit_run(config).folder
+    loaded, by_name = load_data(config.data), {}
+    for split in (loaded.train, loaded.validation, loaded.test):
+        assert isinstance(split, Images)
+        by_name |= {Path(path).name: pixels for path, pixels in zip(split.paths, split.pixels, strict=True)}
+    shutil.rmtree(images)
+    moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    classifier = torchcaps.load(moved)
+    for path in given:
+        assert np.array_equal(classifier.read(path), by_name[path.name].numpy()), path.name
+    if fit == "pad":  # what computes knows nothing of it
+        export_onnx(moved, tmp_path / "model.onnx")
+        wanted = classifier(given)
+        same(torchcaps.load(tmp_path / "model.onnx")(given), wanted)
+        for source in (moved, tmp_path / "model.onnx"):
+            capsys.readouterr()
+            assert main(["predict", str(source), str(tmp_path / "given"), "--json"]) == 0
+            said = json.loads(capsys.readouterr().out)
+            assert [(each["picture"], each["label"]) for each in said] == [
+                (str(path), each.label) for path, each in zip(given, wanted, strict=True)
+            ]
+            for each, one in zip(said, wanted, strict=True):
+                assert each["probability"] == pytest.approx(one.probability, abs=1e-5)
+
+
+def test_onnx_is_used_without_torch(run: Path, tmp_path: Path) -> None:
+    export_onnx(run, tmp_path / "model.onnx")
+    path = pictures(tmp_path / "new") / "dog" / "0.png"
+    program = (
+        "import sys, torchcaps\n"
+        f"said = torchcaps.load({str(tmp_path / 'model.onnx')!r})({str(path)!r})\n"
+        "print(said.label, said.probability)\n"
+        "print(*(name for name in ('torch', 'lightning', 'torchvision') if name in sys.modules))"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    (label, probability), imported = printed.splitlines()[0].split(), printed.splitlines()[1]
+    wanted = torchcaps.load(run)(path)
+    assert label == wanted.label and float(probability) == pytest.approx(wanted.probability, abs=1e-5)
+    assert imported == ""
+
+
+def test_a_packed_model_answers_as_the_run(tmp_path: Path) -> None:
+    model = ModelConfig("capsnet", SMALL.options | {"routing": "xnodr"})
+    config = tiny_config(tmp_path / "runs", model=model, epochs=1, batch_size=16,
+                         data=DataConfig("digits", limit=64, image_size=12))  # fmt: skip
+    folder = fit_run(config).folder
+    export_packed(folder, tmp_path / "packed.safetensors")
+    images = torch.rand(4, 1, 8, 8)
+    whole, packed = torchcaps.load(folder)(images), torchcaps.load(tmp_path / "packed.safetensors")(images)
+    assert [each.label for each in whole] == [each.label for each in packed]
+    np.testing.assert_allclose([each.probability for each in whole], [each.probability for each in packed], **EQUAL)
+
+
+class Fixed:
+    """A runner of fixed scores."""
+
+    model = None
+
+    def __init__(self, scores: list[list[float]]):
+        self.scores = np.array(scores, np.float32)
+
+    def __call__(self, images: np.ndarray) -> Answer:
+        self.images = images
+        return Answer(self.scores)
+
+
+def classifier_of(scores: list[list[float]], form: ScoreForm, **changes: Any) -> Classifier:
+    names = tuple("abc")
+    manifest = Manifest({"name": "tiny", "num_classes": 3}, names, InputForm((4, 4), 1, **changes), form)
+    return Classifier(manifest, Fixed(scores))  # pyright: ignore[reportArgumentType]
+
+
+def test_pictures_that_show_several_classes_give_the_set() -> None:
+    picture = np.zeros((4, 4), np.uint8)
+    open_ended = classifier_of([[0.2, 0.9, 0.7]], ScoreForm("length", "none", 0.5, None))
+    assert open_ended(picture).labels == ("b", "c") and open_ended(picture).label == "b"
+    assert classifier_of([[0.1, 0.4, 0.3]], ScoreForm("length", "none", 0.5, None))(picture).labels == ()
+    assert classifier_of([[0.1, 0.4, 0.3]], ScoreForm("length", "none", 0.5, 2))(picture).labels == ("b", "c")
+
+
+@pytest.mark.parametrize(("form", "expected"), [
+    (ScoreForm("logit", "softmax"), torch.tensor([1.0, 2.0, -1.0]).softmax(0)),
+    (ScoreForm("logit", "sigmoid"), torch.tensor([1.0, 2.0, -1.0]).sigmoid()),
+    (ScoreForm("length", "share"), torch.tensor([1.0, 2.0, -1.0]) / 2),
+    (ScoreForm("length", "none"), torch.tensor([1.0, 1.0, 0.0])),
+])  # fmt: skip
+def test_scores_become_probabilities_as_the_run_says(form: ScoreForm, expected: torch.Tensor) -> None:
+    said = classifier_of([[1.0, 2.0, -1.0]], form)(np.zeros((4, 4), np.uint8))
+    np.testing.assert_allclose(list(said.probabilities.values()), expected.numpy(), atol=1e-6)
+
+
+def test_scores_of_several_views_are_averaged() -> None:
+    classifier = classifier_of(
+        [[0.0, 1.0, 0.0]] * 5 + [[1.0, 0.0, 0.0]] * 5, ScoreForm("length", "none"), crop=2, views=10
+    )
+    assert classifier(np.zeros((4, 4), np.uint8)).scores == {"a": 0.5, "b": 0.5, "c": 0.0}
+
+
+@pytest.mark.parametrize("data", [
+    {"standardise": "image"}, {"standardise": "dataset", "image_size": 9, "crop": 8, "views": 10},
+    {"pad": 15, "crop": 14}, {"standardise": "dataset", "std": (0.3,)},
+])  # fmt: skip
+def test_a_picture_becomes_the_input_that_measuring_gives_it(data: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "runs", epochs=1, batch_size=4,
+                         data=DataConfig(f"folder:{pictures(tmp_path / 'images')}", **data))  # fmt: skip
+    run = RunFolder(fit_run(config).folder)
+    loaded = load_data(config.data)
+    split = next(iter(loaded.evaluation("test", 100).epoch(0)))[0]  # [b, c, h, w], or [b, v, c, h, w]
+    assert isinstance(loaded.read.test.paths, tuple) and len(loaded.read.test.paths) == len(split)  # pyright: ignore
+    classifier, seen = torchcaps.load(run.path), []
+    plain = classifier._runner
+    classifier._runner = lambda images: seen.append(images) or plain(images)  # pyright: ignore
+    classifier(list(loaded.read.test.paths))  # pyright: ignore
+    torch.testing.assert_close(torch.from_numpy(seen[0]), split.flatten(0, -4), rtol=0, atol=1e-6)
+
+
+def test_a_run_of_format_1_answers_while_its_data_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = pictures(tmp_path / "images")
+    config = tiny_config(tmp_path / "runs", epochs=1, batch_size=4,
+                         data=DataConfig(f"folder:{images}", standardise="dataset"))  # fmt: skip
+    run = RunFolder(fit_run(config).folder)
+    wanted = torchcaps.load(run.path)(images / "dog" / "0.png")
+    run.write("model.json", {"name": "tiny", "num_classes": 2, "in_channels": 1, "image_size": [12, 12]})
+    assert torchcaps.load(run.path)(images / "dog" / "0.png").scores == wanted.scores
+    assert "it does not say the names of the classes, mean and std of the training images" in caplog.text
+    shutil.move(images, tmp_path / "gone")
+    with pytest.raises(ValueError, match="cannot answer for a picture: it does not say mean and std of the training"):
+        torchcaps.load(run.path)
+    run.write("config.json", run.read("config.json") | {"data": {"name": f"folder:{images}"}})
+    assert torchcaps.load(run.path).classes == ("0", "1")
+    assert "does not say the names of the classes: they are numbers" in caplog.text
+
+
+def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        torchcaps.load(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        torchcaps.load(tmp_path / "nothing.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"bad.onnx cannot be read by ONNX Runtime"):
+        torchcaps.load(tmp_path / "bad.onnx")
+    (tmp_path / "bad.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"bad.safetensors cannot be used"):
+        torchcaps.load(tmp_path / "bad.safetensors")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+        torchcaps.load(tmp_path / "folder")
+    with pytest.raises(ValueError, match="device is 'gpu'; it must be auto, cpu, cuda or mps"):
+        torchcaps.load(run, device="gpu")

@@ -1,0 +1,174 @@
+"""`torchcaps evaluate`: measures by class, and data that are not, or no longer, those of the run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_config
+
+from torchcaps.cli import main
+from torchcaps.config import ComposeConfig, DataConfig, LossConfig, OptimiserConfig
+from torchcaps.data import Images, load_data
+from torchcaps.data.classes import with_classes
+from torchcaps.inspect.evaluation import evaluate_run
+from torchcaps.inspect.measured import Watch
+from torchcaps.inspect.measures import describe_measured
+from torchcaps.train import fit
+
+CLASSES = ("bee", "cat", "dog")
+
+
+def pictures(
+    folder: Path, classes: tuple[str, ...] = CLASSES, colour: bool = False, side: int = 8, seed: int = 0
+) -> Path:
+    """Twenty pictures of each class, which is told by where a picture is bright."""
+    random = np.random.default_rng(seed)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for n in range(20):
+            pixels = random.integers(0, 60, (side, side), dtype=np.uint8)
+            third = side // 3
+            pixels[:, CLASSES.index(name) * third :][:, :third] += 190
+            image = Image.fromarray(pixels)
+            (image.convert("RGB") if colour else image).save(folder / name / f"{n}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run that is right of all its pictures, and their folder."""
+    place = tmp_path_factory.mktemp("evaluate")
+    images = pictures(place / "images")
+    config = tiny_config(place / "runs", {"width": 8}, epochs=8, batch_size=8, optimiser=OptimiserConfig(lr=0.02),
+                         data=DataConfig(f"folder:{images}", standardise="dataset"))  # fmt: skip
+    return Path(fit(config).folder), images
+
+
+@pytest.fixture
+def run(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of both."""
+    run, images = (Path(shutil.copytree(each, tmp_path / each.name)) for each in trained)
+    plain = json.loads((run / "config.json").read_text())
+    plain["data"]["name"] = f"folder:{images}"
+    (run / "config.json").write_text(json.dumps(plain))
+    return run, images
+
+
+def said(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[dict, str]:
+    assert main(["evaluate", *map(str, command), "--json"]) == 0
+    printed = capsys.readouterr()
+    return json.loads(printed.out), printed.err
+
+
+def test_measures_are_those_of_the_run(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    record, err = said(capsys, run[0], "--out", tmp_path / "measures")
+    result = json.loads((run[0] / "result.json").read_text())
+    assert (record["accuracy"], record["images"], record["of_run"]) == (1.0, 12, True)
+    assert record["accuracy"] == result["test_accuracy"] and "not those of the run" not in err
+    assert record["by_class"] == [{"class": name, "images": 4, "found": 4, "accuracy": 1.0} for name in CLASSES]
+    assert record["top"] == {"1": 1.0, "2": 1.0, "3": 1.0} and record["confused"] == []
+    assert sum(each["images"] for each in record["calibration"]["bins"]) == 12
+    assert json.loads((tmp_path / "measures" / "evaluation.json").read_text()) == record
+    with (tmp_path / "measures" / "confusion.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["shown", *CLASSES], ["bee", "4", "0", "0"], ["cat", "0", "4", "0"],
+                                          ["dog", "0", "0", "4"]]  # fmt: skip
+
+
+def test_renamed_classes_are_an_error_that_shows_both_lists(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were counted by their place before: 0% where 100% was right."""
+    folder, images = run
+    shutil.move(images / "bee", images / "wasp")
+    assert main(["evaluate", str(folder)]) == 2
+    shown = capsys.readouterr().err
+    assert "the classes [cat, dog, wasp], and the model [bee, cat, dog]: 'wasp' is none of the model's" in shown
+
+
+def test_changed_pictures_are_said_and_moved_ones_are_not(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, images = run
+    moved = shutil.move(images, tmp_path / "elsewhere")
+    plain = json.loads((folder / "config.json").read_text())
+    plain["data"]["name"] = f"folder:{moved}"
+    (folder / "config.json").write_text(json.dumps(plain))
+    record, err = said(capsys, folder)
+    assert record["of_run"] is True and err == ""
+    for n in range(20):
+        Image.new("L", (8, 8), n).save(Path(moved) / "cat" / f"{n}.png")
+    record, err = said(capsys, folder)
+    assert record["of_run"] is False and "the test images are not those of the run" in err
+    assert record["by_class"][1]["found"] < 4
+
+
+def test_other_data_are_matched_by_name_and_read_as_the_run_reads(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """In colour, larger, with one class missing: labels 0 and 1 there are 0 and 2 here."""
+    other = pictures(tmp_path / "other", ("bee", "dog"), colour=True, side=16, seed=1)
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{other}", "--split", "all")
+    assert (record["images"], record["of_run"], record["split"]) == (40, None, "all")
+    found = {each["class"]: (each["images"], each["found"]) for each in record["by_class"]}
+    assert found["cat"] == (0, 0) and found["bee"][0] == found["dog"][0] == 20
+    assert record["accuracy"] >= 0.95
+    shutil.move(other / "dog", other / "cow")
+    assert main(["evaluate", str(run[0]), "--data.name", f"folder:{other}"]) == 2
+    assert "'cow' is none of the model's" in capsys.readouterr().err
+
+
+def test_other_data_are_standardised_as_the_run_s_were(run: tuple[Path, Path], tmp_path: Path) -> None:
+    dark = pictures(tmp_path / "dark")
+    for path in dark.rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)) // 4).save(path)
+    one = evaluate_run(run[0], DataConfig(f"folder:{dark}", standardise="dataset"), "all", "cpu")
+    own = evaluate_run(run[0], split="all", device="cpu")
+    assert one.score.loss != pytest.approx(own.score.loss, rel=0.1)  # by their own mean and std they would be equal
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--split", "some"], "split"),
+    (["--data.name", "digits"], "the classes [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], and the model [bee, cat, dog]"),
+    (["--data.nme", "digits"], "--data.nme"),
+])  # fmt: skip
+def test_what_is_wrong_is_said(
+    run: tuple[Path, Path], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run[0]), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_labels_and_label_sets_are_moved_to_the_classes_of_the_model() -> None:
+    pixels = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+    one = with_classes(Images(pixels, torch.tensor([0, 1, 0]), ("c", "a")), ("a", "b", "c"))
+    assert one.labels.tolist() == [2, 0, 2] and one.classes == ("a", "b", "c")
+    sets = torch.tensor([[1, 0], [1, 1], [0, 1]], dtype=torch.uint8)
+    several = with_classes(Images(pixels, sets, ("c", "a")), ("a", "b", "c"))
+    assert several.labels.tolist() == [[0, 0, 1], [1, 0, 1], [1, 0, 0]]
+    digits = load_data(DataConfig("multimnist", compose=ComposeConfig("digits", epoch=8, held=8))).train
+    names = ("x", *digits.classes)
+    indices = torch.arange(8)
+    assert torch.equal(with_classes(digits, names).targets(indices)[:, 1:], digits.targets(indices))
+
+
+def test_measures_by_hand() -> None:
+    watch = Watch(LossConfig("margin"))
+    watch(torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.7, 0.6]]), torch.tensor([0, 2]))
+    watch(torch.tensor([[0.5, 0.4, 0.3]]), torch.tensor([2]))
+    record = describe_measured(watch.measured(), ("a", "b", "c"), "test", 3)
+    assert record["accuracy"] == pytest.approx(1 / 3)
+    assert record["top"] == pytest.approx({"1": 1 / 3, "2": 2 / 3, "3": 1.0})
+    assert [(each["images"], each["found"], each["accuracy"]) for each in record["by_class"]] == [
+        (1, 1, 1.0), (0, 0, None), (2, 0, 0.0)]  # fmt: skip
+    assert record["confused"] == [{"shown": "c", "taken_for": "a", "images": 1},
+                                  {"shown": "c", "taken_for": "b", "images": 1}]  # fmt: skip
+    assert record["calibration"]["error"] == pytest.approx((0.1 + 0.7 + 0.5) / 3)

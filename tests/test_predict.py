@@ -1,0 +1,132 @@
+"""`torchcaps predict`: files, folders and lists in; a table, JSON or CSV out; what cannot be read is named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_config
+
+from torchcaps.cli import main
+from torchcaps.config import ComposeConfig, DataConfig, LossConfig
+from torchcaps.export import export_onnx
+from torchcaps.train import fit
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on digits, one on several digits at once, and a folder of pictures."""
+    place = tmp_path_factory.mktemp("predict")
+    fit(tiny_config(place / "runs", epochs=1, batch_size=16, data=DataConfig("digits", limit=64)))
+    several = DataConfig("multimnist", compose=ComposeConfig("digits", epoch=64, held=16, single=2), image_size=12)
+    loss = LossConfig("binary-cross-entropy", threshold=0.3)
+    fit(tiny_config(place / "runs", recipe="several", epochs=1, batch_size=16, data=several, loss=loss))
+    (place / "pictures" / "below").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name in ("a.png", "b.JPG", "below/c.bmp"):
+        Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(place / "pictures" / name)
+    (place / "pictures" / "bad.png").write_bytes(b"no picture")
+    (place / "pictures" / "notes.txt").write_text("no picture either")
+    (place / "pictures" / ".hidden.png").write_bytes(b"")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def test_a_folder_is_read_and_what_is_no_picture_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "runs/tiny-0", "pictures", "--json", "--top", "3"]) == 0
+    printed = capsys.readouterr()
+    records = json.loads(printed.out)
+    assert [each["picture"] for each in records] == ["pictures/a.png", "pictures/b.JPG", "pictures/below/c.bmp"]
+    for each in records:
+        assert each["labels"] == [each["label"]] and each["probability"] == each["top"][0]["probability"]
+        values = [one["probability"] for one in each["top"]]
+        assert len(values) == 3 and values == sorted(values, reverse=True)
+    assert "passed over pictures/bad.png: cannot read the image" in printed.err
+    assert "1 of 4 pictures could not be read" in printed.err and "notes" not in printed.err
+
+
+def test_all_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["predict", "runs/tiny-0", "pictures/a.png", "pictures/b.JPG", "--batch", "1"]
+    said = {}
+    for form in ("--json", "--csv", ""):
+        assert main([*command, *([form] if form else [])]) == 0
+        said[form] = capsys.readouterr().out
+    records = json.loads(said["--json"])
+    rows = list(csv.DictReader(io.StringIO(said["--csv"])))
+    assert list(rows[0]) == ["picture", *(f"{what}{n}" for n in ("", "_2", "_3", "_4", "_5")
+                                          for what in ("label", "probability"))]  # fmt: skip
+    lines = said[""].splitlines()
+    assert lines[0].split() == ["picture", "class", "probability"] and len(lines) == 3
+    for record, row, line in zip(records, rows, lines[1:], strict=True):
+        assert (row["picture"], row["label_2"]) == (record["picture"], record["top"][1]["label"])
+        assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
+        assert line.split()[:3] == [record["picture"], record["label"], f"{record['probability']:.1%}"]
+        assert "then " + record["top"][1]["label"] in line
+
+
+def test_pictures_that_show_several_classes_give_the_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "runs/several-0", "pictures/a.png", "--json", "--top", "10"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    above = [one["label"] for one in record["top"] if one["probability"] > 0.3]
+    assert record["labels"] == above
+    assert main(["predict", "runs/several-0", "pictures/a.png", "--csv"]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["labels"] == "|".join(above)
+    assert main(["predict", "runs/several-0", "pictures/a.png"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["picture", "shows"]
+
+
+def test_a_list_is_read_from_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("pictures/b.JPG\n\npictures/below\n"))
+    assert main(["predict", "runs/tiny-0", "-", "pictures/a.png", "--json"]) == 0
+    found = [each["picture"] for each in json.loads(capsys.readouterr().out)]
+    assert found == ["pictures/b.JPG", "pictures/below/c.bmp", "pictures/a.png"]
+
+
+def test_names_do_not_steer_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "red\x1b[31m.png"
+    Image.new("L", (8, 8)).save(place / name)
+    assert main(["predict", "runs/tiny-0", name]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_an_exported_network_predicts_without_torch(place: Path) -> None:
+    export_onnx("runs/tiny-0", "model.onnx")
+    program = (
+        "import sys\nfrom torchcaps.cli import main\n"
+        "status = main(['predict', 'model.onnx', 'pictures/a.png', '--json'])\n"
+        "sys.exit(status or ('torch' in sys.modules) * 3)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["picture"] == "pictures/a.png"
+
+
+@pytest.mark.parametrize(("command", "message"), [
+    ("runs/tiny-0 nothing.png", "there is no picture and no folder nothing.png"),
+    ("runs/tiny-0 runs/tiny-0/best", "best holds no pictures"),
+    ("runs/tiny-0", "there is no picture to look at"),
+    ("runs/tiny-0 pictures/bad.png", "none of the 1 pictures could be read"),
+    ("runs/tiny-0 pictures --top 0", "top is 0; it must be at least 1"),
+    ("runs/tiny-0 pictures --batch 0", "batch is 0; it must be at least 1"),
+    ("runs/tiny-0 pictures --json --csv", "give one of them"),
+    ("runs/tiny-0 pictures --device gpu", "device is 'gpu'"),
+    ("nothing pictures", "nothing"),
+])  # fmt: skip
+def test_what_is_wrong_is_said_in_one_line(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", *command.split()]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err.splitlines()[-1] and printed.err.splitlines()[-1].startswith("torchcaps: error: ")
