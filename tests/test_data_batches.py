@@ -148,7 +148,7 @@ class TestStandardiseFirst:
 
     def whole(self, images: torch.Tensor, how: str, data: Data) -> torch.Tensor:
         if how == "image":
-            return transforms.standardise_image(images)
+            return prepare.standardise_image(images)
         return (images - data.mean[:, None, None]) / data.std[:, None, None]
 
     @pytest.mark.parametrize("how", ["image", "dataset"])
@@ -196,7 +196,7 @@ class TestStandardiseFirst:
         images = random_images()
         data = Data(images, images, images, "image", crop=5, views=views, standardise_first=True)
         tested = torch.cat([batch for batch, _ in data.evaluation("test", 6).epoch(0)])
-        whole = transforms.standardise_image(images.pixels.float() / 255)
+        whole = prepare.standardise_image(images.pixels.float() / 255)
         expected = torch.stack(prepare.crops(whole, 5, views), 1)
         assert torch.equal(tested, expected[:, 0] if views == 1 else expected)
 
@@ -206,7 +206,7 @@ class TestStandardiseFirst:
         (batch, labels), *_ = Batches(images, 6, augment=config, standardise="image", standardise_first=True).epoch(0)
         draws = transforms.draw(config, 6, mix(DRAWS, 0, 0, 0))
         coloured = transforms.recolour(images.pixels[labels].float() / 255, config, draws)
-        turned = transforms.affine(transforms.standardise_image(coloured), draws.angle, draws.scale, draws.shear)
+        turned = transforms.affine(prepare.standardise_image(coloured), draws.angle, draws.scale, draws.shear)
         assert torch.equal(batch, turned)
 
     def test_streams_and_their_parts(self):

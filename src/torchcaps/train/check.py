@@ -54,6 +54,8 @@ def check_config(config: Config) -> None:
             f"loss.smoothing is {config.loss.smoothing} of the loss {config.loss.name!r}; it is a share in [0, 1), of "
             "cross-entropies only"
         )
+    if not 0 <= config.average < 1:
+        raise ValueError(f"average is {config.average}; it is a decay in [0, 1), such as 0.999")
     if config.optimiser.nesterov and (config.optimiser.name != "sgd" or not config.optimiser.momentum):
         raise ValueError("optimiser.nesterov is of SGD with momentum: leave it out, or set optimiser.name to sgd")
     routing = config.coefficients

@@ -28,6 +28,7 @@ from torchcaps.manifest import Manifest
 from torchcaps.models import Model, create_model
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
+from torchcaps.train.averaging import Average
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
@@ -125,7 +126,8 @@ class Trainer:
         self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
         threshold, terms = score_threshold(config.loss), len(self.model.penalties)
         self.meter = Meter(fabric.device, self.data.shown, threshold, terms)
-        self.measured = count_batches(self.model, self.batches, config.epochs)
+        self.average = Average(self.model, config.average) if config.average else None
+        self.measured = count_batches(self.model, self.batches, config.epochs, averaged=self.average is not None)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
@@ -233,6 +235,8 @@ class Trainer:
         )
         self.schedule.step()
         follow_schedule(self.phases)
+        if self.average is not None:
+            self.average.update()
         right = self.meter.update(loss, scores, labels, penalties)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
@@ -315,10 +319,11 @@ class Trainer:
 
     def evaluated(self) -> Model:
         """The model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes call it."""
+        model = self.model if self.average is None else self.average.averaged(self.model)
         if not self.measured:
-            return self.model
+            return model
         parts = self.config.loss.reconstruction > 0
-        return measure_statistics(self.fabric, self.model, self.batches, self.measured, parts)
+        return measure_statistics(self.fabric, model, self.batches, self.measured, parts)
 
     def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric
@@ -340,6 +345,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "meter": self.meter.state(),
+            **({"average": self.average.state()} if self.average is not None else {}),
         }
         if self.fabric.is_global_zero:
             save_checkpoint(self.folder.last, self.model, state, self.manifest)
@@ -370,6 +376,8 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.meter.load(state["meter"], self.fabric.global_rank)
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def _stop_if(self, stop: bool) -> None:
         if stop:
