@@ -128,6 +128,25 @@ def test_an_aide_sees_no_channel_of_its_own_capsule():
     assert gradient[:, 1].eq(0).all() and gradient[:, [0, 2]].ne(0).any()
 
 
+def test_an_aide_keeps_what_joins_a_capsule_with_itself_at_zero():
+    """Whatever wrote it, and in place; no optimiser sees a gradient of it."""
+    module, x = built(capsules=3, version="v1", kernel=1, in_pose=2), maps(3, 2)
+    aide, own = module.aide, module.aide.mask.eq(0).expand_as(module.aide.weight)
+    wanted = module(x)
+    assert own.sum() == 3 * 2 * 2 * 25 and aide.weight[own].eq(0).all() and aide.weight[~own].ne(0).all()
+    with torch.no_grad():
+        aide.weight[own] = 7.0
+    assert torch.equal(module(x), wanted) and aide.weight[own].eq(0).all()
+    module(x).square().sum().backward()
+    assert aide.weight.grad[own].eq(0).all() and aide.weight.grad[~own].ne(0).any()
+    state = {name: value + own * 5 if name == "aide.weight" else value for name, value in module.state_dict().items()}
+    wanted = module.eval()(x)
+    module.load_state_dict(state)
+    with torch.inference_mode():
+        assert torch.equal(module(x), wanted)
+    assert aide.weight[own].eq(0).all()
+
+
 def test_parameters_of_the_released_network():
     """v1 with N = 3: 34.6 M weights in aides, 1.57 M in skips (REFERENCE.md, from the authors' code)."""
     aides = skips = 0
