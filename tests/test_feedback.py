@@ -32,6 +32,9 @@ NARROW = {
 }
 
 
+SINKHORN = ("cost", "eps", "iterations", "bias_fix", "through_plan", "first")
+
+
 def build(name: str = "encapnet-v1", size: int | tuple[int, int] = 8, **options: Any) -> Any:
     torch.manual_seed(0)
     return create_model(name, in_channels=3, image_size=size, **NARROW[name.removesuffix("-feedback")] | options)
@@ -131,6 +134,7 @@ def test_the_criterion_adds_the_penalty_in_training_alone(tmp_path: Path) -> Non
         {"cost": "l2"},
         {"groups": "capsules"},
         {"eps": 1.0, "iterations": 3, "weight": 1.0},
+        {"first": "rows"},
     ],
     ids=str,
 )
@@ -142,7 +146,7 @@ def test_every_setting_of_table_3(options: dict[str, Any]) -> None:
     if feedback.divergence == "kl":
         assert unit.divergence is kl_divergence
     else:
-        keywords = {key: getattr(feedback, key) for key in ("cost", "eps", "iterations", "bias_fix", "through_plan")}
+        keywords = {key: getattr(feedback, key) for key in SINKHORN}
         assert unit.divergence.keywords == keywords
     penalty = model.train()(images(size=16)).aux["penalty"]
     penalty.backward()
@@ -262,6 +266,7 @@ def test_a_run_trains_with_it(tmp_path: Path) -> None:
         (lambda: Feedback(cost="l1"), "'l1'"),
         (lambda: Feedback(eps=0.0), "eps is 0.0"),
         (lambda: Feedback(iterations=0), "iterations 0"),
+        (lambda: Feedback(first="both"), "'both'"),  # pyright: ignore[reportArgumentType]
         (lambda: build("encapnet-v1-feedback", lengths=(1, 0), units=2), "stage 2 has a single layer"),
         (lambda: build("encapnet-v1-feedback", groups="all"), "'all'"),
         (lambda: build("encapnet-v1-feedback", iteration=3), "nearest is 'iterations'"),

@@ -21,7 +21,7 @@ from torchcaps.layers.feedback import Divergence, OptimalTransportUnit
 from torchcaps.models.registry import Factory, Model, Output, register_variant
 from torchcaps.models.staged import StagedModel
 from torchcaps.names import check_choice
-from torchcaps.sinkhorn import Cost, kl_divergence, sinkhorn_divergence
+from torchcaps.sinkhorn import Cost, First, kl_divergence, sinkhorn_divergence
 
 SUFFIX = "-feedback"  # of the names of networks with it
 
@@ -42,6 +42,7 @@ class Feedback:
     cost: Cost = "cosine"  #: ground cost; l2 (d5)
     eps: float = 0.1  #: of the entropy
     iterations: int = 10  #: of Sinkhorn
+    first: First = "columns"  #: what each of them scales first: columns (Eq. 9), or rows (the authors' code)
     bias_fix: bool = True  #: False (d1): W(x, y) alone
     through_plan: bool = False  #: True (d2): gradient through the plan too
 
@@ -64,6 +65,7 @@ class Feedback:
             iterations=self.iterations,
             bias_fix=self.bias_fix,
             through_plan=self.through_plan,
+            first=self.first,
         )
 
 
