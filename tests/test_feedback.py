@@ -18,6 +18,7 @@ from torchcaps import create_model
 from torchcaps.config import ModelConfig
 from torchcaps.layers.gather import gather_batch
 from torchcaps.losses import build_criterion, multi_hot
+from torchcaps.models.encapnet_six import AsCapsules
 from torchcaps.models.feedback import Feedback, WithFeedback, stage_shapes
 from torchcaps.models.staged import StagedModel
 from torchcaps.sinkhorn import kl_divergence
@@ -97,6 +98,8 @@ def test_the_penalty_is_lambda_times_the_sum_of_the_units(name: str, units: int)
         maps = higher
     penalty = model(images()).aux["penalty"]
     torch.testing.assert_close(penalty, 3 * total)
+    names = ("M1", "M2") if units == 1 else ("M1", "M1-skip", "M2", "M2-skip")
+    assert model.penalties == names and model.network.penalties == ()
     model.zero_grad()
     penalty.backward()
     for key, weight in model.named_parameters():
@@ -204,6 +207,12 @@ def test_any_network_of_stages_takes_it() -> None:
     assert model(images()).scores.shape == (5, 2)
 
 
+def staged(layer: nn.Module, capsules: int | None = None) -> WithFeedback:
+    return WithFeedback(
+        StagedModel(nn.Identity(), [nn.Sequential(layer)], nn.Flatten(), (3, 8, 8), capsules), Feedback(weight=2.0)
+    )
+
+
 @pytest.mark.slow
 def test_a_timm_resnet_takes_it() -> None:
     timm = pytest.importorskip("timm")
@@ -272,6 +281,18 @@ def test_a_run_trains_with_it(tmp_path: Path) -> None:
         (lambda: build("encapnet-v1-feedback", iteration=3), "nearest is 'iterations'"),
         (lambda: build("encapnet-v1-feedback", eps="much"), "must be float"),
         (lambda: StagedModel(nn.Identity(), [], nn.Identity(), (3, 8, 8)), "0 stages"),
+        (lambda: StagedModel(nn.Identity(), [nn.ReLU()], nn.Identity(), (3, 8, 8)), "stage 1 is of ReLU"),
+        (
+            lambda: WithFeedback(create_model("capsnet", channels=4, primary=2)),
+            "CapsNet is none: arrange its parts as StagedModel(",
+        ),
+        (lambda: WithFeedback(build("encapnet-v1-feedback")), "WithFeedback is none"),
+        (lambda: staged(nn.Conv2d(4, 4, 3)), "images of (3, 8, 8), as it says: "),
+        (lambda: staged(nn.Flatten()), "around stage 1 there is a tensor of 2 dimensions"),
+        (lambda: staged(nn.Sequential(nn.Conv2d(3, 8, 1), AsCapsules(1))), "around stage 1 there is Capsules"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, 4, 1)), "stage 1 makes maps of 2x2 of 8x8"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, (2, 1), 1)), "stage 1 makes maps of 4x8 of 8x8"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, 2, 1), capsules=3), "stage 1: 4 channels cannot"),
     ],
 )
 def test_bad_settings_are_named(call: Any, message: str) -> None:

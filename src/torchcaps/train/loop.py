@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -123,7 +124,8 @@ class Trainer:
         wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
         self.compiled = wanted and compile_module(module, fabric.device)
         self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
-        self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
+        threshold, terms = score_threshold(config.loss), len(self.model.penalties)
+        self.meter = Meter(fabric.device, self.data.shown, threshold, terms)
         self.measured = count_batches(self.model, self.batches, config.epochs)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
@@ -222,12 +224,12 @@ class Trainer:
         position, targets = self.position, multi_hot(labels, self.data.num_classes)
         parts = self.batches.parts(position.epoch, position.step) if self.config.loss.reconstruction else None
         batch = Batch(images, labels, targets, progress, parts)
-        loss, scores = step_phases(
+        loss, scores, penalties = step_phases(
             self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
         )
         self.schedule.step()
         follow_schedule(self.phases)
-        right = self.meter.update(loss, scores, labels)
+        right = self.meter.update(loss, scores, labels, penalties)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
             torch.distributed.all_reduce(values)
@@ -273,6 +275,7 @@ class Trainer:
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **self.statistics,
+                **self._name_penalties(train.penalties),
                 **dynamics,
                 **tested,
             }
@@ -293,6 +296,13 @@ class Trainer:
         test = self.evaluate("test", model)
         self.clock = time.monotonic()
         return {"test_loss": test.loss, "test_accuracy": test.accuracy}
+
+    def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
+        """What the model added to the loss of the epoch, and each term of it, without its weight; of others nothing."""
+        if not penalties:
+            return {}
+        added, *terms = penalties
+        return {"train_penalty": added, "penalties": dict(zip(self.model.penalties, terms, strict=True))}
 
     @property
     def statistics(self) -> dict[str, int]:
