@@ -106,9 +106,7 @@ class LossConfig:
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
     smoothing: float = 0.0  #: cross-entropies: share of each target that is spread over all classes
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
-    penalty: float | None = (
-        None  #: weight of what the model adds in training, such as EncapNet's feedback (lambda); None: the model's own
-    )
+    penalty: float | None = None  #: weight of what a model adds to the loss (lambda of feedback); None: the model's own
     penalty_warmup: float = 0.0  #: share of the run in which that weight rises from 0, evenly; 0: it is constant
     threshold: float = (
         0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many

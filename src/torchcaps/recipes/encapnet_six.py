@@ -131,7 +131,7 @@ def fed(weight: float) -> Config:
     return replace(config, model=ModelConfig(f"{FED.model}-feedback"), loss=replace(FED.loss, penalty=weight))
 
 
-@table(PAPER, "text-feedback", "Section 3.2", "weight of the feedback (lambda) in a six-layer network on CIFAR-10")
+@table(PAPER, "text-feedback", "Section 3.2", "weight of the feedback (lambda), six layers, CIFAR-10")
 def text_feedback() -> Iterator[Cell]:
     for weight in (0.0, *WEIGHTS):
         how = Train(partial(fed, weight), narrow_six(FED))

@@ -70,7 +70,7 @@ class Meter:
         """What has been taken in since the last reset."""
         loss, counts, penalties = self.loss.clone(), self.counts.clone(), self.penalties.clone()
         if distributed.is_initialized():
-            for each in (loss, counts, penalties):
+            for each in (loss, counts, penalties)[: 3 if len(penalties) else 2]:
                 distributed.all_reduce(each)
         images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
@@ -86,7 +86,9 @@ class Meter:
 
     def state(self) -> dict[str, Tensor]:
         """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
-        sums = {"loss": self.loss.clone(), "counts": self.counts.clone(), "penalties": self.penalties.clone()}
+        sums = {"loss": self.loss.clone(), "counts": self.counts.clone()}
+        if len(self.penalties):
+            sums["penalties"] = self.penalties.clone()
         if not distributed.is_initialized():
             return {key: value[None] for key, value in sums.items()}
         rows = {
