@@ -207,6 +207,18 @@ REVISIONS: tuple[Revision, ...] = (
         _by_element,
         training=True,
     ),
+    Revision(
+        "model",
+        "dynamic-diverse-*",
+        2,
+        "the linear head read squashed poses as they are, at the rate of those that layer norm makes long",
+        lambda config: (
+            with_model("dynamic-diverse-*")(config)
+            and config.model.options.get("head", "linear") == "linear"
+            and config.model.options.get("gain") is None
+        ),
+        {"gain": 1.0},
+    ),
 )
 
 

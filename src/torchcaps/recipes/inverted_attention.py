@@ -222,7 +222,10 @@ NARROW_CAPSULES = Narrow("64-channels-4-types", {"channels": 64, "capsules": 4, 
 NARROW_CNN = Narrow("64-channels", {"channels": 64, "hidden": 160})
 UNSAID = "its sizes are not given: 64 types of 8x8 poses have the parameters that the text names"
 ONE_CHANNEL = "42.49 M is the count for one channel; with the three channels of Table 12 it is 42.51 M"
-STAR = "CapsNet* is described by a sentence alone: the vector network with dynamic routing"
+STAR = (
+    "CapsNet* is described by a sentence alone: the vector network with dynamic routing; its head reads poses at the "
+    "length that layer norm has them there"
+)
 NETWORKS = (
     Network("dynamic", "CapsNet*, vector poses", "dynamic-diverse-multimnist", "83.39", "", NARROW_CAPSULES, STAR),
     Network("matrix", "CapsNet, matrix poses", "attention-diverse-multimnist-matrix", "80.59", "", NARROW_CAPSULES),
