@@ -74,7 +74,7 @@ def held_bytes(model: Model, images: Tensor) -> int:
     held: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other storage gets its address
+        held[tensor.untyped_storage()._cdata] = tensor  # alive, so that no other storage gets its address
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
