@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import widen
+from torchcaps.capsules import no_autocast, widen
 from torchcaps.names import check_choice
 
 Cost = Literal["cosine", "l2"]
@@ -88,7 +88,7 @@ def sinkhorn_divergence(
         plan = transport_plan(costs if through_plan else costs.detach(), eps, iterations, first)
         return (plan * costs).sum()
 
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         x, y = widen(x.flatten(1)), widen(y.flatten(1))
         total = transport(x, y)
         return 2 * total - transport(x, x) - transport(y, y) if bias_fix else total

@@ -45,6 +45,7 @@ from torchcaps.train.machine import (
     launch,
     name_shortage,
 )
+from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
@@ -114,6 +115,7 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
+        check_memory(self.shape, config, fabric.device)
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -13,15 +13,16 @@ TILES = 8
 T = TypeVar("T")
 
 
-def parent_tiles(parents: int) -> list[slice]:
-    """The parents in about eight runs: the temporary of one is about an eighth of the votes."""
-    size = -(-parents // TILES)
+def parent_tiles(parents: int, most: int | None = None) -> list[slice]:
+    """The parents in about eight runs, or in runs of `most` where these are shorter: the temporary of one is at most
+    about an eighth of the votes."""
+    size = min(-(-parents // TILES), most or parents)
     return [slice(start, min(start + size, parents)) for start in range(0, parents, size)]
 
 
-def cut(x: Tensor, tile: slice, dim: int) -> Tensor:
-    """The tile of `x` along `dim`; all of it where that dimension is broadcast."""
-    return x if x.shape[dim] == 1 else x[(slice(None),) * (dim % x.ndim) + (tile,)]
+def cut(x: Tensor, tiles: Sequence[slice], dim: int) -> Sequence[Tensor]:
+    """The tiles of `x` along `dim`; all of it for each where that dimension is broadcast."""
+    return [x] * len(tiles) if x.shape[dim] == 1 else x.split([tile.stop - tile.start for tile in tiles], dim)
 
 
 def recompute(function: Callable[..., T], *tensors: Tensor) -> T:
