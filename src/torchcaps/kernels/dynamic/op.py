@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.homes import as_promised, call_at
+
 
 @torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
 def dynamic_step(
@@ -28,7 +30,8 @@ def dynamic_step(
             (XnODR): then sums that cancel are 0, and not what rounding leaves of them.
         last: whether agreements, v . state, are constants to the gradient; `initial` is none.
     """
-    return _home(poses).forward(*_widest(poses, weight, state, initial), xnor, binary)
+    inputs = _widest(poses, weight, state, initial)
+    return call_at(poses, _home(poses).forward, *inputs, xnor, binary).contiguous()
 
 
 @torch.library.custom_op("torchcaps::dynamic_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -44,8 +47,8 @@ def dynamic_step_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
-    found = _home(poses).backward(*_widest(gradient, *inputs), xnor, binary, last)
-    outs = [poses.new_empty(0) if x is None else out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    found = call_at(poses, _home(poses).backward, *_widest(gradient, *inputs), xnor, binary, last)
+    outs = [poses.new_empty(0) if x is None else as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
 
 

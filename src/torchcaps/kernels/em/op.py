@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.attention.op import widest
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
+from torchcaps.kernels.homes import as_promised, call_at
 
 
 class Inputs(NamedTuple):
@@ -69,7 +70,8 @@ def em_step(
         w, n, 2] or empty.
     """
     inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
-    centre, square, total, seen = _home(poses).forward(inputs, Geometry(rows, stride, padding, whole))
+    geometry = Geometry(rows, stride, padding, whole)
+    centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
     return *moments(centre, square, total, eps), seen
 
 
@@ -104,9 +106,9 @@ def em_step_backward(
     )
     result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
-    of_poses, of_weight, of_activations, *sums = _home(poses).backward(result, wide, seen, geometry)
+    of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
     gradients = of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)
-    return [d.to(x.dtype).contiguous() for d, x in zip(gradients, inputs, strict=True)]
+    return [as_promised(d, x) for d, x in zip(gradients, inputs, strict=True)]
 
 
 def _home(x: Tensor) -> Any:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.homes import as_promised, call_at
+
 
 @torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -27,7 +29,9 @@ def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     Returns:
         In the widest type of the inputs, float32 at least.
     """
-    return _home(poses).forward(*_widest(poses, weight, scale, shift), l2, eps)
+    inputs = _widest(poses, weight, scale, shift)
+    total, squares = call_at(poses, _home(poses).forward, *inputs, l2, eps)
+    return total.contiguous(), squares.contiguous()
 
 
 @torch.library.custom_op("torchcaps::fm_sums_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -43,22 +47,24 @@ def fm_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
     inputs = poses, weight, scale, shift
-    found = _home(poses).backward(*_widest(of_total, of_squares, *inputs), l2, eps)
-    outs = [out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    found = call_at(poses, _home(poses).backward, *_widest(of_total, of_squares, *inputs), l2, eps)
+    outs = [as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
 
 
 @torch.library.custom_op("torchcaps::fm_moments", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
-    return _home(poses).moments(*_widest(poses, weight))
+    mean, variance = call_at(poses, _home(poses).moments, *_widest(poses, weight))
+    return mean.contiguous(), variance.contiguous()
 
 
 @torch.library.custom_op("torchcaps::fm_moments_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for poses and weight, in their types."""
-    d_poses, d_weight = _home(poses).moments_backward(*_widest(of_mean, of_variance, poses, weight))
-    return d_poses.to(poses.dtype), d_weight.to(weight.dtype)
+    inputs = _widest(of_mean, of_variance, poses, weight)
+    d_poses, d_weight = call_at(poses, _home(poses).moments_backward, *inputs)
+    return as_promised(d_poses, poses), as_promised(d_weight, weight)
 
 
 def _home(x: Tensor) -> Any:
