@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.attention.plain import plain
 from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
@@ -77,7 +79,14 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.geometry), (gradient,)))
     return *attend_backward(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+
+
+def _plain(*inputs: Any) -> Tensor:
+    wide = widest(*inputs[:3], at_least=torch.float32)
+    return plain(*(x.to(wide) for x in inputs[:3]), *inputs[3:]).to(widest(*inputs[:3]))
 
 
 attend.register_autograd(_differentiate, setup_context=_keep)

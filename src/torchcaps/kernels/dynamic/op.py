@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.dynamic.plain import plain
 from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
 @torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
@@ -99,8 +101,14 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.flags), (gradient,)))
     outs = dynamic_step_backward(gradient, *ctx.saved_tensors, *ctx.flags)
     return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None, None
+
+
+def _plain(*inputs: Any) -> Tensor:
+    return plain(*_widest(*inputs[:4]), *inputs[4:])  # pyright: ignore[reportArgumentType] - two of them are tensors
 
 
 dynamic_step.register_autograd(_differentiate, setup_context=_keep)

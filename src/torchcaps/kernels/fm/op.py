@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.fm import plain
 from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
 @torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
@@ -113,7 +115,14 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain_sums, (*ctx.saved_tensors, *ctx.flags), (of_total, of_squares)))
     return *fm_sums_backward(of_total, of_squares, *ctx.saved_tensors, *ctx.flags), None, None
+
+
+def _plain_sums(*inputs: Any) -> tuple[Tensor, Tensor]:
+    poses, weight, scale, shift = _widest(*inputs[:4])
+    return plain.sums(poses, weight, scale, shift, *inputs[4:])
 
 
 fm_sums.register_autograd(_differentiate, setup_context=_keep)
@@ -137,7 +146,14 @@ def _keep_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None
 
 
 def _differentiate_moments(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain_moments, ctx.saved_tensors, (of_mean, of_variance)))
     return fm_moments_backward(of_mean, of_variance, *ctx.saved_tensors)
+
+
+def _plain_moments(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    poses, weight = _widest(*inputs)
+    return plain.moments(poses, weight)
 
 
 fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)
