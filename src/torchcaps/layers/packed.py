@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from torchcaps.capsules import Capsules
+from torchcaps.capsules import Capsules, transformed
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule
 from torchcaps.layers.transforms import Transform, flatten_space
 from torchcaps.routing import Routing, Step
@@ -106,7 +106,7 @@ class PackedStack(CapsuleStack):
         poses = children.poses
         if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.is_grad_enabled() or transformed() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return None
         layer = self.layers[0]
         assert isinstance(layer, PackedLayer) and isinstance(layer.transform, PackedTransform)

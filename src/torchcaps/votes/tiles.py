@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from torchcaps.capsules import transformed
+
 TILES = 8
 T = TypeVar("T")
 
@@ -26,7 +28,11 @@ def cut(x: Tensor, tiles: Sequence[slice], dim: int) -> Sequence[Tensor]:
 
 
 def recompute(function: Callable[..., T], *tensors: Tensor) -> T:
-    """`function(*tensors)`, of which only the tensors are held for backward. A pure function is assumed."""
-    if torch.compiler.is_exporting() or not torch.is_grad_enabled():
+    """Return `function(*tensors)`, of which only the tensors are held for backward. A pure function is assumed.
+
+    Under a transform of `torch.func` and in forward mode all is held that the function makes, the size of the votes: a
+    checkpoint is made of hooks on saved tensors, which these refuse.
+    """
+    if torch.compiler.is_exporting() or not torch.is_grad_enabled() or transformed():
         return function(*tensors)
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
