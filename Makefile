@@ -8,11 +8,11 @@ STAMP := .venv/.installed
 demo: $(STAMP)  ## train a capsule network on real handwritten digits
 	$(BIN)/torchcaps train digits
 
-test: lint  ## style, types and all quick tests
-	$(BIN)/python -m pytest -rs
+test: lint  ## style, types and all quick tests, on all cores
+	$(BIN)/python -m pytest -rs -n auto
 
 test-all: lint  ## the same and the long checks
-	$(BIN)/python -m pytest -rs -m "slow or not slow"
+	$(BIN)/python -m pytest -rs -n auto -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The fused steps beside the algorithms written with einsum: the table of goals, with a pass mark and the roofline.
 
 Each row checks first that both give the same parents and gradients; a row that does not is no result. The roofline of
-a pass, see `roofline`, is of the machine as it is measured in this run; operations are those of torch's counter.
+a pass, see `roofline`, is of the machine as it is measured in this run; operations are counted by formula.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import torch
 from report import interleaved, median_ratio, record
-from roofline import Machine, measure_machine
+from roofline import Machine, count_operations, measure_machine
 from routing import SIZES, Forward, Pair, Size, build, fitting_batch, held_bytes, mb
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps.layers import ConvTransform
 
@@ -72,7 +71,7 @@ def measure(row: Row, wanted: int, repeats: int, device: torch.device, machine: 
     upstream = torch.randn_like(pair.ours())
     steps = interleaved([stepping(pair.plain, upstream), stepping(pair.ours, upstream)], repeats)
     held = [held_bytes(forward) for forward in (pair.plain, pair.ours)]
-    bounds = roofline(pair, upstream, machine)
+    bounds = roofline(row, pair, batch, upstream, machine)
     found = {
         "forward": median_ratio(*forwards),
         "step": median_ratio(*steps),
@@ -130,15 +129,11 @@ def stepping(forward: Forward, upstream: Tensor) -> Callable[[], None]:
     return step
 
 
-def roofline(pair: Pair, upstream: Tensor, machine: Machine) -> list[float]:
+def roofline(row: Row, pair: Pair, batch: int, upstream: Tensor, machine: Machine) -> list[float]:
     """Seconds below which neither the forward pass nor forward and backward can come."""
     moved = sum(x.nbytes for x in (pair.poses, pair.layer.transform.weight, upstream))
-    seconds = []
-    for times, run in ((1, pair.ours), (3, stepping(pair.ours, upstream))):
-        with FlopCounterMode(display=False) as counter:
-            run()
-        seconds.append(machine.seconds(times * moved, counter.get_total_flops()))
-    return seconds
+    counts = count_operations(row.routing, pair.layer.transform, row.size.positions, batch, row.iterations)
+    return [machine.seconds(times * moved, count) for times, count in zip((1, 3), counts, strict=True)]
 
 
 def milliseconds(seconds: list[float]) -> float:

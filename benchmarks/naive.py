@@ -104,21 +104,24 @@ def activation(variance: Tensor, total: Tensor, beta_u: Tensor, beta_a: Tensor, 
     return scale * (beta_a - ((beta_u.unsqueeze(-1) + 0.5 * variance.log()) * total).sum(-1))
 
 
-def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int) -> Tensor:
-    """Tsai et al. 2020, parents from zero, competition at one position; parents [b, p, j, d]."""
+def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int, scale: float = 1.0) -> Tensor:
+    """Tsai et al. 2020, parents from zero, competition at one position; parents [b, p, j, d].
+
+    `scale` multiplies the agreement: 1 in Eq. 2, 1 / sqrt(d) in the authors' code.
+    """
     parents = torch.zeros_like(votes[:, :, 0])
     for _ in range(iterations):
-        parents = attend(votes, parents, gain, bias)
+        parents = attend(votes, parents, gain, bias, scale)
     return parents
 
 
-def attend(votes: Tensor, parents: Tensor | None, gain: Tensor, bias: Tensor) -> Tensor:
+def attend(votes: Tensor, parents: Tensor | None, gain: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
     """One iteration of it; without parents to agree with, all shares are even. Parents [b, p, j, d]."""
     j, d = votes.shape[-2:]
     if parents is None:
         total = votes.sum(2) / j
     else:
-        agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
+        agreement = scale * torch.einsum("bpijd,bpjd->bpij", votes, parents)
         total = torch.einsum("bpij,bpijd->bpjd", agreement.softmax(-1), votes)
     return F.layer_norm(total, (d,), gain, bias)
 
@@ -130,17 +133,18 @@ def inverted_attention_c(
     betas: tuple[Tensor, Tensor],
     iterations: int,
     temperature: float = 0.01,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Its ablation C: children [b, p, i] count by their activations, parents compete by theirs; parents, activations.
 
-    `norm` is gain and bias, `betas` are beta_u and beta_a of `em`.
+    `norm` is gain and bias, `betas` are beta_u and beta_a of `em`; `scale` as in `inverted_attention`.
     """
     d = votes.shape[-1]
     coupling = torch.full_like(votes[..., 0], 1 / votes.shape[3])  # [b, p, i, j]
     parents = logit = votes.new_zeros(())
     for t in range(iterations):
         if t > 0:
-            agreement = torch.einsum("bpijd,bpjd->bpij", votes, parents) / math.sqrt(d)
+            agreement = scale * torch.einsum("bpijd,bpjd->bpij", votes, parents)
             coupling = (agreement + F.logsigmoid(logit).unsqueeze(2)).softmax(-1)
         mean, _, variance, total = cluster(votes, coupling * activations.unsqueeze(-1))
         parents = F.layer_norm(mean * total, (d,), *norm)

@@ -33,6 +33,7 @@ from torchcaps.layers.transforms import flatten_space
 from torchcaps.losses import build_criterion, margin_loss, multi_hot
 from torchcaps.models import CapsNet, Model, create_model
 from torchcaps.routing import Step
+from torchcaps.routing.inverted_attention import InvertedAttention
 from torchcaps.train.optim import build_optimiser
 
 TOLERANCE = 1e-3  # of float32: the distance of a parameter's two gradients over the length of one
@@ -123,11 +124,11 @@ def votes_of(layer: nn.Module, poses: Tensor) -> tuple[Tensor, Callable[[Tensor]
 
 def attend(layer: nn.Module, children: Tensor, parents: Tensor | None) -> Tensor:
     """One step of one layer, [b, (h, w,) j, d], from the parents of the step before."""
-    assert isinstance(layer, CapsuleLayer)
+    assert isinstance(layer, CapsuleLayer) and isinstance(layer.routing, InvertedAttention)
     votes, place = votes_of(layer, children)
     get = dict(layer.routing.named_parameters())
     seen = None if parents is None else parents.reshape(len(parents), -1, *parents.shape[-2:])
-    return place(naive.attend(votes, seen, get["norm.weight"], get["norm.bias"]))
+    return place(naive.attend(votes, seen, get["norm.weight"], get["norm.bias"], layer.routing.scale))
 
 
 class Bench:

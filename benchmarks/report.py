@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchcaps.recipes.lines import append_line
 from torchcaps.recipes.measure import peak_memory, reset_peak
 from torchcaps.train.machine import describe_machine
 
@@ -102,7 +103,5 @@ def record(benchmark: str, values: dict) -> None:
         "date": date.today().isoformat(),
         "environment": describe_machine(),
     }
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "benchmarks.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(RESULTS / "benchmarks.jsonl", line)
     print(json.dumps({"benchmark": benchmark, **values}, indent=2))

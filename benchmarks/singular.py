@@ -9,7 +9,6 @@ python benchmarks/singular.py --variants paper no-mean --out singular.jsonl
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torchcaps.config import Config, Option
 from torchcaps.inspect import measure_jacobian
 from torchcaps.recipes.budgets import apply_budget
 from torchcaps.recipes.cells import Train, find_cell
+from torchcaps.recipes.lines import append_line
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric
@@ -58,8 +58,7 @@ class Watched(Trainer):
 
     def write(self, line: dict[str, Any]) -> None:
         about = {"variant": self.variant, "seed": self.config.seed}
-        with self.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**about, **line}) + "\n")
+        append_line(self.out, {**about, **line})
 
 
 def build(variant: str, data: str, seed: int, out: Path) -> Config:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchcaps.compare.comparison import Comparison, all_heads
-from torchcaps.compare.page import COSTS, Row, collect, ranked, show_accuracy
+from torchcaps.compare.page import COSTS, Row, collect, older_counts, ranked, show_accuracy
 from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.records import read_records
 
@@ -27,7 +27,8 @@ def table(records: Sequence[Record]) -> str:
     for row in ranked(last):
         beside = [next(other for other in rows if other.head == row.head) for rows in others]
         lines.append((f"`{row.head}`", *map(show_accuracy, beside), show_accuracy(row), *_costs(row)))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    shown = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([*shown, *("\n" + note for note in older_counts(last))])
 
 
 def _costs(row: Row) -> tuple[str, ...]:

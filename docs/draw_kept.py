@@ -31,7 +31,7 @@ OPTIONS = {
     "proximal": True,
     "absent_weight": 1 / 9,
 }
-PENALTIES = (0.05, 0.08, 0.1, 0.12, 0.15, 0.2)
+PENALTIES = (3.2, 5.12, 6.4, 7.68, 9.6, 12.8)  # lambda of Eq. 14, over batches of 64
 
 
 def train(penalty: float, out: Path) -> tuple[CapsNet, Config, float]:

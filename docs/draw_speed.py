@@ -5,12 +5,12 @@ python docs/draw_speed.py
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import INK, style
+from torchcaps.recipes.lines import read_lines
 from torchcaps.routing import list_routings
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def main() -> None:
 
 def newest(path: Path) -> Lines:
     """The last line of each benchmark on CPU, by name."""
-    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    records = read_lines(path)
     return {record["benchmark"]: record for record in records if record.get("device", "cpu") == "cpu"}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from torchcaps.config import Config
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tiny", "torchcaps.train", "torchcaps.train.checkpoint", "sklearn.datasets"])
+FORKS.set_forkserver_preload(["tiny", "torchcaps.train", "torchcaps.train.checkpoint"])
 
 
 def start(function: Callable[..., Any], *args: Any) -> BaseProcess:

@@ -25,6 +25,7 @@ from torchcaps.config import (
     ModelConfig,
     OptimiserConfig,
     Option,
+    ScheduleConfig,
 )
 from torchcaps.recipes.records import config_hash
 from torchcaps.revisions import revisions_of
@@ -101,6 +102,10 @@ RUNS: dict[str, Config] = {
     },
     "model mobilenetv2_*": tiny_run("mobilenetv2_035.xnodr", 32),
     **{
+        f"model *.{part}.*": tiny_run(f"resnet10t.{part}.xnodr", 32, channels=(8, 8, 8, 16), primary=2)
+        for part in ("primary", "xnor-primary", "convcaps", "xnor-convcaps")
+    },
+    **{
         f"loss {name}": tiny_run(
             "capsnet", 10, LossConfig(name), 0.3, channels=4, primary=2, kernel=3, decoder=False, routing="uniform"
         )
@@ -110,6 +115,7 @@ RUNS: dict[str, Config] = {
     "phase coefficients": replace(
         tiny_run("discriminative-capsnet", 10, lr=0.3, channels=8, primary=2, kernel=3, initial=1.0),
         coefficients=CoefficientConfig(lr=0.05, steps=2, weight_steps=2),
+        schedule=ScheduleConfig("exponential", gamma=0.5, step_size=2),
     ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),
@@ -135,10 +141,15 @@ def measure(config: Config) -> list[float]:
     return [json.loads(line)["train_loss"] for line in lines]
 
 
+def raised(config: Config) -> dict[str, int]:
+    """The revisions of what a curve shows, which is training: not those of how runs are evaluated."""
+    return {key: number for key, number in revisions_of(config).items() if key != "phase evaluation"}
+
+
 def entry(name: str) -> dict[str, Any]:
     """What is kept of the run `name`: revisions, a name of the tiny run itself, and the curve."""
     config = RUNS[name]
-    return {"revisions": revisions_of(config), "run": config_hash(config, {}), "losses": measure(config)}
+    return {"revisions": raised(config), "run": config_hash(config, {}), "losses": measure(config)}
 
 
 def read() -> dict[str, Any]:

@@ -7,7 +7,7 @@ import oracles
 import torch
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
+from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform, PooledTransform
 
 # name: (transform, shape of the children's poses [b, ...]); one child, one parent, a batch of one, images that are not
 # square, stride and padding, vector and matrix poses
@@ -28,6 +28,7 @@ CASES = {
 # transforms that some children share, and votes that are told where their child stands
 PLACED = {
     "linear-shared": (lambda: LinearTransform(12, 3, 4, 4, matrix=True, shared=6), (2, 2, 3, 2, 4)),
+    "linear-pooled": (lambda: PooledTransform(2, 3, 4, 4, matrix=True), (2, 2, 3, 2, 4)),
     "linear-placed": (lambda: LinearTransform(6, 2, 9, 9, matrix=True, coordinates=True), (2, 2, 3, 1, 9)),
     "linear-shared-placed": (lambda: LinearTransform(12, 2, 3, 4, coordinates=True, shared=6), (2, 3, 2, 2, 3)),
     "conv-placed": (lambda: ConvTransform(1, 2, 4, 4, padding=1, matrix=True, coordinates=True), (2, 2, 3, 1, 4)),
@@ -60,8 +61,12 @@ def seen(module, capsules):
     """What the oracles see: `module` is a transform."""
     weight, poses = module.weight.detach().numpy(), capsules.poses.detach().numpy()
     activations = None if capsules.activations is None else capsules.activations.detach().numpy()
-    if isinstance(module, ConvTransform):
+    if isinstance(module, ConvTransform) and module.scrambled:
+        out = oracles.scrambled_votes(poses, weight, module.rows, module.stride)
+    elif isinstance(module, ConvTransform):
         out = oracles.conv_votes(poses, weight, module.rows, module.stride, module.padding, activations)
+    elif isinstance(module, PooledTransform):
+        out = oracles.linear_votes(over_places(poses), weight, module.rows, over_places(activations))
     else:
         weight = np.repeat(weight, module.shared, axis=1)  # types, then the places that share them
         if poses.ndim == 5:  # flattened as (capsule, height, width)
@@ -83,6 +88,12 @@ def seen_binary(module, capsules, midpoint=False):
     binary.weight.data = torch.from_numpy(oracles.xnorized_weight(module.weight.detach().numpy(), midpoint))
     poses = oracles.xnorized_poses(capsules.poses.detach().numpy(), module.rows, midpoint)
     return seen(binary, capsules._replace(poses=torch.from_numpy(poses)))
+
+
+def over_places(x):
+    """[b, h, w, ...] -> [b, ...], the mean over the places."""
+    _, h, w = x.shape[:3]
+    return sum(x[:, y, z] for y in range(h) for z in range(w)) / (h * w)
 
 
 def capsules_first(x):

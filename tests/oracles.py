@@ -69,6 +69,29 @@ def conv_votes(poses, weight, rows, stride, padding, activations=None):
     return Seen(np.array(votes), None if activations is None else np.array(acts), child)
 
 
+def scrambled_votes(poses, weight, rows, stride):
+    """What the released code of Tsai et al. 2020 votes: the poses of a child of the window at all places, [d, places],
+    are read as [places, d]. poses [b, h, w, i, d], weight [j, kh, kw, i, c, m].
+    """
+    b, h, w, types, d = poses.shape
+    j, kh, kw, _, _, m = weight.shape
+    height, width = (h - kh) // stride + 1, (w - kw) // stride + 1
+    places = [(oy, ox) for oy in range(height) for ox in range(width)]
+    children = [(ky, kx, k) for ky in range(kh) for kx in range(kw) for k in range(types)]
+    votes = np.zeros((b, len(places), len(children), j, rows * m))
+    for n in range(b):
+        for slot, (ky, kx, k) in enumerate(children):
+            memory = []  # element by element, and in each of them place by place
+            for element in range(d):
+                for oy, ox in places:
+                    memory.append(poses[n, oy * stride + ky, ox * stride + kx, k, element])
+            for p in range(len(places)):
+                read = memory[p * d : (p + 1) * d]
+                for q in range(j):
+                    votes[n, p, slot, q] = vote(read, weight[q, ky, kx, k], rows)
+    return Seen(votes, None, [[(p, slot) for slot in range(len(children))] for p in range(len(places))])
+
+
 def add_coordinates(seen, place, image, rows):
     """Hinton et al. 2018, section 4: the scaled row and column of child `place[p][i]` on top of its votes.
 
@@ -125,9 +148,10 @@ def each_parent(seen):
     return [(n, q, s) for n in range(b) for q in range(p) for s in range(j)]
 
 
-def weighted_sum(seen, coupling):
+def weighted_sum(seen, coupling, bias=0.0):
+    """`bias` is 0 or [j, d]."""
     b, p, i, j, d = seen.shape
-    out = np.zeros((b, p, j, d))
+    out = np.zeros((b, p, j, d)) + bias
     for n, q, s in each_parent(seen):
         for k in range(i):
             out[n, q, s] += coupling[n, q, k, s] * seen.votes[n, q, k, s]
@@ -147,12 +171,12 @@ def squashed(poses):
     return np.apply_along_axis(squash, -1, poses)
 
 
-def uniform(seen):
+def uniform(seen, bias=0.0):
     b, p, i, j, _ = seen.shape
-    return squashed(weighted_sum(seen, np.full((b, p, i, j), 1 / j)))
+    return squashed(weighted_sum(seen, np.full((b, p, i, j), 1 / j), bias))
 
 
-def dynamic(seen, iterations, over="parents", start=0.0):
+def dynamic(seen, iterations, over="parents", start=0.0, bias=0.0):
     """Sabour et al. 2017, Procedure 1, with the logits kept and updated as printed; `start` is 0 or [i, j]."""
     b, p, i, j, _ = seen.shape
     logits = np.zeros((b, p, i, j)) + start
@@ -160,7 +184,7 @@ def dynamic(seen, iterations, over="parents", start=0.0):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
         )
-        parents = squashed(weighted_sum(seen, coupling))
+        parents = squashed(weighted_sum(seen, coupling, bias))
         logits = logits + agreement(seen, parents)
     return parents
 
@@ -195,7 +219,7 @@ def xnorized_weight(weight, midpoint):
     return out
 
 
-def xnidr(seen, iterations, over="parents"):
+def xnidr(seen, iterations, over="parents", bias=0.0):
     """Sun et al. 2023, Table 3, with b = 0 before the loop."""
     b, p, i, j, _ = seen.shape
     logits = np.zeros((b, p, i, j))
@@ -203,7 +227,7 @@ def xnidr(seen, iterations, over="parents"):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
         )
-        parents = squashed(weighted_sum(seen, coupling))
+        parents = squashed(weighted_sum(seen, coupling, bias))
         for n, q, s in each_parent(seen):
             for k in range(i):
                 logits[n, q, k, s] += sum(xnorized(seen.votes[n, q, k, s]) * xnorized(parents[n, q, s]))
@@ -216,26 +240,29 @@ def layer_norm(x, gain=1.0, bias=0.0, eps=1e-5):
     return (x - mean) / math.sqrt(variance + eps) * gain + bias
 
 
-def inverted_attention_step(seen, parents, gain, bias, scale, scope="window"):
+def inverted_attention_step(seen, parents, gain, bias, scale, scope="window", before=0.0):
     """Tsai et al. 2020, Procedure 1: one call, from the parents of the previous iteration [b, p, j, d].
 
-    `gain` None leaves the layer norm out.
+    `gain` None leaves the layer norm out; `bias` is its own, `before` what is added before it.
     """
-    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope))
+    out = weighted_sum(seen, softmax_over_parents(seen, agreement(seen, parents) * scale, scope), before)
     for n, q, s in each_parent(seen):
         out[n, q, s] = out[n, q, s] if gain is None else layer_norm(out[n, q, s], gain, bias)
     return out
 
 
-def inverted_attention_c(seen, iterations, start, norm, scale, costs):
-    """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function."""
+def inverted_attention_c(seen, iterations, start, norm, scale, costs, before=0.0):
+    """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function.
+
+    `before` is what is added before the norm.
+    """
     beta_u, beta_a, heat, normalise, eps = costs
     b, p, _, j, d = seen.shape
     parents, prior = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j))
     for t in range(iterations):
         coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, "window")
         _, _, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
-        parents = weighted_sum(seen, coupling * seen.activations[..., None])
+        parents = weighted_sum(seen, coupling * seen.activations[..., None], before)
         for n, q, s in each_parent(seen):
             parents[n, q, s] = layer_norm(parents[n, q, s], *norm)
         prior = np.log(activation)[:, :, None]
@@ -321,13 +348,13 @@ def fm(seen, l2, mean, halved, eps, scale=1.0, shift=0.0):
     return out, out.sum(-1)
 
 
-def discriminative_parents(seen, coefficient):
+def discriminative_parents(seen, coefficient, bias=0.0):
     b, p, _, _, _ = seen.shape
-    return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape))))
+    return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape)), bias))
 
 
 def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=1.0):
-    """Yang et al. 2021, Eq. 13 and 15, with U U' built as printed and the sum over observations a mean.
+    """Yang et al. 2021, Eq. 13 and 15, with U U' built and summed over the observations as printed.
 
     Eq. 15 as printed doubles the l1 term; the derivative of Eq. 14 does not.
     """
@@ -339,7 +366,7 @@ def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=
             delta = 1.0 if targets[n, s] else -absent
             for q in range(p):
                 u = seen.votes[n, q, :, s]  # [i, d]
-                gradient += 2 * delta * (u @ u.T) @ coefficient[:, s] / b
+                gradient += 2 * delta * (u @ u.T) @ coefficient[:, s]
         slopes = {
             "l1": np.sign(coefficient[:, s]),
             "l2": 2 * coefficient[:, s],

@@ -10,7 +10,9 @@ from torchcaps.routing import list_routings
 SPECS = {spec.name: spec for spec in list_routings()}
 VARIANTS = [
     ("uniform", {}),
+    ("uniform", {"bias": True}),
     ("dynamic", {}),
+    ("dynamic", {"bias": True}),
     ("dynamic", {"over": "children"}),
     ("dynamic", {"start": "learnt"}),
     ("dynamic", {"start": "random", "over": "children"}),
@@ -24,16 +26,21 @@ VARIANTS = [
     ("fm", {"batch_norm": None, "halved": False}),
     ("fm", {"batch_norm": None, "l2": False}),
     ("inverted-attention", {}),
-    ("inverted-attention", {"scaled": False, "scope": "image"}),
+    ("inverted-attention", {"scaled": True, "scope": "image"}),
     ("inverted-attention", {"start": "learnt", "layer_norm": False}),
     ("inverted-attention", {"start": "random", "scope": "image"}),
-    ("inverted-attention-c", {"temperature": 0.5}),
-    ("inverted-attention-c", {"temperature": 0.5, "start": "learnt"}),
+    ("inverted-attention", {"bias": True}),
+    ("inverted-attention-c", {"temperature": 0.5, "scaled": True}),
+    ("inverted-attention-c", {"temperature": 0.5, "start": "learnt", "bias": True}),
     ("discriminative", {}),
+    ("discriminative", {"bias": True}),
     ("xnodr", {}),
+    ("xnodr", {"bias": True}),
     ("xnodr", {"threshold": "midpoint"}),
     ("xnidr", {}),
+    ("xnidr", {"bias": True}),
     ("xnodr-xnidr", {}),
+    ("xnodr-xnidr", {"bias": True}),
 ]
 FIRST = list({name: (name, options) for name, options in reversed(VARIANTS)}.values())  # one setting of each
 EXACT = [(name, options) for name, options in VARIANTS if SPECS[name].exact_gradient]
@@ -55,17 +62,18 @@ def oracle(module, capsules, iterations):
     """Poses [b, p, j, d] and activations [b, p, j] or None of a layer by the loops of its paper."""
     truth, routing = seen(module.transform, capsules), module.routing
     get = {name: value.numpy() for name, value in routing.state_dict().items()}
+    bias = get.get("bias", 0.0)
     match routing.spec.name:
         case "uniform":
-            return oracles.uniform(truth), None
+            return oracles.uniform(truth, bias), None
         case "dynamic":
-            return oracles.dynamic(truth, iterations, routing.over, get.get("initial", 0.0)), None
+            return oracles.dynamic(truth, iterations, routing.over, get.get("initial", 0.0), bias), None
         case "xnodr" | "xnodr-xnidr":
             truth = seen_binary(module.transform, capsules, routing.threshold == "midpoint")
             dynamic = oracles.dynamic if routing.spec.name == "xnodr" else oracles.xnidr
-            return dynamic(truth, iterations, routing.over), None
+            return dynamic(truth, iterations, routing.over, bias=bias), None
         case "xnidr":
-            return oracles.xnidr(truth, iterations, routing.over), None
+            return oracles.xnidr(truth, iterations, routing.over, bias), None
         case "em":
             return oracles.em(truth, iterations, routing.scope, costs(routing, get))
         case "fm":
@@ -76,13 +84,14 @@ def oracle(module, capsules, iterations):
             parents = np.zeros((b, p, j, d)) + get.get("initial", 0.0)
             norm = get.get("norm.weight"), get.get("norm.bias")
             for _ in range(iterations):
-                parents = oracles.inverted_attention_step(truth, parents, *norm, routing.scale, routing.scope)
+                parents = oracles.inverted_attention_step(truth, parents, *norm, routing.scale, routing.scope, bias)
             return parents, None
         case "inverted-attention-c":
             norm, start = (get["norm.weight"], get["norm.bias"]), get.get("initial", 0.0)
-            return oracles.inverted_attention_c(truth, iterations, start, norm, routing.scale, costs(routing, get))
+            some = truth, iterations, start, norm, routing.scale, costs(routing, get)
+            return oracles.inverted_attention_c(*some, bias)
         case "discriminative":
-            return oracles.discriminative_parents(truth, get["coefficient"]), None
+            return oracles.discriminative_parents(truth, get["coefficient"], bias), None
     raise AssertionError(f"routing {routing.spec.name} has no oracle: write one")
 
 

@@ -1,5 +1,7 @@
 """The networks of Tsai et al. 2020: their published sizes, the inputs they take, schedules, and label sets."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
+from torchcaps.export import pack_model
 from torchcaps.layers import CapsuleStack, PrimaryPoses
 from torchcaps.models import rebuild_model
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
@@ -97,6 +100,74 @@ def test_every_model_with_routed_capsules_has_iterations(name):
     model.iterations = 5
     assert [each.iterations for each in model.modules() if isinstance(each, CapsuleStack)] == [5]
     assert rebuild_model(model.origin).iterations == 5  # as a checkpoint or an export makes it anew
+
+
+@pytest.mark.parametrize("name", ["attention-simple-cifar10", "em-simple-cifar10"])
+def test_the_schedule_can_be_changed_after_training(name):
+    """Of networks whose builder takes one, and of others."""
+    model, images = narrow(name, iterations=3), torch.randn(2, 3, 32, 32)
+    before = model(images).scores
+    assert model.schedule == ("concurrent" if name.startswith("attention") else "sequential")
+    other = "sequential" if name.startswith("attention") else "concurrent"
+    model.schedule = other
+    assert {each.schedule for each in model.modules() if isinstance(each, CapsuleStack)} == {other}
+    after = model(images).scores
+    assert not torch.equal(before, after)
+    again = rebuild_model(json.loads(json.dumps(model.origin)))
+    again.load_state_dict(model.state_dict())
+    assert again.schedule == other and torch.equal(again(images).scores, after)
+    assert again.origin == model.origin
+
+
+def test_a_schedule_is_one_of_two_and_of_routed_capsules():
+    model = narrow("attention-simple-cifar10")
+    with pytest.raises(ValueError, match="schedule is 'parallel'; it must be 'sequential' or 'concurrent'"):
+        model.schedule = "parallel"
+    assert model.schedule == "concurrent" and model.origin.get("schedule") is None
+    with pytest.raises(ValueError, match="PlainNetwork routes no capsules, so it has no schedule"):
+        create_model("cnn-simple-cifar10").schedule = "sequential"
+
+
+def test_a_packed_model_keeps_the_schedule():
+    model = create_model("small-resnet.xnodr", image_size=16, width=4)
+    model.schedule = "concurrent"
+    assert pack_model(model).schedule == "concurrent"
+    assert rebuild_model(model.origin).schedule == "concurrent"
+
+
+@pytest.mark.parametrize("positions", ["shared", "pooled"])
+@pytest.mark.parametrize(
+    ("name", "own", "less"),
+    [
+        ("attention-simple-cifar10", 561_297, 768 * 10 * 16),
+        ("attention-resnet-cifar10", 1_828_817, 768 * 10 * 16),
+        ("attention-simple-cifar100", 1_462_989, 768 * 20 * 36),
+        ("attention-diverse-multimnist-vector", 42_496_449, 560 * 10 * 64 * 64),
+    ],
+)
+def test_the_class_layer_need_not_grow_with_the_image(name, own, less, positions):
+    """25 of 32 types at 25 places, or 36 of 16, share their transforms, or are one."""
+    for size in (32, 64):
+        size += 4 if "diverse" in name else 0
+        with torch.device("meta"):
+            model = create_model(name, image_size=size, positions=positions)
+        assert sum(p.numel() for p in model.parameters()) == own - less
+    model = narrow(name, positions=positions, iterations=3)
+    output = model(torch.randn(2, 3, *model.origin["image_size"]))
+    output.scores.square().sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_without_coordinates_the_first_pass_of_shared_transforms_is_that_of_pooled_ones():
+    """A sum over 25 places is 25 times the mean; coordinates tell more."""
+    images = torch.randn(2, 3, 32, 32)
+    shared, pooled = (narrow("attention-simple-cifar10", positions=each, iterations=1) for each in ("shared", "pooled"))
+    pooled.load_state_dict(shared.state_dict())
+    pooled.stack.layers[-1].transform.weight.data *= 25
+    torch.testing.assert_close(shared(images).scores, pooled(images).scores, rtol=1e-4, atol=1e-5)
+    placed = narrow("attention-simple-cifar10", positions="shared", coordinates=True, iterations=1)
+    placed.load_state_dict(shared.state_dict(), strict=False)
+    assert (placed(images).scores - shared(images).scores).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [0, 2.5, "3", None, True])
@@ -199,6 +270,8 @@ def test_backbones_leave_the_positions_they_name():
         (lambda: narrow("attention-simple-cifar10", backbone="resnet50"), "backbone is 'resnet50'"),
         (lambda: narrow("attention-simple-cifar10", schedule="parallel"), "schedule"),
         (lambda: narrow("attention-simple-cifar10", iterations=0), "iterations is 0"),
+        (lambda: narrow("attention-simple-cifar10", positions="all"), "positions"),
+        (lambda: narrow("attention-simple-cifar10", coordinates=True), "but positions is 'own'"),
         (lambda: narrow("dynamic-diverse-multimnist", head="norm"), "head is 'norm'"),
         (lambda: narrow("resnet18-cifar10", channels=0), "channels"),
         (lambda: ResNetBackbone(3, (Stage(4, 0),)), "blocks"),

@@ -9,7 +9,7 @@ from tiny import tiny_config
 
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.recipes import find_cell
-from torchcaps.recipes.budgets import apply_budget, width
+from torchcaps.recipes.budgets import BUDGETS, apply_budget, width
 from torchcaps.recipes.cells import Cell, Narrow, Train
 from torchcaps.recipes.records import config_hash
 
@@ -39,6 +39,19 @@ def test_fast_is_the_full_network_and_data_in_one_cycle() -> None:
     assert apply_budget(CONFIG, "fast", own).epochs == 12
 
 
+def test_what_a_paper_plots_is_recorded_where_it_is_reproduced() -> None:
+    plotted = replace(CELL, how=Train(lambda: CONFIG, NARROW, plotted=True))
+    recorded = {budget: apply_budget(CONFIG, budget, plotted) for budget in BUDGETS}
+    assert {budget: config.test_curve for budget, config in recorded.items()} == {
+        "full": True,
+        "fast": True,
+        "cpu": False,
+        "smoke": False,
+    }
+    for budget, config in recorded.items():
+        assert replace(config, test_curve=False) == apply_budget(CONFIG, budget, CELL)
+
+
 def test_cpu_narrows_and_shortens_and_says_so() -> None:
     cpu = apply_budget(CONFIG, "cpu", CELL)
     assert cpu.recipe == "paper.table1.a.cpu.8-wide" and width(CELL, "cpu") == "8-wide" and not width(CELL, "full")
@@ -64,6 +77,14 @@ def test_cpu_keeps_the_length_of_cycles(name) -> None:
     assert (schedule.name, schedule.step_size) == ("triangular2", 6000)
 
 
+@pytest.mark.parametrize(("network", "called"), [("mobilenet", "mobilenetv2-035"), ("resnet", "resnet50-8-16-32-64")])
+def test_cpu_narrows_both_networks_of_xnodr(network, called) -> None:
+    cell = find_cell(f"xnodr/figure8/{network}-xnodr-plain")
+    assert isinstance(cell.how, Train)
+    full, cpu = (apply_budget(cell.how.build(), budget, cell) for budget in ("full", "cpu"))
+    assert width(cell, "cpu") == called and cpu.model != full.model and cpu.compile
+
+
 def test_smoke_is_the_full_network_on_a_few_images() -> None:
     smoke = apply_budget(CONFIG, "smoke", CELL)
     assert smoke.model == CONFIG.model
@@ -80,6 +101,7 @@ def test_hash_is_of_what_is_computed(tmp_path) -> None:
     same = replace(
         config, seed=5, out=tmp_path / "b", recipe="x", device="auto", data=replace(config.data, root=tmp_path)
     )
+    same = replace(same, test_curve=True)
     assert config_hash(same) == config_hash(config)
     changed = [
         replace(config, epochs=3),

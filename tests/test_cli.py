@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -14,8 +15,11 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, parse_flags
+from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
-from torchcaps.recipes import registry
+from torchcaps.inspect.reproduce import reproduce_command
+from torchcaps.recipes import create_recipe, registry
+from torchcaps.recipes.records import config_hash, find_run
 
 FLAGS = [
     "batch-size",
@@ -119,7 +123,7 @@ def test_flags_replace_values_and_add_options() -> None:
     options = "--model.options channels 64 share 0.5 deep True kind a"
     parsed, resume = parse_flags(config, f"{flags} {options}".split())
     assert resume
-    assert parsed == replace(
+    assert replace(parsed, changed=()) == replace(
         config,
         epochs=3,
         clip=0.5,
@@ -127,7 +131,47 @@ def test_flags_replace_values_and_add_options() -> None:
         schedule=replace(config.schedule, milestones=(4, 6)),
         model=ModelConfig("capsnet", {"channels": 64, "primary": 8, "share": 0.5, "deep": True, "kind": "a"}),
     )
+    assert parsed.changed[0] == "clip=0.5" and "schedule.milestones=4,6" in parsed.changed
+    assert parse_flags(config, ["--out", "elsewhere"])[0].changed == ()
     assert parse_flags(config, []) == (config, False)
+    with pytest.raises(ValueError, match="--changed is written by the command line itself"):
+        parse_flags(config, ["--changed", "a"])
+
+
+def test_options_of_the_recipe_are_its_model_s(capsys: pytest.CaptureFixture[str]) -> None:
+    config = Config(model=ModelConfig("capsnet", {"channels": 32, "hidden": (4, 5)}))
+    parsed, _ = parse_flags(config, ["--model.name", "resnet18.fm", "--model.options", "scaled", "True"])
+    assert parsed.model == ModelConfig("resnet18.fm", {"scaled": True})
+    said = "options of capsnet that resnet18.fm is not given: channels 32, hidden 4,5"
+    assert capsys.readouterr().err == f"torchcaps: {said}\n"
+    assert parse_flags(config, ["--model.name", "capsnet"])[0].model == config.model
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("flags", [["--budget", "cpu"], ["--budget=cpu"]])
+def test_a_paper_s_cell_is_a_recipe_of_any_budget(flags: list[str]) -> None:
+    budget, others = take_budget(["--epochs", "3", *flags, "--seed", "1"])
+    assert (budget, others) == ("cpu", ["--epochs", "3", "--seed", "1"])
+    config, _ = parse_flags(create_recipe("fm/table2/ours-cifar10", budget), others)
+    assert (config.recipe, config.epochs, config.changed) == (
+        "fm.table2.ours-cifar10.cpu.4-wide-16-8-capsules",
+        3,
+        ("epochs=3",),
+    )
+    command = shlex.split(reproduce_command(config, Path("x")))
+    assert command[:5] == ["torchcaps", "train", "fm/table2/ours-cifar10", "--budget", "cpu"]
+    budget, others = take_budget(command[3:])
+    assert parse_flags(create_recipe(command[2], budget), others)[0] == config
+    with pytest.raises(ValueError, match="--budget needs a value"):
+        take_budget(["--budget"])
+
+
+def test_what_flags_changed_fills_no_cell() -> None:
+    config = create_recipe("digits")
+    line = {"config_hash": config_hash(config), "budget": "full", "seed": 0}
+    assert config_hash(replace(config, changed=("epochs=3",))) == config_hash(config)
+    assert find_run([line], config, "full") == line
+    assert find_run([line | {"changed": ["epochs=3"]}], config, "full") is None
 
 
 def test_train_then_evaluate(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,7 @@ def line(comparison: Comparison, head: str, accuracy: float, seed: int = 0) -> d
 def cost(comparison: Comparison, head: str, multiply_adds: int) -> dict:
     (cell,) = comparison.cells([head])
     numbers = {"parameters": 1234, "multiply_adds": multiply_adds, "step_ms": 5.0, "step_memory_mb": 7.0}
-    times = {"latency_1_ms": 0.5, "latency_128_ms": 9.0, "environment": {"cpu": "abacus"}}
+    times = {"latency_1_ms": 0.5, "latency_128_ms": 9.0, "convention": 2, "environment": {"cpu": "abacus"}}
     return {"cell": cell.id, "budget": COST, "config_hash": config_hash(cell.how.build()), **numbers, **times}
 
 
@@ -119,6 +119,15 @@ def test_a_single_run_beats_nobody():
     lines = [line(comparison, head, a) for head, a in (("linear", 0.1), ("uniform", 0.2), ("em", 0.9))]
     text = page.markdown(comparison, page.collect(comparison, choose_heads(["em"]), "cpu", lines), "cpu")
     assert "Above" not in text
+
+
+def test_counts_of_what_ran_are_marked():
+    comparison = Comparison()
+    older = cost(comparison, "em", 3_000_000)
+    del older["convention"]
+    for line, mark in ((older, r"\*"), (cost(comparison, "em", 3_000_000), "")):
+        text = page.markdown(comparison, page.collect(comparison, ["em"], "cpu", [line]), "cpu")
+        assert f"| 3.00{mark} |" in text and (r"\* counted with revision 1" in text) == bool(mark)
 
 
 def test_the_newest_costs_of_the_same_network_count():

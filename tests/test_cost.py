@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps.capsules import Capsules
 from torchcaps.cost import Cost, measure_cost
 from torchcaps.cost.operations import count_operations
-from torchcaps.layers import CapsuleLayer, LinearTransform
-from torchcaps.models import Model, Output
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, pack_stack
+from torchcaps.models import CapsuleHead, HeadedModel, Model, Output
+from torchcaps.routing import list_routings
+
+ROUTINGS = [spec.name for spec in list_routings()]
+OPTIONS = [  # what else changes how often a plain step goes through W
+    *((name, {}) for name in ROUTINGS),
+    ("dynamic", {"gradients": "last"}),
+    ("dynamic", {"start": "learnt"}),
+    ("em", {"scope": "window"}),
+    ("fm", {"l2": False}),
+    ("fm", {"batch_norm": None}),
+    ("fm", {"batch_norm": "child"}),
+    ("fm", {"batch_norm": "pair"}),
+]
 
 
 class Wrapped(Model):
@@ -54,6 +69,67 @@ def test_pooling_batch_norm_and_softmax_have_their_own_counts() -> None:
     assert count_operations(nn.AdaptiveAvgPool2d(1), maps) == maps.numel()
     assert count_operations(nn.Conv2d(3, 4, 3), maps) == 2 * 4 * 36 * (2 * 27 + 1)
     assert count_operations(nn.Flatten(), maps) == 0
+
+
+def routed(form: str, routing: str, implementation: str, **options: object) -> tuple[CapsuleStack, tuple[int, ...]]:
+    """Three iterations on the meta device, and the shape of an image's children."""
+    with torch.device("meta"):
+        if form == "linear":
+            transform, shape = LinearTransform(12, 3, 8, 10), (12, 8)
+        else:
+            transform, shape = ConvTransform(2, 3, 9, 12, 3, stride=2, padding=1, matrix=True), (6, 5, 2, 9)
+        return CapsuleStack([CapsuleLayer(transform, routing, implementation, **options)], 3), shape
+
+
+def children(shape: tuple[int, ...], batch: int) -> Capsules:
+    poses = torch.empty(batch, *shape, device="meta", requires_grad=True)
+    return Capsules(poses, torch.empty(poses.shape[:-1], device="meta", requires_grad=True))
+
+
+@pytest.mark.parametrize("form", ["linear", "conv"])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_all_arithmetic_is_that_of_plain_steps_whatever_runs(routing: str, form: str) -> None:
+    for batch in (1, 7):  # of so few images votes are kept
+        counted = []
+        for implementation in ("plain", "auto"):
+            stack, shape = routed(form, routing, implementation)
+            counted.append(count_operations(stack, children(shape, batch)))
+            assert stack.layers[0].implementation == implementation
+        assert counted[0] == counted[1] > 0
+
+
+@pytest.mark.parametrize("form", ["linear", "conv"])
+@pytest.mark.parametrize(("routing", "options"), OPTIONS)
+def test_the_formula_of_a_fused_step_is_what_torch_counts_of_the_plain_one(
+    routing: str, options: dict, form: str
+) -> None:
+    """Its matrix products, forward and backward, in training mode, where batch norm measures."""
+    counted = []
+    for implementation in ("plain", "auto"):
+        stack, shape = routed(form, routing, implementation, **options)
+        capsules = children(shape, 7)
+        with FlopCounterMode(display=False) as forward:
+            out = stack(capsules)[-1].capsules
+        with FlopCounterMode(display=False) as backward:
+            sum(x.sum() for x in out if x is not None).backward()
+        counted.append((forward.get_total_flops(), backward.get_total_flops()))
+    assert counted[0] == counted[1] and min(counted[0]) > 0
+
+
+def test_a_head_costs_the_same_in_every_implementation() -> None:
+    """At the size of MobileNet V2's in Table 9."""
+    head = CapsuleHead("xnodr", 1280, 10)
+    model = HeadedModel(nn.Flatten(), head)
+    costs = []
+    for implementation in ("auto", "plain", "fused"):
+        head.stack.layers[0].implementation = implementation
+        cost = measure_cost(model, (32, 40), 1)
+        costs.append((cost.operations, cost.multiply_adds))
+    assert costs[0] == costs[1] == costs[2]
+    assert costs[0][1] == 5 * 160 * 10 * 8 * 16  # three sums and two agreements
+    model.head.stack = pack_stack(head.stack).eval()
+    packed = measure_cost(model, (32, 40), 1)  # whose loop torch does not see
+    assert packed.multiply_adds == costs[0][1]
 
 
 def test_constants_and_weights_are_no_activations() -> None:

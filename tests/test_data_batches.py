@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from torchcaps.config import AugmentConfig, DataConfig
+from torchcaps.config import AugmentConfig, ComposeConfig, DataConfig
 from torchcaps.data import Batches, Data, Images, load_data, prepare, transforms
 from torchcaps.data.splits import DRAWS, mix
 
@@ -139,6 +140,100 @@ class TestStandardise:
             Data(images, images, images, deviations=(0.5, 0.25, 2.0))
 
 
+MOVES = AugmentConfig(crop=2, flip=True, shift=1)
+
+
+class TestStandardiseFirst:
+    """Whole images are standardised before they are cut or moved; what enters is then the mean."""
+
+    def whole(self, images: torch.Tensor, how: str, data: Data) -> torch.Tensor:
+        if how == "image":
+            return prepare.standardise_image(images)
+        return (images - data.mean[:, None, None]) / data.std[:, None, None]
+
+    @pytest.mark.parametrize("how", ["image", "dataset"])
+    @pytest.mark.parametrize("cut", [None, 5])
+    def test_moves_are_slices_of_standardised_images(self, how, cut):
+        images = random_images()
+        data = Data(images, images, images, how, crop=cut, standardise_first=True)
+        config = DataConfig(standardise=how, standardise_first=True, augment=MOVES)
+        batches = data.training(config, 6, seed=3)
+        for step, (batch, labels) in enumerate(batches.epoch(1)):
+            draws = transforms.draw(MOVES, 6, mix(DRAWS, 3, 1, step))
+            whole = self.whole(images.pixels[labels].float() / 255, how, data)
+            for n, image in enumerate(whole):
+                if cut is not None:
+                    top, left = (int(place * (side - 4)) for place, side in zip(draws.cut[n], (9, 7), strict=True))
+                    image = image[:, top : top + 5, left : left + 5]
+                height, width = image.shape[1:]
+                top, left = draws.crop[n].tolist()
+                image = F.pad(image, (2,) * 4)[:, top : top + height, left : left + width]
+                image = image.flip(-1) if draws.flip[n] else image
+                down, right = draws.shift[n].tolist()
+                image = F.pad(image, (1,) * 4)[:, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+                assert torch.equal(batch[n], image)
+
+    def test_the_border_leaves_the_statistics_of_the_picture_alone(self):
+        """Standardised afterwards, a bright picture with a black border is not what it is in a test."""
+        pixels = torch.full((1, 1, 8, 8), 150, dtype=torch.uint8)
+        pixels[..., ::2] = 250
+        images = Images(pixels.expand(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64), ("a",))
+        seen = {}
+        for first in (False, True):
+            data = Data(images, images, images, "image", standardise_first=first)
+            config = DataConfig(standardise="image", standardise_first=first, augment=AugmentConfig(crop=4))
+            (batch, _), (tested, _) = (
+                next(data.training(config, 64, 0).epoch(0)),
+                next(data.evaluation("test", 64).epoch(0)),
+            )
+            seen[first] = {round(value, 3) for value in batch.flatten().tolist()}
+            assert {round(value, 3) for value in tested.flatten().tolist()} == {-1.0, 1.0}
+        assert seen[True] == {-1.0, 0.0, 1.0}
+        assert len(seen[False]) > 3
+
+    @pytest.mark.parametrize("views", [1, 5, 10])
+    def test_tests_cut_standardised_images(self, views):
+        images = random_images()
+        data = Data(images, images, images, "image", crop=5, views=views, standardise_first=True)
+        tested = torch.cat([batch for batch, _ in data.evaluation("test", 6).epoch(0)])
+        whole = prepare.standardise_image(images.pixels.float() / 255)
+        expected = torch.stack(prepare.crops(whole, 5, views), 1)
+        assert torch.equal(tested, expected[:, 0] if views == 1 else expected)
+
+    def test_colours_change_before(self):
+        images = random_images()
+        config = AugmentConfig(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.2, rotate=10.0)
+        (batch, labels), *_ = Batches(images, 6, augment=config, standardise="image", standardise_first=True).epoch(0)
+        draws = transforms.draw(config, 6, mix(DRAWS, 0, 0, 0))
+        coloured = transforms.recolour(images.pixels[labels].float() / 255, config, draws)
+        turned = transforms.affine(prepare.standardise_image(coloured), draws.angle, draws.scale, draws.shear)
+        assert torch.equal(batch, turned)
+
+    def test_streams_and_their_parts(self):
+        compose = ComposeConfig(base="digits", epoch=24, held=12)
+        config = DataConfig("multimnist", compose=compose, standardise="image", standardise_first=True, augment=MOVES)
+        batches = load_data(config).training(config, 12, seed=0)
+        after = replace(batches, standardise_first=False)
+        unmoved = replace(batches, augment=AugmentConfig())
+        for step, ((first, _), (last, _), (plain, _)) in enumerate(
+            zip(batches.epoch(0), after.epoch(0), unmoved.epoch(0), strict=True)
+        ):
+            draws = transforms.draw(MOVES, 12, mix(DRAWS, 0, 0, step))
+            assert torch.equal(first, transforms.move(plain, MOVES, draws)) and not torch.allclose(first, last)
+            parts, still = batches.parts(0, step), unmoved.parts(0, step)
+            assert parts is not None and still is not None
+            for one, two in zip(parts.pixels.unbind(1), still.pixels.unbind(1), strict=True):
+                assert torch.equal(one, transforms.move(two, MOVES, draws))
+
+    def test_impossible_settings(self):
+        images = random_images()
+        with pytest.raises(ValueError, match=r"data.standardise_first is given, but data.standardise is 'none'"):
+            Data(images, images, images, standardise_first=True)
+        data = Data(images, images, images, "image")
+        with pytest.raises(ValueError, match=r"data.standardise_first is True, but the data were loaded with False"):
+            data.training(DataConfig(standardise="image", standardise_first=True), 6, 0)
+
+
 class TestDraws:
     def test_ranges_are_reached_and_kept(self):
         draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))
@@ -201,11 +296,13 @@ class TestBatches:
         for batch, labels in collect(self.make(augment=None, standardise="none")):
             assert torch.equal(batch, images.pixels[labels].float() / 255)
 
+    @pytest.mark.parametrize("first", [False, True])
     @pytest.mark.parametrize("world", [2, 3, 6])
-    def test_processes_together_see_what_one_sees(self, world):
-        parts = [collect(self.make(rank=rank, world=world)) for rank in range(world)]
+    def test_processes_together_see_what_one_sees(self, world, first):
+        how = {"standardise_first": first}
+        parts = [collect(self.make(rank=rank, world=world, **how)) for rank in range(world)]
         joint = [tuple(torch.cat(halves) for halves in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
-        assert equal(joint, collect(self.make()))
+        assert equal(joint, collect(self.make(**how)))
         sizes = [len(part[0][1]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
 

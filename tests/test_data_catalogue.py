@@ -20,8 +20,8 @@ class TestImports:
         ("module", "unwanted"),
         [
             ("torchcaps.data.catalogue", ["torch", "numpy"]),
-            ("torchcaps.data", ["torchvision", "sklearn", "PIL", "scipy"]),
-            ("torchcaps.data.load, torchcaps.data.folder", ["torchvision", "sklearn", "PIL", "scipy"]),
+            ("torchcaps.data", ["torchvision", "PIL", "scipy"]),
+            ("torchcaps.data.load, torchcaps.data.folder", ["torchvision", "PIL", "scipy"]),
         ],
     )
     def test_import_leaves_out(self, module, unwanted):

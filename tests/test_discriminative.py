@@ -15,14 +15,15 @@ from torchcaps.routing.discriminative import collapsed, shrink_after, warn_of_co
 @pytest.mark.parametrize(("norm", "absent"), [("l1", 1.0), ("l2", 1.0), ("rows", 1.0), ("l2", 0.25)])
 @pytest.mark.parametrize("name", ["linear-vector", "linear-matrix"])
 def test_a_step_on_the_discriminative_objective_equals_the_papers_update(name, norm, absent):
-    module = layer(name, "discriminative", norm=norm, penalty_weight=0.01, absent_weight=absent)
+    module = layer(name, "discriminative", norm=norm, penalty_weight=0.1, absent_weight=absent)
     capsules = children(name)
     stack, coefficient = CapsuleStack([module]), module.routing.coefficient
     torch.manual_seed(3)
     targets = torch.randint(0, 2, (len(capsules.poses), module.transform.sizes.parents)).double()
     truth = seen(module.transform, capsules)
+    gamma = 0.01 / len(targets)  # of the paper's sum
     wanted = oracles.discriminative_step(
-        truth, coefficient.detach().numpy(), targets.numpy(), gamma=0.01, weight=0.01, norm=norm, absent=absent
+        truth, coefficient.detach().numpy(), targets.numpy(), gamma, weight=0.1, norm=norm, absent=absent
     )
     optimizer = torch.optim.SGD(stack.coefficients(), lr=0.01)
     loss = -stack.objective(stack(capsules), targets)
@@ -54,7 +55,25 @@ def test_hidden_coefficients_take_their_gradient_through_the_layers_above():
         assert abs(slope) > 1e-6
 
 
-@pytest.mark.parametrize(("norm", "weight"), [("l1", 2.0), ("rows", 10.0)])
+def test_shares_of_a_batch_ascend_what_the_whole_one_does():
+    """As processes do: the mean of their gradients, of which each knows how many images all have together."""
+    stack, capsules = (
+        CapsuleStack([layer("linear-vector", "discriminative", penalty_weight=2.0)]),
+        children("linear-vector"),
+    )
+    poses, targets, goal = capsules.poses[:2], torch.eye(3).double()[:2], []
+    for rows in (slice(0, 1), slice(1, 2), slice(0, 2)):
+        value = stack.objective(stack(Capsules(poses[rows])), targets[rows], batch=2)
+        goal.append(torch.autograd.grad(value, stack.coefficients())[0])
+    torch.testing.assert_close((goal[0] + goal[1]) / 2, goal[2], rtol=1e-12, atol=1e-12)
+    whole = stack.objective(stack(Capsules(poses)), targets)
+    assert torch.equal(whole, stack.objective(stack(Capsules(poses)), targets, batch=2))
+    torch.testing.assert_close(
+        stack.objective(stack(Capsules(poses)), targets, batch=1) - whole, -stack.layers[0].routing.penalty() / 2
+    )
+
+
+@pytest.mark.parametrize(("norm", "weight"), [("l1", 6.0), ("rows", 30.0)])
 def test_a_proximal_step_is_the_gradient_step_and_then_a_soft_threshold(norm, weight):
     module = layer("linear-vector", "discriminative", norm=norm, penalty_weight=weight, proximal=True)
     capsules, stack, lr = children("linear-vector"), CapsuleStack([module]), 0.1
@@ -65,10 +84,10 @@ def test_a_proximal_step_is_the_gradient_step_and_then_a_soft_threshold(norm, we
     wanted = np.zeros_like(moved)
     for i, j in np.ndindex(moved.shape):
         size = abs(moved[i, j]) if norm == "l1" else np.sqrt(sum(moved[i] ** 2))
-        wanted[i, j] = moved[i, j] * max(0, 1 - lr * weight / size)
+        wanted[i, j] = moved[i, j] * max(0, 1 - lr / len(targets) * weight / size)
 
     optimizer = torch.optim.SGD(stack.coefficients(), lr=lr)
-    shrink_after(optimizer, stack.modules())
+    shrink_after(optimizer, stack.modules(), len(targets))
     coefficient.grad = gradient
     optimizer.step()
     np.testing.assert_allclose(coefficient.detach(), wanted, rtol=1e-10, atol=1e-14)
@@ -88,7 +107,7 @@ def test_the_subgradient_makes_no_exact_zero_and_its_penalty_is_zero_at_zero():
 def test_shrinking_leaves_other_coefficients_alone():
     plain = create_routing("discriminative", 2, 2, 2, norm="l1")
     optimizer = torch.optim.SGD(plain.coefficients(), lr=0.1)
-    shrink_after(optimizer, [plain, torch.nn.Linear(1, 1)])
+    shrink_after(optimizer, [plain, torch.nn.Linear(1, 1)], batch=1)
     plain.coefficient.grad = torch.zeros(2, 2)
     optimizer.step()
     assert torch.equal(plain.coefficient, torch.full((2, 2), 0.1))
@@ -131,15 +150,16 @@ def test_a_collapse_is_logged_once_for_each_parent(caplog):
     assert "collapse of layers.0.routing: the coefficients of parents 1 have" in record.getMessage()
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", ["linear-matrix", "linear-flattened", "conv-padded", *PLACED])
-def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name):
-    module, capsules = layer(name, "discriminative"), children(name)
+def test_folding_leaves_a_layer_without_routing_and_with_equal_outputs(name, bias):
+    module, capsules = layer(name, "discriminative", bias=bias), children(name)
     folded = module.fold()
     torch.testing.assert_close(folded(capsules).capsules.poses, module(capsules).capsules.poses, rtol=1e-10, atol=1e-12)
-    assert folded.routing.spec.name == "uniform" and not folded.routing.state_dict()
+    assert folded.routing.spec.name == "uniform" and list(folded.routing.state_dict()) == ["bias"] * bias
     step = folded.step(folded.votes(capsules), None, 0)
     assert step.coupling is None
-    again = layer(name, "discriminative", seed=3).fold()
+    again = layer(name, "discriminative", seed=3, bias=bias).fold()
     again.load_state_dict(folded.state_dict())
     assert torch.equal(again(capsules).capsules.poses, folded(capsules).capsules.poses)
     module.routing.coefficient.data.zero_()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from tiny import tiny_config
 
 from torchcaps import create_model
-from torchcaps.config import CoefficientConfig, Config, ModelConfig
+from torchcaps.config import CoefficientConfig, Config, ModelConfig, ScheduleConfig
 from torchcaps.models import Model
+from torchcaps.revisions import revisions_of
 from torchcaps.train import build_phases, fit, loop
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric, launch
@@ -101,6 +102,7 @@ def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(
     tmp_path: Path, coefficients: CoefficientConfig
 ) -> None:
     config = config_of(tmp_path, batch_size=64, coefficients=coefficients)
+    config = replace(config, model=replace(config.model, options=config.model.options | {"penalty_weight": 2.0}))
     one = coefficients_after(build_fabric(config), config)
     config = replace(config, processes=2)
     two = launch(build_fabric(config), partial(coefficients_after, config=config))
@@ -110,7 +112,8 @@ def test_two_processes_give_the_coefficients_of_one_on_the_joint_batch(
 
 
 def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, step = config_of(tmp_path / "cut", checkpoint_every=0.0), Trainer.step
+    config = config_of(tmp_path / "cut", checkpoint_every=0.0, schedule=ScheduleConfig("one-cycle"))
+    step = Trainer.step
 
     def cut(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
         if trainer.position.step == 3:
@@ -123,6 +126,24 @@ def test_a_resumed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, monkeypat
     ended = [fit(replace(config, out=tmp_path / "whole")), fit(config, resume=True)]
     whole, resumed = (load_file(each.folder / "last" / "model.safetensors") for each in ended)
     assert whole.keys() == resumed.keys() and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "schedule", "raised"),
+    [
+        ("discriminative-capsnet", {}, "constant", {"routing discriminative": 2}),
+        ("discriminative-capsnet", {"penalty_weight": 0.0}, "constant", {}),
+        ("small-resnet.discriminative", {}, "one-cycle", {"phase coefficients": 2, "routing discriminative": 2}),
+        ("capsnet", {"routing": "discriminative", "penalty_weight": 0.0}, "one-cycle", {"phase coefficients": 2}),
+        ("discriminative-capsnet", {"fixed": True}, "one-cycle", {}),
+        ("capsnet", {}, "one-cycle", {}),
+    ],
+)
+def test_revisions_are_of_learnt_coefficients_alone(name: str, options: dict, schedule: str, raised: dict) -> None:
+    """Lines of the constant control stay what they were."""
+    config = Config(model=ModelConfig(name, options), schedule=ScheduleConfig(schedule))  # pyright: ignore[reportArgumentType]
+    assert revisions_of(config) == raised
+    assert revisions_of(config, trained=False) == {}
 
 
 def test_training_names_a_collapse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

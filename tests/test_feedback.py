@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from tiny import tiny_config
 from torch import nn
 

@@ -11,9 +11,9 @@ import pytest
 from torchcaps.cli import main
 from torchcaps.recipes import find_cell, find_tables, list_tables
 from torchcaps.recipes.budgets import Budget, apply_budget, width
-from torchcaps.recipes.cells import Count, Train
+from torchcaps.recipes.cells import Cell, Count, Train
 from torchcaps.recipes.figures import PANELS, choose, draw
-from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
 from torchcaps.recipes.records import config_hash
 
 CURVE = {"train_loss": [0.9, 0.5, 0.4], "train_accuracy": [0.5, 0.7, 0.8], "validation_accuracy": [0.4, 0.6, 0.7]}
@@ -74,6 +74,54 @@ def test_errors_over_epochs_with_the_test_result_as_a_dot() -> None:
     assert (label, epochs, last) == ("DR", [1, 2, 3], [3])
     assert errors == pytest.approx([50, 30, 20]) and test == pytest.approx([20])
     assert "L2/FC" in panels["CIFAR-10"]
+
+
+def test_cells_of_a_plotted_recipe_all_record_its_test_curve() -> None:
+    """Whichever of them is run first: cells that share a recipe share its runs."""
+    drawn = [
+        cell
+        for table in list_tables()
+        for panel in PANELS.get(table.id, ())
+        for cell in choose(panel, table)
+        if panel.across == "epoch"
+    ]
+    tested = {name_of(cell) for cell in drawn if cell.metric not in (TRAIN_ACCURACY, TRAIN_LOSS)}
+    for table in list_tables():
+        for cell in table.cells:
+            if isinstance(cell.how, Train):
+                assert cell.how.plotted == (name_of(cell) in tested), cell.id
+    homes = {cell.home for cell in drawn if name_of(cell) in tested}
+    assert homes == {
+        "discriminative/figure3",
+        "fm/figure4",
+        "fm/figure5",
+        "inverted-attention/figure4",
+        "inverted-attention/figure5",
+        *(f"xnodr/figure{number}" for number in range(4, 10)),
+    }
+
+
+def name_of(cell: Cell) -> str:
+    assert isinstance(cell.how, Train)
+    return config_hash(cell.how.build())
+
+
+def test_a_recorded_test_curve_is_what_is_drawn() -> None:
+    name = "discriminative/figure3/mnist-dr"
+    tested = {"validation_accuracy": [None] * 3, "test_accuracy": [0.5, 0.8, 0.9]}
+    (panel,) = drawn("discriminative/figure3", [run(name, "full", accuracy=0.9, **tested)]).values()
+    assert panel["DR"][1] == pytest.approx([50, 20, 10])
+    assert [points[1] for points in panel.values()][1] == pytest.approx([10])  # the dot
+    half = {**tested, "test_accuracy": [None, 0.8, 0.9]}  # of a run that was begun without
+    (panel,) = drawn("discriminative/figure3", [run(name, "full", **half)]).values()
+    assert panel["DR"] == ([2, 3], pytest.approx([20, 10]))
+    both = [run(name, "full", **tested), run(name, "cpu")]
+    figure = draw(find_tables("discriminative/figure3")[0], both)
+    assert figure is not None and figure.axes[0].get_ylabel() == "test error (%)"
+    assert set(drawn("discriminative/figure3", both)["MNIST"]) > {"DR", "DR (cpu 16-filters-8-types, validation)"}
+    older = [run(name, "full", **tested), run(name, "full", seed=1)]  # of one there is no test curve, so of none
+    figure = draw(find_tables("discriminative/figure3")[0], older)
+    assert figure is not None and figure.axes[0].get_ylabel() == "test error (%); line: validation"
 
 
 def test_the_budget_stands_once_where_all_lines_share_it() -> None:

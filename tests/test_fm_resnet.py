@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from torchcaps.backbones.resnet_v2 import PreactivatedBlock
+from torchcaps.backbones.resnet_v2 import PreactivatedBlock, ResNetV2
 from torchcaps.capsules import Capsules, squash
+from torchcaps.config import Config, ModelConfig
 from torchcaps.layers.keras import SameConv2d, SameConvTranspose2d
 from torchcaps.layers.normalised import NormalisedPrimary, NormalisedTransform
 from torchcaps.models import create_model
+from torchcaps.revisions import read_older, revisions_of
 
 TINY = {"blocks": (1, 1), "width": 2, "primary": 2, "pose": 4, "capsules": (3,)}
 
@@ -139,6 +141,26 @@ def test_fm_in_the_network_of_sabour_scores_by_agreement():
     torch.testing.assert_close(output.capsules[-1].poses.norm(dim=-1), torch.ones(3, 10))
 
 
+@pytest.mark.parametrize("name", ["fm-capsnet", "capsnet"])
+def test_first_weights_are_those_of_the_released_code(name):
+    """Keras': a uniform, and two normals cut at two deviations; children count in the fans of a transform."""
+    torch.manual_seed(0)
+    options = {"decoder": False} if name == "capsnet" else {}
+    model = create_model(name, image_size=28, channels=64, primary=8, start="keras", **options)
+    (layer,) = model.stack.layers
+    assert layer.transform.weight.std().item() == pytest.approx(0.0064, abs=5e-5)
+    fans = {"stem": (81 + 64 * 81, 6), "primary": (64 * 81, 2), "transform": (288 * 8 + 288 * 160, 2)}
+    weights = {"stem": model.stem.weight, "primary": model.primary.conv.weight, "transform": layer.transform.weight}
+    for place, (fan, factor) in fans.items():
+        weight, deviation = weights[place].detach(), math.sqrt(2 / fan)
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02) and abs(weight.mean()) < 0.1 * deviation
+        largest = math.sqrt(6 / fan) if factor == 6 else 2 * deviation / 0.8796
+        assert 0.97 * largest < weight.abs().max() <= largest * (1 + 1e-4)
+    assert not model.stem.bias.any() and not model.primary.conv.bias.any()
+    with pytest.raises(ValueError, match="start is 'glorot'; it must be 'torch' or 'keras'"):
+        create_model(name, image_size=28, channels=64, primary=8, start="glorot")
+
+
 @pytest.mark.parametrize("each", ["element", "child"])
 def test_primary_capsules_are_normalised_element_by_element(each):
     torch.manual_seed(0)
@@ -163,14 +185,105 @@ def test_primary_capsules_are_normalised_element_by_element(each):
 
 def test_a_block_adds_to_what_it_is_given():
     torch.manual_seed(0)
-    block = PreactivatedBlock(3, 3).eval()
     x = torch.randn(1, 3, 5, 5)
-    nn.init.zeros_(block.conv2.weight)
-    assert torch.equal(block(x), x)
-    wider = PreactivatedBlock(3, 4, stride=2).eval()
-    nn.init.zeros_(wider.conv2.weight)
-    active = wider.norm1(x).relu()[..., ::2, ::2]
-    torch.testing.assert_close(wider(x), torch.einsum("bchw,dc->bdhw", active, wider.shortcut.weight[..., 0, 0]))
+    for activated in (False, True):
+        block = PreactivatedBlock(3, 3, activated=activated).eval()
+        nn.init.zeros_(block.conv2.weight)
+        assert torch.equal(block(x), block.norm1(x).relu() if activated else x)
+        wider = PreactivatedBlock(3, 4, stride=2, activated=activated).eval()
+        nn.init.zeros_(wider.conv2.weight)
+        past = (wider.norm1(x).relu() if activated else x)[..., ::2, ::2]
+        torch.testing.assert_close(wider(x), torch.einsum("bchw,dc->bdhw", past, wider.shortcut.weight[..., 0, 0]))
+
+
+def keras_convolution(x, weight, stride=1):
+    """By matrix products of patches; 'same': the larger half of the zeros below and to the right."""
+    kernel, sides = weight.shape[-1], x.shape[2:]
+    outs = [-(-side // stride) for side in sides]
+    zeros = [max((out - 1) * stride + kernel - side, 0) for out, side in zip(outs, sides, strict=True)]
+    padded = x.new_zeros(*x.shape[:2], *(side + z for side, z in zip(sides, zeros, strict=True)))
+    padded[..., zeros[0] // 2 : zeros[0] // 2 + sides[0], zeros[1] // 2 : zeros[1] // 2 + sides[1]] = x
+    total = 0
+    for ky, kx in np.ndindex(kernel, kernel):
+        rows, columns = (slice(k, k + (out - 1) * stride + 1, stride) for k, out in zip((ky, kx), outs, strict=True))
+        total = total + torch.einsum("bchw,dc->bdhw", padded[:, :, rows, columns], weight[:, :, ky, kx])
+    return total
+
+
+def activate(x, norm, training):
+    """Batch norm with Keras' eps, then ReLU."""
+    mean, variance = norm.running_mean, norm.running_var
+    if training:
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+    column = (1, -1, 1, 1)
+    normal = (x - mean.view(column)) / (variance.view(column) + 1e-3).sqrt()
+    return (normal * norm.weight.view(column) + norm.bias.view(column)).clamp_min(0)
+
+
+def residual_features(net, images, training, activated_stem, activated_projection):
+    """The network of Zhao et al.'s code step by step: first convolution, batch norm, ReLU; then the blocks, of which
+    the first begins with its convolution, and of which each projection sees what its block was given."""
+    blocks = list(net.blocks)
+    maps = keras_convolution(images, net.stem.weight)
+    active = activate(maps, blocks[0].norm1, training)
+    maps = keras_convolution(
+        activate(keras_convolution(active, blocks[0].conv1.weight), blocks[0].norm2, training), blocks[0].conv2.weight
+    ) + (active if activated_stem else maps)
+    for block in blocks[1:]:
+        active, stride = activate(maps, block.norm1, training), block.conv1.stride[0]
+        hidden = activate(keras_convolution(active, block.conv1.weight, stride), block.norm2, training)
+        past = maps
+        if block.shortcut is not None:
+            past = keras_convolution(active if activated_projection else maps, block.shortcut.weight, stride)
+        maps = keras_convolution(hidden, block.conv2.weight) + past
+    return activate(maps, net.norm, training)
+
+
+FORMS = {"released": (True, False), "he": (True, True), "revision 1": (False, True), "neither": (False, False)}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_residual_network_is_the_released_one_step_by_step(form):
+    """Released is the default: the stem is activated before the first split, a projection sees raw input."""
+    torch.manual_seed(0)
+    options = (
+        {} if form == "released" else dict(zip(("activated_stem", "activated_projection"), FORMS[form], strict=True))
+    )
+    net = ResNetV2(3, (2, 1, 2), 4, **options).double()
+    for name, value in net.named_parameters():
+        if "norm" in name:
+            nn.init.normal_(value, 1.0 if name.endswith("weight") else 0.0, 0.3)
+    images = torch.randn(3, 3, 10, 7, dtype=torch.float64)
+    for training in (True, False):
+        expected = residual_features(net, images, training, *FORMS[form])
+        torch.testing.assert_close(net.train(training)(images), expected, rtol=1e-9, atol=1e-10)
+        for other in FORMS.keys() - {form}:
+            wrong = residual_features(net, images, training, *FORMS[other])
+            assert (wrong - expected).norm() > 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["fm-resnet-cifar10", "cnn-affnist"])
+def test_older_forms_are_options_of_as_many_parameters(name):
+    """So that a run of revision 1 is read with its weights, and a run of today with its own."""
+    size = {"image_size": 12, "in_channels": 1, "width": 4, "blocks": (1, 1)}
+    models = [
+        create_model(name, **size, **dict(zip(("activated_stem", "activated_projection"), form, strict=True)))
+        for form in FORMS.values()
+    ]
+    images = torch.rand(4, 1, 12, 12)
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    scores = [model.eval()(images).scores for model in models]
+    assert all(not torch.allclose(a, b) for n, a in enumerate(scores) for b in scores[:n])
+    key = "model " + ("cnn-affnist" if name == "cnn-affnist" else "fm-resnet-*")
+    older = dict(zip(("activated_stem", "activated_projection"), FORMS["revision 1"], strict=True))
+    assert read_older(ModelConfig(name, {"width": 4}), {}) == older | {"width": 4}
+    assert read_older(ModelConfig(name, {"width": 4}), {key: 2}) == {"width": 4}
+    assert revisions_of(Config(model=ModelConfig(name))) == {key: 2}
+    assert revisions_of(Config(model=ModelConfig(name, older))) == {}
+    plain = create_model(name, **size).eval()
+    plain.load_state_dict(models[0].state_dict())
+    assert torch.equal(plain(images).scores, scores[0])
 
 
 @pytest.mark.parametrize(

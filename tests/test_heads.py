@@ -9,12 +9,14 @@ import timm
 import torch
 from torch import nn
 
-from torchcaps import create_model, lengths, list_models, squash
+from torchcaps import Capsules, create_model, lengths, list_models, squash
 from torchcaps.backbones.timm_backbone import TimmBackbone, halved
 from torchcaps.cost import measure_cost
-from torchcaps.layers import PrimaryCaps, use_implementation
-from torchcaps.models import CapsuleHead, HeadedModel
+from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCaps, XnorConv2d, use_implementation
+from torchcaps.models import CapsuleHead, HeadedModel, rebuild_model
+from torchcaps.models.primary_heads import PrimaryHead, start
 from torchcaps.routing import list_routings
+from torchcaps.routing.inverted_attention import InvertedAttention
 
 ROUTINGS = [spec.name for spec in list_routings()]
 SMALL = "test_efficientnet"  # timm's own for tests: 256 features
@@ -38,6 +40,16 @@ def on_meta(name, **options):
         ("mobilenetv2_100.linear", {"hidden": (512, 256, 128)}, 3_045_258),
         ("mobilenetv2_100.linear", {"hidden": (1024, 512)}, 2_223_872 + 1_841_674),
         ("resnet50.xnidr", {}, 23_835_712),
+        # PrimaryCaps has a bias in place of the scale and shift of batch norm
+        ("mobilenetv2_100.primary.xnodr", {}, 2_428_672 - 2 * 1280 + 1280),
+        ("mobilenetv2_100.xnor-primary.xnidr", {"small_stem": True, "image_size": 32}, 2_427_392),
+        ("resnet50.primary.xnidr", {}, 23_835_712 - 2 * 2048 + 2048),
+        # 32 types on a 2x2 map: PrimaryCaps, 3x3 capsules, W
+        (
+            "mobilenetv2_100.convcaps.xnodr",
+            {"small_stem": True, "image_size": 32},
+            2_223_872 - 320 * 1280 - 2560 + 321 * 256 + 9 * 32 * 32 * 64 + 32 * 4 * 10 * 128,
+        ),
     ],
 )
 def test_heads_have_the_papers_parameters(name, options, expected):
@@ -119,6 +131,28 @@ def test_every_routing_is_a_head(routing, features):
         assert model.objective(output, torch.eye(7)[:3]).isfinite()
 
 
+@pytest.mark.parametrize("name", ["small-resnet.inverted-attention", f"{SMALL}.inverted-attention", "capsnet"])
+def test_options_of_a_routing_have_its_name_before_them(name):
+    """`scaled` of a head is of its scores, `routing_scaled` of the agreement."""
+    more = {"routing": "inverted-attention", "decoder": False, "channels": 4} if name == "capsnet" else {}
+    torch.manual_seed(0)
+    model = create_model(name, in_channels=3, image_size=32, routing_scaled=True, **more)
+    scales = [each.scale for each in model.modules() if isinstance(each, InvertedAttention)]
+    assert scales == [0.25]
+    again = rebuild_model(model.origin)
+    assert again.origin == model.origin and model.origin["routing_scaled"] is True
+    assert [each.scale for each in again.modules() if isinstance(each, InvertedAttention)] == [0.25]
+    plain = create_model(name, in_channels=3, image_size=32, **more)
+    assert [each.scale for each in plain.modules() if isinstance(each, InvertedAttention)] == [1.0]
+    with pytest.raises(ValueError, match="no option of routing 'inverted-attention' is named 'scled'"):
+        create_model(name, in_channels=3, image_size=32, routing_scled=True, **more)
+
+
+def test_a_network_that_takes_no_options_of_its_routing_says_so():
+    with pytest.raises(ValueError, match=r"no option of model 'small-resnet\.linear' is named 'routing_scaled'"):
+        create_model("small-resnet.linear", routing_scaled=True)
+
+
 def test_a_capsule_is_made_of_neighbouring_features():
     """Poses scrambled by a view are the commonest error of capsule code."""
     features = torch.rand(2, 24)
@@ -148,6 +182,69 @@ def test_features_that_no_pose_divides_pass_a_linear_layer_and_cost_says_so(rout
     widened = math.ceil(27 / pose) * pose
     assert measure_cost(model, 3, 3).widening_parameters == 27 * widened + widened
     assert measure_cost(HeadedModel(Flat(), CapsuleHead(routing, 48, 4)), 4, 3).widening_parameters == 0
+
+
+@pytest.mark.parametrize(("name", "last"), [(SMALL, "conv_head"), ("resnet18", "layer4.1.conv2")])
+def test_a_trunk_is_what_the_last_convolution_takes(name, last):
+    torch.manual_seed(0)
+    whole = TimmBackbone(name, 3, (32, 32), "spatial").eval()
+    torch.manual_seed(0)
+    trunk, seen = TimmBackbone(name, 3, (32, 32), "trunk").eval(), []
+    conv = whole.model.get_submodule(last)
+    conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 32, 32)
+    whole(images)
+    torch.testing.assert_close(trunk(images), seen[0])
+    assert trunk.taken == conv.out_channels and trunk.shape == tuple(seen[0].shape[1:])
+
+
+@pytest.mark.parametrize("part", ["primary", "xnor-primary"])
+def test_primary_capsules_take_the_place_of_the_last_convolution(part):
+    torch.manual_seed(0)
+    xnorized = part.startswith("xnor")
+    thresholds = {"routing_threshold": "midpoint"} | ({"threshold": "midpoint"} if xnorized else {})
+    model = create_model(f"{SMALL}.{part}.xnodr", num_classes=3, image_size=32, **thresholds).eval()
+    images, primary = torch.rand(2, 3, 32, 32), model.head.primary
+    capsules = model(images).capsules
+    maps = primary.conv(model.backbone(images)).mean((2, 3))
+    torch.testing.assert_close(capsules[0].poses[1, 2], squash(maps[1, 16:24]))
+    assert len(capsules) == 2 and capsules[0].poses.shape == (2, model.backbone.taken // 8, 8)
+    assert isinstance(primary.conv, XnorConv2d) == xnorized
+    assert model.head.stack.layers[0].routing.threshold == getattr(primary.conv, "threshold", "midpoint") == "midpoint"
+
+
+@pytest.mark.parametrize("routing", ["xnodr", "xnidr", "discriminative"])
+def test_convolutional_capsules_stand_on_the_map(routing):
+    torch.manual_seed(0)
+    model = create_model(f"{SMALL}.xnor-convcaps.{routing}", num_classes=3, image_size=64, primary=4)
+    output = model(torch.rand(2, 3, 64, 64))
+    side = model.backbone.shape[1]
+    assert [tuple(each.poses.shape) for each in output.capsules] == [
+        (2, side, side, 4, 8),
+        (2, side, side, 4, 8),
+        (2, 3, 16),
+    ]
+    torch.testing.assert_close(output.scores, lengths(output.capsules[-1].poses))
+    output.scores.square().sum().backward()
+    assert (model.head.primary.conv.weight.grad != 0).any()
+    assert len(model.coefficients()) == (2 if routing == "discriminative" else 0)
+
+
+def test_two_layers_of_capsules_start_in_reach_of_the_squash():
+    torch.manual_seed(0)
+    layer = CapsuleLayer(LinearTransform(400, 10, 8, 16, std=start(400, 10, 16)), "uniform")
+    children = nn.functional.normalize(torch.randn(20, 400, 8), dim=-1) / 2
+    assert lengths(layer(Capsules(children)).capsules.poses).mean().item() == pytest.approx(1 / 3, rel=0.05)
+    for routing in ("uniform", "dynamic", "xnodr"):
+        head = PrimaryHead(routing, (64, 4, 4), 10, 32, conv=True)
+        for each in head(torch.randn(4, 64, 4, 4)).capsules[1:]:
+            assert 0.1 < lengths(each.poses).mean() < 0.9, routing
+
+
+def test_a_resnet_is_narrowed_by_its_channels():
+    model = on_meta("resnet50.xnodr", channels=(8, 16, 32, 64))
+    assert model.head.stack.layers[0].transform.shape == (10, 4 * 64 // 8, 8, 16)
+    assert [len(stage) for stage in model.backbone.model.children() if isinstance(stage, nn.Sequential)] == [3, 4, 6, 3]
 
 
 def test_a_network_of_ones_own_takes_a_head():
@@ -210,6 +307,14 @@ def test_nothing_is_fetched_unless_asked_and_then_by_timm(monkeypatch):
         (lambda: create_model("test_vit.em", small_stem=True), "does not begin with a convolution"),
         (lambda: create_model("test_vit.em", image_size=8), "does not take images of 8x8"),
         (lambda: create_model(f"{SMALL}.linear", image_size=32, hidden=(3, 0)), "hidden is (3, 0)"),
+        (lambda: on_meta("resnet18.xnidr", routing_threshold="zero"), "option of routing 'xnidr' is named 'threshold'"),
+        (lambda: on_meta("resnet18.xnodr", routing_threshold="mid"), "option threshold of routing 'xnodr' is 'mid'"),
+        (lambda: on_meta("resnet18.primary.em"), "discriminative, dynamic, uniform, xnidr, xnodr, xnodr-xnidr take"),
+        (lambda: on_meta("resnet18.primary.xnidr", threshold="midpoint"), "threshold is 'midpoint', but this"),
+        (lambda: on_meta("resnet18.primary.xnidr", primary=0), "0 types of capsules of 8 elements"),
+        (lambda: on_meta("resnet18.primary.linear"), "no pretrained timm model is named 'resnet18.primary'"),
+        (lambda: on_meta("convnext_atto.primary.xnidr"), "convnext_atto does not end in a convolution"),
+        (lambda: on_meta(f"{SMALL}.xnidr", channels=(8, 16)), f"channels are (8, 16) of {SMALL}"),
         (lambda: CapsuleHead("xnidr", 0, 3), "in_features is 0"),
         (lambda: CapsuleHead("xnidr", (3, 4), 3), "in_features is (3, 4)"),
         (lambda: CapsuleHead("xnid", 8, 3), "nearest is 'xnidr'"),
@@ -226,6 +331,8 @@ def test_the_papers_models_are_listed_without_timm():
     for backbone in ("mobilenetv2_100", "resnet50"):
         assert {f"{backbone}.{head}" for head in (*ROUTINGS, "linear")} <= set(list_models(f"{backbone}.*"))
     assert {"mobilenetv2_100.xnidr", "resnet50.xnidr", "resnet50.xnodr-xnidr"} <= set(listed)
+    between = ("primary", "xnor-primary", "convcaps", "xnor-convcaps")
+    assert {f"resnet50.{part}.xnidr" for part in between} <= set(listed)
     code = (
         "import sys; from torchcaps import list_models; list_models(); print({'timm', 'torchvision'} & {*sys.modules})"
     )

@@ -124,6 +124,17 @@ def test_layers_that_only_share_out_equally_are_left_out() -> None:
     assert ((layers[0].maps[1, ..., :-1, :-1] - 1 / 2).abs() > 1e-3).float().mean() > 0.9
 
 
+def test_a_pooled_type_has_one_share_everywhere_and_scrambled_windows_have_none() -> None:
+    sizes: dict[str, int] = {"channels": 4, "capsules": 2, "pose": 4, "iterations": 4}
+    pooled = create_model("attention-simple-cifar10", positions="pooled", **sizes)
+    images = torch.randn(2, 3, 32, 32)
+    top = trace_routing(pooled, images)[-1]
+    assert top.maps.shape == (4, 2, 10, 5, 5)
+    torch.testing.assert_close(top.maps.sum(2), torch.ones(4, 2, 5, 5))
+    scrambled = create_model("attention-simple-cifar10", scrambled=True, **sizes)
+    assert [layer.name for layer in trace_routing(scrambled, images)] == ["stack.2"]
+
+
 def test_confusion_of_labels_and_of_label_sets() -> None:
     hot = torch.eye(3, dtype=torch.bool)
     labels, predicted = hot[[0, 1, 1, 2]], hot[[0, 1, 2, 2]]

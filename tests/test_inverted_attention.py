@@ -97,6 +97,19 @@ def test_iterations_can_be_changed_after_training():
 
 
 @pytest.mark.parametrize("routing", ["inverted-attention", "inverted-attention-c"])
+@pytest.mark.parametrize(("options", "scale"), [({}, 1.0), ({"scaled": True}, 0.5)])  # poses have 4 elements
+def test_agreement_is_that_of_eq_2_unless_it_is_scaled(routing, options, scale):
+    module, capsules = layer("linear-matrix", routing, **options), children("linear-matrix")
+    seen = {}
+    CapsuleStack([module], 2)(capsules, visit=lambda level, t, step: seen.update({t: step}))
+    first = seen[0].capsules
+    logits = scale * torch.einsum("bijd,bjd->bij", module.votes(capsules).dense()[:, 0], first.poses)
+    if first.activations is not None:
+        logits = logits + first.activations.log().unsqueeze(1)
+    torch.testing.assert_close(seen[1].coupling[:, 0], logits.softmax(-1), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("routing", ["inverted-attention", "inverted-attention-c"])
 def test_parents_that_start_elsewhere_route_in_the_first_iteration(routing):
     capsules = children("linear-matrix")
     zero, drawn = layer("linear-matrix", routing), layer("linear-matrix", routing, start="random")

@@ -110,8 +110,11 @@ def test_layers_that_do_not_fit_take_steps():
         stack(6, 3, 4, 4, "xnodr-xnidr"),
         stack(6, 3, 4, 4, threshold="midpoint"),
         stack(6, 3, 4, 4, over="children"),
+        stack(6, 3, 4, 4, bias=True),
         stack(6, 3, 65, 4),
     ):
+        for parameter in layer.layers[0].routing.parameters():
+            torch.nn.init.normal_(parameter)
         packed = pack_stack(layer)
         assert not fits_loop(packed.layers[0])
         poses = torch.randn(2, 6, layer.layers[0].transform.shape[-2])

@@ -9,13 +9,15 @@ from torchcaps.prune import SelectedTransform, count_zeros, prune
 TYPES, PLACES = 5, 9  # primary capsules of the network below
 
 
-def network(hidden=(), seed=0):
+def network(hidden=(), seed=0, bias=False):
     """A narrow network in float64, every coefficient of which is random, and large enough for three layers."""
     torch.manual_seed(seed)
-    options = {"channels": 4, "primary": TYPES, "kernel": 9, "hidden": hidden}
-    model = create_model("discriminative-capsnet", image_size=21, **options).double()
+    options = {"channels": 4, "primary": TYPES, "kernel": 9, "hidden": hidden, "decoder": False}
+    model = create_model("capsnet", image_size=21, routing="discriminative", routing_bias=bias, **options).double()
     for layer in model.stack.layers:
         torch.nn.init.normal_(layer.routing.coefficient, std=5.0)
+        if bias:
+            torch.nn.init.normal_(layer.routing.bias, std=0.1)
     return model
 
 
@@ -65,8 +67,9 @@ def test_without_single_dead_capsules_the_layer_stays_a_plain_one():
     assert agrees(whole, network()) and whole.stack.layers[0].transform.sizes.children == TYPES * PLACES
 
 
-def test_a_dead_hidden_capsule_takes_along_what_served_it_alone():
-    model = network(hidden=(6, 4))
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_dead_hidden_capsule_takes_along_what_served_it_alone(bias):
+    model = network(hidden=(6, 4), bias=bias)
     kill(model.stack.layers[2], [1])
     kill(model.stack.layers[1], [0, 5])
     only = model.stack.layers[0].routing.coefficient.data[4]

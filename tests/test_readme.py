@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blocks import renew
 from draw_compared import table
 
 from torchcaps.recipes import list_tables
@@ -42,6 +43,11 @@ def test_every_table_is_linked_from_the_page_of_its_paper():
 
 def test_the_table_of_compared_routings_is_that_of_the_runs():
     assert table(read_records(ROOT / "results" / "runs.jsonl")) in README
+
+
+def test_the_blocks_of_discriminative_routing_s_page_are_those_of_the_lines():
+    page = (ROOT / "docs" / "discriminative-routing.md").read_text()
+    assert page.count("<!-- block: discriminative ") == 4 and renew(page) == page, "python docs/blocks.py"
 
 
 @pytest.mark.parametrize("command", re.findall(r"^torchcaps (list|cost)( [^#\n]*)", README, re.MULTILINE))

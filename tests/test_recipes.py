@@ -15,7 +15,8 @@ from torchcaps.models import create_model
 from torchcaps.recipes import create_recipe, list_recipes
 from torchcaps.train import build_phases
 
-NAMES = list(list_recipes())
+NAMES = [name for name in list_recipes() if "/" not in name]
+CELLS = [name for name in list_recipes() if "/" in name]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +46,19 @@ def test_recipe_names_a_model_that_takes_its_data(name: str) -> None:
 
 def test_names_come_from_functions_and_match_patterns() -> None:
     assert {"digits", "capsnet-mnist", "capsnet-fashion-mnist", "capsnet-cifar10"} <= set(NAMES)
-    assert list(list_recipes("*fashion*")) == ["capsnet-fashion-mnist"]
+    assert list(list_recipes("capsnet-fashion*")) == ["capsnet-fashion-mnist"]
+    assert "fm/table2/ours-cifar10" in list_recipes("fm/*")
+    assert len(CELLS) > 300
+
+
+@pytest.mark.parametrize("budget", [None, "full", "fast", "cpu", "smoke"])
+def test_every_recipe_has_every_budget(budget) -> None:
+    digits = create_recipe("digits", budget)
+    assert digits.recipe == ("digits" if budget is None else f"digits.{budget}")
+    cell = create_recipe(CELLS[0], budget)
+    assert cell.recipe.startswith(CELLS[0].replace("/", ".") + "." + (budget or "full"))
+    with pytest.raises(ValueError, match="budget is 'huge'"):
+        create_recipe("digits", "huge")  # pyright: ignore[reportArgumentType]
 
 
 def test_nearest_recipe_is_named() -> None:

@@ -224,12 +224,12 @@ def test_plain_runs_are_collected_once(
         ("reproduce tiny/table1 --budget huge", "--budget"),
         ("reproduce tiny/table1 --device abacus --cells slow", "device is 'abacus'"),
         ("table tiny", "no table is named 'tiny'"),
-        ("table tiny/table1 --results broken", "line 2 of broken/runs.jsonl is not the JSON object of a run"),
+        ("table tiny/table1 --results broken", "line 2 of broken/runs.jsonl is not a JSON object"),
     ],
 )
 def test_user_errors_take_one_line(place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str) -> None:
     Path("broken").mkdir()
-    Path("broken/runs.jsonl").write_text('{"budget": "cpu"}\n{"bud\n')
+    Path("broken/runs.jsonl").write_text('{"budget": "cost"}\n{"bud\n')
     assert main(command.split()) == 2
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("torchcaps: error: ")]
     assert message in error

@@ -18,16 +18,23 @@ from torchcaps.revisions import Revision, read_older, revisions_of, routing_of, 
 from torchcaps.routing import Routing, list_routings
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.run import find_unfinished
+from torchcaps.train.statistics import list_norms
 
 KNOWN = frozen.read()
 CHANGED = Revision("model", "tiny*", 2, "its scores were halved", with_model("tiny*"), {"width": 3})
+
+
+@pytest.fixture
+def none_yet(monkeypatch):
+    """As if nothing had been changed so far."""
+    monkeypatch.setattr(revisions, "REVISIONS", ())
 
 
 @pytest.mark.parametrize("name", frozen.RUNS)
 def test_a_changed_curve_raises_a_revision(name):
     kept, config = KNOWN[name], frozen.RUNS[name]
     assert kept["run"] == config_hash(config, {}), "another tiny run: python tests/frozen.py"
-    assert kept["revisions"] == revisions_of(config), "write the new curve: python tests/frozen.py"
+    assert kept["revisions"] == frozen.raised(config), "write the new curve: python tests/frozen.py"
     losses = frozen.measure(config)
     assert frozen.same(kept["losses"], losses), (
         f"{kept['losses']} is {losses} now: add an entry to torchcaps/revisions.py, then python tests/frozen.py"
@@ -55,12 +62,15 @@ def test_every_part_has_a_curve():
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if not name.startswith(LARGE)])
-def test_the_routing_of_a_config_is_that_of_its_model(name):
+def test_routing_and_batch_norm_of_a_config_are_those_of_its_model(name):
     with torch.device("meta"):
         model = create_model(name, in_channels=3, image_size=32)
     held = {each.spec.name for each in model.modules() if isinstance(each, Routing)}
     named = routing_of(ModelConfig(name))
     assert held == ({named} if named else set())
+    assert revisions._norm_momentum(ModelConfig(name)) == min(
+        (each.momentum for each in list_norms(model)), default=None
+    )
 
 
 def test_entries_are_in_order():
@@ -71,7 +81,7 @@ def test_entries_are_in_order():
         assert numbers == list(range(2, 2 + len(numbers)))
 
 
-def test_a_revision_enters_hash_line_and_run(tmp_path, monkeypatch):
+def test_a_revision_enters_hash_line_and_run(tmp_path, monkeypatch, none_yet):
     config = tiny_config(tmp_path)
     before = config_hash(config)
     old = fit(config)
@@ -88,7 +98,7 @@ def test_a_revision_enters_hash_line_and_run(tmp_path, monkeypatch):
     assert describe_run(old.folder)["config_hash"] == before  # an older run keeps its name
 
 
-def test_a_count_is_not_renamed_by_a_change_of_training(tmp_path, monkeypatch):
+def test_a_count_is_not_renamed_by_a_change_of_training(tmp_path, monkeypatch, none_yet):
     config = tiny_config(tmp_path)
     before = config_hash(config)
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, training=True),))
@@ -96,7 +106,7 @@ def test_a_count_is_not_renamed_by_a_change_of_training(tmp_path, monkeypatch):
     assert count_hash(config) == before
 
 
-def test_an_older_run_is_read_with_the_older_options(tmp_path, monkeypatch):
+def test_an_older_run_is_read_with_the_older_options(tmp_path, monkeypatch, none_yet):
     folder = fit(tiny_config(tmp_path)).folder
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older={"norm": False}),))
     assert load_run(folder)[0].origin["norm"] is False
@@ -116,7 +126,7 @@ def test_a_run_of_a_later_version_is_refused(tmp_path):
         load_run(run.path)
 
 
-def test_a_run_does_not_go_on_under_another_revision(tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_under_another_revision(tmp_path, monkeypatch, none_yet):
     config = tiny_config(tmp_path)
     run = RunFolder(fit(config).folder)
     (run.path / "result.json").unlink()
@@ -124,3 +134,27 @@ def test_a_run_does_not_go_on_under_another_revision(tmp_path, monkeypatch):
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, training=True),))
     with pytest.raises(ValueError, match=r"begun with revision 1 of 'model tiny\*', which is 2 now"):
         find_unfinished(config)
+
+
+@pytest.mark.parametrize("head", ["inverted-attention", "inverted-attention-c"])
+def test_older_heads_of_inverted_attention_are_read_with_scaled_agreements(head):
+    """Networks `attention-*` always said so themselves, and with one iteration nothing agrees."""
+    older = Config(model=ModelConfig(f"small-resnet.{head}"))
+    assert revisions_of(older) == {f"routing {head}": 2}
+    options = read_older(older.model, {})
+    assert options == {"routing_scaled": True}
+    agreed = [
+        routing.scale
+        for model in (ModelConfig(older.model.name, options), older.model)
+        for routing in create_model(model.name, **model.options).modules()
+        if isinstance(routing, Routing)
+    ]
+    assert agreed == [0.25, 1.0]
+    for same in (
+        ModelConfig(older.model.name, {"iterations": 1}),
+        ModelConfig(older.model.name, {"routing_scaled": False}),
+        ModelConfig("attention-simple-cifar10", {"activations": head.endswith("-c")}),
+        ModelConfig("small-resnet.dynamic"),
+    ):
+        assert revisions_of(Config(model=same)) == {}
+    assert revisions_of(Config(model=ModelConfig("capsnet", {"routing": head}))) == {f"routing {head}": 2}

@@ -59,7 +59,7 @@ def test_the_order_of_children_and_of_parents_does_not_matter(name, routing, opt
     for key, value in moved.routing.state_dict().items():
         if key == "coefficient" or value.shape == (i, j):
             value.copy_(value[order][:, parents])
-        elif key.startswith("activation.beta") or key == "initial":
+        elif key.startswith("activation.beta") or key in ("initial", "bias"):
             value.copy_(value[parents])
         elif key.startswith("norm.") and value.ndim == 3:
             value.copy_(value[order] if value.shape[1] == 1 else value[order][:, parents])
@@ -68,6 +68,40 @@ def test_the_order_of_children_and_of_parents_does_not_matter(name, routing, opt
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a[:, parents], b, rtol=1e-10, atol=1e-12)
+
+
+BIASED = [name for name in SPECS if name not in ("em", "fm")]  # whose parents pass a nonlinearity or a norm
+
+
+@pytest.mark.parametrize("routing", BIASED)
+def test_only_a_bias_tells_an_input_from_its_negative(routing):
+    """Peer et al. 2021. Of five signs the sum is never 0, whose sign would be that of its negative too."""
+    capsules = children("linear-vector")
+    negative = Capsules(-capsules.poses, capsules.activations)
+    for bias in (False, True):
+        module = layer("linear-vector", routing, bias=bias)
+        if routing.startswith("inverted-attention"):
+            module.routing.norm.bias.data.zero_()
+        a, b = (module(each, 3).capsules.poses for each in (capsules, negative))
+        if bias:
+            assert (a + b).abs().max() > 0.05
+        else:
+            torch.testing.assert_close(a, -b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("routing", BIASED)
+def test_a_bias_starts_from_zero_and_is_none_unless_asked_for(routing):
+    plain, biased = (create_routing(routing, 3, 2, 4, bias=each) for each in (False, True))
+    assert plain.bias is None and "bias" not in plain.state_dict()
+    assert torch.equal(biased.bias, torch.zeros(2, 4)) and isinstance(biased.bias, torch.nn.Parameter)
+    with pytest.raises(ValueError, match=r"option bias of routing .* is 1; it must be bool"):
+        create_routing(routing, 3, 2, 4, bias=1)
+
+
+@pytest.mark.parametrize("routing", ["em", "fm"])
+def test_parents_without_a_nonlinearity_have_no_bias(routing):
+    with pytest.raises(ValueError, match=r"no option of routing '.*' is named 'bias'"):
+        create_routing(routing, 3, 2, 4, bias=True)
 
 
 def test_state_dict_round_trip_and_deep_copy():

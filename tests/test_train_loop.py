@@ -15,7 +15,10 @@ from tiny import tiny_config
 from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.data import load_data
 from torchcaps.losses import build_criterion
+from torchcaps.models import Model
+from torchcaps.recipes.records import describe_run
 from torchcaps.train import evaluate, fit, load_run, loop
+from torchcaps.train.display import Display
 from torchcaps.train.machine import build_fabric, choose_compile, choose_device, choose_precision, is_depthwise
 from torchcaps.train.run import RunFolder
 
@@ -54,11 +57,45 @@ def test_run_writes_what_it_says(whole: Path) -> None:
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert all(line[key] > 0 for line in lines for key in CLOCK)
     result = RunFolder(whole).read("result.json")
-    accuracies = [line["validation_accuracy"] for line in lines]
-    assert result["validation_accuracy"] == max(accuracies)
-    assert result["selected_epoch"] == accuracies.index(max(accuracies)) + 1
+    best = max(lines, key=lambda line: (line["validation_accuracy"], -line["validation_loss"]))
+    assert (result["validation_accuracy"], result["selected_epoch"]) == (best["validation_accuracy"], best["epoch"])
     assert result["test_accuracy"] == (360 - result["test_errors"]) / 360
     assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
+
+
+def test_the_test_split_is_measured_after_each_epoch_on_request_and_changes_nothing(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder = Path(fit(everything(tmp_path, test_curve=True)).folder)
+    added = ("test_loss", "test_accuracy")
+    assert history(folder, CLOCK + added) == history(whole, CLOCK)
+    for checkpoint in ("last", "best"):
+        assert weights(folder, checkpoint) == weights(whole, checkpoint)
+    lines, result = history(folder), RunFolder(folder).read("result.json")
+    assert result["selected_epoch"] == RunFolder(whole).read("result.json")["selected_epoch"]
+    assert lines[result["selected_epoch"] - 1]["test_accuracy"] == result["test_accuracy"]
+    curve = describe_run(folder)["curve"]
+    assert curve["test_accuracy"] == [round(line["test_accuracy"], 5) for line in lines]
+    assert "test_accuracy" not in describe_run(whole)["curve"] and not any(key in history(whole)[0] for key in added)
+    assert describe_run(folder)["config_hash"] == describe_run(whole)["config_hash"]
+
+
+def test_a_run_may_begin_to_record_the_test_split_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end_epoch = loop.Trainer.end_epoch
+
+    def cut(trainer: loop.Trainer, display: Display) -> None:
+        if trainer.position.epoch == 1:
+            raise KeyboardInterrupt
+        end_epoch(trainer, display)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Trainer, "end_epoch", cut)
+        fit(tiny_config(tmp_path))
+    folder = Path(fit(tiny_config(tmp_path, test_curve=True), resume=True).folder)
+    values = describe_run(folder)["curve"]["test_accuracy"]
+    assert values[0] is None and values[1] == round(RunFolder(folder).read("result.json")["test_accuracy"], 5)
 
 
 def test_run_is_loaded_and_measured_again(whole: Path) -> None:
@@ -147,9 +184,9 @@ def test_finished_training_is_tested_on_resume(whole: Path, tmp_path: Path, monk
 def test_best_weights_are_kept_when_later_ones_are_worse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies, tested = iter([0.5, 0.9, 0.9, 0.1]), {}
 
-    def score(trainer: loop.Trainer, split: str) -> loop.Score:
+    def score(trainer: loop.Trainer, split: str, model: Model) -> loop.Score:
         if split == "test":
-            tested.update(as_bytes(trainer.model.state_dict()))
+            tested.update(as_bytes(model.state_dict()))
         return loop.Score(0.0, 360 - round(360 * next(accuracies, 0.0)), 360)
 
     monkeypatch.setattr(loop.Trainer, "evaluate", score)

@@ -13,8 +13,10 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR
 
 from torchcaps.config import Config, LossConfig, OptimiserConfig, ScheduleConfig
+from torchcaps.models import create_model
+from torchcaps.train import build_phases
 from torchcaps.train.check import check_config
-from torchcaps.train.optim import build_optimiser, build_schedule, triangular2
+from torchcaps.train.optim import build_optimiser, build_schedule, list_gains, triangular2
 
 LR, EPOCHS, EPOCH_STEPS = 0.02, 6, 7
 STEPS = EPOCHS * EPOCH_STEPS
@@ -44,6 +46,10 @@ CASES = {
         lambda t: 0.002 + (LR - 0.002) * abs((t % 10) / 5 - 1) / 2 ** ((t + 5) // 10),
     ),
     "exponential": (ScheduleConfig("exponential", gamma=0.9, step_size=4), lambda t: LR * 0.9 ** (t // 4)),
+    "exponential, continuous": (
+        ScheduleConfig("exponential", gamma=0.9, step_size=4, continuous=True),
+        lambda t: LR * 0.9 ** (t / 4),
+    ),
 }
 
 
@@ -76,7 +82,7 @@ def test_schedule_follows_its_formula_and_survives_a_checkpoint(name: str) -> No
 
 
 def test_every_schedule_of_the_config_has_a_formula_here() -> None:
-    assert set(CASES) == set(get_args(get_type_hints(ScheduleConfig)["name"]))
+    assert {name.partition(",")[0] for name in CASES} == set(get_args(get_type_hints(ScheduleConfig)["name"]))
 
 
 def test_triangular2_is_torchs_entered_at_its_first_peak() -> None:
@@ -121,18 +127,40 @@ def test_schedule_names_the_value_that_is_wrong(config: ScheduleConfig, message:
         build_schedule(optimizer, config, EPOCH_STEPS, EPOCHS)
 
 
-def test_only_kernels_decay_where_the_config_says_so() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
-    config = OptimiserConfig("sgd", lr=1.0, momentum=0.0, weight_decay=0.25, decay="kernels")
-    optimizer = build_optimiser(model.parameters(), config)
+KERNELS = OptimiserConfig("sgd", lr=1.0, momentum=0.0, weight_decay=0.25, decay="kernels")
+
+
+def decayed(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
+    """Names of the parameters that a step without gradients makes smaller, by the quarter that the config says."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+            parameter.grad = torch.zeros_like(parameter)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    for name, value in model.named_parameters():
-        kept = 0.75 if value.ndim >= 2 else 1.0
-        torch.testing.assert_close(value, kept * before[name], msg=name)
+    found = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    for name in found:
+        torch.testing.assert_close(model.get_parameter(name), 0.75 * before[name], msg=name)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)
+    return found
+
+
+def test_only_kernels_decay_where_the_config_says_so() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3), nn.LayerNorm((2, 3)))
+    assert decayed(model, build_optimiser(model.parameters(), KERNELS, list_gains(model))) == {"0.weight", "3.weight"}
+
+
+@pytest.mark.parametrize("each", ["element", "child", "pair"])
+@pytest.mark.parametrize("routing", ["fm", "dynamic"])
+def test_gains_of_any_shape_are_no_kernels(each: str, routing: str) -> None:
+    """Those of a batch norm of votes by child and parent have three dimensions."""
+    small = {"blocks": (1, 1), "width": 2, "primary": 2, "pose": 4, "capsules": ()}
+    model = create_model("fm-resnet-affnist", image_size=8, batch_norm=each, routing=routing, decoder=True, **small)
+    (phase,) = build_phases(model, Config(optimiser=KERNELS, loss=LossConfig("margin")))
+    found = decayed(model, phase.optimizer)
+    assert any(value.ndim == 3 for value in list_gains(model)) == (each != "element")
+    assert found == {name for name, value in model.named_parameters() if value.ndim > 1 and "norm" not in name}
+    assert {"stack.layers.0.transform.weight", "primary.conv.weight"} <= found
 
 
 def test_nesterov_is_of_sgd_with_momentum() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from tiny import tiny_config
 
-from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserConfig
+from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.data import load_data
 from torchcaps.losses import build_criterion, multi_hot
 from torchcaps.models import Model, create_model
@@ -137,6 +139,47 @@ def test_more_weight_steps_are_for_networks_with_coefficients(tmp_path: Path) ->
     assert [phase.steps for phase in build_phases(model, config)] == [1]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        (ScheduleConfig(), [1.0] * 4),
+        (ScheduleConfig("exponential", gamma=0.5, step_size=2), [1.0, 1.0, 0.5, 0.5]),
+        (ScheduleConfig("triangular2", step_size=4), [1.0, 0.75, 0.5, 0.25]),
+        (ScheduleConfig("one-cycle"), [0.04, 0.52, 1.0, 0.950484]),
+    ],
+    ids=lambda value: value.name if isinstance(value, ScheduleConfig) else "",
+)
+def test_coefficients_follow_the_schedule_of_the_weights(
+    tmp_path: Path, schedule: ScheduleConfig, shares: list[float]
+) -> None:
+    """Batch by batch, however many steps of either kind each takes."""
+    routing = CoefficientConfig(lr=0.5, steps=3, weight_steps=2)
+    trainer = Trainer(*of_run(tmp_path, schedule=schedule, coefficients=routing), resume=False)
+    seen: list[float] = []
+    ascent = trainer.phases[1].optimizer
+    ascent.register_step_pre_hook(lambda *_: seen.append(ascent.param_groups[0]["lr"]))
+    for batch in [*trainer.batches.epoch(0)][:4]:
+        trainer.step(*batch)
+    assert seen == pytest.approx([0.5 * share for share in shares for _ in range(3)])
+    assert schedule.name != "constant" or seen == [0.5] * 12
+
+
+def test_coefficients_rest_where_the_rate_of_the_weights_has_fallen_to_nothing(tmp_path: Path) -> None:
+    trainer = Trainer(*of_run(tmp_path, schedule=ScheduleConfig("step", (1,), gamma=0.0)), resume=False)
+    (scale,) = trainer.model.coefficients()
+    kept = []
+    for epoch in range(2):
+        for batch in trainer.batches.epoch(epoch):
+            trainer.step(*batch)
+        kept.append(scale.detach().clone())
+    assert (kept[0] != 1).all() and torch.equal(kept[0], kept[1])
+
+
+def of_run(out: Path, **changes: Any) -> tuple[Fabric, Config]:
+    config = tiny_config(out, **changes)
+    return build_fabric(config), config
+
+
 def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:
     """The weights after two steps, and the result of a whole run; called in each process."""
     trainer = Trainer(fabric, config, resume=False)
@@ -145,6 +188,7 @@ def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:
         trainer.step(*next(steps))
     weights = {name: value.tolist() for name, value in trainer.model.state_dict().items()}
     noisy = replace(config, checkpoint_every=0.0, model=ModelConfig("tiny", {"norm": True, "dropout": 0.2}))
+    noisy = replace(noisy, test_curve=True)
     return weights, Trainer(fabric, noisy, resume=False).run()._asdict()
 
 
@@ -170,6 +214,8 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
         score = evaluate(fabric, model, data.evaluation(split, 64), build_criterion(config.loss), 10)
         assert score.accuracy == result[f"{split}_accuracy"]
     assert result["test_images"] == 360
+    last = json.loads((result["folder"] / "metrics.jsonl").read_text().splitlines()[result["selected_epoch"] - 1])
+    assert last["test_accuracy"] == result["test_accuracy"]
 
 
 def fail(fabric: Fabric) -> None:
@@ -187,7 +233,7 @@ def test_the_proximal_penalty_shrinks_coefficients_to_zero_in_training(tmp_path:
     options = {"routing": "discriminative", "channels": 8, "primary": 2, "kernel": 3}
     model = create_model("capsnet", image_size=12, **options)
     routing = model.get_submodule("stack.layers.0.routing")
-    for name, value in (("norm", "l1"), ("proximal", True), ("penalty_weight", 300.0)):
+    for name, value in (("norm", "l1"), ("proximal", True), ("penalty_weight", 300.0 * 256)):
         assert hasattr(routing, name)
         setattr(routing, name, value)
     phase = build_phases(model, tiny_config(tmp_path))[1]

@@ -25,7 +25,7 @@ class Tiny(Model):
     def coefficients(self) -> list[nn.Parameter]:
         return [self.scale] if self.scale.requires_grad else []
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
         return (output.scores * targets).sum(1).mean() - self.scale.square().mean()
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,11 @@ class Capsules(NamedTuple):
 def widen(x: Tensor) -> Tensor:
     """`x` in a precision fit for sums of squares: float32 at least (half precision overflows at |pose| = 256)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Have operations keep the types that they are given, on the device of `x`; the meta device has no autocast."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -73,6 +73,7 @@ class DataConfig:
     standardise: Literal["none", "image", "dataset"] = (
         "none"  #: zero mean and unit variance: per image, or per channel over the training split
     )
+    standardise_first: bool = False  #: standardise whole images, before they move: zeros that enter are the mean
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
@@ -114,7 +115,9 @@ class OptimiserConfig:
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = "all"  #: what decays: all parameters, or only those of two dimensions or more
+    decay: Literal["all", "kernels"] = (
+        "all"  #: what decays: all parameters, or kernels: weights of two dimensions or more, but no gains or biases
+    )
     momentum: float = 0.9  #: of SGD and RMSProp
     nesterov: bool = False  #: SGD: the gradient is taken to be that after the momentum's step
     eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
@@ -122,12 +125,13 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Learning rate over the run; the rate of `OptimiserConfig` is the largest one."""
+    """Learning rate over the run; the rate of `OptimiserConfig` is the largest one, as is that of coefficients."""
 
     name: Literal["constant", "step", "cosine", "one-cycle", "triangular2", "exponential"] = "constant"
     milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
-    gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` optimiser steps
-    step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in optimiser steps
+    gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` batches
+    step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in batches
+    continuous: bool = False  #: exponential: the rate falls a little at each step, in place of once a period
     lr_min: float = 0.0  #: cosine, triangular2: the smallest rate
     warmup: float = 0.3  #: one-cycle: share of the run in which the rate rises
 
@@ -136,7 +140,7 @@ class ScheduleConfig:
 class CoefficientConfig:
     """The second phase of routing towards discriminative quality; it runs only where a routing has an objective."""
 
-    lr: float = 1e-3  #: the step of gradient ascent
+    lr: float = 1e-3  #: the largest step of gradient ascent: it rises and falls as the rate of the weights does
     steps: int = 1  #: routing steps (n_r) on each batch, after the weight steps
     weight_steps: int = 1  #: weight steps (n_b) on each batch
     reuse_votes: bool = False  #: route by the votes of the weight step: no second pass; one step of each kind only
@@ -160,6 +164,7 @@ class Config:
         "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
     )
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
+    test_curve: bool = False  #: measure the test split at each epoch's end too: written beside, selects nothing
     compile: bool | Literal["auto"] = (
         False  #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
     )
@@ -170,6 +175,7 @@ class Config:
         60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
     )
     out: Path = Path("runs")  #: folder in which the run's own folder is made
+    changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
 
 
 def to_plain(config: Any) -> Any:

@@ -115,6 +115,8 @@ def cut(
     transform.weight = nn.Parameter(weight)
     routing.sizes = transform.sizes
     routing.coefficient = coefficient if routing.fixed else nn.Parameter(coefficient)
+    if routing.bias is not None:
+        routing.bias = nn.Parameter(routing.bias.detach()[j])
     return CapsuleLayer(transform, routing)
 
 

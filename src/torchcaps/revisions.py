@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torchcaps.config import Config, ModelConfig, Option
+from torchcaps.data.catalogue import find
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
 
@@ -73,7 +74,117 @@ def with_routing(*names: str) -> Callable[[Config], bool]:
     return lambda config: routing_of(config.model) in names
 
 
-REVISIONS: tuple[Revision, ...] = ()
+def _ascends(config: Config) -> bool:
+    """Whether the model of a config has coefficients that are learnt by a goal of their own."""
+    return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)
+
+
+_PREACTIVATED: dict[str, Option] = {"activated_stem": False, "activated_projection": True}
+
+
+def _preactivated_otherwise(config: Config) -> bool:
+    """Whether the residual network of FM agreement is another than the one of revision 1."""
+    options = config.model.options
+    return any(options.get(name, not value) != value for name, value in _PREACTIVATED.items())
+
+
+def _gains_in_many_dimensions(config: Config) -> bool:
+    """Whether kernels alone decay, beside a batch norm of votes whose gains have three dimensions."""
+    each = config.model.options.get("batch_norm", "pair" if config.model.name == "fm-resnet-smallnorb" else "element")
+    return config.optimiser.decay == "kernels" and each in ("child", "pair")
+
+
+_SLOW = ("fm-resnet-*", "cnn-affnist")  # whose batch norm has Keras' momentum, a tenth of torch's
+_WITHOUT_NORM = (
+    "capsnet",
+    "discriminative-*",
+    *(f"{a}-{b}-*" for a in ("attention", "dynamic") for b in ("simple", "diverse")),
+)
+
+
+def _norm_momentum(model: ModelConfig) -> float | None:
+    """The momentum of the slowest batch norm in a model, by its name; None without one."""
+    if any(fnmatchcase(model.name, pattern) for pattern in _SLOW):
+        return 0.01
+    without = any(fnmatchcase(model.name, pattern) for pattern in _WITHOUT_NORM)
+    return None if without and routing_of(model) != "fm" else 0.1
+
+
+def _few_steps(config: Config) -> bool:
+    """Whether a run is too short for running statistics of batch norm; where the data are the user's own, it may be."""
+    momentum = _norm_momentum(config.model)
+    if momentum is None:
+        return False
+    entry, _ = find(config.data.name)
+    images = config.data.compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
+    images = min(images, config.data.limit or images)
+    steps = config.epochs * (images * (1 - config.data.validation) // config.batch_size)
+    return steps * momentum < 10
+
+
+def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
+    """Whether the model of a config agrees by `routing` with its own default; with R = 1 nothing agrees."""
+
+    def concerns(config: Config) -> bool:
+        model = config.model
+        changed = not model.name.startswith("attention-") and "routing_scaled" not in model.options
+        return changed and routing_of(model) == routing and model.options.get("iterations") != 1
+
+    return concerns
+
+
+_EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
+
+
+REVISIONS: tuple[Revision, ...] = (
+    Revision(
+        "routing",
+        "discriminative",
+        2,
+        "lambda stood beside the mean over the batch where Eq. 12 has it beside the sum",
+        lambda config: _ascends(config) and config.model.options.get("penalty_weight") != 0,
+        training=True,
+    ),
+    Revision(
+        "phase",
+        "coefficients",
+        2,
+        "the rate of the coefficients stayed constant where that of the weights is scheduled",
+        lambda config: _ascends(config) and config.schedule.name != "constant",
+        training=True,
+    ),
+    *(
+        Revision(
+            "model",
+            name,
+            2,
+            "the stem's batch norm and ReLU come before the first block splits, and a projection sees its raw input",
+            lambda config, name=name: with_model(name)(config) and _preactivated_otherwise(config),
+            _PREACTIVATED,
+        )
+        for name in ("fm-resnet-*", "cnn-affnist")
+    ),
+    Revision(
+        "phase",
+        "weights",
+        2,
+        "gains of three dimensions decayed with the kernels",
+        _gains_in_many_dimensions,
+        training=True,
+    ),
+    *(
+        Revision("routing", name, 2, _EQ_2, _agrees_by_default(name), {"routing_scaled": True})
+        for name in ("inverted-attention", "inverted-attention-c")
+    ),
+    Revision(
+        "phase",
+        "evaluation",
+        2,
+        "short runs were evaluated with running statistics of batch norm that still were those of its start",
+        _few_steps,
+        training=True,
+    ),
+)
 
 
 def revision(kind: Kind, name: str) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 
 import tyro
 
+from torchcaps.extras import EXTRAS, missing_extra
+
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130  # exit statuses
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, MemoryError)
 EXPECTED = (FloatingPointError, OSError)  # nobody's mistake, and said in full by their messages
@@ -68,6 +70,8 @@ def read_box(box: str) -> str:
 
 def describe(error: Exception, debug: bool) -> tuple[str, int]:
     """One line for `error`, and the exit status."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
+        return missing_extra(error), USER_ERROR
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, USER_ERRORS):
         return message, USER_ERROR

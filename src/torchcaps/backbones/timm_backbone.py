@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from torchcaps.names import check_choice, unknown
 
-Features = Literal["pooled", "spatial", "flattened"]
-FEATURES = ("pooled", "spatial", "flattened")
+Features = Literal["pooled", "spatial", "flattened", "trunk"]
+FEATURES = ("pooled", "spatial", "flattened", "trunk")
 
 
 class TimmBackbone(nn.Module):
@@ -22,14 +22,19 @@ class TimmBackbone(nn.Module):
         in_channels, image_size: of the images; the model must take them, which one image of zeros tells.
         features: "pooled" [b, f], as timm pools them; "spatial", the map before pooling [b, c, h, w]; "flattened", the
             map halved by 2x2 means, a row or column left over counting as one, and flattened as (c, h, w), as the dense
-            ResNet-50 of Sun et al. 2023 without upsampling needs it.
+            ResNet-50 of Sun et al. 2023 without upsampling needs it; "trunk", the map [b, c, h, w] that the last
+            convolution takes, which is left out with its norm, in a ResNet with the shortcut around it, too.
         pretrained: fetch weights through timm, from the network or its cache. Nothing is fetched otherwise.
         small_stem: halve small images less (Sun et al. 2023, section 4.3.2): the first convolution has stride 1, a
             larger kernel than 3 becomes a fresh 3x3, and a max pooling behind it is left out.
+        channels: of a ResNet's stages, as timm counts them (64, 128, 256, 512 of its own); () leaves them as they are.
+
+    `taken` is how many channels the convolution made that a trunk leaves out, else None.
 
     Raises:
         ValueError: for a name that timm does not have (the nearest is named), images that the model does not take,
-            weights that cannot be had, and a stem that cannot be made small.
+            weights that cannot be had, a stem that cannot be made small, channels of what is no ResNet, and a trunk
+            where no last convolution is known.
     """
 
     def __init__(
@@ -40,13 +45,15 @@ class TimmBackbone(nn.Module):
         features: Features = "pooled",
         pretrained: bool = False,
         small_stem: bool = False,
+        channels: tuple[int, ...] = (),
     ):
         super().__init__()
         check_choice("features", features, FEATURES)
         self.features: Features = features
-        self.model = _build(name, in_channels, image_size, pretrained)
+        self.model = _build(name, in_channels, image_size, pretrained, channels)
         if small_stem:
             _shrink_stem(name, self.model)
+        self.taken = _leave_out_last(name, self.model) if features == "trunk" else None
         self.shape = self._measure(name, in_channels, image_size)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,7 +62,7 @@ class TimmBackbone(nn.Module):
         maps = self.model.forward_features(images)  # pyright: ignore[reportCallIssue]
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             maps = maps.movedim(-1, 1)
-        whole = self.features == "spatial" or maps.ndim < 4  # tokens have no map, which `_measure` refuses
+        whole = self.features != "flattened" or maps.ndim < 4  # tokens have no map, which `_measure` refuses
         return maps if whole else halved(maps).flatten(1)
 
     def _measure(self, name: str, in_channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
@@ -69,7 +76,7 @@ class TimmBackbone(nn.Module):
             size = f"{image_size[0]}x{image_size[1]}"
             raise ValueError(f"{name} does not take images of {size} and {in_channels} channels: {error}") from error
         self.train(training)
-        if len(shape) != (3 if self.features == "spatial" else 1):
+        if len(shape) != (3 if self.features in ("spatial", "trunk") else 1):
             raise ValueError(f"{name} has no map of features, but {list(shape)} an image: features 'pooled' can be had")
         return shape
 
@@ -90,18 +97,59 @@ def check_timm_name(name: str) -> None:
         raise unknown("pretrained timm model", name, tags)
 
 
-def _build(name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool) -> nn.Module:
+def _build(
+    name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool, channels: tuple[int, ...]
+) -> nn.Module:
     import timm
 
     check_timm_name(name)
     config = timm.get_pretrained_cfg(name)
     sized: dict[str, Any] = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    if channels:
+        if pretrained or min(channels) < 1 or len(channels) != 4 or not _is_resnet(name):
+            raise ValueError(
+                f"channels are {channels} of {name}: they are of the four stages of a ResNet, each at least 1, and "
+                "have no pretrained weights"
+            )
+        sized["channels"] = channels
     try:
         return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **sized)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
         raise ValueError(f"pretrained weights of {name} cannot be had: {error}") from error
+
+
+def _is_resnet(name: str) -> bool:
+    import timm
+    from timm.models.resnet import ResNet
+
+    with torch.device("meta"):
+        return type(timm.create_model(name, num_classes=0)) is ResNet
+
+
+def _leave_out_last(name: str, model: nn.Module) -> int:
+    """Take the last convolution out of a ResNet, or of a network that ends in one; the channels that it made."""
+    from timm.models.resnet import BasicBlock, Bottleneck
+
+    last = getattr(model, "conv_head", None)  # of MobileNet and EfficientNet
+    if isinstance(last, nn.Conv2d):
+        for part in ("conv_head", "bn2", "norm_head"):
+            if hasattr(model, part):
+                setattr(model, part, nn.Identity())
+        return last.out_channels
+    stage = getattr(model, "layer4", None)
+    block = stage[-1] if isinstance(stage, nn.Sequential) else None
+    if not isinstance(block, BasicBlock | Bottleneck):
+        raise ValueError(f"{name} does not end in a convolution that could be left out: features 'spatial' can be had")
+    assert isinstance(stage, nn.Sequential)
+    if isinstance(block, Bottleneck):
+        kept, last = ("conv1", "bn1", "act1", "conv2", "bn2", "drop_block", "act2", "aa"), block.conv3
+    else:
+        kept, last = ("conv1", "bn1", "drop_block", "act1", "aa"), block.conv2
+    stage[-1] = nn.Sequential(*(getattr(block, part) for part in kept))
+    assert isinstance(last, nn.Conv2d)
+    return last.out_channels
 
 
 def _shrink_stem(name: str, model: nn.Module) -> None:

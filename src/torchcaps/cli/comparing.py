@@ -40,7 +40,7 @@ def compare(
         seeds: runs of each, with the seeds 0, 1, ...
         loss: shared (cross-entropy over activations with a learnt scale), own (that of each paper)
         budget: full (60 epochs), fast (30 in large batches), cpu (10 epochs), smoke (does it run?)
-        costs: measure times and memory too, of those that have none yet; nothing else should run meanwhile
+        costs: measure times and memory too, of those that have none or older counts; nothing else should run meanwhile
         show: train nothing, only write the table of what is there
         max_hours: after which no further run is begun
         out: folder in which the runs' own folders are made
@@ -50,7 +50,7 @@ def compare(
     """
     from torchcaps.cli.training import report
     from torchcaps.compare.comparison import Comparison, choose_heads
-    from torchcaps.compare.costs import find_costs, record_costs
+    from torchcaps.compare.costs import counts_are_current, find_costs, record_costs
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
     from torchcaps.recipes.records import read_records
@@ -66,7 +66,8 @@ def compare(
         fill(jobs, Settings(path, out, device, data_root, max_hours, say, report))
     if costs:
         known = read_records(path)
-        record_costs([cell for cell in cells if find_costs(known, cell) is None], path, device)
+        measured = [cell for cell in cells if (cost := find_costs(known, cell)) and counts_are_current(cost)]
+        record_costs([cell for cell in cells if cell not in measured], path, device)
     write(comparison, heads, budget, results)
 
 

@@ -18,7 +18,7 @@ UNITS = {  # of the fields of `Cost`
     "multiply_adds": "an image",
     "activation_memory": "bytes an image, held for backward",
     "weight_memory": "bytes, of parameters and buffers",
-    "operations": "an image, all arithmetic, routing included",
+    "operations": "an image, all arithmetic of plain steps, routing included",
     "widening_parameters": "of layers that only bring features to a whole number of capsules",
 }
 

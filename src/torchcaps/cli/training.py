@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 from rich.console import Console
@@ -16,10 +16,11 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from torchcaps.cli.options import listed
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
+    from torchcaps.recipes.budgets import Budget
     from torchcaps.train import Result, RunFolder
 
 
@@ -36,12 +37,14 @@ def train(
     """Train a recipe, select on its validation split, test once. `torchcaps train RECIPE --help` lists its flags.
 
     Args:
-        recipe: a name from `torchcaps list recipes`
-        flags: what differs from the recipe, e.g. --epochs 3 --model.options channels 64
+        recipe: a name from `torchcaps list recipes`, such as digits or fm/table2/ours-cifar10
+        flags: --budget full, fast, cpu or smoke, and what differs from the recipe, e.g. --epochs 3 --model.options
+            channels 64
     """
     from torchcaps.recipes import create_recipe
 
-    config, resume = parse_flags(create_recipe(recipe), flags)
+    budget, others = take_budget(flags)
+    config, resume = parse_flags(create_recipe(recipe, budget), others)
     from torchcaps.train import Interrupted, fit, unfinished_runs
 
     before = unfinished_runs(config)
@@ -95,10 +98,29 @@ def report(folder: Path, reason: str = "") -> None:
         print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
 
 
+def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
+    """The value of --budget among `flags`, None where it is not there, and the other flags.
+
+    Raises:
+        ValueError: where no value follows it.
+    """
+    for number, flag in enumerate(flags):
+        name, joined, value = flag.partition("=")
+        if name != "--budget":
+            continue
+        if not joined and number + 1 == len(flags):
+            raise ValueError("--budget needs a value: full, fast, cpu or smoke")
+        rest = number + (1 if joined else 2)
+        return cast("Budget", value if joined else flags[number + 1]), [*flags[:number], *flags[rest:]]
+    return None, list(flags)
+
+
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
     """`recipe` with what `flags` say in its place, and whether to resume.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
+    Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
+    names; that is said.
     """
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
     with usage_errors():
@@ -109,9 +131,43 @@ def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
             default=TrainFlags(bare),
             args=flags,
         )
-    options = recipe.model.options | listed(parsed.config.model.options)
-    model = dataclasses.replace(parsed.config.model, options=options)
-    return dataclasses.replace(parsed.config, model=model), parsed.resume
+    if parsed.config.changed:
+        raise ValueError("--changed is written by the command line itself: leave it out")
+    kept, given = recipe.model.options, parsed.config.model
+    if given.name != recipe.model.name and kept:
+        from torchcaps.models.registry import find_factory
+
+        find_factory(given.name)  # an unknown name is said first
+        said = ", ".join(f"{name} {show_option(value)}" for name, value in kept.items())
+        print(f"torchcaps: options of {recipe.model.name} that {given.name} is not given: {said}", file=sys.stderr)
+        kept = {}
+    model = dataclasses.replace(given, options=kept | listed(given.options))
+    config = dataclasses.replace(parsed.config, model=model)
+    return dataclasses.replace(config, changed=tuple(describe_changes(recipe, config))), parsed.resume
+
+
+def describe_changes(recipe: Config, config: Config) -> list[str]:
+    """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
+    places = {"changed", "out", "checkpoint_every", "device", "processes", "seed", "data.root", "data.download"}
+    before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
+    return [
+        f"{name}={show_option(after.get(name))}"
+        for name in sorted({*before, *after} - places)
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def show_option(value: Any) -> str:
+    """A value as it is typed: a list is its numbers with commas between."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def print_result(result: Result) -> None:

@@ -39,6 +39,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
     import torch
 
     from torchcaps.cost import measure_cost
+    from torchcaps.cost.operations import CONVENTION
     from torchcaps.recipes.measure import (
         build_network,
         image_shape,
@@ -61,6 +62,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
         "parameters": cost.parameters,
         "multiply_adds": cost.multiply_adds,
         "operations": cost.operations,
+        "convention": CONVENTION,
         "step_memory_mb": round(memory, 1),
         "held_kb": round(cost.activation_memory / 1e3, 1),
         "step_ms": round(1000 * step_seconds(config, BATCH, device), 2),
@@ -69,6 +71,11 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "environment": describe_machine(),
     }
+
+
+def counts_are_current(cost: Record) -> bool:
+    """Whether multiply-adds and operations are those of plain steps; before, they were of what the machine ran."""
+    return "convention" in cost
 
 
 def find_costs(records: Sequence[Record], cell: Cell) -> Record | None:

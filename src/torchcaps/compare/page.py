@@ -7,7 +7,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
 from torchcaps.compare.comparison import CONTROLS, Comparison
-from torchcaps.compare.costs import find_costs
+from torchcaps.compare.costs import counts_are_current, find_costs
 from torchcaps.recipes.budgets import Budget
 from torchcaps.recipes.metrics import Record
 from torchcaps.recipes.summary import Summary, summarise
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+OLDER = r"\*"  # behind numbers that were counted otherwise
 Show = Callable[[Record], str]
 COSTS: dict[str, Show] = {
     "parameters": lambda cost: f"{cost['parameters']:,}",
-    "multiply-adds (M)": lambda cost: f"{cost['multiply_adds'] / 1e6:.2f}",
+    "multiply-adds (M)": lambda cost: f"{cost['multiply_adds'] / 1e6:.2f}{'' if counts_are_current(cost) else OLDER}",
     "training step (ms)": lambda cost: f"{cost['step_ms']:.1f}",
     "its memory (MB)": lambda cost: f"{cost['step_memory_mb']:.0f}",
     "latency at 1 (ms)": lambda cost: f"{cost['latency_1_ms']:.2f}",
@@ -118,7 +119,14 @@ def _sources(rows: Sequence[Row]) -> list[str]:
         time = f", {mean(seconds) / 60:.1f} min a run beside other work" if seconds else ""
         if found:
             lines.append(f"{what}: {len(found)}{time}; {'; '.join(places)}.")
-    return lines
+    return [*lines, *older_counts(rows)]
+
+
+def older_counts(rows: Sequence[Row]) -> list[str]:
+    """What is said below a table whose numbers are not all counted as they are now."""
+    if all(row.cost is None or counts_are_current(row.cost) for row in rows):
+        return []
+    return [f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel."]
 
 
 def _place(record: Record) -> str:

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps.cost.operations import count_operations
+from torchcaps.layers import plain_steps
 from torchcaps.models import Model
 from torchcaps.models.heads import Widen
 
@@ -30,7 +31,9 @@ class Cost:
 def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels: int = 1) -> Cost:
     """The cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
 
-    Multiply-adds are half the FLOPs of a forward pass in evaluation mode. `model` is left as it was.
+    Multiply-adds are half the FLOPs of a forward pass in evaluation mode. Both they and the operations are those of
+    plain steps, see `torchcaps.cost.operations`; memory is that of the model's own implementation. `model` is left as
+    it was.
 
     Args:
         model: it is copied, since a forward pass may change its buffers.
@@ -39,16 +42,15 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
     """
     model = copy.deepcopy(model)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    weights = list(model.parameters())
-    one, two, four = (
-        torch.rand(count, channels, height, width, device=weights[0].device, dtype=weights[0].dtype)
-        for count in (1, 2, 4)
-    )
+    weights, buffers = list(model.parameters()), list(model.buffers())
+    dtype = weights[0].dtype if weights else torch.get_default_dtype()  # of a packed network there are buffers only
+    device = (weights or buffers or [torch.empty(0)])[0].device
+    one, two, four = (torch.rand(count, channels, height, width, device=device, dtype=dtype) for count in (1, 2, 4))
     return Cost(
         parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
         multiply_adds=count_multiply_adds(model, one),
         activation_memory=(held_bytes(model, four) - held_bytes(model, two)) // 2,
-        weight_memory=sum(tensor.nbytes for tensor in [*weights, *model.buffers()]),
+        weight_memory=sum(tensor.nbytes for tensor in (*weights, *buffers)),
         operations=count_operations(model, one),
         widening_parameters=sum(
             weight.numel() for part in model.modules() if isinstance(part, Widen) for weight in part.parameters()
@@ -57,8 +59,8 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
 
 
 def count_multiply_adds(model: Model, images: Tensor) -> int:
-    """Multiply-adds of one forward pass in evaluation mode."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
+    with torch.no_grad(), plain_steps(model), FlopCounterMode(display=False) as counter:
         model.eval()(images)
     return counter.get_total_flops() // 2
 

@@ -1,4 +1,9 @@
-"""Our convention: every arithmetic operation of a forward pass is counted, routing included, as it is computed.
+"""Our convention: every arithmetic operation of a forward pass is counted, routing included, as plain steps compute it.
+
+Whichever implementation runs (a kernel, votes that few images keep, packed bits), what is counted is the plain form of
+`torchcaps.votes`, so that layers of different implementations can be compared. So do the FLOP formulas of the kernels:
+what torch counts of a fused step, its matrix products, is what it counts of the plain one. How little an algorithm
+could do is another question, that of `benchmarks/roofline.py`.
 
 Matrix products and convolutions count two for a multiply-add, by torch's own formulas; what else is computed counts one
 for each element that it writes, or reads where these are more (a sum); of a softmax three, of a normalisation as many
@@ -15,7 +20,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from torchcaps.layers import plain_steps
+
 aten = torch.ops.aten
+CONVENTION = 2  # of what is counted; 1 counted what a machine ran, with kernels where it has them
 
 _MOVES = {
     aten.clone, aten.copy_, aten._to_copy, aten.cat, aten.stack, aten.index, aten.gather, aten.constant_pad_nd,
@@ -51,9 +59,12 @@ class OperationCounter(TorchDispatchMode):
 
 
 def count_operations(module: nn.Module, *inputs: object) -> int:
-    """Operations of one forward pass in evaluation mode; the meta device will do, where nothing is computed."""
+    """Operations of one forward pass in evaluation mode; the meta device will do, where nothing is computed.
+
+    Capsule layers take plain steps for it, whatever their implementation is.
+    """
     training = module.training
-    with torch.no_grad(), OperationCounter() as counter:
+    with torch.no_grad(), plain_steps(module), OperationCounter() as counter:
         module.eval()(*inputs)
     module.train(training)
     return counter.total

@@ -105,11 +105,10 @@ def _cells(paper: str) -> tuple[PublishedCost, ...]:
 
 @cache
 def _count(network: Network, part: str) -> dict[str, int]:
-    """On the meta device, where nothing is computed; of plain steps, so that kernels make no difference."""
+    """On the meta device, where nothing is computed."""
     import torch
 
     from torchcaps.cost.operations import count_operations
-    from torchcaps.layers import use_implementation
     from torchcaps.models import create_model
     from torchcaps.models.heads import HeadedModel
 
@@ -117,7 +116,6 @@ def _count(network: Network, part: str) -> dict[str, int]:
     with torch.device("meta"):
         model = create_model(network.name, image_size=network.pixels, in_channels=3, **options)
         assert isinstance(model, HeadedModel)
-        use_implementation(model, "plain")
         counted, inputs = model, torch.rand(1, 3, network.pixels, network.pixels)
         if part == "head":
             counted, inputs = model.head, model.backbone(inputs).detach()

@@ -42,6 +42,7 @@ class Batches:
     standardise: Literal["none", "image", "dataset"] = "none"
     mean: Tensor | None = None  # [c], of the channels in [0, 1]; for standardise "dataset"
     std: Tensor | None = None  # [c]
+    standardise_first: bool = False  # before anything is cut or moved, and after colours are changed
     cut: int | None = None  # pixels a side: anywhere in the image where `augment` is given, else from the middle
     views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `prepare.crops`
     shuffle: bool = False
@@ -124,16 +125,23 @@ class Batches:
             return self._evaluated(pixels)
         joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
         draws = joint.rows(self._rows(step))
+        if self.standardise_first:
+            pixels = self._standardise(transforms.recolour(transforms.to_float(pixels), self.augment, draws))
         if self.cut is not None:
             pixels = transforms.cut_at(pixels, draws.cut, self.cut)
+        if self.standardise_first:
+            return transforms.turn(transforms.move(pixels, self.augment, draws), self.augment, draws)
         return self._standardise(transforms.augment(pixels, self.augment, draws))
 
     def _evaluated(self, pixels: Tensor) -> Tensor:
         """As they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
         if self.cut is None:
             return self._standardise(transforms.to_float(pixels))
+        if self.standardise_first:
+            pixels = self._standardise(transforms.to_float(pixels))
         crops = torch.stack(prepare.crops(pixels, self.cut, self.views), 1)
-        images = self._standardise(transforms.to_float(crops.flatten(0, 1)))
+        images = crops.flatten(0, 1)
+        images = images if self.standardise_first else self._standardise(transforms.to_float(images))
         return images if self.views == 1 else images.unflatten(0, crops.shape[:2])
 
     def _standardise(self, images: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Data:
     crop: int | None = None  # pixels a side that batches are cut to
     views: Literal[1, 5, 10] = 1  # crops of each test image
     deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's
+    standardise_first: bool = False  # whole images, before they are cut or moved
     means: tuple[float, ...] = ()  # likewise
     read: Splits | None = None  # before they were resized or padded, on the CPU
 
@@ -58,6 +59,8 @@ class Data:
             raise ValueError(f"data.std is {self.deviations}: it must be above 0, one a channel ({self.channels})")
         if self.deviations and self.standardise != "dataset":
             raise ValueError(f"data.std is given, but data.standardise is {self.standardise!r}; it must be 'dataset'")
+        if self.standardise_first and self.standardise == "none":
+            raise ValueError("data.standardise_first is given, but data.standardise is 'none'; it must be another")
         for name in ("validation", "test"):
             split: Source = getattr(self, name)
             if split.shape != self.train.shape or split.classes != self.train.classes:
@@ -110,11 +113,11 @@ class Data:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
 
         Raises:
-            ValueError: when `config.standardise` is not what the data were loaded with, and as `Batches` does.
+            ValueError: when how `config` standardises is not what the data were loaded with, and as `Batches` does.
         """
-        if config.standardise != self.standardise:
-            loaded = f"the data were loaded with {self.standardise!r}"
-            raise ValueError(f"data.standardise is {config.standardise!r}, but {loaded}")
+        for name in ("standardise", "standardise_first"):
+            if (asked := getattr(config, name)) != (loaded := getattr(self, name)):
+                raise ValueError(f"data.{name} is {asked!r}, but the data were loaded with {loaded!r}")
         return self._batches(
             self.train, batch_size, rank, world, seed=seed, augment=config.augment, shuffle=True, drop_last=True
         )
@@ -133,7 +136,7 @@ class Data:
     def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
         mean, std = self._moments if self.standardise == "dataset" else (None, None)
         options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
-        options |= {"cut": self.crop}
+        options |= {"cut": self.crop, "standardise_first": self.standardise_first}
         return Batches(source, batch_size, **options)
 
 
@@ -171,7 +174,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
-    return Data(train, validation, test, config.standardise, config.crop, config.views, config.std, read=read)
+    how = config.standardise, config.crop, config.views, config.std, config.standardise_first
+    return Data(train, validation, test, *how, read=read)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

@@ -99,8 +99,11 @@ def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
         top, left = middle(form.size, (form.pad, form.pad))
         rows, columns = ((before, form.pad - before - n) for before, n in zip((top, left), form.size, strict=True))
         pixels = np.pad(pixels, ((0, 0), (0, 0), rows, columns))
-    views = [pixels] if form.crop is None else crops(pixels, form.crop, form.views)
-    return np.stack([_standardise(view.astype(np.float32) / np.float32(255), form) for view in views], 1)
+    images = pixels.astype(np.float32) / np.float32(255)
+    whole = form.crop is None or form.standardise_first
+    images = _standardise(images, form) if whole else images
+    views = [images] if form.crop is None else crops(images, form.crop, form.views)
+    return np.stack(views if whole else [_standardise(view, form) for view in views], 1)
 
 
 def _standardise(images: np.ndarray, form: InputForm) -> np.ndarray:

@@ -80,15 +80,29 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
 
 def augment(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
     """Crop, flip, shift, then rotate, scale and shear, then colours: uint8 [b, c, h, w] -> float32 in [0, 1]."""
+    return recolour(turn(to_float(move(pixels, config, draws)), config, draws), config, draws)
+
+
+def move(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+    """Crop, flip and shift, by whole pixels and exactly: [b, c, h, w] of any type; zeros enter."""
     if config.crop:
         pixels = random_crop(pixels, draws.crop, config.crop)
     if config.flip:
         pixels = horizontal_flip(pixels, draws.flip)
     if config.shift:
         pixels = shift(pixels, draws.shift, config.shift)
-    images = to_float(pixels)
+    return pixels
+
+
+def turn(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+    """Rotate, scale and shear: float [b, c, h, w]; zeros enter."""
     if config.rotate or config.scale or config.shear:
-        images = affine(images, draws.angle, draws.scale, draws.shear)
+        return affine(images, draws.angle, draws.scale, draws.shear)
+    return images
+
+
+def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
+    """Brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
     if config.brightness:
         images = colour.scale_brightness(images, draws.brightness)
     if config.contrast:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, PooledTransform
 from torchcaps.models import Model
 from torchcaps.routing import Step
 
@@ -74,7 +74,8 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
     """How each routed layer of `model` shares its children out, bottom first; none for a model without capsules.
 
     Layers are left out whose routing has no couplings, keeps none to look at, or takes no step but the first, where all
-    get the same: with two iterations of a concurrent stack these are all but the top one.
+    get the same: with two iterations of a concurrent stack these are all but the top one. So are those whose windows
+    are scrambled, where no coupling is that of a place.
 
     Args:
         model: it is left in evaluation mode.
@@ -85,8 +86,10 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
     routed: set[str] = set()
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
-        spec = layer.routing.spec
+        spec, transform = layer.routing.spec, layer.transform
         if not spec.couplings or (step.coupling is None and t > 0):
+            return
+        if isinstance(transform, ConvTransform) and transform.scrambled:
             return
         found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
         seen[name] = (spec.name, children.poses.ndim == 5)
@@ -116,7 +119,7 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
     of all its couplings; a place is the mean of its children, weighted by their activations or, where they have none,
     the lengths of their poses. Shares of a place add up to 1 unless couplings are negative. No coupling is a uniform
     one; where no window sees a place, its shares are equal too. Parents of one kind at several positions count as one.
-    Children without positions stand in one row.
+    Children without positions stand in one row; those of a type that are pooled all have the share of their mean.
     """
     poses = children.poses
     b, *space, _, _ = poses.shape
@@ -133,6 +136,8 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
     else:
         height, width = space or (1, poses.shape[1])
         flat = coupling.squeeze(1).movedim(-1, 1)  # [b, j, i], children as (capsule, height, width)
+        if space and isinstance(layer.transform, PooledTransform):
+            flat = flat.repeat_interleave(height * width, 2)
         given = flat.unflatten(2, (-1, height, width))
         size = given.abs().sum(1, keepdim=True)
         windows = torch.ones_like(size)

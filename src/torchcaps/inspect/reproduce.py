@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torchcaps.config import Config
+from torchcaps.names import check_choice
 from torchcaps.recipes import create_recipe
+from torchcaps.recipes.budgets import BUDGETS, Budget
 
 
 def reproduce_command(config: Config, folder: Path) -> str:
@@ -17,23 +20,35 @@ def reproduce_command(config: Config, folder: Path) -> str:
     Where flags cannot say it (there is no such recipe, or the run lacks options that the recipe has), it reads the
     configuration from the `folder` of the run.
     """
-    try:
-        recipe = create_recipe(config.recipe)
-    except ValueError:
-        recipe = None
+    words, recipe = _find(config.recipe)
     if recipe is None or recipe.model.options.keys() - config.model.options.keys():
         code = (
             "import pathlib, sys; from torchcaps.train import RunFolder, fit; "
             "fit(RunFolder(pathlib.Path(sys.argv[1])).read_config())"
         )
         return shlex.join(["python", "-c", code, str(folder)])
-    return shlex.join(["torchcaps", "train", config.recipe, *_flags(recipe, config)])
+    return shlex.join(["torchcaps", "train", *words, *_flags(recipe, config)])
+
+
+def _find(name: str) -> tuple[list[str], Config | None]:
+    """How the recipe of a run is named on the command line, and its config; None where there is none.
+
+    A run of a paper's cell is called PAPER.TABLE.CELL.BUDGET, and by its widths behind.
+    """
+    with suppress(ValueError):
+        return [name], create_recipe(name)
+    *home, budget = name.split(".")[:4]
+    with suppress(ValueError):
+        check_choice("budget", budget, BUDGETS)
+        recipe = create_recipe("/".join(home), cast(Budget, budget))
+        return ["/".join(home), "--budget", budget], recipe
+    return [], None
 
 
 def _flags(recipe: Any, config: Any, prefix: str = "") -> list[str]:
     """The flags that turn one config, or part of it, into another."""
     found = []
-    for each in fields(config):
+    for each in (field for field in fields(config) if field.name != "changed"):
         name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
         if is_dataclass(new):
             found += _flags(old, new, name + ".")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from torchcaps.capsules import lengths

@@ -6,7 +6,9 @@ of a routing is another algorithm and has no kernel unless it is registered too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -25,7 +27,8 @@ FusedStep = Callable[[Any, Any, State, int], Step]
 Supports = Callable[["Transform", Any], str | None]
 
 HOMES = ("attention.step", "dynamic.step", "em.step", "fm.step")  # modules here that register their steps when imported
-DEVICES = {"cpu", "meta", *(("cuda",) if find_spec("triton") else ())}  # elsewhere a layer takes plain steps
+COMPILERS = {"cpu": ("numba", "llvmlite"), "meta": ("numba", "llvmlite"), "cuda": ("triton",)}  # what kernels need
+DEVICES = {device for device, packages in COMPILERS.items() if all(map(find_spec, packages))}  # elsewhere plain steps
 
 
 class Kernel(NamedTuple):
@@ -82,11 +85,27 @@ def find_step(implementation: Implementation, transform: Transform, routing: Rou
         reason = f"there is no kernel for {type(routing).__name__} on {votes}"
     else:
         reason = kernel.supports(transform, routing)
+    if kernel is not None and reason is None and not DEVICES:
+        reason = "neither numba nor Triton is installed, which compile the kernels"
+        if implementation == "auto":
+            _say_plain()
     if kernel is not None and reason is None:
+        if "cpu" not in DEVICES:
+            _say_plain()
         return kernel.step
     if implementation == "fused":
         raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
     return None
+
+
+@cache
+def _say_plain() -> None:
+    """Warn, once a process, that layers on a CPU are slower than they could be."""
+    warnings.warn(
+        "torchcaps: numba is not installed (it has no wheel for every Python and system), so capsule layers on a CPU "
+        "take plain steps: the same results, several times as slow; pip install numba",
+        stacklevel=2,
+    )
 
 
 def runs_fused(votes: Votes) -> bool:

@@ -3,11 +3,18 @@
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.feedback import OptimalTransportUnit
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, use_implementation
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
 from torchcaps.layers.packed import PackedLayer, PackedStack, has_binary_weights, pack, pack_stack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
-from torchcaps.layers.transforms import ConvTransform, LinearTransform, Transform, flatten_space, pose_shape
+from torchcaps.layers.transforms import (
+    ConvTransform,
+    LinearTransform,
+    PooledTransform,
+    Transform,
+    flatten_space,
+    pose_shape,
+)
 
 __all__ = [
     "CapConvModule",
@@ -21,6 +28,7 @@ __all__ = [
     "OptimalTransportUnit",
     "PackedLayer",
     "PackedStack",
+    "PooledTransform",
     "PrimaryCaps",
     "PrimaryPoses",
     "Schedule",
@@ -31,6 +39,7 @@ __all__ = [
     "has_binary_weights",
     "pack",
     "pack_stack",
+    "plain_steps",
     "pose_shape",
     "to_capsules",
     "to_maps",

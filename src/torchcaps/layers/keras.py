@@ -1,11 +1,14 @@
-"""What Keras does by default and torch does not: 'same' padding of convolutions, and its settings of batch norm."""
+"""What Keras does by default and torch does not: 'same' padding, its settings of batch norm, its first weights."""
 
 from __future__ import annotations
+
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS, MOMENTUM = 1e-3, 0.01  # of batch norm; Keras calls this a momentum of 0.99
+CUT = 0.87962566103423978  # standard deviation of a standard normal that is cut at -2 and 2
 
 
 class SameConv2d(nn.Conv2d):
@@ -46,6 +49,31 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
         """[b, c, h, w] -> [b, out_channels, stride * h, stride * w]."""
         height, width = (stride * side for stride, side in zip(self.stride, input.shape[-2:], strict=True))
         return super().forward(input)[..., :height, :width]
+
+
+def normal_(weight: Tensor, variance: float) -> None:
+    """Fill `weight` from a normal cut at two of its deviations, which has this variance when it is cut."""
+    deviation = math.sqrt(variance) / CUT
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def glorot_normal_(weight: Tensor, fan_in: int, fan_out: int) -> None:
+    """Glorot and Bengio 2010 as Keras' `glorot_normal`: variance 2 / (fan_in + fan_out)."""
+    normal_(weight, 2 / (fan_in + fan_out))
+
+
+def glorot_uniform_(conv: nn.Conv2d) -> None:
+    """What Keras' convolutions start with unless they are told otherwise: Glorot's variance, uniform, and no bias."""
+    nn.init.xavier_uniform_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+def he_normal_(conv: nn.Conv2d) -> None:
+    """He et al. 2015 as Keras' `he_normal`: variance 2 / fan_in; and no bias."""
+    normal_(conv.weight, 2 / conv.weight[0].numel())
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -98,7 +99,11 @@ class CapsuleLayer(nn.Module):
         if not isinstance(self.routing, Discriminative):
             raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
         coupling = self.routing.coefficient.detach() * self.transform.sizes.parents
-        return CapsuleLayer(self.transform.scaled(coupling), "uniform")
+        bias = self.routing.bias
+        folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
+        if bias is not None:
+            folded.routing.bias = nn.Parameter(bias.detach().clone())
+        return folded
 
 
 class CapsuleStack(nn.Module):
@@ -190,15 +195,20 @@ class CapsuleStack(nn.Module):
         """Parameters of all layers that are learnt by the objective of the top layer."""
         return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
 
-    def objective(self, steps: Sequence[Step], targets: Tensor) -> Tensor:
-        """What `coefficients` maximise: the top layer's objective less every layer's penalty.
+    def objective(self, steps: Sequence[Step], targets: Tensor, batch: int | None = None) -> Tensor:
+        """What `coefficients` maximise: the top layer's objective, a mean, less every layer's penalty over the batch.
 
         Hidden capsules have no labels; their coefficients take their gradient through the layers above.
+
+        Args:
+            steps: of the layers, as `forward` returned them.
+            targets: [b, j] of 0 and 1, of the class capsules.
+            batch: images of the joint batch, of which several processes have each a share; None: those of `targets`.
         """
         layers = self._layers()
         routings = [layer.routing for layer in layers if layer.routing.spec.objective]
         goal = layers[-1].routing.objective(steps[-1].state, targets)
-        return goal - sum(routing.penalty() for routing in routings)
+        return goal - sum(routing.penalty() for routing in routings) / (batch or len(targets))
 
     def _layers(self) -> list[CapsuleLayer]:
         return list(self.layers)  # pyright: ignore[reportReturnType]
@@ -213,6 +223,20 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
     for each in module.modules():
         if isinstance(each, CapsuleLayer):
             each.implementation = implementation
+
+
+@contextmanager
+def plain_steps(module: nn.Module) -> Iterator[None]:
+    """Have every capsule layer in `module` take plain steps while this is entered."""
+    layers: list[tuple[CapsuleLayer, Implementation]] = [
+        (each, each.implementation) for each in module.modules() if isinstance(each, CapsuleLayer)
+    ]
+    use_implementation(module, "plain")
+    try:
+        yield
+    finally:
+        for layer, implementation in layers:
+            layer.implementation = implementation
 
 
 def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:

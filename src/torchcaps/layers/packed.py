@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule
 from torchcaps.layers.transforms import Transform, flatten_space
 from torchcaps.routing import Routing, Step
 from torchcaps.routing.xnodr import XnODR
@@ -91,8 +91,8 @@ class PackedStack(CapsuleStack):
     where the layer fits that loop; its step then has neither coupling nor state. Otherwise it is as any stack.
     """
 
-    def __init__(self, layer: PackedLayer, iterations: int):
-        super().__init__([layer], iterations)
+    def __init__(self, layer: PackedLayer, iterations: int, schedule: Schedule = "sequential"):
+        super().__init__([layer], iterations, schedule)
         self._made: PackedLoop | None = None
         self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
 
@@ -110,6 +110,8 @@ class PackedStack(CapsuleStack):
             return None
         layer = self.layers[0]
         assert isinstance(layer, PackedLayer) and isinstance(layer.transform, PackedTransform)
+        if layer.implementation == "plain":
+            return None
         tensors = (layer.transform.bits, layer.transform.scales)
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
@@ -145,7 +147,7 @@ def pack_stack(stack: CapsuleStack, scales: torch.dtype = torch.float32) -> Caps
         if isinstance(layer, CapsuleLayer)
     ]
     if len(layers) == 1 and isinstance(layers[0], PackedLayer):
-        return PackedStack(layers[0], stack.iterations).train(stack.training)
+        return PackedStack(layers[0], stack.iterations, stack.schedule).train(stack.training)
     return CapsuleStack(layers, stack.iterations, stack.schedule).train(stack.training)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
+from torchcaps.layers.binarize import XnorConv2d
+from torchcaps.votes import Threshold
 
 
 class PrimaryCaps(nn.Module):
@@ -15,17 +17,35 @@ class PrimaryCaps(nn.Module):
         capsules: capsule types per position.
         pose: elements of a pose; the convolution has capsules * pose channels, a capsule's elements side by side.
         kernel, stride: of the convolution, without padding.
+        pooled: take the mean over the positions before the squash.
+        xnorized: the threshold of an xnorized convolution (Sun et al. 2023, appendix B); None: it is not xnorized.
     """
 
-    def __init__(self, in_channels: int, capsules: int, pose: int, kernel: int = 9, stride: int = 2):
+    def __init__(
+        self,
+        in_channels: int,
+        capsules: int,
+        pose: int,
+        kernel: int = 9,
+        stride: int = 2,
+        pooled: bool = False,
+        xnorized: Threshold | None = None,
+    ):
         super().__init__()
-        self.pose = pose
-        self.conv = nn.Conv2d(in_channels, capsules * pose, kernel, stride)
+        self.pose, self.pooled = pose, pooled
+        if xnorized is None:
+            self.conv: nn.Conv2d = nn.Conv2d(in_channels, capsules * pose, kernel, stride)
+        else:
+            self.conv = XnorConv2d(in_channels, capsules * pose, kernel, stride, threshold=xnorized)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d], without activations: a pose's length stands for it."""
-        maps = self.conv(features).movedim(1, -1)  # [b, h', w', (i d)]
-        return Capsules(squash(maps.unflatten(-1, (-1, self.pose))))
+        """[b, c, h, w] -> poses [b, h', w', i, d], or [b, i, d] where they are pooled.
+
+        They have no activations: a pose's length stands for it.
+        """
+        maps = self.conv(features)
+        last = maps.mean((2, 3)) if self.pooled else maps.movedim(1, -1)  # [b, h', w', (i d)]
+        return Capsules(squash(last.unflatten(-1, (-1, self.pose))))
 
 
 class PrimaryPoses(nn.Module):

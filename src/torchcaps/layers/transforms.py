@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.layers.coordinates import append_coordinates, coordinate_weights
 from torchcaps.routing import Sizes
-from torchcaps.votes import ConvVotes, LinearVotes, Votes
+from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, Votes
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
@@ -52,7 +52,7 @@ class Transform(nn.Module):
     `makes` names the class of the votes, by which fused steps are found; None: no kernel can know them.
     """
 
-    makes: ClassVar[type[Votes] | None] = None
+    makes: type[Votes] | None = None
     sizes: Sizes
     place: Tensor | None  # constant weights of the coordinates, which broadcast to [j, *window, extra, m]
 
@@ -169,6 +169,37 @@ class LinearTransform(Transform):
         return LinearVotes(flatten_space(children), weight, self.rows, binary)
 
 
+class PooledTransform(LinearTransform):
+    """A linear transform of the mean over all positions: one vote of each type of child, whatever the image's size.
+
+    Args:
+        children: types of capsules at a position.
+        parents, child_pose, parent_pose, matrix, std: see `Transform`.
+    """
+
+    def __init__(
+        self,
+        children: int,
+        parents: int,
+        child_pose: int,
+        parent_pose: int,
+        matrix: bool = False,
+        std: float | None = None,
+    ):
+        super().__init__(children, parents, child_pose, parent_pose, matrix, std)
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
+        """Children without positions are as they are; a type's activation is the mean of those of its children too."""
+        poses, activations = children
+        if poses.ndim == 5:
+            poses = poses.mean((1, 2))
+            activations = None if activations is None else activations.mean((1, 2))
+        return super().vote(Capsules(poses, activations), weight, binary)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, of the mean over positions"
+
+
 class ConvTransform(Transform):
     """The same transforms at every position, from the children in its window.
 
@@ -178,6 +209,11 @@ class ConvTransform(Transform):
         child_pose, parent_pose: elements of a pose.
         kernel, stride, padding: of the window, in positions; kernel and stride at least 1.
         matrix, std, coordinates: see `Transform`.
+        scrambled: read poses across positions, as the released code of inverted attention does: see
+            `torchcaps.votes.scrambled`. Its steps are plain.
+
+    Raises:
+        ValueError: for sizes below 1, and for padding or coordinates of scrambled windows, which have none.
     """
 
     makes = ConvVotes
@@ -194,18 +230,31 @@ class ConvTransform(Transform):
         matrix: bool = False,
         std: float | None = None,
         coordinates: bool = False,
+        scrambled: bool = False,
     ):
         if stride < 1 or padding < 0:
             raise ValueError(f"stride is {stride} and padding {padding}; they must be at least 1 and 0")
+        if scrambled and (padding > 0 or coordinates):
+            raise ValueError(
+                f"padding is {padding} and coordinates {coordinates}, but windows are scrambled: what is mixed over "
+                "positions stands at none of them; take padding 0 and no coordinates"
+            )
         super().__init__((kernel, kernel, children), parents, child_pose, parent_pose, matrix, std, coordinates)
-        self.stride, self.padding = stride, padding
+        self.stride, self.padding, self.scrambled = stride, padding, scrambled
+        if scrambled:
+            self.makes = ScrambledVotes
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> ConvVotes:
         if children.poses.ndim != 5:
             raise ValueError(
                 f"convolutional capsules need children with positions [b, h, w, i, d], not {list(children.poses.shape)}"
             )
+        if self.scrambled:
+            return ScrambledVotes(children, weight, self.rows, self.stride)
         return ConvVotes(*self.inputs(children, weight), self.rows, self.stride, self.padding, binary)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", scrambled" if self.scrambled else "")
 
 
 def flatten_space(capsules: Capsules) -> Capsules:

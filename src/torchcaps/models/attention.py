@@ -13,10 +13,12 @@ from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.network import (
     CapsuleNetwork,
     PoseHead,
+    Positions,
     choose_backbone,
     conv_transforms,
     conv_windows,
     linear_transforms,
+    placed_transform,
 )
 from torchcaps.models.registry import register_variant
 from torchcaps.routing import Start
@@ -39,6 +41,9 @@ def attention(
     scaled: bool = True,
     scope: Scope = "window",
     start: Start = "zero",
+    positions: Positions = "own",
+    coordinates: bool = False,
+    scrambled: bool = False,
 ) -> CapsuleNetwork:
     """The network for CIFAR-10 and CIFAR-100 (Tables 8 and 9).
 
@@ -57,17 +62,30 @@ def attention(
         layer_norm: of the parents; without it this is the paper's ablation A. The primary capsules keep theirs.
         activations: capsules have activations; with them this is the paper's ablation C, see
             `torchcaps.routing.inverted_attention_c`, and a class's pose counts in its logit by its activation.
-        scaled, scope, start: see `torchcaps.routing.inverted_attention`.
+        scaled: divide agreements by the root of the pose size, as the authors' code does, with which the published
+            numbers were made; False is Eq. 2.
+        scope, start: see `torchcaps.routing.inverted_attention`.
+        positions: whose transforms the lowest linear layer has: each position its "own", as the paper's; "shared" or
+            "pooled" ones keep its parameters from growing with the image, see `torchcaps.models.network`.
+        coordinates: tell the votes of shared transforms where a child stands, as EM routing's class layer does.
+        scrambled: gather windows as the released code does, see `torchcaps.votes.scrambled`; without activations only.
 
     Raises:
         ValueError: for images that are too small, with the smallest side that works; for sizes that do not fit.
     """
+    if scrambled and activations:
+        raise ValueError("activations is True, but scrambled windows hold no child as a whole: set one of the two only")
+    _check_scrambled(scrambled, scope)
     features = choose_backbone(backbone, in_channels, channels)
     primary = PrimaryPoses(channels, capsules, pose, layer_norm=True, activations=activations)
     strides = (2, 1)
     height, width = count_positions(image_size, [*features.windows, *conv_windows(strides)])
-    counts = (capsules * height * width, *hidden, num_classes)
-    transforms = conv_transforms(strides, capsules, pose) + linear_transforms(counts, pose)
+    first, *others = (*hidden, num_classes)
+    transforms = [
+        *conv_transforms(strides, capsules, pose, scrambled=scrambled),
+        placed_transform(capsules, height * width, first, pose, True, positions, coordinates),
+        *linear_transforms((first, *others), pose),
+    ]
     rule = "inverted-attention-c" if activations else "inverted-attention"
     settings = {"layer_norm": layer_norm, "scaled": scaled, "scope": scope, "start": start}
     layers = [CapsuleLayer(transform, rule, **settings) for transform in transforms]
@@ -88,6 +106,9 @@ def attention_diverse(
     scaled: bool = True,
     scope: Scope = "window",
     start: Start = "zero",
+    positions: Positions = "own",
+    coordinates: bool = False,
+    scrambled: bool = False,
 ) -> CapsuleNetwork:
     """The network for DiverseMultiMNIST (Tables 10 and 11).
 
@@ -97,20 +118,28 @@ def attention_diverse(
     Args:
         channels: of the first convolution.
         matrix: whether poses are square matrices or vectors.
-        num_classes, in_channels, image_size, capsules, pose, iterations, schedule, layer_norm, scaled, scope, start: as
-            in `attention`; a vector pose may have any number of elements.
+        num_classes, in_channels, image_size, capsules, pose, iterations, schedule, layer_norm, scaled, scope, start,
+            positions, coordinates, scrambled: as in `attention`; a vector pose may have any number of elements.
 
     Raises:
         ValueError: as in `attention`.
     """
+    _check_scrambled(scrambled, scope)
     features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
     primary = PrimaryPoses(channels, capsules, pose, window.kernel, window.stride, layer_norm=True)
-    counts = (capsules * height * width, num_classes)
-    transforms = conv_transforms(strides, capsules, pose, matrix) + linear_transforms(counts, pose, matrix)
+    transforms = [
+        *conv_transforms(strides, capsules, pose, matrix, scrambled=scrambled),
+        placed_transform(capsules, height * width, num_classes, pose, matrix, positions, coordinates),
+    ]
     settings = {"layer_norm": layer_norm, "scaled": scaled, "scope": scope, "start": start}
     layers = [CapsuleLayer(transform, "inverted-attention", **settings) for transform in transforms]
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations, schedule), PoseHead(pose))
+
+
+def _check_scrambled(scrambled: bool, scope: Scope) -> None:
+    if scrambled and scope == "image":
+        raise ValueError("scope is 'image', but no other window sees a child of scrambled ones: use scope 'window'")
 
 
 register_variant("attention-resnet-cifar10", attention, **CIFAR10)

@@ -120,6 +120,8 @@ def residual_cnn(
     blocks: tuple[int, ...] = (1, 1, 1),
     width: int = 16,
     channels: int = 64,
+    activated_stem: bool = True,
+    activated_projection: bool = False,
 ) -> PlainNetwork:
     """`fm_resnet` with neurons for capsules: the control of equal parameters that its affine generalisation is held to.
 
@@ -129,13 +131,13 @@ def residual_cnn(
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).
-        blocks, width: see `ResNetV2`.
+        blocks, width, activated_stem, activated_projection: see `ResNetV2`.
         channels: of the 5x5 convolution; 64 are 4 types of primary capsules with 16 elements.
 
     Raises:
         ValueError: for sizes below 1.
     """
-    backbone, last = ResNetV2(in_channels, blocks, width), Window(5, 2, 2)
+    backbone, last = ResNetV2(in_channels, blocks, width, activated_stem, activated_projection), Window(5, 2, 2)
     rows, columns = count_positions(image_size, (*backbone.windows, last))
     conv = SameConv2d(backbone.channels, channels, last.kernel, last.stride)
     features = nn.Sequential(backbone, conv, nn.BatchNorm2d(channels, EPS, MOMENTUM), nn.ReLU())

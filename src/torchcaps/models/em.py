@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from torchcaps.backbones.interface import Window, count_positions
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryPoses
+from torchcaps.layers import CapsuleLayer, CapsuleStack, PrimaryPoses
 from torchcaps.models.images import CIFAR10, CIFAR100
-from torchcaps.models.network import ActivationHead, CapsuleNetwork, choose_backbone, conv_transforms, conv_windows
+from torchcaps.models.network import (
+    ActivationHead,
+    CapsuleNetwork,
+    choose_backbone,
+    conv_transforms,
+    conv_windows,
+    placed_transform,
+)
 from torchcaps.models.registry import register_variant
 from torchcaps.votes import Scope
 
@@ -49,10 +56,7 @@ def em(
     primary = PrimaryPoses(channels, capsules, pose, bias=True, activations=True)
     strides = (2, 1)
     height, width = count_positions(image_size, [*features.windows, *conv_windows(strides)])
-    places = height * width
-    top = LinearTransform(
-        capsules * places, num_classes, pose, pose, matrix=True, coordinates=coordinates, shared=places
-    )
+    top = placed_transform(capsules, height * width, num_classes, pose, positions="shared", coordinates=coordinates)
     settings = {"scope": scope, "temperature": temperature, "normalise": normalise}
     layers = [CapsuleLayer(each, "em", **settings) for each in [*conv_transforms(strides, capsules, pose), top]]
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations), ActivationHead())

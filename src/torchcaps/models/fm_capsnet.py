@@ -21,14 +21,16 @@ def fm_capsnet(
     mean: bool = True,
     halved: bool = True,
     batch_norm: str = "element",
+    start: str = "torch",
 ) -> CapsNet:
     """`CapsNet` with FM agreement; the score of a class is its activation, which the margin loss may take.
 
     6,804,256 parameters for 28x28x1 and 10 classes: those of the same network with dynamic routing, and 32 of batch
-    norm. The released code has 64 channels, 8 types of primary capsules, and neither `l2`, `halved` nor batch norm.
+    norm. The released code has 64 channels, 8 types of primary capsules, a `start` as Keras has it, and neither `l2`,
+    `halved` nor batch norm.
 
     Args:
-        num_classes, in_channels, image_size, channels, primary, primary_pose, class_pose, kernel, stride: see
+        num_classes, in_channels, image_size, channels, primary, primary_pose, class_pose, kernel, stride, start: see
             `CapsNet`.
         l2, mean, halved: see `FM`.
         batch_norm: "element", "child", "pair" or "none", see `FM`.
@@ -47,4 +49,5 @@ def fm_capsnet(
         routing="fm",
         decoder=False,
         routing_options={**options, "normalised": True},
+        start=start,
     )

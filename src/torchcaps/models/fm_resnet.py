@@ -112,6 +112,8 @@ def fm_resnet(
     matrix: bool = True,
     score: str = "activation",
     decoder: bool = False,
+    activated_stem: bool = True,
+    activated_projection: bool = False,
 ) -> FMResNet:
     """The network of section 4.2; 903,760 trainable parameters for 32x32x3 and 10 classes.
 
@@ -133,6 +135,8 @@ def fm_resnet(
         matrix: whether a transform is a matrix of sqrt(pose) x sqrt(pose), else pose x pose.
         score: "activation", or "squash", the length of the squashed pose. They are the same but for FM.
         decoder: whether the winning class capsule is decoded, by `DeconvDecoder`.
+        activated_stem, activated_projection: see `ResNetV2`; as released. He et al. 2016 have both, and the networks of
+            torchcaps before revision 2 had the other of each: False and True.
 
     Raises:
         ValueError: for sizes below 1 and names that are not there; for poses that are no squares, with `matrix`; for
@@ -147,7 +151,7 @@ def fm_resnet(
         raise ValueError(
             f"l2, mean and halved are settings of routing 'fm', but routing is {routing!r}: leave them out"
         )
-    features = ResNetV2(in_channels, blocks, width)
+    features = ResNetV2(in_channels, blocks, width, activated_stem, activated_projection)
     height, width = count_positions(image_size, (*features.windows, PRIMARY))
     each = "element" if batch_norm in ("element", "none") else "child"
     first = NormalisedPrimary(features.channels, primary, pose, height * width, *PRIMARY[:2], each)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,6 +31,12 @@ _STYLES = {
     "inverted-attention": Style(matrix=True, squashed=False, layer_norm=True),
     "inverted-attention-c": Style(matrix=True, squashed=False, layer_norm=True),
 }
+
+
+def takes_vectors(routing: str) -> bool:
+    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCaps` makes them."""
+    style = _STYLES.get(routing, Style())
+    return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
 
 
 class Widen(nn.Linear):
@@ -62,7 +68,21 @@ class PooledCapsules(nn.Module):
         return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())
 
 
-class CapsuleHead(nn.Module):
+class RoutedHead(nn.Module):
+    """Primary capsules, a stack whose last layer holds the class capsules, and what reads scores of these."""
+
+    primary: nn.Module
+    stack: CapsuleStack
+    read: nn.Module
+
+    def forward(self, features: Tensor) -> Output:
+        primary = self.primary(features)
+        steps = self.stack(primary)
+        capsules = (primary, *(step.capsules for step in steps))
+        return Output(self.read(capsules[-1]), capsules, {"steps": steps})
+
+
+class CapsuleHead(RoutedHead):
     """Features to class capsules and scores, by any registered routing.
 
     Pooled features [b, f] are cut into capsules of `pose`, without a parameter where it divides f (the paper's 160 of
@@ -83,7 +103,8 @@ class CapsuleHead(nn.Module):
         iterations: of the routing, at least 1.
         scaled: multiply the scores by a learnt number, which makes logits of lengths and activations: it starts at 10
             for those in [0, 1), and at 1 for logits.
-        options: `implementation` of the layer, and keyword arguments of the routing.
+        routing_options: keyword arguments of the routing.
+        options: the same, but for those that are named as an argument above, and `implementation` of the layer.
 
     Raises:
         ValueError: for unknown routings and options, and for sizes below 1 or that do not fit.
@@ -99,9 +120,11 @@ class CapsuleHead(nn.Module):
         primary: int | None = 32,
         iterations: int = 3,
         scaled: bool = False,
+        routing_options: Mapping[str, object] | None = None,
         **options: Any,
     ):
         super().__init__()
+        options |= routing_options or {}
         spec, style = routing_class(routing).spec, _STYLES.get(routing, Style())
         shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
         pose = (16 if style.matrix else 8) if pose is None else pose
@@ -119,18 +142,18 @@ class CapsuleHead(nn.Module):
             children = primary * shape[1] * shape[2]
         transform = LinearTransform(children, num_classes, pose, class_pose, matrix=style.matrix)
         self.stack = CapsuleStack([CapsuleLayer(transform, routing, **options)], iterations)
-        if style.layer_norm:
-            read: nn.Module = PoseHead(class_pose)
-        else:
-            read = ActivationHead() if spec.gives_activations else LengthHead()
-        logits = style.layer_norm or routing == "fm"
-        self.read = Scaled(read, 1.0 if logits else 10.0) if scaled else read
+        self.read = choose_reader(routing, class_pose, scaled)
 
-    def forward(self, features: Tensor) -> Output:
-        primary = self.primary(features)
-        steps = self.stack(primary)
-        classes = steps[-1].capsules
-        return Output(self.read(classes), (primary, classes), {"steps": steps})
+
+def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
+    """What makes scores of the class capsules of a routing, see `CapsuleHead`."""
+    style = _STYLES.get(routing, Style())
+    if style.layer_norm:
+        read: nn.Module = PoseHead(class_pose)
+    else:
+        read = ActivationHead() if routing_class(routing).spec.gives_activations else LengthHead()
+    logits = style.layer_norm or routing == "fm"
+    return Scaled(read, 1.0 if logits else 10.0) if scaled else read
 
 
 class Scaled(nn.Module):
@@ -190,9 +213,9 @@ class HeadedModel(Model):
         return self.head(self.backbone(images))
 
     def coefficients(self) -> list[nn.Parameter]:
-        return self.head.stack.coefficients() if isinstance(self.head, CapsuleHead) else []
+        return self.head.stack.coefficients() if isinstance(self.head, RoutedHead) else []
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
-        if not isinstance(self.head, CapsuleHead):
-            return super().objective(output, targets)
-        return self.head.stack.objective(output.aux["steps"], targets)
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
+        if not isinstance(self.head, RoutedHead):
+            return super().objective(output, targets, batch)
+        return self.head.stack.objective(output.aux["steps"], targets, batch)

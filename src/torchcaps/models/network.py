@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
@@ -11,9 +12,11 @@ from torchcaps.backbones.interface import Backbone, Window
 from torchcaps.backbones.resnet import capsule_resnet
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
 from torchcaps.capsules import Capsules, lengths
-from torchcaps.layers import CapsuleStack, ConvTransform, LinearTransform, Transform
+from torchcaps.layers import CapsuleStack, ConvTransform, LinearTransform, PooledTransform, Transform
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import check_choice
+
+Positions = Literal["own", "shared", "pooled"]  # whose transforms a linear layer above positions has
 
 
 class CapsuleNetwork(Model):
@@ -87,16 +90,51 @@ def conv_windows(strides: Sequence[int]) -> list[Window]:
 
 
 def conv_transforms(
-    strides: Sequence[int], capsules: int, pose: int, matrix: bool = True, std: float | None = None
+    strides: Sequence[int],
+    capsules: int,
+    pose: int,
+    matrix: bool = True,
+    std: float | None = None,
+    scrambled: bool = False,
 ) -> list[Transform]:
     """One for each of `conv_windows`, from `capsules` at a position to as many, all of `pose` elements.
 
-    `matrix` and `std` are those of `Transform`.
+    `matrix`, `std` and `scrambled` are those of `ConvTransform`.
     """
     return [
-        ConvTransform(capsules, capsules, pose, pose, kernel, stride, padding, matrix, std)
+        ConvTransform(capsules, capsules, pose, pose, kernel, stride, padding, matrix, std, scrambled=scrambled)
         for kernel, stride, padding in conv_windows(strides)
     ]
+
+
+def placed_transform(
+    capsules: int,
+    places: int,
+    above: int,
+    pose: int,
+    matrix: bool = True,
+    positions: Positions = "own",
+    coordinates: bool = False,
+) -> LinearTransform:
+    """From `capsules` at each of `places` to `above` capsules without positions, all of `pose` elements.
+
+    Args:
+        capsules, places: types at a position, and height times width.
+        above, pose, matrix: of the linear layer, see `Transform`.
+        positions: each has transforms of its "own"; or all have "shared" ones, as the class layer of Hinton et al.
+            (2018); or poses are "pooled", averaged over them first. Then the parameters do not grow with the image.
+        coordinates: tell the votes of shared transforms where a child stands.
+
+    Raises:
+        ValueError: for another word, and for coordinates where transforms are not shared.
+    """
+    check_choice("positions", positions, get_args(Positions))
+    if coordinates and positions != "shared":
+        raise ValueError(f"coordinates tell shared transforms where a child stands, but positions is {positions!r}")
+    if positions == "pooled":
+        return PooledTransform(capsules, above, pose, pose, matrix)
+    shared = places if positions == "shared" else 1
+    return LinearTransform(capsules * places, above, pose, pose, matrix, coordinates=coordinates, shared=shared)
 
 
 def linear_transforms(

@@ -11,8 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleStack
+from torchcaps.config import ModelConfig
+from torchcaps.layers import CapsuleStack, Schedule
 from torchcaps.names import check_options, fits, unknown
+from torchcaps.revisions import routing_of
+from torchcaps.routing import routing_class
+
+_PREFIX = "routing_"  # of options that are the routing's
+_ROUTED = ("iterations", "schedule")  # settings of a model that not every factory takes
 
 
 class Output(NamedTuple):
@@ -39,19 +45,36 @@ class Model(nn.Module):
         Raises:
             ValueError: for a network without routed capsules, and when set to anything but a whole number above 0.
         """
-        return self._stacks()[0].iterations
+        return self._stacks("iterations")[0].iterations
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        for stack in self._stacks():
-            stack.iterations = value
-        if self.origin is not None:
-            self.origin["iterations"] = value
+        self._route("iterations", value)
 
-    def _stacks(self) -> list[CapsuleStack]:
+    @property
+    def schedule(self) -> Schedule:
+        """Of the iterations of several layers, "sequential" or "concurrent", see `CapsuleStack`; it may be changed too.
+
+        Raises:
+            ValueError: for a network without routed capsules, and when set to anything but one of the two.
+        """
+        return self._stacks("schedule")[0].schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self._route("schedule", value)
+
+    def _route(self, setting: str, value: object) -> None:
+        """Set what all stacks have, and what builds the model anew."""
+        for stack in self._stacks(setting):
+            setattr(stack, setting, value)
+        if self.origin is not None:
+            self.origin[setting] = value
+
+    def _stacks(self, setting: str) -> list[CapsuleStack]:
         stacks = [module for module in self.modules() if isinstance(module, CapsuleStack)]
         if not stacks:
-            raise ValueError(f"{type(self).__name__} routes no capsules, so it has no iterations")
+            raise ValueError(f"{type(self).__name__} routes no capsules, so it has no {setting}")
         return stacks
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
@@ -66,8 +89,14 @@ class Model(nn.Module):
         """Parameters that a routing learns by an objective of its own, never by the training loss; usually none."""
         return []
 
-    def objective(self, output: Output, targets: Tensor) -> Tensor:
-        """What `coefficients` maximise, a scalar; `targets` is [b, classes] of 0 and 1."""
+    def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
+        """What `coefficients` maximise, a scalar: a mean over images, less penalties over the number of these.
+
+        Args:
+            output: of the images.
+            targets: [b, classes] of 0 and 1.
+            batch: images of the joint batch, where several processes have each a share of it; None: b.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no coefficients with an objective of their own")
 
 
@@ -143,7 +172,8 @@ def create_model(
         num_classes: number of classes, at least 1; None: 10, or those of the data set that the name has.
         in_channels: channels of the images, at least 1; None: 1, or those of the name's data set, or 3 of timm's.
         image_size: side in pixels, or (height, width); None: 28, or that of the name's data set, or 224 of timm's.
-        options: keyword arguments of the model's family.
+        options: keyword arguments of the model's family; where it takes `routing_options`, also those of its routing,
+            with `routing_` before their names.
 
     Raises:
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
@@ -158,22 +188,45 @@ def create_model(
     for what, value in (("num_classes", classes), ("in_channels", channels)):
         if not fits(value, int) or value < 1:
             raise ValueError(f"{what} is {value!r}; it must be a whole number, at least 1")
-    check_options(f"model {name!r}", factory, options)
-    shape = {"num_classes": classes, "in_channels": channels, "image_size": sides, **options}
+    own = _gather_routing_options(factory, options)
+    check_options(f"model {name!r}", factory, own)
     try:
-        model = factory(**shape)
+        model = factory(num_classes=classes, in_channels=channels, image_size=sides, **own)
     except (ArithmeticError, RuntimeError, TypeError) as error:  # of torch's own layers: no such sizes can be
         given = ", ".join(f"{key} {value}" for key, value in options.items())
         raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error
-    model.origin = {"name": name, **shape}
+    model.origin = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": sides, **options}
     return model
 
 
 def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """`origin`, what `create_model` was called with, and all the other options of the family with their defaults."""
-    parameters = inspect.signature(find_factory(origin["name"])).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {"name": origin["name"], **defaults, **origin}
+    """`origin`, what `create_model` was called with, and all other options of the family with their defaults.
+
+    Options of a routing stand by themselves, `routing_` before their names.
+    """
+    parameters = inspect.signature(find_factory(origin["name"])).parameters
+    defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+    described = {"name": origin["name"], **defaults, **origin}
+    if "routing_options" in parameters:
+        given = described.pop("routing_options") or {}
+        routing = routing_of(ModelConfig(origin["name"], described))
+        assert routing is not None, origin["name"]
+        own = inspect.signature(routing_class(routing)).parameters
+        found = {name: each.default for name, each in own.items() if each.default is not each.empty}
+        described = {_PREFIX + name: value for name, value in (found | given).items()} | described
+    return described
+
+
+def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> dict[str, object]:
+    """`options`, with those of the routing in a dictionary of their own where `factory` takes one."""
+    accepted = inspect.signature(factory).parameters
+    found = [name for name in options if name.startswith(_PREFIX) and name not in accepted]
+    given = options.get("routing_options") or {}
+    if "routing_options" not in accepted or not isinstance(given, dict):
+        return dict(options)
+    routing = given | {name.removeprefix(_PREFIX): options[name] for name in found}
+    own = {name: value for name, value in options.items() if name not in found}
+    return own | {"routing_options": routing} if found else own
 
 
 def rebuild_model(origin: Mapping[str, Any]) -> Model:
@@ -187,7 +240,12 @@ def rebuild_model(origin: Mapping[str, Any]) -> Model:
         for name, value in origin.items()
         if name != "pretrained"
     }
-    return create_model(**shape)
+    accepted = inspect.signature(find_factory(shape["name"])).parameters
+    later = {name: shape.pop(name) for name in _ROUTED if name in shape and name not in accepted}
+    model = create_model(**shape)
+    for name, value in later.items():
+        setattr(model, name, value)
+    return model
 
 
 def find_factory(name: str) -> Factory:

@@ -54,10 +54,11 @@ def _routed(routing: str) -> Factory:
         primary: int | None = None,
         iterations: int = 3,
         scaled: bool = False,
+        routing_options: dict[str, object] | None = None,
     ) -> HeadedModel:
         backbone = small_resnet(in_channels, width)
         shape = (backbone.channels, *count_positions(image_size, backbone.windows))
-        head = CapsuleHead(routing, shape, num_classes, pose, class_pose, primary, iterations, scaled)
+        head = CapsuleHead(routing, shape, num_classes, pose, class_pose, primary, iterations, scaled, routing_options)
         return HeadedModel(backbone, head)
 
     return capsules

@@ -64,6 +64,7 @@ class Train:
     cpu: Narrow | None = None  #: None: the budget `cpu` trains the network as it is
     fast: Change | None = None  #: what differs in the budget `fast`, after all its other changes
     seeds: int = 3  #: runs, where no other number is asked for
+    plotted: bool = False  #: whether the paper plots its test error over the epochs: then `full` and `fast` record it
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """PAPER/TABLE/CELL."""
-        return f"{self.home}/{self.name}"
+        """PAPER/TABLE/CELL; of a cell of no table its name."""
+        return f"{self.home}/{self.name}" if self.home else self.name
 
     @property
     def build(self) -> Callable[[], Config] | None:

@@ -36,6 +36,7 @@ SETS = tuple(
     Panel(title, "epoch", (f"{data}-*",))
     for data, title in (("svhn", "SVHN"), ("fashion-mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
 )
+DIVERSE = ("dynamic", "matrix", "vector", "matrix-wide", "cnn-pooling", "cnn-dense")
 AGREEMENTS = "encapnet/figure2"
 PANELS: dict[str, tuple[Panel, ...]] = {
     "discriminative/figure3": (
@@ -52,6 +53,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("memory", "iterations", ("memory-*",)),
         Panel("inference time", "iterations", ("time-*",)),
     ),
+    "inverted-attention/figure5": (Panel("DiverseMultiMNIST", "epoch", DIVERSE),),
     **{f"xnodr/figure{number}": ONE for number in range(4, 10)},
 }
 
@@ -64,6 +66,7 @@ class Line(NamedTuple):
     x: list[float]
     runs: list[list[float]]  # at each x the value of each run, in the unit of the metric
     end: tuple[float, float] | None = None  # epochs, and the mean that the selected weights reach on the test split
+    split: str = ""  # that the curve is of: "train", "test" or "validation"; empty of what is no curve
 
     @property
     def of_training(self) -> bool:
@@ -83,8 +86,8 @@ class Line(NamedTuple):
 def draw(table: Table, records: Sequence[Record]) -> Figure | None:
     """The figure that `table` stands for, with what the lines hold of it; None where that is nothing.
 
-    Test accuracies and errors are not measured while a run goes on: their curves are of the validation split, where
-    one was held out, and a dot at the end is the test result.
+    Curves of test accuracies and errors are of the test split where all runs have these (`Config.test_curve`), else of
+    the validation split, where one was held out; a dot at the end is the test result.
     """
     if table.id == AGREEMENTS:
         return draw_stages(table, records)
@@ -102,12 +105,13 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
         figure = Figure(figsize=(4.6 * columns, 4.2 * rows), layout="constrained")
         for number, (panel, cells, lines) in enumerate(drawn, 1):
             axes = figure.add_subplot(rows, columns, number, title=panel.title)
-            quantities = dict.fromkeys(_quantity(cell.metric, panel.across) for cell in cells)
+            splits = {line.split for line in lines} & {"test", "validation"}
+            quantities = dict.fromkeys(_quantity(cell.metric, splits) for cell in cells)
             axes.set_ylabel("\n".join(quantities), fontsize=8)
             marks = {line.mark for line in lines}
             common = marks.pop() if len(marks) == 1 else ""
             axes.set_xlabel(f"{panel.across}; all {common}" if common else panel.across, fontsize=8)
-            _draw_lines(axes, lines, marked=not common)
+            _draw_lines(axes, lines, marked=not common, mixed=len(splits) > 1)
     return figure
 
 
@@ -134,7 +138,7 @@ def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Ite
             places = (cell.row.split(": ")[-1], cell.column.removeprefix(head))
             parts = [part for part, differs in zip(places, several, strict=True) if differs]
             if panel.across == "epoch":
-                runs = _curve(cell.metric)[0], tuple(map(id, summary.records))
+                runs = _curve(cell.metric)[0][0], tuple(map(id, summary.records))
                 if runs not in shown:
                     yield curve(", ".join(parts) or places[0], cell.metric, summary)
                 shown.add(runs)
@@ -149,31 +153,39 @@ def _mark(summary: Summary) -> str:
 
 
 def curve(label: str, metric: Metric, summary: Summary) -> Line:
-    """A metric over the epochs of the runs."""
-    key, read = _curve(metric)
-    curves = [record["curve"][key] for record in summary.records if "curve" in record]
+    """A metric over the epochs of the runs, on the first of its splits that all of them were measured on."""
+    keys, read = _curve(metric)
+    held = [record["curve"] for record in summary.records if "curve" in record]
+    key = next((key for key in keys if held and all(_known(each.get(key)) for each in held)), keys[-1])
+    curves = [each[key] for each in held]
     epochs = min(map(len, curves), default=0)
     known = [epoch for epoch in range(epochs) if all(values[epoch] is not None for values in curves)]
     values = [[read(values[epoch]) for values in curves] for epoch in known]
-    end = (float(epochs), summary.mean) if key == "validation_accuracy" else None
-    return Line(label, _mark(summary), [epoch + 1.0 for epoch in known], values, end)
+    split = key.partition("_")[0]
+    end = (float(epochs), summary.mean) if split != "train" else None
+    return Line(label, _mark(summary), [epoch + 1.0 for epoch in known], values, end, split)
 
 
-def _curve(metric: Metric) -> tuple[str, Callable[[float], float]]:
-    """The curve of a line that shows `metric`, and how its values become those of the metric."""
+def _known(values: Sequence[float | None] | None) -> bool:
+    return values is not None and any(value is not None for value in values)
+
+
+def _curve(metric: Metric) -> tuple[tuple[str, ...], Callable[[float], float]]:
+    """The curves of a line that may show `metric`, the best first, and how their values become those of the metric."""
     if metric == TRAIN_LOSS:
-        return "train_loss", lambda value: value
+        return ("train_loss",), lambda value: value
     if metric == TRAIN_ACCURACY:
-        return "train_accuracy", lambda value: 100 * value
-    return "validation_accuracy", lambda value: 100 * (1 - value if metric.lower else value)
+        return ("train_accuracy",), lambda value: 100 * value
+    return ("test_accuracy", "validation_accuracy"), lambda value: 100 * (1 - value if metric.lower else value)
 
 
-def _quantity(metric: Metric, across: str) -> str:
+def _quantity(metric: Metric, splits: set[str]) -> str:
+    """What an axis shows; `splits` are those of its curves of test results."""
     name = metric.name.removesuffix(", last epoch") + (f" ({metric.unit})" if metric.unit else "")
-    validated = across == "epoch" and _curve(metric)[0] == "validation_accuracy"
     if metric == TRAIN_ACCURACY:
         return f"{name}, faint"
-    return f"{name}; line: validation" if validated else name
+    tested = _curve(metric)[0][0] == "test_accuracy"
+    return f"{name}; line: validation" if tested and splits == {"validation"} else name
 
 
 def _leading(column: str) -> float:
@@ -181,8 +193,11 @@ def _leading(column: str) -> float:
     return float(column.split()[0])
 
 
-def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool) -> None:
-    """Lines of one subject have one colour, and training is the faint one."""
+def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) -> None:
+    """Lines of one subject have one colour, and training is the faint one.
+
+    `marked` are budgets and widths, and where splits are `mixed` the curves that are of the validation split.
+    """
     from matplotlib.ticker import MaxNLocator
 
     subjects = list(dict.fromkeys(line.subject for line in lines))
@@ -190,7 +205,8 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool) -> None:
     for line in lines:
         colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith("cpu") else "-"
         marker, faint = "." if len(line.x) < 10 else "", 0.45 if line.of_training else 1.0
-        label = f"{line.name} ({line.mark})" if marked and line.mark else line.name
+        marks = [line.mark * marked, line.split * (mixed and line.split == "validation")]
+        label = f"{line.name} ({', '.join(filter(None, marks))})" if any(marks) else line.name
         if line.of_training and line.subject in tested:
             label = f"_{line.label}"
         means = [mean(each) for each in line.runs]

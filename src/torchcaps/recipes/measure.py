@@ -74,6 +74,24 @@ def count_parameters(config: Config) -> float:
         return sum(each.numel() for each in build_network(config).parameters() if each.requires_grad) / 1e6
 
 
+def count_part(config: Config, decoder: bool, statistics: bool = False) -> float:
+    """Trainable parameters of the network's decoder, or of all else, in millions.
+
+    Args:
+        config: a recipe whose network has a decoder.
+        decoder: which of the two.
+        statistics: count the running statistics of batch norm with them, as some frameworks print it.
+    """
+    import torch
+
+    with torch.device("meta"):
+        network = build_network(config)
+    counted = {name: each.numel() for name, each in network.named_parameters() if each.requires_grad}
+    if statistics:
+        counted |= {name: each.numel() for name, each in network.named_buffers() if "running" in name}
+    return sum(count for name, count in counted.items() if name.startswith("decoder.") == decoder) / 1e6
+
+
 def mebibytes(config: Config) -> float:
     """Four times the size of the float32 parameters in MiB, the unit of EncapNet's Table 1."""
     return 4 * 4 * 1e6 * count_parameters(config) / 2**20
@@ -150,8 +168,8 @@ def training_step(config: Config, batch_size: int, device: str) -> tuple[Callabl
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 
     model, images, place = _prepare(config, batch_size, device)
-    fabric = build_fabric(replace(config, device=place, processes=1, batch_size=batch_size))
-    phases = build_phases(model, config)
+    config = replace(config, device=place, processes=1, batch_size=batch_size)
+    fabric, phases = build_fabric(config), build_phases(model, config)
     wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     classes = model_arguments(config)["num_classes"]
     labels = torch.randint(classes, (batch_size,), device=place)

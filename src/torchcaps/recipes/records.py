@@ -1,9 +1,9 @@
 """The lines of results/runs.jsonl: one for each finished run, or number that was counted, never changed afterwards.
 
 A line says what was measured (`cell`, `budget`, `width`, `seed`), what came out (the run's result.json), how it went
-(`curve`, `steps`, `images_per_second`, `peak_memory` in bytes; `agreement`, where that was measured), the whole
-`config`, and the machine (`environment`). A run is found again by what it computes, not by its cell: cells that share a
-recipe share its runs.
+(`curve`, which holds accuracies on the test split only where the paper plots these; `steps`, `images_per_second`,
+`peak_memory` in bytes; `agreement`, where that was measured), the whole `config`, and the machine (`environment`). A
+run is found again by what it computes, not by its cell: cells that share a recipe share its runs.
 """
 
 from __future__ import annotations
@@ -13,16 +13,26 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from types import UnionType
 from typing import Any
 
 from torchcaps.config import Config, to_plain
+from torchcaps.recipes.lines import append_line, read_lines
 from torchcaps.recipes.metrics import Record
 from torchcaps.revisions import revisions_of
 
 RUNS = Path("results") / "runs.jsonl"
-_PLACES = ("out", "checkpoint_every", "device", "processes", "recipe", "seed")  # where and under which name, not what
+# Where, under which name and what is seen, not what is computed.
+_PLACES = ("changed", "out", "checkpoint_every", "device", "processes", "recipe", "seed", "test_curve")
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
+_FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left out
+    **dict.fromkeys(("cell", "budget", "width", "recipe", "config_hash", "failure"), str),
+    **dict.fromkeys(("seed", "steps", "peak_memory"), int),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy", "seconds", "images_per_second", "value"), int | float),
+    **dict.fromkeys(("curve", "config", "environment", "revisions"), dict),
+}
+_RUN = ("full", "fast", "cpu", "smoke", "count")  # budgets of lines that are found by hash and seed
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 
@@ -68,27 +78,28 @@ def read_records(path: Path) -> list[Record]:
     """The lines of the file `path`, oldest first; none where it is not there.
 
     Raises:
-        ValueError: for a line that is not a JSON object, which is named.
+        ValueError: for a line that is not the JSON object of a run; names it, and the field that is of another type.
+        OSError: when the file cannot be read.
     """
-    if not path.exists():
-        return []
-    records = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(text)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
-            raise ValueError(f"line {number} of {path} is not the JSON object of a run: take it out")
-        records.append(record)
-    return records
+    records = read_lines(path)
+    for number, record in enumerate(records, 1):
+        if wrong := _describe_wrong(record):
+            raise ValueError(f"line {number} of {path}: {wrong}: mend the line, or take it out")
+    return list(records)
+
+
+def _describe_wrong(record: Record) -> str:
+    """What no line of ours has; empty where there is nothing."""
+    for name, kind in _FIELDS.items():
+        if not isinstance(record.get(name), kind | None):
+            return f"{name} is {record[name]!r}, which must be of another type"
+    lacking = [name for name in ("config_hash", "seed") if record.get("budget") in _RUN and record.get(name) is None]
+    return f"it has no {lacking[0]}" if lacking else ""
 
 
 def append_record(path: Path, record: Record) -> None:
-    """Add a line to the file `path`, in one write, so that processes that run side by side may share it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Add a line to the file `path`, whole or not at all: see `append_line`."""
+    append_line(path, record)
 
 
 def find_run(records: Sequence[Record], config: Config, budget: str) -> Record | None:
@@ -108,6 +119,9 @@ def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Re
 
 
 def _key(record: Record) -> tuple[str | None, str | None, int | None]:
+    """What a run is found by; nothing finds one whose recipe was changed on the command line."""
+    if record.get("changed"):
+        return None, None, None
     return record.get("config_hash"), record.get("budget"), record.get("seed")
 
 
@@ -129,13 +143,20 @@ def describe_run(folder: Path, **more: Any) -> Record:
         **run.read("result.json"),
         "steps": history[-1]["step"],
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
-        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE},
+        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE} | _test_curve(history),
         **_keep_stages(history),
         "config_hash": config_hash(config, revisions),
         **({"revisions": revisions} if revisions else {}),
+        **({"changed": list(config.changed)} if config.changed else {}),
         "config": _bare(to_plain(config)),
         "environment": run.read("environment.json"),
     }
+
+
+def _test_curve(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy on the test split after each epoch, where that was measured (`Config.test_curve`)."""
+    values = [each.get("test_accuracy") for each in history]
+    return {"test_accuracy": _rounded(values)} if any(value is not None for value in values) else {}
 
 
 def _keep_stages(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The one list of recipes. Nothing here or in a recipe imports torch, so that listings answer at once."""
+"""The one list of recipes: functions under names of their own, and every cell of a paper's table that is trained.
+
+Nothing here or in a recipe imports torch, so that listings answer at once.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 from torchcaps.config import Config
-from torchcaps.names import unknown
+from torchcaps.names import check_choice, unknown
+from torchcaps.recipes.budgets import BUDGETS, Budget, apply_budget
+from torchcaps.recipes.cells import Cell, Train, list_tables
 
 Recipe = Callable[[], Config]
 _RECIPES: dict[str, Recipe] = {}
@@ -26,20 +31,46 @@ def recipe(function: Recipe) -> Recipe:
 
 
 def list_recipes(pattern: str = "*") -> dict[str, str]:
-    """Names that match a shell pattern, in the order of their files, with one line about each."""
-    return {
-        name: (function.__doc__ or "").strip().splitlines()[0]
-        for name, function in _RECIPES.items()
-        if fnmatchcase(name, pattern)
-    }
+    """Names that match a shell pattern, in the order of their files, with one line about each.
+
+    Behind the recipes with names of their own stand the cells of papers' tables that are trained, PAPER/TABLE/CELL.
+    """
+    own = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in _RECIPES.items()}
+    every = own | {name: _describe(cell) for name, cell in _cells().items()}
+    return {name: about for name, about in every.items() if fnmatchcase(name, pattern)}
 
 
-def create_recipe(name: str) -> Config:
+def create_recipe(name: str, budget: Budget | None = None) -> Config:
     """The config of the recipe `name`.
 
+    Args:
+        name: one of `list_recipes()`.
+        budget: what is made of it, see `torchcaps.recipes.budgets`; None: a recipe as it is written, and of a cell what
+            its paper trained, "full".
+
     Raises:
-        ValueError: for a name that is not registered; the nearest one is named.
+        ValueError: for a name that is not registered (the nearest one is named), and for an unknown budget.
     """
-    if name not in _RECIPES:
-        raise unknown("recipe", name, _RECIPES, "`torchcaps list recipes` shows all")
-    return dataclasses.replace(_RECIPES[name](), recipe=name)
+    if budget is not None:
+        check_choice("budget", budget, BUDGETS)
+    if name in _RECIPES:
+        config = _RECIPES[name]()
+        if budget is None:
+            return dataclasses.replace(config, recipe=name)
+        return apply_budget(config, budget, Cell(name, name, "", Train(_RECIPES[name])))
+    cells = _cells()
+    if name not in cells:
+        raise unknown("recipe", name, [*_RECIPES, *cells], "`torchcaps list recipes` shows all")
+    cell = cells[name]
+    assert isinstance(cell.how, Train), cell.id
+    return apply_budget(cell.how.build(), budget or "full", cell)
+
+
+def _cells() -> dict[str, Cell]:
+    """The cells that are trained, by PAPER/TABLE/CELL."""
+    return {cell.id: cell for table in list_tables() for cell in table.cells if isinstance(cell.how, Train)}
+
+
+def _describe(cell: Cell) -> str:
+    published = f"; published {', '.join(map(str, cell.published))}" if cell.published else ""
+    return f"{cell.row}, {cell.column}{published}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -21,6 +21,7 @@ from torchcaps.recipes.records import append_record, config_hash, count_hash, de
 from torchcaps.revisions import revisions_of
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
+CLAIMS = ".claims"  # folder beside the lines; its files are empty, and held while a job is done
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def do(job: Job, settings: Settings) -> bool:
     if lacking:
         settings.say(f"{job.label}: data not at hand: {lacking}")
         return False
-    with _claimed(job, settings.out) as free:
+    with _claimed(job, settings) as free:
         if find_run(read_records(settings.records), job.config, job.budget) and job.budget != COUNT:
             return True
         if not free:
@@ -141,21 +142,27 @@ def do(job: Job, settings: Settings) -> bool:
 
 
 @contextmanager
-def _claimed(job: Job, out: Path) -> Iterator[bool]:
-    """Hold the job for this process, and say whether no other one does."""
+def _claimed(job: Job, settings: Settings) -> Iterator[bool]:
+    """Hold the job for this process, and say whether no other one does.
+
+    It is held beside the lines, so that no seed is trained twice for one file of them, wherever the runs are put; and
+    in the folder of the runs, where two would go on with one run.
+    """
     from torchcaps.train.check import check_out
     from torchcaps.train.interrupt import lock
 
-    check_out(out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f".{config_hash(job.config)}-{job.budget}-{job.config.seed}.lock"
-    path.touch()
-    held = lock(path)
-    try:
-        yield held is not None
-    finally:
-        if held is not None:
-            held.close()
+    check_out(settings.out)
+    name = f".{config_hash(job.config)}-{job.budget}-{job.config.seed}.lock"
+    with ExitStack() as stack:
+        free = True
+        for folder in (settings.records.parent / CLAIMS, settings.out):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).touch()
+            held = lock(folder / name)
+            free = free and held is not None
+            if held is not None:
+                stack.enter_context(held)
+        yield free
 
 
 def _count(job: Job, settings: Settings) -> bool:
@@ -237,6 +244,6 @@ def _finished(config: Config) -> Path | None:
         if not run.finished:
             continue
         there, wanted = run.read_config(), (config.seed, config_hash(config))
-        if (there.seed, config_hash(there, run.read_revisions())) == wanted:
+        if not there.changed and (there.seed, config_hash(there, run.read_revisions())) == wanted:
             return path
     return None

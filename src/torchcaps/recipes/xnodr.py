@@ -159,9 +159,21 @@ def thinner(config: Config) -> Config:
     return replace(config, model=model, precision="fp32", compile=True)
 
 
+def slimmer(config: Config) -> Config:
+    """ResNet-50 of an eighth of the width, compiled."""
+    model = replace(config.model, options={**config.model.options, "channels": (8, 16, 32, 64)})
+    return replace(config, model=model, compile=True)
+
+
+NARROW = {
+    MOBILENET: Narrow("mobilenetv2-035", change=thinner),
+    RESNET: Narrow("resnet50-8-16-32-64", change=slimmer),
+}
+
+
 def train(network: Network, data: str) -> Train:
-    narrow = Narrow("mobilenetv2-035", change=thinner) if network.backbone == MOBILENET else None
-    return Train(partial(experiment, network, data), narrow, seeds=5)
+    plotted = data == "cifar10" and not network.upsampled  # appendix D
+    return Train(partial(experiment, network, data), NARROW[network.backbone], seeds=5, plotted=plotted)
 
 
 def accuracies(networks: tuple[Network, ...]) -> Iterator[Cell]:

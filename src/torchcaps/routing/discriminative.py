@@ -3,8 +3,9 @@
 The coefficients b_ij are parameters of the layer, without a softmax: parent_j = squash(sum_i b_ij vote_ij) (Eq. 6).
 They ascend the gradient of sum_k delta_jk |p_j|^2 - lambda |b| (Eq. 10 and 14), with p the sum before the squash and
 delta +1 for classes that are there and -1 for others, in a phase of their own that alternates with the weights
-(Algorithm 1). No matrix U U' is built: |p_j|^2 is all of it. Here the sum over the observations is a mean, so that
-several processes agree with one; a step of the paper is a step of the batch size times ours.
+(Algorithm 1). No matrix U U' is built: |p_j|^2 is all of it. Here the whole of it is divided by the number of
+observations, the sum and lambda alike, so that several processes agree with one; a step of the paper is one of the
+batch size times its length here.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Discriminative(Routing):
         norm: "l2" penalises the squared length of the coefficients (Eq. 10), "l1" their absolute sum (Eq. 14), "rows"
             the sum of the lengths of each child's coefficients, which drops whole children (ours). The derivative of
             |b| at 0 is 0.
-        penalty_weight: lambda, at least 0; the paper says small, e.g. 0.001.
+        penalty_weight: lambda of Eq. 10 and 14, at least 0, beside the sum over the batch; the paper says small, e.g.
+            0.001.
         proximal: leave the penalty to `shrink`, the proximal step of "l1" or "rows", which makes exact zeros; the
             paper's subgradient makes none.
         initial: the value that every coefficient starts from. 0 is a fixed point: there nothing ever moves.
@@ -39,6 +41,8 @@ class Discriminative(Routing):
         absent_weight: -delta of a class that is not there, at least 0. By the paper's 1 such classes outweigh the one
             that is there by their number, so that too large a step drives whole classes to zero; 1 / (J - 1) balances
             them (ours).
+        bias: add a learnt one to each parent before the squash, see `Routing.add_bias`; it is part of p, and the
+            training loss learns it.
     """
 
     spec = Spec(
@@ -60,8 +64,10 @@ class Discriminative(Routing):
         proximal: bool = False,
         fixed: bool = False,
         absent_weight: float = 1.0,
+        bias: bool = False,
     ):
         super().__init__(sizes)
+        self.keep_bias(bias)
         check_choice("norm", norm, ("l1", "l2", "rows"))
         if penalty_weight < 0:
             raise ValueError(f"penalty_weight is {penalty_weight}; it must be at least 0")
@@ -84,18 +90,20 @@ class Discriminative(Routing):
         return self.coefficient
 
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
-        total = votes.combine(coupling)  # [b, p, j, d], the paper's v
+        total = self.add_bias(votes.combine(coupling))  # [b, p, j, d], the paper's v
         return Capsules(squash(total)), total
 
     def coefficients(self) -> list[nn.Parameter]:
         return [self.coefficient] if isinstance(self.coefficient, nn.Parameter) else []
 
     def objective(self, state: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch of sum_j delta_j |p_j|^2, a scalar; its `penalty` is apart."""
         delta = targets - self.absent_weight * (1 - targets)  # [b, j], Eq. 5b
         quality = widen(state).square().sum((1, 3))  # [b, j]
         return (delta * quality).sum(1).mean()
 
     def penalty(self) -> Tensor:
+        """lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
         if self.proximal:
             return self.coefficient.new_zeros(())
         match self.norm:
@@ -108,23 +116,29 @@ class Discriminative(Routing):
         return self.penalty_weight * size
 
     @torch.no_grad()
-    def shrink(self, lr: float) -> None:
-        """The proximal step that belongs to a gradient step of rate `lr`: soft threshold at lr * lambda.
+    def shrink(self, lr: float, batch: int) -> None:
+        """Take the proximal step that belongs to a gradient step: soft threshold at lr * lambda / batch.
 
         Every coefficient ("l1"), or every child's row ("rows"), comes nearer to 0 by that much and stops there.
+
+        Args:
+            lr: rate of the gradient step, which is of the mean over the batch.
+            batch: observations that this mean is of, over all processes.
         """
         assert self.proximal, "without `proximal` the penalty is in the gradient already"
         b = self.coefficient
         size = b.abs() if self.norm == "l1" else torch.linalg.vector_norm(b, dim=1, keepdim=True)
-        b.mul_((1 - lr * self.penalty_weight / size.clamp_min(torch.finfo(b.dtype).tiny)).clamp_min(0))
+        threshold = lr * self.penalty_weight / batch
+        b.mul_((1 - threshold / size.clamp_min(torch.finfo(b.dtype).tiny)).clamp_min(0))
 
 
-def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module]) -> None:
+def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module], batch: int) -> None:
     """Let each step of `optimizer` end with the proximal steps of the coefficients that it updates.
 
     Args:
         optimizer: plain SGD without momentum, of the phase that ascends the objective; its rate is the step's.
         routings: modules, of which those that are `Discriminative` and `proximal` are shrunk.
+        batch: observations of a step, over all processes.
     """
     chosen = {id(r.coefficient): r for r in routings if isinstance(r, Discriminative) and r.proximal}
 
@@ -132,7 +146,7 @@ def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module]) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if id(parameter) in chosen:
-                    chosen[id(parameter)].shrink(group["lr"])
+                    chosen[id(parameter)].shrink(group["lr"], batch)
 
     optimizer.register_step_post_hook(shrink)
 

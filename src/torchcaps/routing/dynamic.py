@@ -24,10 +24,12 @@ class Dynamic(Routing):
         sizes: of the layer.
         over: who competes. "parents" is the paper's; "children" trains deep networks where the paper's does not
             (EncapNet, section A.i).
-        gradients: "all" iterations, or the "last" only, as the authors stop them: the agreements are then constants.
+        gradients: "all" iterations, as the authors' own code has it, which stops none; or the "last" only, as several
+            well-known ports do: the agreements are then constants.
         start: of the logits: "zero"; "random", uniform in [0, 1) and drawn once for each child and parent when the
             layer is built; "learnt", from zero. EncapNet (Li et al. 2018, Table 5) compares the three without defining
             them. Its released code holds this definition, commented out, and another that draws for each image.
+        bias: add a learnt one to each parent before the squash, see `Routing.add_bias`.
     """
 
     spec = Spec(
@@ -39,11 +41,19 @@ class Dynamic(Routing):
         couplings=True,
     )
 
-    def __init__(self, sizes: Sizes, over: Over = "parents", gradients: str = "all", start: Start = "zero"):
+    def __init__(
+        self,
+        sizes: Sizes,
+        over: Over = "parents",
+        gradients: str = "all",
+        start: Start = "zero",
+        bias: bool = False,
+    ):
         super().__init__(sizes)
         check_choice("over", over, ("parents", "children"))
         check_choice("gradients", gradients, ("all", "last"))
         self.keep_start(start, torch.rand, sizes.children, sizes.parents)
+        self.keep_bias(bias)
         self.over: Over = over
         self.gradients = gradients
 
@@ -63,7 +73,7 @@ class Dynamic(Routing):
 
     def update(self, votes: Votes, coupling: Tensor | None, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
-        parents = squash(total)
+        parents = squash(self.add_bias(total))
         recalled = self.recall(parents)
         return Capsules(parents), recalled if state is None else state + recalled
 

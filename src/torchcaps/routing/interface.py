@@ -99,6 +99,20 @@ class Routing(nn.Module):
         else:
             self.register_buffer("initial", draw(*shape) if start == "random" else None)
 
+    def keep_bias(self, bias: bool) -> None:
+        """Keep a learnt number for each element of each parent as `self.bias` [j, d], from zero; None without."""
+        shape = self.sizes.parents, self.sizes.pose
+        self.bias: Tensor | None
+        self.register_parameter("bias", nn.Parameter(torch.zeros(*shape)) if bias else None)
+
+    def add_bias(self, total: Tensor) -> Tensor:
+        """What the nonlinearity or norm of the parents takes, of the sum of their votes [b, p, j, d], in its type.
+
+        Without a bias the negative of all children gives the negative of all parents, and their lengths are the same
+        (Peer, Stabinger and Rodriguez-Sanchez 2021): a network cannot tell the two apart.
+        """
+        return total if self.bias is None else total + self.bias.to(total.dtype)
+
     def start(self, votes: Votes) -> State:
         """The state before the first iteration; None stands for zero parents."""
         return None
@@ -128,7 +142,7 @@ class Routing(nn.Module):
         raise NotImplementedError(f"routing {self.spec.name!r} has no objective of its own")
 
     def penalty(self) -> Tensor:
-        """What is taken off the objective for this layer's coefficients, a scalar."""
+        """What this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no coefficients")
 
 

@@ -1,8 +1,9 @@
 """Capsules with inverted dot-product attention routing (Tsai et al., ICLR 2020), Procedure 1.
 
-The authors' code gathers convolutional windows by a view that mixes pose and position; here a window is a window. It
-also divides the agreement by the root of the pose size, which the paper does not write: `scaled`, on by default as in
-the code, since the published numbers were made with it.
+The authors' released code gathers convolutional windows by a view that mixes pose and position; here a window is a
+window, as in the first author's fork (2020). Their code also divides the agreement by the root of the pose size, which
+the paper does not write: that is the setting `scaled`, off by default, and on in the networks of `models.attention`,
+since the published numbers were made with it.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ class InvertedAttention(Routing):
         sizes: of the layer.
         layer_norm: normalise the parents; one affine norm serves all capsules and iterations of the layer. Without it
             this is the paper's ablation A.
-        scaled: divide the agreement by sqrt(d), as the authors' code does.
+        scaled: divide the agreement by sqrt(d), as the authors' code does and Eq. 2 does not.
         scope: a child competes over the parents at one position ("window") or over all that see it ("image").
         start: of the parents: "zero"; "random", normal and drawn once for each parent when the layer is built;
             "learnt", from zero (footnote 1, which does not say how they are drawn). All images and positions share it.
+        bias: add a learnt one to each parent before the norm, see `Routing.add_bias`.
     """
 
     spec = Spec(
@@ -47,9 +49,10 @@ class InvertedAttention(Routing):
         self,
         sizes: Sizes,
         layer_norm: bool = True,
-        scaled: bool = True,
+        scaled: bool = False,
         scope: Scope = "window",
         start: Start = "zero",
+        bias: bool = False,
     ):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
@@ -57,6 +60,7 @@ class InvertedAttention(Routing):
         self.scale = sizes.pose**-0.5 if scaled else 1.0
         self.scope: Scope = scope
         self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
+        self.keep_bias(bias)
 
     def start(self, votes: Votes) -> State:
         return None if self.initial is None else self.initial[None, None]  # [1, 1, j, d]
@@ -68,5 +72,5 @@ class InvertedAttention(Routing):
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
-        parents = self.norm(total)  # [b, p, j, d]
+        parents = self.norm(self.add_bias(total))  # [b, p, j, d]
         return Capsules(parents), parents

@@ -34,7 +34,7 @@ class InvertedAttentionC(InvertedAttention):
     """Inverted attention of children with activations, which gives its parents activations.
 
     Args:
-        sizes, layer_norm, scaled, scope, start: see `InvertedAttention`.
+        sizes, layer_norm, scaled, scope, start, bias: see `InvertedAttention`.
         temperature, growth, normalise: of the activation, see `EM`.
         eps: floor of variances and of sums of weights, in squared pose units and capsules.
     """
@@ -52,15 +52,16 @@ class InvertedAttentionC(InvertedAttention):
         self,
         sizes: Sizes,
         layer_norm: bool = True,
-        scaled: bool = True,
+        scaled: bool = False,
         scope: Scope = "window",
         start: Start = "zero",
         temperature: float | Sequence[float] = 0.01,
         growth: float = 0.95,
         normalise: bool = False,
         eps: float = 1e-8,
+        bias: bool = False,
     ):
-        super().__init__(sizes, layer_norm, scaled, scope, start)
+        super().__init__(sizes, layer_norm, scaled, scope, start, bias)
         self.eps = eps
         self.activation = Activation(sizes.parents, temperature, growth, normalise)
 
@@ -83,6 +84,6 @@ class InvertedAttentionC(InvertedAttention):
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Active]:
         """Capsules and state of what `cluster` gives."""
-        poses = self.norm(mean * total.clamp_min(self.eps))  # [b, p, j, d]
+        poses = self.norm(self.add_bias(mean * total.clamp_min(self.eps)))  # [b, p, j, d]
         logit = self.activation(variance, total, t)
         return Capsules(poses, logit.sigmoid()), Active(poses, logit)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.routing.interface import Routing, Spec, State, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec, State, register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
 class Uniform(Routing):
-    """v_j = squash(1/J sum_i vote_ij): dynamic routing with one iteration (Sabour et al. 2017)."""
+    """v_j = squash(1/J sum_i vote_ij): dynamic routing with one iteration (Sabour et al. 2017).
+
+    Args:
+        sizes: of the layer.
+        bias: add a learnt one to each parent before the squash, see `Routing.add_bias`.
+    """
 
     spec = Spec(
         name="uniform",
@@ -20,8 +25,12 @@ class Uniform(Routing):
         couplings=False,
     )
 
+    def __init__(self, sizes: Sizes, bias: bool = False):
+        super().__init__(sizes)
+        self.keep_bias(bias)
+
     def couple(self, votes: Votes, state: State, t: int) -> None:
         return None
 
     def update(self, votes: Votes, coupling: None, state: State, t: int) -> tuple[Capsules, State]:
-        return Capsules(squash(votes.combine() / votes.parents)), None
+        return Capsules(squash(self.add_bias(votes.combine() / votes.parents))), None

@@ -23,7 +23,7 @@ class XnIDR(Dynamic):
     """Dynamic routing that carries the sum of binarized outputs, and agrees with binarized votes (Eq. 8).
 
     Args:
-        sizes, over, gradients, start: see `Dynamic`.
+        sizes, over, gradients, start, bias: see `Dynamic`.
     """
 
     spec = replace(Dynamic.spec, name="xnidr", paper="Sun et al. 2023, Table 3", exact_gradient=False)
@@ -42,7 +42,7 @@ class XnODRXnIDR(XnODR, XnIDR):
     Signs are summed before scales are applied, so that a vote whose signs cancel is exactly 0 and has the sign -1.
 
     Args:
-        sizes, over, gradients, start, threshold: see `XnODR`.
+        sizes, over, gradients, start, threshold, bias: see `XnODR`.
     """
 
     spec = replace(XnODR.spec, name="xnodr-xnidr", paper="Sun et al. 2023, section 3.3.3")

@@ -21,7 +21,7 @@ class XnODR(Dynamic):
     """Dynamic routing of votes whose children and weights are signs times scales (Eq. 7).
 
     Args:
-        sizes, over, gradients, start: see `Dynamic`.
+        sizes, over, gradients, start, bias: see `Dynamic`.
         threshold: a sign is that of x, 0 counting as -1 ("zero", as the authors' code), or tells whether x lies above
             the middle between the smallest and the largest value of its tensor ("midpoint", appendix A).
     """
@@ -37,8 +37,9 @@ class XnODR(Dynamic):
         gradients: str = "all",
         start: Start = "zero",
         threshold: Threshold = "zero",
+        bias: bool = False,
     ):
-        super().__init__(sizes, over, gradients, start)
+        super().__init__(sizes, over, gradients, start, bias)
         check_choice("threshold", threshold, THRESHOLDS)
         self.threshold: Threshold = threshold
 

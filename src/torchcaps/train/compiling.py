@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 

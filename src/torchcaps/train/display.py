@@ -34,6 +34,11 @@ class Display:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.stop()
 
+    def say(self, text: str) -> None:
+        """Print a line about the run."""
+        if self.enabled:
+            self.console.print(text)
+
     def start_epoch(self, epoch: int) -> None:
         """Begin the epoch that has `epoch` before it."""
         self._loss = self._accuracy = 0.0

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -24,7 +24,7 @@ from torchcaps.config import Config, to_plain
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.manifest import Manifest
-from torchcaps.models import create_model
+from torchcaps.models import Model, create_model
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.check import check_config
@@ -45,15 +45,19 @@ from torchcaps.train.machine import (
 )
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
-from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
+from torchcaps.train.statistics import count_batches, measure_statistics
 
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
 def fit(config: Config, resume: bool = False) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
+
+    With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
+    same.
 
     Args:
         config: all that determines the run.
@@ -113,11 +117,13 @@ class Trainer:
         fabric.to_device(self.model)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
+        follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
         self.compiled = wanted and compile_module(module, fabric.device)
         self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
         self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
+        self.measured = count_batches(self.model, self.batches, config.epochs)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
@@ -144,7 +150,8 @@ class Trainer:
                 self.load()
             if self.fabric.is_global_zero:
                 self.folder.write("model.json", to_plain(self.manifest))
-                self.folder.write("environment.json", describe_environment(self.fabric) | {"compiled": self.compiled})
+                ours = {"compiled": self.compiled} | self.statistics
+                self.folder.write("environment.json", describe_environment(self.fabric) | ours)
             if not begun:
                 self.save()
             with self.interruption:
@@ -153,6 +160,12 @@ class Trainer:
 
     def _train(self) -> None:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
+            if self.measured:
+                steps = self.config.epochs * len(self.batches)
+                display.say(
+                    f"batch norm: {steps} steps are too few for running statistics, so each evaluation takes those of "
+                    f"{self.measured} training batches"
+                )
             while self.position.epoch < self.config.epochs:
                 self.train_epoch(display)
                 self.end_epoch(display)
@@ -161,7 +174,7 @@ class Trainer:
     def _test(self) -> Result:
         position = self.position
         load_weights(self.folder.best, self.model)
-        test = self.evaluate("test")
+        test = self.evaluate("test", self.model)
         result = Result(
             test_accuracy=test.accuracy,
             test_errors=test.errors,
@@ -174,6 +187,7 @@ class Trainer:
             parameters=sum(p.numel() for p in self.model.deployed().parameters() if p.requires_grad),
             seconds=position.seconds,
             folder=self.folder.path,
+            **self.statistics,
         )
         if self.fabric.is_global_zero:
             self.folder.write_result(result)
@@ -216,6 +230,7 @@ class Trainer:
             self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
         )
         self.schedule.step()
+        follow_schedule(self.phases)
         right = self.meter.update(loss, scores, labels)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
@@ -245,9 +260,11 @@ class Trainer:
         if self.fabric.world_size > 1:  # each process has its own batch statistics; those of the first are kept
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        validation = self.evaluate("validation") if len(self.data.validation) else None
-        dynamics = measure_dynamics(self.model, self.data, self.config.agreement)
+        model = self.evaluated()
+        validation = self.evaluate("validation", model) if len(self.data.validation) else None
+        dynamics = measure_dynamics(model, self.data, self.config.agreement)
         self._tick()
+        tested = self._test_beside(model)
         position.end_epoch(
             {
                 "epoch": position.epoch + 1,
@@ -259,24 +276,46 @@ class Trainer:
                 "lr": self.schedule.get_last_lr()[0],
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
+                **self.statistics,
                 **dynamics,
+                **tested,
             }
         )
         self.meter.reset()
         if position.select(validation) and self.fabric.is_global_zero:
-            save_checkpoint(self.folder.best, self.model, manifest=self.manifest)
+            save_checkpoint(self.folder.best, model, manifest=self.manifest)
         if self.fabric.is_global_zero:
             self.folder.write_metrics(position.history)
         self.save()
         display.end_epoch(position.history[-1])
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
 
-    def evaluate(self, split: Literal["validation", "test"]) -> Score:
+    def _test_beside(self, model: Model) -> dict[str, float]:
+        """Loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
+        if not self.config.test_curve:
+            return {}
+        test = self.evaluate("test", model)
+        self.clock = time.monotonic()
+        return {"test_loss": test.loss, "test_accuracy": test.accuracy}
+
+    @property
+    def statistics(self) -> dict[str, int]:
+        """What is written down where the batch-norm statistics of evaluations are measured apart from training's."""
+        return {"statistics_batches": self.measured} if self.measured else {}
+
+    def evaluated(self) -> Model:
+        """The model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes call it."""
+        if not self.measured:
+            return self.model
+        parts = self.config.loss.reconstruction > 0
+        return measure_statistics(self.fabric, self.model, self.batches, self.measured, parts)
+
+    def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
         criterion, threshold = self.phases[0].loss, score_threshold(self.config.loss)
         parts = self.config.loss.reconstruction > 0
-        return evaluate(fabric, self.model, batches, criterion, self.data.num_classes, threshold, parts)
+        return evaluate(fabric, model, batches, criterion, self.data.num_classes, threshold, parts)
 
     def save(self) -> None:
         """Write the checkpoint that `load` reads; all processes call it, the first one writes.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -24,7 +24,7 @@ from torchcaps.config import Config, ModelConfig
 from torchcaps.models import create_model
 
 T = TypeVar("T")
-_PACKAGES = ("torch", "lightning", "torchmetrics", "numpy", "safetensors")
+_PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors")
 _KINDS = (ValueError, FileNotFoundError, FloatingPointError, KeyboardInterrupt, MemoryError, OSError)
 _PASSED = {each.__name__: each for each in _KINDS}  # errors of a spawned process that keep their type
 _LOST_PEER = re.compile("closed by peer|reset by peer|Broken pipe|remote process exited", re.IGNORECASE)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
-from torchmetrics import Metric
 
 from torchcaps.metrics import exact_match, labels_found, predict, xnodr_top2
 
@@ -25,27 +24,6 @@ class Score(NamedTuple):
         return (self.images - self.errors) / self.images
 
 
-class Tally(Metric):
-    """The loss summed over images; counts of images, of those with label sets, of those that are right, of labels, of
-    labels found, and of XnODR's top 2 (of single labels: of the top 5)."""
-
-    loss: Tensor  # float32
-    counts: Tensor  # int64 [6]
-
-    def __init__(self):
-        super().__init__()
-        self.add_state("loss", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(6, dtype=torch.int64), dist_reduce_fx="sum")
-        self.persistent(True)
-
-    def update(self, loss: Tensor, counts: Tensor) -> None:
-        self.loss += loss
-        self.counts += counts
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        return self.loss, self.counts
-
-
 class Meter:
     """Sums over batches; `compute` and `state` take in every process, so all must call them together.
 
@@ -57,7 +35,10 @@ class Meter:
 
     def __init__(self, device: torch.device, shown: int | None = 1, threshold: float = 0.5):
         self.shown, self.threshold = shown, threshold
-        self.tally = Tally().to(device)
+        self.loss = torch.zeros((), device=device)  # summed over images
+        # Of images, of those with label sets, of those that are right, of labels, of labels found, and of XnODR's top 2
+        # (of single labels: of the top 5).
+        self.counts = torch.zeros(6, dtype=torch.int64, device=device)
 
     def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Take in a batch: its mean loss, a scalar, scores [b, classes], and labels int64 [b] or sets [b, classes].
@@ -74,12 +55,16 @@ class Meter:
             best = scores.topk(min(5, scores.shape[1]), 1).indices
             sums = [right, torch.ones_like(labels), right, (best == labels.unsqueeze(1)).any(1)]
         images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
-        self.tally.update(loss * len(labels), torch.cat([images, torch.stack([each.sum() for each in sums])]))
+        self.loss += loss * len(labels)
+        self.counts += torch.cat([images, torch.stack([each.sum() for each in sums])])
         return right
 
     def compute(self) -> Score:
         """What has been taken in since the last reset."""
-        loss, counts = self.tally.compute()
+        loss, counts = self.loss.clone(), self.counts.clone()
+        if distributed.is_initialized():
+            distributed.all_reduce(loss)
+            distributed.all_reduce(counts)
         images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
         if several:
@@ -87,11 +72,12 @@ class Meter:
         return score._replace(top5_accuracy=top / images)
 
     def reset(self) -> None:
-        self.tally.reset()
+        self.loss.zero_()
+        self.counts.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
-        sums = {key: value.clone() for key, value in self.tally.state_dict().items()}
+        sums = {"loss": self.loss.clone(), "counts": self.counts.clone()}
         if not distributed.is_initialized():
             return {key: value[None] for key, value in sums.items()}
         rows = {
@@ -103,5 +89,5 @@ class Meter:
 
     def load(self, state: dict[str, Tensor], rank: int = 0) -> None:
         """Go on from what `state` returned, as the process `rank`."""
-        self.tally.load_state_dict({key: value[rank].to(self.tally.device) for key, value in state.items()})
-        self.tally._update_count = 1  # else `compute` would warn that nothing was taken in
+        self.loss.copy_(state["loss"][rank])
+        self.counts.copy_(state["counts"][rank])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -10,10 +10,26 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
 
 from torchcaps.config import OptimiserConfig, ScheduleConfig
+from torchcaps.votes.normalised import VoteNorm
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, VoteNorm)
 
 
-def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) -> Optimizer:
-    """The optimiser that `config` names, over `weights`.
+def list_gains(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Gains of normalisations, and biases: no kernels, whatever their shape.
+
+    They may have as many dimensions as what they belong to, as in a batch norm of votes by child and parent.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, _NORMS) or name == "bias":
+                yield parameter
+
+
+def build_optimiser(
+    weights: Iterable[nn.Parameter], config: OptimiserConfig, gains: Iterable[nn.Parameter] = ()
+) -> Optimizer:
+    """The optimiser that `config` names, over `weights`, among which `gains` are no kernels.
 
     On a CPU a step is one pass over each parameter where torch has it so. Elsewhere torch chooses, since such a step
     takes the scale of fp16 out by itself, and leaves no room to clip gradients.
@@ -21,8 +37,9 @@ def build_optimiser(weights: Iterable[nn.Parameter], config: OptimiserConfig) ->
     lr, decay, eps, parameters = config.lr, config.weight_decay, config.eps, list(weights)
     fused = all(parameter.is_cpu for parameter in parameters) or None
     if config.decay == "kernels":
-        kernels = [parameter for parameter in parameters if parameter.ndim >= 2]
-        others = [parameter for parameter in parameters if parameter.ndim < 2]
+        spared = {id(parameter) for parameter in gains}
+        kernels = [parameter for parameter in parameters if parameter.ndim >= 2 and id(parameter) not in spared]
+        others = [parameter for parameter in parameters if parameter.ndim < 2 or id(parameter) in spared]
         parameters = [{"params": kernels}, {"params": others, "weight_decay": 0.0}]
     match config.name:
         case "adam":
@@ -49,7 +66,9 @@ def triangular2(step: int, step_size: int, floor: float) -> float:
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: int, epochs: int) -> LRScheduler:
-    """The schedule that `config` names, to be stepped after each optimiser step; a run has `epoch_steps * epochs`.
+    """The schedule that `config` names, to be stepped after each batch, however many steps an optimiser takes on it.
+
+    A run has `epoch_steps * epochs` batches: the iterations of a paper, and the steps that a schedule counts.
 
     The learning rate that `optimizer` has is the largest of the run.
 
@@ -59,7 +78,7 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
     steps = epochs * epoch_steps
     lr = optimizer.param_groups[0]["lr"]
     if config.step_size < 1:
-        raise ValueError(f"schedule.step_size is {config.step_size}; it must be at least 1 optimiser step")
+        raise ValueError(f"schedule.step_size is {config.step_size}; it must be at least 1 batch")
     if not 0 < config.warmup < 1:
         raise ValueError(f"schedule.warmup is {config.warmup}; it is a share of the run, above 0 and below 1")
     if config.lr_min > lr:
@@ -75,5 +94,7 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
             return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=config.warmup, cycle_momentum=False)
         case "triangular2":
             return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
+        case "exponential" if config.continuous:
+            return LambdaLR(optimizer, lambda step: config.gamma ** (step / config.step_size))
         case "exponential":
             return StepLR(optimizer, config.step_size, config.gamma)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -15,7 +15,7 @@ from torchcaps.data.overlap import Parts
 from torchcaps.losses import Criterion, build_criterion
 from torchcaps.models import Model
 from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
-from torchcaps.train.optim import build_optimiser
+from torchcaps.train.optim import build_optimiser, list_gains
 
 
 class Phase(NamedTuple):
@@ -26,6 +26,7 @@ class Phase(NamedTuple):
     loss: Criterion
     optimizer: Optimizer
     steps: int  # optimiser steps on each batch, each with a forward of its own
+    lr: float  # of the optimiser at the peak of the schedule
     reuse: bool = False  # whether its one step takes the gradient of the first phase's forward instead
 
 
@@ -43,24 +44,33 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     steps = config.coefficients.weight_steps if coefficients else 1
-    phases = [
-        Phase("weights", weights, build_criterion(config.loss), build_optimiser(weights, config.optimiser), steps)
-    ]
+    optimiser = build_optimiser(weights, config.optimiser, list_gains(model))
+    phases = [Phase("weights", weights, build_criterion(config.loss), optimiser, steps, config.optimiser.lr)]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
-        shrink_after(ascent, model.modules())
+        shrink_after(ascent, model.modules(), config.batch_size)
         warn_of_collapse(ascent, dict(model.named_modules()))
         phases.append(
             Phase(
                 "coefficients",
                 coefficients,
-                lambda output, images, targets, progress=1.0: -model.objective(output, targets),
+                lambda output, images, targets, progress=1.0: -model.objective(output, targets, config.batch_size),
                 ascent,
                 config.coefficients.steps,
+                config.coefficients.lr,
                 config.coefficients.reuse_votes,
             )
         )
     return phases
+
+
+def follow_schedule(phases: Sequence[Phase]) -> None:
+    """Give each later phase the share of its largest rate that the first one, which is scheduled, has of its own."""
+    weights, *later = phases
+    share = weights.optimizer.param_groups[0]["lr"] / weights.lr
+    for phase in later:
+        for group in phase.optimizer.param_groups:
+            group["lr"] = phase.lr * share
 
 
 class LossModule(nn.Module):

@@ -25,7 +25,8 @@ from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.describe import complete
 from torchcaps.train.interrupt import lock
 
-_FREE = ("out", "checkpoint_every")  # may differ between a run and its continuation: the result does not depend on them
+# May differ between a run and its continuation: the result does not depend on them.
+_FREE = ("changed", "out", "checkpoint_every", "test_curve")
 
 
 class Result(NamedTuple):
@@ -42,6 +43,9 @@ class Result(NamedTuple):
     test_label_accuracy: float | None = None  # of label sets, see `Score`; None of single labels
     test_xnodr_top2: float | None = None  # likewise
     test_top5_accuracy: float | None = None  # of single labels; None of label sets
+    statistics_batches: int | None = (
+        None  # that batch norm is measured on for evaluations; None: statistics are running
+    )
 
 
 class RunFolder(NamedTuple):

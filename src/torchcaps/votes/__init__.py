@@ -4,5 +4,6 @@ from torchcaps.votes.binary import Threshold
 from torchcaps.votes.conv import ConvVotes
 from torchcaps.votes.linear import LinearVotes
 from torchcaps.votes.protocol import Over, Scope, Votes
+from torchcaps.votes.scrambled import ScrambledVotes
 
-__all__ = ["ConvVotes", "LinearVotes", "Over", "Scope", "Threshold", "Votes"]
+__all__ = ["ConvVotes", "LinearVotes", "Over", "Scope", "ScrambledVotes", "Threshold", "Votes"]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchcaps.capsules import binarize, widen
+from torchcaps.capsules import binarize, no_autocast, widen
 from torchcaps.votes.binary import Threshold
 from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
@@ -247,7 +247,7 @@ def _over(x: Tensor, scale: Tensor) -> Tensor:
 
 def _statistics(u: Tensor, w: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance [i, j, d] of each pair's votes, exact by Gram matrices of the centred children: W' Cov W."""
-    with torch.autocast(u.device.type, enabled=False):  # sums of squares overflow half precision
+    with no_autocast(u):  # sums of squares overflow half precision
         u, w = widen(u), widen(w)
         total = count.clamp_min(1)[:, None, None]
         centre = torch.einsum("bpirc,pi->irc", u, there) / total

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchcaps.capsules import Capsules, widen
+from torchcaps.capsules import Capsules, no_autocast, widen
 from torchcaps.votes.affine import AffineVotes
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 from torchcaps.votes.linear import LinearVotes
@@ -114,6 +114,6 @@ class SharedVotes(AffineVotes):
     def _agreement(self, u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
         flat = parents[:, 0].transpose(0, 1).to(u.dtype)  # [j, b, m]
         back = torch.bmm(flat, w.flatten(1, 2).transpose(1, 2)).unflatten(2, w.shape[1:3])  # [j, b, t, c]
-        with torch.autocast(u.device.type, enabled=False):  # logits are not rounded to half precision
+        with no_autocast(u):  # logits are not rounded to half precision
             out = widen(self._by_type(u)) @ widen(back).permute(1, 2, 3, 0)  # [b, t, p, j]
         return out.flatten(1, 2).unsqueeze(1)

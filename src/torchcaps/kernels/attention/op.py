@@ -5,6 +5,7 @@ Under autocast inputs are taken as they are and sums are in float32: a narrower 
 
 from __future__ import annotations
 
+import math
 from functools import reduce
 from typing import Any
 
@@ -80,16 +81,16 @@ attend.register_autograd(_differentiate, setup_context=_keep)
 
 @register_flop_formula(torch.ops.torchcaps.attend)
 def _(poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
-    """Of each vote: its product, its agreement and its part of the sum."""
-    return 2 * _votes(weight, query) * (rows * weight[4] * weight[5] + 2 * query[3])
+    """The agreement and the sum: products with W."""
+    return 2 * _products(weight, query, rows)
 
 
 @register_flop_formula(torch.ops.torchcaps.attend_backward)
 def _(gradient: Any, poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
-    """The product anew and those for child and weight; two agreements, two parts of its gradient, and the query's."""
-    return 2 * _votes(weight, query) * (3 * rows * weight[4] * weight[5] + 5 * query[3])
+    """Two for each product, and the agreement anew."""
+    return 5 * _products(weight, query, rows)
 
 
-def _votes(weight: Any, query: Any) -> int:
-    """How many children vote for how many parents."""
-    return query[0] * query[1] * weight[0] * weight[1] * weight[2] * weight[3]
+def _products(weight: Any, query: Any, rows: int) -> int:
+    """FLOPs of making all votes once, or of a product as large."""
+    return 2 * query[0] * query[1] * rows * math.prod(weight)

@@ -51,5 +51,5 @@ def _query(routing: InvertedAttention, votes: LinearVotes | ConvVotes, state: Te
 
 def _finish(routing: InvertedAttention, votes: LinearVotes | ConvVotes, total: Tensor) -> Step:
     """What the plain step makes of the same sums, in the type that autocast has them in."""
-    parents = routing.norm(total.to(votes.dtype))
+    parents = routing.norm(routing.add_bias(total.to(votes.dtype)))
     return Step(Capsules(parents), None, parents)

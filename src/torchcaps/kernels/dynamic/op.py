@@ -104,17 +104,21 @@ dynamic_step.register_autograd(_differentiate, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.torchcaps.dynamic_step)
-def _(poses: Any, weight: Any, state: Any, *_: Any, **__: Any) -> int:
-    """Of each vote: its product, and with a state its agreement and its part of the sum."""
-    return _products(poses, weight) + (0 if state is None else 2 * _elements(poses, weight) * 2)
+def _(poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, *_: Any, **__: Any) -> int:
+    """The sum of votes, and with a state the agreement: products with W; with xnor the signs' product besides."""
+    if state is None:
+        return _products(poses, weight)
+    return 2 * _products(poses, weight) + (2 * _elements(poses, weight) if xnor else 0)
 
 
 @register_flop_formula(torch.ops.torchcaps.dynamic_step_backward)
-def _(gradient: Any, poses: Any, weight: Any, state: Any, *_: Any, **__: Any) -> int:
-    """The products for child and weight; with a state the vote anew, two agreements, its gradient, and the state's."""
-    if state is None:
+def _(
+    gradient: Any, poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, binary: bool, last: bool, **__: Any
+) -> int:
+    """Two for each product; the agreement, where it has a gradient, is made anew."""
+    if state is None or last:
         return 2 * _products(poses, weight)
-    return 3 * _products(poses, weight) + 2 * _elements(poses, weight) * 5
+    return 5 * _products(poses, weight) + (4 * _elements(poses, weight) if xnor else 0)
 
 
 def _products(poses: Any, weight: Any) -> int:

@@ -53,8 +53,9 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     if not signs and 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
         total = _total_of_few(routing, votes, state)
     else:
-        seen = None if state is None else state.squeeze(1)  # [b, j, d]
-        flags = isinstance(routing, XnIDR), votes.binary, routing.gradients == "last"
+        last = routing.gradients == "last"
+        seen = None if state is None else (state.detach() if last else state).squeeze(1)  # [b, j, d]
+        flags = isinstance(routing, XnIDR), votes.binary, last
         total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
     return _finish(routing, total, votes, state)
 
@@ -81,7 +82,7 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int)
 
 def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: State) -> Step:
     """What the plain step makes of the same sums."""
-    parents = squash(total).to(votes.dtype)
+    parents = squash(routing.add_bias(total)).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
 

@@ -5,6 +5,7 @@ Sums are in float32 at least whatever the inputs are, so autocast leaves them as
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -190,18 +191,12 @@ def _(
     precision: Any,
     prior: Any,
     rows: int,
-    stride: int,
-    padding: int,
-    whole: bool,
     *_: Any,
     out_shape: Any,
     **__: Any,
 ) -> int:
-    """Of each vote: its product, its part of the mean and of the squares; with a state its product and logit too."""
-    product, elements = _work(weight, out_shape[0], rows)
-    if mean is None:
-        return product + 3 * elements
-    return (2 if whole else 1) * (product + _logit(precision) * elements) + 3 * elements
+    """Mean and squares, and with a state the logits: products with W."""
+    return (2 if mean is None else 3) * _products(weight, out_shape[0], rows)
 
 
 @register_flop_formula(torch.ops.torchcaps.em_step_backward)
@@ -217,21 +212,10 @@ def _(
     *others: Any,
     **__: Any,
 ) -> int:
-    """The product anew and those for child and weight; gradients of a weight and of a vote; with a state that of it."""
-    rows, whole = others[5], others[8]
-    product, elements = _work(weight, d_mean, rows)
-    if mean is None:
-        return 3 * product + 4 * elements
-    found = (2 if whole else 1) * (product + (2 + _logit(precision)) * elements)
-    return found + 2 * product + (4 if precision is None else 6) * elements
+    """Two for each product, and all but that of the mean anew."""
+    return (5 if mean is None else 8) * _products(weight, d_mean, others[5])
 
 
-def _logit(precision: Any) -> int:
-    """Multiply-adds for each element of a vote that is compared: a difference and its square count for two."""
-    return 1 if precision is None else 2
-
-
-def _work(weight: Any, parents: Any, rows: int) -> tuple[int, int]:
-    """FLOPs of making all votes once, and of one multiply-add for each of their elements."""
-    votes = parents[0] * parents[1] * weight[0] * weight[1] * weight[2] * weight[3]
-    return 2 * votes * rows * weight[4] * weight[5], 2 * votes * rows * weight[5]
+def _products(weight: Any, parents: Any, rows: int) -> int:
+    """FLOPs of making all votes once, or of a product as large."""
+    return 2 * parents[0] * parents[1] * rows * math.prod(weight)

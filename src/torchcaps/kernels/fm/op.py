@@ -5,6 +5,7 @@ Sums are in float32 at least whatever the inputs are, so autocast leaves them as
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -137,15 +138,17 @@ fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_sums)
-def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Of each vote: its product, the scale and shift, its length, and its part of two sums."""
-    return _products(poses, weight) + 2 * _elements(poses, weight) * 4
+def _(poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any) -> int:
+    """Both sums, and with l2 the lengths: products with W."""
+    return (3 if l2 else 2) * _products(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_sums_backward)
-def _(of_total: Any, of_squares: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """The vote anew and the products for child and weight; what scale, shift and length make of its gradient."""
-    return 3 * _products(poses, weight) + 2 * _elements(poses, weight) * 9
+def _(
+    of_total: Any, of_squares: Any, poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any
+) -> int:
+    """Two for each product; anew those of squares, of lengths and, where each child has its scale, of the sum."""
+    return ((8 if l2 else 5) + (scale[0] > 1)) * _products(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments)
@@ -156,20 +159,16 @@ def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments_backward)
 def _(of_mean: Any, of_variance: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Both anew and their gradients."""
-    return 4 * poses[0] * poses[1] * poses[2] * weight[2] + 3 * _summaries(poses, weight)
+    """Two for each product, and all but the last anew."""
+    return 6 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight, 3, 2)
 
 
-def _summaries(poses: Any, weight: Any) -> int:
-    """FLOPs of what goes through W in place of the images: a Gram matrix and a mean for each row of each child."""
-    return 2 * (poses[2] // weight[2]) * (weight[2] + 2) * weight[0] * weight[1] * weight[2] * weight[3]
+def _summaries(poses: Any, weight: Any, times: int = 1, last: int = 1) -> int:
+    """FLOPs of what goes through W in place of the images, for each row of each child: a mean and a Gram matrix, which
+    goes from both sides, `last` from the second."""
+    return 2 * (poses[2] // weight[2]) * (times * (1 + weight[2]) + last) * math.prod(weight)
 
 
 def _products(poses: Any, weight: Any) -> int:
     """FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
-
-
-def _elements(poses: Any, weight: Any) -> int:
-    """Elements of all votes."""
-    return poses[0] * (poses[2] // weight[2]) * weight[0] * weight[1] * weight[3]

@@ -46,7 +46,7 @@ def fits_loop(layer: PackedLayer) -> bool:
     assert isinstance(transform, PackedTransform)
     return (
         type(routing) is XnODR
-        and (routing.threshold, routing.over, routing.initial) == ("zero", "parents", None)
+        and (routing.threshold, routing.over, routing.initial, routing.bias) == ("zero", "parents", None, None)
         and isinstance(transform.form, LinearTransform)
         and (transform.form.rows, transform.form.shared) == (1, 1)
         and transform.shape[-2] <= 64
@@ -58,7 +58,7 @@ class PackedLoop:
 
     Args:
         layer: on the CPU, one that `fits_loop`: linear, of vector poses of up to 64 elements, routed by XnODR with the
-            threshold "zero", over parents, from zero; it is read once.
+            threshold "zero", over parents, from zero, without a bias; it is read once.
 
     Raises:
         ValueError: for other layers.
@@ -68,7 +68,8 @@ class PackedLoop:
         if not fits_loop(layer):
             raise ValueError(
                 "the packed loop is for linear layers of vector poses, up to 64 elements, that XnODR routes over "
-                f"parents from zero by the threshold 'zero'; this one is {layer.transform.form} with {layer.routing}"
+                "parents from zero by the threshold 'zero', without a bias; this one is "
+                f"{layer.transform.form} with {layer.routing}"
             )
         transform = layer.transform
         assert isinstance(transform, PackedTransform)
