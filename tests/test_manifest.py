@@ -22,7 +22,7 @@ from torchcaps.config import ComposeConfig, DataConfig, LossConfig
 from torchcaps.data import Images, load_data
 from torchcaps.data.digest import digest
 from torchcaps.manifest import KEY, Digest, InputForm, Manifest, ScoreForm, from_json, read
-from torchcaps.models import describe_model
+from torchcaps.models import describe_model, rebuild_model
 from torchcaps.models.registry import find_factory
 from torchcaps.train import fit, load_run
 from torchcaps.train.run import RunFolder
@@ -133,7 +133,28 @@ def test_every_option_of_every_model_is_written_down() -> None:
         described = describe_model({"name": name, **shape})
         held = Manifest(described)
         assert from_json(held.to_json()) == held
-        assert described.keys() - {"name"} == inspect.signature(find_factory(name)).parameters.keys()
+        accepted = inspect.signature(find_factory(name)).parameters.keys() - {"routing_options"}
+        assert {"name", *accepted} == {key for key in described if not key.startswith("routing_")}
+
+
+@pytest.mark.parametrize("name", ["capsnet", "fm-capsnet", "small-resnet.em", "test_efficientnet.xnodr", "em-simple-cifar10"])
+def test_what_is_written_down_builds_the_same_model(name: str) -> None:
+    model = create_model(name, num_classes=3, in_channels=3, image_size=32)
+    assert model.origin is not None
+    held = Manifest(describe_model(model.origin))
+    again = rebuild_model(from_json(held.to_json()).origin)
+    shapes, found = ({key: value.shape for key, value in each.state_dict().items()} for each in (model, again))
+    assert shapes == found and str(again) == str(model)
+
+
+def test_options_of_a_routing_are_options_of_its_model() -> None:
+    model = create_model("small-resnet.em", num_classes=2, in_channels=1, image_size=16, routing_growth=0.5)
+    assert model.origin is not None
+    described = describe_model(model.origin)
+    assert described["routing_growth"] == 0.5 and described["routing_temperature"] == 0.01
+    by_dictionary = {**model.origin, "routing_options": {"growth": 0.5}}
+    del by_dictionary["routing_growth"]
+    assert describe_model(by_dictionary) == described
 
 
 def test_options_that_were_given_stand_before_defaults() -> None:

@@ -53,6 +53,7 @@ class InputForm:
     views: Literal[1, 5, 10] = 1  #: crops whose scores are averaged
     range: tuple[float, ...] = (0.0, 1.0)  #: what black and white become
     standardise: Literal["none", "image", "dataset"] = "none"
+    standardise_first: bool = False  #: the whole picture, before anything is cut out of it
     mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
     std: tuple[float, ...] = ()
     standardise_first: bool = False  #: the whole picture, before it is cut

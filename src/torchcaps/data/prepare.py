@@ -100,9 +100,10 @@ def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
         rows, columns = ((before, form.pad - before - n) for before, n in zip((top, left), form.size, strict=True))
         pixels = np.pad(pixels, ((0, 0), (0, 0), rows, columns))
     images = pixels.astype(np.float32) / np.float32(255)
-    images = _standardise(images, form) if form.standardise_first else images
+    whole = form.crop is None or form.standardise_first
+    images = _standardise(images, form) if whole else images
     views = [images] if form.crop is None else crops(images, form.crop, form.views)
-    return np.stack(views if form.standardise_first else [_standardise(view, form) for view in views], 1)
+    return np.stack(views if whole else [_standardise(view, form) for view in views], 1)
 
 
 def _standardise(images: np.ndarray, form: InputForm) -> np.ndarray:

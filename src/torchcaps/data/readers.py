@@ -16,7 +16,6 @@ from torchcaps.data.images import Images, Splits
 from torchcaps.data.splits import stratified
 
 DIGITS, DIGITS_TEST, DIGITS_SEED = Path(__file__).with_name("digits.npz"), 360, 0
-KERAS_KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 Reader = Callable[[Path, DataConfig], Splits]  # of the data root, or of the path in the name

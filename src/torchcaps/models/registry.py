@@ -11,8 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.config import ModelConfig
 from torchcaps.layers import CapsuleStack, Schedule
 from torchcaps.names import check_options, fits, unknown
+from torchcaps.revisions import routing_of
+from torchcaps.routing import routing_class
 
 _PREFIX = "routing_"  # of options that are the routing's
 _ROUTED = ("iterations", "schedule")  # settings of a model that not every factory takes
@@ -198,6 +201,24 @@ def create_model(
     return model
 
 
+def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """`origin`, what `create_model` was called with, and all other options of the family with their defaults.
+
+    Options of a routing stand by themselves, `routing_` before their names.
+    """
+    parameters = inspect.signature(find_factory(origin["name"])).parameters
+    defaults = {name: each.default for name, each in parameters.items() if each.default is not each.empty}
+    described = {"name": origin["name"], **defaults, **origin}
+    if "routing_options" in parameters:
+        given = described.pop("routing_options") or {}
+        routing = routing_of(ModelConfig(origin["name"], described))
+        assert routing is not None, origin["name"]
+        own = inspect.signature(routing_class(routing)).parameters
+        found = {name: each.default for name, each in own.items() if each.default is not each.empty}
+        described = {_PREFIX + name: value for name, value in (found | given).items()} | described
+    return described
+
+
 def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> dict[str, object]:
     """`options`, with those of the routing in a dictionary of their own where `factory` takes one."""
     accepted = inspect.signature(factory).parameters
@@ -208,13 +229,6 @@ def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> 
     routing = given | {name.removeprefix(_PREFIX): options[name] for name in found}
     own = {name: value for name, value in options.items() if name not in found}
     return own | {"routing_options": routing} if found else own
-
-
-def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """`origin`, what `create_model` was called with, and all the other options of the family with their defaults."""
-    parameters = inspect.signature(find_factory(origin["name"])).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.default is not each.empty}
-    return {"name": origin["name"], **defaults, **origin}
 
 
 def rebuild_model(origin: Mapping[str, Any]) -> Model:

@@ -49,6 +49,7 @@ def describe_input(data: Data, config: DataConfig) -> InputForm:
         crop=data.crop,
         views=data.views,
         standardise=data.standardise,
+        standardise_first=data.standardise_first,
         mean=tuple(data.mean.tolist()) if dataset else (),
         std=tuple(data.std.tolist()) if dataset else (),
         standardise_first=data.standardise_first,
