@@ -143,13 +143,6 @@ def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
 
 
-def _by_element(config: Config) -> bool:
-    """Whether a network of capsules has feedback whose generators are grouped by the elements of a pose."""
-    options = config.model.options
-    grouped = options.get("groups", "pose") == "pose" and options.get("generator", "capsules") == "capsules"
-    return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
-
-
 REVISIONS: tuple[Revision, ...] = (
     Revision(
         "routing",

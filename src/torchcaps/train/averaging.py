@@ -32,7 +32,8 @@ class Average:
     def update(self) -> None:
         """Take in the weights as they are now, after a step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(self.weights, self._trained(self.model), 1 - decay)
+        for mean, weight in zip(self.weights, self._trained(self.model), strict=True):
+            mean.lerp_(weight, 1 - decay)
         self.steps += 1
 
     @torch.no_grad()

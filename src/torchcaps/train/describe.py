@@ -52,7 +52,6 @@ def describe_input(data: Data, config: DataConfig) -> InputForm:
         standardise_first=data.standardise_first,
         mean=tuple(data.mean.tolist()) if dataset else (),
         std=tuple(data.std.tolist()) if dataset else (),
-        standardise_first=data.standardise_first,
     )
 
 
