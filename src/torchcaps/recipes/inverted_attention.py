@@ -25,7 +25,7 @@ from torchcaps.config import (
     ScheduleConfig,
 )
 from torchcaps.recipes.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
-from torchcaps.recipes.measure import count_parameters, inference_memory, latency
+from torchcaps.recipes.measure import alone, count_parameters, inference_memory, latency
 from torchcaps.recipes.metrics import ACCURACY, EXACT_MATCH, LATENCY, MEMORY, PARAMETERS
 
 PAPER = Paper("inverted-attention", "Tsai et al. 2020")
@@ -201,7 +201,7 @@ def figure4() -> Iterator[Cell]:
             yield Cell(f"ablation-{letter}-{iterations}", f"bottom left: {row}", column, how, printed, ACCURACY)
         build = partial(costed, attention, "cifar10", iterations)
         row = "bottom right: Inverted Dot-Product Attention"
-        memory = Count(build, inference_memory)
+        memory = Count(build, partial(alone, inference_memory))
         yield Cell(f"memory-{iterations}", f"{row}, memory", column, memory, (), MEMORY, PROCESS)
         yield Cell(f"time-{iterations}", f"{row}, inference time", column, Count(build, latency), (), LATENCY)
 
@@ -275,7 +275,8 @@ def figure5() -> Iterator[Cell]:
         parameters = (Published(each.parameters),) if each.parameters else ()
         count = Count(build, count_parameters)
         yield Cell(f"{each.name}-parameters", row, "# params", count, parameters, PARAMETERS, each.note)
-        yield Cell(f"{each.name}-memory", row, "memory usage", Count(build, inference_memory), (), MEMORY, PROCESS)
+        memory = Count(build, partial(alone, inference_memory))
+        yield Cell(f"{each.name}-memory", row, "memory usage", memory, (), MEMORY, PROCESS)
         yield Cell(f"{each.name}-time", row, "inference time", Count(build, latency), (), LATENCY)
         if each.model.startswith("attention-"):
             how = Train(partial(diverse, each.model, scaled=False), each.narrow)
