@@ -11,8 +11,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
-from torchcaps.export import pack_model
-from torchcaps.layers import CapsuleStack, PrimaryPoses
+from torchcaps.layers import CapsuleStack, PrimaryPoses, pack
 from torchcaps.models import rebuild_model
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
@@ -131,7 +130,7 @@ def test_a_schedule_is_one_of_two_and_of_routed_capsules():
 def test_a_packed_model_keeps_the_schedule():
     model = create_model("small-resnet.xnodr", image_size=16, width=4)
     model.schedule = "concurrent"
-    assert pack_model(model).schedule == "concurrent"
+    assert pack(model).schedule == "concurrent"
     assert rebuild_model(model.origin).schedule == "concurrent"
 
 

@@ -11,8 +11,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
-from torchcaps.layers.packed import pack_stack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack
 
 every_layer = pytest.mark.parametrize("name", ["linear-vector", "conv-padded"])
 CLOSE = {"rtol": 1e-7, "atol": 1e-10}
@@ -183,7 +182,7 @@ def test_statistics_that_a_transform_cannot_keep_are_refused(implementation):
 def test_packed_layers_have_derivatives_without_gradients_too():
     """Their loop of bits has none, so it is left out."""
     torch.manual_seed(0)
-    stack = pack_stack(CapsuleStack([CapsuleLayer(LinearTransform(6, 3, 8, 4), "xnodr")], 2))
+    stack = pack(CapsuleStack([CapsuleLayer(LinearTransform(6, 3, 8, 4), "xnodr")], 2))
     poses, direction = torch.randn(2, 6, 8), torch.randn(2, 6, 8)
 
     def function(poses):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.deploy.module import class_outputs
-from torchcaps.layers import CapsuleStack, has_binary_weights, pack_stack
+from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model, describe_model, rebuild_model
 
@@ -80,31 +80,6 @@ def export_onnx(source: Model | str | Path, path: str | Path, image: tuple[int, 
     return Exported(path, written, _onnx_difference(path, images, wanted))
 
 
-def pack_model(model: Model, scales: torch.dtype = torch.float32) -> Model:
-    """A copy for inference whose stacks hold one bit a weight where weights are binary; the rest stays as it is.
-
-    Args:
-        model: with at least one layer that routes by "xnodr" or "xnodr-xnidr".
-        scales: type of the scales, see `torchcaps.pack`.
-
-    Raises:
-        ValueError: when no layer has binary weights.
-    """
-    packed = copy.deepcopy(model)
-    stacks = {
-        name: stack
-        for name, stack in packed.named_modules()
-        if isinstance(stack, CapsuleStack) and has_binary_weights(stack)
-    }
-    if not stacks:
-        raise ValueError(
-            "the model has no layer with binary weights: only those of routing 'xnodr' and 'xnodr-xnidr' can be packed"
-        )
-    for name, stack in stacks.items():
-        packed.set_submodule(name, pack_stack(stack, scales))
-    return packed.eval()
-
-
 def export_packed(
     source: Model | str | Path, path: str | Path, scales: torch.dtype = torch.float32, image: Any = None
 ) -> Exported:
@@ -125,7 +100,7 @@ def export_packed(
     (model, manifest), path = _loaded(source), Path(path)
     if manifest is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
-    packed = pack_model(model, scales)
+    packed = pack(model, scales)
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
@@ -155,7 +130,7 @@ def load_packed(path: str | Path) -> Model:
         if metadata.get("scales") not in SCALES:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):
-            model = pack_model(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
+            model = pack(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
         _assign(model, tensors)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a packed model: {error}") from error
