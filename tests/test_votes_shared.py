@@ -94,5 +94,5 @@ def test_neither_all_votes_nor_a_weight_for_each_child_is_made():
     with Largest() as largest:
         votes.distance(state, state)
         votes.spread(torch.rand(1, 1, types * positions, parents, device="meta"), shift=state)
-    assert types * columns * parents * pose <= largest.numbers <= CACHED
+    assert types * positions * columns <= largest.numbers <= CACHED
     assert types * positions * parents * pose > CACHED

@@ -123,7 +123,8 @@ def train(system: System, data: Data, iterations: int | None = None, **options: 
     narrow = NARROW.get(system.model.split("-")[0])
     if "resnet" in system.model.split("-"):  # the narrowed backbone would be another one
         narrow = None
-    plotted = data == "cifar10" and system.model.endswith("-simple") and system.iterative and not options
+    drawn = not options or options == {"scaled": False}
+    plotted = data == "cifar10" and system.model.endswith("-simple") and system.iterative and drawn
     return Train(partial(cifar, system, data, iterations, **options), narrow, plotted=plotted)
 
 
