@@ -110,3 +110,10 @@ def test_checkpoint_cut_anywhere_leaves_the_old_one(
 def test_weights_that_are_not_there_are_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/last"):
         load_weights(tmp_path / "last", linear(0.0))
+
+
+@pytest.mark.parametrize("margins", [[0.2], [0.2, 0.9, 0.9], [0.2, "a"]])
+def test_a_tuple_of_another_length_is_refused(margins: list) -> None:
+    with pytest.raises(ValueError, match="spread_margin is"):
+        from_plain(Config, {"loss": {"spread_margin": margins}})
+    assert from_plain(Config, {"schedule": {"milestones": [1, 2, 3]}}).schedule.milestones == (1, 2, 3)

@@ -39,7 +39,11 @@ def fits(value: object, kind: Any) -> bool:
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in arguments)
     if origin is tuple:
-        return isinstance(value, tuple) and all(fits(each, arguments[0]) for each in value)
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(fits(each, arguments[0]) for each in value)
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
     if origin is dict:
         return isinstance(value, dict) and all(fits(each, arguments[1]) for each in value.values())
     if kind is float:
