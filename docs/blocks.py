@@ -135,8 +135,11 @@ def _show(line: dict[str, Any], column: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def reproduced(*patterns: str) -> str:
-    """All cells of papers that runs at full size fill: published, ours, the difference and the core-hours of a run."""
+def reproduced(results: str, *patterns: str) -> str:
+    """All cells of papers that runs at full size fill: published, ours, and the core-hours of a run.
+
+    `results` is where the page finds the folder of that name.
+    """
     records = read_records(RESULTS / "runs.jsonl")
     rows: list[Row] = [("table", "row", "column", "published", "ours", "seeds", "budget", "core-hours a run")]
     for table in list_tables():
@@ -153,14 +156,16 @@ def reproduced(*patterns: str) -> str:
                 hours = mean(each["seconds"] * each["environment"].get("threads", 1) / 3600 for each in found)
                 ours = f"{mean(values):.{cell.metric.digits}f}{spread}"
                 published = ", ".join(map(str, cell.published)) or "-"
-                link = f"[{table.printed}](../results/tables/{table.id}.md)"
+                link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 rows.append((link, cell.row, cell.column, published, ours, str(len(values)), budget, f"{hours:.1f}"))
     return markdown(rows)
 
 
-def compared() -> str:
-    """All routings on one backbone."""
-    return compared_table(read_records(RESULTS / "runs.jsonl"))
+def compared(*heads: str) -> str:
+    """Routings on one backbone: all, or some."""
+    made = compared_table(read_records(RESULTS / "runs.jsonl")).splitlines()
+    kept = [line for line in made if not line.startswith("| `") or not heads or line.split("`")[1] in heads]
+    return "\n".join(kept)
 
 
 def discriminative(name: str) -> str:
