@@ -22,6 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import discriminative_blocks
+import fm_blocks
 from draw_compared import table as compared_table
 
 from torchcaps.recipes import find_tables, list_tables
@@ -173,11 +174,17 @@ def discriminative(name: str) -> str:
     return markdown(getattr(discriminative_blocks, name)())
 
 
+def fm(name: str) -> str:
+    """A table of the page of FM agreement."""
+    return markdown(getattr(fm_blocks, name)(EARLIER))
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "benchmarks": benchmarks,
     "cells": cells,
     "compared": compared,
     "discriminative": discriminative,
+    "fm": fm,
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,
