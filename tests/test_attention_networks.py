@@ -11,7 +11,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
-from torchcaps.export import pack_model
+from torchcaps.deploy.packing import pack_model
 from torchcaps.layers import CapsuleStack, PrimaryPoses
 from torchcaps.models import rebuild_model
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
