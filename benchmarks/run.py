@@ -17,6 +17,7 @@ BENCHMARKS = (
     "fold.py",
     "discriminative.py",
     "xnor.py",
+    "encapnet.py",
     "feedback.py",
     "six_layers.py",
     "data.py",

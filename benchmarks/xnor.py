@@ -25,7 +25,7 @@ from report import interleaved, median_ratio, record, resident_bytes
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack_stack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack
 
 SIZES = {"160x10, 8->16": (160, 10, 8, 16), "256x10, 8->16": (256, 10, 8, 16), "2048x100, 16->16": (2048, 100, 16, 16)}
 ITERATIONS = 3
@@ -57,7 +57,7 @@ def compare(name: str, size: tuple[int, int, int, int], batch: int, repeats: int
     children, parents, pose, parent_pose = size
     layer = CapsuleLayer(LinearTransform(children, parents, pose, parent_pose), "xnodr")
     stack = CapsuleStack([layer], ITERATIONS)
-    packed = pack_stack(stack, torch.float16).eval()
+    packed = pack(stack, torch.float16).eval()
     weight = layer.transform.weight.detach()
     poses = torch.randn(batch, children, pose).relu()
     rounded = rounded_weight(weight)

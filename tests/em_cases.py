@@ -33,7 +33,8 @@ def make(case, dtype, scope="window", first=False, seed=0, rule="em"):
     state = [mean, variance, logit] if rule == "em" else [mean, logit]
     tensors = [poses, weight, activations] + ([] if first else state)
     sizes = Sizes(weight[0, ..., 0, 0].numel(), len(weight), mean.shape[-1])
-    routing = RULES[rule](sizes, scope=scope, temperature=1.0)
+    agreement = {} if rule == "em" else {"scaled": True}  # the larger agreements of Eq. 2 err in proportion
+    routing = RULES[rule](sizes, scope=scope, temperature=1.0, **agreement)
     torch.nn.init.normal_(routing.activation.beta_u, 0.3, 0.5, generator)
     leaves = [x.detach().to(dtype).requires_grad_() for x in tensors]
     return Case(leaves, geometry, routing.to(torch.promote_types(dtype, torch.float32)))

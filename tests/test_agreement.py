@@ -126,7 +126,8 @@ def run(tmp_path_factory):
 def test_each_epoch_says_what_its_weights_agree_to(run):
     config, found = training(run.parent), lines(run)
     model = rebuild_model(RunFolder(run).read_model())
-    model.load_state_dict(load_file(run / "last" / "model.safetensors"))
+    assert found[-1]["validation_accuracy"] == max(line["validation_accuracy"] for line in found)
+    model.load_state_dict(load_file(run / "best" / "model.safetensors"))
     first = list(islice(load_data(config.data).evaluation("train", 11).epoch(0), 1))
     expected = measure_agreement(model, first)
     assert list(found[-1]["agreement"]) == list(expected) == ["stack.0", "stack.1"]

@@ -11,8 +11,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
-from torchcaps.deploy.packing import pack_model
-from torchcaps.layers import CapsuleStack, PrimaryPoses
+from torchcaps.layers import CapsuleStack, PrimaryPoses, pack
 from torchcaps.models import rebuild_model
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
@@ -131,7 +130,7 @@ def test_a_schedule_is_one_of_two_and_of_routed_capsules():
 def test_a_packed_model_keeps_the_schedule():
     model = create_model("small-resnet.xnodr", image_size=16, width=4)
     model.schedule = "concurrent"
-    assert pack_model(model).schedule == "concurrent"
+    assert pack(model).schedule == "concurrent"
     assert rebuild_model(model.origin).schedule == "concurrent"
 
 
@@ -227,6 +226,18 @@ def test_lengths_live_through_layers_of_dynamic_routing():
     assert all(0.2 < lengths(each.poses).mean() < 0.9 for each in parents)
 
 
+def test_the_linear_head_of_dynamic_routing_reads_poses_as_long_as_layer_norm_makes_them():
+    model = narrow("dynamic-diverse-multimnist", pose=9)
+    images = torch.randn(2, 3, 36, 36)
+    output = model(images)
+    wanted = F.linear(3 * output.capsules[-1].poses, model.head.linear.weight, model.head.linear.bias).squeeze(-1)
+    torch.testing.assert_close(output.scores, wanted)
+    as_they_are = narrow("dynamic-diverse-multimnist", pose=9, gain=1.0)
+    as_they_are.load_state_dict(model.state_dict())
+    scores, bias = as_they_are(images).scores, model.head.linear.bias
+    torch.testing.assert_close(3 * (scores - bias), output.scores - bias)
+
+
 def test_primary_poses_are_neighbouring_channels_normalised():
     primary = PrimaryPoses(5, 3, 4, layer_norm=True, activations=True)
     features = torch.randn(2, 5, 6, 6)
@@ -273,6 +284,7 @@ def test_backbones_leave_the_positions_they_name():
         (lambda: narrow("attention-simple-cifar10", positions="all"), "positions"),
         (lambda: narrow("attention-simple-cifar10", coordinates=True), "but positions is 'own'"),
         (lambda: narrow("dynamic-diverse-multimnist", head="norm"), "head is 'norm'"),
+        (lambda: narrow("dynamic-diverse-multimnist", gain=0.0), "gain is 0.0"),
         (lambda: narrow("resnet18-cifar10", channels=0), "channels"),
         (lambda: ResNetBackbone(3, (Stage(4, 0),)), "blocks"),
         (lambda: create_model("attention-resnet-cifar"), "nearest is 'attention-resnet-cifar10'"),

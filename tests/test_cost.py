@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcaps.capsules import Capsules
 from torchcaps.cost import Cost, measure_cost
 from torchcaps.cost.operations import count_operations
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, pack_stack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, pack
 from torchcaps.models import CapsuleHead, HeadedModel, Model, Output
 from torchcaps.routing import list_routings
 
@@ -127,7 +127,7 @@ def test_a_head_costs_the_same_in_every_implementation() -> None:
         costs.append((cost.operations, cost.multiply_adds))
     assert costs[0] == costs[1] == costs[2]
     assert costs[0][1] == 5 * 160 * 10 * 8 * 16  # three sums and two agreements
-    model.head.stack = pack_stack(head.stack).eval()
+    model.head.stack = pack(head.stack).eval()
     packed = measure_cost(model, (32, 40), 1)  # whose loop torch does not see
     assert packed.multiply_adds == costs[0][1]
 

@@ -107,7 +107,7 @@ def test_each_shown_class_is_compared_with_its_own_part(tmp_path: Path) -> None:
     assert parts is not None
     module = LossModule(model, build_phases(model, config)[0])
     targets = multi_hot(sets, 10)
-    loss, scores, _ = module(images, sets, targets, 1.0, parts)
+    loss, scores, *_ = module(images, sets, targets, 1.0, parts)
     expected = build_criterion(LossConfig("margin"))(model(images), images, targets)
     poses = model(images).capsules[-1].poses
     for m in range(2):

@@ -13,9 +13,9 @@ from torch import nn
 from torchcaps import create_model, list_routings
 from torchcaps.cli import main
 from torchcaps.config import Config, DataConfig, ModelConfig
-from torchcaps.deploy.export import export_onnx, export_packed, export_pt2, load_packed, pack_model
-from torchcaps.deploy.packing import read_packed
-from torchcaps.layers import PackedLayer, use_implementation
+from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+from torchcaps.deploy.packing import load_packed, read_packed
+from torchcaps.layers import PackedLayer, PackedXnorConv2d, pack, use_implementation
 from torchcaps.manifest import KEY, from_json
 from torchcaps.models import CapsuleHead, HeadedModel, Model
 from torchcaps.routing import routing_class
@@ -131,6 +131,25 @@ def test_packed_files_of_before_load_and_those_of_strangers_are_checked(tmp_path
             load_packed(path)
 
 
+@pytest.mark.parametrize("name", ["xnor-primary.xnodr", "xnor-convcaps.xnodr-xnidr", "xnor-primary.xnidr"])
+def test_a_whole_model_is_packed_with_its_xnorized_convolutions(name, tmp_path):
+    model = trained(f"{BACKBONE}.{name}")
+    packed, images = pack(model), torch.rand(3, 3, 32, 32)
+    assert type(packed) is type(model) and not packed.training and packed.origin == model.origin
+    conv, layers = packed.head.primary.conv, packed.head.stack.layers
+    assert isinstance(conv, PackedXnorConv2d) and conv.bits.numel() == -(-model.head.primary.conv.weight.numel() // 8)
+    assert [isinstance(each, PackedLayer) for each in layers] == [not name.endswith(".xnidr")] * len(layers)
+    scores = packed(images).scores
+    assert not scores.requires_grad  # so that the loop serves outside of no_grad, too
+    assert (packed(images).aux["steps"][-1].state is None) == (not name.endswith(".xnidr"))
+    torch.testing.assert_close(scores, model(images).scores, rtol=1e-4, atol=1e-6)
+    assert all(weight.requires_grad for weight in model.parameters())
+    export_packed(model, tmp_path / "model.safetensors")
+    torch.testing.assert_close(load_packed(tmp_path / "model.safetensors")(images).scores, scores)
+    with pytest.raises(ValueError, match="no layer with binary weights"):
+        pack(packed)
+
+
 def test_half_scales_are_smaller_and_nearly_equal(tmp_path):
     model = trained(f"{BACKBONE}.xnodr")
     whole, half = (export_packed(model, tmp_path / str(scales), scales) for scales in (torch.float32, torch.float16))
@@ -162,7 +181,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         export_onnx(model, tmp_path / "own.onnx")
     with pytest.raises(ValueError, match="not built by create_model"):
         export_packed(model, tmp_path / "own.safetensors")
-    assert isinstance(pack_model(model), Model)
+    assert isinstance(pack(model), Model)
     with pytest.raises(ValueError, match="not a packed model"):
         (tmp_path / "other").write_bytes(b"not safetensors")
         load_packed(tmp_path / "other")

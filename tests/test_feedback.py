@@ -18,6 +18,7 @@ from torchcaps import create_model
 from torchcaps.config import ModelConfig
 from torchcaps.layers.gather import gather_batch
 from torchcaps.losses import build_criterion, multi_hot
+from torchcaps.models.encapnet_six import AsCapsules
 from torchcaps.models.feedback import Feedback, WithFeedback, stage_shapes
 from torchcaps.models.staged import StagedModel
 from torchcaps.sinkhorn import kl_divergence
@@ -30,6 +31,9 @@ NARROW = {
     "cnn-6": {"channels": 2},
     "encapnet-6-master": {"types": 2, "channels": 2},
 }
+
+
+SINKHORN = ("cost", "eps", "iterations", "bias_fix", "through_plan", "first")
 
 
 def build(name: str = "encapnet-v1", size: int | tuple[int, int] = 8, **options: Any) -> Any:
@@ -94,6 +98,8 @@ def test_the_penalty_is_lambda_times_the_sum_of_the_units(name: str, units: int)
         maps = higher
     penalty = model(images()).aux["penalty"]
     torch.testing.assert_close(penalty, 3 * total)
+    names = ("M1", "M2") if units == 1 else ("M1", "M1-skip", "M2", "M2-skip")
+    assert model.penalties == names and model.network.penalties == ()
     model.zero_grad()
     penalty.backward()
     for key, weight in model.named_parameters():
@@ -131,6 +137,7 @@ def test_the_criterion_adds_the_penalty_in_training_alone(tmp_path: Path) -> Non
         {"cost": "l2"},
         {"groups": "capsules"},
         {"eps": 1.0, "iterations": 3, "weight": 1.0},
+        {"first": "rows"},
     ],
     ids=str,
 )
@@ -142,7 +149,7 @@ def test_every_setting_of_table_3(options: dict[str, Any]) -> None:
     if feedback.divergence == "kl":
         assert unit.divergence is kl_divergence
     else:
-        keywords = {key: getattr(feedback, key) for key in ("cost", "eps", "iterations", "bias_fix", "through_plan")}
+        keywords = {key: getattr(feedback, key) for key in SINKHORN}
         assert unit.divergence.keywords == keywords
     penalty = model.train()(images(size=16)).aux["penalty"]
     penalty.backward()
@@ -198,6 +205,12 @@ def test_any_network_of_stages_takes_it() -> None:
     model = WithFeedback(network, Feedback(weight=2.0))
     model(images()).aux["penalty"].backward()
     assert model(images()).scores.shape == (5, 2)
+
+
+def staged(layer: nn.Module, capsules: int | None = None) -> WithFeedback:
+    return WithFeedback(
+        StagedModel(nn.Identity(), [nn.Sequential(layer)], nn.Flatten(), (3, 8, 8), capsules), Feedback(weight=2.0)
+    )
 
 
 @pytest.mark.slow
@@ -262,11 +275,24 @@ def test_a_run_trains_with_it(tmp_path: Path) -> None:
         (lambda: Feedback(cost="l1"), "'l1'"),
         (lambda: Feedback(eps=0.0), "eps is 0.0"),
         (lambda: Feedback(iterations=0), "iterations 0"),
+        (lambda: Feedback(first="both"), "'both'"),  # pyright: ignore[reportArgumentType]
         (lambda: build("encapnet-v1-feedback", lengths=(1, 0), units=2), "stage 2 has a single layer"),
         (lambda: build("encapnet-v1-feedback", groups="all"), "'all'"),
         (lambda: build("encapnet-v1-feedback", iteration=3), "nearest is 'iterations'"),
         (lambda: build("encapnet-v1-feedback", eps="much"), "must be float"),
         (lambda: StagedModel(nn.Identity(), [], nn.Identity(), (3, 8, 8)), "0 stages"),
+        (lambda: StagedModel(nn.Identity(), [nn.ReLU()], nn.Identity(), (3, 8, 8)), "stage 1 is of ReLU"),
+        (
+            lambda: WithFeedback(create_model("capsnet", channels=4, primary=2)),
+            "CapsNet is none: arrange its parts as StagedModel(",
+        ),
+        (lambda: WithFeedback(build("encapnet-v1-feedback")), "WithFeedback is none"),
+        (lambda: staged(nn.Conv2d(4, 4, 3)), "images of (3, 8, 8), as it says: "),
+        (lambda: staged(nn.Flatten()), "around stage 1 there is a tensor of 2 dimensions"),
+        (lambda: staged(nn.Sequential(nn.Conv2d(3, 8, 1), AsCapsules(1))), "around stage 1 there is Capsules"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, 4, 1)), "stage 1 makes maps of 2x2 of 8x8"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, (2, 1), 1)), "stage 1 makes maps of 4x8 of 8x8"),
+        (lambda: staged(nn.Conv2d(3, 4, 3, 2, 1), capsules=3), "stage 1: 4 channels cannot"),
     ],
 )
 def test_bad_settings_are_named(call: Any, message: str) -> None:

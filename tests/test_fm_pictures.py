@@ -101,23 +101,49 @@ def test_pairs_are_lines_between_places(model: Model) -> None:
     assert max(line.get_alpha() for line in lines) == pytest.approx(1.0)
 
 
+def test_pairs_of_a_deep_networks_classes_are_on_a_circle() -> None:
+    torch.manual_seed(0)
+    model = create_model(
+        "fm-resnet-cifar10", num_classes=3, image_size=12, **SMALL | {"capsules": (6,), "decoder": False}
+    )
+    images = torch.rand(1, 3, 12, 12)
+    placed, top = trace_pairs(model, images, parents=2, pairs=4)
+    assert placed.ring is None and not placed.top and top.ring is not None and top.top
+    figure = draw_pairs(images[0], top.products[0], top.places[0], ["ship \u2713", "bird"], top.ring)
+    image, *others = figure.axes
+    torch.testing.assert_close(pictures(figure)[0], images[0].movedim(0, -1))
+    assert [axes.get_title() for axes in (image, *others)] == ["image", "ship \u2713", "bird"]
+    for n, axes in enumerate(others):
+        *lines, dots = axes.lines
+        assert len(lines) == 4 and len(dots.get_xdata()) == 6
+        assert [each.get_text() for each in axes.texts] == ["1", "2", "3", "4", "5", "6"]
+        (y1, x1), (y2, x2) = top.places[0, n, 0].tolist()
+        assert lines[0].get_xdata() == pytest.approx([x1, x2]) and lines[0].get_ydata() == pytest.approx([y1, y2])
+
+
 @pytest.mark.slow
-def test_report_of_a_run_shows_the_pairs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hidden", [(), (6,)])
+def test_report_of_a_run_shows_the_pairs(tmp_path: Path, hidden: tuple[int, ...]) -> None:
     config = tiny_config(tmp_path, epochs=1, batch_size=128, loss=LossConfig("margin", reconstruction=0.0005))
-    run = fit(replace(config, model=ModelConfig("fm-resnet-affnist", SMALL))).folder
+    run = fit(replace(config, model=ModelConfig("fm-resnet-affnist", SMALL | {"capsules": hidden}))).folder
     page = write_report(run)
-    assert (run / "figures" / "pairs-stack-0.png").exists()
+    top = len(hidden)
+    assert (run / "figures" / "pairs-stack-0.png").exists() and (run / "figures" / f"pairs-stack-{top}.png").exists()
     data = json.loads(
         re.findall(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.S)[0]
     )
     for example in data["examples"]:
-        (layer,) = example["agreed"]
+        layer = example["agreed"][-1]
+        assert len(example["agreed"]) == top + 1 and (layer["ring"] is None) == (not hidden)
         assert layer["top"] and len(layer["parents"]) == 4 == len(layer["activations"]) == len(layer["lines"])
         assert all(0 <= number <= 1 for parent in layer["lines"] for pair in parent for number in pair)
     path = find_browser()
     if path is not None:
         with Browser(path) as browser:
             browser.open(page)
-            lines = sum(len(parent) for parent in data["examples"][0]["agreed"][0]["lines"])
+            layers = data["examples"][0]["agreed"]
+            lines = sum(len(parent) for layer in layers for parent in layer["lines"])
+            dots = sum(len(layer["lines"]) * len(layer["ring"] or []) for layer in layers)
+            assert browser.run("document.querySelectorAll('.agree svg circle').length") == dots
             assert browser.run("document.querySelectorAll('.agree svg line').length") == lines
             assert browser.faults == []

@@ -279,8 +279,8 @@ def test_older_forms_are_options_of_as_many_parameters(name):
     older = dict(zip(("activated_stem", "activated_projection"), FORMS["revision 1"], strict=True))
     assert read_older(ModelConfig(name, {"width": 4}), {}) == older | {"width": 4}
     assert read_older(ModelConfig(name, {"width": 4}), {key: 2}) == {"width": 4}
-    assert revisions_of(Config(model=ModelConfig(name))) == {key: 2}
-    assert revisions_of(Config(model=ModelConfig(name, older))) == {}
+    assert revisions_of(Config(model=ModelConfig(name), epochs=1000)) == {key: 2}
+    assert revisions_of(Config(model=ModelConfig(name, older), epochs=1000)) == {}
     plain = create_model(name, **size).eval()
     plain.load_state_dict(models[0].state_dict())
     assert torch.equal(plain(images).scores, scores[0])

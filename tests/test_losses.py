@@ -110,6 +110,23 @@ def test_what_a_model_adds_is_added():
     torch.testing.assert_close(added, criterion(bare, IMAGES, targets) + penalty)
 
 
+def test_the_weight_of_what_a_model_adds_is_a_flag_and_may_rise():
+    scores, targets = scores_and_targets()
+    terms = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    output = Output(scores, aux={"penalty": 10 * terms.sum(), "penalties": terms})
+
+    def added(progress: float, **flags: float) -> float:
+        loss = build_criterion(LossConfig(**flags))(output, IMAGES, targets, progress)  # pyright: ignore[reportArgumentType]
+        return float(loss - build_criterion(LossConfig())(Output(scores), IMAGES, targets))
+
+    assert [added(progress) for progress in (0.0, 1.0)] == pytest.approx([7.5, 7.5])
+    assert [added(progress, penalty=0.1) for progress in (0.0, 1.0)] == pytest.approx([0.075, 0.075])
+    shares = [added(progress, penalty=0.1, penalty_warmup=0.4) / 0.075 for progress in (0.0, 0.1, 0.4, 1.0)]
+    assert shares == pytest.approx([0, 0.25, 1, 1])
+    assert added(0.1, penalty_warmup=0.4) == pytest.approx(7.5 / 4)
+    assert added(1.0, penalty=0.0) == 0
+
+
 def test_the_threshold_is_a_probability_where_scores_are_logits_of_labels():
     assert score_threshold(LossConfig("margin", threshold=0.4)) == 0.4
     assert score_threshold(LossConfig("binary-cross-entropy")) == 0

@@ -137,9 +137,10 @@ def test_every_option_of_every_model_is_written_down() -> None:
         assert {"name", *accepted} == {key for key in described if not key.startswith("routing_")}
 
 
-@pytest.mark.parametrize(
-    "name", ["capsnet", "fm-capsnet", "small-resnet.em", "test_efficientnet.xnodr", "em-simple-cifar10"]
-)
+BUILT = ["capsnet", "fm-capsnet", "small-resnet.em", "test_efficientnet.xnodr", "em-simple-cifar10"]
+
+
+@pytest.mark.parametrize("name", BUILT)
 def test_what_is_written_down_builds_the_same_model(name: str) -> None:
     model = create_model(name, num_classes=3, in_channels=3, image_size=32)
     assert model.origin is not None

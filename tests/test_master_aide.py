@@ -128,6 +128,25 @@ def test_an_aide_sees_no_channel_of_its_own_capsule():
     assert gradient[:, 1].eq(0).all() and gradient[:, [0, 2]].ne(0).any()
 
 
+def test_an_aide_keeps_what_joins_a_capsule_with_itself_at_zero():
+    """Whatever wrote it, and in place; no optimiser sees a gradient of it."""
+    module, x = built(capsules=3, version="v1", kernel=1, in_pose=2), maps(3, 2)
+    aide, own = module.aide, module.aide.mask.eq(0).expand_as(module.aide.weight)
+    wanted = module(x)
+    assert own.sum() == 3 * 2 * 2 * 25 and aide.weight[own].eq(0).all() and aide.weight[~own].ne(0).all()
+    with torch.no_grad():
+        aide.weight[own] = 7.0
+    assert torch.equal(module(x), wanted) and aide.weight[own].eq(0).all()
+    module(x).square().sum().backward()
+    assert aide.weight.grad[own].eq(0).all() and aide.weight.grad[~own].ne(0).any()
+    state = {name: value + own * 5 if name == "aide.weight" else value for name, value in module.state_dict().items()}
+    wanted = module.eval()(x)
+    module.load_state_dict(state)
+    with torch.inference_mode():
+        assert torch.equal(module(x), wanted)
+    assert aide.weight[own].eq(0).all()
+
+
 def test_parameters_of_the_released_network():
     """v1 with N = 3: 34.6 M weights in aides, 1.57 M in skips (REFERENCE.md, from the authors' code)."""
     aides = skips = 0
@@ -259,6 +278,50 @@ def test_a_generator_restores_the_size_that_a_layer_saw(stride, capsules, groups
         out = generator(higher, size)
         assert out.shape == (3, 4, *size) and (out >= 0).all()
         assert capsules is None or out.unflatten(1, (capsules, -1)).norm(dim=2).max() < 1
+
+
+def joined(generator, size=(3, 3)):
+    """Which channels of the lower maps see which of the higher: bool [out, in]."""
+    higher = torch.randn(1, generator.conv.in_channels, *size, dtype=torch.float64, requires_grad=True)
+    out = generator.double().convolve(higher, size)
+    rows = [torch.autograd.grad(each.sum(), higher, retain_graph=True)[0].sum((0, 2, 3)) for each in out[0]]
+    return torch.stack(rows).ne(0)
+
+
+@pytest.mark.parametrize(("above", "below"), [(2, 1), (4, 2), (3, 3), (2, 4)])
+def test_groups_of_a_generator_are_what_they_are_called(above, below):
+    """Channels of a capsule are side by side: channel g d + e is element e of capsule g."""
+    capsules = 4
+    child, element = [torch.arange(capsules * above) // above, torch.arange(capsules * above) % above]
+    one, other = [torch.arange(capsules * below) // below, torch.arange(capsules * below) % below]
+    by_capsule = joined(Generator(capsules * above, capsules * below, 1, capsules, "capsules"))
+    assert torch.equal(by_capsule, one[:, None] == child)
+    if capsules * below % above:
+        return
+    by_element = joined(Generator(capsules * above, capsules * below, 1, capsules, "pose"))
+    share = (other * capsules + one) * above // (capsules * below)  # the group of each lower channel
+    assert torch.equal(by_element, share[:, None] == element)
+    if above == below:
+        assert torch.equal(by_element, other[:, None] == element)
+    assert joined(Generator(capsules * above, capsules * below, 1, None)).all()
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["channels-last", "channels-first"])
+def test_a_generator_by_elements_equals_a_convolution_of_each(last):
+    """Four capsules, of four elements above and two below: each element makes one below of half the capsules."""
+    torch.manual_seed(0)
+    generator = Generator(16, 8, 2, 4).double()
+    higher, weight, bias = torch.randn(2, 16, 3, 4).double(), generator.conv.weight, generator.conv.bias
+    if last:
+        higher = higher.contiguous(memory_format=torch.channels_last)
+    out = generator.convolve(higher, (6, 7))
+    assert out.is_contiguous(memory_format=torch.channels_last) == last
+    for e in range(4):
+        made = torch.nn.functional.conv_transpose2d(
+            higher[:, e::4], weight[4 * e : 4 * e + 4], bias[2 * e : 2 * e + 2], 2, 1, (1, 0)
+        )
+        for n, capsule in enumerate(range(2 * (e % 2), 2 * (e % 2) + 2)):
+            torch.testing.assert_close(out[:, 2 * capsule + e // 2], made[:, n])
 
 
 @pytest.mark.parametrize(

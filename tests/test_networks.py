@@ -94,7 +94,7 @@ def test_network_takes_a_step_and_is_saved(cell: Cell, tmp_path: Path) -> None:
     phases = build_phases(model, config)
     wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
     before = [[each.detach().clone() for each in phase.parameters] for phase in phases]
-    loss, found = step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
+    loss, found, _ = step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
     assert loss.isfinite() and found.shape == batch.targets.shape
     for phase, values in zip(phases, before, strict=True):
         assert all(each.isfinite().all() for each in phase.parameters), phase.name

@@ -4,10 +4,20 @@ import copy
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.packed.loop import PackedLoop, fits_loop
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PackedStack, pack, pack_stack
+from torchcaps.kernels.packed.loop import PackedLoop, refuses
+from torchcaps.layers import (
+    CapsuleLayer,
+    CapsuleStack,
+    ConvTransform,
+    LinearTransform,
+    PackedLayer,
+    PackedStack,
+    pack,
+    use_implementation,
+)
 
 SMALL = [(7, 3, 5, 4, 2), (1, 1, 1, 1, 1), (33, 11, 8, 16, 3), (18, 17, 9, 20, 2), (5, 33, 33, 7, 1), (4, 2, 64, 32, 2)]
 BATCHES = [(9, 3, 5, 4, 14), (1, 1, 1, 1, 31), (33, 11, 8, 16, 40), (18, 17, 9, 18, 30), (5, 33, 33, 7, 15)]
@@ -27,16 +37,43 @@ def inputs(batch, children, pose):
     return torch.cat((poses, torch.randn(2, children, pose)))
 
 
+def both(packed, poses, iterations):
+    """Of a packed layer, by its loop, and by its steps in float64, in which no sum of signs cancels by chance."""
+    layer = copy.deepcopy(packed).double()
+    layer.transform.scales = layer.transform.scales.to(packed.transform.scales.dtype).double()
+    with torch.no_grad():
+        wanted = CapsuleStack([layer], iterations)(Capsules(poses.double()))[-1].capsules.poses
+    return PackedLoop(packed)(poses, iterations), wanted.float()
+
+
 @pytest.mark.parametrize("scales", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("children", "parents", "pose", "parent_pose", "batch"), SIZES)
 def test_the_loop_equals_the_steps(children, parents, pose, parent_pose, batch, scales):
-    plain = stack(children, parents, pose, parent_pose)
-    packed = pack(plain.layers[0], scales)
+    packed = pack(stack(children, parents, pose, parent_pose).layers[0], scales)
     poses = inputs(batch, children, pose)
     for iterations in (1, 2, 3):
-        with torch.no_grad():
-            wanted = CapsuleStack([packed], iterations)(Capsules(poses))[-1].capsules.poses
-        torch.testing.assert_close(PackedLoop(packed)(poses, iterations), wanted, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(*both(packed, poses, iterations), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("threshold", ["zero", "midpoint"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("routing", ["xnodr", "xnodr-xnidr"])
+@pytest.mark.parametrize(("children", "parents", "pose", "parent_pose", "batch"), [SMALL[2], BATCHES[3], BATCHES[0]])
+def test_the_loop_takes_both_thresholds_both_projections_and_a_bias(
+    children, parents, pose, parent_pose, batch, routing, bias, threshold
+):
+    plain = stack(children, parents, pose, parent_pose, routing, bias=bias, threshold=threshold)
+    if bias:
+        plain.layers[0].routing.bias.data.normal_()
+    plain.layers[0].transform.weight.data[:, :2, :, 0] = 0  # whose votes are 0, and have the sign -1
+    packed = pack(plain.layers[0])
+    poses = inputs(batch, children, pose)
+    found, wanted = both(packed, poses, 3)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    other = {"xnodr": "xnodr-xnidr", "xnodr-xnidr": "xnodr"}[routing]
+    changed = stack(children, parents, pose, parent_pose, other, bias=bias, threshold=threshold)
+    changed.load_state_dict(plain.state_dict())
+    assert (changed(Capsules(poses))[-1].capsules.poses - found).abs().max() > 1e-4  # so that it is no other routing's
 
 
 @pytest.mark.parametrize("images", [3, 70])
@@ -54,14 +91,14 @@ def test_threads_share_children_or_images(threads, images):
 
 @pytest.mark.parametrize("shape", [(2, 32, 8), (2, 34, 8), (2, 33, 7), (20, 34, 8), (2, 33, 9)])
 def test_children_that_do_not_fit_are_refused(shape):
-    packed = pack_stack(stack(33, 11, 8, 16))
+    packed = pack(stack(33, 11, 8, 16))
     with torch.no_grad(), pytest.raises(ValueError, match=rf"children are \({shape[1]}, {shape[2]}\).*takes \(33, 8\)"):
         packed(Capsules(torch.randn(shape)))
 
 
 def test_no_images_have_no_parents():
     with torch.no_grad():
-        parents = pack_stack(stack(33, 11, 8, 16))(Capsules(torch.randn(0, 33, 8)))[-1].capsules.poses
+        parents = pack(stack(33, 11, 8, 16))(Capsules(torch.randn(0, 33, 8)))[-1].capsules.poses
     assert parents.shape == (0, 11, 16)
 
 
@@ -72,27 +109,66 @@ def test_what_a_pass_reads():
     assert loop.nbytes == 20 * 10 * 16 * 16 * (1 + 32 / 16) / 8
 
 
-def test_a_packed_stack_runs_the_loop_in_inference_only():
+def test_the_loop_serves_wherever_no_gradient_is_asked_for():
     plain = stack(9, 4, 8, 16)
-    packed = pack_stack(plain)
-    assert isinstance(packed, PackedStack)
+    packed = pack(plain)
+    assert isinstance(packed, PackedStack) and not packed.training
     poses = torch.randn(2, 3, 3, 1, 8)  # positions, which are flattened
-    wanted = plain(Capsules(poses))[-1].capsules.poses
-    step = packed(Capsules(poses))[-1]
-    assert step.state is not None  # with gradients: step by step
-    torch.testing.assert_close(step.capsules.poses, wanted)
-    with torch.no_grad():
-        step = packed(Capsules(poses))[-1]
-        seen = []
-        packed(Capsules(poses), visit=lambda *each: seen.append(each))
-    assert step.state is None and step.coupling is None
-    torch.testing.assert_close(step.capsules.poses, wanted)
+    wanted = plain(Capsules(poses))[-1].capsules.poses.detach()
+    seen, layer = [], packed.layers[0]
+    packed(Capsules(poses), visit=lambda *each: seen.append(each))
     assert len(seen) == 3 and seen[-1][2].coupling is not None
+    for looped, step in (
+        (True, packed(Capsules(poses))[-1]),
+        (True, layer(Capsules(poses), 3)),
+        (False, packed(Capsules(poses.clone().requires_grad_()))[-1]),
+        (False, layer(Capsules(poses.clone().requires_grad_()), 3)),
+    ):
+        assert (step.state is None) == looped
+        torch.testing.assert_close(step.capsules.poses, wanted)
+    with torch.no_grad():
+        assert packed(Capsules(poses.clone().requires_grad_()))[-1].state is None
+
+
+def test_a_gradient_that_is_asked_for_is_had():
+    """Backward, forward, and through functorch."""
+    packed, poses = pack(stack(9, 4, 8, 16)), torch.randn(2, 9, 8) / 3
+
+    def length(x):
+        return packed(Capsules(x))[-1].capsules.poses.square().sum()
+
+    (wanted,) = torch.autograd.grad(length(poses.requires_grad_()), poses)
+    assert wanted.abs().max() > 0
+    poses = poses.detach()
+    torch.testing.assert_close(torch.func.grad(length)(poses), wanted)
+    direction = torch.randn_like(poses)
+    each = torch.func.vmap(lambda x: packed(Capsules(x[None]))[-1].capsules.poses[0])(poses)
+    torch.testing.assert_close(each, packed(Capsules(poses))[-1].capsules.poses)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(length(forward_ad.make_dual(poses, direction))).tangent
+    torch.testing.assert_close(tangent, (wanted * direction).sum())
+
+
+def test_a_loop_that_must_be_taken_says_why_it_is_not():
+    packed = pack(stack(6, 3, 4, 4))
+    use_implementation(packed, "fused")
+    assert packed(Capsules(torch.randn(2, 6, 4)))[-1].state is None
+    use_implementation(packed, "plain")
+    assert packed(Capsules(torch.randn(2, 6, 4)))[-1].state is not None
+    for other, reason in (
+        (CapsuleLayer(ConvTransform(2, 3, 4, 4), "xnodr"), "of linear layers of vector poses"),
+        (CapsuleLayer(LinearTransform(6, 3, 4, 4, matrix=True), "xnodr"), "of linear layers of vector poses"),
+        (CapsuleLayer(LinearTransform(6, 3, 65, 4), "xnodr"), "up to 64 elements, not 65"),
+        (CapsuleLayer(LinearTransform(6, 3, 4, 4), "xnodr", over="children"), "over 'parents'"),
+        (CapsuleLayer(LinearTransform(6, 3, 4, 4), "xnodr", start="learnt"), "from start 'zero'"),
+    ):
+        with pytest.raises(ValueError, match=f"implementation is 'fused', but .*{reason}"):
+            pack(other).implementation = "fused"
 
 
 @pytest.mark.parametrize("assign", [True, False])
 def test_a_packed_stack_sees_new_bits(assign):
-    packed, poses = pack_stack(stack(9, 4, 8, 16)), torch.randn(2, 9, 8)
+    packed, poses = pack(stack(9, 4, 8, 16)), torch.randn(2, 9, 8)
     with torch.no_grad():
         before = packed(Capsules(poses))[-1].capsules.poses
     again = copy.deepcopy(packed)
@@ -106,23 +182,31 @@ def test_a_packed_stack_sees_new_bits(assign):
 
 
 def test_layers_that_do_not_fit_take_steps():
-    for layer in (
-        stack(6, 3, 4, 4, "xnodr-xnidr"),
-        stack(6, 3, 4, 4, threshold="midpoint"),
-        stack(6, 3, 4, 4, over="children"),
-        stack(6, 3, 4, 4, bias=True),
-        stack(6, 3, 65, 4),
-    ):
-        for parameter in layer.layers[0].routing.parameters():
-            torch.nn.init.normal_(parameter)
-        packed = pack_stack(layer)
-        assert not fits_loop(packed.layers[0])
+    for layer in (stack(6, 3, 4, 4, over="children"), stack(6, 3, 65, 4), stack(6, 3, 4, 4, start="learnt")):
+        packed = pack(layer)
+        reason = refuses(packed.layers[0])
         poses = torch.randn(2, 6, layer.layers[0].transform.shape[-2])
-        with torch.no_grad():
-            torch.testing.assert_close(
-                packed(Capsules(poses))[-1].capsules.poses, layer(Capsules(poses))[-1].capsules.poses
-            )
-    with pytest.raises(ValueError, match="packed loop is for linear layers"):
-        PackedLoop(pack(CapsuleLayer(ConvTransform(2, 3, 4, 4), "xnodr")))
+        torch.testing.assert_close(
+            packed(Capsules(poses))[-1].capsules.poses, layer(Capsules(poses))[-1].capsules.poses
+        )
+        with pytest.raises(ValueError, match=reason):
+            PackedLoop(packed.layers[0])
     with pytest.raises(ValueError, match="no layer of the stack has binary weights"):
-        pack_stack(stack(6, 3, 4, 4, "xnidr"))
+        pack(stack(6, 3, 4, 4, "xnidr"))
+
+
+def test_each_layer_of_a_stack_is_packed_on_its_own():
+    torch.manual_seed(0)
+    layers = [
+        CapsuleLayer(ConvTransform(2, 3, 4, 4, padding=1), "xnodr"),
+        CapsuleLayer(LinearTransform(27, 5, 4, 8), "xnodr"),
+        CapsuleLayer(LinearTransform(5, 4, 8, 8), "dynamic"),
+    ]
+    capsules = Capsules(torch.randn(2, 3, 3, 2, 4))
+    for schedule in ("sequential", "concurrent"):
+        plain = CapsuleStack(layers, 3, schedule)
+        packed = pack(plain)
+        assert [isinstance(each, PackedLayer) for each in packed.layers] == [True, True, False]
+        steps = packed(capsules)
+        assert [step.state is None for step in steps] == [False, schedule == "sequential", False]
+        torch.testing.assert_close(steps[-1].capsules.poses, plain(capsules)[-1].capsules.poses)

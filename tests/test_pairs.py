@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.inspect import measure_jacobian, pairs, trace_pairs
+from torchcaps.inspect.couplings import Box, locate_children
 from torchcaps.inspect.jacobian import given_votes
 from torchcaps.inspect.pairs import fm_votes
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
@@ -30,19 +31,22 @@ def build(**options: object) -> Model:
 def test_all_pairs_add_up_to_the_activation(options: dict) -> None:
     model = build(**options)
     images = torch.rand(2, 1, 12, 12)
-    (layer,) = trace_pairs(model, images, parents=3, pairs=10_000)
-    assert layer.name == "stack.0" and layer.products.shape == (2, 3, 18 * 17 // 2)
+    layers = trace_pairs(model, images, parents=3, pairs=10_000)
+    assert [(layer.name, layer.top) for layer in layers] == [("stack.0", False), ("stack.1", True)]
     capsules = model(images).capsules
-    torch.testing.assert_close(layer.activations, capsules[1].activations.gather(1, layer.parents))
-    torch.testing.assert_close(layer.products.sum(-1), layer.activations, rtol=1e-4, atol=1e-5)
-    assert (layer.products.diff(dim=-1) <= 0).all() and (layer.activations.diff(dim=-1) <= 0).all()
-    assert (layer.places >= 0).all() and (layer.places <= 1).all()
+    for layer, above, count in zip(layers, capsules[1:], (18 * 17 // 2, 3), strict=True):
+        assert layer.products.shape == (2, 3, count)
+        torch.testing.assert_close(layer.activations, above.activations.gather(1, layer.parents))
+        torch.testing.assert_close(layer.products.sum(-1), layer.activations, rtol=1e-4, atol=1e-5)
+        assert (layer.products.diff(dim=-1) <= 0).all() and (layer.activations.diff(dim=-1) <= 0).all()
+        assert (layer.places >= 0).all() and (layer.places <= 1).all()
 
 
 def test_the_strongest_pair_is_found_by_loops() -> None:
     model = build()
     images = torch.rand(1, 1, 12, 12)
-    (layer,) = trace_pairs(model, images, parents=1, pairs=2)
+    layer, top = trace_pairs(model, images, parents=1, pairs=2)
+    assert layer.ring is None
     votes = fm_votes(model.get_submodule("stack.layers.0"), model(images).capsules[0])[0].detach()
     torch.testing.assert_close(votes.norm(dim=-1), torch.ones(18, 3))
     j = int(layer.parents[0, 0])
@@ -50,14 +54,35 @@ def test_the_strongest_pair_is_found_by_loops() -> None:
     assert layer.products[0, 0, 0].item() == pytest.approx(best[0] / 18, rel=1e-5)
     places = [[(i % 9 // 3 + 0.5) / 3, (i % 3 + 0.5) / 3] for i in sorted(best[1:])]
     torch.testing.assert_close(layer.places[0, 0, 0], torch.tensor(places))
+    votes = fm_votes(model.get_submodule("stack.layers.1"), model(images).capsules[1])[0].detach()
+    j = int(top.parents[0, 0])
+    best = max((float(votes[i, j] @ votes[k, j]), i, k) for i in range(3) for k in range(i))
+    assert top.products[0, 0, 0].item() == pytest.approx(best[0] / 3, rel=1e-5) and top.ring is not None
+    assert {tuple(place) for place in top.places[0, 0, 0].tolist()} == {
+        tuple(top.ring[child].tolist()) for child in best[1:]
+    }
+
+
+def test_children_that_stand_nowhere_stand_on_a_circle() -> None:
+    places = pairs.circle(4)
+    torch.testing.assert_close(places, torch.tensor([[0.1, 0.5], [0.5, 0.9], [0.9, 0.5], [0.5, 0.1]]))
+
+
+def test_what_the_border_cuts_off_moves_no_place() -> None:
+    """Fields of 11 pixels, two apart, the first with its middle on pixel 1: five of them lie before the border."""
+    model = build(blocks=(1,), capsules=(), image_size=24)
+    (layer,) = trace_pairs(model, torch.rand(4, 1, 24, 24), pairs=40)
+    box = locate_children(model, torch.rand(4, 1, 24, 24))["stack.0"]
+    assert box == pytest.approx(Box(0.5 / 24, 0.5 / 24, 1.0, 1.0))
+    assert {round(12 * place - 0.75, 4) % 1 for place in layer.places.flatten().tolist()} == {0}
 
 
 @pytest.mark.parametrize("block", [1, 40, 100])
 def test_pairs_are_the_same_by_blocks(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     model, images = build(), torch.rand(2, 1, 12, 12)
-    (whole,) = trace_pairs(model, images, parents=2, pairs=30)
+    whole, *_ = trace_pairs(model, images, parents=2, pairs=30)
     monkeypatch.setattr(pairs, "BLOCK", block)
-    (parts,) = trace_pairs(model, images, parents=2, pairs=30)
+    parts, *_ = trace_pairs(model, images, parents=2, pairs=30)
     torch.testing.assert_close(parts.products, whole.products)
     assert torch.equal(parts.places, whole.places)
 

@@ -15,7 +15,7 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, training
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ModelConfig
 from torchcaps.recipes import cells, measure, run
 from torchcaps.recipes.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
 from torchcaps.recipes.measure import count_parameters, latencies
@@ -211,6 +211,49 @@ def test_plain_runs_are_collected_once(
         collect.main([folder])
         (record,) = lines(place)
         assert capsys.readouterr().out == f"tiny: {100 * record['test_accuracy']:.2f} % test accuracy (1 runs)\n"
+
+
+SETS = {"single": ("digits", "expanded-mnist"), "double": ("multimnist-fm", None)}
+
+
+@pytest.mark.parametrize("shown", SETS)
+def test_pictures_of_print_are_drawn(place: Path, capsys: pytest.CaptureFixture[str], shown: str) -> None:
+    """By reproduce; and by table, where a run has a line and a folder, but no picture yet."""
+    name, test = SETS[shown]
+    compose = ComposeConfig(base="digits", epoch=64, held=32)
+    options = {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "decoder": True}
+    config = replace(
+        tiny_config(Path("elsewhere")),
+        model=ModelConfig("fm-resnet-affnist", options),
+        data=DataConfig(name, test=test, image_size=40 if test else None, compose=compose),
+        loss=LossConfig("margin", reconstruction=0.0005),
+        batch_size=64,
+        epochs=1,
+    )
+    kind = "reconstructions" if test else "segmentations"
+
+    @cells.table(PAPER, "table9", "Table 9", "pictures")
+    def table9():
+        how = Train(lambda: config, seeds=2)
+        yield Cell("a", "Input and output", "one", how, (), ACCURACY, picture=kind)
+        yield Cell("b", "Input and output", "two", how, (), ACCURACY, picture=kind)
+
+    assert main(["reproduce", "tiny/table9", "--seeds", "1"]) == 0
+    (picture,) = (place / "results/tables/tiny").iterdir()
+    assert re.fullmatch(r"table9-[0-9a-f]{12}-0\.png", picture.name) and str(picture.name) in capsys.readouterr().err
+    before = picture.read_bytes()
+    picture.unlink()
+    assert main(["table", "tiny/table9", "--write"]) == 0
+    assert picture.read_bytes() == before and len(lines(place)) == 1
+    markdown, page = ((picture.parent / f"table9.{kind}").read_text() for kind in ("md", "html"))
+    assert markdown.count(f"]({picture.name})") == page.count(f'src="{picture.name}"') == 1
+    assert markdown.count("| picture 1; ") == 2 and "*Picture 1: " in markdown and "(full, seed 0).*" in markdown
+    (place / "runs").rename(place / "gone")
+    assert main(["table", "tiny/table9", "--write"]) == 0
+    assert picture.read_bytes() == before and "picture 1; " in capsys.readouterr().out
+    picture.unlink()
+    assert main(["table", "tiny/table9", "--write"]) == 0
+    assert "not drawn, its run or data are not at hand; " in capsys.readouterr().out and not picture.exists()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def samples(n=5, m=7, features=3, seed=0, dtype=torch.float64):
     return [torch.randn(k, features, generator=generator, dtype=torch.float64).to(dtype) for k in (n, m)]
 
 
-def loops(x, y, cost, eps, iterations, bias_fix):
+def loops(x, y, cost, eps, iterations, bias_fix, first="columns"):
     """Eq. 8 to 11 with the kernel itself, not its logarithm."""
 
     def transport(a, b):
@@ -28,10 +28,12 @@ def loops(x, y, cost, eps, iterations, bias_fix):
         for i, j in np.ndindex(q.shape):
             norms = math.sqrt(sum(a[i] ** 2)) * math.sqrt(sum(b[j] ** 2))
             q[i, j] = 1 - sum(a[i] * b[j]) / norms if cost == "cosine" else math.sqrt(sum((a[i] - b[j]) ** 2))
-        kernel, rows = np.exp(-q / eps), np.full(len(a), 1 / len(a))
-        for _ in range(iterations):
-            columns = [1 / len(b) / sum(kernel[i, j] * rows[i] for i in range(len(a))) for j in range(len(b))]
-            rows = [1 / len(a) / sum(kernel[i, j] * columns[j] for j in range(len(b))) for i in range(len(a))]
+        kernel, rows, columns = np.exp(-q / eps), np.ones(len(a)), np.ones(len(b))
+        for step in range(2 * iterations):
+            if (step % 2 == 0) == (first == "columns"):
+                columns = [1 / len(b) / sum(kernel[i, j] * rows[i] for i in range(len(a))) for j in range(len(b))]
+            else:
+                rows = [1 / len(a) / sum(kernel[i, j] * columns[j] for j in range(len(b))) for i in range(len(a))]
         return sum(rows[i] * kernel[i, j] * columns[j] * q[i, j] for i, j in np.ndindex(q.shape))
 
     return 2 * transport(x, y) - transport(x, x) - transport(y, y) if bias_fix else transport(x, y)
@@ -39,12 +41,24 @@ def loops(x, y, cost, eps, iterations, bias_fix):
 
 @every_cost
 @pytest.mark.parametrize("bias_fix", [True, False])
+@pytest.mark.parametrize("first", ["columns", "rows"])
 @pytest.mark.parametrize(("n", "m"), [(5, 7), (1, 3), (4, 1), (1, 1)])
-def test_equals_the_loops_of_the_paper(cost, bias_fix, n, m):
+def test_equals_the_loops_of_the_paper(cost, bias_fix, n, m, first):
     x, y = samples(n, m)
-    ours = sinkhorn_divergence(x, y, cost, eps=0.3, iterations=4, bias_fix=bias_fix)
-    wanted = loops(x.numpy(), y.numpy(), cost, 0.3, 4, bias_fix)
+    ours = sinkhorn_divergence(x, y, cost, eps=0.3, iterations=4, bias_fix=bias_fix, first=first)
+    wanted = loops(x.numpy(), y.numpy(), cost, 0.3, 4, bias_fix, first)
     np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-14)
+
+
+@every_cost
+def test_what_an_iteration_scales_last_has_its_sums_and_once_converged_the_order_is_nothing(cost):
+    costs = ground_cost(*samples(4, 6), cost)
+    plans = {first: transport_plan(costs, 0.1, 2, first) for first in ("columns", "rows")}
+    torch.testing.assert_close(plans["columns"].sum(1), torch.full((4,), 1 / 4, dtype=torch.float64))
+    torch.testing.assert_close(plans["rows"].sum(0), torch.full((6,), 1 / 6, dtype=torch.float64))
+    assert (plans["columns"] - plans["rows"]).abs().max() > 1e-3
+    longer = [transport_plan(costs, 0.5, 500, first) for first in ("columns", "rows")]
+    torch.testing.assert_close(*longer)
 
 
 def pot(x, y, cost, eps, iterations):
@@ -191,6 +205,7 @@ def test_compiles_without_a_break(cost):
     [
         (lambda x, y: sinkhorn_divergence(x, y, "l1"), "'l1'"),
         (lambda x, y: sinkhorn_divergence(x, y, eps=0.0), "eps is 0.0"),
+        (lambda x, y: sinkhorn_divergence(x, y, first="row"), "'row'"),
         (lambda x, y: sinkhorn_divergence(x, y, iterations=0), "iterations 0"),
         (lambda x, y: sinkhorn_divergence(x, y[:, 1:]), "(7, 2)"),
         (lambda x, y: sinkhorn_divergence(x[:0], y), "(0, 3)"),

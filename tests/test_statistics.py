@@ -148,7 +148,7 @@ def test_a_short_run_is_evaluated_with_measured_statistics(tmp_path: Path, monke
     config = short(tmp_path / "measured", DataConfig("digits", validation=0.0))
     result = fit(config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "count_batches", lambda *args: 0)
+        patch.setattr(loop, "count_batches", lambda *args, **options: 0)
         plain = fit(replace(config, out=tmp_path / "plain"))
     last = load_file(result.folder / "last" / "model.safetensors")
     other = load_file(plain.folder / "last" / "model.safetensors")

@@ -24,7 +24,7 @@ from torchcaps.train.check import check_config
 
 TABLES = {
     "discriminative": ["table2", "figure2", "figure3", "figure4", "text-multimnist"],
-    "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4"],
+    "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4", "text-feedback"],
     "fm": [
         *(f"table{number}" for number in range(1, 7)),
         *("figure4", "figure5", "text-affnist", "text-multimnist", "text-residual"),

@@ -32,8 +32,8 @@ def test_config_is_read_back_exactly(config: Config) -> None:
 
 
 def test_config_of_a_newer_version_is_refused_and_of_an_older_one_completed() -> None:
-    with pytest.raises(ValueError, match="DataConfig has no colour"):
-        from_plain(Config, {"data": {"colour": 1}})
+    with pytest.raises(ValueError, match="DataConfig has no tint"):
+        from_plain(Config, {"data": {"tint": 1}})
     assert from_plain(Config, {"epochs": 3}) == Config(epochs=3)
 
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchcaps.capsules import Capsules
 from torchcaps.votes import LinearVotes
-from torchcaps.votes.shared import SharedVotes
+from torchcaps.votes.shared import CACHED, SharedVotes
 
 TYPES, POSITIONS, COLUMNS, PARENTS, POSE, BATCH = 3, 4, 5, 9, 2, 2
 CHILDREN = TYPES * POSITIONS
@@ -70,3 +71,28 @@ def test_half_precision_gives_its_type():
 def test_bad_children_are_named():
     with pytest.raises(ValueError, match=r"\(11, 5\)"):
         SharedVotes(Capsules(torch.ones(2, 11, 5)), torch.ones(9, 3, 5, 2), 4)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that is made while it is entered."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, torch.Tensor) and not func.is_view:
+                self.numbers = max(self.numbers, each.numel())
+        return made
+
+
+def test_neither_all_votes_nor_a_weight_for_each_child_is_made():
+    types, positions, columns, parents, pose = 8, 64, 9, 512, 16
+    children = Capsules(torch.rand(1, types * positions, columns, device="meta"))
+    votes = SharedVotes(children, torch.rand(parents, types, columns, pose, device="meta"), positions)
+    state = torch.rand(1, 1, parents, pose, device="meta")
+    with Largest() as largest:
+        votes.distance(state, state)
+        votes.spread(torch.rand(1, 1, types * positions, parents, device="meta"), shift=state)
+    assert types * positions * columns <= largest.numbers <= CACHED
+    assert types * positions * parents * pose > CACHED

@@ -20,6 +20,11 @@ class Capsules(NamedTuple):
     activations: Tensor | None = None  # [b, *space, i], in [0, 1]; of FM agreement a logit
 
 
+def transformed() -> bool:
+    """Return whether `torch.func` or forward mode is at work, which see inside of torch's own operations alone."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def widen(x: Tensor) -> Tensor:
     """`x` in a precision fit for sums of squares: float32 at least (half precision overflows at |pose| = 256)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -73,7 +78,11 @@ def sign(x: Tensor, threshold: Tensor | None = None) -> Tensor:
     The sign of 0 is -1: what comes out of a ReLU is about half exact zeros, which must not look like the positive half.
     The gradient is 1 where |x - threshold| <= 1 and 0 elsewhere (straight through).
     """
-    return _Sign.apply(x if threshold is None else x - threshold.detach())  # pyright: ignore[reportReturnType]
+    x = x if threshold is None else x - threshold.detach()
+    if not transformed():
+        return _Sign.apply(x)  # pyright: ignore[reportReturnType]
+    through = x.clamp(-1, 1)
+    return torch.where(x > 0, 1.0, -1.0).to(x.dtype) + (through - through.detach())
 
 
 def binarize(x: Tensor, dim: int = -1, threshold: Tensor | None = None) -> Tensor:

@@ -22,6 +22,7 @@ class AugmentConfig:
 
     crop: int = 0  #: pixels of zero padding on each side before a random crop back to the image size
     flip: bool = False  #: mirror left to right with probability one half
+    alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
     shift: int = 0  #: translate by a whole number of pixels, uniform in [-shift, shift] along each axis, zeros enter
     rotate: float = 0.0  #: largest rotation, degrees, uniform in [-rotate, rotate]
     scale: float = 0.0  #: largest relative change of size, uniform in [1 - scale, 1 + scale]
@@ -105,6 +106,8 @@ class LossConfig:
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
     smoothing: float = 0.0  #: cross-entropies: share of each target that is spread over all classes
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
+    penalty: float | None = None  #: weight of what a model adds to the loss (lambda of feedback); None: the model's own
+    penalty_warmup: float = 0.0  #: share of the run in which that weight rises from 0, evenly; 0: it is constant
     threshold: float = (
         0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
     )
@@ -159,6 +162,9 @@ class Config:
     coefficients: CoefficientConfig = field(default_factory=CoefficientConfig)
     epochs: int = 10
     batch_size: int = 128  #: over all processes together
+    average: float = (
+        0.0  #: of the weights that are evaluated and kept, decay a step of their mean, e.g. 0.999; 0: the last
+    )
     clip: float | None = None  #: largest norm of the gradient of a phase; None does not clip
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32

@@ -143,8 +143,8 @@ def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:
 
 
 def build_criterion(config: LossConfig) -> Criterion:
-    """The loss that `config` describes: of the scores, of the reconstruction where it has a weight, and
-    `output.aux["penalty"]`, a scalar, where the model gives one.
+    """The loss that `config` describes: of the scores, of the reconstruction where it has a weight, and the penalty
+    that the model adds, where it does: see `added_penalty`.
 
     The criterion raises:
         ValueError: when a reconstruction is asked of a model that makes none.
@@ -162,6 +162,19 @@ def build_criterion(config: LossConfig) -> Criterion:
                     f"loss.reconstruction is {config.reconstruction}, but the model has no decoder: set it to 0"
                 )
             loss = loss + config.reconstruction * reconstruction_loss(output.aux["reconstruction"], images)
-        return loss + output.aux["penalty"] if "penalty" in output.aux else loss
+        added = added_penalty(config, output, progress)
+        return loss if added is None else loss + added
 
     return criterion
+
+
+def added_penalty(config: LossConfig, output: Output, progress: float = 1.0) -> Tensor | None:
+    """What a model adds to its loss, a scalar, at `progress` in [0, 1] of the run; None of one that adds nothing.
+
+    `output.aux["penalty"]` has the weight that the model gives it; with `config.penalty` it is that times the sum of
+    `output.aux["penalties"]`, the terms without a weight. Both rise from 0 where a warm-up is asked for.
+    """
+    if "penalty" not in output.aux:
+        return None
+    added = output.aux["penalty"] if config.penalty is None else config.penalty * output.aux["penalties"].sum()
+    return added * min(1.0, progress / config.penalty_warmup) if config.penalty_warmup else added

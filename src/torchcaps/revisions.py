@@ -94,6 +94,13 @@ def _gains_in_many_dimensions(config: Config) -> bool:
     return config.optimiser.decay == "kernels" and each in ("child", "pair")
 
 
+def _by_element(config: Config) -> bool:
+    """Whether a network of capsules has feedback whose generators are grouped by the elements of a pose."""
+    options = config.model.options
+    grouped = options.get("groups", "pose") == "pose" and options.get("generator", "capsules") == "capsules"
+    return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
+
+
 _SLOW = ("fm-resnet-*", "cnn-affnist")  # whose batch norm has Keras' momentum, a tenth of torch's
 _WITHOUT_NORM = (
     "capsnet",
@@ -183,6 +190,27 @@ REVISIONS: tuple[Revision, ...] = (
         "short runs were evaluated with running statistics of batch norm that still were those of its start",
         _few_steps,
         training=True,
+    ),
+    Revision(
+        "model",
+        "encapnet-*-feedback",
+        2,
+        "the groups of the feedback's generators were runs of channels, which are neither elements of a pose nor "
+        "capsules",
+        _by_element,
+        training=True,
+    ),
+    Revision(
+        "model",
+        "dynamic-diverse-*",
+        2,
+        "the linear head read squashed poses as they are, at the rate of those that layer norm makes long",
+        lambda config: (
+            with_model("dynamic-diverse-*")(config)
+            and config.model.options.get("head", "linear") == "linear"
+            and config.model.options.get("gain") is None
+        ),
+        {"gain": 1.0},
     ),
 )
 

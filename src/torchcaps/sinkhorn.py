@@ -2,9 +2,10 @@
 
 W(x, y) = <Q, P>, with Q the ground cost of each pair and P the entropic transport plan between uniform marginals, by a
 given number of Sinkhorn iterations; the divergence is 2 W(x, y) - W(x, x) - W(y, y). Eq. 8 as printed has marginals of
-mass B; the authors' code has 1/B, and so do we. Iterations stay in the log domain and in float32: exp(-Q / eps)
-underflows with the l2 cost. POT's `empirical_sinkhorn_divergence` is half of this, clipped at 0, with the gradient
-through the plan.
+mass B; the authors' code has 1/B, and so do we. Eq. 9 scales the columns first and then the rows, and so do we; the
+authors' code begins with the rows, which is an option: after ten iterations their losses differ. Iterations stay in the
+log domain and in float32: exp(-Q / eps) underflows with the l2 cost. POT's `empirical_sinkhorn_divergence` is half of
+this, clipped at 0, with the gradient through the plan.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import widen
+from torchcaps.capsules import no_autocast, widen
 from torchcaps.names import check_choice
 
 Cost = Literal["cosine", "l2"]
+First = Literal["columns", "rows"]
 SHORTEST = 1e-4  # of a feature vector that has a direction
 
 
@@ -37,8 +39,14 @@ def ground_cost(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # exact, with gradient 0 where x = y
 
 
-def transport_plan(cost: Tensor, eps: float, iterations: int) -> Tensor:
-    """P [n, m] after `iterations` of Eq. 9, columns first and then rows; rows sum to 1/n, columns about to 1/m."""
+def transport_plan(cost: Tensor, eps: float, iterations: int, first: First = "columns") -> Tensor:
+    """P [n, m] after `iterations` of Eq. 9: a step each of the columns, which then sum to 1/m, and of the rows, to 1/n.
+
+    `first` is which of the two begins, "columns" (Eq. 9) or "rows" (the authors' code). What comes last has its sums,
+    the other about.
+    """
+    if first == "rows":
+        return transport_plan(cost.T, eps, iterations).T
     n, m = cost.shape
     kernel = -cost / eps  # log K
     rows = torch.zeros_like(kernel[:, :1])  # [n, 1], log b
@@ -57,6 +65,7 @@ def sinkhorn_divergence(
     iterations: int = 10,
     bias_fix: bool = True,
     through_plan: bool = False,
+    first: First = "columns",
 ) -> Tensor:
     """2 W(x, y) - W(x, x) - W(y, y), a scalar of float32 at least; it can be slightly negative before convergence.
 
@@ -67,18 +76,19 @@ def sinkhorn_divergence(
         iterations: at least 1.
         bias_fix: whether the two terms of x and of y alone are taken off (Eq. 11); without it this is W(x, y).
         through_plan: whether the gradient flows through the plan too; the paper gains by leaving it out.
+        first: what an iteration scales first, see `transport_plan`: "columns" (Eq. 9) or "rows" (the authors' code).
 
     Raises:
         ValueError: for features that differ in number, empty batches, and options out of range.
     """
-    _check(x, y, cost, eps, iterations)
+    _check(x, y, cost, eps, iterations, first)
 
     def transport(a: Tensor, b: Tensor) -> Tensor:
         costs = ground_cost(a, b, cost)
-        plan = transport_plan(costs if through_plan else costs.detach(), eps, iterations)
+        plan = transport_plan(costs if through_plan else costs.detach(), eps, iterations, first)
         return (plan * costs).sum()
 
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         x, y = widen(x.flatten(1)), widen(y.flatten(1))
         total = transport(x, y)
         return 2 * total - transport(x, x) - transport(y, y) if bias_fix else total
@@ -99,8 +109,9 @@ def kl_divergence(generated: Tensor, true: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def _check(x: Tensor, y: Tensor, cost: str, eps: float, iterations: int) -> None:
+def _check(x: Tensor, y: Tensor, cost: str, eps: float, iterations: int, first: str) -> None:
     check_choice("cost", cost, ("cosine", "l2"))
+    check_choice("first", first, ("columns", "rows"))
     if eps <= 0 or iterations < 1:
         raise ValueError(f"eps is {eps} and iterations {iterations}; they must be above 0 and at least 1")
     if min(x.ndim, y.ndim) < 2 or x[:1].numel() != y[:1].numel() or 0 in (x.numel(), y.numel()):

@@ -31,7 +31,7 @@ def cost(
     options: dict[str, Option] | None = None,
     json: bool = False,
 ) -> None:
-    """Count the parameters, multiply-adds and memory of a model.
+    """Count the parameters, multiply-adds and memory of a model; it is built without memory, so it may be of any size.
 
     Args:
         model: a name from `torchcaps list models`
@@ -41,15 +41,13 @@ def cost(
         options: keyword arguments of the model's family, e.g. channels 64
         json: print one JSON object
     """
-    from torchcaps.cost import measure_cost
-    from torchcaps.models import create_model
+    from torchcaps.cost import count_cost
 
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}; it must be at least 1 pixel")
     given = listed(options or {})
-    built = create_model(model, num_classes=classes, in_channels=channels, image_size=image_size, **given)
-    assert built.origin is not None
-    measured = dataclasses.asdict(measure_cost(built, built.origin["image_size"], built.origin["in_channels"]))
+    counted = count_cost(model, num_classes=classes, in_channels=channels, image_size=image_size, **given)
+    measured = dataclasses.asdict(counted)
     if json:
         print(dumps(measured))
     else:

@@ -27,7 +27,8 @@ def export(
         out: the file; else model.onnx, model.pt2 or packed.safetensors in the run's folder
         scales: the type of the scales of binary weights
     """
-    from torchcaps.deploy.export import SCALES, export_onnx, export_packed, export_pt2
+    from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+    from torchcaps.deploy.packing import SCALES
 
     write = {"onnx": export_onnx, "pt2": export_pt2, "packed": export_packed}[format]
     written = write(run, run / NAMES[format] if out is None else out, scales=SCALES[scales])

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional
 
 if TYPE_CHECKING:
+    from torchcaps.recipes.cells import Table
     from torchcaps.recipes.run import Job, Settings
 
 RESULTS = Path("results")
@@ -53,7 +54,19 @@ def reproduce(
     settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
     say(f"{table}: {len(jobs)} runs with the budget {budget}")
     left = fill(jobs, settings)
+    draw_pictures(tables, settings.records, out, data_root)
     say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
+
+
+def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | None = None) -> None:
+    """Draw what cells of `tables` show as pictures, of the runs in `out` that have a line and no picture yet."""
+    from torchcaps.recipes.pictures import draw_missing
+    from torchcaps.recipes.records import read_records
+
+    records = read_records(lines)
+    for each in tables:
+        for path in draw_missing(each, records, lines.parent, out, root):
+            say(str(path))
 
 
 def fill(jobs: Sequence[Job], settings: Settings) -> int:
@@ -74,25 +87,35 @@ def table(
     format: Literal["md", "html"] = "md",
     write: bool = False,
     results: Path = RESULTS,
+    out: Path = Path("runs"),
+    data_root: Path | None = None,
 ) -> None:
     """Show a table of a paper, with what was measured beside what was published.
 
     Args:
         table: a name from `torchcaps list tables`, or a shell pattern
         format: what is printed: md (Markdown), html
-        write: write results/tables/PAPER/TABLE.md and .html too, and of a figure whose curves have runs .svg
+        write: write results/tables/PAPER/TABLE.md and .html too, of a figure whose curves have runs .svg, and of cells
+            that are pictures in print .png
         results: folder of runs.jsonl, and of what is written
+        out: folder of the runs' folders, of which pictures are drawn that are not there yet
+        data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
     from torchcaps.recipes import find_tables
     from torchcaps.recipes.figures import draw, save
+    from torchcaps.recipes.pictures import list_pictures
     from torchcaps.recipes.records import read_records
     from torchcaps.recipes.render import html, markdown, view
     from torchcaps.recipes.summary import this_machine
 
     records = read_records(results / "runs.jsonl")
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
-    for each in find_tables(table):
-        shown, path = view(each, records, machine), results / "tables" / each.id
+    tables = find_tables(table)
+    if write:
+        draw_pictures(tables, results / "runs.jsonl", out, data_root)
+    for each in tables:
+        pictures = [picture for picture in list_pictures(each, records, results) if picture.path.exists()]
+        shown, path = view(each, records, machine, pictures), results / "tables" / each.id
         figure = draw(each, records) if write else None
         if figure is not None:
             shown = shown._replace(picture=f"{path.name}.svg")

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING
 from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
-    from torchcaps.cost.measure import Cost, measure_cost
+    from torchcaps.cost.measure import Cost, count_cost, measure_cost
     from torchcaps.cost.operations import count_operations
     from torchcaps.cost.published import PublishedCost, cost_table, published_costs
 
 _HOMES = {
-    "measure": ("Cost", "measure_cost"),
+    "measure": ("Cost", "count_cost", "measure_cost"),
     "operations": ("count_operations",),
     "published": ("PublishedCost", "cost_table", "published_costs"),
 }
 
-__all__ = ["Cost", "PublishedCost", "cost_table", "count_operations", "measure_cost", "published_costs"]
+__all__ = ["Cost", "PublishedCost", "cost_table", "count_cost", "count_operations", "measure_cost", "published_costs"]
 
 __getattr__ = resolver(__name__, _HOMES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps.cost.operations import count_operations
 from torchcaps.layers import plain_steps
-from torchcaps.models import Model
+from torchcaps.models import Model, create_model
 from torchcaps.models.heads import Widen
 
 
@@ -58,6 +59,20 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
     )
 
 
+def count_cost(name: str, **arguments: Any) -> Cost:
+    """The cost of a registered model of any size: it is built without memory, and nothing is computed.
+
+    Args:
+        name: as `create_model` takes it.
+        arguments: of `create_model`; no pretrained weights are fetched.
+    """
+    given = {argument: value for argument, value in arguments.items() if argument != "pretrained"}
+    with torch.device("meta"):
+        model = create_model(name, **given)
+        assert model.origin is not None
+        return measure_cost(model, model.origin["image_size"], model.origin["in_channels"])
+
+
 def count_multiply_adds(model: Model, images: Tensor) -> int:
     """Multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
     with torch.no_grad(), plain_steps(model), FlopCounterMode(display=False) as counter:
@@ -74,7 +89,7 @@ def held_bytes(model: Model, images: Tensor) -> int:
     held: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no other storage gets its address
+        held[tensor.untyped_storage()._cdata] = tensor  # alive, so that no other storage gets its address
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -31,6 +31,7 @@ _MOVES = {
     aten.empty_strided, aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty, aten.new_empty_strided,
     aten.arange, aten.scalar_tensor, aten.lift_fresh, aten.fill_, aten.roll, aten.repeat, aten.is_pinned,
     aten._unsafe_view, aten._reshape_copy, aten.linspace, aten.slice_scatter, aten.index_select, aten.im2col,
+    aten.aminmax, aten._local_scalar_dense,  # how indices are checked on some devices
 }  # fmt: skip
 _EACH = {  # operations for each element
     aten._softmax: 3,  # exp, sum, quotient

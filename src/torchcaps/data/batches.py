@@ -18,7 +18,7 @@ from torchcaps.config import AugmentConfig
 from torchcaps.data import prepare, transforms
 from torchcaps.data.images import Source, resize
 from torchcaps.data.overlap import Overlap, Parts
-from torchcaps.data.splits import DRAWS, ORDER, mix, permutation
+from torchcaps.data.splits import DRAWS, ORDER, coins, mix, permutation
 from torchcaps.data.streams import Stream
 
 
@@ -63,6 +63,8 @@ class Batches:
             raise ValueError("standardise 'dataset' needs mean and std of the channels")
         if self.augment is not None:
             transforms.check_augment(self.augment)
+            if self.augment.alternate and isinstance(self.images, Stream):
+                raise ValueError("augment.alternate is of images that come again each epoch; a stream's do not")
 
     def __len__(self) -> int:
         """Steps of an epoch."""
@@ -96,12 +98,13 @@ class Batches:
         indices = self._order(epoch)[step * self.batch_size :][self._rows(step)]
         parts = source.parts(indices)
         first = replace(self, views=1)
-        pixels = [first._prepare(resize(each, source.shape[1:]), epoch, step) for each in parts.pixels.unbind(1)]
+        shape = source.shape[1:]
+        pixels = [first._prepare(resize(each, shape), indices, epoch, step) for each in parts.pixels.unbind(1)]
         return parts._replace(pixels=torch.stack(pixels, 1))
 
     def _generate(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for step, (indices, pixels) in enumerate(zip(batches, self.images.stream(batches), strict=True), start):
-            yield self._prepare(pixels, epoch, step), self.images.targets(indices)
+            yield self._prepare(pixels, indices, epoch, step), self.images.targets(indices)
 
     def _order(self, epoch: int) -> Tensor:
         seed = mix(ORDER, self.seed, epoch)
@@ -120,11 +123,13 @@ class Batches:
         joint = self._joint(step)
         return slice(self.rank * joint // self.world, (self.rank + 1) * joint // self.world)
 
-    def _prepare(self, pixels: Tensor, epoch: int, step: int) -> Tensor:
+    def _prepare(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
         if self.augment is None:
             return self._evaluated(pixels)
         joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
         draws = joint.rows(self._rows(step))
+        if self.augment.alternate:
+            draws = draws._replace(flip=coins(indices, self.seed) ^ bool(epoch % 2))
         if self.standardise_first:
             pixels = self._standardise(transforms.recolour(transforms.to_float(pixels), self.augment, draws))
         if self.cut is not None:

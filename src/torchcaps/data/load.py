@@ -174,8 +174,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
-    how = config.standardise, config.crop, config.views, config.std, config.standardise_first
-    return Data(train, validation, test, *how, read=read)
+    how = config.standardise, config.crop, config.views, config.std
+    return Data(train, validation, test, *how, standardise_first=config.standardise_first, read=read)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

@@ -17,7 +17,7 @@ from torchcaps.config import DataConfig
 if TYPE_CHECKING:
     from torchcaps.data.images import Stored
 
-ORDER, DRAWS, SPLIT, COMPOSE = range(4)  # what a seed is used for: the uses of one seed are independent
+ORDER, DRAWS, SPLIT, COMPOSE, FLIPS = range(5)  # what a seed is used for: the uses of one seed are independent
 RARE = 10  # images that have the same label set, below which they are split together with others
 
 
@@ -37,6 +37,20 @@ def mix(purpose: int, *key: int) -> np.random.SeedSequence:
 def permutation(count: int, seed: np.random.SeedSequence) -> Tensor:
     """The numbers 0 .. count - 1 in a random order: int64 [count]."""
     return torch.from_numpy(np.random.PCG64(seed).random_raw(count).argsort(kind="stable"))
+
+
+def coins(indices: Tensor, seed: int) -> Tensor:
+    """A coin thrown for each image, the same whenever it is asked for: bool [b] for `indices` int64 [b], on the CPU.
+
+    It is the top bit of Steele et al. 2014's SplitMix64 of the index, begun at a number drawn from the seed.
+    """
+    start = mix(FLIPS, seed).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        state = start + (indices.cpu().numpy().astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return torch.from_numpy((state >> np.uint64(63)).astype(bool))
 
 
 def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:

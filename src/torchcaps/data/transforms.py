@@ -44,6 +44,8 @@ def check_augment(config: AugmentConfig) -> None:
     for name in (each.name for each in fields(config)):
         if (value := getattr(config, name)) < 0:
             raise ValueError(f"augment.{name} is {value}: it must not be negative")
+    if config.alternate and not config.flip:
+        raise ValueError("augment.alternate says when images are mirrored: set augment.flip too, or leave it out")
     if config.scale >= 1:
         raise ValueError(f"augment.scale is {config.scale}: it must be below 1, or an image could vanish")
     if config.shear >= 90:

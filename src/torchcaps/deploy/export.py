@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.deploy.module import PROGRAM, class_outputs
-from torchcaps.deploy.packing import SCALES, binary_stacks, check_scales, load_packed, pack_model, save_packed
+from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.extras import missing_extra
+from torchcaps.layers import has_binary_weights, pack
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
-
-__all__ = ["SCALES", "Exported", "export_onnx", "export_packed", "export_pt2", "load_packed", "pack_model"]
 
 OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 SECONDS, MOST = 0.2, 200  # that the time of one image is taken for, and in how many passes
@@ -60,7 +59,7 @@ class _Source(NamedTuple):
     def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
         """The program, for any batch size, in which binary weights are bits; and how many outputs it has."""
         check_scales(scales)
-        module = _Outputs(pack_model(self.model, scales) if binary_stacks(self.model) else self.model)
+        module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of the exporter, about its own insides
             batch = ({0: torch.export.Dim.DYNAMIC},)
@@ -171,7 +170,7 @@ def export_packed(
     given, path = _loaded(source, image), Path(path)
     if given.manifest is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
-    save_packed(pack_model(given.model, scales), path, given.manifest, scales)
+    save_packed(pack(given.model, scales), path, given.manifest, scales)
     return given.written(path, _Outputs(load_packed(path)))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.layers import CapsuleStack, has_binary_weights, pack_stack
+from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model, rebuild_model
 
@@ -19,38 +18,8 @@ FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def binary_stacks(model: nn.Module) -> dict[str, CapsuleStack]:
-    """The stacks of `model`, by name, that have a layer which can be packed."""
-    return {
-        name: stack
-        for name, stack in model.named_modules()
-        if isinstance(stack, CapsuleStack) and has_binary_weights(stack)
-    }
-
-
-def pack_model(model: Model, scales: torch.dtype = torch.float32) -> Model:
-    """A copy for inference whose stacks hold one bit a weight where weights are binary; the rest stays as it is.
-
-    Args:
-        model: with at least one layer that routes by "xnodr" or "xnodr-xnidr".
-        scales: type of the scales, see `torchcaps.pack`.
-
-    Raises:
-        ValueError: when no layer has binary weights.
-    """
-    packed = copy.deepcopy(model)
-    stacks = binary_stacks(packed)
-    if not stacks:
-        raise ValueError(
-            "the model has no layer with binary weights: only those of routing 'xnodr' and 'xnodr-xnidr' can be packed"
-        )
-    for name, stack in stacks.items():
-        packed.set_submodule(name, pack_stack(stack, scales))
-    return packed.eval()
-
-
 def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dtype) -> None:
-    """Write what `pack_model` made to the file `path`, which is replaced whole."""
+    """Write what `torchcaps.pack` made to the file `path`, which is replaced whole."""
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
@@ -84,7 +53,7 @@ def load_packed(path: str | Path) -> Model:
         if metadata.get("scales") not in SCALES:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):
-            model = pack_model(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
+            model = pack(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
         _assign(model, tensors)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a packed model: {error}") from error

@@ -173,8 +173,9 @@ def _presence(parents: Capsules) -> Tensor:
 def locate_children(model: Model, images: Tensor) -> dict[str, Box]:
     """Where the children of each routed layer lie in the input, by the gradient of those in two corners.
 
-    The middles of the fields that the first and the last child see span the grid. Where such a field is the whole side,
-    the grid is taken to be the image.
+    The middles of the fields that the first and the last child see span the grid; what the border cuts off a field is
+    counted in, by the size of the field of a child between them. Where a field is the whole side, the grid is taken to
+    be the image.
     """
     children: dict[str, Capsules] = {}
 
@@ -191,8 +192,8 @@ def locate_children(model: Model, images: Tensor) -> dict[str, Box]:
 def _box(poses: Tensor, images: Tensor) -> Box:
     """The box of children [b, h, w, i, d] that were computed of `images`."""
     fields = []
-    for corner in (0, -1):
-        (gradient,) = torch.autograd.grad(poses[:, corner, corner].sum(), images, retain_graph=True, allow_unused=True)
+    for row, column in ((0, 0), (poses.shape[1] // 2, poses.shape[2] // 2), (-1, -1)):
+        (gradient,) = torch.autograd.grad(poses[:, row, column].sum(), images, retain_graph=True, allow_unused=True)
         if gradient is None:
             return Box()
         fields.append(gradient.abs().sum((0, 1)) > 0)  # [h, w]
@@ -203,7 +204,8 @@ def _box(poses: Tensor, images: Tensor) -> Box:
         if any(len(end) in (0, side) for end in ends) or count == 1:
             spans.append((0.0, 1.0))
             continue
-        first, last = ((end[0] + end[-1] + 1).item() / (2 * side) for end in ends)
+        size = max((end[-1] - end[0] + 1).item() for end in ends)
+        first, last = (ends[0][-1].item() + 1 - size / 2) / side, (ends[-1][0].item() + size / 2) / side
         step = (last - first) / (count - 1)
         spans.append((first - step / 2, step * count))
     (top, height), (left, width) = spans

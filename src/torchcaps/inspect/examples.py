@@ -45,6 +45,7 @@ class Agreed:
     activations: list[float]
     products: Tensor  # [k, m]
     places: Tensor  # [k, m, 2, 2]
+    ring: Tensor | None  # [i, 2]
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ def _pairs_by_image(layers: list[AgreedLayer], images: int) -> list[list[Agreed]
                 layer.activations[n].tolist(),
                 layer.products[n].float().cpu(),
                 layer.places[n].float().cpu(),
+                None if layer.ring is None else layer.ring.float().cpu(),
             )
             for layer in layers
         ]

@@ -303,7 +303,10 @@ def _routed(layer: Routed) -> dict[str, Any]:
 
 
 def _agreed(layer: Agreed) -> dict[str, Any]:
-    """Lines are [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product."""
+    """Lines are [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product.
+
+    `ring` is [x, y] of each child that stands on a circle, as those have it that stand nowhere in the image.
+    """
     share = (layer.products / layer.products.max().clamp_min(1e-9)).clamp_min(0)
     lines = torch.cat([layer.places.flip(-1).flatten(2), share.unsqueeze(-1)], -1)  # [k, m, 5]
     return {
@@ -312,6 +315,9 @@ def _agreed(layer: Agreed) -> dict[str, Any]:
         "parents": layer.parents,
         "activations": [round(a, 4) for a in layer.activations],
         "lines": [[[round(x, 3) for x in pair] for pair in parent] for parent in lines.tolist()],
+        "ring": None
+        if layer.ring is None
+        else [[round(x, 3) for x in place] for place in layer.ring.flip(-1).tolist()],
     }
 
 

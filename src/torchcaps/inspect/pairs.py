@@ -1,12 +1,13 @@
-"""Which children agree: the products of two votes that FM agreement sums, over the image.
+"""Which children agree: the products of two votes that FM agreement sums, over the image or on a circle.
 
 FM has no coupling to look at. Its activation a_j is the sum over all pairs of children of v_i1j . v_i2j / n (Zhao et
-al. 2020, Eq. 5 to 8), so the pairs with the largest products say which two parts, where they stand, made a parent
-(figure 1).
+al. 2020, Eq. 5 to 8), so the pairs with the largest products say which two parts made a parent (figure 1): where they
+stand in the image or, below the classes of a deep network, where parts stand nowhere, which capsules they are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCK = 1 << 22  # products that are held at once
+RADIUS = 0.4  # of the circle of children without positions, in shares of a picture's side
+NUMBERED = 40  # children on a circle that have room for their numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class AgreedLayer:
     activations: Tensor  # [b, k], a_j
     products: Tensor  # [b, k, m], what each pair adds to a_j, the largest first
     places: Tensor  # [b, k, m, 2, 2], row and column of both children, in shares of the image's height and width
+    ring: Tensor | None  # [i, 2], of children without positions: the places of all, on a circle; else None
 
 
 def fm_votes(layer: CapsuleLayer, children: Capsules) -> Tensor:
@@ -65,8 +69,10 @@ def pair_weight(routing: FM) -> float:
 
 @torch.no_grad()
 def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12) -> list[AgreedLayer]:
-    """The strongest pairs of each layer of FM agreement whose children have positions; none for other models, and of a
-    single child.
+    """The strongest pairs of each layer of FM agreement whose children have positions, and of the class layer.
+
+    None for other models, and of a single child. Class capsules of a deep network have children without positions,
+    which are put on a circle.
 
     Args:
         model: it is left in evaluation mode.
@@ -77,8 +83,7 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
     below: dict[str, tuple[CapsuleLayer, Capsules, Capsules]] = {}
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
-        placed = children.poses.ndim == 5 and step.capsules.poses.ndim == 3
-        if isinstance(layer.routing, FM) and placed and layer.routing.sizes.children > 1:
+        if isinstance(layer.routing, FM) and step.capsules.poses.ndim == 3 and layer.routing.sizes.children > 1:
             below[name] = layer, children, step.capsules
 
     with visiting(model.eval(), visit):
@@ -86,30 +91,44 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
     boxes = locate_children(model, images) if below else {}
     found = []
     for name, (layer, children, above) in below.items():
+        placed, top = children.poses.ndim == 5, above.poses is output.capsules[-1].poses
+        if not (placed or top):
+            continue
         assert above.activations is not None and isinstance(layer.routing, FM)
         best = above.activations.topk(min(parents, above.activations.shape[1]))
         products, both = _strongest(fm_votes(layer, children), best.indices, pairs)
-        height, width = children.poses.shape[1:3]
+        ring = None if placed else circle(layer.routing.sizes.children).to(products)
+        if ring is None:
+            height, width = children.poses.shape[1:3]
+            places = _places(both, (height, width), boxes[name])
+        else:
+            places = ring[both]
         found.append(
             AgreedLayer(
                 name=name,
-                top=above.poses is output.capsules[-1].poses,
+                top=top,
                 parents=best.indices,
                 activations=best.values,
                 products=products * pair_weight(layer.routing),
-                places=_places(both, (height, width), boxes[name]),
+                places=places,
+                ring=ring,
             )
         )
     return found
 
 
-def draw_pairs(image: Tensor, products: Tensor, places: Tensor, names: Sequence[str]) -> Figure:
+def draw_pairs(
+    image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor | None = None
+) -> Figure:
     """The strongest pairs of each parent over the image [c, h, w], lines from child to child; a column for each parent.
 
-    Products [k, m] make lines opaque, the largest of all fully; places are [k, m, 2, 2], `names` the k parents'.
+    Products [k, m] make lines opaque, the largest of all fully; places are [k, m, 2, 2], `names` the k parents'. Where
+    children stand on a `ring` [i, 2], they are numbered dots on a bare ground, and the image is a column before them.
     """
     from torchcaps.inspect.figures import INK, draw_tiles
 
+    if ring is not None:
+        return _draw_circles(image, products, places, names, ring)
     figure = draw_tiles({"pairs": image.expand(len(names), -1, -1, -1)}, names)
     (axes,), largest = figure.axes, products.max().clamp_min(torch.finfo(products.dtype).tiny)
     for column, (strengths, ends) in enumerate(zip(products / largest, places.tolist(), strict=True)):
@@ -118,6 +137,41 @@ def draw_pairs(image: Tensor, products: Tensor, places: Tensor, names: Sequence[
             axes.plot(across, down, color=INK["second"], alpha=strength, lw=1, marker="o", ms=1.6, zorder=3)
     axes.set(xlim=(0, len(names)))
     return figure
+
+
+def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor) -> Figure:
+    """As `draw_pairs`, of children that stand on a circle."""
+    from matplotlib.figure import Figure
+
+    from torchcaps.inspect.figures import INK
+
+    largest = products.max().clamp_min(torch.finfo(products.dtype).tiny)
+    figure = Figure(figsize=(1.5 * (len(names) + 1), 1.8), layout="constrained")
+    first, *others = figure.subplots(1, len(names) + 1)
+    first.imshow(image.movedim(0, -1).squeeze(-1).clamp(0, 1).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
+    first.set_title("image", fontsize=8)
+    for axes, name, strengths, ends in zip(others, names, products / largest, places.tolist(), strict=True):
+        for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
+            axes.plot([x1, x2], [y1, y2], color=INK["second"], alpha=strength, lw=1.4)
+        rows, columns = ring.T.tolist()
+        axes.plot(columns, rows, "o", color=INK["accent"], ms=2.4)
+        for number, (row, column) in enumerate(zip(rows, columns, strict=True), 1):
+            if len(rows) <= NUMBERED:
+                place = [0.5 + 1.18 * (at - 0.5) for at in (column, row)]
+                axes.text(*place, str(number), ha="center", va="center", fontsize=5, color=INK["muted"])
+        axes.set_title(name, fontsize=8)
+        axes.set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
+    for axes in (first, *others):
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+    return figure
+
+
+def circle(count: int) -> Tensor:
+    """Row and column [count, 2], in [0, 1], of points on a circle: the first at its top, the others clockwise."""
+    angle = 2 * math.pi / count * torch.arange(count)
+    return 0.5 + RADIUS * torch.stack([-angle.cos(), angle.sin()], -1)
 
 
 def _strongest(votes: Tensor, parents: Tensor, pairs: int) -> tuple[Tensor, Tensor]:

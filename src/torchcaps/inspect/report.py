@@ -221,7 +221,7 @@ def draw_examples(
     for layer in examples[0].agreed if examples else []:
         names = name_parents(examples[0], layer.parents, classes if layer.top else ())
         found[f"pairs-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: draw_pairs(
-            examples[0].image, layer.products, layer.places, names
+            examples[0].image, layer.products, layer.places, names, layer.ring
         )
     return {name: draw() for name, draw in found.items()}
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 
+from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
 from torchcaps.routing import Routing, State, Step
 from torchcaps.votes import Votes
@@ -109,5 +110,9 @@ def _say_plain() -> None:
 
 
 def runs_fused(votes: Votes) -> bool:
-    """Whether a fused step can be taken now: on a device that kernels have, and not in a graph made for elsewhere."""
-    return votes.device.type in DEVICES and not torch.compiler.is_exporting()
+    """Return whether a fused step can be taken now.
+
+    That is on a device that kernels have, not in a graph made for elsewhere, and not where `torch.func` or forward mode
+    must see inside: to them an operation's derivative would be 0.
+    """
+    return votes.device.type in DEVICES and not torch.compiler.is_exporting() and not transformed()

@@ -5,7 +5,8 @@ from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
-from torchcaps.layers.packed import PackedLayer, PackedStack, has_binary_weights, pack, pack_stack
+from torchcaps.layers.packed import PackedLayer, PackedStack, PackedXnorConv2d
+from torchcaps.layers.packing import has_binary_weights, pack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
@@ -28,6 +29,7 @@ __all__ = [
     "OptimalTransportUnit",
     "PackedLayer",
     "PackedStack",
+    "PackedXnorConv2d",
     "PooledTransform",
     "PrimaryCaps",
     "PrimaryPoses",
@@ -38,7 +40,6 @@ __all__ = [
     "flatten_space",
     "has_binary_weights",
     "pack",
-    "pack_stack",
     "plain_steps",
     "pose_shape",
     "to_capsules",

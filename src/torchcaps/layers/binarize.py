@@ -43,13 +43,32 @@ class XnorConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """[b, c, h, w] -> [b, out, h', w']."""
-        window = input.new_ones(1, 1, *self.kernel_size) / (self.kernel_size[0] * self.kernel_size[1])
-        strength = input.detach().abs().mean(1, keepdim=True)  # M_I [b, 1, h, w]
-        image_scale = F.conv2d(strength, window, stride=self.stride, padding=self.padding)  # A_I [b, 1, h', w']
-        weight_scale = self.weight.detach().abs().mean((1, 2, 3))[:, None, None]  # [out, 1, 1]
-        counts = F.conv2d(self._signs(input), self._signs(self.weight), stride=self.stride, padding=self.padding)
-        out = counts * image_scale * weight_scale
-        return out if self.bias is None else out + self.bias[:, None, None]
+        signs, scale = self.binary_weight()
+        return xnor_convolve(input, signs, scale, self.bias, self.stride, self.padding, self.threshold)
 
-    def _signs(self, x: Tensor) -> Tensor:
-        return sign(x, midpoint(x, (1, 2, 3)) if self.threshold == "midpoint" else None)
+    def binary_weight(self) -> tuple[Tensor, Tensor]:
+        """Signs of the weight, of its shape, and alpha_W [out, 1, 1]."""
+        return _signs(self.weight, self.threshold), self.weight.detach().abs().mean((1, 2, 3))[:, None, None]
+
+
+def xnor_convolve(
+    input: Tensor,
+    signs: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: str | tuple[int, ...],
+    threshold: Threshold,
+) -> Tensor:
+    """Eq. 20, of images [b, c, h, w] and filters as `XnorConv2d.binary_weight` gives them."""
+    kernel = signs.shape[-2:]
+    window = input.new_ones(1, 1, *kernel) / (kernel[0] * kernel[1])
+    strength = input.detach().abs().mean(1, keepdim=True)  # M_I [b, 1, h, w]
+    image_scale = F.conv2d(strength, window, stride=stride, padding=padding)  # A_I [b, 1, h', w']
+    counts = F.conv2d(_signs(input, threshold), signs, stride=stride, padding=padding)
+    out = counts * image_scale * scale
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _signs(x: Tensor, threshold: Threshold) -> Tensor:
+    return sign(x, midpoint(x, (1, 2, 3)) if threshold == "midpoint" else None)

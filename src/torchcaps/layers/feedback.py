@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import widen
 from torchcaps.layers.gather import gather_batch
-from torchcaps.layers.master_aide import squash_maps
+from torchcaps.layers.master_aide import over_channels, squash_maps
 from torchcaps.names import check_choice
 from torchcaps.sinkhorn import sinkhorn_divergence
 
@@ -28,7 +28,9 @@ class Generator(nn.Module):
         in_channels, out_channels: of the higher and the lower maps.
         stride: 2 where the lower maps are twice as large, 1 where they are equally large.
         capsules: types per position in both; None is the vanilla generator (Table 3, d4): no groups and no squash.
-        groups: of the convolution: "pose", the elements of a higher capsule (the paper), or "capsules" (the code: 32).
+        groups: of the convolution: "pose" (the paper), one for each element of a higher pose, which sees this element
+            of all capsules and makes as large a share of the lower maps, in the order (element, capsule); or
+            "capsules" (the authors' code: 32), one for each capsule, which makes the capsule of its type below.
     """
 
     def __init__(
@@ -49,14 +51,31 @@ class Generator(nn.Module):
                 raise ValueError(
                     f"{channels} channels cannot be shared out among {capsules or 1} capsules and {count} groups"
                 )
-        self.capsules = capsules
+        self.capsules, self.by_element = capsules, capsules is not None and groups == "pose"
         self.conv = nn.ConvTranspose2d(in_channels, out_channels, 3, stride, padding=1, groups=count)
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
         """[b, in, h, w] -> [b, out, *size]."""
-        out = F.relu(self.norm(self.conv(maps, output_size=size)))
+        out = F.relu(self.norm(self.convolve(maps, size)))
         return out if self.capsules is None else squash_maps(out, self.capsules)
+
+    def convolve(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """The convolution alone, of maps [b, (g d), h, w] whose capsules are side by side, to such maps."""
+        if not self.by_element:
+            return self.conv(maps, output_size=size)
+        assert self.capsules is not None
+        out = self.conv(swap(maps, self.capsules), output_size=size)  # [b, (d g), h, w]
+        return swap(out, out.shape[1] // self.capsules)
+
+
+def swap(maps: Tensor, first: int) -> Tensor:
+    """Maps [b, (g d), h, w] of g = `first` as [b, (d g), h, w]: channels of capsules as those of elements, and back."""
+
+    def change(maps: list[Tensor], dim: int) -> Tensor:
+        return maps[0].unflatten(dim, (first, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+    return over_channels(change, maps)
 
 
 def critic(channels: int, size: tuple[int, int]) -> nn.Sequential:

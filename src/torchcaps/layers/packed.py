@@ -1,4 +1,4 @@
-"""One bit a weight: the inference form of layers whose weights are binary (XnODR, and XnODR with XnIDR).
+"""One bit a weight: the inference form of layers whose weights are binary (XnODR, with XnIDR or not, and `XnorConv2d`).
 
 A packed layer holds the sign of each weight as a bit and one scale for each child and each output element of a parent,
 mean|W| over the child's d. So a weight costs 1 + 32 / d bits with float32 scales, 1 + 16 / d with half ones: at d = 8 a
@@ -10,14 +10,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from torchcaps.capsules import Capsules
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule
+from torchcaps.capsules import Capsules, transformed
+from torchcaps.kernels.registry import Implementation
+from torchcaps.layers.binarize import XnorConv2d, xnor_convolve
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
 from torchcaps.layers.transforms import Transform, flatten_space
+from torchcaps.names import check_choice
 from torchcaps.routing import Routing, Step
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
@@ -69,112 +72,112 @@ class PackedTransform(nn.Module):
 
 
 class PackedLayer(CapsuleLayer):
-    """A routed layer with packed weights, for inference; made by `pack`. It fits into a `CapsuleStack`."""
+    """A routed layer with packed weights, for inference; made by `pack`. It fits into a `CapsuleStack`.
+
+    On a CPU, in float32, where no gradient is asked for, all iterations run at once on the bits
+    (`torchcaps.kernels.packed`), if the layer fits that loop: linear, of vector poses, routed over parents from zero.
+    Its step then has neither coupling nor state. Else its steps are plain, of weights that are unpacked at each call,
+    which saves memory and no time: convolutional capsules and matrix poses, other devices and types.
+    `implementation` "plain" never takes the loop, "fused" wants a layer that fits it.
+    """
 
     def __init__(self, transform: PackedTransform, routing: Routing):
         super().__init__(transform, routing)  # pyright: ignore[reportArgumentType] - it has sizes, and makes votes
+        self._made: PackedLoop | None = None
+        self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
+
+    @property
+    def implementation(self) -> Implementation:
+        return self._implementation
+
+    @implementation.setter
+    def implementation(self, value: Implementation) -> None:
+        check_choice("implementation", value, get_args(Implementation))
+        if value == "fused":
+            from torchcaps.kernels.packed.loop import refuses
+
+            if (reason := refuses(self)) is not None:
+                raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
+        self._fused, self._implementation = None, value
 
     def votes(self, children: Capsules) -> Votes:
         """Of the packed transform, which binarizes the children itself."""
         return self.transform(children)
+
+    def forward(self, children: Capsules, iterations: int = 1) -> Step:
+        """All iterations of this layer alone."""
+        loop = self._loop(children.poses)
+        if loop is None:
+            return super().forward(children, iterations)
+        return Step(Capsules(loop(flatten_space(children).poses, iterations)), None, None)
 
     def bytes_per_weight(self) -> float:
         """Stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
         stored = sum(buffer.nbytes for buffer in self.transform.buffers())
         return stored / math.prod(self.transform.shape)
 
-
-class PackedStack(CapsuleStack):
-    """A stack of one packed layer, for inference; made by `pack_stack`.
-
-    On a CPU, in float32 and without gradients, all iterations run at once on the bits (`torchcaps.kernels.packed`),
-    where the layer fits that loop; its step then has neither coupling nor state. Otherwise it is as any stack.
-    """
-
-    def __init__(self, layer: PackedLayer, iterations: int, schedule: Schedule = "sequential"):
-        super().__init__([layer], iterations, schedule)
-        self._made: PackedLoop | None = None
-        self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
-
-    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
-        loop = self._loop(children) if visit is None else None
-        if loop is None:
-            return super().forward(children, visit)
-        return (Step(Capsules(loop(flatten_space(children).poses, self.iterations)), None, None),)
-
-    def _loop(self, children: Capsules) -> PackedLoop | None:
-        poses = children.poses
+    def _loop(self, poses: Tensor) -> PackedLoop | None:
+        """The loop, made anew where its tensors changed; None where it cannot be taken now."""
+        if self.implementation == "plain" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return None
         if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
             return None
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if type(poses) not in (Tensor, nn.Parameter) or transformed():  # a fake one holds no numbers
             return None
-        layer = self.layers[0]
-        assert isinstance(layer, PackedLayer) and isinstance(layer.transform, PackedTransform)
-        if layer.implementation == "plain":
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
             return None
-        tensors = (layer.transform.bits, layer.transform.scales)
+        assert isinstance(self.transform, PackedTransform) and isinstance(self.routing, XnODR)
+        bias = [] if self.routing.bias is None else [self.routing.bias]
+        tensors = [self.transform.bits, self.transform.scales, *bias]
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
-            from torchcaps.kernels.packed.loop import PackedLoop, fits_loop
+            from torchcaps.kernels.packed.loop import PackedLoop, refuses
 
-            self._made, self._made_of = PackedLoop(layer) if fits_loop(layer) else None, now
+            self._made, self._made_of = PackedLoop(self) if refuses(self) is None else None, now
         return self._made
 
 
-def has_binary_weights(stack: CapsuleStack) -> bool:
-    """Whether a layer of the stack is yet to be packed."""
-    return any(
-        isinstance(layer, CapsuleLayer) and layer.routing.spec.binary_weights and not isinstance(layer, PackedLayer)
-        for layer in stack.layers
-    )
+class PackedStack(CapsuleStack):
+    """A stack some of whose layers are packed, for inference; made by `pack`.
 
-
-def pack_stack(stack: CapsuleStack, scales: torch.dtype = torch.float32) -> CapsuleStack:
-    """The inference form of a stack: its layers with binary weights are packed, others are copied as they are.
-
-    Args:
-        stack: of which at least one layer has binary weights.
-        scales: see `pack`.
-
-    Raises:
-        ValueError: when no layer has.
+    In sequence each layer runs alone, a packed one by its loop where it can. Concurrent layers, and a visitor, who
+    wants to see each step, have plain steps.
     """
-    if not has_binary_weights(stack):
-        raise ValueError("no layer of the stack has binary weights: only 'xnodr' and 'xnodr-xnidr' can be packed")
-    layers = [
-        pack(layer, scales) if layer.routing.spec.binary_weights else copy.deepcopy(layer)
-        for layer in stack.layers
-        if isinstance(layer, CapsuleLayer)
-    ]
-    if len(layers) == 1 and isinstance(layers[0], PackedLayer):
-        return PackedStack(layers[0], stack.iterations, stack.schedule).train(stack.training)
-    return CapsuleStack(layers, stack.iterations, stack.schedule).train(stack.training)
+
+    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+        layers = self._layers()
+        if visit is not None or (self.schedule == "concurrent" and len(layers) > 1):
+            return super().forward(children, visit)
+        steps: list[Step] = []
+        for layer in layers:
+            steps.append(layer(steps[-1].capsules if steps else children, self.iterations))
+        return tuple(steps)
 
 
-def pack(layer: CapsuleLayer, scales: torch.dtype = torch.float32) -> PackedLayer:
-    """The inference form of a layer whose weights are binary, with its own copy of everything.
+class PackedXnorConv2d(nn.Module):
+    """What an `XnorConv2d` computes, of one bit a weight and one scale a filter; made by `pack`.
 
-    Its outputs are those of `layer`, and its state holds no float weights. To load a packed state without them, build
-    the layer on the meta device: `with torch.device("meta"): packed = pack(CapsuleLayer(...))`, then
-    `packed.load_state_dict(state, assign=True)`.
-
-    Args:
-        layer: with a routing that declares `binary_weights`: "xnodr" or "xnodr-xnidr".
-        scales: torch.float32, or torch.float16 or torch.bfloat16; halves make outputs those of the rounded scales.
-
-    Raises:
-        ValueError: for layers whose weights are not binary (XnIDR binarizes votes and outputs only), and for scales
-            that are not floating point.
+    Its signs are unpacked at each call, so that it saves memory and no time: a 32nd of float32 but for the scales.
     """
-    name = layer.routing.spec.name
-    if not layer.routing.spec.binary_weights:
-        reason = " (XnIDR binarizes votes and outputs, its weights stay in floating point)" if name == "xnidr" else ""
-        raise ValueError(f"weights of routing {name!r} are not binary{reason}: 'xnodr' or 'xnodr-xnidr' can be packed")
-    if not scales.is_floating_point:
-        raise ValueError(f"scales are {scales}; they must be floating point: torch.float32, torch.float16")
-    assert isinstance(layer.routing, XnODR)
-    transform = PackedTransform(layer.transform, layer.routing.threshold, scales)
-    return PackedLayer(transform, copy.deepcopy(layer.routing)).train(layer.training)
+
+    bits: Tensor
+    scales: Tensor
+
+    def __init__(self, conv: XnorConv2d, scales: torch.dtype):
+        super().__init__()
+        signs, scale = conv.binary_weight()
+        self.register_buffer("bits", _pack(signs > 0))
+        self.register_buffer("scales", scale.to(scales))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.shape, self.stride, self.padding = tuple(conv.weight.shape), conv.stride, conv.padding
+        self.threshold: Threshold = conv.threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, out, h', w']."""
+        positive = _unpack(self.bits, math.prod(self.shape)).view(self.shape)
+        signs = torch.where(positive, 1.0, -1.0).to(input.dtype)
+        scale = self.scales.to(input.dtype)
+        return xnor_convolve(input, signs, scale, self.bias, self.stride, self.padding, self.threshold)
 
 
 def _pack(positive: Tensor) -> Tensor:

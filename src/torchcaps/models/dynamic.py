@@ -78,13 +78,15 @@ def dynamic_diverse(
     pose: int = 64,
     iterations: int = 3,
     head: str = "linear",
+    gain: float | None = None,
 ) -> CapsuleNetwork:
     """The network of Table 11 with dynamic routing: CapsNet* of figure 5.
 
     The paper says that layers, neurons and optimiser are those of the vector network. Squash stands for layer norm, a
     layer finishes its iterations before the next begins, and the primary convolution has a bias, as in CapsNet. Weights
     start so that lengths keep to one half from layer to layer: with CapsNet's start those of a narrowed network's
-    classes are a thousandth, and it did not learn.
+    classes are a thousandth, and it did not learn. The head reads poses at the length that layer norm gives them there:
+    squashed ones, shorter than 1, move its logits by less than 1 / pose of that at the same rate.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).
@@ -94,10 +96,13 @@ def dynamic_diverse(
         iterations: of the routing, at least 1.
         head: "linear", logits as in Table 11, for binary cross-entropy; "length" of the class capsules, for the margin
             loss.
+        gain: what the linear head multiplies poses by; None: the root of `pose`.
 
     Raises:
-        ValueError: as in `dynamic`, and for another head.
+        ValueError: as in `dynamic`, and for another head, or a gain that is not above 0.
     """
+    if gain is not None and gain <= 0:
+        raise ValueError(f"gain is {gain}; it must be above 0, or None for the root of the pose size")
     check_choice("head", head, ("linear", "length"))
     features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
@@ -109,7 +114,8 @@ def dynamic_diverse(
         *linear_transforms(counts, pose, matrix=False, std=whole_std),
     ]
     layers = [CapsuleLayer(transform, "dynamic") for transform in transforms]
-    reader: nn.Module = PoseHead(pose) if head == "linear" else LengthHead()
+    gain = math.sqrt(pose) if gain is None else gain
+    reader: nn.Module = PoseHead(pose, gain) if head == "linear" else LengthHead()
     return CapsuleNetwork(features, primary, CapsuleStack(layers, iterations), reader)
 
 

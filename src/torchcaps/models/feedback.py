@@ -1,8 +1,9 @@
 """A network trained with EncapNet's feedback agreement (Li et al. 2018, section 3.2): units on every stage.
 
 One unit compares what a stage saw with what is generated from its output (figure 3a); a second one, where asked for,
-does so with what the stage's first layer gave, along the path of the skip connection (Table 3, 8). Their sum times
-lambda is `Output.aux["penalty"]`, which the training loss adds. In evaluation mode there is the network alone.
+does so with what the stage's first layer gave, along the path of the skip connection (Table 3, 8). Their divergences
+are `Output.aux["penalties"]`, named by the modules of Table 2 (M1, M1-skip, M2, ...), and their sum times lambda is
+`Output.aux["penalty"]`, which the training loss adds. In evaluation mode there is the network alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torchcaps.layers.feedback import Divergence, OptimalTransportUnit
 from torchcaps.models.registry import Factory, Model, Output, register_variant
 from torchcaps.models.staged import StagedModel
 from torchcaps.names import check_choice
-from torchcaps.sinkhorn import Cost, kl_divergence, sinkhorn_divergence
+from torchcaps.sinkhorn import Cost, First, kl_divergence, sinkhorn_divergence
 
 SUFFIX = "-feedback"  # of the names of networks with it
 
@@ -42,6 +43,7 @@ class Feedback:
     cost: Cost = "cosine"  #: ground cost; l2 (d5)
     eps: float = 0.1  #: of the entropy
     iterations: int = 10  #: of Sinkhorn
+    first: First = "columns"  #: what each of them scales first: columns (Eq. 9), or rows (the authors' code)
     bias_fix: bool = True  #: False (d1): W(x, y) alone
     through_plan: bool = False  #: True (d2): gradient through the plan too
 
@@ -64,6 +66,7 @@ class Feedback:
             iterations=self.iterations,
             bias_fix=self.bias_fix,
             through_plan=self.through_plan,
+            first=self.first,
         )
 
 
@@ -83,16 +86,28 @@ class WithFeedback(Model):
         feedback: the settings.
 
     Raises:
-        ValueError: for channels that the generator cannot group; for a second unit on a stage of one layer.
+        ValueError: for a network that is no `StagedModel`, that does not take its own images, or of whose stages one
+            returns no maps, shrinks them by more than two, or has channels that the generator cannot group; for a
+            second unit on a stage of one layer.
     """
 
     def __init__(self, network: StagedModel, feedback: Feedback | None = None):
         super().__init__()
+        if not isinstance(network, StagedModel):
+            raise ValueError(
+                f"feedback needs a network of stages, and {type(network).__name__} is none: arrange its parts as "
+                "StagedModel(stem, stages, head, image)"
+            )
         self.feedback = feedback or Feedback()
         self.network = network
         self.units = nn.ModuleList(
-            nn.ModuleList(self._unit(shapes.higher, lower) for lower in (shapes.lower, shapes.first)[: self._count(n)])
+            nn.ModuleList(self._unit(n, shapes, lower) for lower in (shapes.lower, shapes.first)[: self._count(n)])
             for n, shapes in enumerate(stage_shapes(network))
+        )
+        self.penalties = tuple(
+            f"M{n}{end}"
+            for n, units in enumerate(self.units, 1)
+            for end in ("", "-skip")[: len(units)]  # pyright: ignore[reportArgumentType]
         )
 
     def _count(self, stage: int) -> int:
@@ -101,29 +116,40 @@ class WithFeedback(Model):
             raise ValueError(f"stage {stage + 1} has a single layer, so that a second unit has nothing to compare with")
         return units
 
-    def _unit(self, higher: torch.Size, lower: torch.Size) -> OptimalTransportUnit:
-        return OptimalTransportUnit(
-            higher[0],
-            lower[0],
-            (lower[1], lower[2]),
-            1 if higher[1:] == lower[1:] else 2,
-            self.network.capsules if self.feedback.generator == "capsules" else None,
-            self.feedback.groups,
-            self.feedback.extractor,
-            self.feedback.measure(),
-        )
+    def _unit(self, stage: int, shapes: Shapes, lower: torch.Size) -> OptimalTransportUnit:
+        (above, *small), (below, height, width) = shapes.higher, lower
+        strides = [stride for stride in (1, 2) if [-(-side // stride) for side in (height, width)] == small]
+        if not strides:
+            raise ValueError(
+                f"stage {stage + 1} makes maps of {small[0]}x{small[1]} of {height}x{width}, but a generator undoes a "
+                "stride of 1 or 2 along both sides: split the stage"
+            )
+        try:
+            return OptimalTransportUnit(
+                above,
+                below,
+                (height, width),
+                strides[0],
+                self.network.capsules if self.feedback.generator == "capsules" else None,
+                self.feedback.groups,
+                self.feedback.extractor,
+                self.feedback.measure(),
+            )
+        except ValueError as error:
+            raise ValueError(f"stage {stage + 1}: {error}") from error
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """In training `aux["penalty"]` is lambda times the sum of the units' divergences, a scalar."""
+        """In training `aux["penalties"]` is each unit's divergence, and `aux["penalty"]` lambda times their sum."""
         if not self.training:
             return self.network(images, labels)
-        maps, penalty = self.network.stem(images), images.new_zeros((), dtype=torch.float32)
+        maps, divergences = self.network.stem(images), []
         for stage, units in zip(self.network.stages, self.units, strict=True):
             lower, first, maps = run_stage(stage, maps)  # pyright: ignore[reportArgumentType]
             for unit, seen in zip(units, (lower, first), strict=False):  # pyright: ignore[reportArgumentType]
-                penalty = penalty + unit(maps, seen)
-        output = self.network.read(maps)
-        return output._replace(aux={**output.aux, "penalty": self.feedback.weight * penalty})
+                divergences.append(unit(maps, seen))
+        output, penalties = self.network.read(maps), torch.stack(divergences)
+        added = {"penalty": self.feedback.weight * penalties.sum(), "penalties": penalties}
+        return output._replace(aux=output.aux | added)
 
     def deployed(self) -> StagedModel:
         """The network, which is told how `create_model` would make it where that made this model."""
@@ -159,12 +185,26 @@ class _Trace(nn.Module):
 
 
 def stage_shapes(network: StagedModel) -> list[Shapes]:
-    """Around each stage, for images of `network.image`; nothing is computed."""
+    """Around each stage, for images of `network.image`; nothing is computed.
+
+    Raises:
+        ValueError: when the network does not take these, or a stage returns anything but maps [b, c, h, w].
+    """
     trace, training = _Trace(network), network.training
     weights = {name: value.to("meta") for name, value in (*trace.named_parameters(), *trace.named_buffers())}
-    with torch.no_grad():
-        maps = functional_call(trace.eval(), weights, (torch.empty(1, *network.image, device="meta"),))
-    trace.train(training)
+    try:
+        with torch.no_grad():
+            maps = functional_call(trace.eval(), weights, (torch.empty(1, *network.image, device="meta"),))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"the network does not take images of {network.image}, as it says: {reason}") from error
+    finally:
+        trace.train(training)
+    for number, stage in enumerate(maps, 1):
+        for each in stage:
+            if not isinstance(each, Tensor) or each.ndim != 4:
+                what = f"a tensor of {each.ndim} dimensions" if isinstance(each, Tensor) else type(each).__name__
+                raise ValueError(f"feedback compares maps [b, c, h, w], but around stage {number} there is {what}")
     return [Shapes(*(each.shape[1:] for each in stage)) for stage in maps]
 
 
@@ -174,9 +214,7 @@ def with_feedback(factory: Factory) -> Factory:
 
     def build(**options: typing.Any) -> WithFeedback:
         feedback = Feedback(**{name: options.pop(name) for name in own if name in options})
-        network = factory(**options)
-        assert isinstance(network, StagedModel)
-        return WithFeedback(network, feedback)
+        return WithFeedback(factory(**options), feedback)  # pyright: ignore[reportArgumentType]
 
     arguments = [*inspect.signature(factory).parameters.values(), *inspect.signature(Feedback).parameters.values()]
     build.__signature__ = inspect.Signature(arguments)  # pyright: ignore[reportFunctionMemberAccess]

@@ -44,14 +44,20 @@ class PoseHead(nn.Module):
     """A logit of each class capsule: one linear map of a pose to a number, shared by all classes.
 
     Where capsules have activations, a pose counts by its own.
+
+    Args:
+        pose: elements of one.
+        gain: what poses are multiplied by before.
     """
 
-    def __init__(self, pose: int):
+    def __init__(self, pose: int, gain: float = 1.0):
         super().__init__()
-        self.linear = nn.Linear(pose, 1)
+        self.linear, self.gain = nn.Linear(pose, 1), gain
 
     def forward(self, classes: Capsules) -> Tensor:
         poses, activations = classes
+        if self.gain != 1:
+            poses = poses * self.gain
         return self.linear(poses if activations is None else poses * activations.unsqueeze(-1)).squeeze(-1)
 
 

@@ -26,7 +26,8 @@ class Output(NamedTuple):
 
     scores: Tensor  # [b, classes]: what the loss and the metrics read (lengths, logits or activations)
     capsules: tuple[Capsules, ...] = ()  # primary capsules first, class capsules last; empty for a plain network
-    aux: dict = {}  # noqa: RUF012 - by name: "reconstruction" [b, c, h, w] in [0, 1]; "states", one per routed layer
+    aux: dict = {}  # noqa: RUF012 - by name: "reconstruction" [b, c, h, w] in [0, 1]; "states", one per routed layer;
+    # in training "penalty", a scalar that the loss adds, and "penalties", its terms [n] without their weight
 
 
 class Model(nn.Module):
@@ -37,6 +38,7 @@ class Model(nn.Module):
     """
 
     origin: dict[str, Any] | None = None
+    penalties: tuple[str, ...] = ()  #: names of the terms `aux["penalties"]` that it adds to the loss in training
 
     @property
     def iterations(self) -> int:

@@ -32,6 +32,9 @@ class StagedModel(Model):
         capsules: int | None = None,
     ):
         super().__init__()
+        for number, stage in enumerate(stages, 1):
+            if not isinstance(stage, nn.Sequential):
+                raise ValueError(f"stage {number} is of {type(stage).__name__}; it must be an nn.Sequential of layers")
         if not stages or min(len(stage) for stage in stages) < 1:
             raise ValueError(f"{len(stages)} stages were given; there must be one, and a layer in each")
         self.stem, self.stages, self.head = stem, nn.ModuleList(stages), head

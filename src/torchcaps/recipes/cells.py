@@ -18,6 +18,7 @@ from torchcaps.names import unknown
 from torchcaps.recipes.metrics import ERROR, Metric
 
 Kind = Literal["mean", "best", "single"]
+Drawn = Literal["reconstructions", "segmentations"]
 Change = Callable[[Config], Config]
 
 
@@ -115,6 +116,7 @@ class Cell:
     metric: Metric = ERROR
     note: str = ""  #: e.g. where the paper and its released code differ, and which one this is
     home: str = ""  #: PAPER/TABLE, filled in by the table
+    picture: Drawn | None = None  #: what is drawn of the run, where print has a picture; see `recipes.pictures`
 
     @property
     def id(self) -> str:

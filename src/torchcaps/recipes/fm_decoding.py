@@ -158,13 +158,15 @@ def text_affnist() -> Iterator[Cell]:
             yield Cell(f"{name}-{part}", row, part, count, (Published(text),), metric, note)
 
 
-PICTURE = "a picture, in the report of the run; the cell shows the test accuracy of the network that makes it"
+PICTURE = "a picture; the number is the test accuracy of the network that makes it"
 
 
 @table(PAPER, "table4", "Table 4", "digits and their reconstructions")
 def table4() -> Iterator[Cell]:
     for test, column in (("expanded-mnist", "expanded MNIST"), ("affnist", "aff-NIST"), ("affine-digits", STAND_IN)):
-        yield Cell(test, "Input and output", column, affine(test, routing="fm"), (), ACCURACY, PICTURE)
+        yield Cell(
+            test, "Input and output", column, affine(test, routing="fm"), (), ACCURACY, PICTURE, "", "reconstructions"
+        )
 
 
 OVERLAPPED = DataConfig("multimnist-fm", compose=STREAM)
@@ -186,7 +188,7 @@ def table5() -> Iterator[Cell]:
         "absent": "*R:(7,0), reconstructed from a digit that is not there",
     }
     for name, column in columns.items():
-        yield Cell(name, "Input and output", column, overlapped(), (), EXACT_MATCH, PICTURE)
+        yield Cell(name, "Input and output", column, overlapped(), (), EXACT_MATCH, PICTURE, "", "segmentations")
 
 
 @table(PAPER, "text-multimnist", "Section 4.3.2", "overlapped digits (%), and parameters")

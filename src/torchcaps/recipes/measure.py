@@ -10,8 +10,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -111,6 +114,21 @@ def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "a
     passes = [_inference(config, batch_size, device) for config in configs]
     times = [[_seconds(*each) for each in passes] for _ in range(TURNS + 1)]
     return [1000 * median(column) for column in zip(*times[1:], strict=True)]
+
+
+def alone(measure: Callable[..., float], config: Config, **options: Any) -> float:
+    """What `measure`, a function of a module, finds of `config` in a process of its own.
+
+    Of memory, since this process keeps what networks before have given back, which would count as this one's.
+
+    Raises:
+        ValueError: when the process does not live to say, as where memory runs out; and what `measure` raises.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config, **options).result()
+        except BrokenProcessPool as error:
+            raise ValueError("the process that measures was ended, as systems do that run out of memory") from error
 
 
 def inference_memory(config: Config, batch_size: int = 128, device: str = "auto") -> float:

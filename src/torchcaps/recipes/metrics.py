@@ -41,6 +41,22 @@ def _train_loss(record: Record) -> float | None:
     return curve[-1] if curve else None
 
 
+def _class_loss(record: Record) -> float | None:
+    """Of a network that adds nothing to its loss that is all of it."""
+    curve = record.get("curve", {})
+    return curve["train_loss"][-1] - curve.get("train_penalty", [0.0])[-1] if "train_loss" in curve else None
+
+
+def penalty(name: str) -> Metric:
+    """The term `name` of what a model adds to its training loss, without its weight, in the last epoch."""
+
+    def read(record: Record) -> float | None:
+        terms = record.get("curve", {}).get("penalties", {})
+        return terms[name][-1] if name in terms else None
+
+    return Metric(f"penalty {name}, last epoch", "", read, lower=True, digits=4)
+
+
 def _value(record: Record) -> float | None:
     return record.get("value")
 
@@ -57,6 +73,7 @@ XNODR_TOP2 = Metric("XnODR's top 2, which credits one digit", "%", _share("test_
 TOP5_ERROR = Metric("top-5 error", "%", _share("test_top5_accuracy", complement=True), lower=True)
 TRAIN_ACCURACY = Metric("training accuracy, last epoch", "%", _train_accuracy)
 TRAIN_LOSS = Metric("training loss, last epoch", "", _train_loss, lower=True, digits=4)
+CLASS_LOSS = Metric("training loss without the penalty, last epoch", "", _class_loss, lower=True, digits=4)
 STEP_TIME = Metric("training time of 100 steps", "s", _value, lower=True)
 PARAMETERS = Metric("trainable parameters", "M", _value, lower=True)
 STORED = Metric("parameters and running statistics", "M", _value, lower=True, digits=3)

@@ -143,7 +143,9 @@ def describe_run(folder: Path, **more: Any) -> Record:
         **run.read("result.json"),
         "steps": history[-1]["step"],
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
-        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE} | _test_curve(history),
+        "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE}
+        | _test_curve(history)
+        | _penalties(history),
         **_keep_stages(history),
         "config_hash": config_hash(config, revisions),
         **({"revisions": revisions} if revisions else {}),
@@ -157,6 +159,14 @@ def _test_curve(history: list[dict[str, Any]]) -> dict[str, Any]:
     """Accuracy on the test split after each epoch, where that was measured (`Config.test_curve`)."""
     values = [each.get("test_accuracy") for each in history]
     return {"test_accuracy": _rounded(values)} if any(value is not None for value in values) else {}
+
+
+def _penalties(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the model added to the training loss at each epoch, and each term without its weight; of others nothing."""
+    if not all("penalties" in each for each in history):
+        return {}
+    terms = {name: _rounded([each["penalties"][name] for each in history]) for name in history[0]["penalties"]}
+    return {"train_penalty": _rounded([each["train_penalty"] for each in history]), "penalties": terms}
 
 
 def _keep_stages(history: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torchcaps.recipes.cells import Cell, Quoted, Table
 from torchcaps.recipes.metrics import Record
+from torchcaps.recipes.pictures import Picture
 from torchcaps.recipes.run import COUNT
 from torchcaps.recipes.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
 
@@ -37,12 +38,25 @@ class View(NamedTuple):
     notes: list[str]
     runs: list[str]  # where the numbers come from
     picture: str = ""  # file beside the page; empty where nothing is drawn
+    pictures: tuple[tuple[str, str], ...] = ()  # files beside the page that cells stand for, and what they show
 
 
-def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None = None) -> View:
-    """What `table` shows of the lines; `machine` as in `summary.describe_gap`."""
+def view(
+    table: Table,
+    records: Sequence[Record],
+    machine: dict[str, Any] | None = None,
+    pictures: Sequence[Picture] = (),
+) -> View:
+    """What `table` shows of the lines.
+
+    Args:
+        table, records: the table, and all lines.
+        machine: as in `summary.describe_gap`.
+        pictures: of its cells, those that are drawn (`torchcaps.recipes.pictures`).
+    """
     notes: list[str] = []
     rows, used = [], []
+    files = {each.path.name: each.caption for each in pictures}
     for cell in table.cells:
         mark = ""
         if cell.note:
@@ -52,15 +66,24 @@ def view(table: Table, records: Sequence[Record], machine: dict[str, Any] | None
         ours, cpu = reproduction(cell, records), evidence(cell, records)
         used += [each for each in (ours, cpu) if each is not None]
         published = ", ".join(map(str, cell.published)) or "-"
-        rows.append(
-            (cell.row, cell.column + mark, published, *_measured(cell, ours, records, machine), _cpu(cell, cpu))
-        )
+        shown, best, gap = _measured(cell, ours, records, machine)
+        drawn = [(each.budget, list(files).index(each.path.name) + 1) for each in pictures if each.cell == cell.name]
+        shown, small = _drawn(shown, cell, ours, drawn), _drawn(_cpu(cell, cpu), cell, cpu, drawn)
+        rows.append((cell.row, cell.column + mark, published, shown, best, gap, small))
     title = f"{table.paper.citation}, {table.printed}: {table.title}"
     metrics = dict.fromkeys(
         f"{each.metric.name} ({each.metric.unit})" if each.metric.unit else each.metric.name for each in table.cells
     )
     command = f"torchcaps reproduce {table.id}" if any(cell.build for cell in table.cells) else ""
-    return View(title, "; ".join(metrics), command, rows, notes, list(_sources(used)))
+    return View(title, "; ".join(metrics), command, rows, notes, list(_sources(used)), "", tuple(files.items()))
+
+
+def _drawn(text: str, cell: Cell, runs: Summary | None, drawn: Sequence[tuple[str, int]]) -> str:
+    """`text`, what a cell shows of its `runs`, and the number of its picture where print has one."""
+    if cell.picture is None or runs is None:
+        return text
+    number = next((number for budget, number in drawn if budget == runs.budget), None)
+    return f"picture {number}; {text}" if number else f"not drawn, its run or data are not at hand; {text}"
 
 
 def _measured(
@@ -132,6 +155,8 @@ def markdown(shown: View) -> str:
     lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, shown.rows)]
     if shown.picture:
         lines += ["", f"![{shown.title}]({shown.picture})"]
+    for number, (file, caption) in enumerate(shown.pictures, 1):
+        lines += ["", f"![picture {number}]({file})", "", f"*Picture {number}: {caption}.*"]
     for heading, items in (("Notes", shown.notes), ("Runs", shown.runs)):
         if items:
             lines += ["", f"{heading}:", "", *(f"{number}. {item}" for number, item in enumerate(items, 1))]
@@ -154,6 +179,9 @@ def html(shown: View) -> str:
     command = f"<pre>{escape(shown.command)}</pre>\n" if shown.command else ""
     image = f'<p><img src="{escape(shown.picture)}" alt="the figure, drawn from these runs"></p>\n'
     picture = image if shown.picture else ""
+    for number, (file, caption) in enumerate(shown.pictures, 1):
+        said = f"Picture {number}: {escape(caption)}."
+        picture += f'<figure><img src="{escape(file)}" alt="{said}"><figcaption>{said}</figcaption></figure>\n'
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown.title)}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"

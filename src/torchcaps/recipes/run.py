@@ -98,10 +98,16 @@ def _spread(cells: Iterable[Cell]) -> Iterator[Cell]:
 
 
 def missing_data(config: Config, root: Path | None = None) -> str:
-    """Which data set a recipe lacks in the data root, and which file of it; empty where all is at hand."""
-    for name in (config.data.name, config.data.test, config.data.compose.base):
+    """Which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
+
+    A composed set needs the files of the set that it is composed from, whichever that is.
+    """
+    base = config.data.compose.base
+    for name in (config.data.name, config.data.test, base):
         entry = find(name)[0] if name else None
-        if entry is not None and (lacking := absent(entry, data_root(root or config.data.root))):
+        if entry is None or (base is not None and entry.compose is not None):
+            continue
+        if lacking := absent(entry, data_root(root or config.data.root)):
             return f"{name} lacks {lacking[0]}"
     return ""
 

@@ -39,6 +39,10 @@ def check_config(config: Config) -> None:
         assert value is not None, name
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; it must be 0 or above")
+    if config.loss.penalty is not None and not (config.loss.penalty >= 0 and math.isfinite(config.loss.penalty)):
+        raise ValueError(f"loss.penalty is {config.loss.penalty}; it must be 0 or above")
+    if not 0 <= config.loss.penalty_warmup <= 1:
+        raise ValueError(f"loss.penalty_warmup is {config.loss.penalty_warmup}; it is a share of the run, in [0, 1]")
     if not 0 <= config.optimiser.momentum < 1:
         raise ValueError(f"optimiser.momentum is {config.optimiser.momentum}; it must be in [0, 1)")
     if config.loss.name == "binary-cross-entropy" and not 0 < config.loss.threshold < 1:
@@ -50,6 +54,8 @@ def check_config(config: Config) -> None:
             f"loss.smoothing is {config.loss.smoothing} of the loss {config.loss.name!r}; it is a share in [0, 1), of "
             "cross-entropies only"
         )
+    if not 0 <= config.average < 1:
+        raise ValueError(f"average is {config.average}; it is a decay in [0, 1), such as 0.999")
     if config.optimiser.nesterov and (config.optimiser.name != "sgd" or not config.optimiser.momentum):
         raise ValueError("optimiser.nesterov is of SGD with momentum: leave it out, or set optimiser.name to sgd")
     routing = config.coefficients

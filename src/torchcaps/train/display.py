@@ -63,7 +63,11 @@ class Display:
         if not self.enabled:
             return
         parts = [f"epoch {record['epoch']}/{self.epochs}"]
-        parts.append(f"train: loss {record['train_loss']:.4f}, accuracy {record['train_accuracy']:.2%}")
+        of_which = f", of which penalty {record['train_penalty']:.4f}" if "train_penalty" in record else ""
+        parts.append(f"train: loss {record['train_loss']:.4f}{of_which}, accuracy {record['train_accuracy']:.2%}")
+        if "penalties" in record:
+            terms = ", ".join(f"{name} {value:.4f}" for name, value in record["penalties"].items())
+            parts.append(f"penalties: {terms}")
         if record["validation_accuracy"] is not None:
             parts.append(
                 f"validation: loss {record['validation_loss']:.4f}, accuracy {record['validation_accuracy']:.2%}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from torchcaps.manifest import Manifest
 from torchcaps.models import Model, create_model
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
+from torchcaps.train.averaging import Average
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
@@ -43,6 +45,7 @@ from torchcaps.train.machine import (
     launch,
     name_shortage,
 )
+from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
@@ -112,6 +115,7 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
+        check_memory(self.shape, config, fabric.device)
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
@@ -122,8 +126,10 @@ class Trainer:
         wanted = choose_compile(config.compile, fabric.device.type, is_depthwise(config.model))
         self.compiled = wanted and compile_module(module, fabric.device)
         self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
-        self.meter = Meter(fabric.device, self.data.shown, score_threshold(config.loss))
-        self.measured = count_batches(self.model, self.batches, config.epochs)
+        threshold, terms = score_threshold(config.loss), len(self.model.penalties)
+        self.meter = Meter(fabric.device, self.data.shown, threshold, terms)
+        self.average = Average(self.model, config.average) if config.average else None
+        self.measured = count_batches(self.model, self.batches, config.epochs, averaged=self.average is not None)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
@@ -226,12 +232,14 @@ class Trainer:
         position, targets = self.position, multi_hot(labels, self.data.num_classes)
         parts = self.batches.parts(position.epoch, position.step) if self.config.loss.reconstruction else None
         batch = Batch(images, labels, targets, progress, parts)
-        loss, scores = step_phases(
+        loss, scores, penalties = step_phases(
             self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
         )
         self.schedule.step()
         follow_schedule(self.phases)
-        right = self.meter.update(loss, scores, labels)
+        if self.average is not None:
+            self.average.update()
+        right = self.meter.update(loss, scores, labels, penalties)
         values = torch.stack([loss, right.float().mean()])
         if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
             torch.distributed.all_reduce(values)
@@ -277,6 +285,7 @@ class Trainer:
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **self.statistics,
+                **self._name_penalties(train.penalties),
                 **dynamics,
                 **tested,
             }
@@ -298,6 +307,13 @@ class Trainer:
         self.clock = time.monotonic()
         return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
+    def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
+        """What the model added to the loss of the epoch, and each term of it, without its weight; of others nothing."""
+        if not penalties:
+            return {}
+        added, *terms = penalties
+        return {"train_penalty": added, "penalties": dict(zip(self.model.penalties, terms, strict=True))}
+
     @property
     def statistics(self) -> dict[str, int]:
         """What is written down where the batch-norm statistics of evaluations are measured apart from training's."""
@@ -305,10 +321,11 @@ class Trainer:
 
     def evaluated(self) -> Model:
         """The model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes call it."""
+        model = self.model if self.average is None else self.average.averaged(self.model)
         if not self.measured:
-            return self.model
+            return model
         parts = self.config.loss.reconstruction > 0
-        return measure_statistics(self.fabric, self.model, self.batches, self.measured, parts)
+        return measure_statistics(self.fabric, model, self.batches, self.measured, parts)
 
     def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric
@@ -330,6 +347,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "meter": self.meter.state(),
+            **({"average": self.average.state()} if self.average is not None else {}),
         }
         if self.fabric.is_global_zero:
             save_checkpoint(self.folder.last, self.model, state, self.manifest)
@@ -360,6 +378,8 @@ class Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.meter.load(state["meter"], self.fabric.global_rank)
+        if self.average is not None:
+            self.average.load(state["average"])
 
     def _stop_if(self, stop: bool) -> None:
         if stop:

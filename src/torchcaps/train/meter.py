@@ -17,6 +17,7 @@ class Score(NamedTuple):
     label_accuracy: float | None = None  # of label sets: share of the labels that are among the predicted
     xnodr_top2: float | None = None  # of label sets: see `metrics.xnodr_top2`
     top5_accuracy: float | None = None  # of single labels: share that is among the five highest scores
+    penalties: tuple[float, ...] = ()  # mean per image of what the model added to the loss, and of each of its terms
 
     @property
     def accuracy(self) -> float:
@@ -31,17 +32,21 @@ class Meter:
         device: that the sums are on.
         shown: labels of each image; None where images differ in it.
         threshold: score above which a class is predicted, where that is so.
+        terms: of the penalty that the model adds to the loss.
     """
 
-    def __init__(self, device: torch.device, shown: int | None = 1, threshold: float = 0.5):
+    def __init__(self, device: torch.device, shown: int | None = 1, threshold: float = 0.5, terms: int = 0):
         self.shown, self.threshold = shown, threshold
         self.loss = torch.zeros((), device=device)  # summed over images
         # Of images, of those with label sets, of those that are right, of labels, of labels found, and of XnODR's top 2
         # (of single labels: of the top 5).
         self.counts = torch.zeros(6, dtype=torch.int64, device=device)
+        # What the model added to the loss, and each term of it; where it adds nothing none.
+        self.penalties = torch.zeros(1 + terms if terms else 0, device=device)
 
-    def update(self, loss: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Take in a batch: its mean loss, a scalar, scores [b, classes], and labels int64 [b] or sets [b, classes].
+    def update(self, loss: Tensor, scores: Tensor, labels: Tensor, penalties: Tensor | None = None) -> Tensor:
+        """Take in a batch: its mean loss, a scalar, scores [b, classes], labels int64 [b] or sets [b, classes], and its
+        penalties [1 + terms], see `phases.Taken`.
 
         Returns which images are right: bool [b].
         """
@@ -57,16 +62,19 @@ class Meter:
         images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
         self.loss += loss * len(labels)
         self.counts += torch.cat([images, torch.stack([each.sum() for each in sums])])
+        if penalties is not None:
+            self.penalties += penalties * len(labels)
         return right
 
     def compute(self) -> Score:
         """What has been taken in since the last reset."""
-        loss, counts = self.loss.clone(), self.counts.clone()
+        loss, counts, penalties = self.loss.clone(), self.counts.clone(), self.penalties.clone()
         if distributed.is_initialized():
-            distributed.all_reduce(loss)
-            distributed.all_reduce(counts)
+            for each in (loss, counts, penalties)[: 3 if len(penalties) else 2]:
+                distributed.all_reduce(each)
         images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
+        score = score._replace(penalties=tuple((penalties / images).tolist()))
         if several:
             return score._replace(label_accuracy=found / labels, xnodr_top2=top / images)
         return score._replace(top5_accuracy=top / images)
@@ -74,10 +82,13 @@ class Meter:
     def reset(self) -> None:
         self.loss.zero_()
         self.counts.zero_()
+        self.penalties.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
         sums = {"loss": self.loss.clone(), "counts": self.counts.clone()}
+        if len(self.penalties):
+            sums["penalties"] = self.penalties.clone()
         if not distributed.is_initialized():
             return {key: value[None] for key, value in sums.items()}
         rows = {
@@ -91,3 +102,5 @@ class Meter:
         """Go on from what `state` returned, as the process `rank`."""
         self.loss.copy_(state["loss"][rank])
         self.counts.copy_(state["counts"][rank])
+        if len(self.penalties):
+            self.penalties.copy_(state["penalties"][rank])

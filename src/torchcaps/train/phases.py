@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,8 +13,8 @@ from torch.optim import SGD, Optimizer
 
 from torchcaps.config import Config
 from torchcaps.data.overlap import Parts
-from torchcaps.losses import Criterion, build_criterion
-from torchcaps.models import Model
+from torchcaps.losses import Criterion, added_penalty, build_criterion
+from torchcaps.models import Model, Output
 from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
 from torchcaps.train.optim import build_optimiser, list_gains
 
@@ -28,6 +29,7 @@ class Phase(NamedTuple):
     steps: int  # optimiser steps on each batch, each with a forward of its own
     lr: float  # of the optimiser at the peak of the schedule
     reuse: bool = False  # whether its one step takes the gradient of the first phase's forward instead
+    added: Callable[[Output, float], Tensor | None] = lambda output, progress: None  # the model's part of the loss
 
 
 class Batch(NamedTuple):
@@ -39,13 +41,19 @@ class Batch(NamedTuple):
 
 
 def build_phases(model: Model, config: Config) -> list[Phase]:
-    """The phases of `model`: its weights by the criterion and, only where it has them, its coefficients by ascent."""
+    """The phases of `model`: its weights by the criterion and, only where it has them, its coefficients by ascent.
+
+    Raises:
+        ValueError: for a penalty's weight, or its warm-up, where the model adds none.
+    """
+    _check_penalty(model, config)
     coefficients = model.coefficients()
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     steps = config.coefficients.weight_steps if coefficients else 1
     optimiser = build_optimiser(weights, config.optimiser, list_gains(model))
-    phases = [Phase("weights", weights, build_criterion(config.loss), optimiser, steps, config.optimiser.lr)]
+    first = Phase("weights", weights, build_criterion(config.loss), optimiser, steps, config.optimiser.lr)
+    phases = [first._replace(added=partial(added_penalty, config.loss))]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
         shrink_after(ascent, model.modules(), config.batch_size)
@@ -73,6 +81,16 @@ def follow_schedule(phases: Sequence[Phase]) -> None:
             group["lr"] = phase.lr * share
 
 
+def _check_penalty(model: Model, config: Config) -> None:
+    for name in ("penalty", "penalty_warmup"):
+        value = getattr(config.loss, name)
+        if value not in (None, 0.0) and not model.penalties:
+            raise ValueError(
+                f"loss.{name} is {value}, but {config.model.name} adds no penalty to its loss: leave it out, or take a "
+                "network that does, such as one whose name ends in -feedback"
+            )
+
+
 class LossModule(nn.Module):
     """A model and its losses, of a phase and of `later` ones that reuse its forward, as one module for Fabric to wrap.
 
@@ -83,7 +101,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: Model, phase: Phase, *later: Phase):
         super().__init__()
-        self.model, self.loss = model, phase.loss
+        self.model, self.loss, self.added = model, phase.loss, phase.added
         self.beside = [each for each in later if each.reuse]
 
     def forward(
@@ -93,8 +111,9 @@ class LossModule(nn.Module):
         targets: Tensor,
         progress: float = 1.0,
         parts: Parts | None = None,
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]]]:
-        """The loss, a scalar, the scores [b, classes], which carry no gradient, and the gradients of later phases.
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]], Tensor]:
+        """The loss, a scalar, and what carries no gradient: scores [b, classes], the gradients of later phases, and the
+        penalties, see `Taken`.
 
         With `parts` each class that an image shows is decoded, and compared with its own part.
         """
@@ -104,7 +123,22 @@ class LossModule(nn.Module):
             torch.autograd.grad(each.loss(output, shown, targets, progress), each.parameters, retain_graph=True)
             for each in self.beside
         ]
-        return self.loss(output, shown, targets, progress), output.scores.detach(), gradients
+        loss = self.loss(output, shown, targets, progress)
+        return loss, output.scores.detach(), gradients, self._penalties(output, progress)
+
+    def _penalties(self, output: Output, progress: float) -> Tensor:
+        added = self.added(output, progress)
+        if added is None or not self.model.penalties:
+            return output.scores.new_zeros(0)
+        return torch.cat([added.reshape(1), output.aux["penalties"]]).detach()
+
+
+class Taken(NamedTuple):
+    """What a weight step saw, detached."""
+
+    loss: Tensor  # scalar
+    scores: Tensor  # [b, classes]
+    penalties: Tensor  # [1 + n]: what the model added to the loss, and each of its `penalties`; [0] where it has none
 
 
 def step_phases(
@@ -115,8 +149,8 @@ def step_phases(
     phases: Sequence[Phase],
     batch: Batch,
     clip: float | None,
-) -> tuple[Tensor, Tensor]:
-    """All phases on a batch; returns the loss and the scores of the last weight step, detached.
+) -> Taken:
+    """All phases on a batch; returns what the last weight step saw.
 
     Args:
         fabric: averages gradients over the processes and scales the loss where the precision needs it.
@@ -129,13 +163,13 @@ def step_phases(
     """
     weights, *later = phases
     beside = [phase for phase in later if phase.reuse]
-    loss, scores = step_weights(fabric, wrapped, optimizer, batch, clip, beside)
+    taken = step_weights(fabric, wrapped, optimizer, batch, clip, beside)
     for _ in range(weights.steps - 1):
-        loss, scores = step_weights(fabric, wrapped, optimizer, batch, clip)
+        taken = step_weights(fabric, wrapped, optimizer, batch, clip)
     for phase in later:
         if not phase.reuse:
             step_apart(fabric, model, phase, batch, clip)
-    return loss, scores
+    return taken
 
 
 def step_weights(
@@ -145,20 +179,20 @@ def step_weights(
     batch: Batch,
     clip: float | None,
     beside: Sequence[Phase] = (),
-) -> tuple[Tensor, Tensor]:
+) -> Taken:
     """One step of the first phase, through Fabric's module and optimiser, and of those `beside`, by the same forward.
 
-    Returns the loss and the scores, detached. The other arguments are those of `step_phases`.
+    The arguments are those of `step_phases`.
     """
     wrapped.zero_grad(set_to_none=True)
-    loss, scores, gradients = wrapped(*batch)
+    loss, scores, gradients, penalties = wrapped(*batch)
     fabric.backward(loss)
     if clip is not None:
         fabric.clip_gradients(wrapped, optimizer, max_norm=clip, error_if_nonfinite=False)
     optimizer.step()
     for phase, each in zip(beside, gradients, strict=True):
         _descend(fabric, phase, each, clip)
-    return loss.detach(), scores
+    return Taken(loss.detach(), scores, penalties)
 
 
 def step_apart(fabric: Fabric, model: Model, phase: Phase, batch: Batch, clip: float | None) -> None:

@@ -32,14 +32,15 @@ def list_norms(model: nn.Module) -> list[Norm]:
     return [each for each in norms if each.running_mean is not None and each.momentum]
 
 
-def count_batches(model: nn.Module, batches: Batches, epochs: int) -> int:
+def count_batches(model: nn.Module, batches: Batches, epochs: int, averaged: bool = False) -> int:
     """How many batches the statistics of evaluations are to be measured on in a run of `epochs` of these `batches`.
 
     0 where running ones serve: in a network without batch norm, and from 10 / momentum steps on, by the smallest
-    momentum in the network. Else 2,048 images, or all that an epoch has.
+    momentum in the network. Else 2,048 images, or all that an epoch has: also where the weights that are evaluated are
+    `averaged`, of which the running statistics of training are not those.
     """
     momenta = [each.momentum or 0.0 for each in list_norms(model)]
-    if not momenta or epochs * len(batches) * min(momenta) >= FORGOTTEN:
+    if not momenta or (not averaged and epochs * len(batches) * min(momenta) >= FORGOTTEN):
         return 0
     return min(-(-IMAGES // batches.batch_size), len(batches))
 

@@ -121,19 +121,25 @@ class AffineVotes(ABC):
         one = self.weight.new_ones(1, 1, 1, 1)
         return torch.cat(self._tiled(_distance, one, *self._affine(scale, shift)), -1)
 
-    def _tiled(self, function: Callable[..., Tensor], coupling: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
-        """`function(poses, weight, coupling, scale, shift)` of each tile of parents."""
-        return [
-            recompute(
-                function,
-                self.poses,
-                self.weight[tile],
-                cut(coupling, tile, -1),
-                cut(scale, tile, 3),
-                cut(shift, tile, 3),
-            )
-            for tile in parent_tiles(self.parents)
-        ]
+    def _tiled(
+        self, function: Callable[[Tensor, Tensor], Tensor], coupling: Tensor, scale: Tensor, shift: Tensor
+    ) -> list[Tensor]:
+        """`function(scale * vote + shift, coupling)` of each tile of parents."""
+
+        def of_tile(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+            return function(self._affine_votes(u, w, scale, shift), c)
+
+        tiles = self._tiles()
+        parts = cut(self.weight, tiles, 0), cut(coupling, tiles, -1), cut(scale, tiles, 3), cut(shift, tiles, 3)
+        return [recompute(of_tile, self.poses, *each) for each in zip(*parts, strict=True)]
+
+    def _tiles(self) -> list[slice]:
+        """The parents of which votes are there at one time."""
+        return parent_tiles(self.parents)
+
+    def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """scale * vote + shift, [b, p, i, j, d], in single precision at least."""
+        return widen(_votes(u, w)) * scale + shift
 
     def _share(self, coupling: Tensor | None) -> Tensor:
         """`coupling` as [b | 1, p | 1, i, j | 1]; None is 1 where a child is present."""
@@ -259,17 +265,13 @@ def _statistics(u: Tensor, w: Tensor, there: Tensor, count: Tensor) -> tuple[Ten
     return mean.flatten(-2), variance.flatten(-2)
 
 
-def _affine_votes(u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return widen(_votes(u, w)) * scale + shift  # [b, p, i, j, d]
+def _affine_sum(votes: Tensor, c: Tensor) -> Tensor:
+    return (votes * c.unsqueeze(-1)).sum(2)
 
 
-def _affine_sum(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return (_affine_votes(u, w, scale, shift) * c.unsqueeze(-1)).sum(2)
+def _spread(votes: Tensor, c: Tensor) -> Tensor:
+    return (votes.square() * c.unsqueeze(-1)).sum(2)
 
 
-def _spread(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return (_affine_votes(u, w, scale, shift).square() * c.unsqueeze(-1)).sum(2)
-
-
-def _distance(u: Tensor, w: Tensor, _: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return _affine_votes(u, w, scale, shift).square().sum(-1)
+def _distance(votes: Tensor, _: Tensor) -> Tensor:
+    return votes.square().sum(-1)

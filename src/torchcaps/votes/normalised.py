@@ -59,9 +59,21 @@ class VoteNorm(nn.Module):
         mean, variance, count = moments(self.each)
         with torch.no_grad():
             unbiased = variance * count / (count - 1).clamp_min(1)
+            self._remember(mean, unbiased)
+        return mean, variance
+
+    def _remember(self, mean: Tensor, unbiased: Tensor) -> None:
+        """Add the statistics of a batch to the running ones."""
+        try:
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_variance.lerp_(unbiased.to(self.running_variance.dtype), self.momentum)
-        return mean, variance
+        except RuntimeError as error:
+            if not torch._C._are_functorch_transforms_active():
+                raise
+            raise RuntimeError(
+                "batch norm of votes cannot add to its running statistics under a transform of torch.func: call eval() "
+                "first, or hand its buffers to the transformed function and on to torch.func.functional_call"
+            ) from error
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, each={self.each!r}, momentum={self.momentum}, eps={self.eps}"

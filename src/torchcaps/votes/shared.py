@@ -7,10 +7,10 @@ a parent is taken back through W once for all positions: neither the votes nor a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, no_autocast, widen
@@ -19,6 +19,8 @@ from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 from torchcaps.votes.linear import LinearVotes
 from torchcaps.votes.protocol import Each, Moments
 from torchcaps.votes.tiles import parent_tiles, recompute
+
+CACHED = 2**21  # numbers, as many as votes are there at one time
 
 
 class SharedVotes(AffineVotes):
@@ -88,11 +90,22 @@ class SharedVotes(AffineVotes):
         ]
         return torch.cat(tiles, 2)
 
-    def _tiled(self, function: Callable[..., Tensor], coupling: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
-        def repeated(u: Tensor, w: Tensor, *others: Tensor) -> Tensor:
-            return function(u, self._repeat(w), *others)
+    def _tiles(self) -> list[slice]:
+        """So few parents that their votes stay in a processor's cache."""
+        return parent_tiles(self.parents, max(1, CACHED // (len(self.poses) * self.children * self.pose)))
 
-        return super()._tiled(repeated, coupling, scale, shift)
+    def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """A matrix product per image and type, the shift being one more row of W: what repeats W for each child takes
+        twenty times as long."""
+        if scale.shape[2] != 1 or shift.shape[2] != 1:  # they differ from child to child
+            return super()._affine_votes(u, self._repeat(w), scale, shift)
+        with no_autocast(u):
+            matrix = widen(w).permute(1, 2, 0, 3) * scale[:, 0].unsqueeze(2)  # [b | 1, t, c, j, m]
+            b, (t, _, j, m) = max(len(scale), len(shift)), matrix.shape[1:]
+            row = shift[:, 0].unsqueeze(2).expand(b, t, 1, j, m)
+            matrix = torch.cat([matrix.expand(b, -1, -1, -1, -1), row], 2).flatten(3)  # [b | 1, t, c + 1, (j m)]
+            votes = F.pad(widen(self._by_type(u)), (0, 1), value=1.0) @ matrix  # [b, t, p, (j m)]
+        return votes.flatten(1, 2).unflatten(2, (j, m)).unsqueeze(1)
 
     def _by_type(self, poses: Tensor) -> Tensor:
         """[b, 1, i, 1, c] -> [b, t, p, c]."""

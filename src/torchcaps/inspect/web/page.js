@@ -176,8 +176,8 @@
   function agreement(example) {
     const layers = example.agreed.map((layer) => {
       const cards = layer.parents.map((parent, n) => {
-        const picture = tile(example.sheet, 0, 0);
-        picture.append(pairs(layer.lines[n]));
+        const picture = layer.ring ? make("div", { class: "tile ring" }) : tile(example.sheet, 0, 0);
+        picture.append(pairs(layer.lines[n], layer.ring || []));
         const there = layer.top && example.targets.includes(parent);
         const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
         return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, layer.activations[n].toFixed(2))));
@@ -185,13 +185,14 @@
       return make("div", { class: "cards" }, ...cards);
     });
     const said = "Lines join the two parts of each of the strongest pairs: those whose votes for this parent have the largest " +
-      "products, of which FM agreement is the sum. The number is the parent's activation.";
+      "products, of which FM agreement is the sum. The number is the parent's activation. Parts that stand nowhere in " +
+      "the image, as those of a deep network do, stand on a circle, the first at its top.";
     return make("div", { class: "part" }, make("h3", {}, "Agreement: which pairs of parts made a parent"),
       make("p", { class: "note" }, said), ...layers);
   }
 
-  /** Lines [x1, y1, x2, y2, strength] in shares of a picture, as a layer over it. */
-  function pairs(lines) {
+  /** Lines [x1, y1, x2, y2, strength] in shares of a picture, and dots [x, y], as a layer over it. */
+  function pairs(lines, dots) {
     const draw = (tag, attributes) => {
       const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
       for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -201,6 +202,7 @@
     for (const [x1, y1, x2, y2, strength] of lines) {
       layer.append(draw("line", { x1, y1, x2, y2, "stroke-opacity": strength }));
     }
+    for (const [cx, cy] of dots) layer.append(draw("circle", { cx, cy, r: 0.014 }));
     return layer;
   }
 

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.attention.plain import plain
+from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
+
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
 def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
@@ -28,7 +32,8 @@ def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int,
     Returns:
         In the widest type of the inputs.
     """
-    return _home(poses).forward(poses, weight, query, rows, stride, padding).to(widest(poses, weight, query))
+    total = call_at(poses, _home(poses).forward, poses, weight, query, rows, stride, padding)
+    return total.to(widest(poses, weight, query)).contiguous()
 
 
 @torch.library.custom_op("torchcaps::attend_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -36,8 +41,9 @@ def attend_backward(
     gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed anew."""
-    gradients = _home(poses).backward(gradient, poses, weight, query, rows, stride, padding)
-    return tuple(d.to(x.dtype).contiguous() for d, x in zip(gradients, (poses, weight, query), strict=True))
+    found = call_at(poses, _home(poses).backward, gradient, poses, weight, query, rows, stride, padding)
+    d_poses, d_weight, d_query = map(as_promised, found, (poses, weight, query))
+    return d_poses, d_weight, d_query
 
 
 def _home(x: Tensor) -> Any:
@@ -73,7 +79,14 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.geometry), (gradient,)))
     return *attend_backward(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+
+
+def _plain(*inputs: Any) -> Tensor:
+    wide = widest(*inputs[:3], at_least=torch.float32)
+    return plain(*(x.to(wide) for x in inputs[:3]), *inputs[3:]).to(widest(*inputs[:3]))
 
 
 attend.register_autograd(_differentiate, setup_context=_keep)

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.dynamic.plain import plain
+from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
+
 
 @torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
 def dynamic_step(
@@ -28,7 +32,8 @@ def dynamic_step(
             (XnODR): then sums that cancel are 0, and not what rounding leaves of them.
         last: whether agreements, v . state, are constants to the gradient; `initial` is none.
     """
-    return _home(poses).forward(*_widest(poses, weight, state, initial), xnor, binary)
+    inputs = _widest(poses, weight, state, initial)
+    return call_at(poses, _home(poses).forward, *inputs, xnor, binary).contiguous()
 
 
 @torch.library.custom_op("torchcaps::dynamic_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -44,8 +49,8 @@ def dynamic_step_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
-    found = _home(poses).backward(*_widest(gradient, *inputs), xnor, binary, last)
-    outs = [poses.new_empty(0) if x is None else out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    found = call_at(poses, _home(poses).backward, *_widest(gradient, *inputs), xnor, binary, last)
+    outs = [poses.new_empty(0) if x is None else as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
 
 
@@ -96,8 +101,14 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.flags), (gradient,)))
     outs = dynamic_step_backward(gradient, *ctx.saved_tensors, *ctx.flags)
     return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None, None
+
+
+def _plain(*inputs: Any) -> Tensor:
+    return plain(*_widest(*inputs[:4]), *inputs[4:])  # pyright: ignore[reportArgumentType] - two of them are tensors
 
 
 dynamic_step.register_autograd(_differentiate, setup_context=_keep)

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.attention.op import widest
+from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
+from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
 class Inputs(NamedTuple):
@@ -69,7 +72,8 @@ def em_step(
         w, n, 2] or empty.
     """
     inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
-    centre, square, total, seen = _home(poses).forward(inputs, Geometry(rows, stride, padding, whole))
+    geometry = Geometry(rows, stride, padding, whole)
+    centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
     return *moments(centre, square, total, eps), seen
 
 
@@ -93,20 +97,19 @@ def em_step_backward(
     padding: int,
     whole: bool,
     eps: float,
-) -> list[Tensor]:
-    """Gradients for poses, weight, activations and, where they are, the three of the state; votes are computed anew.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
 
-    Each is in the type of its own. The arguments from `found_mean` on are what `em_step` gave and took.
+    Votes are computed anew. The arguments from `found_mean` on are what `em_step` gave and took.
     """
-    inputs = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
-    d_mean, d_spread, d_total, *given = _alike(
-        d_mean, d_spread, d_total, poses, weight, activations, mean, precision, prior
-    )
+    inputs = poses, weight, activations, mean, precision, prior
+    d_mean, d_spread, d_total, *given = _alike(d_mean, d_spread, d_total, *inputs)
     result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
-    of_poses, of_weight, of_activations, *sums = _home(poses).backward(result, wide, seen, geometry)
-    gradients = of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)
-    return [d.to(x.dtype).contiguous() for d, x in zip(gradients, inputs, strict=True)]
+    of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
+    found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)))
+    outs = [poses.new_empty(0) if x is None else as_promised(next(found), x) for x in inputs]
+    return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
 
 
 def _home(x: Tensor) -> Any:
@@ -164,8 +167,10 @@ def _(
     precision: Tensor | None,
     prior: Tensor | None,
     *_: Any,
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x in (poses, weight, activations, mean, precision, prior) if x is not None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = poses, weight, activations, mean, precision, prior
+    outs = [poses.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs]
+    return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -175,8 +180,15 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _differentiate(ctx: Any, d_mean: Tensor, d_spread: Tensor, d_total: Tensor, _: Any) -> tuple:
-    found = iter(em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry))
-    return *[None if x is None else next(found) for x in ctx.saved_tensors[:6]], *[None] * len(ctx.geometry)
+    if asked_again():
+        return tuple(gradients_anew(_plain, (*ctx.saved_tensors[:6], *ctx.geometry), (d_mean, d_spread, d_total)))
+    found = em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry)
+    gradients = [None if x is None else out for out, x in zip(found, ctx.saved_tensors[:6], strict=True)]
+    return *gradients, *[None] * len(ctx.geometry)
+
+
+def _plain(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return plain(*_alike(*inputs[:6]), *inputs[6:])
 
 
 em_step.register_autograd(_differentiate, setup_context=_keep)

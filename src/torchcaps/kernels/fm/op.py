@@ -12,6 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from torchcaps.kernels.fm import plain
+from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.twice import asked_again, gradients_anew
+
 
 @torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -27,7 +31,9 @@ def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     Returns:
         In the widest type of the inputs, float32 at least.
     """
-    return _home(poses).forward(*_widest(poses, weight, scale, shift), l2, eps)
+    inputs = _widest(poses, weight, scale, shift)
+    total, squares = call_at(poses, _home(poses).forward, *inputs, l2, eps)
+    return total.contiguous(), squares.contiguous()
 
 
 @torch.library.custom_op("torchcaps::fm_sums_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -43,22 +49,24 @@ def fm_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
     inputs = poses, weight, scale, shift
-    found = _home(poses).backward(*_widest(of_total, of_squares, *inputs), l2, eps)
-    outs = [out.to(x.dtype) for out, x in zip(found, inputs, strict=True)]
+    found = call_at(poses, _home(poses).backward, *_widest(of_total, of_squares, *inputs), l2, eps)
+    outs = [as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
 
 
 @torch.library.custom_op("torchcaps::fm_moments", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
-    return _home(poses).moments(*_widest(poses, weight))
+    mean, variance = call_at(poses, _home(poses).moments, *_widest(poses, weight))
+    return mean.contiguous(), variance.contiguous()
 
 
 @torch.library.custom_op("torchcaps::fm_moments_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for poses and weight, in their types."""
-    d_poses, d_weight = _home(poses).moments_backward(*_widest(of_mean, of_variance, poses, weight))
-    return d_poses.to(poses.dtype), d_weight.to(weight.dtype)
+    inputs = _widest(of_mean, of_variance, poses, weight)
+    d_poses, d_weight = call_at(poses, _home(poses).moments_backward, *inputs)
+    return as_promised(d_poses, poses), as_promised(d_weight, weight)
 
 
 def _home(x: Tensor) -> Any:
@@ -107,7 +115,14 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain_sums, (*ctx.saved_tensors, *ctx.flags), (of_total, of_squares)))
     return *fm_sums_backward(of_total, of_squares, *ctx.saved_tensors, *ctx.flags), None, None
+
+
+def _plain_sums(*inputs: Any) -> tuple[Tensor, Tensor]:
+    poses, weight, scale, shift = _widest(*inputs[:4])
+    return plain.sums(poses, weight, scale, shift, *inputs[4:])
 
 
 fm_sums.register_autograd(_differentiate, setup_context=_keep)
@@ -131,7 +146,14 @@ def _keep_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None
 
 
 def _differentiate_moments(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple:
+    if asked_again():
+        return tuple(gradients_anew(_plain_moments, ctx.saved_tensors, (of_mean, of_variance)))
     return fm_moments_backward(of_mean, of_variance, *ctx.saved_tensors)
+
+
+def _plain_moments(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+    poses, weight = _widest(*inputs)
+    return plain.moments(poses, weight)
 
 
 fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)

@@ -19,10 +19,10 @@ def _address(context: Any, builder: Any, array: types.Array, value: Any, index: 
 
 
 @compiled
-def binarize(poses, first, count, signs, sizes):
+def binarize(poses, middles, first, count, signs, sizes):
     """`count` images of children [b, i, c], from `first` on -> their signs as words [i, image] and mean sizes.
 
-    A set bit, the lowest for the first element, is one above 0.
+    A set bit, the lowest for the first element, is one above the image's own of `middles` [b].
     """
     _, children, length = poses.shape
     for b in range(count):
@@ -31,7 +31,7 @@ def binarize(poses, first, count, signs, sizes):
             for c in range(length):
                 x = poses[first + b, i, c]
                 size += abs(x)
-                word |= np.uint64(x > 0) << np.uint64(c)
+                word |= np.uint64(x > middles[first + b]) << np.uint64(c)
             signs[i, b] = word
             sizes[i, b] = size / length
 

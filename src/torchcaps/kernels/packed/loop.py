@@ -5,7 +5,8 @@ their dot product is d - 2 popcount(a xor b). So a pass over the children reads 
 where the float form reads 32, and writes nothing but parents. Each iteration is one pass: votes of a child with all
 parents stay in the nearest cache while its logits with the sum of all outputs so far, their softmax, and its share in
 the new outputs are taken. Here the elements of a pose lie in the lanes of a vector, for a few images; in `images.py`
-the images of a batch do.
+the images of a batch do. With XnIDR's agreement, too ("both at once"), signs of votes are compared, and recalled of
+outputs; a vote's sign is that of a whole number, so that one that cancels is 0 exactly.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcaps.capsules import midpoint
 from torchcaps.kernels.packed.bits import binarize, dots, every, scale
 from torchcaps.kernels.packed.images import SMALLEST, route_images
 from torchcaps.kernels.simd import (
@@ -23,6 +25,7 @@ from torchcaps.kernels.simd import (
     exp,
     highest,
     load,
+    magnitude,
     select,
     spread,
     store,
@@ -33,6 +36,7 @@ from torchcaps.kernels.simd import (
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.layers.packed import PackedLayer, PackedTransform
 from torchcaps.layers.transforms import LinearTransform
+from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 
 WORTH_A_THREAD = 2**17  # elements of votes
@@ -40,37 +44,38 @@ MANY = 6  # images for each thread, from which on they lie in lanes
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
 
 
-def fits_loop(layer: PackedLayer) -> bool:
-    """Whether `PackedLoop` takes a layer."""
+def refuses(layer: PackedLayer) -> str | None:
+    """Why `PackedLoop` does not take a layer; None where it does."""
     transform, routing = layer.transform, layer.routing
     assert isinstance(transform, PackedTransform)
-    return (
-        type(routing) is XnODR
-        and (routing.threshold, routing.over, routing.initial, routing.bias) == ("zero", "parents", None, None)
-        and isinstance(transform.form, LinearTransform)
-        and (transform.form.rows, transform.form.shared) == (1, 1)
-        and transform.shape[-2] <= 64
-    )
+    if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
+        return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
+    if routing.over != "parents" or routing.initial is not None:
+        return "the packed loop routes over 'parents' from start 'zero'"
+    if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
+        return "the packed loop is of linear layers of vector poses, whose positions share no weights"
+    if transform.shape[-2] > 64:
+        return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"
+    return None
 
 
 class PackedLoop:
     """A packed layer in the order in which its loop reads it: children first, poses padded to whole vectors.
 
     Args:
-        layer: on the CPU, one that `fits_loop`: linear, of vector poses of up to 64 elements, routed by XnODR with the
-            threshold "zero", over parents, from zero, without a bias; it is read once.
+        layer: on the CPU, linear, of vector poses of up to 64 elements, that XnODR routes, or XnODR with XnIDR, over
+            parents and from zero, by either threshold, with a bias or without; it is read once.
 
     Raises:
-        ValueError: for other layers.
+        ValueError: for other layers, see `refuses`.
     """
 
     def __init__(self, layer: PackedLayer):
-        if not fits_loop(layer):
-            raise ValueError(
-                "the packed loop is for linear layers of vector poses, up to 64 elements, that XnODR routes over "
-                "parents from zero by the threshold 'zero', without a bias; this one is "
-                f"{layer.transform.form} with {layer.routing}"
-            )
+        if (reason := refuses(layer)) is not None:
+            raise ValueError(reason)
+        routing = layer.routing
+        assert isinstance(routing, XnODR)
+        self.xnor, self.threshold = isinstance(routing, XnODRXnIDR), routing.threshold
         transform = layer.transform
         assert isinstance(transform, PackedTransform)
         self.parents, self.children, self.length, self.pose = transform.shape
@@ -83,6 +88,9 @@ class PackedLoop:
         half = scales.dtype == torch.float16
         self.scales = (scales.contiguous() if half else scales.float().contiguous()).numpy()
         self.scales = self.scales.view(np.uint16) if half else self.scales
+        self.bias = np.zeros((self.parents, self.padded), np.float32)
+        if routing.bias is not None:
+            self.bias[:, : self.pose] = routing.bias.detach().float().numpy()
 
     @property
     def nbytes(self) -> int:
@@ -100,11 +108,13 @@ class PackedLoop:
                 f"the children are {tuple(poses.shape[1:])} (capsules, pose), but the transform takes "
                 f"({self.children}, {self.length})"
             )
-        images, children = len(poses), poses.detach().contiguous().numpy()
+        images, poses = len(poses), poses.detach().contiguous()
         if not images:
             return poses.new_zeros(0, self.parents, self.pose)
+        middles = midpoint(poses, (1, 2)).flatten() if self.threshold == "midpoint" else poses.new_zeros(images)
+        children, middles = poses.numpy(), middles.numpy()
         if images >= MANY * torch.get_num_threads():
-            return self._route_images(children, iterations)
+            return self._route_images(children, middles, iterations)
         signs = np.empty((self.children, images), self.words.dtype)
         sizes = np.empty((self.children, images), np.float32)
         state = np.zeros((images, self.parents, self.padded), np.float32)
@@ -112,22 +122,24 @@ class PackedLoop:
         spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))
         sums = np.empty((len(spans), *state.shape), np.float32)
         if len(spans) == 1:  # one call: seven take as long as a small layer
-            _route(children, signs, sizes, self.words, self.scales, state, iterations, sums, parents)
+            weights, flags = (self.words, self.scales, self.bias), (self.pose, self.xnor, iterations)
+            _route(children, middles, signs, sizes, *weights, state, *flags, sums, parents)
             return torch.from_numpy(parents)[..., : self.pose]
-        binarize(children, 0, images, signs, sizes)
+        binarize(children, middles, 0, images, signs, sizes)
         for t in range(iterations):
             sums.fill(0)
-            inputs = (signs, sizes, self.words, self.scales, state, self.length, t == 0)
+            inputs = (signs, sizes, self.words, self.scales, state, self.length, self.pose, self.xnor, t == 0)
             run(lambda part, first, end, inputs=inputs: _pass(*inputs, first, end, sums[part]), spans)
-            _squash(sums, parents, state)
+            _squash(sums, self.bias, parents, state, self.pose, self.xnor)
         return torch.from_numpy(parents)[..., : self.pose]
 
-    def _route_images(self, children: np.ndarray, iterations: int) -> Tensor:
+    def _route_images(self, children: np.ndarray, middles: np.ndarray, iterations: int) -> Tensor:
         """The same for a batch, each thread with images of its own."""
         parents = np.empty((len(children), self.parents, self.pose), np.float32)
         groups = -(-len(children) // LANES)
         worth = max(1, WORTH_A_THREAD // (LANES * self.words.size))
-        inputs = (children, self.words, self.scales, -(-self.pose // 4) * 4, iterations)
+        weights, pose = (self.words, self.scales, self.bias), -(-self.pose // 4) * 4
+        inputs = (children, middles, *weights, pose, self.xnor, iterations)
         run(lambda part, first, end: route_images(*inputs, first, end, parents), ranges(groups, worth))
         return torch.from_numpy(parents)
 
@@ -140,36 +152,44 @@ class PackedLoop:
 
 
 @compiled
-def _route(poses, signs, sizes, words, scales, state, iterations, sums, parents):
+def _route(poses, middles, signs, sizes, words, scales, bias, state, elements, xnor, iterations, sums, parents):
     """Everything, on one thread; `parents` [b, j, D] is the result."""
-    binarize(poses, 0, poses.shape[0], signs, sizes)
+    binarize(poses, middles, 0, poses.shape[0], signs, sizes)
     for t in range(iterations):
         sums[:] = 0
-        _pass(signs, sizes, words, scales, state, poses.shape[2], t == 0, 0, poses.shape[1], sums[0])
-        _squash(sums, parents, state)
+        _pass(signs, sizes, words, scales, state, poses.shape[2], elements, xnor, t == 0, 0, poses.shape[1], sums[0])
+        _squash(sums, bias, parents, state, elements, xnor)
 
 
 @compiled
-def _squash(sums, parents, state):
-    """parents [b, j, D] = squash of the sum of `sums` [threads, b, j, D]; they are added to `state`."""
+def _squash(sums, bias, parents, state, elements, xnor):
+    """parents [b, j, D] = squash of the bias [j, D] and the sum of `sums` [threads, b, j, D].
+
+    They are added to `state`, or with `xnor` their signs times the mean size of their `elements`.
+    """
     threads, images, number, pose = sums.shape
     for b in range(images):
         for j in range(number):
             square = np.float32(0)
             for k in range(pose):
-                x = np.float32(0)
+                x = bias[j, k]
                 for part in range(threads):
                     x += sums[part, b, j, k]
                 parents[b, j, k] = x
                 square += x * x
             factor = np.float32(square / (1 + square) / np.sqrt(max(square, SMALLEST)))
+            size = np.float32(0)
             for k in range(pose):
                 parents[b, j, k] *= factor
-                state[b, j, k] += parents[b, j, k]
+                size += abs(parents[b, j, k])
+            size /= np.float32(elements)
+            for k in range(elements):
+                x = parents[b, j, k]
+                state[b, j, k] += (size if x > 0 else -size) if xnor else x
 
 
 @compiled
-def _pass(signs, sizes, words, scales, state, length, uniform, first, end, out):
+def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, first, end, out):
     """out [b, j, D] += what the children from `first` to `end` give; `uniform`ly, or by agreement with `state`."""
     images, parents, pose = out.shape
     width = -(-parents // LANES) * LANES
@@ -185,7 +205,10 @@ def _pass(signs, sizes, words, scales, state, length, uniform, first, end, out):
             for b in range(images):
                 shares[b] = sizes[i, b] / parents
         else:  # each for all images, so that none waits for what was just stored
-            _agree(words, base, signs[i], length, near, state, shares)
+            if xnor:
+                _agree_in_signs(words, base, signs[i], length, near, state, shares, elements)
+            else:
+                _agree(words, base, signs[i], length, near, state, shares)
             _softmax(shares, outside, sizes[i])
         for b in range(images):
             for j in range(parents):
@@ -215,6 +238,21 @@ def _agree(words, base, signs, length, near, state, shares):
             for k in range(base + (j + 3) * pose, base + (j + 4) * pose if left > 3 else 0, LANES):
                 a3 = a3 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
             store_totals(shares, b * shares.shape[1] + j, a0, a1, a2, a3)
+
+
+@compiled
+def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
+    """shares [b, j] are the products of the state and of the signs of a child's votes, times their mean size."""
+    images, parents, pose = state.shape
+    nothing = zeros(near)
+    for b in range(images):
+        word, here = signs[b], b * parents * pose
+        for j in range(parents):
+            a = m = nothing
+            for k in range(j * pose, (j + 1) * pose, LANES):  # what is padded has scale and state 0
+                vote, x = dots(words, base + k, word, length) * load(near, k), load(state, here + k)
+                a, m = a + select(vote, nothing, x, nothing - x), m + magnitude(vote)
+            shares[b, j] = total(a) * total(m) / np.float32(elements)
 
 
 @compiled

@@ -1,0 +1,29 @@
+"""What an operation's home, its module for a device, is called in, and what it must give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def call_at(x: Tensor, function: Callable[..., T], *inputs: object) -> T:
+    """Return `function(*inputs)`, called on the device of `x` and without autocast.
+
+    Triton launches on the current device, whichever its tensors are on; and autocast, which is still on inside an
+    operation, would have products of a home in half precision, whose sums of squares overflow.
+    """
+    kind = x.device.type
+    if kind == "cpu" and not torch.is_autocast_enabled(kind):
+        return function(*inputs)
+    with torch.autocast(kind, enabled=False), torch.cuda.device_of(x):
+        return function(*inputs)
+
+
+def as_promised(found: Tensor, like: Tensor) -> Tensor:
+    """Return a gradient in the type of its input and contiguous, as its fake says: compiled code goes by strides."""
+    return found.to(like.dtype).contiguous()
