@@ -13,7 +13,8 @@ from report import interleaved, record
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps import create_model
-from torchcaps.export import export_onnx, export_packed, load_packed
+from torchcaps.deploy.export import export_onnx, export_packed
+from torchcaps.deploy.packing import load_packed
 
 LAYOUT = torch.channels_last  # of whatever this library loads
 

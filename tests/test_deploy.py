@@ -21,7 +21,7 @@ from torchcaps.config import Config, DataConfig, ModelConfig, OptimiserConfig
 from torchcaps.data import Images, load_data
 from torchcaps.deploy import Classifier
 from torchcaps.deploy.classifier import Answer
-from torchcaps.export import export_onnx, export_packed
+from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
 from torchcaps.manifest import InputForm, Manifest, ScoreForm
 from torchcaps.train import RunFolder
 from torchcaps.train import fit as fit_run
@@ -136,6 +136,19 @@ def test_weights_alone_and_onnx_answer_as_the_run(colour_run: Path, tmp_path: Pa
     same(torchcaps.load(tmp_path / "model.onnx")(images), wanted)
     with pytest.raises(ValueError, match="which has no module"):
         torchcaps.load(tmp_path / "model.onnx").model  # noqa: B018
+    with pytest.raises(ValueError, match=r"device is 'cuda', but .*model.onnx is computed on the CPU"):
+        torchcaps.load(tmp_path / "model.onnx", device="cuda")
+
+
+def test_a_program_is_read_where_it_is_trusted(colour_run: Path, tmp_path: Path) -> None:
+    images = [*(pictures(tmp_path / "new", colour=True) / "cat").iterdir()]
+    export_pt2(colour_run, tmp_path / "model.pt2")
+    with pytest.raises(ValueError, match="reading it can run code: where it is your own, say trusted"):
+        torchcaps.load(tmp_path / "model.pt2")
+    same(torchcaps.load(tmp_path / "model.pt2", trusted=True)(images), torchcaps.load(colour_run)(images))
+    (tmp_path / "bad.pt2").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"bad.pt2 cannot be read by torch.export"):
+        torchcaps.load(tmp_path / "bad.pt2", trusted=True)
 
 
 def as_people_have_them(folder: Path) -> list[Path]:

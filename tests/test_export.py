@@ -10,13 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from torchcaps import create_model
+from torchcaps import create_model, list_routings
 from torchcaps.cli import main
 from torchcaps.config import Config, DataConfig, ModelConfig
-from torchcaps.export import export_onnx, export_packed, load_packed, read_packed
+from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+from torchcaps.deploy.packing import load_packed, read_packed
 from torchcaps.layers import PackedLayer, PackedXnorConv2d, pack, use_implementation
 from torchcaps.manifest import KEY, from_json
 from torchcaps.models import CapsuleHead, HeadedModel, Model
+from torchcaps.routing import routing_class
 from torchcaps.train import RunFolder, fit
 
 BACKBONE = "test_efficientnet"  # timm's own for tests: 256 features
@@ -38,9 +40,48 @@ def own(routing):
 
 
 def test_onnx_gives_equal_scores_for_any_batch(tmp_path):
-    done = export_onnx(own("xnodr"), tmp_path / "model.onnx", image=(1, 6, 5))
+    done = export_onnx(own("dynamic"), tmp_path / "model.onnx", image=(1, 6, 5))
     assert done.difference is not None and done.difference < 1e-5
-    assert done.bytes > 4 * sum(weight.numel() for weight in own("xnodr").parameters())
+    assert done.milliseconds is not None and 0 < done.milliseconds < 1000 and done.torch_milliseconds > 0
+
+
+@pytest.mark.parametrize(("routing", "scales", "within"), [
+    ("xnodr", torch.float32, 1e-5),
+    pytest.param("xnodr", torch.float16, 1e-3, marks=pytest.mark.slow),  # of rounded scales
+    pytest.param("xnodr-xnidr", torch.float32, 1e-5, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_onnx_keeps_the_bits_of_binary_weights(routing, scales, within, tmp_path):
+    stem = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+    model = HeadedModel(stem, CapsuleHead(routing, (64, 4, 4), 50)).eval()
+    done = export_onnx(model, tmp_path / "model.onnx", image=(1, 8, 8), scales=scales)
+    weights = model.head.stack.layers[0].transform.weight.numel()
+    others = 4 * (sum(each.numel() for each in model.parameters()) - weights)
+    stored = weights // 8 + weights // 8 * scales.itemsize  # a bit each, and a scale for each column of eight
+    graph = 60_000
+    assert stored + others < done.bytes < stored + others + graph < 4 * weights / 5 * 2
+    kinds = {each.name: each.data_type for each in onnx.load(done.path).graph.initializer}
+    assert kinds["model.head.stack.layers.0.transform.bits"] == onnx.TensorProto.UINT8
+    assert done.difference is not None and done.difference < within
+    assert b".py" not in done.path.read_bytes()  # no path of this machine
+
+
+@pytest.mark.parametrize("routing", [
+    spec.name if spec.name == "em" else pytest.param(spec.name, marks=pytest.mark.slow)
+    for spec in list_routings()
+])  # fmt: skip
+def test_every_routing_is_compared_when_it_is_exported(routing, tmp_path):
+    torch.manual_seed(0)
+    model = create_model(f"small-resnet.{routing}", num_classes=3, image_size=16, width=4)
+    use_implementation(model, "plain")
+    model.train()(torch.rand(4, 1, 16, 16))
+    picture = torch.rand(1, 16, 16)
+    for export, name in ((export_onnx, "model.onnx"), (export_pt2, "model.pt2")):
+        done = export(model.eval(), tmp_path / name)
+        assert done.difference is not None and done.difference < 1e-5, name
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    scores, *capsules = program(picture[None])
+    torch.testing.assert_close(scores, model(picture[None]).scores, rtol=1e-4, atol=1e-5)
+    assert len(capsules) == 1 + routing_class(routing).spec.gives_activations
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tiny import tiny_config
 
 from torchcaps.cli import main
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig
-from torchcaps.export import export_onnx
+from torchcaps.deploy.export import export_onnx
 from torchcaps.train import fit
 
 

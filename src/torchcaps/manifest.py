@@ -56,7 +56,6 @@ class InputForm:
     standardise_first: bool = False  #: the whole picture, before anything is cut out of it
     mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
     std: tuple[float, ...] = ()
-    standardise_first: bool = False  #: the whole picture, before it is cut
 
     def __post_init__(self) -> None:
         _check_size("input.size", self.size)

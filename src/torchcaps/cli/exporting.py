@@ -8,32 +8,33 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+NAMES = {"onnx": "model.onnx", "pt2": "model.pt2", "packed": "packed.safetensors"}
+
 
 def export(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
-    format: Literal["onnx", "packed"] = "onnx",
+    format: Literal["onnx", "pt2", "packed"] = "onnx",
     out: Path | None = None,
     scales: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
-    """Write the model that a run selected as ONNX, or with the binary weights of XnODR as one bit each.
+    """Write the model that a run selected; binary weights of XnODR stay one bit each in every format.
 
-    What is written is read back and compared with the model.
+    What is written is read back, compared with the model, and timed beside it on this machine.
 
     Args:
         run: the folder of a run
-        format: onnx, packed (a safetensors file for torchcaps.export.load_packed)
-        out: the file; else model.onnx or packed.safetensors in the run's folder
-        scales: packed: the type of the scales
+        format: onnx, pt2 (a program of torch.export), packed (weights of XnODR as a safetensors file)
+        out: the file; else model.onnx, model.pt2 or packed.safetensors in the run's folder
+        scales: the type of the scales of binary weights
     """
-    from torchcaps.export import SCALES, export_onnx, export_packed
+    from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+    from torchcaps.deploy.packing import SCALES
 
-    if format == "onnx":
-        written = export_onnx(run, out or run / "model.onnx")
+    write = {"onnx": export_onnx, "pt2": export_pt2, "packed": export_packed}[format]
+    written = write(run, run / NAMES[format] if out is None else out, scales=SCALES[scales])
+    if written.difference is None or written.milliseconds is None:
+        compared = "not compared: onnxruntime is not installed"
     else:
-        written = export_packed(run, out or run / "packed.safetensors", SCALES[scales])
-    compared = (
-        "not compared: onnxruntime is not installed"
-        if written.difference is None
-        else f"scores differ by at most {written.difference:.2g}"
-    )
+        times = f"{written.milliseconds:.2f} ms an image here, torch {written.torch_milliseconds:.2f}"
+        compared = f"scores differ by at most {written.difference:.2g}; {times}"
     print(f"{written.path}: {written.bytes:,} bytes; {compared}")

@@ -26,17 +26,19 @@ def predict(
     csv: bool = False,
     batch: int = 32,
     device: str = "auto",
+    trusted: bool = False,
 ) -> None:
     """Say what pictures show. Pictures that cannot be read are named and passed over.
 
     Args:
-        source: the folder of a run, a .safetensors or .onnx file, or the name of weights that ship
+        source: the folder of a run, a .safetensors, .onnx or .pt2 file, or the name of weights that ship
         pictures: files, folders, or - for a list on standard input, a path a line
         top: classes that are named of each picture, the likeliest first
         json: print one JSON array
         csv: print a table of comma-separated values
         batch: pictures that are computed at one time
         device: auto, cpu, cuda, mps
+        trusted: read a .pt2 file, which may hold code that is run
     """
     from torchcaps.deploy import load
     from torchcaps.deploy.many import find_pictures, predict_files
@@ -50,7 +52,7 @@ def predict(
     if not places:
         raise ValueError("there is no picture to look at: give files, folders, or a list on standard input")
     paths = find_pictures(places)
-    classifier = load(source, device)
+    classifier = load(source, device, trusted)
     left_out: list[Path] = []
 
     def readable() -> Iterator[Named]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchcaps.deploy.classifier import Answer
+from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models import Model, Output
+
+PROGRAM = f"{KEY}.json"  # of an exported program, what it says of itself
 
 
 class ModuleRunner:
@@ -29,6 +34,39 @@ class ModuleRunner:
         batch = torch.from_numpy(images).to(device).contiguous(memory_format=torch.channels_last)
         output = self._model(batch)
         return Answer(*(None if each is None else each.float().cpu().numpy() for each in class_outputs(output)))  # pyright: ignore[reportArgumentType]
+
+
+class ProgramRunner:
+    """A program of `torch.export`, on the CPU, as `export_pt2` wrote it.
+
+    Reading one can run code, which its file may hold: only a trusted file is to be read.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        files = {PROGRAM: ""}
+        try:
+            self.model = torch.export.load(path, extra_files=files).module()
+        except Exception as error:  # of zip, JSON and torch's own
+            raise ValueError(f"{path} cannot be read by torch.export: {' '.join(str(error).split())}") from error
+        self.path, self.written = path, files[PROGRAM]
+
+    def manifest(self) -> Manifest:
+        """What the file says of the model.
+
+        Raises:
+            ValueError: when it says nothing, or what cannot be.
+        """
+        try:
+            return from_json(self.written)
+        except ValueError as error:
+            raise ValueError(f"{self.path} does not say what its scores are: {error}") from error
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> Answer:
+        return Answer(*(each.numpy() for each in self.model(torch.from_numpy(images))))
 
 
 def class_outputs(output: Output) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchcaps.deploy.classifier import Answer
+from torchcaps.extras import missing_extra
 from torchcaps.manifest import KEY, Manifest, from_json
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class OnnxRunner:
             raise FileNotFoundError(f"there is no file {path}")
         try:
             import onnxruntime
-        except ImportError as error:
-            raise ValueError("an .onnx file is computed by ONNX Runtime: pip install onnxruntime") from error
+        except ModuleNotFoundError as error:
+            raise ValueError(missing_extra(error)) from error
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             self.outputs = [each.name for each in self.session.get_outputs()]

@@ -12,28 +12,38 @@ from torchcaps.manifest import DIGESTS, KEY, Manifest, from_json
 if TYPE_CHECKING:
     from torchcaps.models import Model
 
+EXPORTED = (".onnx", ".pt2")
 log = logging.getLogger("torchcaps")
 
 
-def load(source: str | Path, device: str = "auto") -> Classifier:
+def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Classifier:
     """A classifier that answers for pictures, from what training or an export left.
 
     Args:
         source: the folder of a run, of which the selected weights are taken; or a file: `.safetensors` (weights of a
-            run, or packed ones), or `.onnx`, which ONNX Runtime computes on the CPU without torch.
+            run, or packed ones), `.onnx`, which ONNX Runtime computes on the CPU without torch, or `.pt2`.
         device: auto, cpu, cuda or mps.
+        trusted: read a `.pt2` file, which may hold code that is run; all others are only read.
 
     Raises:
         FileNotFoundError: when there is nothing of that name.
         ValueError: when it is damaged, is of a later version, or lacks what a picture needs to become input.
     """
     path = Path(source)
+    if path.suffix in EXPORTED and device not in ("auto", "cpu"):
+        raise ValueError(f"device is {device!r}, but {path} is computed on the CPU")
     if path.suffix == ".onnx":
         from torchcaps.deploy.onnx import OnnxRunner
 
         runner = OnnxRunner(path)
         return build(path, runner.manifest(), runner)
-    from torchcaps.deploy.module import ModuleRunner
+    from torchcaps.deploy.module import ModuleRunner, ProgramRunner
+
+    if path.suffix == ".pt2" and path.is_file():
+        if not trusted:
+            raise ValueError(f"{path} is a program, and reading it can run code: where it is your own, say trusted")
+        program = ProgramRunner(path)
+        return build(path, program.manifest(), program)
 
     if path.is_dir():
         manifest, model = read_run(path)
@@ -83,7 +93,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
     from safetensors.torch import load_model
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
-    from torchcaps.export import load_packed, read_packed
+    from torchcaps.deploy.packing import load_packed, read_packed
     from torchcaps.models import rebuild_model
 
     try:

@@ -6,7 +6,7 @@ from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
 from torchcaps.layers.packed import PackedLayer, PackedStack, PackedXnorConv2d
-from torchcaps.layers.packing import pack
+from torchcaps.layers.packing import has_binary_weights, pack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
@@ -38,6 +38,7 @@ __all__ = [
     "XnorConv2d",
     "chosen_class",
     "flatten_space",
+    "has_binary_weights",
     "pack",
     "plain_steps",
     "pose_shape",

@@ -55,6 +55,11 @@ def pack(module: nn.Module, scales: torch.dtype = torch.float32) -> nn.Module:
     return packed.requires_grad_(False).eval()
 
 
+def has_binary_weights(module: nn.Module) -> bool:
+    """Whether a module has weights that `pack` packs, and that are not packed yet."""
+    return any(map(_is_binary, module.modules()))
+
+
 def _is_binary(layer: nn.Module) -> bool:
     """Whether a layer has binary weights that are yet to be packed."""
     if isinstance(layer, CapsuleLayer):

@@ -1,0 +1,216 @@
+"""A trained model as it is deployed: ONNX, an exported program of torch, or a packed file of XnODR's bits.
+
+Each export is read back and compared with the model on random images, so that what is written is known to work, and its
+time at batch 1 is taken beside the model's. Layers whose weights are binary are exported with a bit a weight.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.deploy.module import PROGRAM, class_outputs
+from torchcaps.deploy.packing import check_scales, load_packed, save_packed
+from torchcaps.extras import missing_extra
+from torchcaps.layers import has_binary_weights, pack
+from torchcaps.manifest import KEY, Manifest
+from torchcaps.models.registry import Model, describe_model
+
+OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
+SECONDS, MOST = 0.2, 200  # that the time of one image is taken for, and in how many passes
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    path: Path
+    bytes: int  # of the file, or of the ONNX file and its data
+    difference: float | None  # largest, of what is computed of random images; None where ONNX Runtime is not installed
+    milliseconds: float | None  # for one image, here and now: the median of some passes
+    torch_milliseconds: float  # the same of the model as torch runs it
+
+
+class _Outputs(nn.Module):
+    """A model as exporters want it: images in, the tensors of `class_outputs` out that there are."""
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(each for each in class_outputs(self.model(images)) if each is not None)
+
+
+class _Source(NamedTuple):
+    """What is exported."""
+
+    model: Model  # as it was trained, on the CPU, in evaluation mode
+    manifest: Manifest | None  # None of a model that `create_model` did not build
+    images: Tensor  # [5, c, h, w], random, in [0, 1]
+
+    def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
+        """The program, for any batch size, in which binary weights are bits; and how many outputs it has."""
+        check_scales(scales)
+        module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of the exporter, about its own insides
+            batch = ({0: torch.export.Dim.DYNAMIC},)
+            program = torch.export.export(module, (self.images[:2],), dynamic_shapes=batch)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # which names the folders of this machine
+        return program, len(self.wanted())
+
+    @torch.no_grad()
+    def wanted(self) -> Sequence[Tensor]:
+        """What the model computes of the images."""
+        return _Outputs(self.model)(self.images)
+
+    def written(self, path: Path, run: Callable[[Tensor], Sequence[Tensor]] | None) -> Exported:
+        """What was written to `path`, and computes as `run` does; None: nothing can run it here."""
+        files = (path, path.with_name(path.name + ".data"))
+        one, module = self.images[:1], _Outputs(self.model)
+        with torch.no_grad():
+            differences = (
+                []
+                if run is None
+                else [(a.float() - b).abs().max().item() for a, b in zip(run(self.images), self.wanted(), strict=True)]
+            )
+            times = [None if each is None else measure_latency(lambda each=each: each(one)) for each in (run, module)]
+        size = sum(each.stat().st_size for each in files if each.exists())
+        assert times[1] is not None
+        return Exported(path, size, max(differences, default=None), times[0], times[1])
+
+
+def export_onnx(
+    source: Model | str | Path,
+    path: str | Path,
+    image: tuple[int, int, int] | None = None,
+    scales: torch.dtype = torch.float32,
+) -> Exported:
+    """Write the model from "images" [b, c, h, w] to "scores" [b, classes] as ONNX, for any batch size.
+
+    Where it has class capsules, their "poses" [b, classes, d] are written too, and their "activations" [b, classes]
+    where the routing gives them. Binary weights stay bits, which the graph unpacks. `torchcaps.load` reads the file.
+
+    Args:
+        source: a model, or the folder of a run, of which the selected weights are taken.
+        path: of the file; its folder must exist.
+        image: channels, height and width; None: those that the model was created for.
+        scales: type of the scales of binary weights: torch.float32, or a half type, by whose rounding scores differ.
+
+    Raises:
+        ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
+    """
+    given, path = _loaded(source, image), Path(path)
+    try:
+        import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport] - what the exporter needs, said in one line
+    except ModuleNotFoundError as error:
+        raise ValueError(missing_extra(error)) from error
+    program, outputs = given.program(scales)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        names = OUTPUTS[:outputs]
+        onnx = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
+    assert onnx is not None
+    if given.manifest is not None:
+        onnx.model.metadata_props[KEY] = given.manifest.to_json()
+    for node in onnx.model.graph.all_nodes():  # how each was traced, half a megabyte in all
+        node.metadata_props.clear()
+    onnx.save(path)
+    return given.written(path, _onnx_session(path))
+
+
+def export_pt2(
+    source: Model | str | Path,
+    path: str | Path,
+    image: tuple[int, int, int] | None = None,
+    scales: torch.dtype = torch.float32,
+) -> Exported:
+    """Write the model as a program of `torch.export`, for any batch size and the CPU.
+
+    It takes and gives what the ONNX of `export_onnx` does. `torchcaps.load` reads the file where it is trusted.
+
+    Args:
+        source, path, image, scales: see `export_onnx`.
+
+    Raises:
+        ValueError: where `image` is not known, and for other `scales`.
+    """
+    given, path = _loaded(source, image), Path(path)
+    program, _ = given.program(scales)
+    text = "" if given.manifest is None else given.manifest.to_json()
+    torch.export.save(program, path, extra_files={PROGRAM: text})
+    return given.written(path, torch.export.load(path).module())
+
+
+def export_packed(
+    source: Model | str | Path,
+    path: str | Path,
+    scales: torch.dtype = torch.float32,
+    image: tuple[int, int, int] | None = None,
+) -> Exported:
+    """Write a model whose XnODR layers are packed, as one safetensors file that `load_packed` makes a model of.
+
+    Args:
+        source, path, image, scales: see `export_onnx`.
+
+    Raises:
+        ValueError: when no layer has binary weights, for other scales, and for a model that `create_model` did not
+            build.
+    """
+    check_scales(scales)
+    given, path = _loaded(source, image), Path(path)
+    if given.manifest is None:
+        raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
+    save_packed(pack(given.model, scales), path, given.manifest, scales)
+    return given.written(path, _Outputs(load_packed(path)))
+
+
+def measure_latency(run: Callable[[], object]) -> float:
+    """Milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not counted."""
+    run()
+    taken: list[float] = []
+    while sum(taken) < SECONDS and len(taken) < MOST:
+        begin = time.perf_counter()
+        run()
+        taken.append(time.perf_counter() - begin)
+    return 1000 * median(taken)
+
+
+def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
+    if isinstance(source, Model):
+        manifest = None if source.origin is None else Manifest(describe_model(source.origin))
+        model = copy.deepcopy(source).cpu().eval()
+    else:
+        from torchcaps.train.evaluation import load_run
+        from torchcaps.train.run import RunFolder
+
+        manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
+    if image is None:
+        if model.origin is None:
+            raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
+        image = (model.origin["in_channels"], *model.origin["image_size"])
+    return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
+
+
+def _onnx_session(path: Path) -> Callable[[Tensor], Sequence[Tensor]] | None:
+    """What ONNX Runtime computes; None where it is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> list[Tensor]:
+        found: Any = session.run(None, {"images": images.numpy()})
+        return [torch.from_numpy(each) for each in found]
+
+    return run
