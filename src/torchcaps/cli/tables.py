@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
+
+from torchcaps.shell import typed
 
 if TYPE_CHECKING:
     from torchcaps.recipes.cells import Table
@@ -55,7 +56,8 @@ def reproduce(
     say(f"{table}: {len(jobs)} runs with the budget {budget}")
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
-    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
+    again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]
+    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
 
 
 def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | None = None) -> None:

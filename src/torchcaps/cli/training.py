@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
@@ -17,6 +16,7 @@ from tyro.conf import Positional
 
 from torchcaps.cli.options import listed
 from torchcaps.config import Config, DataConfig, to_plain
+from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train(
             report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
-        again = shlex.join(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
+        again = typed(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
     report(result.folder)
     print_result(result)
@@ -93,7 +93,7 @@ def report(folder: Path, reason: str = "") -> None:
     except Exception as error:
         if reason:
             return
-        again = shlex.join(["torchcaps", "inspect", str(folder), "--debug"])
+        again = typed(["torchcaps", "inspect", str(folder), "--debug"])
         said = " ".join(str(error).split()) or type(error).__name__
         print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
 

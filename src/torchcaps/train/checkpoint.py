@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
@@ -58,7 +58,7 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
         for name, write in writers.items():
             write(new / name)
             _sync(new / name)
-        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers))
+        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers), encoding="utf-8")
         _sync(new / SUMS)
         _sync(new)
     except Exception as error:  # safetensors and torch.save have errors of their own for what the system refuses
@@ -127,7 +127,7 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
         sums = path.with_name(SUMS)
-        lines = sums.read_text().splitlines() if sums.exists() else []
+        lines = sums.read_text(encoding="utf-8").splitlines() if sums.exists() else []
         known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         if known.get(path.name) not in (None, _digest(path)):
             raise ValueError(f"its contents do not match {SUMS}")

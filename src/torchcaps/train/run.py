@@ -6,25 +6,27 @@
 - metrics.jsonl: one line per epoch
 - last/, best/: checkpoints: model.safetensors; in last/ also state.pt, from which the run continues
 - result.json: there once the run is finished
+- .lock: empty, held while a process trains here
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchcaps import manifest as manifests
 from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
 from torchcaps.revisions import check_same
 from torchcaps.train.check import check_out
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.describe import complete
-from torchcaps.train.interrupt import lock
 
+LOCK = ".lock"
 # May differ between a run and its continuation: the result does not depend on them.
 _FREE = ("changed", "out", "checkpoint_every", "test_curve")
 
@@ -131,7 +133,7 @@ class RunFolder(NamedTuple):
         Raises:
             ValueError: when one does.
         """
-        held = lock(self.path / "config.json")
+        held = hold(self.path / LOCK)
         if held is None:
             raise ValueError(
                 f"{self.path} is being trained by another process; wait for it (one that was killed lets go in seconds)"
@@ -141,10 +143,9 @@ class RunFolder(NamedTuple):
     @property
     def in_use(self) -> bool:
         """Whether a process is training in this folder."""
-        held = lock(self.path / "config.json")
-        if held is not None:
-            held.close()
-        return held is None
+        held = hold(self.path / LOCK)
+        with held or nullcontext():
+            return held is None
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""
