@@ -20,6 +20,7 @@ from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
+from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.usage import INTERRUPTED, bind, describe
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         message, status = describe(error, debug)
-        print(f"torchcaps: error: {message}", file=sys.stderr)
+        print(f"torchcaps: error: {printable(message)}", file=sys.stderr)
         return status
 
 

@@ -233,19 +233,20 @@ def evaluate(
             print(path, file=sys.stderr)
 
 
-def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
+def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Path | None = None) -> None:
     """Write the report of a run anew, finished or not: report.html, figures/ and tables in its folder.
 
     Where its data are gone, a report that shows what the model does with them stays as it is.
 
     Args:
         run: the folder of a run
+        out: folder that the report is written to; else that of the run
     """
     from torchcaps.inspect import write_report
     from torchcaps.inspect.report import PAGE, ReportKept
 
     try:
-        print(write_report(run))
+        print(write_report(run, out=out))
     except ReportKept as kept:
         print(f"torchcaps: {kept}", file=sys.stderr)
         print(run / PAGE)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
 
@@ -222,9 +223,11 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `figure` as `path`.png and `path`.pdf."""
     with style():
-        figure.savefig(path.with_suffix(".png"), dpi=160)
+        with replacing(path.with_suffix(".png")) as temporary:
+            figure.savefig(temporary, dpi=160)
         figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        with replacing(path.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, metadata={"CreationDate": None})
 
 
 def to_svg(figure: Figure) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchcaps.files import own_folder
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion
 from torchcaps.train.checkpoint import write_text
 
@@ -66,7 +67,7 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
         ),
         "calibration.csv": _to_csv([BINS, *_bin_rows(measured)]),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder, make=True)
     for name, text in written.items():
         write_text(folder / name, text)
     return [folder / name for name in written]

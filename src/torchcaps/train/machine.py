@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -211,3 +212,19 @@ def describe_cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
+    """Go on with as many threads as a run that wrote `environment` began with, on a CPU, and say so.
+
+    Sums in another number of pieces end in other bits.
+    """
+    before, now = environment.get("threads"), torch.get_num_threads()
+    if device.type == "cpu" and type(before) is int and 0 < before != now:
+        logging.getLogger("torchcaps").warning(
+            "torchcaps: this run was begun with %d threads, and goes on with as many (%d here), so that it ends in the "
+            "same bits",
+            before,
+            now,
+        )
+        torch.set_num_threads(before)

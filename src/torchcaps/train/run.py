@@ -15,14 +15,16 @@ import itertools
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from torchcaps import manifest as manifests
 from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.files import read_text
 from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
+from torchcaps.names import check_fields
 from torchcaps.revisions import check_same
-from torchcaps.train.check import check_out
+from torchcaps.train.check import check_names, check_out
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.describe import complete
 
@@ -74,16 +76,18 @@ class RunFolder(NamedTuple):
         """
         plain = self.read("config.json")
         try:
-            return from_plain(Config, plain)
+            config = from_plain(Config, plain)
+            check_names(config)
+            return config
         except ValueError as error:
             raise damaged(self.path / "config.json", error) from error
 
     def read(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the folder; raises as `read_config`."""
-        if not (self.path / name).is_file():
+        if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.path / name))
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, not an object")
         except (RecursionError, ValueError) as error:
@@ -126,6 +130,15 @@ class RunFolder(NamedTuple):
                 check_same(self.read_revisions(), self.read_config())
             except ValueError as error:
                 raise ValueError(f"cannot resume {self.path}: {error}") from error
+
+    def read_result(self) -> dict[str, Any]:
+        """The fields of result.json; raises as `read_config`."""
+        plain = self.read("result.json")
+        try:
+            check_fields(plain, {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"})
+        except ValueError as error:
+            raise damaged(self.path / "result.json", error) from error
+        return plain
 
     def hold(self) -> AbstractContextManager:
         """Keep other processes from training in this folder until the context that is returned ends.
