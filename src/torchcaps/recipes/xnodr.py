@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchcaps.config import (
     AugmentConfig,
@@ -118,14 +118,19 @@ def model_options(network: Network) -> dict[str, Option]:
 
 
 def images(data: str, upsampled: bool) -> DataConfig:
-    """Three channels, enlarged; MNIST comes through the composed set of shifted digits, which repeats channels."""
+    """Three channels; MNIST comes through the composed set of shifted digits, which repeats channels.
+
+    With upsampling each batch is enlarged, last, so that the pad-4 crop moves a picture by its own pixels. Without,
+    MNIST alone changes its size, to 32 pixels.
+    """
     side = PIXELS[data][upsampled]
+    sides: dict[str, Any] = {"enlarge": side} if upsampled else {"image_size": side}
     if data == "mnist":
         still = ComposeConfig(base="mnist", shift=0, per_image=1, channels=3, epoch=0, held=0)
-        return DataConfig("expanded-mnist", image_size=side, compose=still)
+        return DataConfig("expanded-mnist", compose=still, **sides)
     if data == "multimnist":
-        return DataConfig("multimnist-xnodr", image_size=side)
-    return DataConfig("cifar10", image_size=side, augment=AugmentConfig(crop=4, flip=True))
+        return DataConfig("multimnist-xnodr", **sides)
+    return DataConfig("cifar10", augment=AugmentConfig(crop=4, flip=True), **sides)
 
 
 def loss(network: Network, data: str) -> LossConfig:
