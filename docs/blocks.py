@@ -23,6 +23,7 @@ from typing import Any
 
 import discriminative_blocks
 import fm_blocks
+import xnodr_blocks
 from draw_compared import table as compared_table
 
 from torchcaps.recipes import find_tables, list_tables
@@ -179,6 +180,12 @@ def fm(name: str) -> str:
     return markdown(getattr(fm_blocks, name)(EARLIER))
 
 
+def xnodr(name: str) -> str:
+    """A table of the page of XnODR, or a sentence where it has no line yet."""
+    made = getattr(xnodr_blocks, name)(EARLIER)
+    return made if isinstance(made, str) else markdown(made)
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "benchmarks": benchmarks,
     "cells": cells,
@@ -188,6 +195,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,
+    "xnodr": xnodr,
 }
 
 

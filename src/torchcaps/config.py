@@ -78,6 +78,7 @@ class DataConfig:
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
+    enlarge: int | None = None  #: pixels a side that each batch is enlarged to, last: images are held and moved small
     skip_unreadable: bool = False  #: folder, list: leave out images that cannot be read, and name them
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's

@@ -40,8 +40,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
     """
     entry, _ = find(config.data.name)
     data = config.data
-    size: int | tuple[int, int] | None = data.crop or data.pad or data.image_size or data.compose.size
-    size = size or entry.image_size
+    given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
+    size: int | tuple[int, int] | None = next((each for each in given if each), None)
     if size is None:
         raise ValueError(f"data.name is {config.data.name}, whose images may have any size: give data.image_size")
     return {
