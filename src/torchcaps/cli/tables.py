@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+import torchcaps
 from torchcaps.shell import typed
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def table(
         format: what is printed: md (Markdown), html
         write: write results/tables/PAPER/TABLE.md and .html too, of a figure whose curves have runs .svg, and of cells
             that are pictures in print .png
-        results: folder of runs.jsonl, and of what is written
+        results: folder of runs.jsonl, and of what is written; without it the results of a checkout are shown
         out: folder of the runs' folders, of which pictures are drawn that are not there yet
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
@@ -110,13 +111,14 @@ def table(
     from torchcaps.recipes.render import html, markdown, view
     from torchcaps.recipes.summary import this_machine
 
-    records = read_records(results / "runs.jsonl")
+    shown_of = results if write else find_results(results)
+    records = read_records(shown_of / "runs.jsonl")
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
     tables = find_tables(table)
     if write:
         draw_pictures(tables, results / "runs.jsonl", out, data_root)
     for each in tables:
-        pictures = [picture for picture in list_pictures(each, records, results) if picture.path.exists()]
+        pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
         shown, path = view(each, records, machine, pictures), results / "tables" / each.id
         figure = draw(each, records) if write else None
         if figure is not None:
@@ -131,6 +133,21 @@ def table(
         if figure is not None:
             save(figure, path.with_suffix(".svg"))
             say(f"{path}.svg")
+
+
+def find_results(results: Path) -> Path:
+    """The folder `results` where it has lines, else that of the checkout which the package is in; says what it takes.
+
+    Without either, all that is measured would be shown as not run.
+    """
+    if (results / "runs.jsonl").exists():
+        return results
+    checkout = Path(torchcaps.__file__).parents[2] / "results"
+    if results == RESULTS and (checkout / "runs.jsonl").exists():
+        say(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
+        return checkout
+    say(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
+    return results
 
 
 def say(text: str) -> None:

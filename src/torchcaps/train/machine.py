@@ -108,6 +108,7 @@ def build_fabric(config: Config) -> Fabric:
     if config.precision == "fp16" and device == "cpu":
         raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
     depthwise = config.precision == "auto" and is_depthwise(config.model)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # environment.json says what is
     strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
     return Fabric(
         accelerator=device,
@@ -194,7 +195,9 @@ def describe_commit(package: Path) -> dict | None:
     """Commit of the checkout that tracks the folder `package`, and whether the folder differs; None elsewhere."""
 
     def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, encoding="utf-8", check=True
+        )
         return answer.stdout.strip()
 
     try:
