@@ -5,6 +5,7 @@ Nothing that is read here can execute code: weights are safetensors, the rest is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
@@ -147,8 +148,15 @@ def _digest(path: Path) -> str:
 
 
 def _unwritten(path: Path, error: Exception) -> OSError:
-    reason = " ".join(str(error).split())
-    return OSError(f"cannot write {path} ({reason}): what was there is kept; make room, then continue with --resume")
+    """The error, in one line, for a file that could not be written, and what would help."""
+    reason, code = " ".join(str(error).split()), getattr(error, "errno", None)
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "ermission denied" in reason:
+        mend = "allow writing there"
+    elif code == errno.ENOENT and not path.parent.exists():
+        return OSError(f"cannot write {path} ({reason}): the folder {path.parent} is gone; start a new run")
+    else:
+        mend = "make room"
+    return OSError(f"cannot write {path} ({reason}): what was there is kept; {mend}, then continue with --resume")
 
 
 def _beside(folder: Path, suffix: str) -> Path:
