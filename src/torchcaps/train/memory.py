@@ -44,11 +44,9 @@ def check_memory(shape: dict[str, Any], config: Config, device: torch.device) ->
     if memory is None or copies * weights <= memory:
         return
     height, width = shape["image_size"]
-    side = "image-size" if config.data.enlarge is None else "enlarge"
-    mends = [
-        *suggest(shape, memory / copies, f"--data.{side}"),
-        "a timm model with a head, such as --model.name resnet18.dynamic",
-    ]
+    side = "--data.image-size" if config.data.enlarge is None else "--data.enlarge"
+    other = "a timm model with a head, such as --model.name resnet18.dynamic"
+    mends = [*suggest(shape, memory / copies, side), other]
     raise ValueError(
         f"model {shape['name']!r} for {width}x{height} pixels and {shape['num_classes']} classes has "
         f"{weights / 1e9:.3g} GB of weights; training takes {copies * weights / 1e9:.3g} GB with gradients and the "
