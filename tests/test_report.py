@@ -22,7 +22,7 @@ from torchcaps.config import Config, LossConfig, ModelConfig
 from torchcaps.inspect import write_report
 from torchcaps.inspect.page import render
 from torchcaps.inspect.report import draw_history, look, read_story
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
 from torchcaps.train import fit
 from torchcaps.train.display import Display
 

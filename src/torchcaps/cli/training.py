@@ -20,7 +20,7 @@ from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
-    from torchcaps.recipes.budgets import Budget
+    from torchcaps.tables.budgets import Budget
     from torchcaps.train import Result, RunFolder
 
 
@@ -41,7 +41,7 @@ def train(
         flags: --budget full, fast, cpu or smoke, and what differs from the recipe, e.g. --epochs 3 --model.options
             channels 64
     """
-    from torchcaps.recipes import create_recipe
+    from torchcaps.papers import create_recipe
 
     budget, others = take_budget(flags)
     config, resume = parse_flags(create_recipe(recipe, budget), others)
