@@ -21,7 +21,6 @@ from torchcaps.inspect import (
     confusion,
     decode_classes,
     pose_sweep,
-    reproduce_command,
     trace_routing,
     worst,
 )
@@ -32,6 +31,7 @@ from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, t
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
 from torchcaps.models import Model, Output, create_model
 from torchcaps.papers import create_recipe
+from torchcaps.report import reproduce_command
 from torchcaps.routing import Step, list_routings
 from torchcaps.train.machine import build_fabric
 

@@ -86,7 +86,7 @@ def report(folder: Path, reason: str = "") -> None:
 
     What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
     """
-    from torchcaps.inspect import write_report
+    from torchcaps.report import write_report
 
     try:
         write_report(folder, reason)
@@ -241,8 +241,8 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> N
     Args:
         run: the folder of a run
     """
-    from torchcaps.inspect import write_report
-    from torchcaps.inspect.report import PAGE, ReportKept
+    from torchcaps.report import write_report
+    from torchcaps.report.report import PAGE, ReportKept
 
     try:
         print(write_report(run))
