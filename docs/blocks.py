@@ -26,11 +26,11 @@ import fm_blocks
 import xnodr_blocks
 from draw_compared import table as compared_table
 
-from torchcaps.recipes import find_tables, list_tables
-from torchcaps.recipes.budgets import REPRODUCTIONS, apply_budget
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.records import config_hash, read_records
+from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
+from torchcaps.tables.budgets import REPRODUCTIONS, apply_budget
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.records import config_hash, read_records
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"

@@ -27,8 +27,8 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.records import config_hash
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.records import config_hash
 
 FILE = Path(__file__).with_name("frozen_curves.json")
 

@@ -14,11 +14,11 @@ from tiny import tiny_config
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
 from torchcaps.data import load_data
-from torchcaps.inspect import write_report
 from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement, read_agreement
 from torchcaps.inspect.couplings import visiting
 from torchcaps.models import rebuild_model
-from torchcaps.recipes.records import describe_run
+from torchcaps.report import write_report
+from torchcaps.tables.records import describe_run
 from torchcaps.train import fit, loop
 from torchcaps.train.run import RunFolder
 

@@ -17,9 +17,9 @@ from tiny import tiny_config
 from torchcaps.cli import main, parse_flags
 from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
-from torchcaps.inspect.reproduce import reproduce_command
-from torchcaps.recipes import create_recipe, registry
-from torchcaps.recipes.records import config_hash, find_run
+from torchcaps.papers import create_recipe, registry
+from torchcaps.report.reproduce import reproduce_command
+from torchcaps.tables.records import config_hash, find_run
 
 FLAGS = [
     "batch-size",

@@ -16,9 +16,9 @@ from torchcaps.compare.comparison import CONTROLS, Comparison, all_heads, choose
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.page import apart
 from torchcaps.config import CoefficientConfig, LossConfig, ModelConfig
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.records import config_hash
 from torchcaps.routing import list_routings
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.records import config_hash
 
 
 @pytest.mark.parametrize("head", all_heads())

@@ -23,7 +23,7 @@ import torchcaps.train
 from torchcaps import cli
 from torchcaps.cli import training
 from torchcaps.config import Config
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
 from torchcaps.train import checkpoint, fit
 
 QUICK, LONG = 100, 1000  # inputs in `make test`, and in `make test-all`

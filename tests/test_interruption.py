@@ -18,7 +18,7 @@ from tiny import tiny_config
 from torchcaps import cli
 from torchcaps.cli import training
 from torchcaps.config import Config, ScheduleConfig
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
 from torchcaps.train import Interrupted, fit, loop
 from torchcaps.train.checkpoint import load_state, present
 from torchcaps.train.interrupt import Interruption

@@ -9,9 +9,9 @@ import pytest
 from blocks import renew
 from draw_compared import table
 
-from torchcaps.recipes import list_tables
-from torchcaps.recipes.records import read_records
+from torchcaps.papers import list_tables
 from torchcaps.routing.listing import routing_table
+from torchcaps.tables.records import read_records
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

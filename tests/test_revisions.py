@@ -13,9 +13,9 @@ from tiny import tiny_config
 from torchcaps import create_model, list_models, revisions
 from torchcaps.config import Config, LossName, ModelConfig
 from torchcaps.models.registry import find_factory
-from torchcaps.recipes.records import config_hash, count_hash, describe_run
 from torchcaps.revisions import Revision, read_older, revisions_of, routing_of, with_model
 from torchcaps.routing import Routing, list_routings
+from torchcaps.tables.records import config_hash, count_hash, describe_run
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.run import find_unfinished
 from torchcaps.train.statistics import list_norms

@@ -16,8 +16,8 @@ from tiny import tiny_config
 
 from torchcaps import files
 from torchcaps.cli import main
-from torchcaps.inspect import write_report
 from torchcaps.models import Output
+from torchcaps.report import write_report
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
 

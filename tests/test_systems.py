@@ -18,7 +18,7 @@ import torchcaps
 from torchcaps import shell
 from torchcaps.cli import main, tables
 from torchcaps.inspect import figures
-from torchcaps.recipes import measure
+from torchcaps.tables import measure
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
 SOURCES = sorted(Path(torchcaps.__file__).parent.rglob("*.py"))

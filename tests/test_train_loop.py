@@ -16,7 +16,7 @@ from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, Optimi
 from torchcaps.data import load_data
 from torchcaps.losses import build_criterion
 from torchcaps.models import Model
-from torchcaps.recipes.records import describe_run
+from torchcaps.tables.records import describe_run
 from torchcaps.train import evaluate, fit, load_run, loop
 from torchcaps.train.display import Display
 from torchcaps.train.machine import build_fabric, choose_compile, choose_device, choose_precision, is_depthwise

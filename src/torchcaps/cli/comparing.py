@@ -10,7 +10,7 @@ from torchcaps.cli.tables import RESULTS, fill, say
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
-    from torchcaps.recipes.budgets import Budget
+    from torchcaps.tables.budgets import Budget
 
 
 def compare(
@@ -53,8 +53,8 @@ def compare(
     from torchcaps.compare.costs import counts_are_current, find_costs, record_costs
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
-    from torchcaps.recipes.records import read_records
-    from torchcaps.recipes.run import Settings, plan
+    from torchcaps.tables.fill import Settings, plan
+    from torchcaps.tables.records import read_records
 
     find(data)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
@@ -74,7 +74,7 @@ def compare(
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path) -> None:
     """Print the table, and write it and its picture."""
     from torchcaps.compare.page import collect, draw, markdown
-    from torchcaps.recipes.records import read_records
+    from torchcaps.tables.records import read_records
 
     rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
     text = markdown(comparison, rows, budget)

@@ -20,7 +20,7 @@ from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
-    from torchcaps.recipes.budgets import Budget
+    from torchcaps.tables.budgets import Budget
     from torchcaps.train import Result, RunFolder
 
 
@@ -41,7 +41,7 @@ def train(
         flags: --budget full, fast, cpu or smoke, and what differs from the recipe, e.g. --epochs 3 --model.options
             channels 64
     """
-    from torchcaps.recipes import create_recipe
+    from torchcaps.papers import create_recipe
 
     budget, others = take_budget(flags)
     config, resume = parse_flags(create_recipe(recipe, budget), others)
@@ -86,7 +86,7 @@ def report(folder: Path, reason: str = "") -> None:
 
     What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
     """
-    from torchcaps.inspect import write_report
+    from torchcaps.report import write_report
 
     try:
         write_report(folder, reason)
@@ -242,8 +242,8 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
         run: the folder of a run
         out: folder that the report is written to; else that of the run
     """
-    from torchcaps.inspect import write_report
-    from torchcaps.inspect.report import PAGE, ReportKept
+    from torchcaps.report import write_report
+    from torchcaps.report.report import PAGE, ReportKept
 
     try:
         print(write_report(run, out=out))

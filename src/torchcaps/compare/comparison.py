@@ -24,8 +24,8 @@ from torchcaps.config import (
 )
 from torchcaps.data.catalogue import find
 from torchcaps.names import unknown
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.metrics import ACCURACY
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.metrics import ACCURACY
 
 Loss = Literal["shared", "own"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)

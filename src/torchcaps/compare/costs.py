@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.config import Config
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import append_record, count_hash
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import append_record, count_hash
 
 COST = "cost"  # in place of a budget
 BATCH = 128
@@ -40,7 +40,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
     from torchcaps.cost import measure_cost
     from torchcaps.cost.operations import CONVENTION
-    from torchcaps.recipes.measure import (
+    from torchcaps.tables.measure import (
         build_network,
         image_shape,
         latency,

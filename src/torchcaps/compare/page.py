@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchcaps.compare.comparison import CONTROLS, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
-from torchcaps.recipes.budgets import Budget
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.summary import Summary, summarise
+from torchcaps.tables.budgets import Budget
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What a capsule has learnt: reconstructions, pose sweeps, where parts go; and the report of a run.
+"""What a capsule has learnt: reconstructions, pose sweeps, where parts go, how votes agree.
 
 The names below are imported on first use.
 """
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
         draw_segmentations,
         pose_sweep,
     )
-    from torchcaps.inspect.report import write_report
-    from torchcaps.inspect.reproduce import reproduce_command
     from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
     from torchcaps.inspect.transplants import draw_transplants, transplant
 
@@ -40,8 +38,6 @@ _HOMES = {
         "draw_segmentations",
         "pose_sweep",
     ),
-    "report": ("write_report",),
-    "reproduce": ("reproduce_command",),
     "sparsity": ("accuracy_by_kept", "child_importance"),
     "transplants": ("draw_transplants", "transplant"),
 }
@@ -68,13 +64,11 @@ __all__ = [
     "measure_agreement",
     "measure_jacobian",
     "pose_sweep",
-    "reproduce_command",
     "share_maps",
     "trace_pairs",
     "trace_routing",
     "transplant",
     "worst",
-    "write_report",
 ]
 
 __getattr__ = resolver(__name__, _HOMES)

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
+import torchcaps.kernels.steps  # noqa: F401 - fused steps are found once they are registered
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.probe import Fused
-from torchcaps.kernels.registry import Implementation, find_step, runs_fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, State, Step, create_routing
 from torchcaps.routing.discriminative import Discriminative
+from torchcaps.routing.fused import Implementation, find_step, runs_fused
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, transformed
-from torchcaps.kernels.registry import Implementation
 from torchcaps.layers.binarize import XnorConv2d, xnor_convolve
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
 from torchcaps.layers.transforms import Transform, flatten_space
 from torchcaps.names import check_choice
 from torchcaps.routing import Routing, Step
+from torchcaps.routing.fused import Implementation
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
 from torchcaps.votes.binary import binary_children, weight_middle

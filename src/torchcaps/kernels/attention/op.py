@@ -6,7 +6,6 @@ Under autocast inputs are taken as they are and sums are in float32: a narrower 
 from __future__ import annotations
 
 import math
-from functools import reduce
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from torchcaps.kernels.attention.plain import plain
 from torchcaps.kernels.homes import as_promised, call_at
 from torchcaps.kernels.twice import asked_again, gradients_anew
+from torchcaps.kernels.types import widest
 
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
@@ -53,12 +53,6 @@ def _home(x: Tensor) -> Any:
     else:
         from torchcaps.kernels.attention import cuda as home
     return home
-
-
-def widest(*tensors: Tensor, at_least: torch.dtype | None = None) -> torch.dtype:
-    """The narrowest type that holds the numbers of all `tensors`, and those of `at_least`."""
-    types = [x.dtype for x in tensors]
-    return reduce(torch.promote_types, types if at_least is None else [*types, at_least])
 
 
 @attend.register_fake

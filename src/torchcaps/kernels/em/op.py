@@ -6,35 +6,18 @@ Sums are in float32 at least whatever the inputs are, so autocast leaves them as
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from torchcaps.kernels.attention.op import widest
+from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
 from torchcaps.kernels.homes import as_promised, call_at
 from torchcaps.kernels.twice import asked_again, gradients_anew
-
-
-class Inputs(NamedTuple):
-    """As `em_step` describes them, contiguous and of one type; a mean has a prior."""
-
-    poses: Tensor
-    weight: Tensor
-    activations: Tensor
-    mean: Tensor | None
-    precision: Tensor | None
-    prior: Tensor | None
-
-
-class Geometry(NamedTuple):
-    rows: int  # of a pose
-    stride: int  # of the windows, as the next
-    padding: int
-    whole: bool  # a child competes over all windows that see it, not at each position apart
+from torchcaps.kernels.types import widest
 
 
 @torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu", "cuda"))

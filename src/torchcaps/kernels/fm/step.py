@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.fm import FM
+from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.votes import LinearVotes
 from torchcaps.votes.affine import pool_moments
 from torchcaps.votes.protocol import Each, Moments
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
 
 FLOOR = 1e-24  # of squared lengths: lanes without an image are zeros, whose 1 / length must be a number
 

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from torchcaps.config import Config, Option
 from torchcaps.names import unknown
-from torchcaps.recipes.metrics import ERROR, Metric
+from torchcaps.tables.metrics import ERROR, Metric
 
 Kind = Literal["mean", "best", "single"]
 Drawn = Literal["reconstructions", "segmentations"]

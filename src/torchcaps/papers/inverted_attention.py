@@ -24,9 +24,9 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
-from torchcaps.recipes.measure import alone, count_parameters, inference_memory, latency
-from torchcaps.recipes.metrics import ACCURACY, EXACT_MATCH, LATENCY, MEMORY, PARAMETERS
+from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
+from torchcaps.tables.measure import alone, count_parameters, inference_memory, latency
+from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, LATENCY, MEMORY, PARAMETERS
 
 PAPER = Paper("inverted-attention", "Tsai et al. 2020")
 ITERATIONS = range(1, 6)

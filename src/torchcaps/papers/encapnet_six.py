@@ -10,11 +10,11 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, Option
-from torchcaps.recipes.agreements import length_alike, opposed
-from torchcaps.recipes.cells import Cell, Count, How, Impossible, Narrow, Published, Train, table
-from torchcaps.recipes.encapnet import ADAM, DECAY, ENTROPY, MARGIN, PAPER
-from torchcaps.recipes.measure import alone, mebibytes, step_memory, step_seconds
-from torchcaps.recipes.metrics import CLASS_LOSS, ERROR, MEMORY, SIZE, STEP_SECONDS, penalty
+from torchcaps.papers.encapnet import ADAM, DECAY, ENTROPY, MARGIN, PAPER
+from torchcaps.tables.agreements import length_alike, opposed
+from torchcaps.tables.cells import Cell, Count, How, Impossible, Narrow, Published, Train, table
+from torchcaps.tables.measure import alone, mebibytes, step_memory, step_seconds
+from torchcaps.tables.metrics import CLASS_LOSS, ERROR, MEMORY, SIZE, STEP_SECONDS, penalty
 
 
 class Six(NamedTuple):

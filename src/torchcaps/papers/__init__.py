@@ -1,6 +1,6 @@
-"""Complete configurations, one function each; the tables of the papers, one file each, and how they are filled."""
+"""One file a paper: complete configurations and the cells of its tables; and the one list of recipes."""
 
-from torchcaps.recipes import (
+from torchcaps.papers import (
     capsnet,
     discriminative,
     encapnet,
@@ -10,8 +10,8 @@ from torchcaps.recipes import (
     inverted_attention,
     xnodr,
 )
-from torchcaps.recipes.cells import find_cell, find_tables, list_tables
-from torchcaps.recipes.registry import create_recipe, list_recipes, recipe
+from torchcaps.papers.registry import create_recipe, list_recipes, recipe
+from torchcaps.tables.cells import find_cell, find_tables, list_tables
 
 __all__ = [
     "capsnet",

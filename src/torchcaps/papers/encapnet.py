@@ -23,8 +23,8 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.cells import Cell, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
-from torchcaps.recipes.metrics import ERROR, TOP5_ERROR, TRAIN_LOSS
+from torchcaps.tables.cells import Cell, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.metrics import ERROR, TOP5_ERROR, TRAIN_LOSS
 
 PAPER = Paper("encapnet", "Li et al. 2018")
 

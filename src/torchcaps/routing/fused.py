@@ -9,27 +9,34 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
-from torchcaps.routing import Routing, State, Step
+from torchcaps.routing.interface import Routing, Sizes, State, Step
 from torchcaps.votes import Votes
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
 
 Implementation = Literal["auto", "plain", "fused"]
 FusedStep = Callable[[Any, Any, State, int], Step]
 Supports = Callable[["Transform", Any], str | None]
 
-HOMES = ("attention.step", "dynamic.step", "em.step", "fm.step")  # modules here that register their steps when imported
 COMPILERS = {"cpu": ("numba", "llvmlite"), "meta": ("numba", "llvmlite"), "cuda": ("triton",)}  # what kernels need
 DEVICES = {device for device, packages in COMPILERS.items() if all(map(find_spec, packages))}  # elsewhere plain steps
+
+
+class Transform(Protocol):
+    """What is asked of a layer's transform, which a room above defines (`torchcaps.layers.Transform`)."""
+
+    sizes: Sizes
+    shape: tuple[int, ...]  # of its matrices, [j, *window, c, m]
+
+    @property
+    def makes(self) -> type[Votes] | None:
+        """The class of its votes; None: no kernel can know them."""
+        ...
 
 
 class Kernel(NamedTuple):
@@ -78,8 +85,6 @@ def find_step(implementation: Implementation, transform: Transform, routing: Rou
     check_choice("implementation", implementation, ("auto", "plain", "fused"))
     if implementation == "plain":
         return None
-    for home in HOMES:
-        import_module(f"{__package__}.{home}")
     kernel = None if transform.makes is None else _KERNELS.get((transform.makes, type(routing)))
     if kernel is None:
         votes = "votes of their own" if transform.makes is None else transform.makes.__name__

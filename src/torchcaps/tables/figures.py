@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from torchcaps.recipes.agreements import draw_stages
-from torchcaps.recipes.cells import Cell, Table
-from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
-from torchcaps.recipes.run import COUNT
-from torchcaps.recipes.summary import Summary, evidence, reproduction
+from torchcaps.tables.agreements import draw_stages
+from torchcaps.tables.cells import Cell, Table
+from torchcaps.tables.fill import COUNT
+from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
+from torchcaps.tables.summary import Summary, evidence, reproduction
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,12 +20,11 @@ from torchcaps.inspect.examples import REACH, Agreed, Example, Routed
 from torchcaps.inspect.figures import SHOWN, to_svg
 from torchcaps.inspect.measured import READINGS, calibrate_measured, confusion, worst
 from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
-from torchcaps.inspect.reproduce import reproduce_command
+from torchcaps.report.reproduce import reproduce_command
+from torchcaps.report.story import Sight, Story
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from torchcaps.inspect.report import Sight, Story
 
 LIKELIEST = 3  # classes of a mistake
 BYTES = ("B", "KiB", "MiB", "GiB")
@@ -79,7 +78,7 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
 
 
 def _part(name: str) -> str:
-    return (files("torchcaps.inspect") / "web" / name).read_text(encoding="utf-8")
+    return (files("torchcaps.report") / "web" / name).read_text(encoding="utf-8")
 
 
 def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 
 from torchcaps.config import Config
 from torchcaps.names import check_choice, unknown
-from torchcaps.recipes.budgets import BUDGETS, Budget, apply_budget
-from torchcaps.recipes.cells import Cell, Train, list_tables
+from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
+from torchcaps.tables.cells import Cell, Train, list_tables
 
 Recipe = Callable[[], Config]
 _RECIPES: dict[str, Recipe] = {}
@@ -45,7 +45,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
 
     Args:
         name: one of `list_recipes()`.
-        budget: what is made of it, see `torchcaps.recipes.budgets`; None: a recipe as it is written, and of a cell what
+        budget: what is made of it, see `torchcaps.tables.budgets`; None: a recipe as it is written, and of a cell what
             its paper trained, "full".
 
     Raises:

@@ -24,8 +24,8 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.cells import Cell, Formula, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
-from torchcaps.recipes.metrics import ACCURACY, EXACT_MATCH, TRAIN_LOSS, XNODR_TOP2, Metric, formula_metric
+from torchcaps.tables.cells import Cell, Formula, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, TRAIN_LOSS, XNODR_TOP2, Metric, formula_metric
 
 PAPER = Paper("xnodr", "Sun et al. 2023")
 

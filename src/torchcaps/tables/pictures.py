@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchcaps.recipes.budgets import Budget, apply_budget, width
-from torchcaps.recipes.cells import Drawn, Table, Train
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import config_hash, find_runs
-from torchcaps.recipes.run import missing_data
+from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.cells import Drawn, Table, Train
+from torchcaps.tables.fill import missing_data
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import config_hash, find_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from torchcaps.data.catalogue import find
-from torchcaps.recipes.budgets import REPRODUCTIONS, Budget, apply_budget, width
-from torchcaps.recipes.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import count_hash, find_runs
-from torchcaps.recipes.run import COUNT, missing_data
+from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget, width
+from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
+from torchcaps.tables.fill import COUNT, missing_data
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import count_hash, find_runs
 
 FORMULA = "formula"  # in place of a budget, of what is arithmetic alone
 

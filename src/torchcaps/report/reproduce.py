@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from torchcaps.config import Config
 from torchcaps.names import check_choice
-from torchcaps.recipes import create_recipe
-from torchcaps.recipes.budgets import BUDGETS, Budget
+from torchcaps.papers import create_recipe
 from torchcaps.shell import typed
+from torchcaps.tables.budgets import BUDGETS, Budget
 
 
 def reproduce_command(config: Config, folder: Path) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torchcaps.recipes.cells import Table
-from torchcaps.recipes.metrics import Metric, Record
-from torchcaps.recipes.summary import evidence, reproduction
+from torchcaps.tables.cells import Table
+from torchcaps.tables.metrics import Metric, Record
+from torchcaps.tables.summary import evidence, reproduction
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

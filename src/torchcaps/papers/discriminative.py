@@ -23,9 +23,9 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
-from torchcaps.recipes.measure import hundred_steps
-from torchcaps.recipes.metrics import ERROR, STEP_TIME
+from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
+from torchcaps.tables.measure import hundred_steps
+from torchcaps.tables.metrics import ERROR, STEP_TIME
 
 PAPER = Paper("discriminative", "Yang, Li and Yu 2021")
 

@@ -8,11 +8,11 @@ from html import escape
 from statistics import mean
 from typing import Any, NamedTuple
 
-from torchcaps.recipes.cells import Cell, Quoted, Table
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.pictures import Picture
-from torchcaps.recipes.run import COUNT
-from torchcaps.recipes.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
+from torchcaps.tables.cells import Cell, Quoted, Table
+from torchcaps.tables.fill import COUNT
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.pictures import Picture
+from torchcaps.tables.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
 
 HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
 LEGEND = (
@@ -52,7 +52,7 @@ def view(
     Args:
         table, records: the table, and all lines.
         machine: as in `summary.describe_gap`.
-        pictures: of its cells, those that are drawn (`torchcaps.recipes.pictures`).
+        pictures: of its cells, those that are drawn (`torchcaps.tables.pictures`).
     """
     notes: list[str] = []
     rows, used = [], []

@@ -21,9 +21,9 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.cells import Cell, Count, Narrow, Paper, Published, Quoted, Train, table
-from torchcaps.recipes.measure import count_parameters, latencies
-from torchcaps.recipes.metrics import ACCURACY, LATENCY, PARAMETERS, TRAIN_ACCURACY
+from torchcaps.tables.cells import Cell, Count, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.measure import count_parameters, latencies
+from torchcaps.tables.metrics import ACCURACY, LATENCY, PARAMETERS, TRAIN_ACCURACY
 
 PAPER = Paper("fm", "Zhao et al. 2020")
 

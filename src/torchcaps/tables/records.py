@@ -17,9 +17,9 @@ from types import UnionType
 from typing import Any
 
 from torchcaps.config import Config, to_plain
-from torchcaps.recipes.lines import append_line, read_lines
-from torchcaps.recipes.metrics import Record
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.lines import append_line, read_lines
+from torchcaps.tables.metrics import Record
 
 RUNS = Path("results") / "runs.jsonl"
 # Where, under which name and what is seen, not what is computed.

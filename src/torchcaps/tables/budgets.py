@@ -3,7 +3,7 @@
 - full: as the paper trains: the whole training split, and the last epoch.
 - fast: the paper's network and data at full size, at most 30 epochs of a one-cycle schedule, the whole training split,
   and the last epoch, as papers train that pick nothing. Batch and rate are tuned for each family on a validation split,
-  in runs of their own (`torchcaps.recipes.tuned`). Any machine: precision and compiling are chosen there.
+  in runs of their own (`torchcaps.tables.tuned`). Any machine: precision and compiling are chosen there.
 - cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; step schedules become
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
@@ -20,8 +20,8 @@ from typing import Literal, get_args
 from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
 from torchcaps.names import check_choice
-from torchcaps.recipes.cells import Cell, Narrow, Train
-from torchcaps.recipes.tuned import TUNED
+from torchcaps.tables.cells import Cell, Narrow, Train
+from torchcaps.tables.tuned import TUNED
 
 Budget = Literal["full", "fast", "cpu", "smoke"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)

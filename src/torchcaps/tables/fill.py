@@ -15,12 +15,12 @@ from torchcaps.config import Config
 from torchcaps.data.catalogue import absent, data_root, find
 from torchcaps.locking import hold
 from torchcaps.names import unknown
-from torchcaps.recipes.budgets import Budget, apply_budget, width
-from torchcaps.recipes.cells import Cell, Combine, Count, Table, Train, find_cell
-from torchcaps.recipes.lines import CLAIMS
-from torchcaps.recipes.measure import peak_memory, reset_peak
-from torchcaps.recipes.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
+from torchcaps.tables.lines import CLAIMS
+from torchcaps.tables.measure import peak_memory, reset_peak
+from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from torchcaps.config import Config
 from torchcaps.files import check_plain, own_folder, read_text
@@ -21,13 +20,14 @@ from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
 from torchcaps.names import check_fields
+from torchcaps.report.page import SEEN, render
+from torchcaps.report.story import Sight, Split, Story
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from torchcaps.cost import Cost
     from torchcaps.models import Model
 
 PAGE, FIGURES = "report.html", "figures"
@@ -45,44 +45,6 @@ METRICS: dict[str, Any] = {  # of a line of metrics.jsonl, each of which may be 
 }
 MISTAKES = 24  # that a page shows
 FEW = 12  # columns of a figure of examples
-
-Split = Literal["train", "validation", "test"]
-
-
-@dataclass(frozen=True)
-class Story:
-    """What the folder of a run says."""
-
-    folder: Path
-    config: Config
-    environment: dict[str, Any]
-    history: list[dict[str, Any]]  # the lines of metrics.jsonl
-    result: dict[str, Any] | None  # None: the run is not finished
-    reason: str  # why it ended early; "" where that is not known
-
-    @property
-    def selected(self) -> int | None:
-        """The epoch whose weights were kept, counted from 1."""
-        if self.result is not None:
-            return self.result["selected_epoch"]
-        measured = [each for each in self.history if each["validation_accuracy"] is not None]
-        if not measured:
-            return self.history[-1]["epoch"] if self.history else None
-        return max(measured, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))["epoch"]
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What the model of a run does."""
-
-    split: Split
-    images: int  # in the split
-    classes: tuple[str, ...]
-    measured: Measured
-    examples: list[Example]
-    mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
-    cost: Cost
-    figures: dict[str, Figure]
 
 
 class ReportKept(ValueError):
@@ -108,8 +70,6 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         ValueError: when the folder of the run, or one in it that is written to, is a link, or a file in it is none.
         ReportKept: when the page would have shown less than the one that is there, which is kept, and its figures too.
     """
-    from torchcaps.inspect.page import SEEN, render
-
     story = read_story(Path(path), reason)
     home = story.folder if out is None else own_folder(Path(out), make=True)
     page = home / PAGE

@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, Option
-from torchcaps.recipes.cells import (
+from torchcaps.papers.fm import PAPER
+from torchcaps.tables.cells import (
     Cell,
     Combine,
     Count,
@@ -22,9 +23,8 @@ from torchcaps.recipes.cells import (
     Train,
     table,
 )
-from torchcaps.recipes.fm import PAPER
-from torchcaps.recipes.measure import count_parameters, count_part
-from torchcaps.recipes.metrics import ACCURACY, EXACT_MATCH, PARAMETERS, STORED, TRAIN_ACCURACY
+from torchcaps.tables.measure import count_parameters, count_part
+from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, PARAMETERS, STORED, TRAIN_ACCURACY
 
 LOSSES: dict[str, tuple[LossConfig, dict[str, Option]]] = {
     "margin": (LossConfig("margin", reconstruction=0.0005), {}),

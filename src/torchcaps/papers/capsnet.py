@@ -13,7 +13,7 @@ from torchcaps.config import (
     OptimiserConfig,
     ScheduleConfig,
 )
-from torchcaps.recipes.registry import recipe
+from torchcaps.papers.registry import recipe
 
 
 @recipe
