@@ -8,12 +8,14 @@ from torchcaps.recipes import (
     fm,
     fm_decoding,
     inverted_attention,
+    own,
     xnodr,
 )
 from torchcaps.recipes.cells import find_cell, find_tables, list_tables
-from torchcaps.recipes.registry import create_recipe, list_recipes, recipe
+from torchcaps.recipes.registry import Finish, create_recipe, finish_recipe, list_recipes, recipe
 
 __all__ = [
+    "Finish",
     "capsnet",
     "create_recipe",
     "discriminative",
@@ -21,11 +23,13 @@ __all__ = [
     "encapnet_six",
     "find_cell",
     "find_tables",
+    "finish_recipe",
     "fm",
     "fm_decoding",
     "inverted_attention",
     "list_recipes",
     "list_tables",
+    "own",
     "recipe",
     "xnodr",
 ]
