@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, parse_flags
+from torchcaps.cli.helping import COMMON
 from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
 from torchcaps.papers import create_recipe, registry
@@ -65,6 +67,12 @@ FLAGS = [
 ]
 
 
+def common_flags() -> list[str]:
+    """Each of the flags of the short help, typed with its value in `Config`."""
+    values = ((name, reduce(getattr, name.split("."), Config())) for name in COMMON)
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values if not isinstance(value, bool | dict)]
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A recipe named "tiny" that is there during one test."""
@@ -80,7 +88,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         ["list", "recipes"],
         ["list", "data"],
         ["list", "tables"],
-        ["train", "digits", "--help"],
         ["train", "--help"],
     ],
 )
@@ -110,11 +117,28 @@ def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) 
             )
         ]
 
-    assert main(["train", "digits", "--help"]) == 0
+    assert main(["train", "digits", "--help-all"]) == 0
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
     derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume"}
     assert set(FLAGS) <= derived
     assert derived <= shown
+
+
+def test_help_of_a_recipe_fits_two_screens_and_lists_the_options_of_its_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("digits", "fm/table2/ours-cifar10"):
+        assert main(["train", name, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 60 and max(map(len, lines)) <= 110
+        assert lines[1].startswith(f"for example: torchcaps train {name} ")
+        shown = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+        assert shown["--optimiser.lr"][0] == str(create_recipe(name).optimiser.lr)
+    assert shown["blocks"] == ["8,8,8", "tuple[int,", "...]"] and shown["l2"] == ["True", "bool"]
+    assert main(["train", "digits", "--model.name", "resnet18.em", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Options of resnet18.em" in said and "routing_growth" in said
+    assert parse_flags(Config(), common_flags()) == (Config(), False)
 
 
 def test_flags_replace_values_and_add_options() -> None:

@@ -112,6 +112,7 @@ class ModelConfig(Checked):
     options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
 
 
+ScoreKind = Literal["length", "logit", "probability"]  # what a score of a class is: in [0, 1), any number, in [0, 1]
 LossName = Literal[
     "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"
 ]
@@ -180,6 +181,7 @@ class Config(Checked):
     coefficients: CoefficientConfig = field(default_factory=CoefficientConfig)
     epochs: int = 10
     batch_size: int = 128  #: over all processes together
+    head_epochs: int = 0  #: of the epochs, at first: the model's backbone stays as it is, and what stands on it learns
     average: float = (
         0.0  #: of the weights that are evaluated and kept, decay a step of their mean, e.g. 0.999; 0: the last
     )

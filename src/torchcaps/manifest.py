@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from torchcaps.config import ModelConfig, from_plain, to_plain
+from torchcaps.config import ModelConfig, ScoreKind, from_plain, to_plain
 from torchcaps.names import fits
 from torchcaps.revisions import read_older
 
@@ -97,7 +97,7 @@ class InputForm:
 class ScoreForm:
     """What the scores of a model are, and how they become probabilities."""
 
-    kind: Literal["length", "logit", "probability"]
+    kind: ScoreKind
     to_probability: Literal["softmax", "share", "sigmoid", "none"]  #: none: as it is, cut to [0, 1]
     threshold: float = 0.5  #: score above which a class is there, where pictures differ in how many they show
     shown: int | None = 1  #: classes that a picture shows; None where pictures differ in it

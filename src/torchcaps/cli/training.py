@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchcaps.cli.options import listed
+from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
+from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
@@ -44,7 +46,9 @@ def train(
     from torchcaps.papers import create_recipe
 
     budget, others = take_budget(flags)
-    config, resume = parse_flags(create_recipe(recipe, budget), others)
+    base = create_recipe(recipe, budget)
+    config, resume = parse_flags(base, others, recipe)
+    config = finish(recipe, base, config, given_fields(others))
     from torchcaps.train import Interrupted, fit, unfinished_runs
 
     before = unfinished_runs(config)
@@ -65,6 +69,28 @@ def train(
         raise Interrupted(f"{stop}; to continue: {again}") from None
     report(result.folder)
     print_result(result)
+
+
+def given_fields(flags: Sequence[str]) -> frozenset[str]:
+    """Names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
+    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    return frozenset(re.sub(r"(^|\.)no_", r"\1", name) for name in names)
+
+
+def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> Config:
+    """`config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
+
+    Raises:
+        ValueError: for a loss by a flag that contradicts what the model's scores are.
+    """
+    from torchcaps.papers import finish_recipe
+    from torchcaps.papers.fitting import follow_model
+
+    config, chosen = finish_recipe(recipe, config, given)
+    config, said = follow_model(base, config, given)
+    for line in [*filter(None, [chosen]), *said]:
+        print(f"torchcaps: {line}", file=sys.stderr)
+    return config
 
 
 def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
@@ -115,21 +141,30 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
     return None, list(flags)
 
 
-def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
+def parse_flags(recipe: Config, flags: Sequence[str], name: str = "") -> tuple[Config, bool]:
     """`recipe` with what `flags` say in its place, and whether to resume.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
     names; that is said.
+
+    Args:
+        recipe: whose values are the defaults.
+        flags: as they were typed.
+        name: what help and errors call the recipe; "" its own name.
     """
+    if wants_help(flags):
+        config, _ = parse_flags(recipe, [flag for flag in flags if flag not in ("-h", "--help")])
+        print(short_help(config, name or recipe.recipe))
+        raise SystemExit(0)
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
     with usage_errors():
         parsed = tyro.cli(
             TrainFlags,
-            prog=f"torchcaps train {recipe.recipe}",
+            prog=f"torchcaps train {name or recipe.recipe}",
             description="Train this recipe with these values, which are defaults here, in place of its own.",
             default=TrainFlags(bare),
-            args=flags,
+            args=["--help" if flag == HELP_ALL else flag for flag in flags],
         )
     if parsed.config.changed:
         raise ValueError("--changed is written by the command line itself: leave it out")
@@ -163,11 +198,6 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def show_option(value: Any) -> str:
-    """A value as it is typed: a list is its numbers with commas between."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def print_result(result: Result) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.config import ModelConfig
+from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
 from torchcaps.names import check_options, fits, unknown
 from torchcaps.revisions import routing_of
@@ -42,6 +42,14 @@ class Model(nn.Module):
 
     origin: dict[str, Any] | None = None
     penalties: tuple[str, ...] = ()  #: names of the terms `aux["penalties"]` that it adds to the loss in training
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        """What a score is, as losses must know it: a "length" in [0, 1), a "probability" or a "logit".
+
+        None of a network that does not say, which then takes any loss.
+        """
+        return None
 
     @property
     def iterations(self) -> int:

@@ -8,12 +8,14 @@ from torchcaps.papers import (
     fm,
     fm_decoding,
     inverted_attention,
+    own,
     xnodr,
 )
-from torchcaps.papers.registry import create_recipe, list_recipes, recipe
+from torchcaps.papers.registry import Finish, create_recipe, finish_recipe, list_recipes, recipe
 from torchcaps.tables.cells import find_cell, find_tables, list_tables
 
 __all__ = [
+    "Finish",
     "capsnet",
     "create_recipe",
     "discriminative",
@@ -21,11 +23,13 @@ __all__ = [
     "encapnet_six",
     "find_cell",
     "find_tables",
+    "finish_recipe",
     "fm",
     "fm_decoding",
     "inverted_attention",
     "list_recipes",
     "list_tables",
+    "own",
     "recipe",
     "xnodr",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, cast
 from torchcaps.config import Config
 from torchcaps.names import check_choice
 from torchcaps.papers import create_recipe
+from torchcaps.papers.registry import finished_fields
 from torchcaps.shell import typed
 from torchcaps.tables.budgets import BUDGETS, Budget
 
@@ -27,7 +29,7 @@ def reproduce_command(config: Config, folder: Path) -> str:
             "fit(RunFolder(pathlib.Path(sys.argv[1])).read_config())"
         )
         return typed(["python", "-c", code, str(folder)])
-    return typed(["torchcaps", "train", *words, *_flags(recipe, config)])
+    return typed(["torchcaps", "train", *words, *_flags(recipe, config, always=finished_fields(words[0]))])
 
 
 def _find(name: str) -> tuple[list[str], Config | None]:
@@ -45,18 +47,18 @@ def _find(name: str) -> tuple[list[str], Config | None]:
     return [], None
 
 
-def _flags(recipe: Any, config: Any, prefix: str = "") -> list[str]:
-    """The flags that turn one config, or part of it, into another."""
+def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = ()) -> list[str]:
+    """The flags that turn one config, or part of it, into another; those of `always`, with dots, also where equal."""
     found = []
     for each in (field for field in fields(config) if field.name != "changed"):
         name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
         if is_dataclass(new):
-            found += _flags(old, new, name + ".")
-        elif old == new and type(old) is type(new):
+            found += _flags(old, new, name + ".", always)
+        elif old == new and type(old) is type(new) and name.replace("-", "_") not in always:
             continue
         elif isinstance(new, dict):
             changed = {key: value for key, value in new.items() if old.get(key) != value}
-            found += [f"--{name}", *(str(part) for pair in changed.items() for part in pair)]
+            found += [] if not changed else [f"--{name}", *(str(part) for pair in changed.items() for part in pair)]
         elif isinstance(new, bool):
             found.append(f"--{name}" if new else f"--{prefix}no-{each.name.replace('_', '-')}")
         else:

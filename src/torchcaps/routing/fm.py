@@ -53,6 +53,7 @@ class FM(Routing):
         iterative=False,
         couplings=False,
         gives_activations=True,
+        activation="logit",
         loss="cross-entropy",
     )
 

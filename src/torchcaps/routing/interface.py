@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.config import LossName
+from torchcaps.config import LossName, ScoreKind
 from torchcaps.names import check_choice, check_options, unknown
 from torchcaps.votes import Votes
 
@@ -47,10 +47,16 @@ class Spec:
     couplings: bool  # it shares a child out by coefficients that can be looked at
     needs_activations: bool = False
     gives_activations: bool = False
+    activation: ScoreKind = "probability"  # what an activation is, where it gives them
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
     loss: LossName = "margin"  # that its paper trains class capsules with
+
+    @property
+    def scores(self) -> ScoreKind:
+        """What class capsules say of their classes: their activations where they have any, else their lengths."""
+        return self.activation if self.gives_activations else "length"
 
     @property
     def capabilities(self) -> list[str]:

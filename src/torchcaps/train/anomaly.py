@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torchcaps.train.stages import enter_stage
+
 if TYPE_CHECKING:
     from torchcaps.train.loop import Trainer
 
@@ -91,8 +93,8 @@ def trace(trainer: Trainer, last: int) -> str | None:
     then at another step than before.
     """
     trainer.load()
-    trainer.model.train()
     position = trainer.position
+    enter_stage(trainer.model, trainer.config, position.epoch)
     watch = Watch(trainer.model, gradients=getattr(trainer.fabric.strategy.precision, "scaler", None) is None)
     for images, labels in trainer.batches.epoch(position.epoch, position.step):
         if position.step < last - STEPS:

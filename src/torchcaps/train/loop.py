@@ -53,6 +53,7 @@ from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
+from torchcaps.train.stages import check_stages, enter_stage, held_part
 from torchcaps.train.statistics import count_batches, measure_statistics
 
 _ALONE = threading.Lock()  # held by the one run that a process trains
@@ -128,6 +129,7 @@ class Trainer:
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
+        check_stages(self.model, config)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         follow_schedule(self.phases)
@@ -147,7 +149,7 @@ class Trainer:
     @cached_property
     def manifest(self) -> Manifest:
         """What the run holds beside its weights; the first process asks for it, since files are read for it."""
-        return describe_run(self.config, self.data, self.shape)
+        return describe_run(self.config, self.data, self.shape, self.model.scores)
 
     def _open(self, resume: bool) -> RunFolder:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
@@ -215,7 +217,7 @@ class Trainer:
         What a step returned is read one step later, when the device is done with it: it need not be waited for.
         """
         position, steps = self.position, len(self.batches)
-        self.model.train()
+        enter_stage(self.model, self.config, position.epoch)
         display.start_epoch(position.epoch)
         pending = None
         for images, labels in self.batches.epoch(position.epoch, start=position.step):
@@ -335,7 +337,8 @@ class Trainer:
         if not self.measured:
             return model
         parts = self.config.loss.reconstruction > 0
-        return measure_statistics(self.fabric, model, self.batches, self.measured, parts)
+        held = held_part(self.config, self.position.epoch)
+        return measure_statistics(self.fabric, model, self.batches, self.measured, parts, held)
 
     def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric
