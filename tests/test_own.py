@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from tiny import tiny_config
 from torch import nn
-from torchcaps.report.reproduce import reproduce_command
 
 from torchcaps.cli import main, parse_flags
 from torchcaps.cli.training import finish, given_fields
@@ -20,6 +19,7 @@ from torchcaps.config import Config, DataConfig, ModelConfig
 from torchcaps.data.facts import data_facts
 from torchcaps.models import DenseHead, HeadedModel, create_model, register_model
 from torchcaps.papers import create_recipe
+from torchcaps.report.reproduce import reproduce_command
 from torchcaps.train import RunFolder, fit
 from torchcaps.train.checkpoint import load_weights
 from torchcaps.train.loop import Trainer
