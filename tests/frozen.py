@@ -121,6 +121,18 @@ RUNS: dict[str, Config] = {
         tiny_run("cnn-6", None, LOGITS, channels=4),
         data=DataConfig("digits", validation=0.0, limit=32, enlarge=20, augment=AugmentConfig(2, True)),
     ),
+    "data standardise-first": replace(
+        tiny_run("cnn-6", 16, LOGITS, channels=4),
+        data=DataConfig(
+            "digits",
+            image_size=16,
+            validation=0.0,
+            limit=32,
+            standardise="image",
+            standardise_first=True,
+            augment=AugmentConfig(2, True, 1),
+        ),
+    ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),
         data=DataConfig(

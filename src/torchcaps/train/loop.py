@@ -180,9 +180,10 @@ class Trainer:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
             if self.measured:
                 steps = self.config.epochs * len(self.batches)
+                why = f"{steps} steps are too few for" if self.average is None else "averaged weights have no"
                 display.say(
-                    f"batch norm: {steps} steps are too few for running statistics, so each evaluation takes those of "
-                    f"{self.measured} training batches"
+                    f"batch norm: {why} running statistics, so each evaluation takes those of {self.measured} training "
+                    "batches"
                 )
             while self.position.epoch < self.config.epochs:
                 self.train_epoch(display)
