@@ -18,6 +18,7 @@ from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
+from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
 from torchcaps.names import unknown
@@ -34,6 +35,8 @@ COMMANDS = {
     "table": table,
     "compare": compare,
     "export": export,
+    "prune": prune,
+    "fold": fold,
     "list": list_names,
     "cost": cost,
     "data": data,
