@@ -17,6 +17,7 @@ BENCHMARKS = (
     "fold.py",
     "discriminative.py",
     "xnor.py",
+    "heads.py",
     "encapnet.py",
     "feedback.py",
     "six_layers.py",

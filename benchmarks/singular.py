@@ -21,6 +21,7 @@ from torchcaps.inspect import measure_jacobian
 from torchcaps.recipes.budgets import apply_budget
 from torchcaps.recipes.cells import Train, find_cell
 from torchcaps.recipes.lines import append_line
+from torchcaps.revisions import revisions_of
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric
@@ -57,7 +58,8 @@ class Watched(Trainer):
                 self.write({"layer": layer, "of": of, **values, **kept})
 
     def write(self, line: dict[str, Any]) -> None:
-        about = {"variant": self.variant, "seed": self.config.seed}
+        raised = revisions_of(self.config)
+        about = {"variant": self.variant, "seed": self.config.seed, **({"revisions": raised} if raised else {})}
         append_line(self.out, {**about, **line})
 
 

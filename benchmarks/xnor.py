@@ -7,7 +7,7 @@ One layer, three iterations, inference, five forms whose outputs are checked to 
 - layer: `CapsuleLayer`, which trains, and so binarizes its weights at every call too;
 - float: weights binarized beforehand, votes once by one batched product, routing by matrix products on them: the
   fastest form without bits that we know;
-- packed: `PackedStack`, XNOR and popcount on one bit a weight, half scales.
+- packed: `PackedStack`, XNOR and popcount on one bit a weight, half scales (`pack`).
 
 Beside them stands what memory alone asks for: the bytes of the weights over the measured bandwidth. The tiled form
 copies the weights for each image: where that does not fit, it has a smaller batch, and its time is scaled to the whole.

@@ -22,6 +22,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import discriminative_blocks
+import fm_blocks
+import xnodr_blocks
 from draw_compared import table as compared_table
 
 from torchcaps.recipes import find_tables, list_tables
@@ -135,8 +137,11 @@ def _show(line: dict[str, Any], column: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def reproduced(*patterns: str) -> str:
-    """All cells of papers that runs at full size fill: published, ours, the difference and the core-hours of a run."""
+def reproduced(results: str, *patterns: str) -> str:
+    """All cells of papers that runs at full size fill: published, ours, and the core-hours of a run.
+
+    `results` is where the page finds the folder of that name.
+    """
     records = read_records(RESULTS / "runs.jsonl")
     rows: list[Row] = [("table", "row", "column", "published", "ours", "seeds", "budget", "core-hours a run")]
     for table in list_tables():
@@ -153,14 +158,16 @@ def reproduced(*patterns: str) -> str:
                 hours = mean(each["seconds"] * each["environment"].get("threads", 1) / 3600 for each in found)
                 ours = f"{mean(values):.{cell.metric.digits}f}{spread}"
                 published = ", ".join(map(str, cell.published)) or "-"
-                link = f"[{table.printed}](../results/tables/{table.id}.md)"
+                link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 rows.append((link, cell.row, cell.column, published, ours, str(len(values)), budget, f"{hours:.1f}"))
     return markdown(rows)
 
 
-def compared() -> str:
-    """All routings on one backbone."""
-    return compared_table(read_records(RESULTS / "runs.jsonl"))
+def compared(*heads: str) -> str:
+    """Routings on one backbone: all, or some."""
+    made = compared_table(read_records(RESULTS / "runs.jsonl")).splitlines()
+    kept = [line for line in made if not line.startswith("| `") or not heads or line.split("`")[1] in heads]
+    return "\n".join(kept)
 
 
 def discriminative(name: str) -> str:
@@ -168,14 +175,27 @@ def discriminative(name: str) -> str:
     return markdown(getattr(discriminative_blocks, name)())
 
 
+def fm(name: str) -> str:
+    """A table of the page of FM agreement."""
+    return markdown(getattr(fm_blocks, name)(EARLIER))
+
+
+def xnodr(name: str) -> str:
+    """A table of the page of XnODR, or a sentence where it has no line yet."""
+    made = getattr(xnodr_blocks, name)(EARLIER)
+    return made if isinstance(made, str) else markdown(made)
+
+
 BLOCKS: dict[str, Callable[..., str]] = {
     "benchmarks": benchmarks,
     "cells": cells,
     "compared": compared,
     "discriminative": discriminative,
+    "fm": fm,
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,
+    "xnodr": xnodr,
 }
 
 

@@ -15,7 +15,7 @@ trainable parameters, of timm's backbones. "yes": equal to the last printed digi
 def main() -> None:
     for paper, title in TITLES.items():
         path = Path(__file__).parent / f"costs-{paper}.md"
-        path.write_text(f"# Costs: {title}\n\n{LEGEND}\n\n{cost_table(published_costs(paper))}\n")
+        path.write_text(f"# Costs: {title}\n\n{LEGEND}\n\n{cost_table(published_costs(paper))}\n", encoding="utf-8")
         print(path)
 
 

@@ -117,6 +117,10 @@ RUNS: dict[str, Config] = {
         coefficients=CoefficientConfig(lr=0.05, steps=2, weight_steps=2),
         schedule=ScheduleConfig("exponential", gamma=0.5, step_size=2),
     ),
+    "data enlarge": replace(
+        tiny_run("cnn-6", None, LOGITS, channels=4),
+        data=DataConfig("digits", validation=0.0, limit=32, enlarge=20, augment=AugmentConfig(2, True)),
+    ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),
         data=DataConfig(

@@ -234,6 +234,74 @@ class TestStandardiseFirst:
             data.training(DataConfig(standardise="image", standardise_first=True), 6, 0)
 
 
+class TestEnlarge:
+    """Images are held, cropped and moved at their own size; a batch is enlarged last."""
+
+    crop = AugmentConfig(crop=2, flip=True)
+
+    @pytest.mark.parametrize(("h", "w", "side"), [(9, 7, 9), (9, 7, 20), (5, 5, 35), (1, 3, 8)])
+    def test_arrays_and_tensors_are_enlarged_alike(self, h, w, side):
+        images = transforms.to_float(random_images(3, h=h, w=w).pixels)
+        found = transforms.enlarge(images, side)
+        assert found.shape == (3, 3, side, side)
+        torch.testing.assert_close(found, torch.from_numpy(prepare.enlarge(images.numpy(), side)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, F.interpolate(images, (side, side), mode="bilinear", antialias=True))
+
+    @pytest.mark.parametrize("how", ["none", "image", "dataset"])
+    def test_a_crop_moves_a_picture_by_its_own_pixels(self, how):
+        config = DataConfig("digits", validation=0.0, standardise=how, augment=self.crop)
+        small, large = load_data(config), load_data(replace(config, enlarge=31))
+        assert (small.image_size, large.image_size, large.cut_size) == ((8, 8), (31, 31), (8, 8))
+        before = small.training(config, 32, seed=1).epoch(2)
+        after = large.training(replace(config, enlarge=31), 32, seed=1).epoch(2)
+        for (images, labels), (enlarged, same) in zip(before, after, strict=True):
+            assert torch.equal(labels, same) and torch.equal(enlarged, transforms.enlarge(images, 31))
+
+    def test_images_are_held_small(self):
+        data, loaded = (
+            load_data(DataConfig("digits", validation=0.0, enlarge=enlarge, image_size=size))
+            for enlarge, size in ((64, None), (None, 64))
+        )
+        assert data.image_size == loaded.image_size == (64, 64)
+        assert data.train.pixels.nbytes == len(data.train) * 8 * 8 == loaded.train.pixels.nbytes // 64
+
+    @pytest.mark.parametrize("world", [1, 2, 3])
+    def test_processes_together_see_what_one_sees_and_a_resumed_epoch_is_its_tail(self, world):
+        images = random_images(20, h=8, w=8)
+        one = Batches(images, 9, seed=3, augment=ALL, shuffle=True, enlarge=24)
+        parts = [replace(one, rank=rank, world=world) for rank in range(world)]
+        seen = [torch.cat(step) for step in zip(*([x for x, _ in each.epoch(1)] for each in parts), strict=True)]
+        whole = [x for x, _ in one.epoch(1)]
+        assert all(map(torch.equal, seen, whole)) and whole[0].shape == (9, 3, 24, 24)
+        assert all(map(torch.equal, (x for x, _ in one.epoch(1, start=1)), whole[1:]))
+
+    def test_a_process_without_images_gets_none(self):
+        (images, _), *_ = Batches(random_images(4, h=8, w=8), 2, rank=1, world=2, enlarge=24).epoch(0)
+        assert images.shape == (1, 3, 24, 24)
+        *_, (images, _) = Batches(random_images(3, h=8, w=8), 2, rank=0, world=2, enlarge=24).epoch(0)
+        assert images.shape == (0, 3, 24, 24)
+
+    def test_tests_are_enlarged_view_by_view(self):
+        plain = Batches(random_images(4), 4, cut=5, views=10)
+        images, enlarged = (next(each.epoch(0))[0] for each in (plain, replace(plain, enlarge=12)))
+        assert images.shape == (4, 10, 3, 5, 5) and enlarged.shape == (4, 10, 3, 12, 12)
+        assert torch.equal(enlarged[:, 7], transforms.enlarge(images[:, 7], 12))
+
+    def test_parts_of_a_stream_are_enlarged_with_it(self):
+        compose = ComposeConfig(base="digits", epoch=12, held=6, overlay="max")
+        data = load_data(DataConfig("multimnist", enlarge=50, compose=compose))
+        batches = data.evaluation("test", 6)
+        (images, _), parts = next(batches.epoch(0)), batches.parts(0, 0)
+        assert data.train.shape == (1, 36, 36) and parts is not None and parts.pixels.shape == (6, 2, 1, 50, 50)
+        assert images.shape == (6, 1, 50, 50) and (images - parts.pixels.amax(1)).min() > -1e-6
+
+    @pytest.mark.parametrize("data", [{}, {"image_size": 9}, {"pad": 9}, {"image_size": 12, "crop": 9}])
+    def test_it_makes_nothing_smaller(self, data):
+        side = 7 if not data else 8
+        with pytest.raises(ValueError, match=rf"data.enlarge is {side}: images of {side + 1}x{side + 1} pixels can be"):
+            load_data(DataConfig("digits", enlarge=side, **data))
+
+
 class TestDraws:
     def test_ranges_are_reached_and_kept(self):
         draws = transforms.draw(ALL, 4000, mix(DRAWS, 0, 0, 0))

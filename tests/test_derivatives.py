@@ -9,6 +9,7 @@ from layers import children, layer
 from routings import EXACT, UNFIT, every_variant
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.utils.checkpoint import checkpoint
 
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack
@@ -154,6 +155,21 @@ def test_vmap_equals_one_after_another(name, routing, options):
         poses = torch.stack([each[""] for each in several])
         found = vmap(lambda x, f=function, t=tensors: f(t | {"": x}))(poses)
         torch.testing.assert_close(found, torch.stack([function(each) for each in several]), **CLOSE)
+
+
+@every_layer
+@every_variant
+def test_a_checkpoint_around_a_layer_changes_nothing(name, routing, options):
+    for module in forms(name, routing, options):
+        function, tensors, _ = result_of(module, name)
+        poses = tensors[""].clone().requires_grad_()
+
+        def total(poses, function=function, tensors=tensors):
+            return score(function)(tensors | {"": poses})
+
+        (wanted,) = torch.autograd.grad(total(poses), poses)
+        (found,) = torch.autograd.grad(checkpoint(total, poses, use_reentrant=False), poses)
+        torch.testing.assert_close(found, wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("implementation", ["plain", "fused"])

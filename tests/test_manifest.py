@@ -214,6 +214,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {  # part, what stands there, what is s
     "fit": ("input.fit", "melt", "fit is 'melt'; it must be 'stretch', 'crop' or 'pad'"),
     "crop": ("input.crop", 9, "input.crop is 9; it must be at most 8"),
     "pad": ("input.pad", 7, "input.pad is 7; it must be at least 8"),
+    "enlarge": ("input.enlarge", 7, "input.enlarge is 7; it must be at least 8"),
     "range": ("input.range", [0.0, 255.0], "only [0, 1] is known"),
     "mean": ("input.mean", [0.5, 0.5], "must be a number a channel (1)"),
     "std": ("input.std", [0.0], "must be above 0"),

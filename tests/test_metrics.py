@@ -63,3 +63,10 @@ def test_the_top_five_are_counted_of_single_labels():
     meter.update(torch.tensor(0.0), scores, torch.tensor([0, 4, 5]))
     score = meter.compute()
     assert score.top5_accuracy == 2 / 3 and score.errors == 2 and score.xnodr_top2 is None
+
+
+def test_a_top_five_of_five_classes_or_fewer_is_not_stated():
+    for classes in (3, 5):
+        meter = Meter(torch.device("cpu"))
+        meter.update(torch.tensor(0.0), torch.rand(4, classes), torch.zeros(4, dtype=torch.int64))
+        assert meter.compute().top5_accuracy is None

@@ -181,7 +181,7 @@ def test_hours_end_between_runs(place: Path, capsys: pytest.CaptureFixture[str])
 def test_run_of_another_process_is_left_to_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("torchcaps.train.interrupt.lock", lambda path: None)
+    monkeypatch.setattr("torchcaps.recipes.run.hold", lambda path: None)
     assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
     assert "tiny/table1/slow seed 0: another process has it" in capsys.readouterr().err
 

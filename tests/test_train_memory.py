@@ -40,6 +40,7 @@ def test_sizes_that_are_suggested_do() -> None:
     assert all(size <= 3 for size in sizes)
     assert sizes[0] == pytest.approx(memory.weight_bytes(SHAPE | {"stride": 4}) / 1e9, abs=0.01)
     assert not list(memory.suggest(SHAPE, 1e3))
+    assert list(memory.suggest(SHAPE, 3e9, "--data.enlarge"))[-1].startswith("--data.enlarge 64 (")
 
 
 @pytest.mark.parametrize(

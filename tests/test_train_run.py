@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
+from torchcaps import files
 from torchcaps.config import AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, from_plain, to_plain
 from torchcaps.train.checkpoint import load_state, load_weights, present, save_checkpoint, write_text
 from torchcaps.train.run import Result, create_run, find_unfinished, unfinished_runs
@@ -110,3 +112,36 @@ def test_checkpoint_cut_anywhere_leaves_the_old_one(
 def test_weights_that_are_not_there_are_missed_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"no checkpoint in {tmp_path}/last"):
         load_weights(tmp_path / "last", linear(0.0))
+
+
+@pytest.mark.parametrize("margins", [[0.2], [0.2, 0.9, 0.9], [0.2, "a"]])
+def test_a_tuple_of_another_length_is_refused(margins: list) -> None:
+    with pytest.raises(ValueError, match="spread_margin is"):
+        from_plain(Config, {"loss": {"spread_margin": margins}})
+    assert from_plain(Config, {"schedule": {"milestones": [1, 2, 3]}}).schedule.milestones == (1, 2, 3)
+
+
+def test_plain_values_in_python_are_checked_and_converted_as_flags_are() -> None:
+    config = Config(out="runs", schedule={"milestones": [1, 2]})  # pyright: ignore[reportArgumentType]
+    assert config.out == Path("runs") and config.schedule == ScheduleConfig(milestones=(1, 2))
+    wrong = {"out": 3, "epochs": "3", "loss": "margin", "data": {"nam": 1}, "clip": "1", "precision": "fp8"}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=rf"{name} is|DataConfig has no nam"):
+            Config(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("code", "mend"), [(errno.EACCES, "allow writing there"), (errno.ENOSPC, "make room"), (errno.EROFS, "allow")]
+)
+def test_what_cannot_be_written_says_what_would_help(tmp_path: Path, monkeypatch, code: int, mend: str) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(files, "write_text", refuse)
+    with pytest.raises(OSError, match=f"what was there is kept; {mend}"):
+        write_text(tmp_path / "a", "b")
+
+
+def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"the folder .*gone is gone; start a new run"):
+        write_text(tmp_path / "gone" / "a", "b")

@@ -88,11 +88,11 @@ class Largest(TorchDispatchMode):
 
 def test_neither_all_votes_nor_a_weight_for_each_child_is_made():
     types, positions, columns, parents, pose = 8, 64, 9, 512, 16
-    children = Capsules(torch.rand(1, types * positions, columns, device="meta"))
-    votes = SharedVotes(children, torch.rand(parents, types, columns, pose, device="meta"), positions)
-    state = torch.rand(1, 1, parents, pose, device="meta")
+    children = Capsules(torch.rand(1, types * positions, columns))
+    votes = SharedVotes(children, torch.rand(parents, types, columns, pose), positions)
+    state = torch.rand(1, 1, parents, pose)
     with Largest() as largest:
         votes.distance(state, state)
-        votes.spread(torch.rand(1, 1, types * positions, parents, device="meta"), shift=state)
+        votes.spread(torch.rand(1, 1, types * positions, parents), shift=state)
     assert types * positions * columns <= largest.numbers <= CACHED
     assert types * positions * parents * pose > CACHED

@@ -7,17 +7,34 @@ from __future__ import annotations
 
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torchcaps.names import describe_type, fits
 
-Option = bool | int | float | str | tuple[int, ...]
+Option = bool | int | float | str | tuple[int, ...] | None
 C = TypeVar("C")
 
 
+class Checked:
+    """A part of a config, whose values are checked and converted as those of flags and files are.
+
+    A text becomes the path, a list the tuple, and a dictionary the part that it stands for.
+
+    Raises:
+        ValueError: for a value of another type.
+    """
+
+    def __post_init__(self) -> None:
+        for name, kind in _kinds(type(self)).items():
+            value = getattr(self, name)
+            if (restored := _restore(name, kind, value)) is not value:
+                object.__setattr__(self, name, restored)
+
+
 @dataclass(frozen=True)
-class AugmentConfig:
+class AugmentConfig(Checked):
     """Random changes of the training images, drawn anew for each image, applied to whole batches on the device."""
 
     crop: int = 0  #: pixels of zero padding on each side before a random crop back to the image size
@@ -34,7 +51,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
-class ComposeConfig:
+class ComposeConfig(Checked):
     """How images are composed of a base set's; each named set says what None stands for (`torchcaps data list`)."""
 
     base: str | None = (
@@ -55,7 +72,7 @@ class ComposeConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which images, how they are split, and what is done to them."""
 
     name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH`, `folder:PATH` or `list:FILE`
@@ -78,6 +95,7 @@ class DataConfig:
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
     views: Literal[1, 5, 10] = 1  #: crops that a test averages: the middle; the corners too; all mirrored too
+    enlarge: int | None = None  #: pixels a side that each batch is enlarged to, last: images are held and moved small
     skip_unreadable: bool = False  #: folder, list: leave out images that cannot be read, and name them
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
@@ -87,7 +105,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """A registered model and the keyword arguments of its family that differ from their defaults."""
 
     name: str = "capsnet"  #: a name from `torchcaps list models`
@@ -100,7 +118,7 @@ LossName = Literal[
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     name: LossName = "margin"
     average: bool = False  #: margin, spread: divide the sum over the classes by their number, as some code does
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
@@ -114,7 +132,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimiserConfig(Checked):
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -127,7 +145,7 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Checked):
     """Learning rate over the run; the rate of `OptimiserConfig` is the largest one, as is that of coefficients."""
 
     name: Literal["constant", "step", "cosine", "one-cycle", "triangular2", "exponential"] = "constant"
@@ -140,7 +158,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class CoefficientConfig:
+class CoefficientConfig(Checked):
     """The second phase of routing towards discriminative quality; it runs only where a routing has an objective."""
 
     lr: float = 1e-3  #: the largest step of gradient ascent: it rises and falls as the rate of the weights does
@@ -150,7 +168,7 @@ class CoefficientConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Checked):
     """All that determines a run."""
 
     recipe: str = ""  #: name of the recipe, and of the folders of its runs
@@ -201,10 +219,16 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     Raises:
         ValueError: for a name that `kind` does not have, and for a value that is not of its type.
     """
-    types = typing.get_type_hints(kind)
+    types = _kinds(kind)
     if unknown := sorted(set(plain) - set(types)):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
     return kind(**{name: _restore(name, types[name], value) for name, value in plain.items()})
+
+
+@cache
+def _kinds(kind: type) -> dict[str, Any]:
+    """The types of the fields of a part of a config."""
+    return typing.get_type_hints(kind)
 
 
 def _restore(name: str, kind: Any, value: Any) -> Any:

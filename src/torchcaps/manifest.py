@@ -38,7 +38,7 @@ SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model tha
 
 @dataclass(frozen=True)
 class InputForm:
-    """How a picture becomes what the model takes: brought to `size`, padded, cut, and standardised, in this order.
+    """How a picture becomes what a model takes: brought to `size`, padded, cut, standardised, enlarged, in this order.
 
     Raises:
         ValueError: for values that no picture can have.
@@ -56,17 +56,20 @@ class InputForm:
     standardise_first: bool = False  #: the whole picture, before anything is cut out of it
     mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
     std: tuple[float, ...] = ()
+    enlarge: int | None = None  #: side that it is enlarged to at last
 
     def __post_init__(self) -> None:
         _check_size("input.size", self.size)
         _check_count("input.channels", self.channels)
-        for name in ("pad", "crop"):
+        for name in ("pad", "crop", "enlarge"):
             if (side := getattr(self, name)) is not None:
                 _check_count(f"input.{name}", side)
         if self.pad is not None and self.pad < max(self.size):
             raise ValueError(f"input.pad is {self.pad}; it must be at least {max(self.size)}, the larger side")
         if self.crop is not None and self.crop > (largest := self.pad or min(self.size)):
             raise ValueError(f"input.crop is {self.crop}; it must be at most {largest}")
+        if self.enlarge is not None and self.enlarge < (smallest := self.crop or self.pad or max(self.size)):
+            raise ValueError(f"input.enlarge is {self.enlarge}; it must be at least {smallest}")
         if self.range != (0.0, 1.0):
             raise ValueError(f"input.range is {list(self.range)}; only [0, 1] is known")
         if not _COLOUR.fullmatch(self.ground):
@@ -86,7 +89,7 @@ class InputForm:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of what the model takes."""
-        side = self.crop or self.pad
+        side = self.enlarge or self.crop or self.pad
         return (side, side) if side else (self.size[0], self.size[1])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +40,11 @@ def fits(value: object, kind: Any) -> bool:
     if origin is typing.Literal:
         return any(value == each and type(value) is type(each) for each in arguments)
     if origin is tuple:
-        return isinstance(value, tuple) and all(fits(each, arguments[0]) for each in value)
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(fits(each, arguments[0]) for each in value)
+        return len(value) == len(arguments) and all(map(fits, value, arguments))
     if origin is dict:
         return isinstance(value, dict) and all(fits(each, arguments[1]) for each in value.values())
     if kind is float:
@@ -47,6 +52,19 @@ def fits(value: object, kind: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind) if isinstance(kind, type) else True
+
+
+def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError for the first of the fields `kinds` that `plain`, read from JSON, has with another type.
+
+    Numbers must be finite; fields that are not there, and others, are passed over.
+    """
+    for name, kind in kinds.items():
+        if name not in plain:
+            continue
+        value = plain[name]
+        if not fits(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{name} is {str(value)[:80]!r}; it must be {describe_type(kind)}")
 
 
 def describe_type(kind: Any) -> str:

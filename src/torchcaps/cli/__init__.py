@@ -6,12 +6,16 @@ tables and data import no torch: what needs it is imported by the command that n
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, cast
 
+from torchcaps import __version__
 from torchcaps.cli.comparing import compare
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
@@ -21,6 +25,7 @@ from torchcaps.cli.predicting import predict
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
+from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.usage import INTERRUPTED, bind, describe
 
@@ -48,20 +53,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # not every terminal can show every name
     try:
-        dispatch(args)
+        with suppress(SystemExit):  # tyro has printed help
+            dispatch(args)
+        sys.stdout.flush()
         return 0
-    except SystemExit:  # tyro has printed help
-        return 0
+    except BrokenPipeError as error:
+        return _leave_pipe(error, debug)
     except KeyboardInterrupt as stop:
         print(f"torchcaps: {stop or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        message, status = describe(error, debug)
-        print(f"torchcaps: error: {message}", file=sys.stderr)
-        return status
+        return _say_error(error, debug)
+
+
+def _say_error(error: Exception, debug: bool) -> int:
+    """Say what is wrong in one line; returns the exit status."""
+    if debug:
+        traceback.print_exc()
+    message, status = describe(error, debug)
+    print(f"torchcaps: error: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def _leave_pipe(error: BrokenPipeError, debug: bool) -> int:
+    """End quietly where whoever read the output, such as `head`, has seen enough; other pipes are faults."""
+    try:
+        print(flush=True)  # what was flushed in vain is forgotten, and says nothing a second time
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python itself flushes at the end
+        return 0
+    return _say_error(error, debug)
 
 
 def dispatch(args: Sequence[str]) -> None:
@@ -72,11 +96,14 @@ def dispatch(args: Sequence[str]) -> None:
         return evaluate(Path(args[1]), tuple(args[2:]))
     if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
+    if args[:1] == ["--version"]:
+        return print(f"torchcaps {__version__}")
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
     bind(
         COMMANDS,
         args,
         prog="torchcaps",
-        description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from.",
+        description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from; "
+        "--version says which version this is.",
     )()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
+
+import torchcaps
+from torchcaps.shell import typed
 
 if TYPE_CHECKING:
     from torchcaps.recipes.cells import Table
@@ -55,7 +57,8 @@ def reproduce(
     say(f"{table}: {len(jobs)} runs with the budget {budget}")
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
-    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: torchcaps table {shlex.quote(table)}")
+    again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]
+    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
 
 
 def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | None = None) -> None:
@@ -97,7 +100,7 @@ def table(
         format: what is printed: md (Markdown), html
         write: write results/tables/PAPER/TABLE.md and .html too, of a figure whose curves have runs .svg, and of cells
             that are pictures in print .png
-        results: folder of runs.jsonl, and of what is written
+        results: folder of runs.jsonl, and of what is written; without it the results of a checkout are shown
         out: folder of the runs' folders, of which pictures are drawn that are not there yet
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
@@ -108,13 +111,14 @@ def table(
     from torchcaps.recipes.render import html, markdown, view
     from torchcaps.recipes.summary import this_machine
 
-    records = read_records(results / "runs.jsonl")
+    shown_of = results if write else find_results(results)
+    records = read_records(shown_of / "runs.jsonl")
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
     tables = find_tables(table)
     if write:
         draw_pictures(tables, results / "runs.jsonl", out, data_root)
     for each in tables:
-        pictures = [picture for picture in list_pictures(each, records, results) if picture.path.exists()]
+        pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
         shown, path = view(each, records, machine, pictures), results / "tables" / each.id
         figure = draw(each, records) if write else None
         if figure is not None:
@@ -129,6 +133,21 @@ def table(
         if figure is not None:
             save(figure, path.with_suffix(".svg"))
             say(f"{path}.svg")
+
+
+def find_results(results: Path) -> Path:
+    """The folder `results` where it has lines, else that of the checkout which the package is in; says what it takes.
+
+    Without either, all that is measured would be shown as not run.
+    """
+    if (results / "runs.jsonl").exists():
+        return results
+    checkout = Path(torchcaps.__file__).parents[2] / "results"
+    if results == RESULTS and (checkout / "runs.jsonl").exists():
+        say(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
+        return checkout
+    say(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
+    return results
 
 
 def say(text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
@@ -17,6 +16,7 @@ from tyro.conf import Positional
 
 from torchcaps.cli.options import listed
 from torchcaps.config import Config, DataConfig, to_plain
+from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def train(
             report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
-        again = shlex.join(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
+        again = typed(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
     report(result.folder)
     print_result(result)
@@ -93,7 +93,7 @@ def report(folder: Path, reason: str = "") -> None:
     except Exception as error:
         if reason:
             return
-        again = shlex.join(["torchcaps", "inspect", str(folder), "--debug"])
+        again = typed(["torchcaps", "inspect", str(folder), "--debug"])
         said = " ".join(str(error).split()) or type(error).__name__
         print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
 
@@ -208,13 +208,13 @@ def evaluate(
     """
     from torchcaps.train import RunFolder
 
-    config = RunFolder(Path(run)).read_config()
+    data = dataclasses.replace(RunFolder(Path(run)).read_config().data, download=False)  # unless a flag says so
     with usage_errors():
         asked = tyro.cli(
             EvaluateFlags,
             prog=f"torchcaps evaluate {run}",
             description="Measure the model that this run selected; the values of its data are defaults here.",
-            default=EvaluateFlags(config.data),
+            default=EvaluateFlags(data),
             args=flags,
         )
     from torchcaps.inspect.evaluation import evaluate_run
@@ -233,19 +233,20 @@ def evaluate(
             print(path, file=sys.stderr)
 
 
-def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")]) -> None:
+def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Path | None = None) -> None:
     """Write the report of a run anew, finished or not: report.html, figures/ and tables in its folder.
 
     Where its data are gone, a report that shows what the model does with them stays as it is.
 
     Args:
         run: the folder of a run
+        out: folder that the report is written to; else that of the run
     """
     from torchcaps.inspect import write_report
     from torchcaps.inspect.report import PAGE, ReportKept
 
     try:
-        print(write_report(run))
+        print(write_report(run, out=out))
     except ReportKept as kept:
         print(f"torchcaps: {kept}", file=sys.stderr)
         print(run / PAGE)

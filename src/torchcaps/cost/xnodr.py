@@ -40,6 +40,11 @@ def xnodr_speed_up(layer: Layer) -> float:
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2 * layer.dimin, layer.dimin)
 
 
+def xnodr_speed_up_by_eq_11(layer: Layer) -> float:
+    """The same by Eq. 11, which adds the parents where Eq. 12 adds the elements of a child."""
+    return speed_up(layer.capsin * layer.capsout * layer.dimout**2 * layer.dimin, layer.capsout)
+
+
 def xnidr_speed_up(layer: Layer) -> float:
     """Eq. 15."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2, layer.dimout)
@@ -95,6 +100,20 @@ def dynamic_flops(layer: Layer) -> int:
 def xnodr_flops(layer: Layer) -> float:
     """Table 5, total: routing, binarization and the XNOR operation in place of the projection."""
     return routing_flops(layer) + xnodr_binarization(layer) + xnor_flops(xnodr_bops(layer))
+
+
+def xnidr_flops(layer: Layer) -> float:
+    """Table 5, total: N J (2 d D + 4 D R + 3 R) + 9 R (N J D + J D) + 3 R N J / 64.
+
+    Our reading: the projection; in each of R iterations a sum, an agreement and a softmax, the binarization of votes
+    and outputs, and the XNOR operation. So Table 3 runs it; the table's own binarization and BOPs, and its totals of
+    XnODR and dynamic routing, leave out the last agreement.
+    """
+    pairs, rounds = layer.capsin * layer.capsout, layer.iterations
+    elements = pairs * layer.dimout + layer.capsout * layer.dimout
+    routing = pairs * (4 * layer.dimout + 3) * rounds
+    binary = rounds * binarization_flops(elements) + xnor_flops(3 * rounds * pairs)
+    return projection_flops(layer) + routing + binary
 
 
 def dense_flops(widths: Sequence[int]) -> int:

@@ -15,19 +15,19 @@ UPSAMPLING = {True: "with upsampling", False: "without upsampling"}
 BLOCKS = ((True, 224), (True, 108), (False, 32), (False, 36))  # of Table 5 and 9: upsampling, and pixels
 
 DENSE = "68.17M and 17.84M are heads on a flattened 4x4 and 2x2 map, which contradicts 26.16M parameters: pooled, 5.25M"
-TOTAL = (
-    "no formula gives XnIDR's total: 2.28M and 1.43M leave 6,020 FLOPs a capsule, where full dynamic routing has 4,220"
-)
 HEAD = "2.99M has no derivation in the paper: the same head without upsampling has 2.43M"
-ROUNDED = "the ratio of the rounded 2.23M and 1.64M; of what is counted it is 135.60%, as section 4.6.2 has it"
 SMALL_MOBILENET = "the count that fits at 224, 108 and 36 pixels falls 0.05M short at 32"
 LAST_DIGIT = "41.593M: the last digit"
-SMALL_RESNET = "heads of DR and XnODR differ by 2.48M; the 1.225B of Table 8 and 1.226B cannot both stand"
+SMALL_RESNET = {
+    "XnODR": "heads of DR and XnODR differ by 2.48M; the 1.225B of Table 8 and 1.226B cannot both stand",
+    "XnIDR": "heads of DR and XnIDR differ by 1.20M, and both networks are printed as 1.225B; ours is 1.226B",
+}
 SPEED_UP = {
-    "63.98": "63.98 needs 64 to 106 capsules (XnODR) or 1024 to 1706 (XnIDR), where Table 5 has 160 and 256",
-    "63.80": "63.80 needs 125 to 130 capsules, where Table 5 has 160",
-    "63.95": "63.95 needs 466 to 568 capsules, where Table 5 has 160",
-    "63.94": "63.94 needs 25 to 29 capsules, where Table 5 has 160: a misprint of 63.99?",
+    ("XnODR", "63.98"): "63.98 is Eq. 11 of 80 to 133 capsules (128: the released code), where Table 5 has 160",
+    ("XnIDR", "63.80"): "63.80 needs 125 to 130 capsules (128: the released code), where Table 5 has 160",
+    ("XnIDR", "63.95"): "63.95 needs 466 to 568 capsules (4 x 128), where Table 5 has 160",
+    ("XnIDR", "63.98"): "63.98 needs 1024 to 1706 capsules (4 x 256), where Table 5 has 256",
+    ("XnODR", "63.94"): "63.94 is Eq. 11 of 31 to 36 capsules, where Table 5 has 160: a misprint of 63.99?",
 }
 
 
@@ -113,11 +113,11 @@ def features(family: Family, upsampled: bool, pixels: int) -> int:
     return last.outputs * side**2
 
 
-def head_flops(family: Family, head: str, upsampled: bool, pixels: int) -> float | None:
-    """By the paper's convention; None of XnIDR."""
+def head_flops(family: Family, head: str, upsampled: bool, pixels: int) -> float:
+    """By the paper's convention."""
     if not head:
         return xnodr.dense_flops((features(family, upsampled, pixels), *family.hidden, 10))
-    return {"XnODR": xnodr.xnodr_flops(family.layer), "DR": float(xnodr.dynamic_flops(family.layer))}.get(head)
+    return {"XnODR": xnodr.xnodr_flops, "XnIDR": xnodr.xnidr_flops, "DR": xnodr.dynamic_flops}[head](family.layer)
 
 
 def network_parameters(family: Family, head: str, upsampled: bool, pixels: int) -> int:
@@ -149,7 +149,7 @@ def _networks() -> Iterator[PublishedCost]:
             network = our_network(family, head, upsampled, pixels)
             body_flops = xnodr.resnet50_body_flops if family is RESNET else xnodr.mobilenet_v2_body_flops
             top = head_flops(family, head, upsampled, pixels)
-            computed = None if top is None else body_flops(pixels, not upsampled) + top
+            computed = body_flops(pixels, not upsampled) + top
             reason = _flops_reason(family, head, upsampled, pixels)
             yield _cell(*where, f"{data} FLOPs", "flops", flops, computed, reason=reason, network=network)
             computed = network_parameters(family, head, upsampled, pixels)
@@ -158,14 +158,13 @@ def _networks() -> Iterator[PublishedCost]:
 
 
 def _flops_reason(family: Family, head: str, upsampled: bool, pixels: int) -> str:
-    if head == "XnIDR":
-        return TOTAL
     if family is MOBILENET and pixels == 32:
         return SMALL_MOBILENET
     return {
         (RESNET, "", True, 224): DENSE,
         (RESNET, "", True, 108): DENSE,
-        (RESNET, "XnODR", False, 32): SMALL_RESNET,
+        (RESNET, "XnODR", False, 32): SMALL_RESNET["XnODR"],
+        (RESNET, "XnIDR", False, 32): SMALL_RESNET["XnIDR"],
         (MOBILENET, "DR", False, 36): LAST_DIGIT,
     }.get((family, head, upsampled, pixels), "")
 
@@ -188,7 +187,7 @@ def _table5() -> Iterator[PublishedCost]:
             (MOBILENET, "1.64M", ("2.23M", "1.43M"), ("135.98%", "87.20%")),
         ):
             yield _dense_total("table5", f"{block} Total", family, upsampled, pixels, plain)
-            yield from _xnorized_heads(block, family, upsampled, pixels, totals, shares)
+            yield from _xnorized_heads(block, family, upsampled, pixels, plain, totals, shares)
 
 
 def _dense_total(table: str, row: str, family: Family, upsampled: bool, pixels: int, printed: str) -> PublishedCost:
@@ -201,10 +200,15 @@ def _dense_total(table: str, row: str, family: Family, upsampled: bool, pixels: 
 
 
 def _xnorized_heads(
-    block: str, family: Family, upsampled: bool, pixels: int, totals: tuple[str, ...], ratios: tuple[str, ...]
+    block: str,
+    family: Family,
+    upsampled: bool,
+    pixels: int,
+    dense: str,
+    totals: tuple[str, ...],
+    ratios: tuple[str, ...],
 ) -> Iterator[PublishedCost]:
     layer, plain = family.layer, head_flops(family, "", upsampled, pixels)
-    assert plain is not None
     printed = {
         RESNET: {"XnODR": ("3.13M", "122.88K", "1,920"), "XnIDR": ("740.16K", "15.36K", "240")},
         MOBILENET: {"XnODR": ("1.96M", "76.8K", "1,200"), "XnIDR": ("463.68K", "9,600", "150")},
@@ -217,15 +221,15 @@ def _xnorized_heads(
         column = f"{family.printed}_{head}"
         (binarization, bops), flops = formulas[head], head_flops(family, head, upsampled, pixels)
         network = our_network(family, head, upsampled, pixels)
-        reason = "" if flops else TOTAL
-        yield _cell(
-            "table5", f"{block} Total", column, "flops", total, flops, reason=reason, network=network, part="head"
-        )
+        yield _cell("table5", f"{block} Total", column, "flops", total, flops, network=network, part="head")
         yield _cell("table5", f"{block} Binarization", column, "flops", printed[head][0], binarization)
         yield _cell("table5", f"{block} XNOR BOPs", column, "bops", printed[head][1], bops)
         yield _cell("table5", f"{block} XNOR FLOPs", column, "flops", printed[head][2], xnodr.xnor_flops(bops))
-        share = None if flops is None else 100 * flops / plain
-        reason = TOTAL if flops is None else ROUNDED if family is MOBILENET else DENSE if upsampled else ""
+        share, reason = 100 * flops / plain, ""
+        if family is RESNET and upsampled:
+            reason = DENSE
+        elif f"{share:.2f}%" != ratio:
+            reason = f"the ratio of the rounded {total} and {dense}; of what is counted it is {share:.2f}%"
         yield _cell("table5", f"{block} Ratio to original FC", column, "ratio", ratio, share, reason=reason)
 
 
@@ -234,7 +238,7 @@ def _table7() -> Iterator[PublishedCost]:
         formula = xnodr.xnodr_speed_up if head == "XnODR" else xnodr.xnidr_speed_up
         row = f"{family.printed}_{head} ({UPSAMPLING[upsampled]})"
         for data, value in zip(SETS, printed.split(), strict=True):
-            reason = SPEED_UP.get(value, "")
+            reason = SPEED_UP.get((head, value), "")
             yield _cell("table7", row, data, "ratio", value, formula(family.layer), reason=reason)
 
 

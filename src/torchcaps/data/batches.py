@@ -45,6 +45,7 @@ class Batches:
     standardise_first: bool = False  # before anything is cut or moved, and after colours are changed
     cut: int | None = None  # pixels a side: anywhere in the image where `augment` is given, else from the middle
     views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `prepare.crops`
+    enlarge: int | None = None  # pixels a side, to which all that comes out is enlarged; None leaves it as it is
     shuffle: bool = False
     drop_last: bool = False
     rank: int = 0
@@ -124,8 +125,15 @@ class Batches:
         return slice(self.rank * joint // self.world, (self.rank + 1) * joint // self.world)
 
     def _prepare(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
-        if self.augment is None:
-            return self._evaluated(pixels)
+        """Images as a network takes them; so enlarged last, that all before is done at their own size."""
+        images = self._evaluated(pixels) if self.augment is None else self._changed(pixels, indices, epoch, step)
+        if self.enlarge is None:
+            return images
+        return transforms.enlarge(images.flatten(0, -4), self.enlarge).unflatten(0, images.shape[:-3])
+
+    def _changed(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
+        """As they are trained on: [b, c, h, w], each by its own draws."""
+        assert self.augment is not None
         joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
         draws = joint.rows(self._rows(step))
         if self.augment.alternate:

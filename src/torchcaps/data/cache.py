@@ -24,6 +24,7 @@ from torch import Tensor
 from torchcaps.data.catalogue import cache_root
 from torchcaps.data.images import check_labels, shown
 from torchcaps.data.notes import say
+from torchcaps.locking import wait_for
 
 if TYPE_CHECKING:
     from torchcaps.data.folder import ImageFiles
@@ -125,10 +126,8 @@ def read(path: Path, files: ImageFiles) -> np.ndarray | None:
 
 
 def _map(files: ImageFiles, path: Path) -> Mapped:
-    from filelock import FileLock
-
     if (pixels := read(path, files)) is None:
-        with FileLock(path.with_suffix(".lock")):
+        with wait_for(path.with_suffix(".lock")):
             if (pixels := read(path, files)) is None:  # else another process has written it meanwhile
                 _write(files, path)
                 pixels = read(path, files)

@@ -60,7 +60,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises:
         ValueError: when there is none, and when one is listed twice.
     """
-    lines = (line.split() for line in path.read_text().splitlines())
+    lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     classes = tuple(words[0] for words in lines if words and not words[0].startswith("#"))
     if not classes:
         raise ValueError(f"{path} lists no class: it must hold a WordNet id, such as n01440764, a line")
@@ -72,7 +72,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
 def write_classes(path: Path, accuracy: Mapping[str, float], count: int = 200) -> None:
     """Write the class list of `hardest_classes`, each class with its accuracy behind it."""
     lines = [f"{name} {accuracy[name]:.4f}\n" for name in hardest_classes(accuracy, count)]
-    path.write_text(f"# the {count} classes of the lowest accuracy of {len(accuracy)}\n" + "".join(lines))
+    path.write_text(
+        f"# the {count} classes of the lowest accuracy of {len(accuracy)}\n" + "".join(lines), encoding="utf-8"
+    )
 
 
 def hardest_classes(accuracy: Mapping[str, float], count: int = 200) -> tuple[str, ...]:

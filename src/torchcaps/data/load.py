@@ -47,12 +47,19 @@ class Data:
     standardise_first: bool = False  # whole images, before they are cut or moved
     means: tuple[float, ...] = ()  # likewise
     read: Splits | None = None  # before they were resized or padded, on the CPU
+    enlarge: int | None = None  # pixels a side that batches are enlarged to, after all else
 
     def __post_init__(self) -> None:
         if not len(self.train):
             raise ValueError("the training split is empty")
         if self.crop is not None and not 1 <= self.crop <= min(self.train.shape[1:]):
             raise ValueError(f"data.crop is {self.crop}: it must be 1 .. {min(self.train.shape[1:])} pixels")
+        if self.enlarge is not None and self.enlarge < max(self.cut_size):
+            height, width = self.cut_size
+            raise ValueError(
+                f"data.enlarge is {self.enlarge}: images of {width}x{height} pixels can be enlarged to "
+                f"{max(height, width)} or more; data.image_size makes them smaller"
+            )
         if self.views != 1 and self.crop is None:
             raise ValueError(f"data.views is {self.views}: several views of an image need data.crop")
         if self.deviations and (len(self.deviations) != self.channels or min(self.deviations) <= 0):
@@ -74,6 +81,11 @@ class Data:
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width, of the images in a batch."""
+        return self.cut_size if self.enlarge is None else (self.enlarge, self.enlarge)
+
+    @property
+    def cut_size(self) -> tuple[int, int]:
+        """Height and width, of images as they are cut and moved, before a batch is enlarged."""
         return self.train.shape[1:] if self.crop is None else (self.crop, self.crop)
 
     @property
@@ -136,7 +148,7 @@ class Data:
     def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
         mean, std = self._moments if self.standardise == "dataset" else (None, None)
         options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
-        options |= {"cut": self.crop, "standardise_first": self.standardise_first}
+        options |= {"cut": self.crop, "standardise_first": self.standardise_first, "enlarge": self.enlarge}
         return Batches(source, batch_size, **options)
 
 
@@ -175,7 +187,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
     how = config.standardise, config.crop, config.views, config.std
-    return Data(train, validation, test, *how, standardise_first=config.standardise_first, read=read)
+    more = {"standardise_first": config.standardise_first, "enlarge": config.enlarge, "read": read}
+    return Data(train, validation, test, *how, **more)
 
 
 def read_test(name: str, config: DataConfig) -> Source:

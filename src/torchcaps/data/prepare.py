@@ -74,6 +74,27 @@ def crops(images: A, side: int, views: int) -> list[A]:
     return found + [crop[..., mirrored] for crop in found] if views == 10 else found
 
 
+def enlarge(images: np.ndarray, side: int) -> np.ndarray:
+    """Bilinear enlargement of images float32 [..., h, w], none of them larger: [..., side, side].
+
+    The middle of pixel i lies at (i + 1/2) h / side - 1/2 of the old ones, and the border goes on outwards; as torch's
+    `interpolate` has it.
+    """
+    rows, columns = (_shares(length, side) for length in images.shape[-2:])
+    return rows @ images @ columns.T
+
+
+def _shares(length: int, side: int) -> np.ndarray:
+    """How much each of `length` pixels gives to each of `side`: float32 [side, length]."""
+    place = np.maximum((np.arange(side) + 0.5) * (length / side) - 0.5, 0)
+    low = np.minimum(place.astype(int), length - 1)
+    part = place - low
+    shares = np.zeros((side, length), np.float32)
+    np.add.at(shares, (np.arange(side), low), 1 - part)
+    np.add.at(shares, (np.arange(side), np.minimum(low + 1, length - 1)), part)
+    return shares
+
+
 def standardise_image(images: A) -> A:
     """Zero mean and unit variance for each image, over all its channels and pixels: float [b, c, h, w].
 
@@ -103,7 +124,8 @@ def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
     whole = form.crop is None or form.standardise_first
     images = _standardise(images, form) if whole else images
     views = [images] if form.crop is None else crops(images, form.crop, form.views)
-    return np.stack(views if whole else [_standardise(view, form) for view in views], 1)
+    views = views if whole else [_standardise(view, form) for view in views]
+    return np.stack(views if form.enlarge is None else [enlarge(view, form.enlarge) for view in views], 1)
 
 
 def _standardise(images: np.ndarray, form: InputForm) -> np.ndarray:

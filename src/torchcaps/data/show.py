@@ -49,7 +49,7 @@ def write_sheet(config: DataConfig, folder: Path, count: int = 10) -> tuple[Path
 
 def demonstration(data: Data) -> AugmentConfig:
     """Changes that show what there is: moved and turned; of photographs also mirrored and in other colours."""
-    reach = max(1, min(data.image_size) // 8)
+    reach = max(1, min(data.cut_size) // 8)
     if data.channels == 1 or isinstance(data.train, Overlap):
         return AugmentConfig(crop=reach, rotate=15.0, contrast=0.5)
     return AugmentConfig(crop=reach, flip=True, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1)

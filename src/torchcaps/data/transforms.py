@@ -150,6 +150,15 @@ def shift(batch: Tensor, by: Tensor, limit: int) -> Tensor:
     return random_crop(batch, limit - by, limit)
 
 
+def enlarge(batch: Tensor, side: int) -> Tensor:
+    """Bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
+    if batch.shape[-2:] == (side, side):
+        return batch
+    if not len(batch):
+        return batch.new_empty(*batch.shape[:2], side, side)
+    return F.interpolate(batch, (side, side), mode="bilinear", align_corners=False)
+
+
 def affine(batch: Tensor, angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
     """Shear, then scale, then rotate about the centre; bilinear, zeros enter. Float [b, c, h, w]; parameters [b].
 

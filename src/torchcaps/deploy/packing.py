@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
+from torchcaps.files import replacing
 from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model
@@ -24,9 +24,8 @@ def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dty
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
 
 
 def check_scales(scales: torch.dtype) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
 
@@ -105,7 +106,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
     axes.grid(False)
     if many:
         return figure
-    names = [_short(name) for name in classes]
+    names = [_wrapped(name) for name in classes]
     long = max(map(len, names), default=0) > 3
     axes.set_xticks(range(len(names)), names, rotation=90 if long else 0)
     axes.set_yticks(range(len(names)), names)
@@ -118,12 +119,14 @@ def draw_class_accuracy(accuracy: Tensor, classes: Sequence[str]) -> Figure:
     """Accuracy [classes] of each class; of many classes, of the worst."""
     order = accuracy.nan_to_num(2.0).argsort(stable=True).tolist() if len(classes) > SHOWN else range(len(classes))
     picked = [n for n in order if not accuracy[n].isnan()][:SHOWN]
-    figure, axes = _axes((SIZE[0], max(1.6, 0.5 + 0.22 * len(picked))), xlim=(0, 1.12))
+    names = [_wrapped(classes[n]) for n in picked]
+    lines = sum(name.count("\n") for name in names)  # beyond one each
+    figure, axes = _axes((SIZE[0], max(1.6, 0.5 + 0.22 * len(picked) + 0.14 * lines)), xlim=(0, 1.12))
     values = accuracy[picked].tolist()
     axes.barh(range(len(picked)), values, color=INK["accent"], height=0.66)
     for place, value in enumerate(values):
         axes.text(value + 0.01, place, f"{value:.1%}", va="center", fontsize=7.5)
-    axes.set_yticks(range(len(picked)), [_short(classes[n]) for n in picked])
+    axes.set_yticks(range(len(picked)), names)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.set_ylim(len(picked) - 0.4, -0.6)
     axes.grid(False, axis="y")
@@ -176,6 +179,7 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
     `titles`, of one line or more, stand above the first row.
     """
     columns = max(len(row) for row in rows.values())
+    titles = ["\n".join(_wrapped(line, 10) for line in title.splitlines()) for title in titles]
     lines = max((title.count("\n") + 1 for title in titles), default=1)
     figure, axes = _axes((columns * 0.62 + 0.7, len(rows) * 0.66 + 0.1 + 0.15 * lines))
     for place, row in enumerate(rows.values()):
@@ -185,8 +189,7 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
             extent = (column, column + 0.94, place + 0.94, place)
             axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
     for column, title in enumerate(titles):
-        text = "\n".join(_short(line) for line in title.splitlines())
-        axes.text(column + 0.47, -0.08, text, ha="center", fontsize=7)
+        axes.text(column + 0.47, -0.08, title, ha="center", fontsize=7)
     axes.set(xlim=(0, columns), ylim=(len(rows), -0.05 - 0.25 * lines), aspect="equal", xticks=[])
     axes.set_yticks([place + 0.47 for place in range(len(rows))], list(rows), fontsize=7)
     axes.tick_params(length=0)
@@ -222,9 +225,11 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
 def save_figure(figure: Figure, path: Path) -> None:
     """Write `figure` as `path`.png and `path`.pdf."""
     with style():
-        figure.savefig(path.with_suffix(".png"), dpi=160)
+        with replacing(path.with_suffix(".png")) as temporary:
+            figure.savefig(temporary, dpi=160)
         figure.set_layout_engine("none")  # it is laid out now, and that takes as long as drawing
-        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+        with replacing(path.with_suffix(".pdf")) as temporary:
+            figure.savefig(temporary, metadata={"CreationDate": None})
 
 
 def to_svg(figure: Figure) -> str:
@@ -244,6 +249,6 @@ def to_svg(figure: Figure) -> str:
     return svg
 
 
-def _short(name: str, limit: int = 22) -> str:
-    name = " ".join(str(name).split())
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+def _wrapped(name: str, width: int = 22) -> str:
+    """The whole name, in lines of so many letters at most."""
+    return "\n".join(textwrap.wrap(" ".join(str(name).split()), width)) or name

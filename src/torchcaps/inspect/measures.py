@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torchcaps.files import own_folder
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion
 from torchcaps.train.checkpoint import write_text
 
@@ -21,7 +22,8 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
     """What was measured, as JSON can hold it.
 
     - `accuracy`: share of the images that are right; of label sets, that are matched exactly.
-    - `top`: of single labels, by k up to 5, the share whose label is among the k highest scores.
+    - `top`: of single labels, by k up to 5 and below the number of classes, the share whose label is among the k
+      highest scores.
     - `by_class`: of each class the images that show it, those of them in which it is found, and their share.
     - `confused`: pairs of classes, the most frequent first; of label sets see `confusion`.
     - `calibration`: mean distance of probability and frequency, and both in ten bins.
@@ -34,7 +36,7 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
     """
     counts = confusion(measured.targets, measured.predicted).fill_diagonal_(0)
     wrong = sorted((-int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist())
-    best = range(1, min(MOST, len(classes)) + 1)
+    best = range(1, max(1, min(MOST, len(classes) - 1)) + 1)
     calibration = calibrate_measured(measured)
     return {
         "split": split,
@@ -66,7 +68,7 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
         ),
         "calibration.csv": _to_csv([BINS, *_bin_rows(measured)]),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    own_folder(folder, make=True)
     for name, text in written.items():
         write_text(folder / name, text)
     return [folder / name for name in written]

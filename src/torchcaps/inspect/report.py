@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import Config
+from torchcaps.files import check_plain, own_folder, read_text
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
 from torchcaps.inspect.examples import Example, look_into, pick_images
@@ -19,6 +20,7 @@ from torchcaps.inspect.measured import Measured, calibrate_measured, class_accur
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
+from torchcaps.names import check_fields
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.run import RunFolder
 
@@ -29,6 +31,18 @@ if TYPE_CHECKING:
     from torchcaps.models import Model
 
 PAGE, FIGURES = "report.html", "figures"
+METRICS: dict[str, Any] = {  # of a line of metrics.jsonl, each of which may be left out
+    "epoch": int,
+    "step": int,
+    "train_loss": float,
+    "train_accuracy": float,
+    "validation_loss": float | None,
+    "validation_accuracy": float | None,
+    "test_accuracy": float | None,
+    "lr": float,
+    "seconds": float,
+    "images_per_second": float,
+}
 MISTAKES = 24  # that a page shows
 FEW = 12  # columns of a figure of examples
 
@@ -75,8 +89,8 @@ class ReportKept(ValueError):
     """A report was not written, since the one that is there shows more."""
 
 
-def write_report(path: str | Path, reason: str = "") -> Path:
-    """Write report.html, figures/ and what was measured as JSON and CSV into the folder of a run, finished or not.
+def write_report(path: str | Path, reason: str = "", out: str | Path | None = None) -> Path:
+    """Write report.html, figures/ and what was measured as JSON and CSV, of a run, finished or not.
 
     Of an unfinished run the images are those of the validation split: the test split is for the end. What cannot be
     shown (no checkpoint yet, data that are not there) the page says; but a page that shows it already is kept.
@@ -84,18 +98,22 @@ def write_report(path: str | Path, reason: str = "") -> Path:
     Args:
         path: the folder.
         reason: why the run ended early, for the page.
+        out: folder that is written to; None: that of the run.
 
     Returns:
         The path of the page.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run.
+        ValueError: when the folder of the run, or one in it that is written to, is a link, or a file in it is none.
         ReportKept: when the page would have shown less than the one that is there, which is kept, and its figures too.
     """
     from torchcaps.inspect.page import SEEN, render
 
     story = read_story(Path(path), reason)
-    page = story.folder / PAGE
+    home = story.folder if out is None else own_folder(Path(out), make=True)
+    page = home / PAGE
+    check_plain(page)
     try:
         sight = look(story)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
@@ -103,13 +121,12 @@ def write_report(path: str | Path, reason: str = "") -> Path:
         if page.exists() and SEEN in page.read_text(encoding="utf-8"):
             raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
     plots = draw_history(story)
-    folder = story.folder / FIGURES
-    folder.mkdir(exist_ok=True)
+    folder = own_folder(home / FIGURES, make=True)
     for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
         figures.save_figure(figure, folder / name)
     if isinstance(sight, Sight):
         record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
-        write_measures(story.folder, record, sight.measured, sight.classes)
+        write_measures(home, record, sight.measured, sight.classes)
     write_text(page, render(story, plots, sight))
     return page
 
@@ -123,7 +140,7 @@ def read_story(path: Path, reason: str = "") -> Story:
         config=run.read_config(),
         environment=run.read("environment.json") if (path / "environment.json").exists() else {},
         history=read_history(lines) if lines.exists() else [],
-        result=run.read("result.json") if run.finished else None,
+        result=run.read_result() if run.finished else None,
         reason=reason,
     )
 
@@ -135,8 +152,13 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         ValueError: when it is damaged.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
+        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        for line in lines:
+            if not isinstance(line, dict):
+                raise ValueError(f"it holds a {type(line).__name__}, not an object")
+            check_fields(line, METRICS)
+        return lines
+    except (RecursionError, ValueError) as error:
         raise damaged(path, error) from error
 
 

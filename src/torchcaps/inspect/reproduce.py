@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torchcaps.config import Config
 from torchcaps.names import check_choice
 from torchcaps.recipes import create_recipe
 from torchcaps.recipes.budgets import BUDGETS, Budget
+from torchcaps.shell import typed
 
 
 def reproduce_command(config: Config, folder: Path) -> str:
@@ -26,8 +26,8 @@ def reproduce_command(config: Config, folder: Path) -> str:
             "import pathlib, sys; from torchcaps.train import RunFolder, fit; "
             "fit(RunFolder(pathlib.Path(sys.argv[1])).read_config())"
         )
-        return shlex.join(["python", "-c", code, str(folder)])
-    return shlex.join(["torchcaps", "train", *words, *_flags(recipe, config)])
+        return typed(["python", "-c", code, str(folder)])
+    return typed(["torchcaps", "train", *words, *_flags(recipe, config)])
 
 
 def _find(name: str) -> tuple[list[str], Config | None]:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
+from torchcaps.kernels.probe import Fused
 from torchcaps.kernels.registry import Implementation, find_step, runs_fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
@@ -58,12 +59,13 @@ class CapsuleLayer(nn.Module):
 
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
-        self._fused = find_step(value, self.transform, self.routing)
+        step = find_step(value, self.transform, self.routing)
+        self._fused = None if step is None else Fused(step, demanded=value == "fused")
         self._implementation: Implementation = value
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel was found; while exporting, and on devices without kernels, steps are plain all the same."""
+        """Whether a kernel was found; while exporting, and on devices that refuse it, steps are plain all the same."""
         return self._fused is not None
 
     def votes(self, children: Capsules) -> Votes:
@@ -75,8 +77,9 @@ class CapsuleLayer(nn.Module):
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
         """
-        if self._fused is not None and not couplings and runs_fused(votes):
-            step = self._fused(self.routing, votes, state, t)
+        fused = self._fused
+        if fused is not None and not couplings and runs_fused(votes) and fused.taken(self.routing, votes):
+            step = fused.step(self.routing, votes, state, t)
         else:
             step = self.routing.step(votes, state, t)
         poses, activations = step.capsules

@@ -92,7 +92,7 @@ class AideConv2d(nn.Conv2d):
 
     The weight is that of a dense convolution, as in the authors' code, whose aide sees all channels. What joins a
     capsule with itself is kept at zero in place, which touches one in `capsules` of the weights; a copy of all of them
-    with a mask took half the time of an image alone. It has no gradient.
+    with a mask took a good part of the time of an image alone. It has no gradient.
 
     Args:
         capsules: types per position, at least 2.

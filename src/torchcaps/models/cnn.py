@@ -23,7 +23,7 @@ class PlainNetwork(Model):
         self.features, self.head = features, head
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        return Output(self.head(self.features(images)))
+        return Output(self.head(self.features(images)), (), {})
 
 
 def pool() -> list[nn.Module]:

@@ -82,7 +82,7 @@ class CapsuleStages(StagedModel):
     def read(self, maps: Tensor) -> Output:
         primary = to_capsules(self.shrink(maps), self.types)
         classes = self.head(primary)
-        return Output(lengths(classes.poses), (primary, classes))
+        return Output(lengths(classes.poses), (primary, classes), {})
 
 
 def encapnet(

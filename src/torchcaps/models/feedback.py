@@ -149,7 +149,7 @@ class WithFeedback(Model):
                 divergences.append(unit(maps, seen))
         output, penalties = self.network.read(maps), torch.stack(divergences)
         added = {"penalty": self.feedback.weight * penalties.sum(), "penalties": penalties}
-        return output._replace(aux=output.aux | added)
+        return output._replace(aux={**output.aux, **added})
 
     def deployed(self) -> StagedModel:
         """The network, which is told how `create_model` would make it where that made this model."""

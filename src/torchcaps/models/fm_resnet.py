@@ -66,7 +66,8 @@ class FMResNet(CapsuleNetwork):
         output = super().forward(images)
         if self.decoder is not None:
             chosen = chosen_class(output.scores, labels)
-            output.aux["reconstruction"] = self.reconstruct(output.capsules[-1].poses, chosen)
+            decoded = self.reconstruct(output.capsules[-1].poses, chosen)
+            output = output._replace(aux={**output.aux, "reconstruction": decoded})
         return output
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class DenseHead(nn.Module):
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, features: Tensor) -> Output:
-        return Output(self.layers(features.flatten(1)))
+        return Output(self.layers(features.flatten(1)), (), {})
 
 
 class HeadedModel(Model):

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -26,8 +27,10 @@ class Output(NamedTuple):
 
     scores: Tensor  # [b, classes]: what the loss and the metrics read (lengths, logits or activations)
     capsules: tuple[Capsules, ...] = ()  # primary capsules first, class capsules last; empty for a plain network
-    aux: dict = {}  # noqa: RUF012 - by name: "reconstruction" [b, c, h, w] in [0, 1]; "states", one per routed layer;
+    # By name: "reconstruction" [b, c, h, w] in [0, 1]; "steps", one of each routed layer; empty and fixed where a model
+    # gives none, so that what is written into the one of an output is not read in another's;
     # in training "penalty", a scalar that the loss adds, and "penalties", its terms [n] without their weight
+    aux: Mapping[str, Any] = MappingProxyType({})
 
 
 class Model(nn.Module):

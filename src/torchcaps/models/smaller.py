@@ -187,8 +187,8 @@ def cut(
 ) -> CapsuleLayer:
     """A copy of a linear discriminative layer with some of its `children` [i] and `parents` [j] only, bool; None: all.
 
-    `given` says which of the children that the copy will be given are these; None: it will be given no others, but those
-    that `layer` passes over already.
+    `given` says which of the children that the copy will be given are these; None: it will be given no others, but
+    those that `layer` passes over already.
     """
     assert isinstance(layer, CapsuleLayer) and isinstance(layer.transform, LinearTransform)
     old, routing = layer.transform, copy.deepcopy(layer.routing)

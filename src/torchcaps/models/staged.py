@@ -48,4 +48,4 @@ class StagedModel(Model):
 
     def read(self, maps: Tensor) -> Output:
         """What the head says of the last maps."""
-        return Output(self.head(maps))
+        return Output(self.head(maps), (), {})

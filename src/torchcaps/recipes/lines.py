@@ -1,6 +1,6 @@
 """Files of JSON lines to which several processes append: a line is there whole or not at all.
 
-Whoever appends holds the file alone meanwhile (`flock`; on Windows nothing is held). What a kill or a power cut has
+Whoever appends holds a lock meanwhile, in a folder beside the file. What a kill or a power cut has
 left of a last line is no line: readers pass over it, and the next writer sets it aside in FILE.torn. Both say so in the
 log.
 """
@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torchcaps.locking import wait_for
+
+CLAIMS = ".claims"  # folder beside the lines, of lock files: of the lines, and of what is being done for them
 LOG = logging.getLogger("torchcaps")
 
 
@@ -71,16 +74,14 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 @contextmanager
 def _held(path: Path) -> Iterator[int]:
     """The descriptor of the file `path`, to read and to append, which other writers wait for."""
-    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    plain = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # of Unix; of Windows, which adds \r to \n else
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | plain, 0o666)
     try:
         _check_file(path, os.fstat(file).st_mode)
-        try:
-            import fcntl
-        except ImportError:
-            pass
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+        claims = path.parent / CLAIMS
+        claims.mkdir(exist_ok=True)
+        with wait_for(claims / f"{path.name}.lock"):
+            yield file
     finally:
         os.close(file)
 

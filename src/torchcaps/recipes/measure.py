@@ -6,7 +6,6 @@ torch is imported by the functions that need it.
 from __future__ import annotations
 
 import gc
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,8 +40,8 @@ def model_arguments(config: Config) -> dict[str, Any]:
     """
     entry, _ = find(config.data.name)
     data = config.data
-    size: int | tuple[int, int] | None = data.crop or data.pad or data.image_size or data.compose.size
-    size = size or entry.image_size
+    given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
+    size: int | tuple[int, int] | None = next((each for each in given if each), None)
     if size is None:
         raise ValueError(f"data.name is {config.data.name}, whose images may have any size: give data.image_size")
     return {
@@ -240,7 +239,7 @@ def reset_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory(device: str) -> int:
@@ -251,5 +250,28 @@ def peak_memory(device: str) -> int:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says there begins with the peak of the process that started this one
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * next(
+            int(line.split()[1])
+            for line in status.read_text("ascii", "replace").splitlines()
+            if line.startswith("VmHWM")
+        )
+    try:
+        import resource
+    except ImportError:
+        return _peak_on_windows()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _peak_on_windows() -> int:
+    """PeakWorkingSetSize, bytes, of PROCESS_MEMORY_COUNTERS: a structure of two numbers of 32 bits and eight sizes."""
+    import ctypes
+
+    class Counters(ctypes.Structure):
+        _fields_ = [("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32), ("sizes", ctypes.c_size_t * 8)]
+
+    counters = Counters(cb=ctypes.sizeof(Counters))
+    kernel = ctypes.WinDLL("kernel32")  # pyright: ignore[reportAttributeAccessIssue]
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    kernel.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    kernel.K32GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
+    return counters.sizes[0]

@@ -13,15 +13,16 @@ from typing import Literal, NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.data.catalogue import absent, data_root, find
+from torchcaps.locking import hold
 from torchcaps.names import unknown
 from torchcaps.recipes.budgets import Budget, apply_budget, width
 from torchcaps.recipes.cells import Cell, Combine, Count, Table, Train, find_cell
+from torchcaps.recipes.lines import CLAIMS
 from torchcaps.recipes.measure import peak_memory, reset_peak
 from torchcaps.recipes.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
 from torchcaps.revisions import revisions_of
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
-CLAIMS = ".claims"  # folder beside the lines; its files are empty, and held while a job is done
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,6 @@ def _claimed(job: Job, settings: Settings) -> Iterator[bool]:
     in the folder of the runs, where two would go on with one run.
     """
     from torchcaps.train.check import check_out
-    from torchcaps.train.interrupt import lock
 
     check_out(settings.out)
     name = f".{config_hash(job.config)}-{job.budget}-{job.config.seed}.lock"
@@ -163,8 +163,7 @@ def _claimed(job: Job, settings: Settings) -> Iterator[bool]:
         free = True
         for folder in (settings.records.parent / CLAIMS, settings.out):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).touch()
-            held = lock(folder / name)
+            held = hold(folder / name)
             free = free and held is not None
             if held is not None:
                 stack.enter_context(held)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 
 from torchcaps.config import Config
 
+LONGEST = 1000  # characters of a name
 POSITIVE = (
     "epochs",
     "clip",
@@ -64,8 +66,7 @@ def check_config(config: Config) -> None:
             f"coefficients.reuse_votes takes one pass for one step of each kind, but coefficients.steps is "
             f"{routing.steps} and coefficients.weight_steps {routing.weight_steps}: set both to 1"
         )
-    if config.recipe and Path(config.recipe).name != config.recipe:
-        raise ValueError(f"recipe is {config.recipe!r}; it names a folder, and must be one plain name")
+    check_names(config)
     if config.schedule.name == "step" and not config.schedule.milestones:
         raise ValueError("schedule.name is 'step', but there are no schedule.milestones: give epochs, e.g. 30 40")
     if config.loss.reconstruction and config.data.standardise != "none":
@@ -74,6 +75,22 @@ def check_config(config: Config) -> None:
             f"{config.loss.reconstruction}) predicts pixels in [0, 1]: set it to none"
         )
     check_out(config.out)
+
+
+def check_names(config: Config) -> None:
+    """Raise ValueError unless the names in `config` are plain: they are shown, and some become names of folders."""
+    recipe, model = config.recipe, config.model.name
+    if recipe and not (Path(recipe).name == recipe and recipe.isprintable() and len(recipe) <= LONGEST):
+        raise ValueError(f"recipe is {recipe[:80]!r}; it names a folder, and must be one plain name")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", model):
+        raise ValueError(f"model.name is {model[:80]!r}; it must be one of `torchcaps list models`")
+    for name in ("name", "test"):
+        value = getattr(config.data, name)
+        if value is not None and not (value.isprintable() and len(value) <= LONGEST):
+            raise ValueError(f"data.{name} is {value[:80]!r}; it must be a name of `torchcaps list data`, or KIND:PATH")
+    for changed in config.changed:
+        if not changed.isprintable() or len(changed) > LONGEST:
+            raise ValueError(f"changed holds {changed[:80]!r}; it must be NAME=VALUE")
 
 
 def check_out(out: Path) -> None:

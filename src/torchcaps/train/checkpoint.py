@@ -5,10 +5,12 @@ Nothing that is read here can execute code: weights are safetensors, the rest is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +19,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from torchcaps import files
 from torchcaps.manifest import KEY, Manifest
 
 MODEL = "model.safetensors"
@@ -31,14 +34,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: when it cannot be written, e.g. on a full disk; the old file is still there.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text)
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        files.write_text(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _unwritten(path, error) from error
 
 
@@ -52,15 +50,17 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
         OSError: when it cannot be written, e.g. on a full disk; the old folder is still there.
     """
     new, old = _beside(folder, ".tmp"), _beside(folder, ".old")
+    for each in (new, old, folder):
+        files.remove_link(each)
     shutil.rmtree(new, ignore_errors=True)
     try:
         new.mkdir()
         for name, write in writers.items():
             write(new / name)
-            _sync(new / name)
-        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers))
-        _sync(new / SUMS)
-        _sync(new)
+            files.sync(new / name)
+        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers), encoding="utf-8")
+        files.sync(new / SUMS)
+        files.sync(new)
     except Exception as error:  # safetensors and torch.save have errors of their own for what the system refuses
         shutil.rmtree(new, ignore_errors=True)
         raise _unwritten(folder, error) from error
@@ -68,7 +68,7 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
         shutil.rmtree(old, ignore_errors=True)
         os.rename(folder, old)
     os.rename(new, folder)
-    _sync(folder.parent)
+    files.sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -126,11 +126,17 @@ def damaged(path: Path, error: Exception) -> ValueError:
 def _read(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
+        files.check_plain(path)
         sums = path.with_name(SUMS)
-        lines = sums.read_text().splitlines() if sums.exists() else []
-        known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        if known.get(path.name) not in (None, _digest(path)):
-            raise ValueError(f"its contents do not match {SUMS}")
+        if sums.exists() or sums.is_symlink():
+            lines = files.read_text(sums).splitlines()
+            known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+            if path.name not in known:
+                raise ValueError(f"{SUMS} beside it does not name it")
+            if known[path.name] != _digest(path):
+                raise ValueError(f"its contents do not match {SUMS}")
+        else:
+            warnings.warn(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it", stacklevel=4)
         return read(path)
     except Exception as error:  # bytes that are not what they should be raise anything: zip, struct, pickle, key errors
         raise damaged(path, error) from error
@@ -142,20 +148,16 @@ def _digest(path: Path) -> str:
 
 
 def _unwritten(path: Path, error: Exception) -> OSError:
-    reason = " ".join(str(error).split())
-    return OSError(f"cannot write {path} ({reason}): what was there is kept; make room, then continue with --resume")
+    """The error, in one line, for a file that could not be written, and what would help."""
+    reason, code = " ".join(str(error).split()), getattr(error, "errno", None)
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "ermission denied" in reason:
+        mend = "allow writing there"
+    elif code == errno.ENOENT and not path.parent.exists():
+        return OSError(f"cannot write {path} ({reason}): the folder {path.parent} is gone; start a new run")
+    else:
+        mend = "make room"
+    return OSError(f"cannot write {path} ({reason}): what was there is kept; {mend}, then continue with --resume")
 
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.with_name(folder.name + suffix)
-
-
-def _sync(path: Path) -> None:
-    """Wait until `path`, a file or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

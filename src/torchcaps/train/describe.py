@@ -50,6 +50,7 @@ def describe_input(data: Data, config: DataConfig) -> InputForm:
         views=data.views,
         standardise=data.standardise,
         standardise_first=data.standardise_first,
+        enlarge=data.enlarge,
         mean=tuple(data.mean.tolist()) if dataset else (),
         std=tuple(data.std.tolist()) if dataset else (),
     )
@@ -71,7 +72,7 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
     size = model.get("image_size")
     if data.image_size is not None:
         size = (data.image_size, data.image_size)
-    elif data.pad is not None or data.crop is not None:
+    elif data.pad is not None or data.crop is not None or data.enlarge is not None:
         size = entry.image_size if entry is not None else None
     classes = entry.classes if entry is not None else ()
     known = isinstance(size, tuple) and "in_channels" in model
@@ -88,6 +89,7 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
             views=data.views,
             standardise=data.standardise,
             standardise_first=data.standardise_first,
+            enlarge=data.enlarge,
         )
         if known
         else None,

@@ -93,6 +93,7 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     """
     run = RunFolder(Path(path))
     config = run.read_config()
+    config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
     model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
     load_weights(run.best if present(run.best) else run.last, model)
     return model.eval(), config

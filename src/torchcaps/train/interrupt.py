@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: by signals, between two steps; and how two runs are kept out of one folder."""
+"""How a run is stopped from outside: by signals, between two steps."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable
-from io import TextIOWrapper
 from multiprocessing import get_context
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -68,28 +65,3 @@ class Interruption:
             os.write(
                 2, b"torchcaps: stopping after this step; once more stops at once, unsaved\n"
             )  # print may be inside
-
-
-def lock(path: Path) -> TextIOWrapper | None:
-    """Hold the file `path` for this process until it ends or closes what is returned; None where it is held already.
-
-    The system lets go of it however the process ends. Without `fcntl` (on Windows) nothing is held.
-    """
-    file = path.open()
-    try:
-        _flock(file)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def _load_flock() -> Callable[[TextIOWrapper], None]:
-    try:
-        import fcntl
-    except ImportError:
-        return lambda file: None
-    return lambda file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-_flock = _load_flock()

@@ -8,6 +8,7 @@ same order as if it had never stopped.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ from torchcaps.train.machine import (
     choose_compile,
     describe_environment,
     is_depthwise,
+    keep_threads,
     launch,
     name_shortage,
 )
@@ -53,6 +55,7 @@ from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
 from torchcaps.train.statistics import count_batches, measure_statistics
 
+_ALONE = threading.Lock()  # held by the one run that a process trains
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
@@ -76,7 +79,13 @@ def fit(config: Config, resume: bool = False) -> Result:
     """
     check_config(config)
     fabric = build_fabric(config)
+    if not _ALONE.acquire(blocking=False):
+        raise ValueError(
+            "another run is being trained in this process, and both would draw from torch's one generator: "
+            "train in processes of their own"
+        )
     with ExitStack() as stack:
+        stack.callback(_ALONE.release)
         interruption = Interruption(shared=config.processes > 1)
         if config.processes > 1:
             stack.enter_context(interruption)
@@ -154,6 +163,7 @@ class Trainer:
             begun = present(self.folder.last)
             if begun:
                 self.load()
+                keep_threads(self.folder.read("environment.json"), self.fabric.device)
             if self.fabric.is_global_zero:
                 self.folder.write("model.json", to_plain(self.manifest))
                 ours = {"compiled": self.compiled} | self.statistics

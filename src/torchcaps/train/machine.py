@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -107,6 +108,7 @@ def build_fabric(config: Config) -> Fabric:
     if config.precision == "fp16" and device == "cpu":
         raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
     depthwise = config.precision == "auto" and is_depthwise(config.model)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # environment.json says what is
     strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
     return Fabric(
         accelerator=device,
@@ -193,7 +195,9 @@ def describe_commit(package: Path) -> dict | None:
     """Commit of the checkout that tracks the folder `package`, and whether the folder differs; None elsewhere."""
 
     def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["git", "-C", str(package), *arguments], capture_output=True, encoding="utf-8", check=True
+        )
         return answer.stdout.strip()
 
     try:
@@ -207,7 +211,23 @@ def describe_cpu() -> str:
     """Model name of the processor, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
+    """Go on with as many threads as a run that wrote `environment` began with, on a CPU, and say so.
+
+    Sums in another number of pieces end in other bits.
+    """
+    before, now = environment.get("threads"), torch.get_num_threads()
+    if device.type == "cpu" and type(before) is int and 0 < before != now:
+        logging.getLogger("torchcaps").warning(
+            "torchcaps: this run was begun with %d threads, and goes on with as many (%d here), so that it ends in the "
+            "same bits",
+            before,
+            now,
+        )
+        torch.set_num_threads(before)

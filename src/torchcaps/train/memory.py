@@ -44,7 +44,9 @@ def check_memory(shape: dict[str, Any], config: Config, device: torch.device) ->
     if memory is None or copies * weights <= memory:
         return
     height, width = shape["image_size"]
-    mends = [*suggest(shape, memory / copies), "a timm model with a head, such as --model.name resnet18.dynamic"]
+    side = "--data.image-size" if config.data.enlarge is None else "--data.enlarge"
+    other = "a timm model with a head, such as --model.name resnet18.dynamic"
+    mends = [*suggest(shape, memory / copies, side), other]
     raise ValueError(
         f"model {shape['name']!r} for {width}x{height} pixels and {shape['num_classes']} classes has "
         f"{weights / 1e9:.3g} GB of weights; training takes {copies * weights / 1e9:.3g} GB with gradients and the "
@@ -65,8 +67,11 @@ def moments(optimiser: OptimiserConfig) -> int:
     return kept + (optimiser.name in ("sgd", "rmsprop") and optimiser.momentum > 0)
 
 
-def suggest(shape: dict[str, Any], most: float) -> Iterator[str]:
-    """Flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind."""
+def suggest(shape: dict[str, Any], most: float, side: str = "--data.image-size") -> Iterator[str]:
+    """Flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind.
+
+    `side` is the flag that the size of its images follows.
+    """
     parameters = inspect.signature(find_factory(shape["name"])).parameters
     for option, factors in SMALLER.items():
         given = shape.get(option, parameters[option].default if option in parameters else None)
@@ -76,7 +81,7 @@ def suggest(shape: dict[str, Any], most: float) -> Iterator[str]:
     height, width = shape["image_size"]
     if height == width:
         sides = ({"image_size": (max(1, round(height * factor)),) * 2} for factor in SIDES)
-        yield from _first(shape, sides, most, "--data.image-size")
+        yield from _first(shape, sides, most, side)
 
 
 def _first(shape: dict[str, Any], tried: Iterator[dict[str, Any]], most: float, flag: str) -> Iterator[str]:

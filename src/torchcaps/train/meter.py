@@ -9,6 +9,8 @@ from torch import Tensor, distributed
 
 from torchcaps.metrics import exact_match, labels_found, predict, xnodr_top2
 
+TOP = 5
+
 
 class Score(NamedTuple):
     loss: float  # mean per image
@@ -16,7 +18,7 @@ class Score(NamedTuple):
     images: int
     label_accuracy: float | None = None  # of label sets: share of the labels that are among the predicted
     xnodr_top2: float | None = None  # of label sets: see `metrics.xnodr_top2`
-    top5_accuracy: float | None = None  # of single labels: share that is among the five highest scores
+    top5_accuracy: float | None = None  # of single labels of six classes or more: share among the five highest scores
     penalties: tuple[float, ...] = ()  # mean per image of what the model added to the loss, and of each of its terms
 
     @property
@@ -43,6 +45,7 @@ class Meter:
         self.counts = torch.zeros(6, dtype=torch.int64, device=device)
         # What the model added to the loss, and each term of it; where it adds nothing none.
         self.penalties = torch.zeros(1 + terms if terms else 0, device=device)
+        self.classes = 0  # of the scores; of so few as five a top 5 says nothing
 
     def update(self, loss: Tensor, scores: Tensor, labels: Tensor, penalties: Tensor | None = None) -> Tensor:
         """Take in a batch: its mean loss, a scalar, scores [b, classes], labels int64 [b] or sets [b, classes], and its
@@ -57,7 +60,8 @@ class Meter:
             sums = [right, labels, labels_found(predicted, labels), xnodr_top2(scores, labels)]
         else:
             right = scores.argmax(1) == labels
-            best = scores.topk(min(5, scores.shape[1]), 1).indices
+            self.classes = scores.shape[1]
+            best = scores.topk(min(TOP, self.classes), 1).indices
             sums = [right, torch.ones_like(labels), right, (best == labels.unsqueeze(1)).any(1)]
         images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
         self.loss += loss * len(labels)
@@ -77,7 +81,7 @@ class Meter:
         score = score._replace(penalties=tuple((penalties / images).tolist()))
         if several:
             return score._replace(label_accuracy=found / labels, xnodr_top2=top / images)
-        return score._replace(top5_accuracy=top / images)
+        return score._replace(top5_accuracy=top / images) if self.classes > TOP else score
 
     def reset(self) -> None:
         self.loss.zero_()

@@ -6,27 +6,31 @@
 - metrics.jsonl: one line per epoch
 - last/, best/: checkpoints: model.safetensors; in last/ also state.pt, from which the run continues
 - result.json: there once the run is finished
+- .lock: empty, held while a process trains here
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from torchcaps import manifest as manifests
 from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.files import read_text
+from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.smaller import rebuild
+from torchcaps.names import check_fields
 from torchcaps.revisions import check_same
-from torchcaps.train.check import check_out
+from torchcaps.train.check import check_names, check_out
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.describe import complete
-from torchcaps.train.interrupt import lock
 
+LOCK = ".lock"
 # May differ between a run and its continuation: the result does not depend on them.
 _FREE = ("changed", "out", "checkpoint_every", "test_curve")
 
@@ -74,16 +78,18 @@ class RunFolder(NamedTuple):
         """
         plain = self.read("config.json")
         try:
-            return from_plain(Config, plain)
+            config = from_plain(Config, plain)
+            check_names(config)
+            return config
         except ValueError as error:
             raise damaged(self.path / "config.json", error) from error
 
     def read(self, name: str) -> dict[str, Any]:
         """The JSON file `name` of the folder; raises as `read_config`."""
-        if not (self.path / name).is_file():
+        if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = json.loads(read_text(self.path / name))
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, not an object")
         except (RecursionError, ValueError) as error:
@@ -127,13 +133,22 @@ class RunFolder(NamedTuple):
             except ValueError as error:
                 raise ValueError(f"cannot resume {self.path}: {error}") from error
 
+    def read_result(self) -> dict[str, Any]:
+        """The fields of result.json; raises as `read_config`."""
+        plain = self.read("result.json")
+        try:
+            check_fields(plain, {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"})
+        except ValueError as error:
+            raise damaged(self.path / "result.json", error) from error
+        return plain
+
     def hold(self) -> AbstractContextManager:
         """Keep other processes from training in this folder until the context that is returned ends.
 
         Raises:
             ValueError: when one does.
         """
-        held = lock(self.path / "config.json")
+        held = hold(self.path / LOCK)
         if held is None:
             raise ValueError(
                 f"{self.path} is being trained by another process; wait for it (one that was killed lets go in seconds)"
@@ -143,10 +158,9 @@ class RunFolder(NamedTuple):
     @property
     def in_use(self) -> bool:
         """Whether a process is training in this folder."""
-        held = lock(self.path / "config.json")
-        if held is not None:
-            held.close()
-        return held is None
+        held = hold(self.path / LOCK)
+        with held or nullcontext():
+            return held is None
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""

@@ -91,7 +91,9 @@ class SharedVotes(AffineVotes):
         return torch.cat(tiles, 2)
 
     def _tiles(self) -> list[slice]:
-        """So few parents that their votes stay in a processor's cache."""
+        """On a CPU so few parents that their votes stay in its cache."""
+        if self.device.type != "cpu":
+            return super()._tiles()
         return parent_tiles(self.parents, max(1, CACHED // (len(self.poses) * self.children * self.pose)))
 
     def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -79,9 +79,10 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.geometry), (gradient,)))
-    return *attend_backward(gradient, *ctx.saved_tensors, *ctx.geometry), None, None, None
+        return tuple(gradients_anew(_plain, (*saved, *ctx.geometry), (gradient,)))
+    return *attend_backward(gradient, *saved, *ctx.geometry), None, None, None
 
 
 def _plain(*inputs: Any) -> Tensor:

@@ -101,10 +101,11 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain, (*ctx.saved_tensors, *ctx.flags), (gradient,)))
-    outs = dynamic_step_backward(gradient, *ctx.saved_tensors, *ctx.flags)
-    return *(None if x is None else out for out, x in zip(outs, ctx.saved_tensors, strict=True)), None, None, None
+        return tuple(gradients_anew(_plain, (*saved, *ctx.flags), (gradient,)))
+    outs = dynamic_step_backward(gradient, *saved, *ctx.flags)
+    return *(None if x is None else out for out, x in zip(outs, saved, strict=True)), None, None, None
 
 
 def _plain(*inputs: Any) -> Tensor:

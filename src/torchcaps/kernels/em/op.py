@@ -180,10 +180,11 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _differentiate(ctx: Any, d_mean: Tensor, d_spread: Tensor, d_total: Tensor, _: Any) -> tuple:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain, (*ctx.saved_tensors[:6], *ctx.geometry), (d_mean, d_spread, d_total)))
-    found = em_step_backward(d_mean, d_spread, d_total, *ctx.saved_tensors, *ctx.geometry)
-    gradients = [None if x is None else out for out, x in zip(found, ctx.saved_tensors[:6], strict=True)]
+        return tuple(gradients_anew(_plain, (*saved[:6], *ctx.geometry), (d_mean, d_spread, d_total)))
+    found = em_step_backward(d_mean, d_spread, d_total, *saved, *ctx.geometry)
+    gradients = [None if x is None else out for out, x in zip(found, saved[:6], strict=True)]
     return *gradients, *[None] * len(ctx.geometry)
 
 

@@ -115,9 +115,10 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _differentiate(ctx: Any, of_total: Tensor, of_squares: Tensor) -> tuple:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain_sums, (*ctx.saved_tensors, *ctx.flags), (of_total, of_squares)))
-    return *fm_sums_backward(of_total, of_squares, *ctx.saved_tensors, *ctx.flags), None, None
+        return tuple(gradients_anew(_plain_sums, (*saved, *ctx.flags), (of_total, of_squares)))
+    return *fm_sums_backward(of_total, of_squares, *saved, *ctx.flags), None, None
 
 
 def _plain_sums(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -146,9 +147,10 @@ def _keep_inputs(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None
 
 
 def _differentiate_moments(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> tuple:
+    saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain_moments, ctx.saved_tensors, (of_mean, of_variance)))
-    return fm_moments_backward(of_mean, of_variance, *ctx.saved_tensors)
+        return tuple(gradients_anew(_plain_moments, saved, (of_mean, of_variance)))
+    return fm_moments_backward(of_mean, of_variance, *saved)
 
 
 def _plain_moments(*inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,111 @@
+"""Files that are written whole or not at all, and never through somebody else's links.
+
+The folder of a run may come from a stranger. So temporary files are made exclusively, under names that cannot be
+foretold; what a name leads to elsewhere is replaced, never followed; and what is no plain file is not opened, since to
+open a pipe waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A fresh file beside `path`, to be written in the block, that then takes its place in one step.
+
+    It is created exclusively, with the mode that a new file has, and has the suffix of `path`, by which some writers
+    choose their format. Where the block fails it is removed, and `path` is as it was.
+
+    Raises:
+        OSError: when it cannot be written, e.g. on a full disk.
+    """
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    os.close(descriptor)
+    mode = stat.S_IMODE(temporary.stat().st_mode)
+    try:
+        yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)  # of writers that put a file of their own in its place
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the file `path` by `content`, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file `path` by `text`, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def own_folder(folder: Path, make: bool = False) -> Path:
+    """`folder`, made where `make` says so and it is missing.
+
+    Raises:
+        ValueError: when it is a link, which may lead out of the folder that it stands in, or no folder.
+    """
+    if make and not folder.is_symlink():
+        folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        what = "a link" if folder.is_symlink() else "no folder"
+        raise ValueError(f"{folder} is {what}: it must be a folder of its own; take it away")
+    return folder
+
+
+def check_plain(path: Path) -> None:
+    """Raise ValueError where something stands at `path` that is no plain file: a pipe, a device, a folder."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a device": stat.S_ISCHR, "a socket": stat.S_ISSOCK}
+        what = next((name for name, is_one in kinds.items() if is_one(mode)), "a device")
+        raise ValueError(f"{path} is {what}; it must be a file")
+
+
+def read_text(path: Path) -> str:
+    """The text of the plain file `path`, in UTF-8.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        ValueError: when it is no plain file, or not UTF-8.
+    """
+    check_plain(path)
+    return path.read_text(encoding="utf-8")
+
+
+def remove_link(path: Path) -> None:
+    """Take away the link `path`, where it is one; what it leads to stays."""
+    if path.is_symlink():
+        path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until `path`, a file or a folder's list of names, is on the disk."""
+    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out, so that a name cannot steer the terminal that shows it."""
+    return "".join(each if each.isprintable() or each in " \t" else f"\\x{ord(each):02x}" for each in text)

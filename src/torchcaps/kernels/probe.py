@@ -1,0 +1,178 @@
+"""Whether a device takes a fused step: tried once, on a few images, beside the plain one.
+
+What can go wrong on a GPU goes wrong at the first launch: no compiler for Triton's launcher, a GPU that Triton does not
+know, more shared memory or registers than there are. So the first step of a layer on a device, forward and backward, is
+a trial at the layer's own sizes, with random numbers in place of its weights and children. It costs a compilation that
+the steps after it would have waited for; they ask a dictionary.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules
+from torchcaps.routing import Routing, State, Step
+from torchcaps.votes import ConvVotes, LinearVotes, Votes
+
+if TYPE_CHECKING:
+    from torchcaps.kernels.registry import FusedStep
+
+Known = LinearVotes | ConvVotes  # of which a trial can be made
+TRIED = {"cuda"}  # kinds of devices whose kernels are tried
+IMAGES = 8  # at least
+TOLERANCE = (
+    1e-2  # of a result, by its length: a kernel that is wrong is off by more, a sign that rounding turns by less
+)
+ROUNDING = 10  # times what rounding does to the plain step, where that is more
+SMALL = 1e-3  # of the longest result: what one that cancels to nothing is measured by
+LEAST = 1e-4  # where all of them do
+
+
+class Fused:
+    """A fused step, and the devices where it was found to run and to be right.
+
+    Args:
+        step: as it was registered.
+        demanded: whether it is to be taken wherever it was not tried, and its failure is an error.
+    """
+
+    def __init__(self, step: FusedStep, demanded: bool):
+        self.step, self.demanded = step, demanded
+        self._trusted: dict[torch.device, bool] = {}
+
+    def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
+        return Fused, (self.step, self.demanded)  # what was found of one machine does not hold for the next
+
+    def taken(self, routing: Routing, votes: Votes) -> bool:
+        """Return whether the step is to be taken on the device of `votes`, which is tried where that is not known.
+
+        Only steps that run now, on tensors that hold numbers, can be a trial: not those that are compiled or recorded.
+
+        Raises:
+            ValueError: where the step was demanded and fails; it says why.
+        """
+        device = votes.device
+        if device.type not in TRIED:
+            return True
+        known = self._trusted.get(device)
+        if known is None:
+            return self._try(routing, votes) if _holds_numbers(votes) else self.demanded
+        return known
+
+    def _try(self, routing: Routing, votes: Votes) -> bool:
+        reason = fault(self.step, routing, votes)
+        self._trusted[votes.device] = reason is None
+        if reason is not None and self.demanded:
+            raise ValueError(
+                f"implementation is 'fused', but the kernel of {routing.spec.name!r} does not serve on "
+                f"{votes.device}: {reason}; use 'auto' or 'plain'"
+            )
+        if reason is not None:
+            _warn(f"torchcaps: layers of {routing.spec.name!r} take plain steps on {votes.device}: {reason}")
+        return reason is None
+
+
+_said: set[str] = set()
+
+
+def _warn(message: str) -> None:
+    """Warn once a process."""
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def _holds_numbers(votes: Any) -> bool:
+    """Return whether votes are of tensors that are computed now, and of which a trial would be of no harm."""
+    if torch.compiler.is_compiling() or (votes.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return False
+    return all(type(x) in (Tensor, nn.Parameter) for x in (votes.weight, votes.capsules.poses))
+
+
+def fault(step: FusedStep, routing: Routing, votes: Votes) -> str | None:
+    """Return why `step` cannot stand in for the plain one of `routing` on votes like `votes`; None where it can.
+
+    The trial has a thread of its own, where none of the modes are that the caller may be in: no gradients, autocast,
+    hooks on saved tensors, counters of operations.
+    """
+    if not isinstance(votes, Known):
+        return None  # votes of one's own: so is the judgement of their kernel
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_compare, step, routing, votes).result()
+
+
+def _compare(step: FusedStep, routing: Routing, votes: Known) -> str | None:
+    dtype = torch.promote_types(votes.weight.dtype, torch.float32)
+    try:
+        if votes.device.type == "cuda":
+            torch.cuda.synchronize(votes.device)  # what the caller's stream still writes is copied here
+        exact, plain = (_outcome(None, routing, votes, each) for each in (torch.float64, dtype))
+        found = _outcome(step, routing, votes, dtype)
+    except Exception as error:  # which one it is depends on what is missing, and on the versions of torch and Triton
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    longest = max(x.norm().item() for x in exact)
+    for ours, theirs, truth in zip(found, plain, exact, strict=True):
+        length = max(truth.norm().item(), SMALL * longest, LEAST)
+        apart, rounded = ((x - truth).norm().item() / length for x in (ours, theirs))
+        if not apart <= max(TOLERANCE, ROUNDING * rounded):
+            return f"its results differ from those of the plain step by {apart:.1%}"
+    return None
+
+
+def _outcome(step: FusedStep | None, routing: Routing, votes: Known, dtype: torch.dtype) -> list[Tensor]:
+    """Return what two iterations of `step`, or of the plain one, give in `dtype`, and all gradients, in float64."""
+    twin, like, leaves = _alike(routing, votes, dtype)
+    prepared = twin.prepare(like)
+    result = _iterate(step, twin, prepared, twin.start(prepared), 0)
+    if twin.spec.iterative:
+        result = _iterate(step, twin, prepared, result.state, 1)
+    outs = [x for x in result.capsules if x is not None]
+    weights = [torch.linspace(-1, 1, x.numel(), device=x.device, dtype=x.dtype).view(x.shape).sin() for x in outs]
+    gradients = torch.autograd.grad(outs, leaves, weights, allow_unused=True)
+    return [x.detach().double() for x in (*outs, *gradients) if x is not None]
+
+
+def _iterate(step: FusedStep | None, routing: Routing, votes: Votes, state: State, t: int) -> Step:
+    return routing.step(votes, state, t) if step is None else step(routing, votes, state, t)
+
+
+def _alike(routing: Routing, votes: Known, dtype: torch.dtype) -> tuple[Routing, Known, list[Tensor]]:
+    """Return a copy of `routing`, votes of a few images at the sizes of `votes`, and the leaves of both."""
+    generator = torch.Generator(votes.device).manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device=votes.device).to(dtype).requires_grad_()
+
+    twin = _copy(routing).to(dtype)
+    poses, activations = votes.capsules
+    window, shape = (votes.children,), list(poses.shape)
+    if isinstance(votes, ConvVotes):  # two windows side by side, where the image has room for them
+        window = (*votes.kernel, shape[-2])
+        least = [max(1, k + votes.stride - 2 * votes.padding) for k in votes.kernel]
+        shape[1:3] = [min(pair) for pair in zip(votes.image, least, strict=True)]
+    columns, m = votes.weight.shape[-2:]
+    shape[0] = max(IMAGES, columns)  # of fewer some steps make the votes themselves
+    children, weight = draw(*shape), draw(votes.parents, *window, columns, m)
+    leaves = [children, weight, *(p for p in twin.parameters() if p.requires_grad)]
+    active = None
+    if activations is not None or twin.spec.needs_activations:
+        leaves.append(draw(*shape[:-1]))
+        active = leaves[-1].sigmoid()
+    inputs = Capsules(children, active), weight / columns**0.5, votes.rows
+    if isinstance(votes, ConvVotes):
+        return twin, ConvVotes(*inputs, votes.stride, votes.padding), leaves
+    return twin, LinearVotes(*inputs), leaves
+
+
+def _copy(routing: Routing) -> Routing:
+    """Return a copy with leaves for parameters, whatever they are: a tensor that is no leaf has no copy of its own."""
+    made: dict[int, object] = {id(x): x.detach().clone() for x in routing.buffers()}
+    made |= {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in routing.parameters()}
+    return copy.deepcopy(routing, made)

@@ -1,0 +1,209 @@
+"""The trial of a fused step on a device: here on the CPU, whose kernels are taken for those of a GPU."""
+
+import copy
+import pickle
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+from interpreted import interpreted, needs_interpreter
+from layers import ALL, children
+from layers import layer as any_layer
+from routings import FIRST, UNFIT
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import grad, vmap
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchcaps.capsules import Capsules
+from torchcaps.kernels import probe
+from torchcaps.kernels.dynamic import op
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+
+POSES = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def trials(monkeypatch):
+    """The steps that were tried, in order."""
+    tried, fault = [], probe.fault
+    monkeypatch.setattr(probe, "TRIED", {"cpu"})
+    monkeypatch.setattr(probe, "_said", set())
+    monkeypatch.setattr(probe, "fault", lambda step, *others: tried.append(step) or fault(step, *others))
+    return tried
+
+
+def layer(implementation="auto", routing="dynamic", **options):
+    torch.manual_seed(0)
+    return CapsuleLayer(LinearTransform(5, 3, 4, 4), routing, implementation, **options)
+
+
+def run(module, poses=POSES, iterations=2):
+    return module(Capsules(poses), iterations).capsules.poses
+
+
+class Home:
+    """The kernels of the CPU, but for what is broken: `forward` or `backward`, by `how`."""
+
+    def __init__(self, part, how):
+        from torchcaps.kernels.dynamic import cpu
+
+        def broken(*inputs):
+            return how(getattr(cpu, part)(*inputs))
+
+        self.forward, self.backward = cpu.forward, cpu.backward
+        setattr(self, part, broken)
+
+
+def fail(_):
+    raise RuntimeError("\n out of resource: shared memory, Required: 300000\nHardware limit: 101376")
+
+
+def spoil(found):
+    return found * 1.05 if isinstance(found, torch.Tensor) else (found[0] * 1.05, *found[1:])
+
+
+def test_a_step_is_tried_once_a_layer_and_then_taken(trials):
+    module = layer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first, second = run(module), run(module)
+    assert trials == [module._fused.step] and torch.equal(first, second)
+    torch.testing.assert_close(first, run(layer("plain")))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [(fail, "RuntimeError: out of resource: shared memory, Required: 300000"), (spoil, "differ")]
+)
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_what_fails_is_plain_with_one_warning(monkeypatch, trials, part, how, reason):
+    home, module = Home(part, how), layer()
+    monkeypatch.setattr(op, "_home", lambda x: home)
+    with pytest.warns(UserWarning, match=f"layers of 'dynamic' take plain steps on cpu: .*{reason}") as seen:
+        leaf = POSES.clone().requires_grad_()
+        out = run(module, leaf)
+        out.sum().backward()
+        run(module)
+        run(layer())
+    assert len(seen) == 1 and len(trials) == 2
+    torch.testing.assert_close(out, run(layer("plain")))
+    with pytest.raises(ValueError, match=f"implementation is 'fused', but the kernel .* on cpu: .*{reason}.*'plain'"):
+        run(layer("fused"))
+
+
+def compiled(module):
+    torch.compiler.reset()
+    return torch.compile(module, backend="eager", fullgraph=True)(Capsules(POSES), 2).capsules.poses
+
+
+def exported(module):
+    stack = CapsuleStack([module], 2)
+    return torch.export.export(stack, (Capsules(POSES),)).module()(Capsules(POSES))[-1].capsules.poses
+
+
+def faked(module):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert run(module, mode.from_tensor(POSES)).shape == (3, 3, 4)
+    return run(layer("plain"))
+
+
+def mapped(module):
+    return vmap(lambda x: run(module, x))(POSES[None])[0]
+
+
+def differentiated(module):
+    assert grad(lambda x: run(module, x).sum())(POSES).shape == POSES.shape
+    return run(layer("plain"))
+
+
+@pytest.mark.parametrize("how", [compiled, exported, faked, mapped, differentiated], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("implementation", ["auto", "fused"])
+def test_what_does_not_run_now_is_no_trial(monkeypatch, trials, how, implementation):
+    """Steps are plain there, and stay free to be tried; where the kernel was demanded, compiled code has it."""
+    calls, home = [], op._home(POSES)
+    monkeypatch.setattr(op, "_home", lambda x: calls.append(x) or home)
+    torch.testing.assert_close(how(module := layer(implementation)), run(layer("plain")))
+    assert not trials and bool(calls) == (how is compiled and implementation == "fused")
+    run(module)
+    assert len(trials) == 1
+
+
+def test_compiled_steps_are_fused_once_they_were_tried(monkeypatch, trials):
+    module, calls, home = layer(), [], op._home(POSES)
+    run(module)
+    monkeypatch.setattr(op, "_home", lambda x: calls.append(x) or home)
+    torch.testing.assert_close(compiled(module), run(layer("plain")))
+    assert calls and len(trials) == 1
+
+
+def counter():
+    return FlopCounterMode(display=False)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), counter, nullcontext],
+)
+@pytest.mark.parametrize("routing", ["dynamic", "fm"])
+def test_a_trial_leaves_no_trace(trials, routing, context):
+    """In random numbers, running statistics, gradients and counts, whatever mode the caller is in."""
+    modules = [layer(routing=routing), layer("plain", routing)]
+    seen = []
+    for module in modules:
+        torch.manual_seed(1)
+        with context() as mode:
+            run(module)
+        counted = mode.get_total_flops() if isinstance(mode, FlopCounterMode) else 0
+        seen.append([torch.get_rng_state(), *module.buffers(), torch.tensor(counted)])
+        assert all(p.grad is None for p in module.parameters())
+    assert len(trials) == 1
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_checkpoint_around_the_layer_does_not_see_the_trial(trials):
+    module, leaf = layer(), POSES.clone().requires_grad_()
+    checkpoint(lambda x: run(module, x), leaf, use_reentrant=False).sum().backward()
+    (wanted,) = torch.autograd.grad(run(layer("plain"), leaf).sum(), leaf)
+    torch.testing.assert_close(leaf.grad, wanted)
+    assert len(trials) == 1
+
+
+def test_parameters_that_are_no_leaves_can_be_tried(trials):
+    module = layer(start="learnt")
+    state = {"routing.initial": torch.zeros(5, 3, requires_grad=True) * 2}
+    out = torch.func.functional_call(module, state, (Capsules(POSES), 2)).capsules.poses
+    assert len(trials) == 1 and out.requires_grad
+
+
+def test_copies_and_pickles_are_tried_anew(trials):
+    """They may wake up on another machine."""
+    module = layer()
+    run(module)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(run(other), run(module))
+    assert len(trials) == 3
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_kernel_that_is_right_fails(name, trials):
+    for routing, options in FIRST:
+        if name in UNFIT.get(routing, ()) or ("placed" in name and routing.startswith("xnodr")):
+            continue
+        module = any_layer(name, routing, dtype=torch.float32, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            module(children(name, dtype=torch.float32), 1)
+    assert len(trials) > 3
+
+
+@needs_interpreter
+@pytest.mark.parametrize("routing", ["dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c"])
+def test_the_kernels_of_cuda_pass(routing, trials):
+    transform = LinearTransform(2, 2, 2, 2)
+    module = CapsuleLayer(transform, routing)
+    with interpreted(elements=2048, programs=1), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(Capsules(torch.randn(2, 2, 2), torch.rand(2, 2)))
+    assert len(trials) == 1

@@ -1,0 +1,209 @@
+"""A run's folder may come from a stranger: it is read, never obeyed, and nothing is written through its links."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_config
+
+from torchcaps import files
+from torchcaps.cli import main
+from torchcaps.inspect import write_report
+from torchcaps.models import Output
+from torchcaps.train import RunFolder, fit, load_run
+from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes of Unix")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fit(tiny_config(tmp_path_factory.mktemp("finished"))).folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_a_file_is_made_exclusively_and_takes_the_place_of_a_link(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "a.json"
+    victim.write_text("mine")
+    path.symlink_to(victim)
+    with files.replacing(path) as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == ".json" and temporary.name.startswith(".a.")
+        assert len(temporary.name) > 16 and not temporary.is_symlink()
+        temporary.write_text("new")
+    assert victim.read_text() == "mine" and path.read_text() == "new" and not path.is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.json", "victim"]
+    fresh = tmp_path / "fresh"
+    fresh.write_text("")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(fresh.stat().st_mode)
+
+
+def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    files.write_text(path, "old")
+    with pytest.raises(KeyError), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert [each.name for each in tmp_path.iterdir()] == ["a"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.html.tmp", "metrics.jsonl.tmp", "evaluation.json"])
+def test_a_report_writes_through_no_link(run: Path, tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "site.pth"
+    victim.write_text("untouched")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(victim)
+    write_report(run)
+    assert victim.read_text() == "untouched"
+
+
+def test_figures_are_written_into_a_folder_of_the_run_s_own(run: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (run / "figures").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="figures is a link"):
+        write_report(run)
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_figure_writes_through_no_link(run: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (run / "figures").mkdir()
+    for name in ("loss.png", "accuracy.png", "curves.png"):
+        (run / "figures" / name).symlink_to(victim)
+    write_report(run)
+    assert victim.read_text() == "untouched"
+
+
+def test_a_report_may_be_written_elsewhere(run: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["inspect", str(run), "--out", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page" / "report.html").exists() and (tmp_path / "page" / "figures").is_dir()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.json", "metrics.jsonl", "best/model.safetensors", f"best/{SUMS}"]
+)
+def test_a_pipe_is_refused_and_waited_for_by_nobody(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    status = main(["inspect", str(run)])
+    said = capsys.readouterr()
+    if name.startswith(("best", "model")):  # a page without the model is made, and says why
+        assert "is a pipe" in (run / "report.html").read_text()
+    else:
+        assert status == 2 and "is a pipe" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"recipe": "x\nimport os"}, "must be one plain name"),
+        ("config.json", {"recipe": "../../x"}, "must be one plain name"),
+        ("config.json", {"recipe": 3}, "recipe is 3"),
+        ("config.json", {"model": {"name": "../../evil", "options": {}}}, "list models"),
+        ("config.json", {"data": {"name": "digits\x1b[31m"}}, "data.name is"),
+        ("config.json", {"changed": ["a\nb"]}, "must be NAME=VALUE"),
+        ("result.json", {"test_accuracy": "high"}, "test_accuracy is 'high'"),
+        ("result.json", {"seconds": float("inf")}, "seconds is 'inf'"),
+        ("result.json", {"selected_epoch": 1.5}, "selected_epoch is"),
+    ],
+)
+def test_values_of_a_run_are_checked(
+    run: Path, file: str, change: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / file).read_text())
+    (run / file).write_text(json.dumps(content | change))
+    assert main(["inspect", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and file in said and said.count("\n") == 1 and "\x1b" not in said
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"epoch": "first"}', '{"train_loss": NaN}', "{"])
+def test_lines_of_a_run_are_checked(run: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "metrics.jsonl").write_text(line + "\n")
+    assert main(["inspect", str(run)]) == 2
+    assert "metrics.jsonl is damaged" in capsys.readouterr().err
+
+
+def test_nothing_is_fetched_because_a_run_says_so(run: Path) -> None:
+    plain = json.loads((run / "config.json").read_text())
+    plain["data"]["download"] = True
+    (run / "config.json").write_text(json.dumps(plain))
+    assert load_run(run)[1].data.download is False
+
+
+def test_control_characters_are_written_out() -> None:
+    assert files.printable("a\x1b[31mb\r\n\x00é ü") == "a\\x1b[31mb\\x0d\\x0a\\x00é ü"
+
+
+def test_checksums_cannot_be_switched_off(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    save_checkpoint(tmp_path / "last", model)
+    sums = tmp_path / "last" / SUMS
+    whole = sums.read_text()
+    for text in ("", whole[:30], whole.replace(MODEL, "other"), "0" * 64 + f"  {MODEL}\n"):
+        sums.write_text(text)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            load_weights(tmp_path / "last", model)
+    sums.unlink()
+    with pytest.warns(UserWarning, match=rf"is read unchecked: there is no {SUMS}"):
+        load_weights(tmp_path / "last", model)
+
+
+def test_an_aux_belongs_to_one_output() -> None:
+    first, second = Output(torch.zeros(1, 2)), Output(torch.zeros(1, 2))
+    with pytest.raises(TypeError):
+        first.aux["mine"] = 1  # pyright: ignore[reportIndexIssue]
+    assert "mine" not in second.aux
+
+
+def test_two_runs_in_threads_of_one_process_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchcaps.train import loop
+
+    inside, go_on, seen = threading.Event(), threading.Event(), []
+    run = loop.Trainer.run
+
+    def slow(trainer: loop.Trainer):
+        inside.set()
+        go_on.wait(30)
+        return run(trainer)
+
+    monkeypatch.setattr(loop.Trainer, "run", slow)
+    config = tiny_config(tmp_path)
+    first = threading.Thread(target=lambda: seen.append(fit(config)))
+    first.start()
+    inside.wait(30)
+    with pytest.raises(ValueError, match="another run is being trained in this process"):
+        fit(replace(config, seed=1))
+    go_on.set()
+    first.join()
+    assert len(seen) == 1
+    assert fit(replace(config, seed=1)).folder.name == "tiny-1"
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, before = tiny_config(tmp_path), torch.get_num_threads()
+    folder = RunFolder(fit(config).folder)
+    (folder.path / "result.json").unlink()
+    folder.write("environment.json", folder.read("environment.json") | {"threads": before + 1})
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    fit(config, resume=True)
+    assert used[0] == before + 1
+    assert f"was begun with {before + 1} threads" in caplog.text

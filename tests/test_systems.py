@@ -1,0 +1,184 @@
+"""What lets the package run on Windows and macOS, as far as can be held from here, and in pipes and odd terminals."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import torchcaps
+from torchcaps import shell
+from torchcaps.cli import main, tables
+from torchcaps.inspect import figures
+from torchcaps.recipes import measure
+
+UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
+SOURCES = sorted(Path(torchcaps.__file__).parent.rglob("*.py"))
+
+
+def heads(tree: ast.Module) -> Iterator[str]:
+    """The modules that a file imports when it is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_no_unix_module_is_imported_at_the_head_of_a_file() -> None:
+    found = {path.name: UNIX & set(heads(ast.parse(path.read_text("utf-8")))) for path in SOURCES}
+    assert len(found) > 100 and not {name: modules for name, modules in found.items() if modules}
+
+
+def test_text_is_read_and_written_in_utf8_by_name() -> None:
+    """Every call of read_text, write_text and open of text names its encoding, whatever the system's is."""
+    texts = {path: path.read_text("utf-8") for path in SOURCES}
+    trees = {path: ast.parse(text) for path, text in texts.items() if "open(" in text or "text" in text}
+    calls = [(path, node) for path, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert len(calls) > 1000 and not [f"{path.name}:{call.lineno}" for path, call in calls if is_of_text(call)]
+
+
+def is_of_text(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in an encoding that it does not name."""
+    function = call.func
+    if isinstance(function, ast.Attribute):
+        name, owner = function.attr, getattr(function.value, "id", "")
+    else:
+        name, owner = getattr(function, "id", ""), ""
+    given = [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+    if any(word.arg == "encoding" for word in call.keywords) or {"ascii", "utf-8"} & set(given):
+        return False
+    if any(word.arg in ("text", "universal_newlines") for word in call.keywords) and owner == "subprocess":
+        return True
+    if name == "open":
+        return owner not in ("os", "Image") and not any("b" in mode for mode in given)
+    return name in ("read_text", "write_text") and isinstance(function, ast.Attribute)
+
+
+HIDE = """
+import builtins, io, sys, warnings
+from pathlib import Path
+
+UNIX = {unix}
+plain = builtins.__import__
+
+
+def hide(name, globals=None, *others, **more):
+    if name in UNIX and (globals or {{}}).get("__name__", "").startswith("torchcaps"):
+        raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    return plain(name, globals, *others, **more)
+
+
+builtins.__import__ = hide
+warnings.filterwarnings("error", category=EncodingWarning, module="torchcaps")
+assert sys.flags.warn_default_encoding
+from torchcaps.cli import main
+
+for command in {commands}:
+    status = main(command)
+    assert status == 0, (command, status)
+print("all done")
+"""
+
+
+@pytest.mark.slow
+def test_commands_without_unix_modules_and_encodings_in_a_folder_with_spaces(tmp_path: Path) -> None:
+    """Each command, where the system's encoding is never used, Unix modules are hidden, and the terminal is cp1252."""
+    place = tmp_path / "my pictures, größer"
+    for split in ("train", "test"):
+        for kind, name in enumerate(("猫 cat", "dog")):
+            for number in range(8):
+                path = place / "data set" / split / name / f"{number} Ж.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((28, 28), 100 * kind + number, np.uint8)).save(path)
+    picture = str(place / "data set/test/dog/0 Ж.png")
+    tiny = ["--model.options", "channels", "8", "primary", "2", "--device", "cpu", "--batch-size", "4"]
+    run = str(place / "the runs/capsnet-mnist-0")
+    commands = [
+        ["train", "capsnet-mnist", "--data.name", f"folder:{place}/data set", "--epochs", "1", *tiny,
+         "--loss.reconstruction", "0", "--out", str(place / "the runs")],
+        ["evaluate", run],
+        ["predict", run, picture],
+        ["inspect", run],
+        ["export", run],
+        ["data", "list"],
+        ["data", "show", f"folder:{place}/data set", "--out", str(place / "the sheets")],
+        *(["list", kind] for kind in ("models", "recipes", "routings", "data", "tables")),
+        ["cost", "capsnet"],
+        ["table", "discriminative/table2", "--results", str(place / "results")],
+        ["compare", "--show", "--results", str(place / "results")],
+        ["--version"],
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "OMP_NUM_THREADS": "1"}
+    (tmp_path / "all.py").write_text(HIDE.format(unix=UNIX, commands=commands), encoding="utf-8")
+    command = [sys.executable, "-X", "warn_default_encoding", str(tmp_path / "all.py")]
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith(b"all done"), done.stderr.decode("cp1252")[-2000:]
+    assert b"Automatic Mixed Precision" not in done.stderr
+
+
+def test_peak_of_memory_without_unix_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure.peak_memory("cpu") > 1e6
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # no /proc
+    assert measure.peak_memory("cpu") > 1e6
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(measure, "_peak_on_windows", lambda: 7)
+    assert measure.peak_memory("cpu") == 7
+
+
+def test_commands_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["torchcaps", "inspect", "my runs/a-0"]
+    assert shell.typed(words) == "torchcaps inspect 'my runs/a-0'"
+    monkeypatch.setattr(shell.os, "name", "nt")
+    assert shell.typed(words) == 'torchcaps inspect "my runs/a-0"'
+
+
+@pytest.mark.parametrize("command", [["data", "list"], ["list", "recipes"], ["--help"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command: list[str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchcaps", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"torchcaps {torchcaps.__version__}\n"
+
+
+def test_tables_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkout = Path(torchcaps.__file__).parents[2] / "results"
+    assert tables.find_results(tables.RESULTS) == checkout
+    assert str(checkout) in capsys.readouterr().err
+    assert tables.find_results(Path("own")) == Path("own")
+    assert "nothing is shown as run: --results names the folder" in capsys.readouterr().err
+    monkeypatch.setattr(torchcaps, "__file__", str(tmp_path / "site-packages/torchcaps/__init__.py"))
+    assert tables.find_results(tables.RESULTS) == tables.RESULTS
+    assert "nothing is shown as run" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_shown_whole() -> None:
+    names = ["an extraordinarily long name of a class, one", "an extraordinarily long name of a class, two", "cat"]
+    with figures.style():
+        drawn = figures.draw_class_accuracy(torch.tensor([0.5, 0.6, 1.0]), names)
+        confused = figures.draw_confusion(torch.eye(3, dtype=torch.int64), names)
+        tiles = figures.draw_tiles({"input": torch.rand(3, 1, 4, 4)}, names)
+    for figure in (drawn, confused):
+        assert [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] == names
+    said = [text.get_text() for text in tiles.axes[0].texts]
+    assert ["".join(text.split()) for text in said] == ["".join(name.split()) for name in names]
+    page = (Path(figures.__file__).parent / "web" / "page.css").read_text("utf-8")
+    assert "ellipsis" not in page
