@@ -17,7 +17,7 @@ from torchcaps.data import load_data
 from torchcaps.inspect.figures import draw_kept, style
 from torchcaps.inspect.sparsity import accuracy_by_kept
 from torchcaps.models import CapsNet
-from torchcaps.prune import count_zeros
+from torchcaps.models.smaller import count_zeros
 from torchcaps.train import fit, load_run
 from torchcaps.train.machine import build_fabric
 

@@ -16,7 +16,6 @@ from torchcaps.config import ModelConfig
 from torchcaps.data import load_data
 from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement, read_agreement
 from torchcaps.inspect.couplings import visiting
-from torchcaps.models import rebuild_model
 from torchcaps.report import write_report
 from torchcaps.tables.records import describe_run
 from torchcaps.train import fit, loop
@@ -125,7 +124,7 @@ def run(tmp_path_factory):
 
 def test_each_epoch_says_what_its_weights_agree_to(run):
     config, found = training(run.parent), lines(run)
-    model = rebuild_model(RunFolder(run).read_model())
+    model = RunFolder(run).rebuild()
     assert found[-1]["validation_accuracy"] == max(line["validation_accuracy"] for line in found)
     model.load_state_dict(load_file(run / "best" / "model.safetensors"))
     first = list(islice(load_data(config.data).evaluation("train", 11).epoch(0), 1))

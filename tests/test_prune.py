@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchcaps import create_model
-from torchcaps.prune import SelectedTransform, count_zeros, prune
+from torchcaps.models.smaller import SelectedTransform, count_zeros, prune, sizes_of
 
 TYPES, PLACES = 5, 9  # primary capsules of the network below
 
@@ -56,6 +56,15 @@ def test_a_filter_goes_only_when_its_type_is_dead_at_every_place():
     assert pruned.stack.layers[0].transform.sizes.children == 3 * PLACES + 1
     assert isinstance(pruned.stack.layers[0].transform, SelectedTransform)
     assert count_zeros(pruned)[0].dead == 0 and count_zeros(model)[0].dead == 2 * PLACES - 1
+
+
+def test_a_pruned_network_is_pruned_again():
+    model = network(hidden=(4,))
+    kill(model.stack.layers[0], [*range(PLACES), PLACES + 3])
+    once = prune(model)
+    kill(once.stack.layers[0], [0, *range(PLACES - 1, 2 * PLACES - 1)])  # one more, and all of another type
+    twice = prune(once)
+    assert agrees(twice, once) and sizes_of(twice) == (TYPES - 2, 3 * PLACES - 2, 4)
 
 
 def test_without_single_dead_capsules_the_layer_stays_a_plain_one():

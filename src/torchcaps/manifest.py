@@ -2,7 +2,7 @@
 the metadata of weights and exports.
 
     {"model": {"name", every option}, "classes": [names in order], "input": `InputForm`, "score": `ScoreForm`,
-     "data": `DataForm`, "revisions": {...}, "versions": {...}, "format": 2}
+     "data": `DataForm`, "smaller": `Smaller`, "revisions": {...}, "versions": {...}, "format": 2}
 
 Whatever is read is checked by type, range and pattern: files of strangers are read, never obeyed. Nothing here imports
 torch or numpy, so that an exported network is used without them being asked.
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torchcaps.config import ModelConfig, ScoreKind, from_plain, to_plain
@@ -133,6 +133,14 @@ class DataForm:
 
 
 @dataclass(frozen=True)
+class Smaller:
+    """What was done to a trained network to make it smaller, see `torchcaps.models.smaller`."""
+
+    pruned: tuple[int, ...] = ()  #: types of primary capsules and children of each layer that are left; () all
+    folded: bool = False  #: whether constant coefficients stand in the weights
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that is needed to use a trained model; what an older run did not write down is empty or None.
 
@@ -145,6 +153,7 @@ class Manifest:
     input: InputForm | None = None
     score: ScoreForm | None = None
     data: DataForm = field(default_factory=DataForm)
+    smaller: Smaller = field(default_factory=Smaller)
     revisions: dict[str, int] = field(default_factory=dict)  #: above 1, of what the model computes
     versions: dict[str, str] = field(default_factory=dict)  #: of the libraries that it was trained with
     format: int = FORMAT
@@ -249,11 +258,6 @@ def read(plain: Mapping[str, Any]) -> Manifest:
     if not isinstance(plain.get("model"), dict):
         raise ValueError("it does not say what its model is")
     return from_plain(Manifest, dict(plain))
-
-
-def with_model(manifest: Manifest, **options: Any) -> Manifest:
-    """The same with other `options` of its model."""
-    return replace(manifest, model={**manifest.model, **options})
 
 
 def _check_count(what: str, value: Any) -> None:

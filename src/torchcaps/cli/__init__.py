@@ -22,6 +22,7 @@ from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
+from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, inspect, parse_flags, train
 from torchcaps.files import printable
@@ -39,6 +40,8 @@ COMMANDS = {
     "table": table,
     "compare": compare,
     "export": export,
+    "prune": prune,
+    "fold": fold,
     "list": list_names,
     "cost": cost,
     "data": data,

@@ -238,13 +238,13 @@ def evaluate(
     """
     from torchcaps.train import RunFolder
 
-    config = RunFolder(Path(run)).read_config()
+    data = dataclasses.replace(RunFolder(Path(run)).read_config().data, download=False)  # unless a flag says so
     with usage_errors():
         asked = tyro.cli(
             EvaluateFlags,
             prog=f"torchcaps evaluate {run}",
             description="Measure the model that this run selected; the values of its data are defaults here.",
-            default=EvaluateFlags(config.data),
+            default=EvaluateFlags(data),
             args=flags,
         )
     from torchcaps.inspect.evaluation import evaluate_run

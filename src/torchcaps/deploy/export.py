@@ -147,7 +147,9 @@ def export_pt2(
     given, path = _loaded(source, image), Path(path)
     program, _ = given.program(scales)
     text = "" if given.manifest is None else given.manifest.to_json()
-    torch.export.save(program, path, extra_files={PROGRAM: text})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that lie channels last, which are saved as they lie
+        torch.export.save(program, path, extra_files={PROGRAM: text})
     return given.written(path, torch.export.load(path).module())
 
 
@@ -195,9 +197,9 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
 
         manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
     if image is None:
-        if model.origin is None:
+        if manifest is None:
             raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
-        image = (model.origin["in_channels"], *model.origin["image_size"])
+        image = (manifest.model["in_channels"], *manifest.model["image_size"])
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
 
 

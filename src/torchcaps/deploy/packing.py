@@ -12,7 +12,8 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.files import replacing
 from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
-from torchcaps.models.registry import Model, rebuild_model
+from torchcaps.models.registry import Model
+from torchcaps.models.smaller import rebuild
 
 FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older has no manifest, but `Model.origin`
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -52,7 +53,7 @@ def load_packed(path: str | Path) -> Model:
         if metadata.get("scales") not in SCALES:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):
-            model = pack(rebuild_model(manifest.origin), SCALES[metadata["scales"]])
+            model = pack(rebuild(manifest), SCALES[metadata["scales"]])
         _assign(model, tensors)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a packed model: {error}") from error

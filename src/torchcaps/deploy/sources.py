@@ -94,7 +94,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.deploy.packing import load_packed, read_packed
-    from torchcaps.models import rebuild_model
+    from torchcaps.models.smaller import rebuild
 
     try:
         with safe_open(str(path), "pt") as file:
@@ -104,7 +104,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
         if KEY not in metadata:
             raise ValueError("it does not say what its model is; give the folder of the run")
         manifest = from_json(metadata[KEY])
-        model = convert_conv2d_weight_memory_format(rebuild_model(manifest.origin), torch.channels_last)
+        model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
         load_model(model, str(path))
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {' '.join(str(error).split())}") from error

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, lengths
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, PooledTransform
 from torchcaps.models import Model
+from torchcaps.models.smaller import SelectedTransform
 from torchcaps.routing import Step
 
 Visit = Callable[[str, CapsuleLayer, Capsules, int, Step], None]
@@ -136,6 +137,8 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
     else:
         height, width = space or (1, poses.shape[1])
         flat = coupling.squeeze(1).movedim(-1, 1)  # [b, j, i], children as (capsule, height, width)
+        if isinstance(layer.transform, SelectedTransform):
+            flat = layer.transform.among_all(flat)
         if space and isinstance(layer.transform, PooledTransform):
             flat = flat.repeat_interleave(height * width, 2)
         given = flat.unflatten(2, (-1, height, width))

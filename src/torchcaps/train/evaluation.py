@@ -15,7 +15,7 @@ from torchcaps.config import Config
 from torchcaps.data import Batches, Data
 from torchcaps.data.classes import with_classes
 from torchcaps.losses import Criterion, multi_hot
-from torchcaps.models import Model, rebuild_model
+from torchcaps.models import Model
 from torchcaps.train.checkpoint import load_weights, present
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
@@ -94,6 +94,6 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     run = RunFolder(Path(path))
     config = run.read_config()
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
-    model = convert_conv2d_weight_memory_format(rebuild_model(run.read_model()), torch.channels_last)
+    model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
     load_weights(run.best if present(run.best) else run.last, model)
     return model.eval(), config

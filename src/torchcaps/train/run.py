@@ -22,6 +22,8 @@ from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.files import read_text
 from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
+from torchcaps.models import Model
+from torchcaps.models.smaller import rebuild
 from torchcaps.names import check_fields
 from torchcaps.revisions import check_same
 from torchcaps.train.check import check_names, check_out
@@ -108,14 +110,14 @@ class RunFolder(NamedTuple):
         except ValueError as error:
             raise damaged(self.path / "model.json", error) from error
 
-    def read_model(self) -> dict[str, Any]:
-        """What `create_model` is to be called with for the model of the run, as the run computed it.
+    def rebuild(self) -> Model:
+        """The model of the run, as the run computed it, to load weights into.
 
         Raises as `read_manifest`, and ValueError for a revision that is no longer to be had.
         """
         manifest = self.read_manifest()
         try:
-            return manifest.origin
+            return rebuild(manifest)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
