@@ -51,7 +51,7 @@ def test_a_file_is_made_exclusively_and_takes_the_place_of_a_link(tmp_path: Path
 
 def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    files.write_text(path, "old")
+    files.replace_text(path, "old")
     with pytest.raises(KeyError), files.replacing(path) as temporary:
         temporary.write_text("half")
         raise KeyError

@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_writes_what_it_says(whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} == {
-        "config.json", "environment.json", "model.json", "metrics.jsonl", "result.json", "last", "best",
+        ".lock", "config.json", "environment.json", "model.json", "metrics.jsonl", "result.json", "last", "best",
     }  # fmt: skip
     config = RunFolder(whole).read_config()
     assert config == everything(whole.parent)

@@ -39,7 +39,6 @@ class AugmentConfig(Checked):
 
     crop: int = 0  #: pixels of zero padding on each side before a random crop back to the image size
     flip: bool = False  #: mirror left to right with probability one half
-    alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
     shift: int = 0  #: translate by a whole number of pixels, uniform in [-shift, shift] along each axis, zeros enter
     rotate: float = 0.0  #: largest rotation, degrees, uniform in [-rotate, rotate]
     scale: float = 0.0  #: largest relative change of size, uniform in [1 - scale, 1 + scale]
@@ -48,6 +47,7 @@ class AugmentConfig(Checked):
     contrast: float = 0.0  #: the same of contrast, about the mean grey of the image
     saturation: float = 0.0  #: the same of saturation; of colour images only
     hue: float = 0.0  #: largest turn of hue, in circles, uniform in [-hue, hue], at most 0.5; of colour images only
+    alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
 
 
 @dataclass(frozen=True)

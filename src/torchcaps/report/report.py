@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchcaps.config import Config
-from torchcaps.files import check_plain, own_folder, read_text
+from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
 from torchcaps.inspect.examples import Example, look_into, pick_images
@@ -112,7 +112,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         ValueError: when it is damaged.
     """
     try:
-        lines = [json.loads(line) for line in read_text(path).splitlines()]
+        lines = [json.loads(line) for line in read_plain(path).splitlines()]
         for line in lines:
             if not isinstance(line, dict):
                 raise ValueError(f"it holds a {type(line).__name__}, not an object")

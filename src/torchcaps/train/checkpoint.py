@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: when it cannot be written, e.g. on a full disk; the old file is still there.
     """
     try:
-        files.write_text(path, text)
+        files.replace_text(path, text)
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -129,7 +129,7 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
         files.check_plain(path)
         sums = path.with_name(SUMS)
         if sums.exists() or sums.is_symlink():
-            lines = files.read_text(sums).splitlines()
+            lines = files.read_plain(sums).splitlines()
             known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
             if path.name not in known:
                 raise ValueError(f"{SUMS} beside it does not name it")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from torchcaps import manifest as manifests
 from torchcaps.config import Config, from_plain, to_plain
-from torchcaps.files import read_text
+from torchcaps.files import read_plain
 from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
@@ -89,7 +89,7 @@ class RunFolder(NamedTuple):
         if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
-            content = json.loads(read_text(self.path / name))
+            content = json.loads(read_plain(self.path / name))
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, not an object")
         except (RecursionError, ValueError) as error:
