@@ -6,7 +6,7 @@ Nothing here imports torch, so that help and listings answer at once.
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -219,11 +219,15 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
 
     Raises:
-        ValueError: for a name that `kind` does not have, and for a value that is not of its type.
+        ValueError: for a name that `kind` does not have, for one without a default that is not there, and for a
+            value that is not of its type.
     """
     types = _kinds(kind)
     if unknown := sorted(set(plain) - set(types)):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
+    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    if absent := [name for name in needed if name not in plain]:
+        raise ValueError(f"{kind.__name__} must have {', '.join(absent)}")
     return kind(**{name: _restore(name, types[name], value) for name, value in plain.items()})
 
 

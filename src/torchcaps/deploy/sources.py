@@ -95,6 +95,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
 
     from torchcaps.deploy.packing import load_packed, read_packed
     from torchcaps.models.smaller import rebuild
+    from torchcaps.train.evaluation import check_shapes, read_shapes
 
     try:
         with safe_open(str(path), "pt") as file:
@@ -104,6 +105,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
         if KEY not in metadata:
             raise ValueError("it does not say what its model is; give the folder of the run")
         manifest = from_json(metadata[KEY])
+        check_shapes(lambda: rebuild(manifest), read_shapes(path))
         model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
         load_model(model, str(path))
     except (RuntimeError, SafetensorError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from torchcaps.manifest import Digest, InputForm, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
-from torchcaps.train.run import RunFolder
+from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -62,15 +63,19 @@ def evaluate_run(
     fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
     other = asked.name != config.data.name
-    loaded = match_data(path, load_data(read_alike(asked, manifest.input) if other else asked, fabric.device))
+    with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
+        loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
+    loaded = match_data(path, loaded)
     splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
     if not splits:
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
     watch = Watch(config.loss, loaded.shown)
+    with naming(Path(path) / "config.json"):
+        batches = [loaded.evaluation(each, config.batch_size) for each in splits]
     score = evaluate(
         fabric,
         fabric.to_device(model),
-        [loaded.evaluation(each, config.batch_size) for each in splits],
+        batches,
         build_criterion(config.loss),
         loaded.num_classes,
         score_threshold(config.loss),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torchcaps.models import Model
 
 PAGE, FIGURES = "report.html", "figures"
-METRICS: dict[str, Any] = {  # of a line of metrics.jsonl, each of which may be left out
+METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
     "epoch": int,
     "step": int,
     "train_loss": float,
@@ -42,7 +42,9 @@ METRICS: dict[str, Any] = {  # of a line of metrics.jsonl, each of which may be 
     "lr": float,
     "seconds": float,
     "images_per_second": float,
+    "agreement": dict,
 }
+NEEDED = ("epoch", "validation_loss", "validation_accuracy", "seconds", "images_per_second")  # of these, in each line
 MISTAKES = 24  # that a page shows
 FEW = 12  # columns of a figure of examples
 
@@ -78,7 +80,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         sight = look(story)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         sight = " ".join(str(error).split())
-        if page.exists() and SEEN in page.read_text(encoding="utf-8"):
+        if page.exists() and SEEN.encode() in page.read_bytes():
             raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
     plots = draw_history(story)
     folder = own_folder(home / FIGURES, make=True)
@@ -116,7 +118,10 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         for line in lines:
             if not isinstance(line, dict):
                 raise ValueError(f"it holds a {type(line).__name__}, not an object")
-            check_fields(line, METRICS)
+            check_fields(line, METRICS, NEEDED)
+            if (line["validation_loss"] is None) != (line["validation_accuracy"] is None):
+                raise ValueError("it has one of validation_loss and validation_accuracy, and not the other")
+        read_agreement(lines)
         return lines
     except (RecursionError, ValueError) as error:
         raise damaged(path, error) from error

@@ -115,6 +115,8 @@ class Trainer:
             keep_freed_memory()
         with fabric.rank_zero_first():
             self.data = load_data(config.data, fabric.device)
+            if not len(self.data.test):
+                raise ValueError(f"the test split of {config.data.name} is empty: a run ends with measuring it")
         self.batches = self.data.training(
             config.data, config.batch_size, config.seed, fabric.global_rank, fabric.world_size
         )

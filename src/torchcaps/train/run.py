@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
@@ -119,11 +120,11 @@ class RunFolder(NamedTuple):
         try:
             return rebuild(manifest)
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
+            raise ValueError(f"{self.path / 'model.json'}: {error}") from error
 
     def read_revisions(self) -> dict[str, int]:
         """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
-        return self.read("model.json").get("revisions", {}) if (self.path / "model.json").exists() else {}
+        return self.read_manifest().revisions if (self.path / "model.json").exists() else {}
 
     def check_revisions(self) -> None:
         """Raise ValueError unless the run would go on as it began, see `torchcaps.revisions`."""
@@ -137,7 +138,8 @@ class RunFolder(NamedTuple):
         """The fields of result.json; raises as `read_config`."""
         plain = self.read("result.json")
         try:
-            check_fields(plain, {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"})
+            kinds = {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"}
+            check_fields(plain, kinds, kinds.keys() - Result._field_defaults.keys())
         except ValueError as error:
             raise damaged(self.path / "result.json", error) from error
         return plain
@@ -172,6 +174,16 @@ class RunFolder(NamedTuple):
 
     def write_result(self, result: Result) -> None:
         self.write("result.json", {key: value for key, value in result._asdict().items() if key != "folder"})
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path`, a file of a run, before what is wrong with the values that it gave to the block."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{path}: {error}") from error
 
 
 def _candidates(config: Config) -> itertools.chain[Path]:
