@@ -196,7 +196,9 @@ def try_folder(original: Path, place: Path, command: str, steps: list[tuple], su
         elif how == "bytes" and path.is_file():
             path.write_bytes(mutate(path.read_bytes(), rest[0]))
         elif how not in ("kind", "bytes") and path.is_file():
-            with contextlib.suppress(ValueError, IndexError, KeyError):  # another step has spoilt it already
+            with contextlib.suppress(
+                ValueError, IndexError, KeyError, RecursionError
+            ):  # another step has spoilt it already
                 change_value(path, rest[0], how, rest[1])
     if not sums:
         (place / RUN / "best/SHA256SUMS").unlink(missing_ok=True) if (place / RUN / "best").is_dir() else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +69,7 @@ def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any], needed: 
             continue
         value = plain[name]
         number = isinstance(value, int | float)
-        if not fits(value, kind) or (number and not (math.isfinite(value) and abs(value) <= LARGEST)):
+        if not fits(value, kind) or (number and not abs(value) <= LARGEST):
             raise ValueError(f"{name} is {str(value)[:80]!r}; it must be {describe_type(kind)}")
 
 

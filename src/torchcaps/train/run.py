@@ -124,7 +124,12 @@ class RunFolder(NamedTuple):
 
     def read_revisions(self) -> dict[str, int]:
         """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
-        return self.read_manifest().revisions if (self.path / "model.json").exists() else {}
+        if not (self.path / "model.json").exists():
+            return {}
+        try:
+            return manifests.read(self.read("model.json")).revisions
+        except ValueError as error:
+            raise damaged(self.path / "model.json", error) from error
 
     def check_revisions(self) -> None:
         """Raise ValueError unless the run would go on as it began, see `torchcaps.revisions`."""
