@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.extras import missing_extra
-from torchcaps.layers import has_binary_weights, pack
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
+from torchcaps.packed import has_binary_weights, pack
 
 OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 SECONDS, MOST = 0.2, 200  # that the time of one image is taken for, and in how many passes

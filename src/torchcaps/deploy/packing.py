@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.files import replacing
-from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model
 from torchcaps.models.smaller import rebuild
+from torchcaps.packed import pack
 
 FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older has no manifest, but `Model.origin`
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,7 +10,7 @@ from torch import nn
 
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
-from torchcaps.layers.packed import PackedLayer, PackedStack, PackedTransform, PackedXnorConv2d
+from torchcaps.packed.layers import PackedLayer, PackedStack, PackedTransform, PackedXnorConv2d
 from torchcaps.routing.xnodr import XnODR
 
 M = TypeVar("M", bound=nn.Module)

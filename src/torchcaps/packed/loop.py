@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import midpoint
-from torchcaps.kernels.packed.bits import binarize, dots, every, scale
-from torchcaps.kernels.packed.images import SMALLEST, route_images
 from torchcaps.kernels.simd import (
     LANES,
     compiled,
@@ -34,63 +32,40 @@ from torchcaps.kernels.simd import (
     zeros,
 )
 from torchcaps.kernels.threads import ranges, run
-from torchcaps.layers.packed import PackedLayer, PackedTransform
-from torchcaps.layers.transforms import LinearTransform
-from torchcaps.routing.xnidr import XnODRXnIDR
-from torchcaps.routing.xnodr import XnODR
+from torchcaps.packed.bits import binarize, dots, every, scale
+from torchcaps.packed.images import SMALLEST, route_images
+from torchcaps.votes import Threshold
 
 WORTH_A_THREAD = 2**17  # elements of votes
 MANY = 6  # images for each thread, from which on they lie in lanes
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
 
 
-def refuses(layer: PackedLayer) -> str | None:
-    """Why `PackedLoop` does not take a layer; None where it does."""
-    transform, routing = layer.transform, layer.routing
-    assert isinstance(transform, PackedTransform)
-    if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
-        return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
-    if routing.over != "parents" or routing.initial is not None:
-        return "the packed loop routes over 'parents' from start 'zero'"
-    if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
-        return "the packed loop is of linear layers of vector poses, whose positions share no weights"
-    if transform.shape[-2] > 64:
-        return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"
-    return None
-
-
 class PackedLoop:
-    """A packed layer in the order in which its loop reads it: children first, poses padded to whole vectors.
+    """Weights in the order in which the loop reads them: children first, poses padded to whole vectors.
 
     Args:
-        layer: on the CPU, linear, of vector poses of up to 64 elements, that XnODR routes, or XnODR with XnIDR, over
-            parents and from zero, by either threshold, with a bias or without; it is read once.
-
-    Raises:
-        ValueError: for other layers, see `refuses`.
+        positive: which weights are, bool [j, i, c, m], on the CPU, of poses of up to 64 elements c; read once.
+        scales: of each child and each element of a parent's pose, [j, i, m], float32, or of half precision.
+        bias: of the parents, [j, m]; None: none.
+        threshold: of the signs of children.
+        xnor: signs of votes are compared, and recalled of outputs (XnIDR's agreement, too).
     """
 
-    def __init__(self, layer: PackedLayer):
-        if (reason := refuses(layer)) is not None:
-            raise ValueError(reason)
-        routing = layer.routing
-        assert isinstance(routing, XnODR)
-        self.xnor, self.threshold = isinstance(routing, XnODRXnIDR), routing.threshold
-        transform = layer.transform
-        assert isinstance(transform, PackedTransform)
-        self.parents, self.children, self.length, self.pose = transform.shape
+    def __init__(self, positive: Tensor, scales: Tensor, bias: Tensor | None, threshold: Threshold, xnor: bool):
+        self.xnor, self.threshold = xnor, threshold
+        self.parents, self.children, self.length, self.pose = positive.shape
         self.padded = -(-self.pose // LANES) * LANES
         self.bytes = next(size for size in WORDS if 8 * size >= self.length)
-        positive = transform.positive().permute(1, 0, 3, 2)  # [i, j, m, c]
         self.words = np.zeros((self.children, self.parents, self.padded), WORDS[self.bytes])
-        self.words[..., : self.pose] = self._pack(positive)
-        scales = F.pad(transform.scales.squeeze(-2).transpose(0, 1), (0, self.padded - self.pose))  # [i, j, m]
+        self.words[..., : self.pose] = self._pack(positive.permute(1, 0, 3, 2))  # [i, j, m, c]
+        scales = F.pad(scales.transpose(0, 1), (0, self.padded - self.pose))  # [i, j, m]
         half = scales.dtype == torch.float16
         self.scales = (scales.contiguous() if half else scales.float().contiguous()).numpy()
         self.scales = self.scales.view(np.uint16) if half else self.scales
         self.bias = np.zeros((self.parents, self.padded), np.float32)
-        if routing.bias is not None:
-            self.bias[:, : self.pose] = routing.bias.detach().float().numpy()
+        if bias is not None:
+            self.bias[:, : self.pose] = bias.detach().float().numpy()
 
     @property
     def nbytes(self) -> int:

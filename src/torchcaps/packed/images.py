@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from torchcaps.kernels.lanes import softmax
-from torchcaps.kernels.packed.bits import binarize, dots, scale
 from torchcaps.kernels.simd import LANES, compiled, load, magnitude, root, select, spread, store, zeros
+from torchcaps.packed.bits import binarize, dots, scale
 
 BLOCK = 8  # children
 SMALLEST = np.float32(1e-24)  # squared length from which on a squash divides

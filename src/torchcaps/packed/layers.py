@@ -18,16 +18,17 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules, transformed
 from torchcaps.layers.binarize import XnorConv2d, xnor_convolve
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
-from torchcaps.layers.transforms import Transform, flatten_space
+from torchcaps.layers.transforms import LinearTransform, Transform, flatten_space
 from torchcaps.names import check_choice
 from torchcaps.routing import Routing, Step
 from torchcaps.routing.fused import Implementation
+from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
 from torchcaps.votes.binary import binary_children, weight_middle
 
 if TYPE_CHECKING:
-    from torchcaps.kernels.packed.loop import PackedLoop
+    from torchcaps.packed.loop import PackedLoop
 
 
 class PackedTransform(nn.Module):
@@ -75,7 +76,7 @@ class PackedLayer(CapsuleLayer):
     """A routed layer with packed weights, for inference; made by `pack`. It fits into a `CapsuleStack`.
 
     On a CPU, in float32, where no gradient is asked for, all iterations run at once on the bits
-    (`torchcaps.kernels.packed`), if the layer fits that loop: linear, of vector poses, routed over parents from zero.
+    (`loop.py`), if the layer fits that loop: linear, of vector poses, routed over parents from zero.
     Its step then has neither coupling nor state. Else its steps are plain, of weights that are unpacked at each call,
     which saves memory and no time: convolutional capsules and matrix poses, other devices and types.
     `implementation` "plain" never takes the loop, "fused" wants a layer that fits it.
@@ -93,11 +94,8 @@ class PackedLayer(CapsuleLayer):
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
         check_choice("implementation", value, get_args(Implementation))
-        if value == "fused":
-            from torchcaps.kernels.packed.loop import refuses
-
-            if (reason := refuses(self)) is not None:
-                raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
+        if value == "fused" and (reason := refuses(self)) is not None:
+            raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
         self._fused, self._implementation = None, value
 
     def votes(self, children: Capsules) -> Votes:
@@ -131,10 +129,43 @@ class PackedLayer(CapsuleLayer):
         tensors = [self.transform.bits, self.transform.scales, *bias]
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
-            from torchcaps.kernels.packed.loop import PackedLoop, refuses
-
-            self._made, self._made_of = PackedLoop(self) if refuses(self) is None else None, now
+            self._made, self._made_of = build_loop(self) if refuses(self) is None else None, now
         return self._made
+
+
+def refuses(layer: PackedLayer) -> str | None:
+    """Why the loop does not take a layer; None where it does."""
+    transform, routing = layer.transform, layer.routing
+    assert isinstance(transform, PackedTransform)
+    if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
+        return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
+    if routing.over != "parents" or routing.initial is not None:
+        return "the packed loop routes over 'parents' from start 'zero'"
+    if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
+        return "the packed loop is of linear layers of vector poses, whose positions share no weights"
+    if transform.shape[-2] > 64:
+        return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"
+    return None
+
+
+def build_loop(layer: PackedLayer) -> PackedLoop:
+    """Lay the weights of a layer out for its loop; they are read once.
+
+    Args:
+        layer: on the CPU, linear, of vector poses of up to 64 elements, that XnODR routes, or XnODR with XnIDR, over
+            parents and from zero, by either threshold, with a bias or without.
+
+    Raises:
+        ValueError: for other layers, see `refuses`.
+    """
+    from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
+
+    if (reason := refuses(layer)) is not None:
+        raise ValueError(reason)
+    transform, routing = layer.transform, layer.routing
+    assert isinstance(transform, PackedTransform) and isinstance(routing, XnODR)
+    scales, xnor = transform.scales.squeeze(-2), isinstance(routing, XnODRXnIDR)
+    return PackedLoop(transform.positive(), scales, routing.bias, routing.threshold, xnor)
 
 
 class PackedStack(CapsuleStack):
