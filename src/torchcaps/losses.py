@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchcaps.capsules import widen
 from torchcaps.config import LossConfig, LossName, ScoreKind
-from torchcaps.manifest import ScoreForm
+from torchcaps.forms import ScoreForm
 from torchcaps.models.registry import Output
 
 Reading = Literal["softmax", "share", "sigmoid", "none"]

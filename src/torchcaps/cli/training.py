@@ -49,6 +49,7 @@ def train(
     base = create_recipe(recipe, budget)
     config, resume = parse_flags(base, others, recipe)
     config = finish(recipe, base, config, given_fields(others))
+    from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
 
     before = unfinished_runs(config)
@@ -59,7 +60,7 @@ def train(
             file=sys.stderr,
         )
     try:
-        result = fit(config, resume)
+        result = fit(config, resume, find_probes(config))
     except (Exception, Interrupted) as stop:
         if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)

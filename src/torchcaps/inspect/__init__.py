@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchcaps.inspect.jacobian import Singular, measure_jacobian
     from torchcaps.inspect.measured import Measured, calibrate, class_accuracy, confusion, measure, worst
     from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
+    from torchcaps.inspect.probes import AgreementProbe, find_probes
     from torchcaps.inspect.reconstruction import (
         decode_classes,
         draw_inputs_and_outputs,
@@ -30,6 +31,7 @@ _HOMES = {
     "jacobian": ("Singular", "measure_jacobian"),
     "measured": ("Measured", "calibrate", "class_accuracy", "confusion", "measure", "worst"),
     "pairs": ("AgreedLayer", "trace_pairs"),
+    "probes": ("AgreementProbe", "find_probes"),
     "reconstruction": (
         "decode_classes",
         "draw_inputs_and_outputs",
@@ -45,6 +47,7 @@ _HOMES = {
 __all__ = [
     "AgreedLayer",
     "Agreement",
+    "AgreementProbe",
     "Measured",
     "RoutedLayer",
     "Singular",
@@ -60,6 +63,7 @@ __all__ = [
     "draw_reconstructions",
     "draw_segmentations",
     "draw_transplants",
+    "find_probes",
     "measure",
     "measure_agreement",
     "measure_jacobian",

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
+from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
-from torchcaps.manifest import Digest, InputForm, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score

@@ -24,10 +24,11 @@ def reproduce_command(config: Config, folder: Path) -> str:
     """
     words, recipe = _find(config.recipe)
     if recipe is None or recipe.model.options.keys() - config.model.options.keys():
-        code = (
-            "import pathlib, sys; from torchcaps.train import RunFolder, fit; "
-            "fit(RunFolder(pathlib.Path(sys.argv[1])).read_config())"
-        )
+        read = "RunFolder(pathlib.Path(sys.argv[1])).read_config()"
+        code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; fit({read})"
+        if config.agreement:
+            asked = "from torchcaps.inspect import find_probes; "
+            code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")
         return typed(["python", "-c", code, str(folder)])
     return typed(["torchcaps", "train", *words, *_flags(recipe, config, always=finished_fields(words[0]))])
 

@@ -196,6 +196,7 @@ def _count(job: Job, settings: Settings) -> bool:
 
 def _train(job: Job, settings: Settings) -> bool:
     """Train, or go on where a run was cut, or only note a run that was cut between its end and its line."""
+    from torchcaps.inspect import find_probes
     from torchcaps.train import fit
     from torchcaps.train.machine import choose_device, describe_machine
 
@@ -210,7 +211,7 @@ def _train(job: Job, settings: Settings) -> bool:
     device, begun = choose_device(config.device, config.processes), time.monotonic()
     reset_peak(device)
     try:
-        result = fit(config, resume=_unfinished(config))
+        result = fit(config, _unfinished(config), find_probes(config))
     except FloatingPointError as error:
         failure = {
             "seed": config.seed,

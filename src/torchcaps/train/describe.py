@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torchcaps
 from torchcaps.config import Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
+from torchcaps.forms import DataForm, InputForm
 from torchcaps.losses import score_form
-from torchcaps.manifest import DataForm, InputForm, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 

@@ -30,12 +30,12 @@ from torchcaps.models import Model, create_model
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
+from torchcaps.train.callbacks import Callback, check_callbacks, tell_epoch
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
 from torchcaps.train.display import Display
-from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.machine import (
@@ -60,7 +60,7 @@ _ALONE = threading.Lock()  # held by the one run that a process trains
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
-def fit(config: Config, resume: bool = False) -> Result:
+def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
     With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
@@ -69,9 +69,11 @@ def fit(config: Config, resume: bool = False) -> Result:
     Args:
         config: all that determines the run.
         resume: continue the newest unfinished run of this config, and end as if it had never stopped.
+        callbacks: what looks at the run as it goes, and cannot change it, see `torchcaps.train.Callback`.
 
     Raises:
-        ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume.
+        ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume;
+            when the config asks for a probe (`agreement`) that no callback answers.
         FloatingPointError: when the loss is no longer finite; names the step, and the layer where that began.
         MemoryError: when a batch does not fit into memory; names a batch size to try.
         OSError: when something cannot be written, or one of several processes has ended.
@@ -79,6 +81,7 @@ def fit(config: Config, resume: bool = False) -> Result:
             `KeyboardInterrupt`.
     """
     check_config(config)
+    check_callbacks(config, callbacks)
     fabric = build_fabric(config)
     if not _ALONE.acquire(blocking=False):
         raise ValueError(
@@ -90,15 +93,17 @@ def fit(config: Config, resume: bool = False) -> Result:
         interruption = Interruption(shared=config.processes > 1)
         if config.processes > 1:
             stack.enter_context(interruption)
-        ended = launch(fabric, partial(_train, config=config, resume=resume, interruption=interruption))
+        ended = launch(fabric, partial(_train, config, resume, interruption, tuple(callbacks)))
     if isinstance(ended, Interrupted):
         raise ended
     return ended
 
 
-def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interruption) -> Result | Interrupted:
+def _train(
+    config: Config, resume: bool, interruption: Interruption, callbacks: Sequence[Callback], fabric: Fabric
+) -> Result | Interrupted:
     with name_shortage(config, fabric.device):
-        trainer = Trainer(fabric, config, resume, interruption)
+        trainer = Trainer(fabric, config, resume, interruption, callbacks)
         try:
             return trainer.run()
         except Interrupted as stop:  # returned: several processes end together
@@ -108,8 +113,15 @@ def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interrupt
 class Trainer:
     """One process's part in a run."""
 
-    def __init__(self, fabric: Fabric, config: Config, resume: bool, interruption: Interruption | None = None):
-        self.fabric, self.config = fabric, config
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: Config,
+        resume: bool,
+        interruption: Interruption | None = None,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.fabric, self.config, self.callbacks = fabric, config, callbacks
         self.interruption = interruption or Interruption()
         if fabric.device.type == "cpu":
             keep_freed_memory()
@@ -212,6 +224,8 @@ class Trainer:
         )
         if self.fabric.is_global_zero:
             self.folder.write_result(result)
+        for callback in self.callbacks:
+            callback.on_end(result)
         return result
 
     def train_epoch(self, display: Display) -> None:
@@ -272,6 +286,8 @@ class Trainer:
         self._tick()
         done = self.position.step * self.config.batch_size
         display.step(step, loss, accuracy, done / self.position.epoch_seconds)
+        for callback in self.callbacks:
+            callback.on_step(step, loss, accuracy)
 
     def end_epoch(self, display: Display) -> None:
         """Validate, keep the weights if they are the best so far, record the epoch, and write a checkpoint."""
@@ -285,7 +301,7 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
         model = self.evaluated()
         validation = self.evaluate("validation", model) if len(self.data.validation) else None
-        dynamics = measure_dynamics(model, self.data, self.config.agreement)
+        said = tell_epoch(self.callbacks, position.epoch + 1, model, self.data)
         self._tick()
         tested = self._test_beside(model)
         position.end_epoch(
@@ -301,7 +317,7 @@ class Trainer:
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **self.statistics,
                 **self._name_penalties(train.penalties),
-                **dynamics,
+                **said,
                 **tested,
             }
         )
