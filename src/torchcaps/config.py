@@ -201,6 +201,7 @@ class Config(Checked):
         60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
     )
     out: Path = Path("runs")  #: folder in which the run's own folder is made
+    imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
 
 
