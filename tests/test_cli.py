@@ -119,7 +119,7 @@ def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) 
 
     assert main(["train", "digits", "--help-all"]) == 0
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
-    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume"}
+    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes"}
     assert set(FLAGS) <= derived
     assert derived <= shown
 
@@ -232,6 +232,26 @@ def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsy
     assert printed.out.splitlines()[-1] == str(recipe.out / "tiny-0-2")
     assert main(["train", "tiny", "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(recipe.out / "tiny-0")
+
+
+def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
+    recipe: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchcaps.tables.measure.step_seconds", lambda config, batch, device: 6.0)
+    assert main(["train", "tiny", "--epochs", "4", "--batch-size", "100", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    seconds = 6 * 4 * (12 + 144 / 100 / 3)
+    assert said.startswith("4 epochs of 12 steps of 100 images, 4,800 in all; about ")
+    assert f"about {seconds / 60:.2g} min at 6e+03 ms a step" in said and said.endswith("MB in one\n")
+    assert not recipe.out.exists()
+
+
+def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--max-minutes", "0"]) == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("torchcaps: ahead: 2 epochs of 5 steps of 256 images, 2,560 in all; about ")
+    assert said[-1].startswith("torchcaps: stopped after step 1 of 10")
+    assert main(["train", "tiny", "--resume"]) == 0
 
 
 @pytest.mark.parametrize(

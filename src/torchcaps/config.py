@@ -201,6 +201,7 @@ class Config(Checked):
         60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
     )
     out: Path = Path("runs")  #: folder in which the run's own folder is made
+    imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
 
 
@@ -225,7 +226,11 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     types = _kinds(kind)
     if unknown := sorted(set(plain) - set(types)):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
-    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    needed = [
+        each.name
+        for each in fields(typing.cast(Any, kind))
+        if each.default is MISSING and each.default_factory is MISSING
+    ]
     if absent := [name for name in needed if name not in plain]:
         raise ValueError(f"{kind.__name__} must have {', '.join(absent)}")
     return kind(**{name: _restore(name, types[name], value) for name, value in plain.items()})

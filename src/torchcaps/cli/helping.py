@@ -21,6 +21,8 @@ HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 BEFORE = {  # flags that are no fields of a config
     "budget": "full, fast, cpu or smoke: for less time",
     "resume": "continue the newest unfinished run",
+    "dry-run": "say what is ahead, and stop there",
+    "max-minutes": "after which the run is saved and ends",
 }
 COMMON = {  # fields of a config, and what is said of them
     "model.name": "a name from `torchcaps list models`",

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
+from torchcaps.plugins import imported
 from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 class TrainFlags:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
+    dry_run: bool = False  #: say what is ahead, and stop there
+    max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
 
 
 def train(
@@ -44,11 +47,16 @@ def train(
             channels 64
     """
     from torchcaps.papers import create_recipe
+    from torchcaps.tables.ahead import look_ahead
+    from torchcaps.tables.fill import measure_ahead
 
     budget, others = take_budget(flags)
     base = create_recipe(recipe, budget)
-    config, resume = parse_flags(base, others, recipe)
-    config = finish(recipe, base, config, given_fields(others))
+    asked = read_flags(base, others, recipe)
+    config, resume = finish(recipe, base, asked.config, given_fields(others)), asked.resume
+    if asked.dry_run:
+        print(look_ahead(config))
+        return
     from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
 
@@ -59,8 +67,10 @@ def train(
             f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
             file=sys.stderr,
         )
+    if not resume and (ahead := measure_ahead(config)) is not None:
+        print(f"torchcaps: ahead: {ahead}", file=sys.stderr)
     try:
-        result = fit(config, resume, find_probes(config))
+        result = fit(config, resume, find_probes(config), asked.max_minutes)
     except (Exception, Interrupted) as stop:
         if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)
@@ -142,8 +152,14 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
     return None, list(flags)
 
 
-def parse_flags(recipe: Config, flags: Sequence[str], name: str = "") -> tuple[Config, bool]:
-    """`recipe` with what `flags` say in its place, and whether to resume.
+def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
+    """`recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
+    asked = read_flags(recipe, flags)
+    return asked.config, asked.resume
+
+
+def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFlags:
+    """`recipe` with what `flags` say in its place, and what they say of the run.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
@@ -153,6 +169,10 @@ def parse_flags(recipe: Config, flags: Sequence[str], name: str = "") -> tuple[C
         recipe: whose values are the defaults.
         flags: as they were typed.
         name: what help and errors call the recipe; "" its own name.
+
+    Raises:
+        ValueError: for flags that are not there, and values that they do not take.
+        SystemExit: when help was asked for, and has been printed.
     """
     if wants_help(flags):
         config, _ = parse_flags(recipe, [flag for flag in flags if flag not in ("-h", "--help")])
@@ -167,8 +187,9 @@ def parse_flags(recipe: Config, flags: Sequence[str], name: str = "") -> tuple[C
             default=TrainFlags(bare),
             args=["--help" if flag == HELP_ALL else flag for flag in flags],
         )
-    if parsed.config.changed:
-        raise ValueError("--changed is written by the command line itself: leave it out")
+    for field in ("changed", "imports"):
+        if getattr(parsed.config, field) != getattr(bare, field):
+            raise ValueError(f"--{field} is written by the command line itself: leave it out")
     kept, given = recipe.model.options, parsed.config.model
     if given.name != recipe.model.name and kept:
         from torchcaps.models.registry import find_factory
@@ -179,12 +200,14 @@ def parse_flags(recipe: Config, flags: Sequence[str], name: str = "") -> tuple[C
         kept = {}
     model = dataclasses.replace(given, options=kept | listed(given.options))
     config = dataclasses.replace(parsed.config, model=model)
-    return dataclasses.replace(config, changed=tuple(describe_changes(recipe, config))), parsed.resume
+    config = dataclasses.replace(config, imports=imported(), changed=tuple(describe_changes(recipe, config)))
+    return dataclasses.replace(parsed, config=config)
 
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
-    places = {"changed", "out", "checkpoint_every", "device", "processes", "seed", "data.root", "data.download"}
+    places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
+    places |= {"data.root", "data.download"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={show_option(after.get(name))}"

@@ -15,6 +15,7 @@ from torchcaps.capsules import Capsules
 from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
 from torchcaps.names import check_options, fits, unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
 
@@ -166,6 +167,7 @@ def register_variant(name: str, factory: Factory, **defaults: object) -> None:
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
+    load_plugins()
     names = {*_FACTORIES, *(name for family in _FAMILIES for name in family.listed())}
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
@@ -263,6 +265,7 @@ def rebuild_model(origin: Mapping[str, Any]) -> Model:
 
 def find_factory(name: str) -> Factory:
     """The factory of a registered model; ValueError with the nearest name otherwise."""
+    load_plugins()
     if name in _FACTORIES:
         return _FACTORIES[name]
     for family in _FAMILIES:

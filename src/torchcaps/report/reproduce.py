@@ -30,7 +30,8 @@ def reproduce_command(config: Config, folder: Path) -> str:
             asked = "from torchcaps.inspect import find_probes; "
             code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")
         return typed(["python", "-c", code, str(folder)])
-    return typed(["torchcaps", "train", *words, *_flags(recipe, config, always=finished_fields(words[0]))])
+    own = [word for record in config.imports for word in ("--import", record.partition(" ")[0])]
+    return typed(["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))])
 
 
 def _find(name: str) -> tuple[list[str], Config | None]:
@@ -51,7 +52,7 @@ def _find(name: str) -> tuple[list[str], Config | None]:
 def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = ()) -> list[str]:
     """The flags that turn one config, or part of it, into another; those of `always`, with dots, also where equal."""
     found = []
-    for each in (field for field in fields(config) if field.name != "changed"):
+    for each in (field for field in fields(config) if field.name not in ("changed", "imports")):
         name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
         if is_dataclass(new):
             found += _flags(old, new, name + ".", always)

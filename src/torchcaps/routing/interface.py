@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.config import LossName, ScoreKind
 from torchcaps.names import check_choice, check_options, unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.votes import Votes
 
 State = Any  # of a routing: sized like the parents, never like the coupling
@@ -124,7 +125,7 @@ class Routing(nn.Module):
         return None
 
     def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
-        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one."""
+        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
         raise NotImplementedError
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
@@ -165,11 +166,13 @@ def register_routing(routing: R) -> R:
 
 def list_routings() -> list[Spec]:
     """What can be said of every routing, by name."""
+    load_plugins()
     return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
 
 
 def routing_class(name: str) -> type[Routing]:
     """The class registered under `name`; ValueError with the nearest name otherwise."""
+    load_plugins()
     if name not in _ROUTINGS:
         raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
     return _ROUTINGS[name]

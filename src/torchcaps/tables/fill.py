@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.data.catalogue import absent, data_root, find
 from torchcaps.locking import hold
 from torchcaps.names import unknown
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.ahead import Ahead, look_ahead
 from torchcaps.tables.budgets import Budget, apply_budget, width
 from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.tables.lines import CLAIMS
@@ -203,11 +204,15 @@ def _train(job: Job, settings: Settings) -> bool:
     data = replace(job.config.data, root=settings.root)
     config = replace(job.config, data=data, out=settings.out, device=settings.device)
     assert job.budget != COUNT
-    known = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
+    known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
     if (folder := _finished(config)) is not None:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
+    ahead = measure_ahead(config if job.budget != "smoke" else replace(_full(job), data=data, device=settings.device))
+    if ahead is not None:
+        known |= {"step_seconds": ahead.step_seconds, "step_images": ahead.batch}
+        settings.say(f"{job.label}: {'the budget full would take ' if job.budget == 'smoke' else 'ahead: '}{ahead}")
     device, begun = choose_device(config.device, config.processes), time.monotonic()
     reset_peak(device)
     try:
@@ -228,6 +233,19 @@ def _train(job: Job, settings: Settings) -> bool:
     if job.budget != "smoke":
         settings.finish(result.folder)
     return True
+
+
+def measure_ahead(config: Config) -> Ahead | None:
+    """What a run of `config` will take; None where that cannot be measured, of which the run itself says why."""
+    try:
+        return look_ahead(config)
+    except (OSError, RuntimeError, ValueError, MemoryError):
+        return None
+
+
+def _full(job: Job) -> Config:
+    assert isinstance(job.cell.how, Train)
+    return apply_budget(job.cell.how.build(), "full", job.cell)
 
 
 def _unfinished(config: Config) -> bool:

@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from torchcaps.config import Config
+from torchcaps.config import Config, DataConfig
 from torchcaps.data.catalogue import find
+from torchcaps.data.facts import data_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,24 +34,31 @@ LONG_ENOUGH = 0.5  # seconds of repeats
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
-    """What `create_model` is called with for a recipe on a named data set, without reading the data.
+    """What `create_model` is called with for a recipe, without reading its data; of the user's own, see `data_facts`.
 
     Raises:
-        ValueError: where the sizes are those of the user's own files.
+        FileNotFoundError, ValueError: as `data_facts` of the user's own files.
     """
-    entry, _ = find(config.data.name)
+    entry, path = find(config.data.name)
     data = config.data
     given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
     size: int | tuple[int, int] | None = next((each for each in given if each), None)
-    if size is None:
-        raise ValueError(f"data.name is {config.data.name}, whose images may have any size: give data.image_size")
+    classes, channels = len(entry.classes) or CLASSES.get(entry.name, 0), data.compose.channels or entry.channels or 3
+    if path is not None:
+        facts = data_facts(data)
+        size, classes, channels = size or facts.size, facts.classes, _channels(data, facts.colour)
+    assert size is not None, config.data.name
     return {
         "name": config.model.name,
-        "num_classes": len(entry.classes) or CLASSES[entry.name],
-        "in_channels": config.data.compose.channels or entry.channels or 3,
+        "num_classes": classes,
+        "in_channels": channels,
         "image_size": size,
         **config.model.options,
     }
+
+
+def _channels(data: DataConfig, colour: bool) -> int:
+    return {"auto": 3 if colour else 1, "grey": 1, "rgb": 3}[data.colour]
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from torchcaps.data.catalogue import find
+from torchcaps.tables.ahead import count_ahead
 from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget, width
 from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
 from torchcaps.tables.fill import COUNT, missing_data
@@ -127,23 +127,25 @@ def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] 
 
 
 def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any]) -> float | None:
-    """Hours that one run of the budget `full` takes, from the speed of this machine's smoke runs; None without one."""
+    """Hours that one run of the budget `full` takes, by the steps that were measured on this machine beside smoke runs.
+
+    Such a step is of the recipe's own batch; None without one.
+    """
     if not isinstance(cell.how, Train):
         return None
     smoke = find_runs(records, apply_budget(cell.how.build(), "smoke", cell), "smoke")
-    speeds = [
-        each["images_per_second"]
+    steps = [
+        each["step_seconds"]
         for each in smoke
-        if "images_per_second" in each
+        if each.get("step_seconds")
         and all(each["environment"].get(name) == machine[name] for name in ("cpu", "cores", "gpu"))
     ]
-    if not speeds:
+    if not steps:
         return None
-    config = apply_budget(cell.how.build(), "full", cell)
-    entry, _ = find(config.data.name)
-    compose = config.data.compose
-    images = compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
-    return config.epochs * images / max(speeds) / 3600
+    ahead = count_ahead(apply_budget(cell.how.build(), "full", cell))
+    seconds = ahead._replace(step_seconds=min(steps)).seconds
+    assert seconds is not None
+    return seconds / 3600
 
 
 def this_machine() -> dict[str, Any]:

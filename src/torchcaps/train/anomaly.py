@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torchcaps.config import Config
 from torchcaps.data import Batches
 from torchcaps.models import Model
 from torchcaps.train.position import Position
@@ -30,6 +31,7 @@ STEPS = 2  # that are watched, the bad one last: what spoils a loss may have hap
 class Repeatable(Protocol):
     """A run whose steps can be taken again from its last checkpoint."""
 
+    config: Config
     fabric: Fabric
     model: Model
     batches: Batches

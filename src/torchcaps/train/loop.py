@@ -27,6 +27,7 @@ from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model, create_model
+from torchcaps.plugins import check_imports, import_handed_on
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
@@ -60,7 +61,9 @@ _ALONE = threading.Lock()  # held by the one run that a process trains
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
-def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Result:
+def fit(
+    config: Config, resume: bool = False, callbacks: Sequence[Callback] = (), max_minutes: float | None = None
+) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
     With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
@@ -70,6 +73,7 @@ def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()
         config: all that determines the run.
         resume: continue the newest unfinished run of this config, and end as if it had never stopped.
         callbacks: what looks at the run as it goes, and cannot change it, see `torchcaps.train.Callback`.
+        max_minutes: after which the run is saved and stopped, as a signal would stop it.
 
     Raises:
         ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume;
@@ -77,8 +81,8 @@ def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()
         FloatingPointError: when the loss is no longer finite; names the step, and the layer where that began.
         MemoryError: when a batch does not fit into memory; names a batch size to try.
         OSError: when something cannot be written, or one of several processes has ended.
-        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came; the run is saved. It is a
-            `KeyboardInterrupt`.
+        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came, or `max_minutes` were over; the
+            run is saved. It is a `KeyboardInterrupt`.
     """
     check_config(config)
     check_callbacks(config, callbacks)
@@ -90,7 +94,7 @@ def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()
         )
     with ExitStack() as stack:
         stack.callback(_ALONE.release)
-        interruption = Interruption(shared=config.processes > 1)
+        interruption = Interruption(config.processes > 1, max_minutes)
         if config.processes > 1:
             stack.enter_context(interruption)
         ended = launch(fabric, partial(_train, config, resume, interruption, tuple(callbacks)))
@@ -102,6 +106,8 @@ def fit(config: Config, resume: bool = False, callbacks: Sequence[Callback] = ()
 def _train(
     config: Config, resume: bool, interruption: Interruption, callbacks: Sequence[Callback], fabric: Fabric
 ) -> Result | Interrupted:
+    import_handed_on()
+    check_imports(config.imports, f"the run {config.recipe}")
     with name_shortage(config, fabric.device):
         trainer = Trainer(fabric, config, resume, interruption, callbacks)
         try:

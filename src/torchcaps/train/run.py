@@ -26,6 +26,7 @@ from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.smaller import rebuild
 from torchcaps.names import check_fields
+from torchcaps.plugins import check_imports
 from torchcaps.revisions import check_same
 from torchcaps.train.check import check_names, check_out
 from torchcaps.train.checkpoint import damaged, write_text
@@ -114,9 +115,11 @@ class RunFolder(NamedTuple):
     def rebuild(self) -> Model:
         """The model of the run, as the run computed it, to load weights into.
 
-        Raises as `read_manifest`, and ValueError for a revision that is no longer to be had.
+        Raises as `read_manifest`, and ValueError for a revision that is no longer to be had, and for code of the
+        user's own that was not imported.
         """
         manifest = self.read_manifest()
+        check_imports(self.read_config().imports, str(self.path))
         try:
             return rebuild(manifest)
         except ValueError as error:

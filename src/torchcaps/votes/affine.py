@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchcaps.capsules import binarize, no_autocast, widen
 from torchcaps.votes.binary import Threshold
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
 
@@ -78,9 +78,10 @@ class AffineVotes(ABC):
             self._kept = self.dense()
         return self._kept
 
-    def combine(
-        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if coupling is None:
+            return self.combine("ones", scale, shift) / self.parents
+        coupling = None if isinstance(coupling, str) else coupling
         if scale is None and shift is None:
             return self._combine(coupling)
         scale, shift = self._affine(scale, shift)
@@ -114,7 +115,10 @@ class AffineVotes(ABC):
         ]
         return torch.cat(tiles, -1)
 
-    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if coupling is None:
+            return self.spread("ones", scale, shift) / self.parents
+        coupling = None if isinstance(coupling, str) else coupling
         return torch.cat(self._tiled(_spread, self._share(coupling), *self._affine(scale, shift)), 2)
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:

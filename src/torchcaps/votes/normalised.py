@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchcaps.names import check_choice
 from torchcaps.votes.binary import Threshold
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 
 
 class VoteNorm(nn.Module):
@@ -113,9 +113,7 @@ class NormalisedVotes:
         dense = self.votes.dense() * self.scale + self.shift
         return dense if self.present is None else dense * self.present[None, :, :, None, None]
 
-    def combine(
-        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.combine(coupling, *self._affine(scale, shift)).to(self.dtype)
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
@@ -131,7 +129,7 @@ class NormalisedVotes:
             logits = (next(both) - next(both)) / 4
         return logits if self.present is None else logits * self.present[None, :, :, None]
 
-    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.spread(coupling, *self._affine(scale, shift))
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
