@@ -61,7 +61,8 @@ def evaluate_run(
     """
     model, config = load_run(path)
     manifest = RunFolder(Path(path)).read_manifest()
-    fabric = build_fabric(replace(config, device=device, processes=1))
+    with naming(Path(path) / "config.json") if device == "auto" else nullcontext():
+        fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
     other = asked.name != config.data.name
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
