@@ -200,8 +200,8 @@ def try_folder(original: Path, place: Path, command: str, steps: list[tuple], su
                 ValueError, IndexError, KeyError, RecursionError
             ):  # another step has spoilt it already
                 change_value(path, rest[0], how, rest[1])
-    if not sums:
-        (place / RUN / "best/SHA256SUMS").unlink(missing_ok=True) if (place / RUN / "best").is_dir() else None
+    if not sums and (listed := place / RUN / "best/SHA256SUMS").is_file():
+        listed.unlink()
     kept = _outside(place)
     watched = []
     said = ""

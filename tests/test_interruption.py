@@ -241,6 +241,6 @@ def test_a_stopped_process_holds_nothing_of_its_run(tmp_path: Path, monkeypatch:
     config = tiny_config(tmp_path)
     fabric, interruption = build_fabric(config), Interruption()
     interruption.asked = True
-    stopped = loop._train(fabric, config, False, interruption)
+    stopped = loop._train(config, False, interruption, (), fabric)
     assert isinstance(stopped, Interrupted) and str(stopped).startswith("stopped after step 1 of")
     assert len(trainers) == 1 and trainers[0]() is None

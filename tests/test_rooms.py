@@ -18,6 +18,7 @@ ROOMS = """
     __main__
     cli
     usage
+    testing
     report compare
     papers
     tables
@@ -39,7 +40,7 @@ ROOMS = """
     scores
     forms
     config
-    shell names extras locking lazy files
+    plugins shell names extras locking lazy files
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

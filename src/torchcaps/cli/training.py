@@ -59,6 +59,7 @@ def train(
         return
     from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
+    from torchcaps.train.callbacks import SayAhead
 
     before = unfinished_runs(config)
     left = [] if resume else [run for run in before if not run.in_use]
@@ -67,10 +68,11 @@ def train(
             f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
             file=sys.stderr,
         )
-    if not resume and (ahead := measure_ahead(config)) is not None:
-        print(f"torchcaps: ahead: {ahead}", file=sys.stderr)
+    callbacks = [*find_probes(config)]
+    if not resume and config.processes == 1 and (ahead := measure_ahead(config)) is not None:
+        callbacks.append(SayAhead(f"torchcaps: ahead: {ahead}"))
     try:
-        result = fit(config, resume, find_probes(config), asked.max_minutes)
+        result = fit(config, resume, callbacks, asked.max_minutes)
     except (Exception, Interrupted) as stop:
         if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)

@@ -239,7 +239,7 @@ def measure_ahead(config: Config) -> Ahead | None:
     """What a run of `config` will take; None where that cannot be measured, of which the run itself says why."""
     try:
         return look_ahead(config)
-    except (OSError, RuntimeError, ValueError, MemoryError):
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, MemoryError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -39,6 +40,18 @@ class Callback:
 
     def on_end(self, result: Result) -> None:
         """See what the run ended with; not called of a run that was stopped or failed."""
+
+
+class SayAhead(Callback):
+    """Says `text` once a first step is done: a run that cannot begin has one thing to say, and that is why."""
+
+    def __init__(self, text: str):
+        self.text: str | None = text
+
+    def on_step(self, step: int, loss: float, accuracy: float) -> None:
+        if self.text is not None:
+            print(self.text, file=sys.stderr)
+            self.text = None
 
 
 def check_callbacks(config: Config, callbacks: Sequence[Callback]) -> None:

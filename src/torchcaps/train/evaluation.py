@@ -19,7 +19,7 @@ from torchcaps.data.classes import with_classes
 from torchcaps.files import check_plain
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
-from torchcaps.train.checkpoint import MODEL, damaged, load_weights, present
+from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights, present
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
 
@@ -102,6 +102,10 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     found = present(folder)
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}")
+    try:
+        check_sum(found / MODEL)
+    except (OSError, ValueError) as error:
+        raise damaged(found / MODEL, error) from error
     shapes = read_shapes(found / MODEL)
     try:
         check_shapes(run.rebuild, shapes)
