@@ -25,6 +25,7 @@ from torchcaps.routing.fused import Implementation
 from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
+from torchcaps.votes.affine import check_types
 from torchcaps.votes.binary import binary_children, weight_middle
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ class PackedTransform(nn.Module):
         return _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
 
     def forward(self, children: Capsules) -> Votes:
-        scales = self.scales.to(children.poses.dtype)
+        dtype = children.poses.dtype
+        check_types(children, dtype if dtype.is_floating_point else self.scales.dtype)
+        scales = self.scales.to(dtype)
         return self.form.vote(
             binary_children(children, self.form.rows, self.threshold),
             torch.where(self.positive(), scales, -scales),

@@ -46,11 +46,12 @@ class VoteNorm(nn.Module):
 
         In training they are of this batch, whose statistics are added to the running ones; else of the running ones.
         """
-        return self.affine(votes.moments)
+        return self.affine(votes.moments, votes.images)
 
-    def affine(self, moments: Callable[[Each], Moments]) -> tuple[Tensor, Tensor]:
-        """The same, of what gives the moments of the votes where they are asked for."""
-        mean, variance = self._measured(moments) if self.training else (self.running_mean, self.running_variance)
+    def affine(self, moments: Callable[[Each], Moments], images: int) -> tuple[Tensor, Tensor]:
+        """The same, of what gives the moments of the votes of so many images where they are asked for."""
+        measured = self.training and images > 0  # none have no moments, and change nothing
+        mean, variance = self._measured(moments) if measured else (self.running_mean, self.running_variance)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (scale, shift) if self.each == "element" else (scale[None, None], shift[None, None])
@@ -104,6 +105,10 @@ class NormalisedVotes:
     @property
     def device(self) -> torch.device:
         return self.votes.device
+
+    @property
+    def images(self) -> int:
+        return self.votes.images
 
     @property
     def present(self) -> Tensor | None:

@@ -48,6 +48,11 @@ class Votes(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def images(self) -> int:
+        """b, how many there are."""
+        ...
+
+    @property
     def present(self) -> Tensor | None:
         """[p, i], False where a window leaves the image; None when every child is there."""
         ...

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
-from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.homes import as_promised, call_at, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
 
@@ -54,6 +54,8 @@ def em_step(
         The first two [b, p, j, d], the third [b, p, j], and what backward needs of the competition over windows, [b, h
         w, n, 2] or empty.
     """
+    if not len(poses):
+        return _result(poses, weight, activations, mean, precision, prior, rows, stride, padding, whole, eps)
     inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
     geometry = Geometry(rows, stride, padding, whole)
     centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
@@ -86,6 +88,8 @@ def em_step_backward(
     Votes are computed anew. The arguments from `found_mean` on are what `em_step` gave and took.
     """
     inputs = poses, weight, activations, mean, precision, prior
+    if not len(poses):
+        return none_yet(*inputs)
     d_mean, d_spread, d_total, *given = _alike(d_mean, d_spread, d_total, *inputs)
     result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
@@ -111,7 +115,7 @@ def _alike(*tensors: Tensor | None) -> list[Any]:
 
 
 @em_step.register_fake
-def _(
+def _result(
     poses: Tensor,
     weight: Tensor,
     activations: Tensor,

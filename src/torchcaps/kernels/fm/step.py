@@ -40,6 +40,6 @@ def _affine(routing: FM, votes: LinearVotes) -> tuple[Tensor, Tensor]:
         mean, variance = fm_moments(votes.capsules.poses, votes.weight)
         return pool_moments(mean, variance, torch.full_like(mean[:, 0, 0], len(votes.capsules.poses)), each)
 
-    scale, shift = routing.norm.affine(moments)
+    scale, shift = routing.norm.affine(moments, votes.images)
     shape = scale.shape[-3:-1] if scale.ndim == 5 else (1, 1)
     return scale.reshape(*shape, votes.pose), shift.reshape(*shape, votes.pose)
