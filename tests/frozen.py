@@ -130,7 +130,7 @@ RUNS: dict[str, Config] = {
             limit=32,
             standardise="image",
             standardise_first=True,
-            augment=AugmentConfig(2, True, 1),
+            augment=AugmentConfig(crop=2, flip=True, shift=1),
         ),
     ),
     "data crop": replace(
