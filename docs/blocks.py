@@ -12,13 +12,12 @@ what it shows:
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import discriminative_blocks
@@ -28,10 +27,12 @@ from draw_compared import table as compared_table
 
 from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
-from torchcaps.tables.budgets import REPRODUCTIONS, apply_budget
+from torchcaps.tables.budgets import REPRODUCTIONS, Budget
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS
-from torchcaps.tables.records import config_hash, read_records
+from torchcaps.tables.lines import read_lines
+from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
+from torchcaps.tables.records import read_records
+from torchcaps.tables.summary import Summary, summarise
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -69,7 +70,7 @@ def markdown(rows: Iterable[Row]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others))
 
 
-def cells(table: str, budget: str, *patterns: str) -> str:
+def cells(table: str, budget: Budget, *patterns: str) -> str:
     """The runs of a table's cells in `budget`: mean, standard deviation and seeds, beside what was published.
 
     Where the lines of the cell as it is now are missing, those of its earlier form stand in, and are called so.
@@ -83,25 +84,38 @@ def cells(table: str, budget: str, *patterns: str) -> str:
     return markdown(rows)
 
 
-def _of_cell(cell: Cell, budget: str, records: Sequence[dict[str, Any]]) -> list[Row]:
-    assert isinstance(cell.how, Train)
-    config = apply_budget(cell.how.build(), budget, cell)  # pyright: ignore[reportArgumentType]
-    wanted = config_hash(config)
-    shared = {each["config_hash"] for each in records if each.get("cell") == cell.id and each.get("budget") == budget}
-    of_budget = [each for each in records if each.get("budget") == budget]
-    found = [each for each in of_budget if each["config_hash"] == wanted]
-    earlier = not found
-    if earlier:
-        mine = [each for each in of_budget if each["config_hash"] in shared]
-        found = [each for each in mine if each["config_hash"] == mine[-1]["config_hash"]]
-    values = [value for value in map(cell.metric.read, found) if value is not None]
-    if not values:
+def _of_cell(cell: Cell, budget: Budget, records: Sequence[Record]) -> list[Row]:
+    found, form = summarise(cell, budget, records), ""
+    if found is None:
+        found, form = _earlier(cell, budget, records), EARLIER
+    if found is None or not found.values:
         return []
-    spread = f" ± {stdev(values):.{cell.metric.digits}f}" if len(values) > 1 else ""
-    shown = f"{mean(values):.{cell.metric.digits}f}{spread} {cell.metric.unit}"
-    published = ", ".join(map(str, cell.published)) or "-"
-    width = ", ".join(filter(None, (found[-1].get("width", ""), EARLIER if earlier else "")))
-    return [(cell.row, cell.column, published, shown, str(len(values)), width)]
+    width = ", ".join(filter(None, (found.width, form)))
+    shown = f"{_mean(cell, found)} {cell.metric.unit}"
+    return [(cell.row, cell.column, _published(cell), shown, str(len(found.values)), width)]
+
+
+def _earlier(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary | None:
+    """The newest runs that were made for `cell` when its code or settings were others; one of each seed."""
+    mine = [each for each in records if (each.get("cell"), each.get("budget")) == (cell.id, budget)]
+    if not mine:
+        return None
+    same = [
+        each for each in records if (each.get("config_hash"), each.get("budget")) == (mine[-1]["config_hash"], budget)
+    ]
+    by_seed = {each["seed"]: each for each in reversed(same)}
+    lines = tuple(by_seed[seed] for seed in sorted(by_seed))
+    values = tuple(value for value in map(cell.metric.read, lines) if value is not None)
+    return Summary(budget, mine[-1].get("width", ""), values, lines, cell.metric.lower)
+
+
+def _mean(cell: Cell, summary: Summary) -> str:
+    spread = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
+    return f"{cell.metric.show(summary.mean)}{spread}"
+
+
+def _published(cell: Cell) -> str:
+    return ", ".join(map(str, cell.published)) or "-"
 
 
 def benchmarks(pattern: str, *columns: str) -> str:
@@ -116,8 +130,7 @@ def lines(file: str, where: str, *columns: str) -> str:
     """
     wanted = [part.partition("=")[::2] for part in where.split(",") if part]
     newest: dict[str, dict[str, Any]] = {}
-    for text in (RESULTS / file).read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in read_lines(RESULTS / file):
         if all(fnmatchcase(str(line.get(field, "")), pattern) for field, pattern in wanted):
             newest[" ".join(str(line.get(name, "")) for name in columns[:1])] = line
     assert newest, f"{file} has no line where {where}"
@@ -152,17 +165,13 @@ def reproduced(results: str, *patterns: str) -> str:
             if not any(fnmatchcase(cell.id, each) for each in patterns or ["*"]):
                 continue
             for budget in REPRODUCTIONS:
-                wanted = config_hash(apply_budget(cell.how.build(), budget, cell))
-                found = [each for each in records if (each.get("config_hash"), each.get("budget")) == (wanted, budget)]
-                values = [value for value in map(cell.metric.read, found) if value is not None]
-                if not values:
+                found = summarise(cell, budget, records)
+                if found is None or not found.values:
                     continue
-                spread = f" ± {stdev(values):.{cell.metric.digits}f}" if len(values) > 1 else ""
-                hours = mean(each["seconds"] * each["environment"].get("threads", 1) / 3600 for each in found)
-                ours = f"{mean(values):.{cell.metric.digits}f}{spread}"
-                published = ", ".join(map(str, cell.published)) or "-"
+                hours = mean(each["seconds"] * each["environment"].get("threads", 1) / 3600 for each in found.records)
                 link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
-                rows.append((link, cell.row, cell.column, published, ours, str(len(values)), budget, f"{hours:.1f}"))
+                ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")
+                rows.append((link, cell.row, cell.column, *ours))
     return markdown(rows)
 
 
