@@ -23,8 +23,11 @@ class Case(NamedTuple):
     routing: EM | InvertedAttentionC
 
 
-def make(case, dtype, scope="window", first=False, seed=0, rule="em"):
-    """Random numbers in `dtype`, of which activations are in (0, 1) and variances near 1."""
+def make(case, dtype, scope="window", first=False, seed=0, rule="em", scaled=True):
+    """Random numbers in `dtype`, of which activations are in (0, 1) and variances near 1.
+
+    Ablation C divides agreements by the root of the pose size where `scaled`; those of Eq. 2 are larger, and err more.
+    """
     (poses, weight, mean), geometry = inputs(case, torch.float64, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     activations = torch.rand(poses.shape[:-1], generator=generator, dtype=torch.float64)
@@ -33,7 +36,7 @@ def make(case, dtype, scope="window", first=False, seed=0, rule="em"):
     state = [mean, variance, logit] if rule == "em" else [mean, logit]
     tensors = [poses, weight, activations] + ([] if first else state)
     sizes = Sizes(weight[0, ..., 0, 0].numel(), len(weight), mean.shape[-1])
-    agreement = {} if rule == "em" else {"scaled": True}  # the larger agreements of Eq. 2 err in proportion
+    agreement = {} if rule == "em" else {"scaled": scaled}
     routing = RULES[rule](sizes, scope=scope, temperature=1.0, **agreement)
     torch.nn.init.normal_(routing.activation.beta_u, 0.3, 0.5, generator)
     leaves = [x.detach().to(dtype).requires_grad_() for x in tensors]

@@ -40,6 +40,16 @@ def test_a_step_and_its_gradients_equal_the_plain_ones(name, first, scope, rule)
         assert a.dtype == torch.float64 and distance(a, b) < 1e-11
 
 
+@every_scope
+def test_agreements_as_eq_2_has_them_equal_the_plain_ones(scope):
+    case = em_cases.make(CASES["conv-padded"], torch.float64, scope, rule="inverted-attention-c", scaled=False)
+    scaled = em_cases.make(CASES["conv-padded"], torch.float64, scope, rule="inverted-attention-c")
+    fused, plain, other = em_cases.both(case), em_cases.both(case, fused=False), em_cases.both(scaled)
+    for a, b in zip((*fused[0], *fused[1]), (*plain[0], *plain[1]), strict=True):
+        assert distance(a, b) < 1e-11
+    assert distance(fused[0][0], other[0][0]) > 1e-3
+
+
 @every_rule
 @every_scope
 @pytest.mark.parametrize(("name", "of_gradients"), [("conv-padded", 1e-5), ("conv-wide", 1e-4), ("linear-63", 1e-5)])
