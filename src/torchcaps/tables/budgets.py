@@ -2,8 +2,9 @@
 
 - full: as the paper trains: the whole training split, and the last epoch.
 - fast: the paper's network and data at full size, at most 30 epochs of a one-cycle schedule, the whole training split,
-  and the last epoch, as papers train that pick nothing. Batch and rate are tuned for each family on a validation split,
-  in runs of their own (`torchcaps.tables.tuned`). Any machine: precision and compiling are chosen there.
+  and the last epoch, as papers train that pick nothing. Batch and rate are the paper's, or what was tuned for the
+  family on a validation split, in runs of their own (`torchcaps.tables.tuned`). Any machine: precision and compiling
+  are chosen there.
 - cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; step schedules become
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
@@ -86,7 +87,7 @@ def _fast(config: Config) -> Config:
 
 
 def _tune(config: Config) -> Config:
-    """Batch, rate and what else was tuned on validation for the family of the config's model."""
+    """`config` with what was tuned on validation for the family of its model, where anything was."""
     found = next((each for each in TUNED if each.of(config)), None)
     return config if found is None else found.apply(config)
 

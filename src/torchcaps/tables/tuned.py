@@ -1,7 +1,7 @@
 """What the budget `fast` takes in place of a paper's batch, rate and regularisation, found on validation images.
 
-Each entry was chosen among short runs on a tenth of the training split that was held out; their lines stand in
-results/tuning.jsonl, and `torchcaps table tuning` shows them. No test image was looked at.
+An entry is chosen among short runs on a tenth of the training split that is held out (`benchmarks/tune.py`), whose
+lines stand in results/tuning.jsonl. No test image is looked at. There is no entry yet: `fast` keeps what a paper gives.
 """
 
 from __future__ import annotations
