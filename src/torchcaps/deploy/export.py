@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.extras import missing_extra
+from torchcaps.files import replacing
 from torchcaps.layers import has_binary_weights, pack
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
@@ -149,7 +150,8 @@ def export_pt2(
     text = "" if given.manifest is None else given.manifest.to_json()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that lie channels last, which are saved as they lie
-        torch.export.save(program, path, extra_files={PROGRAM: text})
+        with replacing(path) as temporary:
+            torch.export.save(program, temporary, extra_files={PROGRAM: text})
     return given.written(path, torch.export.load(path).module())
 
 

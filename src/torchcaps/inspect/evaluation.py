@@ -12,6 +12,7 @@ from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import Digest, InputForm, Manifest
+from torchcaps.models import Model
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
@@ -42,7 +43,11 @@ class Evaluation:
 
 
 def evaluate_run(
-    path: str | Path, data: DataConfig | None = None, split: SplitName | Literal["all"] = "test", device: str = "auto"
+    path: str | Path,
+    data: DataConfig | None = None,
+    split: SplitName | Literal["all"] = "test",
+    device: str = "auto",
+    model: Model | None = None,
 ) -> Evaluation:
     """Measure the model that a run selected.
 
@@ -52,12 +57,13 @@ def evaluate_run(
             open, and standardised by its mean and std. None: the run's own.
         split: whose images are measured; all: every image of the data.
         device: auto, cpu, cuda or mps.
+        model: measured in place of the run's own, such as one of rounded weights.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
         ValueError: for data that the model cannot take, with classes that it does not know, or without such a split.
     """
-    model, config = load_run(path)
+    own, config = load_run(path)
     manifest = RunFolder(Path(path)).read_manifest()
     fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
@@ -69,7 +75,7 @@ def evaluate_run(
     watch = Watch(config.loss, loaded.shown)
     score = evaluate(
         fabric,
-        fabric.to_device(model),
+        fabric.to_device(own if model is None else model),
         [loaded.evaluation(each, config.batch_size) for each in splits],
         build_criterion(config.loss),
         loaded.num_classes,
