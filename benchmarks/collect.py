@@ -14,7 +14,7 @@ from statistics import mean, stdev
 
 from report import RESULTS
 
-from torchcaps.recipes.records import append_record, describe_run, read_records
+from torchcaps.tables.records import append_record, describe_run, read_records
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

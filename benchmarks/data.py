@@ -19,7 +19,7 @@ from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.losses import margin_loss, multi_hot
 from torchcaps.models import create_model
-from torchcaps.recipes import create_recipe
+from torchcaps.papers import create_recipe
 
 BATCH = 128
 WORKERS = 2

@@ -16,8 +16,8 @@ import torch
 from networks import CASES, Bench
 from report import interleaved, median_ratio, record
 
-from torchcaps.recipes.discriminative import System, system
-from torchcaps.recipes.measure import training_step
+from torchcaps.papers.discriminative import System, system
+from torchcaps.tables.measure import training_step
 
 BATCH = 128
 SYSTEMS: tuple[System, ...] = ("dr", "l2", "l1", "control")

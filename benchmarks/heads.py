@@ -15,8 +15,8 @@ import torch
 from report import interleaved, record
 from torch import Tensor, nn
 
-from torchcaps.layers import pack
 from torchcaps.models import CapsuleHead, DenseHead
+from torchcaps.packed import pack
 
 FEATURES = {"mobilenetv2_100": (1280, (512, 256, 128)), "resnet50": (2048, (1024, 512))}  # and the dense layers' widths
 ROUTED = {

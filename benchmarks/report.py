@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torchcaps.recipes.lines import append_line
-from torchcaps.recipes.measure import peak_memory, reset_peak
+from torchcaps.tables.lines import append_line
+from torchcaps.tables.measure import peak_memory, reset_peak
 from torchcaps.train.machine import describe_machine
 
 RESULTS = Path(__file__).parent.parent / "results"

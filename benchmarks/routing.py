@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.registry import Implementation
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
+from torchcaps.routing.fused import Implementation
 
 Forward = Callable[[], Tensor]
 ITERATIONS = {

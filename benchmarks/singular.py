@@ -18,10 +18,11 @@ from torch import Tensor
 
 from torchcaps.config import Config, Option
 from torchcaps.inspect import measure_jacobian
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.cells import Train, find_cell
-from torchcaps.recipes.lines import append_line
+from torchcaps.papers import find_cell
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Train
+from torchcaps.tables.lines import append_line
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric

@@ -12,10 +12,11 @@ from statistics import median
 import torch
 from report import allocated_bytes, interleaved, median_ratio, record
 
-from torchcaps.recipes.budgets import apply_budget, width
-from torchcaps.recipes.cells import Train, find_cell
-from torchcaps.recipes.encapnet_six import SIX
-from torchcaps.recipes.measure import count_parameters, training_step
+from torchcaps.papers import find_cell
+from torchcaps.papers.encapnet_six import SIX
+from torchcaps.tables.budgets import apply_budget, width
+from torchcaps.tables.cells import Train
+from torchcaps.tables.measure import count_parameters, training_step
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from typing import NamedTuple
 from report import RESULTS
 
 from torchcaps.config import CoefficientConfig, Config, Option
-from torchcaps.recipes.discriminative import Data, narrow, system
-from torchcaps.recipes.records import append_record, config_hash, read_records
+from torchcaps.papers.discriminative import Data, narrow, system
 from torchcaps.revisions import revisions_of
 from torchcaps.routing.discriminative import Discriminative, collapsed
+from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric, describe_machine

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from torchcaps.recipes.budgets import BUDGETS
-from torchcaps.recipes.cells import find_cell
-from torchcaps.recipes.run import Settings, plan, run_all
+from torchcaps.papers import find_cell
+from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.fill import Settings, plan, run_all
 
 ROOT = Path(__file__).parent.parent
 

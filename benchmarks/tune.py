@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.config import Config, from_plain, to_plain
-from torchcaps.recipes import find_cell
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.cells import Train
-from torchcaps.recipes.records import append_record, config_hash, read_records
+from torchcaps.papers import find_cell
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Train
+from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import build_fabric, describe_environment

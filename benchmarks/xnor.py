@@ -25,7 +25,8 @@ from report import interleaved, median_ratio, record, resident_bytes
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+from torchcaps.packed import pack
 
 SIZES = {"160x10, 8->16": (160, 10, 8, 16), "256x10, 8->16": (256, 10, 8, 16), "2048x100, 16->16": (2048, 100, 16, 16)}
 ITERATIONS = 3

@@ -26,11 +26,12 @@ import fm_blocks
 import xnodr_blocks
 from draw_compared import table as compared_table
 
-from torchcaps.recipes import find_tables, list_tables
-from torchcaps.recipes.budgets import REPRODUCTIONS, apply_budget
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.records import config_hash, read_records
+from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
+from torchcaps.tables.budgets import REPRODUCTIONS, apply_budget
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS
+from torchcaps.tables.records import config_hash, read_records
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -146,7 +147,9 @@ def reproduced(results: str, *patterns: str) -> str:
     rows: list[Row] = [("table", "row", "column", "published", "ours", "seeds", "budget", "core-hours a run")]
     for table in list_tables():
         for cell in table.cells:
-            if not isinstance(cell.how, Train) or not any(fnmatchcase(cell.id, each) for each in patterns or ["*"]):
+            if not isinstance(cell.how, Train) or cell.metric in (TRAIN_ACCURACY, TRAIN_LOSS):
+                continue
+            if not any(fnmatchcase(cell.id, each) for each in patterns or ["*"]):
                 continue
             for budget in REPRODUCTIONS:
                 wanted = config_hash(apply_budget(cell.how.build(), budget, cell))

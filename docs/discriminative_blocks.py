@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torchcaps.recipes.lines import read_lines
+from torchcaps.tables.lines import read_lines
 
 RESULTS = Path(__file__).parent.parent / "results"
 SHARES, BALANCED, PENALTY = (0.004, 0.4, 4.0), 1 / 9, 0.001  # steps by the start's square, of absent classes, lambda

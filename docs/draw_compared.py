@@ -10,8 +10,8 @@ from pathlib import Path
 
 from torchcaps.compare.comparison import Comparison, all_heads
 from torchcaps.compare.page import COSTS, Row, collect, older_counts, ranked, show_accuracy
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import read_records
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import read_records
 
 RUNS = Path(__file__).parent.parent / "results" / "runs.jsonl"
 DATA = {"fashion-mnist": "Fashion-MNIST (%)", "cifar10": "CIFAR-10 (%)"}

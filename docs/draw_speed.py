@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import INK, style
-from torchcaps.recipes.lines import read_lines
 from torchcaps.routing import list_routings
+from torchcaps.tables.lines import read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torchcaps.recipes import create_recipe
-from torchcaps.recipes.lines import read_lines
+from torchcaps.papers import create_recipe
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.lines import read_lines
 
 RESULTS = Path(__file__).parent.parent / "results"
 ABLATIONS = {

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torchcaps.recipes import find_cell
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.cells import Train
-from torchcaps.recipes.lines import read_lines
-from torchcaps.recipes.records import config_hash
+from torchcaps.papers import find_cell
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Train
+from torchcaps.tables.lines import read_lines
+from torchcaps.tables.records import config_hash
 
 RESULTS = Path(__file__).parent.parent / "results"
 HEADS = {"linear": "dense", "dynamic": "dynamic routing", "xnodr": "XnODR", "xnidr": "XnIDR", "xnodr-xnidr": "both"}

@@ -30,7 +30,7 @@ def train(config: Config, resume: bool, output: Path | None = None) -> None:
 
     from torchcaps import cli
     from torchcaps.cli import training
-    from torchcaps.recipes import registry
+    from torchcaps.papers import registry
 
     if output is not None:
         sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115

@@ -27,8 +27,8 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.recipes.records import config_hash
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.records import config_hash
 
 FILE = Path(__file__).with_name("frozen_curves.json")
 
@@ -120,6 +120,18 @@ RUNS: dict[str, Config] = {
     "data enlarge": replace(
         tiny_run("cnn-6", None, LOGITS, channels=4),
         data=DataConfig("digits", validation=0.0, limit=32, enlarge=20, augment=AugmentConfig(2, True)),
+    ),
+    "data standardise-first": replace(
+        tiny_run("cnn-6", 16, LOGITS, channels=4),
+        data=DataConfig(
+            "digits",
+            image_size=16,
+            validation=0.0,
+            limit=32,
+            standardise="image",
+            standardise_first=True,
+            augment=AugmentConfig(crop=2, flip=True, shift=1),
+        ),
     ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),

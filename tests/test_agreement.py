@@ -14,10 +14,11 @@ from tiny import tiny_config
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
 from torchcaps.data import load_data
-from torchcaps.inspect import write_report
 from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement, read_agreement
 from torchcaps.inspect.couplings import visiting
-from torchcaps.recipes.records import describe_run
+from torchcaps.inspect.probes import find_probes
+from torchcaps.report import write_report
+from torchcaps.tables.records import describe_run
 from torchcaps.train import fit, loop
 from torchcaps.train.run import RunFolder
 
@@ -119,7 +120,8 @@ def lines(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return fit(training(tmp_path_factory.mktemp("agreement"))).folder
+    config = training(tmp_path_factory.mktemp("agreement"))
+    return fit(config, callbacks=find_probes(config)).folder
 
 
 def test_each_epoch_says_what_its_weights_agree_to(run):
@@ -153,8 +155,8 @@ def test_a_run_that_was_cut_has_the_agreement_of_all_its_epochs(run, tmp_path, m
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop.Trainer, "step", cut)
-        fit(training(tmp_path))
-    resumed = fit(training(tmp_path), resume=True).folder
+        fit(training(tmp_path), callbacks=find_probes(training(tmp_path)))
+    resumed = fit(training(tmp_path), True, find_probes(training(tmp_path))).folder
     assert [line["agreement"] for line in lines(resumed)] == [line["agreement"] for line in lines(run)]
 
 

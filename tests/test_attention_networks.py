@@ -11,8 +11,9 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import BasicBlock, ResNetBackbone, Stage, capsule_resnet
 from torchcaps.backbones.simple import SimpleBackbone
 from torchcaps.capsules import lengths
-from torchcaps.layers import CapsuleStack, PrimaryPoses, pack
+from torchcaps.layers import CapsuleStack, PrimaryPoses
 from torchcaps.models import rebuild_model
+from torchcaps.packed import pack
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 
 PARAMETERS = {

@@ -25,7 +25,7 @@ import torchcaps
 from torchcaps.cli import main, training
 from torchcaps.config import DataConfig
 from torchcaps.data import load_data
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
 from torchcaps.train import fit, loop
 
 

@@ -8,10 +8,10 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
-from torchcaps.recipes import find_cell
-from torchcaps.recipes.budgets import BUDGETS, apply_budget, width
-from torchcaps.recipes.cells import Cell, Narrow, Train
-from torchcaps.recipes.records import config_hash
+from torchcaps.papers import find_cell
+from torchcaps.tables.budgets import BUDGETS, apply_budget, width
+from torchcaps.tables.cells import Cell, Narrow, Train
+from torchcaps.tables.records import config_hash
 
 CONFIG = Config(
     data=DataConfig("cifar10", augment=AugmentConfig(crop=4)),

@@ -9,17 +9,19 @@ import shlex
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, parse_flags
+from torchcaps.cli.helping import COMMON
 from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
-from torchcaps.inspect.reproduce import reproduce_command
-from torchcaps.recipes import create_recipe, registry
-from torchcaps.recipes.records import config_hash, find_run
+from torchcaps.papers import create_recipe, registry
+from torchcaps.report.reproduce import reproduce_command
+from torchcaps.tables.records import config_hash, find_run
 
 FLAGS = [
     "batch-size",
@@ -65,6 +67,12 @@ FLAGS = [
 ]
 
 
+def common_flags() -> list[str]:
+    """Each of the flags of the short help, typed with its value in `Config`."""
+    values = ((name, reduce(getattr, name.split("."), Config())) for name in COMMON)
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values if not isinstance(value, bool | dict)]
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A recipe named "tiny" that is there during one test."""
@@ -80,7 +88,6 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         ["list", "recipes"],
         ["list", "data"],
         ["list", "tables"],
-        ["train", "digits", "--help"],
         ["train", "--help"],
     ],
 )
@@ -110,11 +117,28 @@ def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) 
             )
         ]
 
-    assert main(["train", "digits", "--help"]) == 0
+    assert main(["train", "digits", "--help-all"]) == 0
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
-    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume"}
+    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes"}
     assert set(FLAGS) <= derived
     assert derived <= shown
+
+
+def test_help_of_a_recipe_fits_two_screens_and_lists_the_options_of_its_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("digits", "fm/table2/ours-cifar10"):
+        assert main(["train", name, "--help"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 60 and max(map(len, lines)) <= 110
+        assert lines[1].startswith(f"for example: torchcaps train {name} ")
+        shown = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("  ")}
+        assert shown["--optimiser.lr"][0] == str(create_recipe(name).optimiser.lr)
+    assert shown["blocks"] == ["8,8,8", "tuple[int,", "...]"] and shown["l2"] == ["True", "bool"]
+    assert main(["train", "digits", "--model.name", "resnet18.em", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "Options of resnet18.em" in said and "routing_growth" in said
+    assert parse_flags(Config(), common_flags()) == (Config(), False)
 
 
 def test_flags_replace_values_and_add_options() -> None:
@@ -208,6 +232,26 @@ def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsy
     assert printed.out.splitlines()[-1] == str(recipe.out / "tiny-0-2")
     assert main(["train", "tiny", "--resume"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(recipe.out / "tiny-0")
+
+
+def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
+    recipe: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchcaps.tables.measure.step_seconds", lambda config, batch, device: 6.0)
+    assert main(["train", "tiny", "--epochs", "4", "--batch-size", "100", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    seconds = 6 * 4 * (12 + 144 / 100 / 3)
+    assert said.startswith("4 epochs of 12 steps of 100 images, 4,800 in all; about ")
+    assert f"about {seconds / 60:.2g} min at 6e+03 ms a step" in said and said.endswith("MB in one\n")
+    assert not recipe.out.exists()
+
+
+def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny", "--max-minutes", "0"]) == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("torchcaps: ahead: 2 epochs of 5 steps of 256 images, 2,560 in all; about ")
+    assert said[-1].startswith("torchcaps: stopped after step 1 of 10")
+    assert main(["train", "tiny", "--resume"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcaps.capsules import Capsules
 from torchcaps.cost import Cost, measure_cost
 from torchcaps.cost.operations import count_operations
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, pack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.models import CapsuleHead, HeadedModel, Model, Output
+from torchcaps.packed import pack
 from torchcaps.routing import list_routings
 
 ROUTINGS = [spec.name for spec in list_routings()]

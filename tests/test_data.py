@@ -14,8 +14,8 @@ from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
 from torchcaps.data.splits import DRAWS, ORDER, mix, permutation, stratified
-from torchcaps.recipes import find_cell
-from torchcaps.recipes.measure import image_shape
+from torchcaps.papers import find_cell
+from torchcaps.tables.measure import image_shape
 
 # Of each set's full training and test splits: SHA-256 of the bytes of the int64 labels, first 16 digits.
 LABELS = {

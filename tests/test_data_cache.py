@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from torchcaps.data import cache, folder
+from torchcaps.data import cache
+from torchcaps.data import files as reading
 from torchcaps.data.cache import Mapped, open_cached
-from torchcaps.data.folder import Form, ImageFiles
+from torchcaps.data.files import Form, ImageFiles
 
 
 @pytest.fixture
@@ -49,8 +50,8 @@ def test_same_as_in_memory(files):
 def test_decoded_once_and_anew_when_a_picture_changes(files, monkeypatch):
     first = opened(files).fetch(torch.tensor([4]))
     decoded = []
-    decode = folder.decode
-    monkeypatch.setattr(folder, "decode", lambda *args, **options: decoded.append(args[0]) or decode(*args, **options))
+    decode = reading.decode
+    monkeypatch.setattr(reading, "decode", lambda *args, **options: decoded.append(args[0]) or decode(*args, **options))
     assert torch.equal(opened(files).fetch(torch.tensor([4])), first) and not decoded
     Image.fromarray(np.full((4, 5, 3), 7, np.uint8)).save(files.paths[4])
     os.utime(files.paths[4], ns=(0, 1))
@@ -103,7 +104,7 @@ def test_two_processes_at_once(files, tmp_path):
     program = (
         "import sys, torch\n"
         "from torchcaps.data.cache import open_cached\n"
-        "from torchcaps.data.folder import Form, ImageFiles\n"
+        "from torchcaps.data.files import Form, ImageFiles\n"
         "files = ImageFiles(tuple(sys.argv[1:]), torch.arange(9) % 2, ('ant', 'bee'), Form((3, 4, 5)))\n"
         "print(open_cached({'train': files})['train'].fetch(torch.arange(9)).sum().item())\n"
     )

@@ -22,7 +22,8 @@ from torchcaps.data import Images, load_data
 from torchcaps.deploy import Classifier
 from torchcaps.deploy.classifier import Answer
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
-from torchcaps.manifest import InputForm, Manifest, ScoreForm
+from torchcaps.forms import InputForm, ScoreForm
+from torchcaps.manifest import Manifest
 from torchcaps.train import RunFolder
 from torchcaps.train import fit as fit_run
 

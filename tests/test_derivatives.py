@@ -12,7 +12,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, pack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+from torchcaps.packed import pack
 
 every_layer = pytest.mark.parametrize("name", ["linear-vector", "conv-padded"])
 CLOSE = {"rtol": 1e-7, "atol": 1e-10}

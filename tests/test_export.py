@@ -15,9 +15,10 @@ from torchcaps.cli import main
 from torchcaps.config import Config, DataConfig, ModelConfig
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
 from torchcaps.deploy.packing import load_packed, read_packed
-from torchcaps.layers import PackedLayer, PackedXnorConv2d, pack, use_implementation
+from torchcaps.layers import use_implementation
 from torchcaps.manifest import KEY, from_json
 from torchcaps.models import CapsuleHead, HeadedModel, Model
+from torchcaps.packed import PackedLayer, PackedXnorConv2d, pack
 from torchcaps.routing import routing_class
 from torchcaps.train import RunFolder, fit
 

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from torchcaps.cli import main
-from torchcaps.recipes import find_cell, find_tables, list_tables
-from torchcaps.recipes.budgets import Budget, apply_budget, width
-from torchcaps.recipes.cells import Cell, Count, Train
-from torchcaps.recipes.figures import PANELS, choose, draw
-from torchcaps.recipes.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
-from torchcaps.recipes.records import config_hash
+from torchcaps.papers import find_cell, find_tables, list_tables
+from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.cells import Cell, Count, Train
+from torchcaps.tables.figures import PANELS, choose, draw
+from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
+from torchcaps.tables.records import config_hash
 
 CURVE = {"train_loss": [0.9, 0.5, 0.4], "train_accuracy": [0.5, 0.7, 0.8], "validation_accuracy": [0.4, 0.6, 0.7]}
 

@@ -18,12 +18,12 @@ from torchcaps.inspect import (
     draw_inputs_and_outputs,
     draw_segmentations,
     trace_pairs,
-    write_report,
 )
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.pictures import colour_parts
 from torchcaps.inspect.reconstruction import absent_class
 from torchcaps.models import Model, create_model
+from torchcaps.report import write_report
 from torchcaps.train import fit
 
 SMALL = {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "capsules": (), "decoder": True}

@@ -20,11 +20,11 @@ from test_bad_input_cli import LAST, TRAIN_MNIST, TRAIN_NPZ, arrays, labels_idx,
 from tiny import tiny_config
 
 import torchcaps.train
-from torchcaps import cli
+from torchcaps import cli, files
 from torchcaps.cli import training
 from torchcaps.config import Config
-from torchcaps.recipes import registry
-from torchcaps.train import checkpoint, fit
+from torchcaps.papers import registry
+from torchcaps.train import fit
 
 QUICK, LONG = 100, 1000  # inputs in `make test`, and in `make test-all`
 SECONDS = 20  # that any input may take
@@ -47,7 +47,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     labels = place / "MNIST/raw/train-labels-idx1-ubyte"
     labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_sync", lambda path: None)  # to the disk, which is slow
+        patch.setattr(files, "sync", lambda path: None)  # to the disk, which is slow
         patch.setattr(training, "report", lambda *args, **kwargs: None)
         patch.setitem(registry._RECIPES, "tiny", lambda: config)
         patch.setattr(

@@ -21,7 +21,6 @@ from torchcaps.inspect import (
     confusion,
     decode_classes,
     pose_sweep,
-    reproduce_command,
     trace_routing,
     worst,
 )
@@ -31,7 +30,8 @@ from torchcaps.inspect.measured import choose_right, measure, to_probabilities
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
 from torchcaps.models import Model, Output, create_model
-from torchcaps.recipes import create_recipe
+from torchcaps.papers import create_recipe
+from torchcaps.report import reproduce_command
 from torchcaps.routing import Step, list_routings
 from torchcaps.train.machine import build_fabric
 

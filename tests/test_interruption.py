@@ -18,7 +18,7 @@ from tiny import tiny_config
 from torchcaps import cli
 from torchcaps.cli import training
 from torchcaps.config import Config, ScheduleConfig
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
 from torchcaps.train import Interrupted, fit, loop
 from torchcaps.train.checkpoint import load_state, present
 from torchcaps.train.interrupt import Interruption
@@ -241,6 +241,6 @@ def test_a_stopped_process_holds_nothing_of_its_run(tmp_path: Path, monkeypatch:
     config = tiny_config(tmp_path)
     fabric, interruption = build_fabric(config), Interruption()
     interruption.asked = True
-    stopped = loop._train(fabric, config, False, interruption)
+    stopped = loop._train(config, False, interruption, (), fabric)
     assert isinstance(stopped, Interrupted) and str(stopped).startswith("stopped after step 1 of")
     assert len(trainers) == 1 and trainers[0]() is None

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
+from torchcaps.routing.fused import register_kernel
 from torchcaps.routing.interface import Step
 from torchcaps.routing.inverted_attention import InvertedAttention
 from torchcaps.routing.uniform import Uniform

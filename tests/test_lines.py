@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from torchcaps.recipes import find_tables, lines
-from torchcaps.recipes.lines import append_line, read_lines
-from torchcaps.recipes.records import read_records
-from torchcaps.recipes.run import Settings, _claimed, plan
+from torchcaps.papers import find_tables
+from torchcaps.tables import lines
+from torchcaps.tables.fill import Settings, _claimed, plan
+from torchcaps.tables.lines import append_line, read_lines
+from torchcaps.tables.records import read_records
 
 LONG = {"long": "x" * 100_000}  # more than a pipe or a buffer takes at once
 
 
 def child(code: str, path: Path) -> subprocess.Popen:
-    start = "import sys; from pathlib import Path; from torchcaps.recipes.lines import append_line; "
+    start = "import sys; from pathlib import Path; from torchcaps.tables.lines import append_line; "
     return subprocess.Popen([sys.executable, "-c", start + code, str(path)], stderr=subprocess.PIPE, text=True)
 
 

@@ -21,7 +21,8 @@ from torchcaps import create_model, list_models
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig
 from torchcaps.data import Images, load_data
 from torchcaps.data.digest import digest
-from torchcaps.manifest import KEY, Digest, InputForm, Manifest, ScoreForm, from_json, read
+from torchcaps.forms import Digest, InputForm, ScoreForm
+from torchcaps.manifest import KEY, Manifest, from_json, read
 from torchcaps.models import describe_model, rebuild_model
 from torchcaps.models.registry import find_factory
 from torchcaps.train import fit, load_run

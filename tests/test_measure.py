@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from torchcaps.config import Config, DataConfig, ModelConfig
-from torchcaps.recipes import list_tables
-from torchcaps.recipes.cells import Count
-from torchcaps.recipes.measure import alone, inference_memory, step_memory
-from torchcaps.recipes.metrics import MEMORY
+from torchcaps.papers import list_tables
+from torchcaps.tables.cells import Count
+from torchcaps.tables.measure import alone, inference_memory, step_memory
+from torchcaps.tables.metrics import MEMORY
 
 SMALL = Config(model=ModelConfig("cnn-6", {"channels": 2}), data=DataConfig("digits"), precision="fp32")
 

@@ -23,10 +23,10 @@ from torchcaps.data.entries import MNIST_FILES
 from torchcaps.data.overlap import Parts
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model
-from torchcaps.recipes import find_cell, list_tables
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.cells import Cell
-from torchcaps.recipes.measure import build_network, image_shape, model_arguments
+from torchcaps.papers import find_cell, list_tables
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Cell
+from torchcaps.tables.measure import build_network, image_shape, model_arguments
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 from torchcaps.train.machine import build_fabric

@@ -7,17 +7,15 @@ import torch
 from torch.autograd import forward_ad
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.packed.loop import PackedLoop, refuses
 from torchcaps.layers import (
     CapsuleLayer,
     CapsuleStack,
     ConvTransform,
     LinearTransform,
-    PackedLayer,
-    PackedStack,
-    pack,
     use_implementation,
 )
+from torchcaps.packed import PackedLayer, PackedStack, pack
+from torchcaps.packed.layers import build_loop, refuses
 
 SMALL = [(7, 3, 5, 4, 2), (1, 1, 1, 1, 1), (33, 11, 8, 16, 3), (18, 17, 9, 20, 2), (5, 33, 33, 7, 1), (4, 2, 64, 32, 2)]
 BATCHES = [(9, 3, 5, 4, 14), (1, 1, 1, 1, 31), (33, 11, 8, 16, 40), (18, 17, 9, 18, 30), (5, 33, 33, 7, 15)]
@@ -43,7 +41,7 @@ def both(packed, poses, iterations):
     layer.transform.scales = layer.transform.scales.to(packed.transform.scales.dtype).double()
     with torch.no_grad():
         wanted = CapsuleStack([layer], iterations)(Capsules(poses.double()))[-1].capsules.poses
-    return PackedLoop(packed)(poses, iterations), wanted.float()
+    return build_loop(packed)(poses, iterations), wanted.float()
 
 
 @pytest.mark.parametrize("scales", [torch.float32, torch.float16, torch.bfloat16])
@@ -80,7 +78,7 @@ def test_the_loop_takes_both_thresholds_both_projections_and_a_bias(
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_share_children_or_images(threads, images):
     plain, before = stack(33, 11, 8, 16), torch.get_num_threads()
-    loop, poses = PackedLoop(pack(plain.layers[0])), inputs(images, 33, 8)
+    loop, poses = build_loop(pack(plain.layers[0])), inputs(images, 33, 8)
     alone = loop(poses)
     torch.set_num_threads(threads)
     try:
@@ -103,9 +101,9 @@ def test_no_images_have_no_parents():
 
 
 def test_what_a_pass_reads():
-    loop = PackedLoop(pack(stack(160, 10, 8, 16).layers[0], torch.float16))
+    loop = build_loop(pack(stack(160, 10, 8, 16).layers[0], torch.float16))
     assert loop.nbytes == 160 * 10 * 8 * 16 * (1 + 16 / 8) / 8  # bits for each weight, over 8
-    loop = PackedLoop(pack(stack(20, 10, 16, 16).layers[0]))
+    loop = build_loop(pack(stack(20, 10, 16, 16).layers[0]))
     assert loop.nbytes == 20 * 10 * 16 * 16 * (1 + 32 / 16) / 8
 
 
@@ -190,7 +188,7 @@ def test_layers_that_do_not_fit_take_steps():
             packed(Capsules(poses))[-1].capsules.poses, layer(Capsules(poses))[-1].capsules.poses
         )
         with pytest.raises(ValueError, match=reason):
-            PackedLoop(packed.layers[0])
+            build_loop(packed.layers[0])
     with pytest.raises(ValueError, match="no layer of the stack has binary weights"):
         pack(stack(6, 3, 4, 4, "xnidr"))
 

@@ -12,10 +12,10 @@ from tiny import tiny_config
 
 from torchcaps import create_model
 from torchcaps.config import DataConfig, LossConfig, ModelConfig
-from torchcaps.recipes import find_cell
-from torchcaps.recipes.budgets import apply_budget
-from torchcaps.recipes.metrics import CLASS_LOSS, penalty
-from torchcaps.recipes.records import config_hash, describe_run
+from torchcaps.papers import find_cell
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.metrics import CLASS_LOSS, penalty
+from torchcaps.tables.records import config_hash, describe_run
 from torchcaps.train import fit
 from torchcaps.train.meter import Meter
 

@@ -26,7 +26,7 @@ from torchcaps.deploy.publish import write_card, write_package
 from torchcaps.manifest import KEY, from_json
 from torchcaps.models import pretrained
 from torchcaps.models.pretrained import CHECKOUT, FILE, SHIPPED, create_pretrained, find_weights, list_weights
-from torchcaps.recipes.records import describe_run
+from torchcaps.tables.records import describe_run
 from torchcaps.train import RunFolder, fit, load_run
 
 LIMIT = 24 * 2**20  # bytes in a checkout

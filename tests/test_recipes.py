@@ -12,7 +12,7 @@ from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.losses import build_criterion
 from torchcaps.models import create_model
-from torchcaps.recipes import create_recipe, list_recipes
+from torchcaps.papers import create_recipe, list_recipes
 from torchcaps.train import build_phases
 
 NAMES = [name for name in list_recipes() if "/" not in name]
@@ -67,5 +67,5 @@ def test_nearest_recipe_is_named() -> None:
 
 
 def test_recipes_import_no_torch() -> None:
-    code = "import sys, torchcaps.recipes; sys.exit('torch' in sys.modules)"
+    code = "import sys, torchcaps.papers; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,10 +19,10 @@ from tiny import tiny_config
 
 from torchcaps.cli import main
 from torchcaps.config import Config, LossConfig, ModelConfig
-from torchcaps.inspect import write_report
-from torchcaps.inspect.page import render
-from torchcaps.inspect.report import draw_history, look, read_story
-from torchcaps.recipes import registry
+from torchcaps.papers import registry
+from torchcaps.report import write_report
+from torchcaps.report.page import render
+from torchcaps.report.report import draw_history, look, read_story
 from torchcaps.train import fit
 from torchcaps.train.display import Display
 
@@ -236,7 +236,7 @@ def test_report_that_fails_takes_nothing_from_the_run(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("torchcaps.inspect.report.write_report", fail)
+    monkeypatch.setattr("torchcaps.report.report.write_report", fail)
     assert main(["train", "tiny", "--epochs", "1"]) == 0
     printed = capsys.readouterr()
     assert "has no report (by zero)" in printed.err and printed.out.splitlines()[-1] == str(recipe.out / "tiny-0")

@@ -7,9 +7,9 @@ from layers import seen
 from routings import oracle, positions_flat
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.registry import find_step
 from torchcaps.layers import CapsuleLayer, ConvTransform
 from torchcaps.models import create_model
+from torchcaps.routing.fused import find_step
 
 CASES = {  # transform, and children [b, h, w, i, d]; places are not square, and fewer or more than elements of a pose
     "matrix": (lambda: ConvTransform(2, 3, 4, 4, kernel=3, stride=2, matrix=True, scrambled=True), (2, 5, 7, 2, 4)),

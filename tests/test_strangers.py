@@ -6,18 +6,26 @@ import json
 import os
 import shutil
 import stat
+import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from tiny import tiny_config
 
-from torchcaps import files
+from torchcaps import files, load
 from torchcaps.cli import main
-from torchcaps.inspect import write_report
+from torchcaps.config import DataConfig
+from torchcaps.data import load_data
+from torchcaps.data.tree import list_tree
+from torchcaps.deploy.packing import load_packed
 from torchcaps.models import Output
+from torchcaps.report import write_report
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
 
@@ -51,7 +59,7 @@ def test_a_file_is_made_exclusively_and_takes_the_place_of_a_link(tmp_path: Path
 
 def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    files.write_text(path, "old")
+    files.replace_text(path, "old")
     with pytest.raises(KeyError), files.replacing(path) as temporary:
         temporary.write_text("half")
         raise KeyError
@@ -120,6 +128,8 @@ def test_a_pipe_is_refused_and_waited_for_by_nobody(run: Path, name: str, capsys
         ("result.json", {"test_accuracy": "high"}, "test_accuracy is 'high'"),
         ("result.json", {"seconds": float("inf")}, "seconds is 'inf'"),
         ("result.json", {"selected_epoch": 1.5}, "selected_epoch is"),
+        ("result.json", {"test_errors": 10**40}, "test_errors is"),
+        ("config.json", {"loss": "margin"}, "loss is 'margin'"),
     ],
 )
 def test_values_of_a_run_are_checked(
@@ -137,6 +147,99 @@ def test_lines_of_a_run_are_checked(run: Path, line: str, capsys: pytest.Capture
     (run / "metrics.jsonl").write_text(line + "\n")
     assert main(["inspect", str(run)]) == 2
     assert "metrics.jsonl is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plain: {}, "name of the model is"),
+        (lambda plain: plain | {"model": plain["model"] | {"image_size": [1_000_000, 1_000_000]}}, "1 .. 65536"),
+        (lambda plain: plain | {"model": plain["model"] | {"width": 5}}, "but its weights have"),
+        (lambda plain: plain | {"score": {"kind": "logit"}}, "must have to_probability"),
+    ],
+)
+def test_a_model_that_cannot_be_is_said_before_it_is_built(
+    run: Path, change: Callable[[dict], dict], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "model.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    assert main(["evaluate", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "model.json" in said and said.count("\n") == 1
+
+
+def test_a_result_and_a_line_lack_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by `test_fuzz_runs`: what was missing ended in a KeyError."""
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({"test_accuracy": 0.5}))
+    assert main(["inspect", str(run)]) == 2
+    assert "result.json is damaged or not of this run: it has no " in capsys.readouterr().err
+    (run / "result.json").write_text(json.dumps(result))
+    (run / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    assert main(["inspect", str(run)]) == 2
+    assert "metrics.jsonl is damaged or not of this run: it has no validation_loss" in capsys.readouterr().err
+
+
+def test_values_that_no_run_has_name_the_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(plain | {"batch_size": -1}))
+    assert main(["evaluate", str(run)]) == 2
+    assert "config.json: batch_size is -1" in capsys.readouterr().err
+
+
+def test_measuring_a_run_fetches_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchcaps.inspect import evaluation
+
+    plain = json.loads((run / "config.json").read_text())
+    plain["data"]["download"] = True
+    (run / "config.json").write_text(json.dumps(plain))
+    asked, load = [], evaluation.load_data
+    monkeypatch.setattr(evaluation, "load_data", lambda data, device: asked.append(data) or load(data, device))
+    assert main(["evaluate", str(run)]) == 0
+    assert [each.download for each in asked] == [False]
+
+
+def test_an_export_takes_the_place_of_a_link(run: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("untouched")
+    (run / "model.pt2").symlink_to(victim)
+    assert main(["export", str(run), "--format", "pt2"]) == 0
+    assert victim.read_text() == "untouched" and not (run / "model.pt2").is_symlink()
+    assert not [path for path in run.iterdir() if path.is_dir() and path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"format": "torchcaps-packed-2"}, {"format": "torchcaps-packed-1"}])
+def test_a_packed_file_of_a_stranger_is_a_value_error(tmp_path: Path, metadata: dict[str, str]) -> None:
+    path = tmp_path / "packed.safetensors"
+    save_file({"x": torch.zeros(1)}, path, metadata | {"scales": "float32"})
+    for read in (load_packed, load):
+        with pytest.raises(ValueError, match=r"packed\.safetensors (is not|cannot)"):
+            read(path)
+
+
+def test_an_empty_test_split_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchcaps.train import loop
+
+    data = load_data(DataConfig("digits"))
+    empty = replace(data, test=data.test.subset(torch.arange(0)))  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(loop, "load_data", lambda *args: empty)
+    with pytest.raises(ValueError, match="the test split of digits is empty"):
+        fit(tiny_config(tmp_path))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems hold UTF-8 alone")
+def test_class_folders_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    pixels = Image.new("L", (8, 8))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pixels.save(tmp_path / name / "1.png")
+    (tmp_path / "c").symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"c is a link to .*gone, which is not there"):
+        list_tree(tmp_path)
+    (tmp_path / "c").unlink()
+    os.mkdir(os.fsencode(tmp_path) + b"/\xff")
+    with pytest.raises(ValueError, match="is not UTF-8: rename it"):
+        list_tree(tmp_path)
 
 
 def test_nothing_is_fetched_because_a_run_says_so(run: Path) -> None:

@@ -18,7 +18,7 @@ import torchcaps
 from torchcaps import shell
 from torchcaps.cli import main, tables
 from torchcaps.inspect import figures
-from torchcaps.recipes import measure
+from torchcaps.tables import measure
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
 SOURCES = sorted(Path(torchcaps.__file__).parent.rglob("*.py"))
@@ -180,5 +180,5 @@ def test_names_of_classes_are_shown_whole() -> None:
         assert [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()] == names
     said = [text.get_text() for text in tiles.axes[0].texts]
     assert ["".join(text.split()) for text in said] == ["".join(name.split()) for name in names]
-    page = (Path(figures.__file__).parent / "web" / "page.css").read_text("utf-8")
+    page = (Path(torchcaps.__file__).parent / "report" / "web" / "page.css").read_text("utf-8")
     assert "ellipsis" not in page

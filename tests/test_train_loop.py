@@ -16,7 +16,7 @@ from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, Optimi
 from torchcaps.data import load_data
 from torchcaps.losses import build_criterion
 from torchcaps.models import Model
-from torchcaps.recipes.records import describe_run
+from torchcaps.tables.records import describe_run
 from torchcaps.train import evaluate, fit, load_run, loop
 from torchcaps.train.display import Display
 from torchcaps.train.machine import build_fabric, choose_compile, choose_device, choose_precision, is_depthwise
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_writes_what_it_says(whole: Path) -> None:
     assert {path.name for path in whole.iterdir()} == {
-        "config.json", "environment.json", "model.json", "metrics.jsonl", "result.json", "last", "best",
+        ".lock", "config.json", "environment.json", "model.json", "metrics.jsonl", "result.json", "last", "best",
     }  # fmt: skip
     config = RunFolder(whole).read_config()
     assert config == everything(whole.parent)

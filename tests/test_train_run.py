@@ -137,7 +137,7 @@ def test_what_cannot_be_written_says_what_would_help(tmp_path: Path, monkeypatch
     def refuse(path: Path, text: str) -> None:
         raise OSError(code, "no")
 
-    monkeypatch.setattr(files, "write_text", refuse)
+    monkeypatch.setattr(files, "replace_text", refuse)
     with pytest.raises(OSError, match=f"what was there is kept; {mend}"):
         write_text(tmp_path / "a", "b")
 

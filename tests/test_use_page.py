@@ -50,6 +50,6 @@ def test_every_command_of_the_page_has_flags_that_exist(capsys: pytest.CaptureFi
     (commands,) = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in commands.splitlines():
         _, command, *words = line.partition(" > ")[0].split()
-        assert main([command, *(["digits"] if command == "train" else []), "--help"]) == 0
+        assert main([command, *(["digits", "--help-all"] if command == "train" else ["--help"])]) == 0
         helped = capsys.readouterr().out
         assert all(word in helped for word in words if word.startswith("--")), line

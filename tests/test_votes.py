@@ -63,7 +63,7 @@ def test_spread_and_distance(name):
     squares = (dense * scale[:, :, None] + shift).square()
     close(votes.spread(coupling, scale, shift), (coupling[..., None] * squares).sum(2))
     close(votes.spread(coupling[..., :1]), (coupling[..., :1, None] * dense.square()).sum(2))
-    close(votes.spread(None, scale, shift), (there[:, :, None, None] * squares).sum(2))
+    close(votes.spread("ones", scale, shift), (there[:, :, None, None] * squares).sum(2))
     close(votes.distance(scale, shift), squares.sum(-1))
     close(votes.distance(), dense.square().sum(-1))
 
@@ -74,8 +74,9 @@ def test_combine_spread_and_distance_of_scaled_votes(name):
     b, p, i, j, d = dense.shape
     torch.manual_seed(1)
     there = there[:, :, None]
-    for coupling in (random(b, p, i, j) * there, random(b, p, i, 1) * there, random(i, j), None):
-        share = there[..., None] * (1 if coupling is None else coupling.expand(b, p, i, -1)[..., None])
+    for coupling in (random(b, p, i, j) * there, random(b, p, i, 1) * there, random(i, j), "ones", None):
+        plain = dense.new_tensor(1 / j) if coupling is None else 1 if isinstance(coupling, str) else None
+        share = there[..., None] * (plain if plain is not None else coupling.expand(b, p, i, -1)[..., None])
         for shape in ((d,), (b, p, j, d), (1, 1, i, 1, d), (1, 1, i, j, d)):
             scale, shift = random(*shape), random(*shape)
             wide = (x.unsqueeze(2) if x.ndim == 4 else x for x in (scale, shift))
@@ -83,7 +84,9 @@ def test_combine_spread_and_distance_of_scaled_votes(name):
             close(votes.combine(coupling, scale, shift), (share * changed).sum(2))
             close(votes.spread(coupling, scale, shift), (share * changed.square()).sum(2))
             close(votes.distance(scale, shift), changed.square().sum(-1))
-    close(votes.combine(None, scale=random(d) * 0 + 2), 2 * dense.sum(2))
+    close(votes.combine("ones", scale=random(d) * 0 + 2), 2 * dense.sum(2))
+    close(votes.combine(None), dense.sum(2) / votes.parents)  # uniform, as a routing says it
+    close(votes.spread(None), dense.square().sum(2) / votes.parents)
 
 
 def test_moments(name):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from layers import CASES, children, layer
 
 from torchcaps.capsules import Capsules, binarize, sign, squash
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, XnorConv2d, pack
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, XnorConv2d
+from torchcaps.packed import pack
 
 BINARY = ["xnodr", "xnodr-xnidr"]
 THRESHOLDS = ["zero", "midpoint"]

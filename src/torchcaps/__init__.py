@@ -10,8 +10,9 @@ from torchcaps.lazy import resolver
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
     from torchcaps.deploy import load
-    from torchcaps.layers import CapsuleLayer, CapsuleStack, pack
+    from torchcaps.layers import CapsuleLayer, CapsuleStack
     from torchcaps.models import CapsuleHead, HeadedModel, Model, Output, create_model, list_models
+    from torchcaps.packed import pack
     from torchcaps.routing import Routing, create_routing, list_routings
     from torchcaps.votes import ConvVotes, LinearVotes, Votes
 
@@ -20,7 +21,8 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "capsules": ("Capsules", "lengths", "squash"),
     "deploy": ("load",),
-    "layers": ("CapsuleLayer", "CapsuleStack", "pack"),
+    "layers": ("CapsuleLayer", "CapsuleStack"),
+    "packed": ("pack",),
     "models": ("CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models"),
     "routing": ("Routing", "create_routing", "list_routings"),
     "votes": ("ConvVotes", "LinearVotes", "Votes"),

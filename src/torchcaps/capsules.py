@@ -25,6 +25,12 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the type that autocast has products in on `device`; None where it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
+
+
 def widen(x: Tensor) -> Tensor:
     """`x` in a precision fit for sums of squares: float32 at least (half precision overflows at |pose| = 256)."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -6,7 +6,7 @@ Nothing here imports torch, so that help and listings answer at once.
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -39,7 +39,6 @@ class AugmentConfig(Checked):
 
     crop: int = 0  #: pixels of zero padding on each side before a random crop back to the image size
     flip: bool = False  #: mirror left to right with probability one half
-    alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
     shift: int = 0  #: translate by a whole number of pixels, uniform in [-shift, shift] along each axis, zeros enter
     rotate: float = 0.0  #: largest rotation, degrees, uniform in [-rotate, rotate]
     scale: float = 0.0  #: largest relative change of size, uniform in [1 - scale, 1 + scale]
@@ -48,6 +47,7 @@ class AugmentConfig(Checked):
     contrast: float = 0.0  #: the same of contrast, about the mean grey of the image
     saturation: float = 0.0  #: the same of saturation; of colour images only
     hue: float = 0.0  #: largest turn of hue, in circles, uniform in [-hue, hue], at most 0.5; of colour images only
+    alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class ModelConfig(Checked):
     options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
 
 
+ScoreKind = Literal["length", "logit", "probability"]  # what a score of a class is: in [0, 1), any number, in [0, 1]
 LossName = Literal[
     "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"
 ]
@@ -180,6 +181,7 @@ class Config(Checked):
     coefficients: CoefficientConfig = field(default_factory=CoefficientConfig)
     epochs: int = 10
     batch_size: int = 128  #: over all processes together
+    head_epochs: int = 0  #: of the epochs, at first: the model's backbone stays as it is, and what stands on it learns
     average: float = (
         0.0  #: of the weights that are evaluated and kept, decay a step of their mean, e.g. 0.999; 0: the last
     )
@@ -199,6 +201,7 @@ class Config(Checked):
         60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
     )
     out: Path = Path("runs")  #: folder in which the run's own folder is made
+    imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
 
 
@@ -217,11 +220,19 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
 
     Raises:
-        ValueError: for a name that `kind` does not have, and for a value that is not of its type.
+        ValueError: for a name that `kind` does not have, for one without a default that is not there, and for a
+            value that is not of its type.
     """
     types = _kinds(kind)
     if unknown := sorted(set(plain) - set(types)):
         raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
+    needed = [
+        each.name
+        for each in fields(typing.cast(Any, kind))
+        if each.default is MISSING and each.default_factory is MISSING
+    ]
+    if absent := [name for name in needed if name not in plain]:
+        raise ValueError(f"{kind.__name__} must have {', '.join(absent)}")
     return kind(**{name: _restore(name, types[name], value) for name, value in plain.items()})
 
 

@@ -46,7 +46,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Replace the file `path` by `text`, see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
@@ -78,7 +78,7 @@ def check_plain(path: Path) -> None:
         raise ValueError(f"{path} is {what}; it must be a file")
 
 
-def read_text(path: Path) -> str:
+def read_plain(path: Path) -> str:
     """The text of the plain file `path`, in UTF-8.
 
     Raises:

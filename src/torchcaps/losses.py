@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import widen
-from torchcaps.config import LossConfig, LossName
-from torchcaps.manifest import ScoreForm
+from torchcaps.config import LossConfig, LossName, ScoreKind
+from torchcaps.forms import ScoreForm
 from torchcaps.models.registry import Output
 
-_FORMS: dict[LossName, tuple[Any, Any]] = {  # what the loss takes scores for, and what makes probabilities of them
+Reading = Literal["softmax", "share", "sigmoid", "none"]
+_FORMS: dict[LossName, tuple[ScoreKind, Reading]] = {  # what it takes scores for, and what makes probabilities of them
     "margin": ("length", "none"),
     "spread": ("probability", "none"),
     "squared-hinge": ("length", "none"),
@@ -117,15 +118,31 @@ def score_threshold(config: LossConfig) -> float:
     return math.log(config.threshold / (1 - config.threshold))
 
 
-def score_form(config: LossConfig, shown: int | None = 1) -> ScoreForm:
+def takes_scores(loss: LossName, scores: ScoreKind | None) -> bool:
+    """Whether `loss` is meant for scores of this kind: logits are one, lengths and probabilities the other.
+
+    True of scores of which nobody says what they are.
+    """
+    return scores is None or (scores == "logit") == (_FORMS[loss][0] == "logit")
+
+
+def usual_loss(scores: ScoreKind | None, shown: int | None = 1) -> LossName:
+    """The loss for scores of this kind, of images that show one class each or (`shown` another number) a set."""
+    if scores == "logit":
+        return "cross-entropy" if shown == 1 else "binary-cross-entropy"
+    return "spread" if scores == "probability" and shown == 1 else "margin"
+
+
+def score_form(config: LossConfig, shown: int | None = 1, scores: ScoreKind | None = None) -> ScoreForm:
     """What the scores of a model are that was trained with the loss that `config` describes.
 
     Args:
         config: the loss; it says how its scores are read, as `inspect.measured.READINGS` does in words.
         shown: labels of each image; None where images differ in it.
+        scores: what the model says that they are (`Model.scores`); None: what the loss takes them for.
     """
     kind, to_probability = _FORMS[config.name]
-    return ScoreForm(kind, to_probability, score_threshold(config), shown)
+    return ScoreForm(scores or kind, to_probability, score_threshold(config), shown)
 
 
 def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:

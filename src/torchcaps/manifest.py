@@ -15,9 +15,10 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torchcaps.config import ModelConfig, from_plain, to_plain
+from torchcaps.forms import DataForm, InputForm, ScoreForm, check_count, check_size
 from torchcaps.names import fits
 from torchcaps.revisions import read_older
 
@@ -27,109 +28,10 @@ Value = bool | int | float | str | None | tuple[bool | int | float | str, ...]  
 
 CLASSES, DIGESTS = "the names of the classes", "digests of the splits"  # what a model can be used without
 
-MOST = 65_536  # pixels a side, channels, and classes
 LONGEST = 1_000  # characters of a name or a text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a registered model: no path, no address
 _KEYWORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_COLOUR = re.compile(r"[A-Za-z]{1,40}|#[0-9A-Fa-f]{3,8}|[a-z]{3}\([0-9.,% ]{1,40}\)")
-_HEX = re.compile(r"[0-9a-f]{64}")
 SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
-
-
-@dataclass(frozen=True)
-class InputForm:
-    """How a picture becomes what a model takes: brought to `size`, padded, cut, standardised, enlarged, in this order.
-
-    Raises:
-        ValueError: for values that no picture can have.
-    """
-
-    size: tuple[int, ...]  #: height and width that a picture is brought to
-    channels: int
-    fit: Literal["stretch", "crop", "pad"] = "stretch"  #: where its proportions are others
-    ground: str = "white"  #: colour that what is transparent is laid on, and that is put around what is padded to fit
-    pad: int | None = None  #: side of the black square that it is then put in the middle of
-    crop: int | None = None  #: side that is cut out then
-    views: Literal[1, 5, 10] = 1  #: crops whose scores are averaged
-    range: tuple[float, ...] = (0.0, 1.0)  #: what black and white become
-    standardise: Literal["none", "image", "dataset"] = "none"
-    standardise_first: bool = False  #: the whole picture, before anything is cut out of it
-    mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
-    std: tuple[float, ...] = ()
-    enlarge: int | None = None  #: side that it is enlarged to at last
-
-    def __post_init__(self) -> None:
-        _check_size("input.size", self.size)
-        _check_count("input.channels", self.channels)
-        for name in ("pad", "crop", "enlarge"):
-            if (side := getattr(self, name)) is not None:
-                _check_count(f"input.{name}", side)
-        if self.pad is not None and self.pad < max(self.size):
-            raise ValueError(f"input.pad is {self.pad}; it must be at least {max(self.size)}, the larger side")
-        if self.crop is not None and self.crop > (largest := self.pad or min(self.size)):
-            raise ValueError(f"input.crop is {self.crop}; it must be at most {largest}")
-        if self.enlarge is not None and self.enlarge < (smallest := self.crop or self.pad or max(self.size)):
-            raise ValueError(f"input.enlarge is {self.enlarge}; it must be at least {smallest}")
-        if self.range != (0.0, 1.0):
-            raise ValueError(f"input.range is {list(self.range)}; only [0, 1] is known")
-        if not _COLOUR.fullmatch(self.ground):
-            raise ValueError(f"input.ground is {self.ground[:80]!r}; it must be a colour, such as white or #808080")
-        for name in ("mean", "std"):
-            values: tuple[float, ...] = getattr(self, name)
-            if len(values) not in (0, self.channels) or not all(map(math.isfinite, values)):
-                raise ValueError(f"input.{name} is {list(values)}; it must be a number a channel ({self.channels})")
-        if min(self.std, default=1.0) <= 0:
-            raise ValueError(f"input.std is {list(self.std)}; it must be above 0")
-
-    @property
-    def mode(self) -> str | None:
-        """Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
-        return {1: "L", 3: "RGB"}.get(self.channels)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of what the model takes."""
-        side = self.enlarge or self.crop or self.pad
-        return (side, side) if side else (self.size[0], self.size[1])
-
-
-@dataclass(frozen=True)
-class ScoreForm:
-    """What the scores of a model are, and how they become probabilities."""
-
-    kind: Literal["length", "logit", "probability"]
-    to_probability: Literal["softmax", "share", "sigmoid", "none"]  #: none: as it is, cut to [0, 1]
-    threshold: float = 0.5  #: score above which a class is there, where pictures differ in how many they show
-    shown: int | None = 1  #: classes that a picture shows; None where pictures differ in it
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise ValueError(f"score.threshold is {self.threshold}; it must be a number")
-        if self.shown is not None:
-            _check_count("score.shown", self.shown)
-
-
-@dataclass(frozen=True)
-class Digest:
-    """Which images a split holds, whatever they are called and wherever they lie."""
-
-    sha256: str = ""  #: "" where it is not known, and of no images
-    images: int = 0
-    of: str = ""  #: what was hashed: files, paths and sizes, arrays, or a stream
-
-    def __post_init__(self) -> None:
-        if self.sha256 and not _HEX.fullmatch(self.sha256):
-            raise ValueError(f"sha256 is {self.sha256[:80]!r}; it must be 64 digits of base 16")
-
-
-@dataclass(frozen=True)
-class DataForm:
-    """The data that a model was trained and selected on."""
-
-    name: str = ""  #: of a set; of `folder:PATH` and `npz:PATH` without the folders above
-    train: Digest = field(default_factory=Digest)
-    validation: Digest = field(default_factory=Digest)
-    test: Digest = field(default_factory=Digest)
 
 
 @dataclass(frozen=True)
@@ -224,9 +126,9 @@ def check_model(model: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key} of the model is {value}; it must be finite")
     for what in ("num_classes", "in_channels"):
         if what in model:
-            _check_count(what, model[what])
+            check_count(what, model[what])
     if "image_size" in model:
-        _check_size("image_size", model["image_size"])
+        check_size("image_size", model["image_size"])
 
 
 def from_json(text: str) -> Manifest:
@@ -258,15 +160,3 @@ def read(plain: Mapping[str, Any]) -> Manifest:
     if not isinstance(plain.get("model"), dict):
         raise ValueError("it does not say what its model is")
     return from_plain(Manifest, dict(plain))
-
-
-def _check_count(what: str, value: Any) -> None:
-    if type(value) is not int or not 1 <= value <= MOST:
-        raise ValueError(f"{what} is {str(value)[:80]!r}; it must be a whole number, 1 .. {MOST}")
-
-
-def _check_size(what: str, value: Any) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ValueError(f"{what} is {str(value)[:80]}; it must be height and width")
-    for side in value:
-        _check_count(what, side)

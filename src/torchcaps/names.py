@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+LARGEST = 1e18  # that a number in a record may be, which has no use for more
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
@@ -54,16 +55,21 @@ def fits(value: object, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
-def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any]) -> None:
+def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any], needed: Iterable[str] = ()) -> None:
     """Raise ValueError for the first of the fields `kinds` that `plain`, read from JSON, has with another type.
 
-    Numbers must be finite; fields that are not there, and others, are passed over.
+    Numbers must be finite, of at most `LARGEST`. So it does for the first of `needed` that is not there; other fields
+    are passed over.
     """
+    for name in needed:
+        if name not in plain:
+            raise ValueError(f"it has no {name}")
     for name, kind in kinds.items():
         if name not in plain:
             continue
         value = plain[name]
-        if not fits(value, kind) or (isinstance(value, float) and not math.isfinite(value)):
+        number = isinstance(value, int | float)
+        if not fits(value, kind) or (number and not abs(value) <= LARGEST):
             raise ValueError(f"{name} is {str(value)[:80]!r}; it must be {describe_type(kind)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchcaps.manifest import ScoreForm
+from torchcaps.forms import ScoreForm
 
 
 def to_probabilities(scores: np.ndarray, form: ScoreForm) -> np.ndarray:

@@ -24,7 +24,7 @@ EXPECTED = (FloatingPointError, OSError)  # nobody's mistake, and said in full b
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def bind(commands: Mapping[str, Callable[..., None]], args: Sequence[str], **options: Any) -> Callable[[], None]:
+def bind(commands: Mapping[str, Callable[..., None]], args: Sequence[str], **options: Any) -> Callable[..., None]:
     """The function of `commands` that `args` name, with the arguments that they give; `options` are tyro's.
 
     Raises:
@@ -83,7 +83,7 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
     """A function with the signature and the help of `command` that returns the call in place of making it."""
 
     @functools.wraps(command)
-    def wait(*args: Any, **kwargs: Any) -> Callable[[], None]:
+    def wait(*args: Any, **kwargs: Any) -> Callable[..., None]:
         return functools.partial(command, *args, **kwargs)
 
     return wait

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,7 +26,8 @@ class TimmBackbone(nn.Module):
             map halved by 2x2 means, a row or column left over counting as one, and flattened as (c, h, w), as the dense
             ResNet-50 of Sun et al. 2023 without upsampling needs it; "trunk", the map [b, c, h, w] that the last
             convolution takes, which is left out with its norm, in a ResNet with the shortcut around it, too.
-        pretrained: fetch weights through timm, from the network or its cache. Nothing is fetched otherwise.
+        pretrained: fetch weights through timm, from the network or its cache; a path: read them from that file, as timm
+            saves them (safetensors, or what `torch.load` reads with `weights_only`). Nothing is fetched otherwise.
         small_stem: halve small images less (Sun et al. 2023, section 4.3.2): the first convolution has stride 1, a
             larger kernel than 3 becomes a fresh 3x3, and a max pooling behind it is left out.
         channels: of a ResNet's stages, as timm counts them (64, 128, 256, 512 of its own); () leaves them as they are.
@@ -43,7 +46,7 @@ class TimmBackbone(nn.Module):
         in_channels: int,
         image_size: tuple[int, int],
         features: Features = "pooled",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         small_stem: bool = False,
         channels: tuple[int, ...] = (),
     ):
@@ -98,7 +101,7 @@ def check_timm_name(name: str) -> None:
 
 
 def _build(
-    name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool, channels: tuple[int, ...]
+    name: str, in_channels: int, image_size: tuple[int, int], pretrained: bool | str, channels: tuple[int, ...]
 ) -> nn.Module:
     import timm
 
@@ -112,9 +115,13 @@ def _build(
                 "have no pretrained weights"
             )
         sized["channels"] = channels
+    if isinstance(pretrained, str):
+        if not Path(pretrained).expanduser().is_file():
+            raise ValueError(f"pretrained is {pretrained!r}: there is no such file of weights")
+        sized["pretrained_cfg_overlay"] = {"file": str(Path(pretrained).expanduser())}
     try:
-        return timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **sized)
-    except (OSError, RuntimeError) as error:
+        return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_channels, num_classes=0, **sized)
+    except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:
         if not pretrained:
             raise
         raise ValueError(f"pretrained weights of {name} cannot be had: {error}") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from torchcaps import __version__
-from torchcaps.cli.comparing import compare
+from torchcaps.cli.comparing import compare, rename_flags
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
@@ -25,9 +25,10 @@ from torchcaps.cli.predicting import predict
 from torchcaps.cli.publishing import publish
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
-from torchcaps.cli.training import evaluate, inspect, parse_flags, train
+from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
 from torchcaps.files import printable
 from torchcaps.names import unknown
+from torchcaps.plugins import import_file
 from torchcaps.usage import INTERRUPTED, bind, describe
 
 __all__ = ["main", "parse_flags"]
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # not every terminal can show every name
     try:
         with suppress(SystemExit):  # tyro has printed help
-            dispatch(args)
+            dispatch(take_imports(args))
         sys.stdout.flush()
         return 0
     except BrokenPipeError as error:
@@ -90,6 +91,25 @@ def _leave_pipe(error: BrokenPipeError, debug: bool) -> int:
     return _say_error(error, debug)
 
 
+def take_imports(args: Sequence[str]) -> list[str]:
+    """`args` without each --import FILE, whose file is imported.
+
+    Raises:
+        FileNotFoundError, ValueError: where it cannot be, and for --import without a file.
+    """
+    rest, words = [], iter(args)
+    for word in words:
+        flag, joined, value = word.partition("=")
+        if flag != "--import":
+            rest.append(word)
+            continue
+        path = value if joined else next(words, None)
+        if not path:
+            raise ValueError("--import needs a Python file")
+        import_file(path)
+    return rest
+
+
 def dispatch(args: Sequence[str]) -> None:
     """Run the command that `args` begin with; `train`, `evaluate` and `data` have a word more before their flags."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
@@ -100,12 +120,17 @@ def dispatch(args: Sequence[str]) -> None:
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args[:1] == ["--version"]:
         return print(f"torchcaps {__version__}")
+    given: dict[str, tuple[str, ...]] = {}
+    if args[:1] == ["compare"]:
+        args = rename_flags(args)
+        given = {"given": tuple(sorted(given_fields(args)))}
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
     bind(
         COMMANDS,
         args,
         prog="torchcaps",
-        description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from; "
-        "--version says which version this is.",
-    )()
+        description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from, "
+        "and --import FILE, which runs a Python file that registers a routing or a model of your own; --version says "
+        "which version this is.",
+    )(**given)

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from torchcaps.cli.tables import RESULTS, fill, say
+from torchcaps.config import DataConfig
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
-    from torchcaps.recipes.budgets import Budget
+    from torchcaps.tables.budgets import Budget
+
+
+def rename_flags(args: Sequence[str]) -> list[str]:
+    """`args` with --data NAME and --data-root PATH, as they were called first, by the names that they have now."""
+    names = {"--data": "--data.name", "--data-root": "--data.root"}
+    split = (word.partition("=") for word in args)
+    return [names.get(word, word) + joined + value for word, joined, value in split]
 
 
 def compare(
     backbone: str = "small-resnet",
-    data: str = "fashion-mnist",
+    data: DataConfig = DataConfig("fashion-mnist"),  # noqa: B008 - it is frozen
     routings: tuple[str, ...] = (),
+    sweep: tuple[str, ...] = (),
     seeds: int = 3,
     loss: Literal["shared", "own"] = "shared",
     budget: Literal["full", "fast", "cpu", "smoke"] = "cpu",
@@ -26,62 +37,76 @@ def compare(
     out: Path = Path("runs"),
     results: Path = RESULTS,
     device: str = "auto",
-    data_root: Path | None = None,
+    given: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
 ) -> None:
     """Compare routings on one backbone and data set: accuracy, parameters, multiply-adds, time and memory.
 
     The linear head of a plain network and uniform routing are always among them. What is done is skipped, and what was
-    cut goes on. The table and its picture are written to RESULTS/compare.
+    cut goes on. The table is written to RESULTS/compare after each run, and its picture at the end.
 
     Args:
         backbone: small-resnet, or a timm model
-        data: a name from `torchcaps list data`
-        routings: names from `torchcaps list routings`, or linear; else all
+        data: as of `torchcaps train`
+        routings: names from `torchcaps list routings`, linear, or patterns such as 'xn*'; else all; plain networks of
+            timm's too, such as resnet18.linear
+        sweep: a field of the configuration and values of it, each of which makes a row: optimiser.lr 0.01 0.03
         seeds: runs of each, with the seeds 0, 1, ...
         loss: shared (cross-entropy over activations with a learnt scale), own (that of each paper)
         budget: full (60 epochs), fast (30 in large batches), cpu (10 epochs), smoke (does it run?)
-        costs: measure times and memory too, of those that have none or older counts; nothing else should run meanwhile
+        costs: measure times and memory first, of those that have none or older counts; nothing else should run then;
+            what cannot be measured is said, and is not trained
         show: train nothing, only write the table of what is there
         max_hours: after which no further run is begun
         out: folder in which the runs' own folders are made
         results: folder whose runs.jsonl receives a line for each finished run
         device: auto, cpu, cuda, mps
-        data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
+        given: names of the fields that flags gave, filled in by the command line
     """
     from torchcaps.cli.training import report
-    from torchcaps.compare.comparison import Comparison, choose_heads
-    from torchcaps.compare.costs import counts_are_current, find_costs, record_costs
+    from torchcaps.compare.comparison import Comparison, choose_heads, settle_data
+    from torchcaps.compare.costs import record_missing
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
-    from torchcaps.recipes.records import read_records
-    from torchcaps.recipes.run import Settings, plan
+    from torchcaps.tables.fill import Settings, plan
 
-    find(data)  # unknown names are said before anything runs
+    find(data.name)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
-    comparison, heads, path = Comparison(backbone, data, loss), choose_heads(routings), results / "runs.jsonl"
+    if len(sweep) == 1:
+        raise ValueError(f"--sweep {sweep[0]} needs values, such as --sweep optimiser.lr 0.01 0.03")
+    comparison = Comparison(backbone, data.name, loss, settle_data(data, frozenset(given)), sweep)
+    heads, path = choose_heads(routings), results / "runs.jsonl"
     cells = comparison.cells(heads)
+    for cell in cells:
+        assert cell.build is not None
+        cell.build()  # a sweep over what there is not is said before anything runs
+    if costs:
+        failed = record_missing(cells, path, device, say)
+        cells = [cell for cell in cells if cell.name not in failed]
+
+    def finish(folder: Path) -> None:
+        report(folder)
+        write(comparison, heads, budget, results, quiet=True)
+
     if not show:
         jobs = plan(cells, budget, seeds)
         say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-        fill(jobs, Settings(path, out, device, data_root, max_hours, say, report))
-    if costs:
-        known = read_records(path)
-        measured = [cell for cell in cells if (cost := find_costs(known, cell)) and counts_are_current(cost)]
-        record_costs([cell for cell in cells if cell not in measured], path, device)
+        fill(jobs, Settings(path, out, device, data.root, max_hours, say, finish))
     write(comparison, heads, budget, results)
 
 
-def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path) -> None:
-    """Print the table, and write it and its picture."""
+def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:
+    """Write the table; and, unless it is to be done quietly, print it and draw its picture."""
     from torchcaps.compare.page import collect, draw, markdown
-    from torchcaps.recipes.records import read_records
+    from torchcaps.tables.records import read_records
 
     rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
     text = markdown(comparison, rows, budget)
-    print(text, end="")
     path = results / "compare" / f"{comparison.id}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    if quiet:
+        return
+    print(text, end="")
     if any(row.cost is not None and row.accuracy is not None for row in rows):
         draw(rows).savefig(path.with_suffix(".svg"))
         say(f"{path} and {path.with_suffix('.svg').name}")

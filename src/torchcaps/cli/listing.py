@@ -28,7 +28,7 @@ def list_names(
 
             print_lines((name, "") for name in list_models(pattern))
         case "recipes":
-            from torchcaps.recipes import list_recipes
+            from torchcaps.papers import list_recipes
 
             print_lines((name, about) for name, about in list_recipes().items() if matches(name))
         case "routings":
@@ -36,7 +36,7 @@ def list_names(
 
             print_columns([HEADER, *(row for row in routing_rows() if matches(row[0]))])
         case "tables":
-            from torchcaps.recipes import list_tables
+            from torchcaps.papers import list_tables
 
             print_lines((table.id, f"{table.printed}: {table.title}") for table in list_tables() if matches(table.id))
         case "data":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torchcaps.config import Option
 
@@ -16,3 +17,8 @@ def listed(options: Mapping[str, Option]) -> dict[str, Option]:
         else value
         for name, value in options.items()
     }
+
+
+def show_option(value: Any) -> str:
+    """A value as it is typed: a list is its numbers with commas between."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -28,7 +28,7 @@ def publish(
     """
     from torchcaps.deploy.publish import publish_hub, write_package
     from torchcaps.models.pretrained import HUB, repository
-    from torchcaps.recipes.records import describe_run
+    from torchcaps.tables.records import describe_run
 
     line = describe_run(run)
     if not target.startswith(HUB):

@@ -14,8 +14,8 @@ import torchcaps
 from torchcaps.shell import typed
 
 if TYPE_CHECKING:
-    from torchcaps.recipes.cells import Table
-    from torchcaps.recipes.run import Job, Settings
+    from torchcaps.tables.cells import Table
+    from torchcaps.tables.fill import Job, Settings
 
 RESULTS = Path("results")
 NAME = tyro.conf.arg(metavar="PAPER/TABLE")
@@ -46,8 +46,8 @@ def reproduce(
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
     from torchcaps.cli.training import report
-    from torchcaps.recipes import find_tables
-    from torchcaps.recipes.run import Settings, choose_cells, plan
+    from torchcaps.papers import find_tables
+    from torchcaps.tables.fill import Settings, choose_cells, plan
 
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)
@@ -63,8 +63,8 @@ def reproduce(
 
 def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | None = None) -> None:
     """Draw what cells of `tables` show as pictures, of the runs in `out` that have a line and no picture yet."""
-    from torchcaps.recipes.pictures import draw_missing
-    from torchcaps.recipes.records import read_records
+    from torchcaps.tables.pictures import draw_missing
+    from torchcaps.tables.records import read_records
 
     records = read_records(lines)
     for each in tables:
@@ -74,7 +74,7 @@ def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | 
 
 def fill(jobs: Sequence[Job], settings: Settings) -> int:
     """Do the jobs, and return how many are left; an interruption says how to go on."""
-    from torchcaps.recipes.run import run_all
+    from torchcaps.tables.fill import run_all
     from torchcaps.train import Interrupted
 
     if settings.hours is not None and settings.hours < 0:
@@ -104,12 +104,12 @@ def table(
         out: folder of the runs' folders, of which pictures are drawn that are not there yet
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
-    from torchcaps.recipes import find_tables
-    from torchcaps.recipes.figures import draw, save
-    from torchcaps.recipes.pictures import list_pictures
-    from torchcaps.recipes.records import read_records
-    from torchcaps.recipes.render import html, markdown, view
-    from torchcaps.recipes.summary import this_machine
+    from torchcaps.papers import find_tables
+    from torchcaps.tables.figures import draw, save
+    from torchcaps.tables.pictures import list_pictures
+    from torchcaps.tables.records import read_records
+    from torchcaps.tables.render import html, markdown, view
+    from torchcaps.tables.summary import this_machine
 
     shown_of = results if write else find_results(results)
     records = read_records(shown_of / "runs.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from json import dumps
@@ -14,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchcaps.cli.options import listed
+from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
+from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
+from torchcaps.plugins import imported
 from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
-    from torchcaps.recipes.budgets import Budget
+    from torchcaps.tables.budgets import Budget
     from torchcaps.train import Result, RunFolder
 
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 class TrainFlags:
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
+    dry_run: bool = False  #: say what is ahead, and stop there
+    max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
 
 
 def train(
@@ -41,11 +46,20 @@ def train(
         flags: --budget full, fast, cpu or smoke, and what differs from the recipe, e.g. --epochs 3 --model.options
             channels 64
     """
-    from torchcaps.recipes import create_recipe
+    from torchcaps.papers import create_recipe
+    from torchcaps.tables.ahead import look_ahead
+    from torchcaps.tables.fill import measure_ahead
 
     budget, others = take_budget(flags)
-    config, resume = parse_flags(create_recipe(recipe, budget), others)
+    base = create_recipe(recipe, budget)
+    asked = read_flags(base, others, recipe)
+    config, resume = finish(recipe, base, asked.config, given_fields(others)), asked.resume
+    if asked.dry_run:
+        print(look_ahead(config))
+        return
+    from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
+    from torchcaps.train.callbacks import SayAhead
 
     before = unfinished_runs(config)
     left = [] if resume else [run for run in before if not run.in_use]
@@ -54,8 +68,11 @@ def train(
             f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
             file=sys.stderr,
         )
+    callbacks = [*find_probes(config)]
+    if not resume and config.processes == 1 and (ahead := measure_ahead(config)) is not None:
+        callbacks.append(SayAhead(f"torchcaps: ahead: {ahead}"))
     try:
-        result = fit(config, resume)
+        result = fit(config, resume, callbacks, asked.max_minutes)
     except (Exception, Interrupted) as stop:
         if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)
@@ -65,6 +82,28 @@ def train(
         raise Interrupted(f"{stop}; to continue: {again}") from None
     report(result.folder)
     print_result(result)
+
+
+def given_fields(flags: Sequence[str]) -> frozenset[str]:
+    """Names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
+    names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
+    return frozenset(re.sub(r"(^|\.)no_", r"\1", name) for name in names)
+
+
+def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> Config:
+    """`config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
+
+    Raises:
+        ValueError: for a loss by a flag that contradicts what the model's scores are.
+    """
+    from torchcaps.papers import finish_recipe
+    from torchcaps.papers.fitting import follow_model
+
+    config, chosen = finish_recipe(recipe, config, given)
+    config, said = follow_model(base, config, given)
+    for line in [*filter(None, [chosen]), *said]:
+        print(f"torchcaps: {line}", file=sys.stderr)
+    return config
 
 
 def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
@@ -86,7 +125,7 @@ def report(folder: Path, reason: str = "") -> None:
 
     What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
     """
-    from torchcaps.inspect import write_report
+    from torchcaps.report import write_report
 
     try:
         write_report(folder, reason)
@@ -116,23 +155,43 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
 
 
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
-    """`recipe` with what `flags` say in its place, and whether to resume.
+    """`recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
+    asked = read_flags(recipe, flags)
+    return asked.config, asked.resume
+
+
+def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFlags:
+    """`recipe` with what `flags` say in its place, and what they say of the run.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
     names; that is said.
+
+    Args:
+        recipe: whose values are the defaults.
+        flags: as they were typed.
+        name: what help and errors call the recipe; "" its own name.
+
+    Raises:
+        ValueError: for flags that are not there, and values that they do not take.
+        SystemExit: when help was asked for, and has been printed.
     """
+    if wants_help(flags):
+        config, _ = parse_flags(recipe, [flag for flag in flags if flag not in ("-h", "--help")])
+        print(short_help(config, name or recipe.recipe))
+        raise SystemExit(0)
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
     with usage_errors():
         parsed = tyro.cli(
             TrainFlags,
-            prog=f"torchcaps train {recipe.recipe}",
+            prog=f"torchcaps train {name or recipe.recipe}",
             description="Train this recipe with these values, which are defaults here, in place of its own.",
             default=TrainFlags(bare),
-            args=flags,
+            args=["--help" if flag == HELP_ALL else flag for flag in flags],
         )
-    if parsed.config.changed:
-        raise ValueError("--changed is written by the command line itself: leave it out")
+    for field in ("changed", "imports"):
+        if getattr(parsed.config, field) != getattr(bare, field):
+            raise ValueError(f"--{field} is written by the command line itself: leave it out")
     kept, given = recipe.model.options, parsed.config.model
     if given.name != recipe.model.name and kept:
         from torchcaps.models.registry import find_factory
@@ -143,12 +202,14 @@ def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
         kept = {}
     model = dataclasses.replace(given, options=kept | listed(given.options))
     config = dataclasses.replace(parsed.config, model=model)
-    return dataclasses.replace(config, changed=tuple(describe_changes(recipe, config))), parsed.resume
+    config = dataclasses.replace(config, imports=imported(), changed=tuple(describe_changes(recipe, config)))
+    return dataclasses.replace(parsed, config=config)
 
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
-    places = {"changed", "out", "checkpoint_every", "device", "processes", "seed", "data.root", "data.download"}
+    places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
+    places |= {"data.root", "data.download"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={show_option(after.get(name))}"
@@ -163,11 +224,6 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
-
-
-def show_option(value: Any) -> str:
-    """A value as it is typed: a list is its numbers with commas between."""
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def print_result(result: Result) -> None:
@@ -242,8 +298,8 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
         run: the folder of a run
         out: folder that the report is written to; else that of the run
     """
-    from torchcaps.inspect import write_report
-    from torchcaps.inspect.report import PAGE, ReportKept
+    from torchcaps.report import write_report
+    from torchcaps.report.report import PAGE, ReportKept
 
     try:
         print(write_report(run, out=out))

@@ -6,10 +6,14 @@ Nothing here imports torch before a comparison is made.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal, get_args
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from torchcaps.config import (
     AugmentConfig,
@@ -21,16 +25,21 @@ from torchcaps.config import (
     OptimiserConfig,
     Option,
     ScheduleConfig,
+    from_plain,
+    to_plain,
 )
 from torchcaps.data.catalogue import find
+from torchcaps.data.facts import data_facts
 from torchcaps.names import unknown
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.metrics import ACCURACY
+from torchcaps.plugins import imported_for
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.metrics import ACCURACY
 
 Loss = Literal["shared", "own"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 LINEAR = "linear"
 CONTROLS = (LINEAR, "uniform")  # in front, in every table
+SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 EPOCHS = 60  # of the budget `full`
 ITERATIONS = 3
 # Of routing towards discriminative quality. A step of 4e-3 lost classes with the shared loss, from 0.1 and from 0.15;
@@ -50,17 +59,24 @@ class Comparison:
     backbone: str = "small-resnet"
     data: str = "fashion-mnist"
     loss: Loss = "shared"
+    given: DataConfig | None = None  # how the data are read and changed; None: as is usual for a named set
+    sweep: tuple[str, ...] = ()  # a field of a config, such as optimiser.lr, and the values that make a row each
 
     @property
     def id(self) -> str:
-        """BACKBONE/DATA, and "own-loss" behind it where that is so."""
-        return f"{self.backbone}/{self.data}" + ("/own-loss" if self.loss == "own" else "")
+        """BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their folders."""
+        kind, colon, path = self.data.partition(":")
+        name = f"{kind}-{Path(path).expanduser().absolute().name}" if colon else self.data
+        return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
-        """One cell for each of `heads`, names of routings or "linear"."""
+        """One cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
+        field, *values = self.sweep or ("",)
+        rows = [(head, f"{head}@{field}={value}", value) for head in heads for value in values]
+        rows = rows or [(head, head, None) for head in heads]
         return [
-            Cell(head, head, "test accuracy", Train(partial(self.config, head)), metric=ACCURACY, home=self.home)
-            for head in heads
+            Cell(name, name, "test accuracy", Train(partial(self.config, head, value)), metric=ACCURACY, home=self.home)
+            for head, name, value in rows
         ]
 
     @property
@@ -68,14 +84,27 @@ class Comparison:
         """What the names of the cells begin with."""
         return f"compare/{self.id}"
 
-    def config(self, head: str) -> Config:
-        """The complete config of one head, of the budget `full`."""
+    def config(self, head: str, value: str | None = None) -> Config:
+        """The complete config of one head, of the budget `full`, with a `value` of the sweep.
+
+        Raises:
+            ValueError: for a field that no config has, and a value that it does not take.
+        """
+        config = self._config(head)
+        return config if value is None else replace_field(config, self.sweep[0], value)
+
+    def _config(self, head: str) -> Config:
+        if is_network(head):
+            name, head = head, LINEAR
+        else:
+            name = f"{self.backbone}.{head}"
+        imports: tuple[str, ...] = ()
         options: dict[str, Option] = {} if head == LINEAR else {"iterations": ITERATIONS}
         loss, coefficients = LossConfig("cross-entropy"), CoefficientConfig()
         if head != LINEAR:
             from torchcaps.routing import routing_class
 
-            spec = routing_class(head).spec
+            spec, imports = routing_class(head).spec, imported_for(routing_class(head))
             if spec.objective:
                 coefficients = CoefficientConfig(lr=COEFFICIENT_STEP)
             if self.loss == "own":
@@ -83,19 +112,91 @@ class Comparison:
             else:
                 options["scaled"] = True
         return Config(
-            model=ModelConfig(f"{self.backbone}.{head}", options),
-            data=DataConfig(self.data, standardise="dataset", augment=self._augment()),
+            model=ModelConfig(name, options),
+            data=self.given or usual_data(self.data),
             loss=loss,
             optimiser=OptimiserConfig("adam", lr=2e-3),
             schedule=ScheduleConfig("one-cycle"),
             coefficients=coefficients,
             epochs=EPOCHS,
+            imports=imports,
         )
 
-    def _augment(self) -> AugmentConfig:
-        """Shifts of an eighth of the side at most, as is common for CIFAR; mirrors where they keep the class."""
-        side = find(self.data)[0].image_size
-        return AugmentConfig(shift=max(1, side // 8) if isinstance(side, int) else 4, flip=self.data in MIRRORED)
+
+def usual_data(name: str) -> DataConfig:
+    """Shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels standardised."""
+    return DataConfig(name, standardise="dataset", augment=AugmentConfig(shift=4, flip=name in MIRRORED))
+
+
+def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
+    """What is usual for the set that `data` names, with the fields of it that flags gave.
+
+    Pictures of any size are brought to the largest of 32, 48 and 64 pixels a side that they have.
+
+    Args:
+        data: with what the flags say.
+        given: names of the fields that they gave, such as "data.augment.flip".
+
+    Returns:
+        None where nothing but the name and the place of a named set was given.
+
+    Raises:
+        FileNotFoundError, ValueError: for data that are not there.
+    """
+    named = {"data.name", "data.root", "data.download"}
+    own = find(data.name)[1] is not None
+    others = {name for name in given if name.startswith("data.")} - named
+    if not own and not others:
+        return None
+    settled = usual_data(data.name)
+    if own and not others & {"data.image_size", "data.pad", "data.crop"} and (facts := data_facts(data)).free:
+        settled = replace(
+            settled, image_size=max((side for side in SIDES if side <= min(facts.size)), default=SIDES[0])
+        )
+    for name in sorted(others):
+        value = reduce(getattr, name.split(".")[1:], data)
+        settled = _with(settled, name.split(".")[1:], value)
+    return settled
+
+
+def _with(config: Any, path: Sequence[str], value: object) -> Any:
+    first, *rest = path
+    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
+
+
+def replace_field(config: Config, name: str, text: str) -> Config:
+    """`config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
+
+    Raises:
+        ValueError: for a field that it does not have, and a value that it does not take.
+    """
+    plain = part = to_plain(config)
+    *path, last = name.replace("-", "_").split(".")
+    for each in path:
+        part = part.get(each)
+        if not isinstance(part, dict):
+            raise unknown("field of a config", name, list(list_fields(plain)))
+    if last not in part or isinstance(part[last], dict):
+        raise unknown("field of a config", name, list(list_fields(plain)))
+    for read in (json.loads, str):
+        with suppress(ValueError):
+            part[last] = {"True": True, "False": False, "None": None}.get(text, read(text))
+            return from_plain(Config, plain)
+    raise ValueError(f"{name} cannot be {text!r}; here it is {reduce(getattr, [*path, last], config)!r}")
+
+
+def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Names of all fields of a plain config, with dots."""
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            yield from list_fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def is_network(head: str) -> bool:
+    """Whether a row is a plain network of timm's, such as "resnet18.linear"."""
+    return head.endswith(f".{LINEAR}")
 
 
 def all_heads() -> list[str]:
@@ -109,11 +210,23 @@ def all_heads() -> list[str]:
 def choose_heads(wanted: Sequence[str]) -> list[str]:
     """`wanted`, or all heads where none is; the controls are always among them, in front.
 
+    Args:
+        wanted: names of routings or shell patterns of them, and plain networks of timm's, such as "resnet18.linear",
+            which stand behind.
+
     Raises:
         ValueError: for a name that is none; the nearest is named.
     """
     every = all_heads()
-    for name in wanted:
-        if name not in every:
+    networks = [name for name in wanted if is_network(name)]
+    if networks:
+        from torchcaps.models.registry import find_factory
+
+        for name in networks:
+            find_factory(name)
+    others = [name for name in wanted if name not in networks]
+    for name in others:
+        if not any(fnmatchcase(each, name) for each in every):
             raise unknown("routing", name, every, "`torchcaps list routings` shows all; 'linear' is the plain head")
-    return every if not wanted else [name for name in every if name in wanted or name in CONTROLS]
+    chosen = [name for name in every if name in CONTROLS or any(fnmatchcase(name, each) for each in others)]
+    return [*(chosen if wanted else every), *dict.fromkeys(networks)]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from torchcaps.config import Config
-from torchcaps.recipes.cells import Cell, Train
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.records import append_record, count_hash
+from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import append_record, count_hash, read_records
 
 COST = "cost"  # in place of a budget
 BATCH = 128
@@ -31,6 +32,24 @@ def record_costs(cells: Sequence[Cell], path: Path, device: str = "auto") -> Non
         append_record(path, {"cell": cell.id, "budget": COST, "config_hash": count_hash(config), **measured})
 
 
+def record_missing(cells: Sequence[Cell], path: Path, device: str, say: Callable[[str], None]) -> dict[str, str]:
+    """Record the costs of those of `cells` that have none, or older counts; returns why, by name, where that failed.
+
+    One that fails, as where memory runs out, keeps no other from being measured.
+    """
+    failed: dict[str, str] = {}
+    for cell in cells:
+        cost = find_costs(read_records(path), cell)
+        if cost is not None and counts_are_current(cost):
+            continue
+        try:
+            record_costs([cell], path, device)
+        except (BrokenProcessPool, MemoryError, RuntimeError, ValueError) as error:
+            failed[cell.name] = " ".join(str(error).split()) or type(error).__name__
+            say(f"{cell.name}: its costs cannot be measured, and it is left out: {failed[cell.name]}")
+    return failed
+
+
 def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
     """Parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
 
@@ -40,7 +59,8 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
     from torchcaps.cost import measure_cost
     from torchcaps.cost.operations import CONVENTION
-    from torchcaps.recipes.measure import (
+    from torchcaps.plugins import import_handed_on
+    from torchcaps.tables.measure import (
         build_network,
         image_shape,
         latency,
@@ -51,6 +71,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
     )
     from torchcaps.train.machine import choose_device, describe_machine
 
+    import_handed_on()
     place = choose_device(device)
     step_memory(config, FEW, device)  # so that what is loaded once for all is there before, the kernels too
     reset_peak(place)

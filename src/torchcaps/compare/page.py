@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchcaps.compare.comparison import CONTROLS, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
-from torchcaps.recipes.budgets import Budget
-from torchcaps.recipes.metrics import Record
-from torchcaps.recipes.summary import Summary, summarise
+from torchcaps.tables.budgets import Budget
+from torchcaps.tables.measure import count_parameters
+from torchcaps.tables.metrics import Record
+from torchcaps.tables.summary import Summary, summarise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,13 +40,18 @@ class Row(NamedTuple):
     head: str
     accuracy: Summary | None
     cost: Record | None
+    parameters: int | None = None  # trainable, counted where there is no line of costs
 
 
 def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
     """What the lines hold of each head."""
-    return [
-        Row(cell.name, summarise(cell, budget, records), find_costs(records, cell)) for cell in comparison.cells(heads)
-    ]
+    rows = []
+    for cell in comparison.cells(heads):
+        assert cell.build is not None
+        cost = find_costs(records, cell)
+        counted = None if cost is not None else round(1e6 * count_parameters(cell.build()))
+        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted))
+    return rows
 
 
 def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
@@ -58,7 +64,12 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """The controls in front, then the others from the most accurate down; what has no run comes last."""
-    return sorted(rows, key=lambda row: (row.head not in CONTROLS, -_accuracy(row)))
+    return sorted(rows, key=lambda row: (not is_control(row.head), -_accuracy(row)))
+
+
+def is_control(head: str) -> bool:
+    """Whether a row is a control, with whatever value of a sweep."""
+    return head.partition("@")[0] in CONTROLS
 
 
 def _accuracy(row: Row) -> float:
@@ -79,7 +90,13 @@ def _cells(row: Row) -> list[str]:
         best = f"{row.accuracy.best():.2f}"
     if row.accuracy is not None and row.accuracy.failures:
         accuracy += f"; {len(row.accuracy.failures)} failed: {row.accuracy.failures[0]}"
-    return [row.head, accuracy, best, *("" if row.cost is None else show(row.cost) for show in COSTS.values())]
+    return [row.head, accuracy, best, *_costs(row)]
+
+
+def _costs(row: Row) -> list[str]:
+    if row.cost is None:
+        return [f"{row.parameters:,}" if row.parameters else "", *[""] * (len(COSTS) - 1)]
+    return [show(row.cost) for show in COSTS.values()]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torchcaps.data.batches import Batches
     from torchcaps.data.catalogue import CATALOGUE, data_root, find, register
     from torchcaps.data.entry import Entry
-    from torchcaps.data.folder import ImageFiles
+    from torchcaps.data.files import ImageFiles
     from torchcaps.data.images import Images, Source
     from torchcaps.data.load import Data, load_data
     from torchcaps.data.overlap import Overlap, Parts
@@ -24,7 +24,7 @@ _HOMES = {
     "batches": ("Batches",),
     "catalogue": ("CATALOGUE", "data_root", "find", "register"),
     "entry": ("Entry",),
-    "folder": ("ImageFiles",),
+    "files": ("ImageFiles",),
     "images": ("Images", "Source"),
     "load": ("Data", "load_data"),
     "overlap": ("Overlap", "Parts"),

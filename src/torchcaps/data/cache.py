@@ -27,7 +27,7 @@ from torchcaps.data.notes import say
 from torchcaps.locking import wait_for
 
 if TYPE_CHECKING:
-    from torchcaps.data.folder import ImageFiles
+    from torchcaps.data.files import ImageFiles
 
 VERSION = 1  # of what decoding does: another one makes other files
 MARGIN = 2**30  # bytes of a disk that are left free

@@ -12,10 +12,10 @@ import numpy as np
 from torch import Tensor
 
 from torchcaps.data.cache import Mapped
-from torchcaps.data.folder import ImageFiles
+from torchcaps.data.files import ImageFiles
 from torchcaps.data.images import Images, Source
 from torchcaps.data.streams import Stream
-from torchcaps.manifest import Digest
+from torchcaps.forms import Digest
 
 LIMIT = 2 * 2**30  # bytes of files that are read; of more their paths and sizes are taken
 BLOCK = 2**24  # bytes of an array that are hashed at one time

@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 import torch
 
 from torchcaps.config import DataConfig
-from torchcaps.data.folder import Box, Form, ImageFiles, workers
+from torchcaps.data.files import Box, Form, ImageFiles
+from torchcaps.data.folder import workers
 from torchcaps.data.images import Splits
 from torchcaps.data.notes import say, some
 from torchcaps.data.readers import missing

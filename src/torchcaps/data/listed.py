@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import DataConfig
-from torchcaps.data.folder import Form, ImageFiles, assemble, split_test
+from torchcaps.data.files import Form, ImageFiles
+from torchcaps.data.folder import assemble, split_test
 from torchcaps.data.images import Splits
 from torchcaps.data.notes import say
 from torchcaps.data.tree import SPLITS

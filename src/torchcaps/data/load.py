@@ -21,7 +21,7 @@ from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
 from torchcaps.data.splits import hold_out, strata, stratified
-from torchcaps.manifest import Digest
+from torchcaps.forms import Digest
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time

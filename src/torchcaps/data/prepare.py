@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from torchcaps.manifest import InputForm
+from torchcaps.forms import InputForm
 
 Fit = Literal["stretch", "crop", "pad"]
 A = TypeVar("A", bound=Any)  # an array of numpy or torch

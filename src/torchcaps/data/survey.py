@@ -12,7 +12,7 @@ from torchcaps.data.notes import say
 from torchcaps.data.pictures import CONVERTED, Facts, describe_picture, ground_colour, read_picture
 
 if TYPE_CHECKING:
-    from torchcaps.data.folder import ImageFiles
+    from torchcaps.data.files import ImageFiles
 
 Listed = Mapping[str, "ImageFiles"]
 Surveyed = Mapping[str, list[Facts]]

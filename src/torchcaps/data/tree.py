@@ -142,10 +142,22 @@ def _list_classes(folder: Path, below: list[str]) -> tuple[dict[str, list[str]],
 
 
 def _folders(path: Path) -> list[Path]:
-    found = (child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
+    found = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
+    for folder in found:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the name of the folder {str(folder)!r} is not UTF-8: rename it") from error
     return sorted(found, key=lambda folder: folder.name)  # paths themselves are in another order on Windows
 
 
 def _loose(path: Path) -> list[str]:
-    """Files that lie beside folders."""
+    """Files that lie beside folders.
+
+    Raises:
+        ValueError: for a link that leads nowhere: the pictures of a class may have lain there.
+    """
+    for child in path.iterdir():
+        if child.is_symlink() and not child.exists():
+            raise ValueError(f"{child} is a link to {os.readlink(child)}, which is not there: mend it, or take it away")
     return sorted(str(child) for child in path.iterdir() if not child.is_dir() and not child.name.startswith("."))

@@ -16,7 +16,8 @@ import numpy as np
 from torchcaps import manifest as manifests
 from torchcaps.data.pictures import convert_picture, fit_picture, read_picture
 from torchcaps.data.prepare import to_input
-from torchcaps.manifest import InputForm, Manifest, ScoreForm
+from torchcaps.forms import InputForm, ScoreForm
+from torchcaps.manifest import Manifest
 from torchcaps.scores import shown_classes, to_probabilities
 
 if TYPE_CHECKING:

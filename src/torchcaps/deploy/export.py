@@ -7,9 +7,12 @@ time at batch 1 is taken beside the model's. Layers whose weights are binary are
 from __future__ import annotations
 
 import copy
+import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -20,10 +23,9 @@ from torch import Tensor, nn
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.extras import missing_extra
-from torchcaps.files import replacing
-from torchcaps.layers import has_binary_weights, pack
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
+from torchcaps.packed import has_binary_weights, pack
 
 OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 SECONDS, MOST = 0.2, 200  # that the time of one image is taken for, and in how many passes
@@ -125,7 +127,8 @@ def export_onnx(
         onnx.model.metadata_props[KEY] = given.manifest.to_json()
     for node in onnx.model.graph.all_nodes():  # how each was traced, half a megabyte in all
         node.metadata_props.clear()
-    onnx.save(path)
+    with _replacing(path) as fresh:
+        onnx.save(fresh)
     return given.written(path, _onnx_session(path))
 
 
@@ -148,10 +151,9 @@ def export_pt2(
     given, path = _loaded(source, image), Path(path)
     program, _ = given.program(scales)
     text = "" if given.manifest is None else given.manifest.to_json()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _replacing(path) as fresh:
         warnings.simplefilter("ignore")  # of weights that lie channels last, which are saved as they lie
-        with replacing(path) as temporary:
-            torch.export.save(program, temporary, extra_files={PROGRAM: text})
+        torch.export.save(program, fresh, extra_files={PROGRAM: text})
     return given.written(path, torch.export.load(path).module())
 
 
@@ -174,7 +176,11 @@ def export_packed(
     given, path = _loaded(source, image), Path(path)
     if given.manifest is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
-    save_packed(pack(given.model, scales), path, given.manifest, scales)
+    try:
+        packed = pack(given.model, scales)
+    except ValueError as error:
+        raise error if isinstance(source, Model) else ValueError(f"{source}: {error}") from error
+    save_packed(packed, path, given.manifest, scales)
     return given.written(path, _Outputs(load_packed(path)))
 
 
@@ -203,6 +209,20 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
             raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path of the same name in a fresh folder: what the block writes there and beside it takes its place at last.
+
+    So nothing is written through a link that stands at `path`, which may be in the folder of a stranger's run.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        yield Path(folder, path.name)
+        for written in Path(folder).iterdir():
+            os.replace(written, path.with_name(written.name))
 
 
 def _onnx_session(path: Path) -> Callable[[Tensor], Sequence[Tensor]] | None:

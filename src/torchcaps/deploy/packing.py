@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.files import replacing
-from torchcaps.layers import pack
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model
 from torchcaps.models.smaller import rebuild
+from torchcaps.packed import pack
 
 FORMAT, OLDER = "torchcaps-packed-2", "torchcaps-packed-1"  # of which the older has no manifest, but `Model.origin`
 SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,8 +55,8 @@ def load_packed(path: str | Path) -> Model:
         with torch.device("meta"):
             model = pack(rebuild(manifest), SCALES[metadata["scales"]])
         _assign(model, tensors)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a packed model: {error}") from error
+    except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:  # of torch's layers too
+        raise ValueError(f"{path} is not a packed model: {' '.join(str(error).split())}") from error
     model.origin = manifest.origin
     return convert_conv2d_weight_memory_format(model, torch.channels_last)
 
@@ -69,7 +69,10 @@ def read_packed(metadata: Mapping[str, str]) -> Manifest:
     """
     if metadata.get("format") not in (FORMAT, OLDER):
         raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
-    return from_json(metadata[KEY if metadata["format"] == FORMAT else "origin"])
+    key = KEY if metadata["format"] == FORMAT else "origin"
+    if key not in metadata:
+        raise ValueError(f"its metadata have no {key!r}, which says what its model is")
+    return from_json(metadata[key])
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -83,6 +86,8 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     if there.keys() != tensors.keys():
         raise ValueError(f"the file and its model differ in {sorted(there.keys() ^ tensors.keys())[:3]}")
     for name, tensor in there.items():
+        if tensor.dtype != tensors[name].dtype:
+            raise ValueError(f"{name} is {tensors[name].dtype}, but the model has {tensor.dtype}")
         if tensor.shape != tensors[name].shape:
             raise ValueError(f"{name} is {list(tensors[name].shape)}, but the model has {list(tensor.shape)}")
         owner, _, leaf = name.rpartition(".")

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,13 +19,15 @@ import torch
 from safetensors.torch import save_model
 
 from torchcaps.config import to_plain
+from torchcaps.data import load_data
 from torchcaps.extras import missing_extra
 from torchcaps.files import replacing, write_text
-from torchcaps.inspect.evaluation import evaluate_run
+from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, repository
-from torchcaps.train.evaluation import load_run
+from torchcaps.train.evaluation import evaluate, load_run, match_data
+from torchcaps.train.machine import build_fabric
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -177,17 +180,41 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
         return model, "float32"
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     try:
-        found = evaluate_run(run.path, model=copy.deepcopy(rounded).float())
+        before, after = test_accuracy(run.path, model, copy.deepcopy(rounded).float())
     except (FileNotFoundError, ValueError) as error:
         if precision == "auto":
             return model, "float32"
         raise ValueError(f"bf16 is tested on the test split, which cannot be read: {error}") from error
-    before = evaluate_run(run.path).score.accuracy
-    if abs(found.score.accuracy - before) <= WITHIN:
+    if abs(after - before) <= WITHIN:
         return rounded, "bf16"
     if precision == "auto":
         return model, "float32"
-    raise ValueError(f"in bf16 the test accuracy is {found.score.accuracy:.2%}, not {before:.2%}: store float32")
+    raise ValueError(f"in bf16 the test accuracy is {after:.2%}, not {before:.2%}: store float32")
+
+
+def test_accuracy(path: Path, *models: Model) -> list[float]:
+    """Of each of `models` in place of the run's, as a share; the test split is read as the run says.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        ValueError: when it is damaged or is none of the run's.
+    """
+    _, config = load_run(path)
+    fabric = build_fabric(replace(config, device="auto", processes=1))
+    data = match_data(path, load_data(config.data, fabric.device))
+    criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
+    return [
+        evaluate(
+            fabric,
+            fabric.to_device(copy.deepcopy(model)),
+            data.evaluation("test", config.batch_size),
+            criterion,
+            data.num_classes,
+            threshold,
+            config.loss.reconstruction > 0,
+        ).accuracy
+        for model in models
+    ]
 
 
 def _plain(value: Any) -> Any:

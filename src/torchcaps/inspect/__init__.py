@@ -1,4 +1,4 @@
-"""What a capsule has learnt: reconstructions, pose sweeps, where parts go; and the report of a run.
+"""What a capsule has learnt: reconstructions, pose sweeps, where parts go, how votes agree.
 
 The names below are imported on first use.
 """
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torchcaps.inspect.jacobian import Singular, measure_jacobian
     from torchcaps.inspect.measured import Measured, calibrate, class_accuracy, confusion, measure, worst
     from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
+    from torchcaps.inspect.probes import AgreementProbe, find_probes
     from torchcaps.inspect.reconstruction import (
         decode_classes,
         draw_inputs_and_outputs,
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
         draw_segmentations,
         pose_sweep,
     )
-    from torchcaps.inspect.report import write_report
-    from torchcaps.inspect.reproduce import reproduce_command
     from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
     from torchcaps.inspect.transplants import draw_transplants, transplant
 
@@ -32,6 +31,7 @@ _HOMES = {
     "jacobian": ("Singular", "measure_jacobian"),
     "measured": ("Measured", "calibrate", "class_accuracy", "confusion", "measure", "worst"),
     "pairs": ("AgreedLayer", "trace_pairs"),
+    "probes": ("AgreementProbe", "find_probes"),
     "reconstruction": (
         "decode_classes",
         "draw_inputs_and_outputs",
@@ -40,8 +40,6 @@ _HOMES = {
         "draw_segmentations",
         "pose_sweep",
     ),
-    "report": ("write_report",),
-    "reproduce": ("reproduce_command",),
     "sparsity": ("accuracy_by_kept", "child_importance"),
     "transplants": ("draw_transplants", "transplant"),
 }
@@ -49,6 +47,7 @@ _HOMES = {
 __all__ = [
     "AgreedLayer",
     "Agreement",
+    "AgreementProbe",
     "Measured",
     "RoutedLayer",
     "Singular",
@@ -64,17 +63,16 @@ __all__ = [
     "draw_reconstructions",
     "draw_segmentations",
     "draw_transplants",
+    "find_probes",
     "measure",
     "measure_agreement",
     "measure_jacobian",
     "pose_sweep",
-    "reproduce_command",
     "share_maps",
     "trace_pairs",
     "trace_routing",
     "transplant",
     "worst",
-    "write_report",
 ]
 
 __getattr__ = resolver(__name__, _HOMES)

@@ -6,15 +6,17 @@ As routing learns, the votes that agree with their parent and those that oppose 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths, widen
+from torchcaps.config import from_plain
 from torchcaps.inspect.couplings import visiting
 from torchcaps.inspect.figures import INK, style
 from torchcaps.layers import CapsuleLayer
@@ -36,6 +38,14 @@ class Agreement:
     routing: str  #: its registered name
     share: tuple[float, ...]  #: percentage of votes in each step; they add up to 100
     length: tuple[float, ...]  #: mean length of the votes in each step; 0 where there are none
+
+    def __post_init__(self) -> None:
+        if not self.share or len(self.share) != len(self.length):
+            raise ValueError(
+                f"agreement has {len(self.share)} shares and {len(self.length)} lengths; it must have as many"
+            )
+        if not all(map(math.isfinite, self.share + self.length)):
+            raise ValueError("agreement holds a number that is not finite")
 
 
 def measure_agreement(
@@ -108,6 +118,9 @@ def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> di
     """By layer and epoch, what the lines of `metrics.jsonl` hold, as `draw_agreement` takes it.
 
     At most `columns` epochs, the first and the last among them, evenly spaced; none where agreement was not measured.
+
+    Raises:
+        ValueError: for lines that hold anything else.
     """
     lines = [line for line in history if line.get("agreement")]
     last, count = len(lines) - 1, min(columns, len(lines))
@@ -115,7 +128,9 @@ def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> di
     rows: dict[str, dict[int, Agreement]] = defaultdict(dict)
     for line in chosen:
         for name, values in line["agreement"].items():
-            rows[name][line["epoch"]] = Agreement(**values)
+            if not isinstance(values, dict) or len(values) != len(fields(Agreement)):
+                raise ValueError(f"agreement of {name[:80]!r} must hold routing, share and length")
+            rows[name][line["epoch"]] = from_plain(Agreement, values)
     return dict(rows)
 
 

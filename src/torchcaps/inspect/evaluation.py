@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
+from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
-from torchcaps.manifest import Digest, InputForm, Manifest
-from torchcaps.models import Model
+from torchcaps.manifest import Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
-from torchcaps.train.run import RunFolder
+from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -47,7 +48,6 @@ def evaluate_run(
     data: DataConfig | None = None,
     split: SplitName | Literal["all"] = "test",
     device: str = "auto",
-    model: Model | None = None,
 ) -> Evaluation:
     """Measure the model that a run selected.
 
@@ -57,26 +57,30 @@ def evaluate_run(
             open, and standardised by its mean and std. None: the run's own.
         split: whose images are measured; all: every image of the data.
         device: auto, cpu, cuda or mps.
-        model: measured in place of the run's own, such as one of rounded weights.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
         ValueError: for data that the model cannot take, with classes that it does not know, or without such a split.
     """
-    own, config = load_run(path)
+    model, config = load_run(path)
     manifest = RunFolder(Path(path)).read_manifest()
-    fabric = build_fabric(replace(config, device=device, processes=1))
+    with naming(Path(path) / "config.json") if device == "auto" else nullcontext():
+        fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
     other = asked.name != config.data.name
-    loaded = match_data(path, load_data(read_alike(asked, manifest.input) if other else asked, fabric.device))
+    with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
+        loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
+    loaded = match_data(path, loaded)
     splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
     if not splits:
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
     watch = Watch(config.loss, loaded.shown)
+    with naming(Path(path) / "config.json"):
+        batches = [loaded.evaluation(each, config.batch_size) for each in splits]
     score = evaluate(
         fabric,
-        fabric.to_device(own if model is None else model),
-        [loaded.evaluation(each, config.batch_size) for each in splits],
+        fabric.to_device(model),
+        batches,
         build_criterion(config.loss),
         loaded.num_classes,
         score_threshold(config.loss),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ def call_at(x: Tensor, function: Callable[..., T], *inputs: object) -> T:
         return function(*inputs)
     with torch.autocast(kind, enabled=False), torch.cuda.device_of(x):
         return function(*inputs)
+
+
+def none_yet(*inputs: Tensor | None) -> Any:
+    """Return the gradients of a batch without images as a tuple: zeros, and an empty one for what is None."""
+    like = next(x for x in inputs if x is not None)
+    return tuple(like.new_empty(0) if x is None else x.new_zeros(x.shape) for x in inputs)
 
 
 def as_promised(found: Tensor, like: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torchcaps.routing import Routing, State, Step
 from torchcaps.votes import ConvVotes, LinearVotes, Votes
 
 if TYPE_CHECKING:
-    from torchcaps.kernels.registry import FusedStep
+    from torchcaps.routing.fused import FusedStep
 
 Known = LinearVotes | ConvVotes  # of which a trial can be made
 TRIED = {"cuda"}  # kinds of devices whose kernels are tried

@@ -1,12 +1,10 @@
-"""Modules: transforms, routed layers, stacks and packed layers, primary capsules, capConv, feedback, decoders."""
+"""Modules: transforms, routed layers and stacks, primary capsules, capConv, feedback, decoders."""
 
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
 from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
-from torchcaps.layers.packed import PackedLayer, PackedStack, PackedXnorConv2d
-from torchcaps.layers.packing import has_binary_weights, pack
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
@@ -27,9 +25,6 @@ __all__ = [
     "LinearTransform",
     "MasterAideConv2d",
     "OptimalTransportUnit",
-    "PackedLayer",
-    "PackedStack",
-    "PackedXnorConv2d",
     "PooledTransform",
     "PrimaryCaps",
     "PrimaryPoses",
@@ -38,8 +33,6 @@ __all__ = [
     "XnorConv2d",
     "chosen_class",
     "flatten_space",
-    "has_binary_weights",
-    "pack",
     "plain_steps",
     "pose_shape",
     "to_capsules",

@@ -8,13 +8,14 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from torchcaps.capsules import Capsules
+import torchcaps.kernels.steps  # noqa: F401 - fused steps are found once they are registered
+from torchcaps.capsules import Capsules, autocast_type, saturate
 from torchcaps.kernels.probe import Fused
-from torchcaps.kernels.registry import Implementation, find_step, runs_fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, State, Step, create_routing
 from torchcaps.routing.discriminative import Discriminative
+from torchcaps.routing.fused import Implementation, find_step, runs_fused
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]
@@ -82,9 +83,9 @@ class CapsuleLayer(nn.Module):
             step = fused.step(self.routing, votes, state, t)
         else:
             step = self.routing.step(votes, state, t)
-        poses, activations = step.capsules
-        placed = None if activations is None else _placed(activations, votes.space)
-        return step._replace(capsules=Capsules(_placed(poses, votes.space), placed))
+        poses, activations = (None if x is None else _placed(_narrowed(x, votes), votes.space) for x in step.capsules)
+        assert poses is not None
+        return step._replace(capsules=Capsules(poses, activations))
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step:
         """All iterations of this layer alone."""
@@ -240,6 +241,13 @@ def plain_steps(module: nn.Module) -> Iterator[None]:
     finally:
         for layer, implementation in layers:
             layer.implementation = implementation
+
+
+def _narrowed(x: Tensor, votes: Votes) -> Tensor:
+    """`x` in the type of the layer, whatever its sums were taken in; under autocast as it is."""
+    if x.dtype == votes.dtype or autocast_type(votes.device) is not None:
+        return x
+    return saturate(x, votes.dtype)
 
 
 def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:

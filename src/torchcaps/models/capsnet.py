@@ -8,10 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchcaps.capsules import lengths
+from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, PrimaryCaps, chosen_class
 from torchcaps.layers.keras import glorot_normal_, glorot_uniform_, he_normal_
 from torchcaps.models.registry import Model, Output, register_model
 from torchcaps.names import check_choice
+from torchcaps.routing import Routing
 
 STARTS = ("torch", "keras")
 
@@ -103,6 +105,12 @@ class CapsNet(Model):
         if self.decoder is not None:
             aux["reconstruction"] = self.reconstruct(classes.poses, chosen_class(scores, labels))
         return Output(scores, (primary, *(step.capsules for step in steps)), aux)
+
+    @property
+    def scores(self) -> ScoreKind:
+        routing = self.stack.layers[-1].routing
+        assert isinstance(routing, Routing)
+        return routing.spec.scores
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
         return super().reconstruct(poses, chosen) if self.decoder is None else self.decoder(poses, chosen)

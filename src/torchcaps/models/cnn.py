@@ -8,6 +8,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import ResNetBackbone, Stage
 from torchcaps.backbones.resnet_v2 import ResNetV2
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
+from torchcaps.config import ScoreKind
 from torchcaps.layers.keras import EPS, MOMENTUM, SameConv2d
 from torchcaps.models.images import AFFNIST, CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.registry import Model, Output, register_variant
@@ -16,11 +17,15 @@ POOL = Window(2, 2)
 
 
 class PlainNetwork(Model):
-    """Images through `features` [b, c, h, w] and `head` to scores [b, classes], without capsules."""
+    """Images through `features` [b, c, h, w] and `head` to scores [b, classes], which are logits; without capsules."""
 
     def __init__(self, features: nn.Module, head: nn.Module):
         super().__init__()
         self.features, self.head = features, head
+
+    @property
+    def scores(self) -> ScoreKind:
+        return "logit"
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
         return Output(self.head(self.features(images)), (), {})

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchcaps.backbones.resnet import BasicBlock
 from torchcaps.capsules import lengths
+from torchcaps.config import ScoreKind
 from torchcaps.layers import CapConvModule, CapFC, to_capsules
 from torchcaps.layers.master_aide import Skip
 from torchcaps.models.feedback import register_with_feedback
@@ -78,6 +79,10 @@ class CapsuleStages(StagedModel):
         height, width = (min(GRID, side) for side in halved(image[1:], halvings))
         super().__init__(stem, modules, CapFC(types * height * width, num_classes, pose), image, types)
         self.shrink, self.types = Shrink(GRID), types
+
+    @property
+    def scores(self) -> ScoreKind:
+        return "length"
 
     def read(self, maps: Tensor) -> Output:
         primary = to_capsules(self.shrink(maps), self.types)

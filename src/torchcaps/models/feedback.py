@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from torchcaps.config import ScoreKind
 from torchcaps.layers.feedback import Divergence, OptimalTransportUnit
 from torchcaps.models.registry import Factory, Model, Output, register_variant
 from torchcaps.models.staged import StagedModel
@@ -109,6 +110,10 @@ class WithFeedback(Model):
             for n, units in enumerate(self.units, 1)
             for end in ("", "-skip")[: len(units)]  # pyright: ignore[reportArgumentType]
         )
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        return self.network.scores
 
     def _count(self, stage: int) -> int:
         units, layers = self.feedback.units, len(self.network.stages[stage])  # pyright: ignore[reportArgumentType]

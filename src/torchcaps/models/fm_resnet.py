@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet_v2 import ResNetV2
 from torchcaps.capsules import Capsules, lengths, squash
+from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 from torchcaps.layers.decoders import DeconvDecoder, chosen_class
 from torchcaps.layers.keras import EPS, MOMENTUM
@@ -35,6 +36,8 @@ SQUASHED = ("dynamic", "uniform")  # whose first parents are the squash of the s
 
 class SquashHead(nn.Module):
     """|s|^2 / (1 + |s|^2), the length of each squashed class capsule: the activation of Zhao et al.'s code."""
+
+    scores: ScoreKind = "length"
 
     def forward(self, classes: Capsules) -> Tensor:
         return lengths(squash(classes.poses))
@@ -162,7 +165,7 @@ def fm_resnet(
         last = level == len(capsules)
         fm = {"l2": l2, "mean": mean, "halved": halved, "normalised": last and not raw} if routing == "fm" else {}
         layers.append(build_layer(children, parents, pose, matrix, batch_norm, routing, **fm))
-    head = SquashHead() if raw else ActivationHead() if spec.gives_activations else LengthHead()
+    head = SquashHead() if raw else ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
     decoding = DeconvDecoder(pose, (in_channels, *image_size)) if decoder else None
     return FMResNet(features, first, CapsuleStack(layers, iterations), head, decoding, squashed=raw)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
+from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps, PrimaryPoses
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
@@ -74,6 +75,11 @@ class RoutedHead(nn.Module):
     primary: nn.Module
     stack: CapsuleStack
     read: nn.Module
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        """What a score is, see `Model.scores`."""
+        return getattr(self.read, "scores", None)
 
     def forward(self, features: Tensor) -> Output:
         primary = self.primary(features)
@@ -151,13 +157,16 @@ def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
     if style.layer_norm:
         read: nn.Module = PoseHead(class_pose)
     else:
-        read = ActivationHead() if routing_class(routing).spec.gives_activations else LengthHead()
+        spec = routing_class(routing).spec
+        read = ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
     logits = style.layer_norm or routing == "fm"
     return Scaled(read, 1.0 if logits else 10.0) if scaled else read
 
 
 class Scaled(nn.Module):
     """What `read` says of capsules, times a learnt number."""
+
+    scores: ScoreKind = "logit"
 
     def __init__(self, read: nn.Module, start: float):
         super().__init__()
@@ -182,6 +191,8 @@ class DenseHead(nn.Module):
         hidden: outputs of the layers before it, each at least 1; () is one linear layer.
     """
 
+    scores: ScoreKind = "logit"
+
     def __init__(self, in_features: int | tuple[int, ...], num_classes: int, hidden: Sequence[int] = ()):
         super().__init__()
         if min(hidden, default=1) < 1:
@@ -202,12 +213,16 @@ class HeadedModel(Model):
 
     Args:
         backbone: from images [b, c, h, w] to the features that `head` takes.
-        head: `CapsuleHead`, `DenseHead`, or what else maps features to `Output`.
+        head: `CapsuleHead`, `DenseHead`, or what else maps features to `Output`; its `scores` say what these are.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        return getattr(self.head, "scores", None)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
         return self.head(self.backbone(images))

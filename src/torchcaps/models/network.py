@@ -12,6 +12,7 @@ from torchcaps.backbones.interface import Backbone, Window
 from torchcaps.backbones.resnet import capsule_resnet
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
 from torchcaps.capsules import Capsules, lengths
+from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleStack, ConvTransform, LinearTransform, PooledTransform, Transform
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import check_choice
@@ -26,12 +27,16 @@ class CapsuleNetwork(Model):
         backbone: from images to features.
         primary: from features to `Capsules`.
         stack: its last layer holds the class capsules.
-        head: from the class capsules to scores [b, classes].
+        head: from the class capsules to scores [b, classes]; what its `scores` says of them, the network says.
     """
 
     def __init__(self, backbone: Backbone, primary: nn.Module, stack: CapsuleStack, head: nn.Module):
         super().__init__()
         self.backbone, self.primary, self.stack, self.head = backbone, primary, stack, head
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        return getattr(self.head, "scores", None)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
         primary = self.primary(self.backbone(images))
@@ -50,6 +55,8 @@ class PoseHead(nn.Module):
         gain: what poses are multiplied by before.
     """
 
+    scores: ScoreKind = "logit"
+
     def __init__(self, pose: int, gain: float = 1.0):
         super().__init__()
         self.linear, self.gain = nn.Linear(pose, 1), gain
@@ -64,12 +71,22 @@ class PoseHead(nn.Module):
 class LengthHead(nn.Module):
     """The length of each class capsule."""
 
+    scores: ScoreKind = "length"
+
     def forward(self, classes: Capsules) -> Tensor:
         return lengths(classes.poses)
 
 
 class ActivationHead(nn.Module):
-    """The activation of each class capsule."""
+    """The activation of each class capsule.
+
+    Args:
+        scores: what an activation is, as `Spec.activation` says.
+    """
+
+    def __init__(self, scores: ScoreKind = "probability"):
+        super().__init__()
+        self.scores: ScoreKind = scores
 
     def forward(self, classes: Capsules) -> Tensor:
         assert classes.activations is not None

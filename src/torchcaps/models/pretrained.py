@@ -16,7 +16,8 @@ from torchcaps.data.catalogue import cache_root
 from torchcaps.extras import missing_extra
 from torchcaps.files import check_plain
 from torchcaps.manifest import KEY, Manifest, from_json
-from torchcaps.models.registry import Model
+from torchcaps.models.registry import Model, register_pretrained
+from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.models.smaller import rebuild
 
 HUB = "hf-hub:"
@@ -118,6 +119,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
         if KEY not in metadata:
             raise ValueError("it does not say what its model is; give the folder of its run")
         manifest = from_json(metadata[KEY])
+        check_shapes(lambda: rebuild(manifest), read_shapes(path))
         model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
         load_model(model, str(path))
     except (RuntimeError, SafetensorError, ValueError) as error:
@@ -142,3 +144,6 @@ def create_pretrained(name: str, **wanted: object) -> Model:
             has = manifest.model.get(option, "no such option")
             raise ValueError(f"{option} is {value!r}, but the trained model {name} has {has}: leave it out")
     return model
+
+
+register_pretrained(create_pretrained)

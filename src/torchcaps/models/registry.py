@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.config import ModelConfig
+from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
 from torchcaps.names import check_options, fits, unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
 
@@ -42,6 +43,14 @@ class Model(nn.Module):
 
     origin: dict[str, Any] | None = None
     penalties: tuple[str, ...] = ()  #: names of the terms `aux["penalties"]` that it adds to the loss in training
+
+    @property
+    def scores(self) -> ScoreKind | None:
+        """What a score is, as losses must know it: a "length" in [0, 1), a "probability" or a "logit".
+
+        None of a network that does not say, which then takes any loss.
+        """
+        return None
 
     @property
     def iterations(self) -> int:
@@ -110,6 +119,16 @@ F = TypeVar("F", bound=Factory)
 _FACTORIES: dict[str, Factory] = {}
 
 
+_PRETRAINED: list[Factory] = []  # the one function that makes trained models, once it is registered
+
+
+def register_pretrained(factory: F) -> F:
+    """Have `create_model` make trained models by `factory`, of their name and the options that they must have."""
+    assert not _PRETRAINED, "registered twice"
+    _PRETRAINED.append(factory)
+    return factory
+
+
 class Family(NamedTuple):
     """Models whose names are made of parts, more of them than are worth a list."""
 
@@ -158,6 +177,7 @@ def register_variant(name: str, factory: Factory, **defaults: object) -> None:
 
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
+    load_plugins()
     names = {*_FACTORIES, *(name for family in _FAMILIES for name in family.listed())}
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
@@ -186,12 +206,11 @@ def create_model(
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
     if options.get("pretrained") is True and not _knows_pretrained(name):
-        from torchcaps.models.pretrained import create_pretrained
-
+        assert _PRETRAINED, "torchcaps.models registers it"
         given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         given["image_size"] = (image_size, image_size) if isinstance(image_size, int) else image_size
         wanted = {key: value for key, value in (given | options).items() if value is not None and key != "pretrained"}
-        return create_pretrained(name, **wanted)
+        return _PRETRAINED[0](name, **wanted)
     factory = find_factory(name)
     classes = _default(factory, "num_classes", 10) if num_classes is None else num_classes
     channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
@@ -272,6 +291,7 @@ def _knows_pretrained(name: str) -> bool:
 
 def find_factory(name: str) -> Factory:
     """The factory of a registered model; ValueError with the nearest name otherwise."""
+    load_plugins()
     if name in _FACTORIES:
         return _FACTORIES[name]
     for family in _FAMILIES:

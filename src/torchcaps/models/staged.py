@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from torchcaps.config import ScoreKind
 from torchcaps.models.registry import Model, Output
 
 
@@ -18,7 +19,7 @@ class StagedModel(Model):
     Args:
         stem: from images to the first maps.
         stages: each from maps to maps, of at least one layer.
-        head: from the last maps to scores [b, classes].
+        head: from the last maps to scores [b, classes], which are logits.
         image: (channels, height, width) of the images.
         capsules: types per position of all maps, whose channels hold poses side by side; None for plain maps.
     """
@@ -39,6 +40,10 @@ class StagedModel(Model):
             raise ValueError(f"{len(stages)} stages were given; there must be one, and a layer in each")
         self.stem, self.stages, self.head = stem, nn.ModuleList(stages), head
         self.image, self.capsules = image, capsules
+
+    @property
+    def scores(self) -> ScoreKind:
+        return "logit"
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
         maps = self.stem(images)

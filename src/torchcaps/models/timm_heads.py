@@ -47,6 +47,11 @@ def listed_names() -> list[str]:
     return [*(f"{backbone}.{head}" for backbone in LISTED for head in (*heads, LINEAR)), *between]
 
 
+def is_timm(name: str) -> bool:
+    """Whether `name` is of a timm model with a head, or would be if timm had it."""
+    return "." in name and not name.startswith("small-resnet.")
+
+
 def headed(name: str) -> Factory | None:
     """The factory of a timm model with a head; None where `name` does not end in one.
 
@@ -72,7 +77,7 @@ def _routed(name: str, routing: str) -> Factory:
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
         features: Features = "pooled",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         small_stem: bool = False,
         channels: tuple[int, ...] = (),
         pose: int | None = None,
@@ -96,7 +101,7 @@ def _primary(name: str, part: str, routing: str) -> Factory:
         num_classes: int,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         small_stem: bool = False,
         channels: tuple[int, ...] = (),
         pose: int = 8,
@@ -124,7 +129,7 @@ def _dense(name: str) -> Factory:
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
         features: Features = "pooled",
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         small_stem: bool = False,
         channels: tuple[int, ...] = (),
         hidden: tuple[int, ...] = (),

@@ -53,6 +53,7 @@ class FM(Routing):
         iterative=False,
         couplings=False,
         gives_activations=True,
+        activation="logit",
         loss="cross-entropy",
     )
 
@@ -87,7 +88,7 @@ class FM(Routing):
     def update(self, votes: Votes, coupling: Tensor | None, state: Affine, t: int) -> tuple[Capsules, State]:
         if coupling is None:  # the mean, times n in float32: the sum may leave half precision
             total = widen(votes.combine(votes.compete(None, over="children"), *state)) * self.count(votes)
-            squares = votes.spread(None, *state)
+            squares = votes.spread("ones", *state)
         else:
             total = widen(votes.combine(coupling, *state))
             squares = votes.spread(coupling.square(), *state)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.config import LossName
+from torchcaps.config import LossName, ScoreKind
 from torchcaps.names import check_choice, check_options, unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.votes import Votes
 
 State = Any  # of a routing: sized like the parents, never like the coupling
@@ -47,10 +48,16 @@ class Spec:
     couplings: bool  # it shares a child out by coefficients that can be looked at
     needs_activations: bool = False
     gives_activations: bool = False
+    activation: ScoreKind = "probability"  # what an activation is, where it gives them
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
     loss: LossName = "margin"  # that its paper trains class capsules with
+
+    @property
+    def scores(self) -> ScoreKind:
+        """What class capsules say of their classes: their activations where they have any, else their lengths."""
+        return self.activation if self.gives_activations else "length"
 
     @property
     def capabilities(self) -> list[str]:
@@ -118,7 +125,7 @@ class Routing(nn.Module):
         return None
 
     def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
-        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one."""
+        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
         raise NotImplementedError
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
@@ -159,11 +166,13 @@ def register_routing(routing: R) -> R:
 
 def list_routings() -> list[Spec]:
     """What can be said of every routing, by name."""
+    load_plugins()
     return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
 
 
 def routing_class(name: str) -> type[Routing]:
     """The class registered under `name`; ValueError with the nearest name otherwise."""
+    load_plugins()
     if name not in _ROUTINGS:
         raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
     return _ROUTINGS[name]

@@ -9,12 +9,22 @@ since the published numbers were made with it.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.names import check_choice
 from torchcaps.routing.interface import Coupling, Routing, Sizes, Spec, Start, State, register_routing
 from torchcaps.votes import Scope, Votes
+
+
+class WideLayerNorm(nn.LayerNorm):
+    """`nn.LayerNorm` that takes sums which are wider than its own gain and bias, as they come, and stays wide."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.layer_norm(
+            input, self.normalized_shape, self.weight.to(input.dtype), self.bias.to(input.dtype), self.eps
+        )
 
 
 @register_routing
@@ -56,7 +66,7 @@ class InvertedAttention(Routing):
     ):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
-        self.norm = nn.LayerNorm(sizes.pose) if layer_norm else nn.Identity()
+        self.norm = WideLayerNorm(sizes.pose) if layer_norm else nn.Identity()
         self.scale = sizes.pose**-0.5 if scaled else 1.0
         self.scope: Scope = scope
         self.keep_start(start, torch.randn, sizes.parents, sizes.pose)

@@ -1,5 +1,6 @@
 """Training: a `Config` in, a `Result` and the folder of a run out, on Lightning Fabric."""
 
+from torchcaps.train.callbacks import Callback
 from torchcaps.train.evaluation import evaluate, load_run
 from torchcaps.train.interrupt import Interrupted
 from torchcaps.train.loop import fit
@@ -8,6 +9,7 @@ from torchcaps.train.phases import Phase, build_phases
 from torchcaps.train.run import Result, RunFolder, unfinished_runs
 
 __all__ = [
+    "Callback",
     "Interrupted",
     "Phase",
     "Result",

@@ -11,16 +11,40 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-if TYPE_CHECKING:
-    from torchcaps.train.loop import Trainer
+from torchcaps.config import Config
+from torchcaps.data import Batches
+from torchcaps.models import Model
+from torchcaps.train.position import Position
+from torchcaps.train.run import RunFolder
+from torchcaps.train.stages import enter_stage
 
 STEPS = 2  # that are watched, the bad one last: what spoils a loss may have happened in the update before
+
+
+class Repeatable(Protocol):
+    """A run whose steps can be taken again from its last checkpoint."""
+
+    config: Config
+    fabric: Fabric
+    model: Model
+    batches: Batches
+    position: Position
+    folder: RunFolder
+
+    def load(self) -> None:
+        """Go back to the last checkpoint."""
+        ...
+
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Take the step at which the run stands; returns loss and accuracy."""
+        ...
 
 
 class Watch:
@@ -66,14 +90,14 @@ class Watch:
                 tensor.register_hook(partial(self.look, f"the gradient at the output of {where}"))
 
 
-def check_weights(trainer: Trainer) -> None:
+def check_weights(trainer: Repeatable) -> None:
     """Raise FloatingPointError where a weight is not finite after the step at which the run stands."""
     if not finite(list(trainer.model.state_dict().values())):
         position = trainer.position
         raise spoilt(trainer, "weights are not finite", position.epoch * len(trainer.batches) + position.step)
 
 
-def spoilt(trainer: Trainer, what: str, step: int) -> FloatingPointError:
+def spoilt(trainer: Repeatable, what: str, step: int) -> FloatingPointError:
     """The error for `what` was found after `step` of the run, which is of the epoch that has begun."""
     epoch = trainer.position.epoch
     where = trace(trainer, step - epoch * len(trainer.batches))
@@ -84,15 +108,15 @@ def spoilt(trainer: Trainer, what: str, step: int) -> FloatingPointError:
     )
 
 
-def trace(trainer: Trainer, last: int) -> str | None:
+def trace(trainer: Repeatable, last: int) -> str | None:
     """Where the first value that is not finite appears before step `last` of the epoch is done, in any process.
 
     None where all goes well this time, as it may on a device that does not repeat itself bit by bit. The trainer is
     then at another step than before.
     """
     trainer.load()
-    trainer.model.train()
     position = trainer.position
+    enter_stage(trainer.model, trainer.config, position.epoch)
     watch = Watch(trainer.model, gradients=getattr(trainer.fabric.strategy.precision, "scaler", None) is None)
     for images, labels in trainer.batches.epoch(position.epoch, position.step):
         if position.step < last - STEPS:

@@ -22,11 +22,12 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.steps = model, decay, 0
+        self._names = [name for name, weight in model.named_parameters() if weight.requires_grad]
         self.weights = [weight.detach().clone() for weight in self._trained(model)]
 
-    @staticmethod
-    def _trained(model: nn.Module) -> list[nn.Parameter]:
-        return [weight for weight in model.parameters() if weight.requires_grad]
+    def _trained(self, model: nn.Module) -> list[nn.Parameter]:
+        """Those that were trainable when the run began, whether or not they are held now."""
+        return [model.get_parameter(name) for name in self._names]
 
     @torch.no_grad()
     def update(self) -> None:

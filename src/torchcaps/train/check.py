@@ -23,6 +23,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "seed",
     "agreement",
+    "head_epochs",
     "checkpoint_every",
     "loss.reconstruction",
     "optimiser.weight_decay",

@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: when it cannot be written, e.g. on a full disk; the old file is still there.
     """
     try:
-        files.write_text(path, text)
+        files.replace_text(path, text)
     except OSError as error:
         raise _unwritten(path, error) from error
 
@@ -123,19 +123,28 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged or not of this run: {reason}; bring back a copy of it, or start a new run")
 
 
+def check_sum(path: Path) -> bool:
+    """Whether `path`, the file of a checkpoint, has a sum beside it, which then is its own.
+
+    Raises:
+        ValueError: where it is no plain file, or the sums do not name it, or its own is another.
+    """
+    files.check_plain(path)
+    sums = path.with_name(SUMS)
+    if not (sums.exists() or sums.is_symlink()):
+        return False
+    known = {name: digest for digest, _, name in (line.partition("  ") for line in files.read_plain(sums).splitlines())}
+    if path.name not in known:
+        raise ValueError(f"{SUMS} beside it does not name it")
+    if known[path.name] != _digest(path):
+        raise ValueError(f"its contents do not match {SUMS}")
+    return True
+
+
 def _read(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
-        files.check_plain(path)
-        sums = path.with_name(SUMS)
-        if sums.exists() or sums.is_symlink():
-            lines = files.read_text(sums).splitlines()
-            known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-            if path.name not in known:
-                raise ValueError(f"{SUMS} beside it does not name it")
-            if known[path.name] != _digest(path):
-                raise ValueError(f"its contents do not match {SUMS}")
-        else:
+        if not check_sum(path):
             warnings.warn(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it", stacklevel=4)
         return read(path)
     except Exception as error:  # bytes that are not what they should be raise anything: zip, struct, pickle, key errors

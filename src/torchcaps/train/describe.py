@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torchcaps
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
+from torchcaps.forms import DataForm, InputForm
 from torchcaps.losses import score_form
-from torchcaps.manifest import DataForm, InputForm, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 
@@ -20,16 +21,16 @@ SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validati
 LIBRARIES = ("torch", "numpy", "safetensors", "timm")
 
 
-def describe_run(config: Config, data: Data, origin: Mapping[str, Any]) -> Manifest:
+def describe_run(config: Config, data: Data, origin: Mapping[str, Any], scores: ScoreKind | None = None) -> Manifest:
     """The manifest of a run of `config` on `data`, whose files are read for it.
 
-    `origin` is what `create_model` is called with.
+    `origin` is what `create_model` is called with, and `scores` what the model says that its scores are.
     """
     return Manifest(
         model=describe_model(origin),
         classes=data.train.classes,
         input=describe_input(data, config.data),
-        score=score_form(config.loss, data.shown),
+        score=score_form(config.loss, data.shown, scores),
         data=DataForm(plain_name(config.data.name), *(data.digest(split) for split in SPLITS)),
         revisions=revisions_of(config),
         versions=_versions(),

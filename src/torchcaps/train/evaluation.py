@@ -16,7 +16,8 @@ from torchcaps.data import Batches, Data
 from torchcaps.data.classes import with_classes
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
-from torchcaps.train.checkpoint import load_weights, present
+from torchcaps.models.shapes import check_shapes, read_shapes
+from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights, present
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
 
@@ -90,10 +91,27 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or holds no checkpoint yet.
+        ValueError: when a file of it is damaged, or its weights are not of the model that it describes.
     """
     run = RunFolder(Path(path))
     config = run.read_config()
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
+    folder = run.best if present(run.best) else run.last
+    found = present(folder)
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint in {folder}")
+    try:
+        check_sum(found / MODEL)
+    except (OSError, ValueError) as error:
+        raise damaged(found / MODEL, error) from error
+    try:
+        shapes = read_shapes(found / MODEL)
+    except (OSError, ValueError) as error:
+        raise damaged(found / MODEL, error) from error
+    try:
+        check_shapes(run.rebuild, shapes)
+    except ValueError as error:
+        raise damaged(run.path / "model.json", error) from error
     model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
-    load_weights(run.best if present(run.best) else run.last, model)
+    load_weights(folder, model)
     return model.eval(), config

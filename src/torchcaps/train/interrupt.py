@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import threading
+import time
 from multiprocessing import get_context
 from types import FrameType, TracebackType
 from typing import Any
@@ -26,9 +28,11 @@ class Interruption:
 
     Args:
         shared: whether other processes are to see the request.
+        minutes: after which it is as if a signal had come; None: never.
     """
 
-    def __init__(self, shared: bool = False):
+    def __init__(self, shared: bool = False, minutes: float | None = None):
+        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self._asked: Any = get_context("spawn").RawValue(ctypes.c_bool, False) if shared else ctypes.c_bool(False)
         self._signals = [signal.SIGINT, signal.SIGTERM]
         self._before: dict[signal.Signals, Any] = {}
@@ -36,12 +40,19 @@ class Interruption:
         self._quiet = False
 
     def __getstate__(self) -> dict:
-        return {"_asked": self._asked, "_signals": [signal.SIGINT], "_before": {}, "_heard": False, "_quiet": True}
+        return {
+            "_asked": self._asked,
+            "_signals": [signal.SIGINT],
+            "_before": {},
+            "_heard": False,
+            "_quiet": True,
+            "_end": math.inf,
+        }
 
     @property
     def asked(self) -> bool:
         """Whether the run shall stop."""
-        return self._asked.value
+        return self._asked.value or time.monotonic() >= self._end
 
     @asked.setter
     def asked(self, value: bool) -> None:

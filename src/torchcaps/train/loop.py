@@ -27,15 +27,16 @@ from torchcaps.data import load_data
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model, create_model
+from torchcaps.plugins import check_imports, import_handed_on
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
+from torchcaps.train.callbacks import Callback, check_callbacks, tell_epoch
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
 from torchcaps.train.display import Display
-from torchcaps.train.dynamics import measure_dynamics
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.machine import (
@@ -53,13 +54,16 @@ from torchcaps.train.optim import build_schedule
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
 from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
+from torchcaps.train.stages import check_stages, enter_stage, held_part
 from torchcaps.train.statistics import count_batches, measure_statistics
 
 _ALONE = threading.Lock()  # held by the one run that a process trains
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
-def fit(config: Config, resume: bool = False) -> Result:
+def fit(
+    config: Config, resume: bool = False, callbacks: Sequence[Callback] = (), max_minutes: float | None = None
+) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
     With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
@@ -68,16 +72,20 @@ def fit(config: Config, resume: bool = False) -> Result:
     Args:
         config: all that determines the run.
         resume: continue the newest unfinished run of this config, and end as if it had never stopped.
+        callbacks: what looks at the run as it goes, and cannot change it, see `torchcaps.train.Callback`.
+        max_minutes: after which the run is saved and stopped, as a signal would stop it.
 
     Raises:
-        ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume.
+        ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume;
+            when the config asks for a probe (`agreement`) that no callback answers.
         FloatingPointError: when the loss is no longer finite; names the step, and the layer where that began.
         MemoryError: when a batch does not fit into memory; names a batch size to try.
         OSError: when something cannot be written, or one of several processes has ended.
-        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came; the run is saved. It is a
-            `KeyboardInterrupt`.
+        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came, or `max_minutes` were over; the
+            run is saved. It is a `KeyboardInterrupt`.
     """
     check_config(config)
+    check_callbacks(config, callbacks)
     fabric = build_fabric(config)
     if not _ALONE.acquire(blocking=False):
         raise ValueError(
@@ -86,18 +94,22 @@ def fit(config: Config, resume: bool = False) -> Result:
         )
     with ExitStack() as stack:
         stack.callback(_ALONE.release)
-        interruption = Interruption(shared=config.processes > 1)
+        interruption = Interruption(config.processes > 1, max_minutes)
         if config.processes > 1:
             stack.enter_context(interruption)
-        ended = launch(fabric, partial(_train, config=config, resume=resume, interruption=interruption))
+        ended = launch(fabric, partial(_train, config, resume, interruption, tuple(callbacks)))
     if isinstance(ended, Interrupted):
         raise ended
     return ended
 
 
-def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interruption) -> Result | Interrupted:
+def _train(
+    config: Config, resume: bool, interruption: Interruption, callbacks: Sequence[Callback], fabric: Fabric
+) -> Result | Interrupted:
+    import_handed_on()
+    check_imports(config.imports, f"the run {config.recipe}")
     with name_shortage(config, fabric.device):
-        trainer = Trainer(fabric, config, resume, interruption)
+        trainer = Trainer(fabric, config, resume, interruption, callbacks)
         try:
             return trainer.run()
         except Interrupted as stop:  # returned: several processes end together
@@ -107,13 +119,22 @@ def _train(fabric: Fabric, config: Config, resume: bool, interruption: Interrupt
 class Trainer:
     """One process's part in a run."""
 
-    def __init__(self, fabric: Fabric, config: Config, resume: bool, interruption: Interruption | None = None):
-        self.fabric, self.config = fabric, config
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: Config,
+        resume: bool,
+        interruption: Interruption | None = None,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.fabric, self.config, self.callbacks = fabric, config, callbacks
         self.interruption = interruption or Interruption()
         if fabric.device.type == "cpu":
             keep_freed_memory()
         with fabric.rank_zero_first():
             self.data = load_data(config.data, fabric.device)
+            if not len(self.data.test):
+                raise ValueError(f"the test split of {config.data.name} is empty: a run ends with measuring it")
         self.batches = self.data.training(
             config.data, config.batch_size, config.seed, fabric.global_rank, fabric.world_size
         )
@@ -128,6 +149,7 @@ class Trainer:
         fabric.seed_everything(config.seed, verbose=False)
         self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
         fabric.to_device(self.model)
+        check_stages(self.model, config)
         self.phases = build_phases(self.model, config)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
         follow_schedule(self.phases)
@@ -147,7 +169,7 @@ class Trainer:
     @cached_property
     def manifest(self) -> Manifest:
         """What the run holds beside its weights; the first process asks for it, since files are read for it."""
-        return describe_run(self.config, self.data, self.shape)
+        return describe_run(self.config, self.data, self.shape, self.model.scores)
 
     def _open(self, resume: bool) -> RunFolder:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
@@ -178,9 +200,10 @@ class Trainer:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
             if self.measured:
                 steps = self.config.epochs * len(self.batches)
+                why = f"{steps} steps are too few for" if self.average is None else "averaged weights have no"
                 display.say(
-                    f"batch norm: {steps} steps are too few for running statistics, so each evaluation takes those of "
-                    f"{self.measured} training batches"
+                    f"batch norm: {why} running statistics, so each evaluation takes those of {self.measured} training "
+                    "batches"
                 )
             while self.position.epoch < self.config.epochs:
                 self.train_epoch(display)
@@ -207,6 +230,8 @@ class Trainer:
         )
         if self.fabric.is_global_zero:
             self.folder.write_result(result)
+        for callback in self.callbacks:
+            callback.on_end(result)
         return result
 
     def train_epoch(self, display: Display) -> None:
@@ -215,7 +240,7 @@ class Trainer:
         What a step returned is read one step later, when the device is done with it: it need not be waited for.
         """
         position, steps = self.position, len(self.batches)
-        self.model.train()
+        enter_stage(self.model, self.config, position.epoch)
         display.start_epoch(position.epoch)
         pending = None
         for images, labels in self.batches.epoch(position.epoch, start=position.step):
@@ -267,6 +292,8 @@ class Trainer:
         self._tick()
         done = self.position.step * self.config.batch_size
         display.step(step, loss, accuracy, done / self.position.epoch_seconds)
+        for callback in self.callbacks:
+            callback.on_step(step, loss, accuracy)
 
     def end_epoch(self, display: Display) -> None:
         """Validate, keep the weights if they are the best so far, record the epoch, and write a checkpoint."""
@@ -280,7 +307,7 @@ class Trainer:
                 torch.distributed.broadcast(buffer, 0)
         model = self.evaluated()
         validation = self.evaluate("validation", model) if len(self.data.validation) else None
-        dynamics = measure_dynamics(model, self.data, self.config.agreement)
+        said = tell_epoch(self.callbacks, position.epoch + 1, model, self.data)
         self._tick()
         tested = self._test_beside(model)
         position.end_epoch(
@@ -296,7 +323,7 @@ class Trainer:
                 "images_per_second": steps * self.config.batch_size / training_seconds,
                 **self.statistics,
                 **self._name_penalties(train.penalties),
-                **dynamics,
+                **said,
                 **tested,
             }
         )
@@ -335,7 +362,8 @@ class Trainer:
         if not self.measured:
             return model
         parts = self.config.loss.reconstruction > 0
-        return measure_statistics(self.fabric, model, self.batches, self.measured, parts)
+        held = held_part(self.config, self.position.epoch)
+        return measure_statistics(self.fabric, model, self.batches, self.measured, parts, held)
 
     def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from torchcaps import manifest as manifests
 from torchcaps.config import Config, from_plain, to_plain
-from torchcaps.files import read_text
+from torchcaps.files import read_plain
 from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.smaller import rebuild
 from torchcaps.names import check_fields
+from torchcaps.plugins import check_imports
 from torchcaps.revisions import check_same
 from torchcaps.train.check import check_names, check_out
 from torchcaps.train.checkpoint import damaged, write_text
@@ -89,7 +91,7 @@ class RunFolder(NamedTuple):
         if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
-            content = json.loads(read_text(self.path / name))
+            content = json.loads(read_plain(self.path / name))
             if not isinstance(content, dict):
                 raise ValueError(f"it holds a {type(content).__name__}, not an object")
         except (RecursionError, ValueError) as error:
@@ -113,17 +115,24 @@ class RunFolder(NamedTuple):
     def rebuild(self) -> Model:
         """The model of the run, as the run computed it, to load weights into.
 
-        Raises as `read_manifest`, and ValueError for a revision that is no longer to be had.
+        Raises as `read_manifest`, and ValueError for a revision that is no longer to be had, and for code of the
+        user's own that was not imported.
         """
         manifest = self.read_manifest()
+        check_imports(self.read_config().imports, str(self.path))
         try:
             return rebuild(manifest)
         except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from error
+            raise ValueError(f"{self.path / 'model.json'}: {error}") from error
 
     def read_revisions(self) -> dict[str, int]:
         """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
-        return self.read("model.json").get("revisions", {}) if (self.path / "model.json").exists() else {}
+        if not (self.path / "model.json").exists():
+            return {}
+        try:
+            return manifests.read(self.read("model.json")).revisions
+        except ValueError as error:
+            raise damaged(self.path / "model.json", error) from error
 
     def check_revisions(self) -> None:
         """Raise ValueError unless the run would go on as it began, see `torchcaps.revisions`."""
@@ -137,7 +146,8 @@ class RunFolder(NamedTuple):
         """The fields of result.json; raises as `read_config`."""
         plain = self.read("result.json")
         try:
-            check_fields(plain, {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"})
+            kinds = {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"}
+            check_fields(plain, kinds, kinds.keys() - Result._field_defaults.keys())
         except ValueError as error:
             raise damaged(self.path / "result.json", error) from error
         return plain
@@ -172,6 +182,16 @@ class RunFolder(NamedTuple):
 
     def write_result(self, result: Result) -> None:
         self.write("result.json", {key: value for key, value in result._asdict().items() if key != "folder"})
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put `path`, a file of a run, before what is wrong with the values that it gave to the block."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{path}: {error}") from error
 
 
 def _candidates(config: Config) -> itertools.chain[Path]:

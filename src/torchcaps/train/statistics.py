@@ -46,7 +46,9 @@ def count_batches(model: nn.Module, batches: Batches, epochs: int, averaged: boo
 
 
 @torch.no_grad()
-def measure_statistics(fabric: Fabric, model: M, batches: Batches, count: int, parts: bool = False) -> M:
+def measure_statistics(
+    fabric: Fabric, model: M, batches: Batches, count: int, parts: bool = False, held: str = ""
+) -> M:
     """A copy of `model`, in evaluation mode, whose batch norms have the plain mean of the statistics of some batches.
 
     The batches are the first `count` joint ones of the first epoch, unchanged by augmentation, so that every call takes
@@ -58,9 +60,11 @@ def measure_statistics(fabric: Fabric, model: M, batches: Batches, count: int, p
         batches: of training.
         count: at least 1, see `count_batches`.
         parts: whether overlapped images are decoded part by part, as in training.
+        held: name of a part of the model that training leaves as it is, and whose statistics stay.
     """
     measured = copy.deepcopy(model).eval()
-    norms = list_norms(measured)
+    kept = set(measured.get_submodule(held).modules()) if held else set()
+    norms = [each for each in list_norms(measured) if each not in kept]
     if fabric.is_global_zero:
         momenta = [each.momentum or 0.0 for each in norms]
         plain = replace(batches, augment=None, rank=0, world=1)

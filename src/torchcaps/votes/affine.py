@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from torchcaps.capsules import binarize, no_autocast, widen
+from torchcaps.capsules import Capsules, autocast_type, binarize, no_autocast, widen
 from torchcaps.votes.binary import Threshold
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
 
@@ -27,6 +27,8 @@ class AffineVotes(ABC):
         present: [p, i], or None when all children are.
         binary: whether poses and weight are xnorized, so that a vote is a whole number times two scales.
     """
+
+    capsules: Capsules  # the children, before they are gathered
 
     def __init__(
         self,
@@ -53,14 +55,17 @@ class AffineVotes(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        device = self.weight.device.type
-        if device != "meta" and torch.is_autocast_enabled(device) and self.weight.dtype != torch.float64:
-            return torch.get_autocast_dtype(device)
-        return self.weight.dtype
+        if self.weight.dtype == torch.float64:  # which autocast leaves alone
+            return self.weight.dtype
+        return autocast_type(self.weight.device) or self.weight.dtype
 
     @property
     def device(self) -> torch.device:
         return self.weight.device
+
+    @property
+    def images(self) -> int:
+        return self.capsules.poses.shape[0]
 
     @abstractmethod
     def _gather(self) -> Tensor: ...
@@ -78,9 +83,10 @@ class AffineVotes(ABC):
             self._kept = self.dense()
         return self._kept
 
-    def combine(
-        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if coupling is None:
+            return self.combine("ones", scale, shift) / self.parents
+        coupling = None if isinstance(coupling, str) else coupling
         if scale is None and shift is None:
             return self._combine(coupling)
         scale, shift = self._affine(scale, shift)
@@ -95,7 +101,7 @@ class AffineVotes(ABC):
         if coupling.ndim == 2:  # [i, j]
             return self._sum(self.weight * coupling.T[:, :, None, None])
         if coupling.shape[-1] == 1:
-            return recompute(lambda u, c, w: _sum(u * c[..., None], w), self.poses, coupling, self.weight)
+            return recompute(_shared_sum, self.poses, coupling, self.weight)
         tiles = [
             recompute(_coupled_sum, self.poses, coupling[..., tile], self.weight[tile])
             for tile in parent_tiles(self.parents)
@@ -114,7 +120,10 @@ class AffineVotes(ABC):
         ]
         return torch.cat(tiles, -1)
 
-    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        if coupling is None:
+            return self.spread("ones", scale, shift) / self.parents
+        coupling = None if isinstance(coupling, str) else coupling
         return torch.cat(self._tiled(_spread, self._share(coupling), *self._affine(scale, shift)), 2)
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
@@ -145,7 +154,7 @@ class AffineVotes(ABC):
         """`coupling` as [b | 1, p | 1, i, j | 1]; None is 1 where a child is present."""
         if coupling is not None and coupling.ndim == 4:
             return coupling
-        there = torch.ones_like(self.poses[:1, :1, :, 0, 0]) if self.present is None else self.present[None]
+        there = self.weight.new_ones(1, 1, self.children) if self.present is None else self.present[None]
         there = widen(there.to(self.weight.dtype)).unsqueeze(-1)  # [1, p | 1, i, 1]
         return there if coupling is None else coupling * there
 
@@ -160,7 +169,7 @@ class AffineVotes(ABC):
 
     def moments(self, each: Each = "element") -> Moments:
         poses = self.poses
-        there = torch.ones_like(poses[0, :, :, 0, 0]) if self.present is None else self.present
+        there = poses.new_ones(poses.shape[1:3]) if self.present is None else self.present
         there = widen(there.to(poses.dtype))
         count = there.sum(0) * poses.shape[0]  # [i]
         mean, variance = recompute(_statistics, poses, self.weight, there, count)
@@ -187,6 +196,23 @@ class AffineVotes(ABC):
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
         """One position sees every child: the window is the image."""
         return self.compete(logits)
+
+
+def check_types(capsules: Capsules, dtype: torch.dtype) -> None:
+    """Raise ValueError for children of a layer whose weights are `dtype` that are of another type.
+
+    Under autocast they may be of any floating type that it converts: all but float64.
+    """
+    found = capsules.poses.dtype
+    if found == dtype and dtype.is_floating_point:
+        return
+    if not found.is_floating_point:
+        raise ValueError(f"poses are {found}; they must be floating, as the layer's weights are: {dtype}")
+    if torch.float64 in (found, dtype) or autocast_type(capsules.poses.device) is None:
+        raise ValueError(
+            f"poses are {found}, but the layer's weights {dtype}: convert one of the two, the poses by .to({dtype}) or "
+            f"the layer by .to({found})"
+        )
 
 
 def pool_moments(mean: Tensor, variance: Tensor, count: Tensor, each: Each) -> Moments:
@@ -217,20 +243,25 @@ def _sum(u: Tensor, w: Tensor) -> Tensor:
     return out.unflatten(-1, (w.shape[0], -1)).transpose(2, 3).flatten(-2)  # [b, p, j, d]
 
 
+def _shared_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
+    """With a coupling [b, p, i, 1] that all parents share."""
+    return _sum((u * c[..., None]).to(u.dtype), w)
+
+
 def _coupled_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """One matrix product per parent: the children, scaled by their coupling, times W_j."""
     b, p, _, r, _ = u.shape
     share = c.permute(3, 0, 1, 2)[:, :, :, None, :, None]  # [j, b, p, 1, i, 1]
     scaled = (share * u.transpose(2, 3)).to(u.dtype).flatten(1, 3).flatten(2)  # [j, (b p r), (i c)]
     out = torch.bmm(scaled, w.flatten(1, 2))  # [j, (b p r), m]
-    return out.reshape(-1, b, p, r, out.shape[-1]).permute(1, 2, 0, 3, 4).flatten(-2)  # [b, p, j, d]
+    return out.reshape(len(w), b, p, r, out.shape[-1]).permute(1, 2, 0, 3, 4).flatten(-2)  # [b, p, j, d]
 
 
 def _agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
     """The parents, taken back through W_j', against the children: sum_c u_c (sum_m W_cm parent_m)."""
     b, p, i, r, c = u.shape
     flat = parents.permute(2, 0, 1, 3, 4).flatten(1, 3).to(u.dtype)  # [j, (b p r), m]
-    back = torch.bmm(flat, w.flatten(1, 2).transpose(1, 2)).reshape(-1, b, p, r, i, c)
+    back = torch.bmm(flat, w.flatten(1, 2).transpose(1, 2)).reshape(len(w), b, p, r, i, c)
     return (widen(back) * u.transpose(2, 3)).sum((3, 5)).movedim(0, -1)  # [b, p, i, j]
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
-from torchcaps.votes.affine import AffineVotes
+from torchcaps.votes.affine import AffineVotes, check_types
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 
 
@@ -24,7 +24,8 @@ class ConvVotes(AffineVotes):
         binary: see `AffineVotes`.
 
     Raises:
-        ValueError: when the image is smaller than the kernel, or the children are not what the weight takes.
+        ValueError: when the image is smaller than the kernel, or the children are not what the weight takes, in shape
+            or type.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ConvVotes(AffineVotes):
         padding: int = 0,
         binary: bool = False,
     ):
+        check_types(capsules, weight.dtype)
         _, *image, types, elements = capsules.poses.shape
         if (types, elements) != (weight.shape[3], rows * weight.shape[4]):
             raise ValueError(

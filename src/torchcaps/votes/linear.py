@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
-from torchcaps.votes.affine import AffineVotes
+from torchcaps.votes.affine import AffineVotes, check_types
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 
 
@@ -19,10 +19,11 @@ class LinearVotes(AffineVotes):
         binary: see `AffineVotes`.
 
     Raises:
-        ValueError: when the children are not what the weight takes.
+        ValueError: when the children are not what the weight takes, in shape or type.
     """
 
     def __init__(self, capsules: Capsules, weight: Tensor, rows: int = 1, binary: bool = False):
+        check_types(capsules, weight.dtype)
         if capsules.poses.shape[1:] != (weight.shape[1], rows * weight.shape[2]):
             raise ValueError(
                 f"the children are {tuple(capsules.poses.shape[1:])} (capsules, pose), but the transform takes "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchcaps.names import check_choice
 from torchcaps.votes.binary import Threshold
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Votes
+from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 
 
 class VoteNorm(nn.Module):
@@ -46,11 +46,12 @@ class VoteNorm(nn.Module):
 
         In training they are of this batch, whose statistics are added to the running ones; else of the running ones.
         """
-        return self.affine(votes.moments)
+        return self.affine(votes.moments, votes.images)
 
-    def affine(self, moments: Callable[[Each], Moments]) -> tuple[Tensor, Tensor]:
-        """The same, of what gives the moments of the votes where they are asked for."""
-        mean, variance = self._measured(moments) if self.training else (self.running_mean, self.running_variance)
+    def affine(self, moments: Callable[[Each], Moments], images: int) -> tuple[Tensor, Tensor]:
+        """The same, of what gives the moments of the votes of so many images where they are asked for."""
+        measured = self.training and images > 0  # none have no moments, and change nothing
+        mean, variance = self._measured(moments) if measured else (self.running_mean, self.running_variance)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (scale, shift) if self.each == "element" else (scale[None, None], shift[None, None])
@@ -106,6 +107,10 @@ class NormalisedVotes:
         return self.votes.device
 
     @property
+    def images(self) -> int:
+        return self.votes.images
+
+    @property
     def present(self) -> Tensor | None:
         return self.votes.present
 
@@ -113,9 +118,7 @@ class NormalisedVotes:
         dense = self.votes.dense() * self.scale + self.shift
         return dense if self.present is None else dense * self.present[None, :, :, None, None]
 
-    def combine(
-        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.combine(coupling, *self._affine(scale, shift)).to(self.dtype)
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
@@ -131,7 +134,7 @@ class NormalisedVotes:
             logits = (next(both) - next(both)) / 4
         return logits if self.present is None else logits * self.present[None, :, :, None]
 
-    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.spread(coupling, *self._affine(scale, shift))
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:

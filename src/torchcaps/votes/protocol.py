@@ -12,6 +12,7 @@ from torchcaps.votes.binary import Threshold
 Over = Literal["parents", "children"]
 Scope = Literal["window", "image"]
 Each = Literal["element", "child", "pair"]
+Share = Tensor | Literal["ones"] | None  # a coupling, 1 for each, or None: 1 / j, as where `Routing.couple` gives None
 
 
 class Moments(NamedTuple):
@@ -47,6 +48,11 @@ class Votes(Protocol):
     def device(self) -> torch.device: ...
 
     @property
+    def images(self) -> int:
+        """b, how many there are."""
+        ...
+
+    @property
     def present(self) -> Tensor | None:
         """[p, i], False where a window leaves the image; None when every child is there."""
         ...
@@ -55,13 +61,13 @@ class Votes(Protocol):
         """The votes themselves [b, p, i, j, d], 0 outside the image: for tests and for reading."""
         ...
 
-    def combine(
-        self, coupling: Tensor | None = None, scale: Tensor | None = None, shift: Tensor | None = None
-    ) -> Tensor:
+    def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """sum_i c (scale v + shift), [b, p, j, d].
 
-        `coupling` is [b, p, i, j], [b, p, i, 1], [i, j] (folded into W), or None for 1; with a shift it must be 0 where
-        a child is not present. `scale` and `shift` broadcast to [b, p, j, d] or, here and below, to [b, p, i, j, d].
+        `coupling` is [b, p, i, j], [b, p, i, 1], or [i, j] (folded into W); with a shift it must be 0 where a child is
+        not present. None is the uniform one, 1 / j, as `Routing.couple` says it; "ones", or nothing, is 1.
+
+        `scale` and `shift` broadcast to [b, p, j, d] or, here and below, to [b, p, i, j, d].
         """
         ...
 
@@ -69,7 +75,7 @@ class Votes(Protocol):
         """sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first (XnIDR)."""
         ...
 
-    def spread(self, coupling: Tensor | None, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """sum_i c (scale v + shift)^2, [b, p, j, d], with `coupling`, `scale` and `shift` as for `combine`."""
         ...
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, no_autocast, widen
-from torchcaps.votes.affine import AffineVotes
+from torchcaps.votes.affine import AffineVotes, check_types
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 from torchcaps.votes.linear import LinearVotes
 from torchcaps.votes.protocol import Each, Moments
@@ -33,10 +33,11 @@ class SharedVotes(AffineVotes):
         binary: see `AffineVotes`.
 
     Raises:
-        ValueError: when the children are not what the weight takes.
+        ValueError: when the children are not what the weight takes, in shape or type.
     """
 
     def __init__(self, capsules: Capsules, weight: Tensor, positions: int, binary: bool = False):
+        check_types(capsules, weight.dtype)
         types, columns = weight.shape[1:3]
         if capsules.poses.shape[1:] != (types * positions, columns):
             raise ValueError(

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.attention.loops import backward_loop, forward_loop
-from torchcaps.kernels.attention.op import widest
 from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
+from torchcaps.kernels.types import widest
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
 
 FEW, MANY = 8, 32  # positions at a time: whole fours of rows; many where the weights are too large for the cache

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.attention.op import widest
 from torchcaps.kernels.tiles import inner, parents_at
+from torchcaps.kernels.types import widest
 from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_votes
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with query, gradient and sums

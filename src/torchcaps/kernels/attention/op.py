@@ -6,7 +6,6 @@ Under autocast inputs are taken as they are and sums are in float32: a narrower 
 from __future__ import annotations
 
 import math
-from functools import reduce
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.attention.plain import plain
-from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.homes import as_promised, call_at, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
+from torchcaps.kernels.types import widest
 
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
@@ -32,6 +32,8 @@ def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int,
     Returns:
         In the widest type of the inputs.
     """
+    if not len(poses):
+        return _result(poses, weight, query, rows, stride, padding)
     total = call_at(poses, _home(poses).forward, poses, weight, query, rows, stride, padding)
     return total.to(widest(poses, weight, query)).contiguous()
 
@@ -41,6 +43,8 @@ def attend_backward(
     gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed anew."""
+    if not len(poses):
+        return none_yet(poses, weight, query)
     found = call_at(poses, _home(poses).backward, gradient, poses, weight, query, rows, stride, padding)
     d_poses, d_weight, d_query = map(as_promised, found, (poses, weight, query))
     return d_poses, d_weight, d_query
@@ -55,14 +59,8 @@ def _home(x: Tensor) -> Any:
     return home
 
 
-def widest(*tensors: Tensor, at_least: torch.dtype | None = None) -> torch.dtype:
-    """The narrowest type that holds the numbers of all `tensors`, and those of `at_least`."""
-    types = [x.dtype for x in tensors]
-    return reduce(torch.promote_types, types if at_least is None else [*types, at_least])
-
-
 @attend.register_fake
-def _(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+def _result(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
     return query.new_empty(query.shape, dtype=widest(poses, weight, query))
 
 

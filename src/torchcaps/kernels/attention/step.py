@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.attention.op import attend
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
+from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention import InvertedAttention
 from torchcaps.votes import ConvVotes, LinearVotes
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
 
 
 def supports(transform: Transform, routing: InvertedAttention) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.dynamic.plain import plain
-from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.homes import as_promised, call_at, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
@@ -33,6 +33,8 @@ def dynamic_step(
         last: whether agreements, v . state, are constants to the gradient; `initial` is none.
     """
     inputs = _widest(poses, weight, state, initial)
+    if not len(poses):
+        return _result(poses, weight, state, initial, xnor, binary, last)
     return call_at(poses, _home(poses).forward, *inputs, xnor, binary).contiguous()
 
 
@@ -49,6 +51,8 @@ def dynamic_step_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
+    if not len(poses):
+        return none_yet(*inputs)
     found = call_at(poses, _home(poses).backward, *_widest(gradient, *inputs), xnor, binary, last)
     outs = [poses.new_empty(0) if x is None else as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
@@ -72,7 +76,7 @@ def _widest(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 @dynamic_step.register_fake
-def _(
+def _result(
     poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool, last: bool
 ) -> Tensor:
     (wide, *_) = _widest(poses.new_empty(0), weight.new_empty(0), None if state is None else state.new_empty(0))

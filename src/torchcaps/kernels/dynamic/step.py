@@ -5,24 +5,18 @@ A step of inverted attention is the same sum, so windows take that kernel: only 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.attention.op import attend
 from torchcaps.kernels.dynamic.op import dynamic_step
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.dynamic import Dynamic
+from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import ConvVotes, LinearVotes
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
-
 
 COLUMNS = 3  # of a child's pose, at least, where both projections are binary
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.loops import activation_loop, backward_loop, claim_loop, forward_loop
-from torchcaps.kernels.em.op import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result
 from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run

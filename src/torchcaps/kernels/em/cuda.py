@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchcaps.kernels.em.cuda_gradients import activation_kernel, child_kernel, state_kernel
 from torchcaps.kernels.em.cuda_kernels import claim_kernel, forward_kernel
-from torchcaps.kernels.em.op import Geometry, Inputs
+from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result
 
 ELEMENTS = 2048  # of the votes that a program has at a time, at most: what registers hold, with parents and sums

@@ -6,35 +6,18 @@ Sums are in float32 at least whatever the inputs are, so autocast leaves them as
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from torchcaps.kernels.attention.op import widest
+from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
-from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.homes import as_promised, call_at, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
-
-
-class Inputs(NamedTuple):
-    """As `em_step` describes them, contiguous and of one type; a mean has a prior."""
-
-    poses: Tensor
-    weight: Tensor
-    activations: Tensor
-    mean: Tensor | None
-    precision: Tensor | None
-    prior: Tensor | None
-
-
-class Geometry(NamedTuple):
-    rows: int  # of a pose
-    stride: int  # of the windows, as the next
-    padding: int
-    whole: bool  # a child competes over all windows that see it, not at each position apart
+from torchcaps.kernels.types import widest
 
 
 @torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu", "cuda"))
@@ -71,6 +54,8 @@ def em_step(
         The first two [b, p, j, d], the third [b, p, j], and what backward needs of the competition over windows, [b, h
         w, n, 2] or empty.
     """
+    if not len(poses):
+        return _result(poses, weight, activations, mean, precision, prior, rows, stride, padding, whole, eps)
     inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
     geometry = Geometry(rows, stride, padding, whole)
     centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
@@ -103,6 +88,8 @@ def em_step_backward(
     Votes are computed anew. The arguments from `found_mean` on are what `em_step` gave and took.
     """
     inputs = poses, weight, activations, mean, precision, prior
+    if not len(poses):
+        return none_yet(*inputs)
     d_mean, d_spread, d_total, *given = _alike(d_mean, d_spread, d_total, *inputs)
     result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
@@ -128,7 +115,7 @@ def _alike(*tensors: Tensor | None) -> list[Any]:
 
 
 @em_step.register_fake
-def _(
+def _result(
     poses: Tensor,
     weight: Tensor,
     activations: Tensor,

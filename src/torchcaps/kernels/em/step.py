@@ -5,21 +5,16 @@ The activation of a parent, and a norm of its pose, are made of its results in P
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.em.op import em_step
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.em import EM, Clusters, log_prior
+from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
 from torchcaps.votes import ConvVotes, LinearVotes
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
 
 Clustering = EM | InvertedAttentionC
 

@@ -24,8 +24,8 @@ def forward(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     parts = poses.new_zeros(len(spans), 2, blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, scale, shift), parts.numpy()
     run(lambda part, first, end: _forward(*inputs, l2, eps, first, end, *into[part]), spans)
-    sums = parts.sum(0)
-    return from_lanes(sums[0], images), from_lanes(sums[1], images)
+    total, squares = (from_lanes(each.sum(0), images) for each in parts.unbind(1))  # apart: outputs share no memory
+    return total, squares
 
 
 def backward(

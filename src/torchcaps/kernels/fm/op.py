@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.fm import plain
-from torchcaps.kernels.homes import as_promised, call_at
+from torchcaps.kernels.homes import as_promised, call_at, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
 
 
@@ -31,6 +31,8 @@ def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     Returns:
         In the widest type of the inputs, float32 at least.
     """
+    if not len(poses):
+        return _result(poses, weight, scale, shift, l2, eps)
     inputs = _widest(poses, weight, scale, shift)
     total, squares = call_at(poses, _home(poses).forward, *inputs, l2, eps)
     return total.contiguous(), squares.contiguous()
@@ -49,6 +51,8 @@ def fm_sums_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
     inputs = poses, weight, scale, shift
+    if not len(poses):
+        return none_yet(*inputs)
     found = call_at(poses, _home(poses).backward, *_widest(of_total, of_squares, *inputs), l2, eps)
     outs = [as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
@@ -57,6 +61,9 @@ def fm_sums_backward(
 @torch.library.custom_op("torchcaps::fm_moments", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
+    if not len(poses):
+        mean, variance = _moments(poses, weight)
+        return mean.zero_(), variance.zero_()
     mean, variance = call_at(poses, _home(poses).moments, *_widest(poses, weight))
     return mean.contiguous(), variance.contiguous()
 
@@ -64,6 +71,8 @@ def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("torchcaps::fm_moments_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for poses and weight, in their types."""
+    if not len(poses):
+        return none_yet(poses, weight)
     inputs = _widest(of_mean, of_variance, poses, weight)
     d_poses, d_weight = call_at(poses, _home(poses).moments_backward, *inputs)
     return as_promised(d_poses, poses), as_promised(d_weight, weight)
@@ -87,7 +96,7 @@ def _widest(*tensors: Tensor) -> list[Tensor]:
 
 
 @fm_sums.register_fake
-def _(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
+def _result(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
     (wide, *_) = _widest(*(x.new_empty(0) for x in (poses, weight, scale, shift)))
     pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
     out = wide.new_empty(poses.shape[0], weight.shape[0], pose)
@@ -130,7 +139,7 @@ fm_sums.register_autograd(_differentiate, setup_context=_keep)
 
 
 @fm_moments.register_fake
-def _(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     (wide, *_) = _widest(poses.new_empty(0), weight.new_empty(0))
     pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
     out = wide.new_empty(weight.shape[1], weight.shape[0], pose)

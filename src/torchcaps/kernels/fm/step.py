@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
-from torchcaps.kernels.registry import register_kernel
 from torchcaps.routing import State, Step
 from torchcaps.routing.fm import FM
+from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.votes import LinearVotes
 from torchcaps.votes.affine import pool_moments
 from torchcaps.votes.protocol import Each, Moments
-
-if TYPE_CHECKING:
-    from torchcaps.layers.transforms import Transform
 
 FLOOR = 1e-24  # of squared lengths: lanes without an image are zeros, whose 1 / length must be a number
 
@@ -45,6 +40,6 @@ def _affine(routing: FM, votes: LinearVotes) -> tuple[Tensor, Tensor]:
         mean, variance = fm_moments(votes.capsules.poses, votes.weight)
         return pool_moments(mean, variance, torch.full_like(mean[:, 0, 0], len(votes.capsules.poses)), each)
 
-    scale, shift = routing.norm.affine(moments)
+    scale, shift = routing.norm.affine(moments, votes.images)
     shape = scale.shape[-3:-1] if scale.ndim == 5 else (1, 1)
     return scale.reshape(*shape, votes.pose), shift.reshape(*shape, votes.pose)

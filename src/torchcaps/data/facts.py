@@ -1,0 +1,83 @@
+"""What is known of a data set before its pictures are decoded: how many, of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from torchcaps.config import DataConfig
+from torchcaps.data.catalogue import find
+
+SAMPLE = 200  # pictures whose heads are read
+UNKNOWN = 64, 64  # where none can be read, which loading then says
+
+
+class DataFacts(NamedTuple):
+    """Of the training split, with what is held out of it to select on."""
+
+    images: int
+    size: tuple[int, int]  # height and width; of the user's own files the medians
+    classes: int
+    colour: bool
+    free: bool  # whether pictures may have any size, so that one is chosen
+    single: bool  # whether each shows one class
+
+
+def data_facts(config: DataConfig) -> DataFacts:
+    """Count the training images and measure their size.
+
+    Of the user's own files only names, tables and the heads of some pictures are read; of `npz:PATH` all.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_data`.
+    """
+    entry, path = find(config.name)
+    compose = entry.compose
+    if entry.train and entry.image_size is not None:
+        images = config.compose.epoch or (compose.epoch if compose is not None else None) or entry.train
+        single = compose is None or (config.compose.objects or compose.objects or 1) == 1
+        known = entry.image_size, len(entry.classes) or 10, entry.channels == 3
+        return DataFacts(min(images, config.limit or images), *known, False, single)
+    if path is not None and entry.name != "npz:PATH":
+        return _facts_of_files(path, entry.name == "list:FILE", config.limit)
+    from torchcaps.data.load import load_data
+
+    data = load_data(config)
+    images = len(data.train) + len(data.validation)
+    return DataFacts(images, data.image_size, data.num_classes, data.channels == 3, False, data.shown == 1)
+
+
+def _facts_of_files(path: Path, listed: bool, limit: int | None) -> DataFacts:
+    if listed:
+        from torchcaps.data.listed import read_rows
+
+        rows = read_rows(path)
+        parted = any(row.split for row in rows)
+        files = [row.path for row in rows if row.split in ("", "train")]
+        classes = {label for row in rows for label in row.labels}
+        single = all(len(row.labels) == 1 for row in rows)
+    else:
+        from torchcaps.data.tree import list_tree
+
+        tree = list_tree(path)
+        parted, classes, single = "train" in tree.splits, tree.classes, True
+        files = [file for group in tree.splits["train" if parted else ""].values() for file in group]
+    return _measure_files(files, parted, len(classes), single, limit)
+
+
+def _measure_files(files: Sequence[str], parted: bool, classes: int, single: bool, limit: int | None) -> DataFacts:
+    from torchcaps.data.folder import TEST_SHARE
+    from torchcaps.data.pictures import Facts, describe_picture
+
+    found: list[Facts] = []
+    for file in files[:: max(1, len(files) // SAMPLE)]:
+        try:
+            found.append(describe_picture(file))
+        except (OSError, ValueError):  # loading says it, or leaves such files out
+            continue
+    sizes = [each.size for each in found] or [UNKNOWN]
+    size = round(median(height for height, _ in sizes)), round(median(width for _, width in sizes))
+    images = len(files) if parted else len(files) - round(TEST_SHARE * len(files))
+    return DataFacts(min(images, limit or images), size, classes, any(each.colour for each in found), True, single)

@@ -1,0 +1,228 @@
+"""One bit a weight: the inference form of layers whose weights are binary (XnODR, with XnIDR or not, and `XnorConv2d`).
+
+A packed layer holds the sign of each weight as a bit and one scale for each child and each output element of a parent,
+mean|W| over the child's d. So a weight costs 1 + 32 / d bits with float32 scales, 1 + 16 / d with half ones: at d = 8 a
+6.4th and a 10.7th of float32, and never less than a 32nd.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules, transformed
+from torchcaps.layers.binarize import XnorConv2d, xnor_convolve
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
+from torchcaps.layers.transforms import LinearTransform, Transform, flatten_space
+from torchcaps.names import check_choice
+from torchcaps.routing import Routing, Step
+from torchcaps.routing.fused import Implementation
+from torchcaps.routing.xnidr import XnODRXnIDR
+from torchcaps.routing.xnodr import XnODR
+from torchcaps.votes import Threshold, Votes
+from torchcaps.votes.affine import check_types
+from torchcaps.votes.binary import binary_children, weight_middle
+
+if TYPE_CHECKING:
+    from torchcaps.packed.loop import PackedLoop
+
+
+class PackedTransform(nn.Module):
+    """What `transform` votes when children and weights are xnorized. It has buffers and no parameters.
+
+    `bits` is uint8 [ceil(weights / 8)], 1 for a positive weight, lowest bit first, in the order [j, *window, m, c]: the
+    d of a child side by side, as a dot product wants them. `scales` is [j, *window, 1, m].
+
+    Args:
+        transform: linear or convolutional, on any device, the meta device too.
+        threshold: of the signs, of children and weights.
+        scales: type of the scales; votes are those of the float form with its scales rounded to this type.
+    """
+
+    makes = None  # its votes are made of bits, which no kernel reads
+    bits: Tensor
+    scales: Tensor
+
+    def __init__(self, transform: Transform, threshold: Threshold, scales: torch.dtype):
+        super().__init__()
+        weight = transform.weight.detach()  # [j, *window, c, m]
+        middle = weight_middle(weight, threshold)
+        self.register_buffer("bits", _pack((weight > (0 if middle is None else middle)).transpose(-1, -2)))
+        self.register_buffer("scales", weight.abs().mean(-2, keepdim=True).to(scales))
+        self.form = copy.deepcopy(transform)
+        self.form.register_parameter("weight", None)
+        self.sizes, self.shape, self.place = transform.sizes, transform.shape, None
+        self.threshold: Threshold = threshold
+
+    def positive(self) -> Tensor:
+        """Which weights are, bool [j, *window, c, m]."""
+        *outer, c, m = self.shape
+        return _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
+
+    def forward(self, children: Capsules) -> Votes:
+        dtype = children.poses.dtype
+        check_types(children, dtype if dtype.is_floating_point else self.scales.dtype)
+        scales = self.scales.to(dtype)
+        return self.form.vote(
+            binary_children(children, self.form.rows, self.threshold),
+            torch.where(self.positive(), scales, -scales),
+            binary=True,
+        )
+
+
+class PackedLayer(CapsuleLayer):
+    """A routed layer with packed weights, for inference; made by `pack`. It fits into a `CapsuleStack`.
+
+    On a CPU, in float32, where no gradient is asked for, all iterations run at once on the bits
+    (`loop.py`), if the layer fits that loop: linear, of vector poses, routed over parents from zero.
+    Its step then has neither coupling nor state. Else its steps are plain, of weights that are unpacked at each call,
+    which saves memory and no time: convolutional capsules and matrix poses, other devices and types.
+    `implementation` "plain" never takes the loop, "fused" wants a layer that fits it.
+    """
+
+    def __init__(self, transform: PackedTransform, routing: Routing):
+        super().__init__(transform, routing)  # pyright: ignore[reportArgumentType] - it has sizes, and makes votes
+        self._made: PackedLoop | None = None
+        self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
+
+    @property
+    def implementation(self) -> Implementation:
+        return self._implementation
+
+    @implementation.setter
+    def implementation(self, value: Implementation) -> None:
+        check_choice("implementation", value, get_args(Implementation))
+        if value == "fused" and (reason := refuses(self)) is not None:
+            raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
+        self._fused, self._implementation = None, value
+
+    def votes(self, children: Capsules) -> Votes:
+        """Of the packed transform, which binarizes the children itself."""
+        return self.transform(children)
+
+    def forward(self, children: Capsules, iterations: int = 1) -> Step:
+        """All iterations of this layer alone."""
+        loop = self._loop(children.poses)
+        if loop is None:
+            return super().forward(children, iterations)
+        return Step(Capsules(loop(flatten_space(children).poses, iterations)), None, None)
+
+    def bytes_per_weight(self) -> float:
+        """Stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
+        stored = sum(buffer.nbytes for buffer in self.transform.buffers())
+        return stored / math.prod(self.transform.shape)
+
+    def _loop(self, poses: Tensor) -> PackedLoop | None:
+        """The loop, made anew where its tensors changed; None where it cannot be taken now."""
+        if self.implementation == "plain" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return None
+        if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return None
+        if type(poses) not in (Tensor, nn.Parameter) or transformed():  # a fake one holds no numbers
+            return None
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
+            return None
+        assert isinstance(self.transform, PackedTransform) and isinstance(self.routing, XnODR)
+        bias = [] if self.routing.bias is None else [self.routing.bias]
+        tensors = [self.transform.bits, self.transform.scales, *bias]
+        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
+            self._made, self._made_of = build_loop(self) if refuses(self) is None else None, now
+        return self._made
+
+
+def refuses(layer: PackedLayer) -> str | None:
+    """Why the loop does not take a layer; None where it does."""
+    transform, routing = layer.transform, layer.routing
+    assert isinstance(transform, PackedTransform)
+    if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
+        return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
+    if routing.over != "parents" or routing.initial is not None:
+        return "the packed loop routes over 'parents' from start 'zero'"
+    if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
+        return "the packed loop is of linear layers of vector poses, whose positions share no weights"
+    if transform.shape[-2] > 64:
+        return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"
+    return None
+
+
+def build_loop(layer: PackedLayer) -> PackedLoop:
+    """Lay the weights of a layer out for its loop; they are read once.
+
+    Args:
+        layer: on the CPU, linear, of vector poses of up to 64 elements, that XnODR routes, or XnODR with XnIDR, over
+            parents and from zero, by either threshold, with a bias or without.
+
+    Raises:
+        ValueError: for other layers, see `refuses`.
+    """
+    from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
+
+    if (reason := refuses(layer)) is not None:
+        raise ValueError(reason)
+    transform, routing = layer.transform, layer.routing
+    assert isinstance(transform, PackedTransform) and isinstance(routing, XnODR)
+    scales, xnor = transform.scales.squeeze(-2), isinstance(routing, XnODRXnIDR)
+    return PackedLoop(transform.positive(), scales, routing.bias, routing.threshold, xnor)
+
+
+class PackedStack(CapsuleStack):
+    """A stack some of whose layers are packed, for inference; made by `pack`.
+
+    In sequence each layer runs alone, a packed one by its loop where it can. Concurrent layers, and a visitor, who
+    wants to see each step, have plain steps.
+    """
+
+    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+        layers = self._layers()
+        if visit is not None or (self.schedule == "concurrent" and len(layers) > 1):
+            return super().forward(children, visit)
+        steps: list[Step] = []
+        for layer in layers:
+            steps.append(layer(steps[-1].capsules if steps else children, self.iterations))
+        return tuple(steps)
+
+
+class PackedXnorConv2d(nn.Module):
+    """What an `XnorConv2d` computes, of one bit a weight and one scale a filter; made by `pack`.
+
+    Its signs are unpacked at each call, so that it saves memory and no time: a 32nd of float32 but for the scales.
+    """
+
+    bits: Tensor
+    scales: Tensor
+
+    def __init__(self, conv: XnorConv2d, scales: torch.dtype):
+        super().__init__()
+        signs, scale = conv.binary_weight()
+        self.register_buffer("bits", _pack(signs > 0))
+        self.register_buffer("scales", scale.to(scales))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
+        self.shape, self.stride, self.padding = tuple(conv.weight.shape), conv.stride, conv.padding
+        self.threshold: Threshold = conv.threshold
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[b, c, h, w] -> [b, out, h', w']."""
+        positive = _unpack(self.bits, math.prod(self.shape)).view(self.shape)
+        signs = torch.where(positive, 1.0, -1.0).to(input.dtype)
+        scale = self.scales.to(input.dtype)
+        return xnor_convolve(input, signs, scale, self.bias, self.stride, self.padding, self.threshold)
+
+
+def _pack(positive: Tensor) -> Tensor:
+    """bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
+    flat = positive.flatten().to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).unflatten(0, (-1, 8))
+    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)
+    return (flat * places).sum(1, dtype=torch.uint8)
+
+
+def _unpack(bits: Tensor, count: int) -> Tensor:
+    """uint8 [n] -> bool [count]."""
+    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=bits.device)
+    return (bits.unsqueeze(1) & places).ne(0).flatten()[:count]

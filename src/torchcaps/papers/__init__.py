@@ -1,0 +1,35 @@
+"""One file a paper: complete configurations and the cells of its tables; and the one list of recipes."""
+
+from torchcaps.papers import (
+    capsnet,
+    discriminative,
+    encapnet,
+    encapnet_six,
+    fm,
+    fm_decoding,
+    inverted_attention,
+    own,
+    xnodr,
+)
+from torchcaps.papers.registry import Finish, create_recipe, finish_recipe, list_recipes, recipe
+from torchcaps.tables.cells import find_cell, find_tables, list_tables
+
+__all__ = [
+    "Finish",
+    "capsnet",
+    "create_recipe",
+    "discriminative",
+    "encapnet",
+    "encapnet_six",
+    "find_cell",
+    "find_tables",
+    "finish_recipe",
+    "fm",
+    "fm_decoding",
+    "inverted_attention",
+    "list_recipes",
+    "list_tables",
+    "own",
+    "recipe",
+    "xnodr",
+]

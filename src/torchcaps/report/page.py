@@ -1,0 +1,325 @@
+"""The page of a report: one HTML file that needs nothing else. All that it shows is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import torchcaps
+from torchcaps.config import to_plain
+from torchcaps.inspect.examples import REACH, Agreed, Example, Routed
+from torchcaps.inspect.figures import SHOWN, to_svg
+from torchcaps.inspect.measured import READINGS, calibrate_measured, confusion, worst
+from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
+from torchcaps.report.reproduce import reproduce_command
+from torchcaps.report.story import Sight, Story
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIKELIEST = 3  # classes of a mistake
+BYTES = ("B", "KiB", "MiB", "GiB")
+PAIRS = 8  # of confused classes
+SEEN = '<section id="measured">'  # stands in pages that show what the model does
+
+Section = tuple[str, str, str]  # id, heading, HTML
+
+
+def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str:
+    """The page, as HTML.
+
+    Args:
+        story: of the run.
+        plots: figures of the history.
+        sight: what the model does, or why that cannot be shown.
+    """
+    seen = None if isinstance(sight, str) else sight
+    sections = [
+        *([_inside(seen)] if seen and seen.examples else []),
+        *([_learning(plots)] if plots else []),
+        *([_measured(seen, story)] if seen else []),
+        *([_mistakes(seen, seen.mistakes)] if seen and seen.mistakes is not None else []),
+        _time(story, plots),
+        _reproduction(story),
+    ]
+    script = _part("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    ended = (
+        "finished" if story.result is not None else f"unfinished, {len(story.history)} of {story.config.epochs} epochs"
+    )
+    reasons = [reason for reason in (story.reason, sight if isinstance(sight, str) else "") if reason]
+    return Template(_part("page.html")).substitute(
+        title=escape(f"{story.config.recipe or story.config.model.name}, seed {story.config.seed}"),
+        status=f'<span class="state{"" if story.result is not None else " open"}">{ended}</span>',
+        reason="".join(f'<p class="warn">{escape(reason)}</p>' for reason in reasons),
+        numbers="".join(
+            f'<div class="number"><b>{escape(n)}</b><span>{escape(name)}</span></div>'
+            for name, n in _numbers(story, seen)
+        ),
+        contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
+        sections="\n".join(
+            f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
+        ),
+        style=_part("page.css"),
+        script=script,
+        script_hash=f"sha256-{digest}",
+        data=_data(seen),
+        version=torchcaps.__version__,
+    )
+
+
+def _part(name: str) -> str:
+    return (files("torchcaps.report") / "web" / name).read_text(encoding="utf-8")
+
+
+def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:
+    """What the page begins with: (name, value)."""
+    result, found = story.result, []
+    if result is not None:
+        errors = f"test accuracy: {result['test_errors']:,} of {result['test_images']:,} wrong"
+        found.append((errors, f"{result['test_accuracy']:.2%}"))
+        validation = result["validation_accuracy"]
+    else:
+        validation = next((r["validation_accuracy"] for r in story.history if r["epoch"] == story.selected), None)
+    if validation is not None:
+        found.append((f"validation accuracy, epoch {story.selected}", f"{validation:.2%}"))
+    if sight is not None:
+        cost = sight.cost
+        found += [
+            (f"parameters, {_scaled(cost.weight_memory, 1024, BYTES)}", f"{cost.parameters:,}"),
+            ("multiply-adds an image", _scaled(cost.multiply_adds, 1000, ("", "k", "M", "G", "T"))),
+            ("held for backward an image", _scaled(cost.activation_memory, 1024, BYTES)),
+        ]
+    seconds = result["seconds"] if result is not None else sum(record["seconds"] for record in story.history)
+    return [*found, ("training and validation", _duration(seconds))]
+
+
+def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if value < base:
+            return f"{value:.3g} {unit}".rstrip() if value < 100 else f"{value:.0f} {unit}".rstrip()
+        value /= base
+    return f"{value:,.3g} {units[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _plot(figure: Figure, caption: str, note: str = "") -> str:
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return f"<figure><figcaption>{escape(caption)}{small}</figcaption>{to_svg(figure)}</figure>"
+
+
+def _inside(sight: Sight) -> Section:
+    what = f"Images of the {sight.split} split that came out right, one of each class in turn, then the worst mistakes."
+    return "inside", "Look inside", f'<p class="note">{what}</p><div id="examples"></div>'
+
+
+def _learning(plots: Mapping[str, Figure]) -> Section:
+    figures = _plot(plots["loss"], "Loss") + _plot(plots["accuracy"], "Accuracy")
+    wide = ""
+    if "agreement" in plots:
+        note = "For each cosine of a vote and its parent: the share of votes that have it, and their mean length."
+        wide = _plot(plots["agreement"], "Agreement", note)
+    return "learning", "Learning", f'<div class="plots">{figures}</div>{wide}'
+
+
+def _measured(sight: Sight, story: Story) -> Section:
+    measured, plots = sight.measured, sight.figures
+    of = "all" if len(measured.targets) == sight.images else f"{len(measured.targets):,}, evenly spaced, of the"
+    note = f"On {of} {sight.images:,} images of the {sight.split} split: {measured.right.float().mean():.2%} right."
+    unit = "Each missed class counts with each that was found in its place. " if measured.several else ""
+    what = "every class of every image" if measured.several else "the likeliest class of every image"
+    which = f"The {SHOWN} worst. " if len(sight.classes) > SHOWN else ""
+    error = calibrate_measured(measured).error
+    found = [
+        _plot(plots["confusion"], "Confusion", unit + "Shaded by the square root of the share of its row."),
+        _pairs(sight),
+        _plot(
+            plots["class-accuracy"],
+            "Accuracy by class",
+            which + "Share of the images that show a class in which it is found.",
+        ),
+        _plot(
+            plots["calibration"],
+            f"Calibration, mean error {error:.1%}",
+            f"Of {what}; on the diagonal all is as likely as said.",
+        ),
+    ]
+    reading = READINGS.get(story.config.loss.name, "")
+    first, last = (f'<p class="note">{escape(text)}</p>' for text in (note, reading))
+    return "measured", "Right and wrong", f'{first}<div class="plots flow">{"".join(found)}</div>{last}'
+
+
+def _pairs(sight: Sight) -> str:
+    """A table of the classes that are confused most often."""
+    counts = confusion(sight.measured.targets, sight.measured.predicted).fill_diagonal_(0)
+    top = counts.flatten().topk(min(PAIRS, counts.numel()))
+    rows = [(divmod(place, len(counts)), n) for n, place in zip(*(x.tolist() for x in top), strict=True) if n]
+    if not rows:
+        return ""
+    names = sight.classes
+    cells = [(f"{names[shown]} taken for {names[found]}", f"{n:,}") for (shown, found), n in rows]
+    return f"<figure><figcaption>Most often confused</figcaption>{_table(cells)}</figure>"
+
+
+def _mistakes(sight: Sight, images: Tensor) -> Section:
+    """The worst mistakes, each with its likeliest classes."""
+    measured, names = sight.measured, sight.classes
+    art = " art" if is_line_art(images) else ""
+    cells = []
+    for image, row in zip(to_bytes(shrink(images)), worst(measured, len(images)).tolist(), strict=True):
+        p, there = measured.probabilities[row], measured.targets[row]
+        likeliest = p.argsort(descending=True)[:LIKELIEST].tolist()
+        shown = likeliest + [n for n in there.nonzero().flatten().tolist() if n not in likeliest]
+        picture = f"background-image:url({data_uri(image.movedim(0, -1))});background-size:100% 100%"
+        ratio = f"aspect-ratio:{image.shape[2]}/{image.shape[1]}"
+        listed = "".join(
+            f"<li><span{' class=bad' if measured.predicted[row, n] and not there[n] else ''}>{escape(names[n])}"
+            f"{' ✓' if there[n] else ''}</span>{p[n]:.1%}</li>"
+            for n in shown
+        )
+        tile = f'<div class="tile{art}" style="{ratio}"><i class="picture" style="{picture}"></i></div>'
+        cells.append(
+            f'<div class="mistake"><div>{tile}<small>image {measured.indices[row]}</small></div><ol>{listed}</ol></div>'
+        )
+    note = f"The likeliest classes of each; ✓ is there. {int((~measured.right).sum()):,} images are wrong in all."
+    return (
+        "mistakes",
+        "Worst mistakes",
+        f'<p class="note">{escape(note)}</p><div class="mistakes">{"".join(cells)}</div>',
+    )
+
+
+def _time(story: Story, plots: Mapping[str, Figure]) -> Section:
+    environment, history = story.environment, story.history
+    rows = [("epochs", f"{len(history)} of {story.config.epochs}")]
+    if history:
+        seconds, rates = (sorted(record[name] for record in history) for name in ("seconds", "images_per_second"))
+        rows += [
+            (
+                "an epoch, validation included",
+                f"{seconds[len(seconds) // 2]:.2f} s (median), {seconds[-1]:.2f} s at most",
+            ),
+            ("training", f"{rates[len(rates) // 2]:,.0f} images/s (median)"),
+        ]
+    rows += [
+        (name, _said(environment[name]))
+        for name in ("device", "gpu", "cpu", "threads", "precision")
+        if environment.get(name)
+    ]
+    plot = _plot(plots["timing"], "Speed") if plots else ""
+    return "time", "Time", f'<div class="plots">{plot}<div>{_table(rows)}</div></div>'
+
+
+def _reproduction(story: Story) -> Section:
+    command, whole = reproduce_command(story.config, story.folder), json.dumps(to_plain(story.config), indent=2)
+    versions = _table([(name, _said(value)) for name, value in story.environment.items()])
+    return (
+        "reproduce",
+        "Do it again",
+        f'<pre id="command">{escape(command)}</pre>'
+        f"<details open><summary>Versions and machine</summary>{versions}</details>"
+        f"<details open><summary>Whole configuration</summary><pre>{escape(whole)}</pre></details>",
+    )
+
+
+def _said(value: Any) -> str:
+    """A value of environment.json in words."""
+    if isinstance(value, dict):
+        return f"{value.get('hash', '')}{', with changes that are not in it' if value.get('dirty') else ''}"
+    return "none" if value is None else str(value)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f"<table>{cells}</table>"
+
+
+def _data(sight: Sight | None) -> str:
+    """What the script reads, as JSON that no browser takes for markup."""
+    examples = sight.examples if sight else []
+    found: dict[str, Any] = {
+        "classes": list(sight.classes) if sight else [],
+        "examples": [],
+        "reach": REACH,
+        "colours": COLOURS,
+    }
+    if examples:
+        images = torch.stack([each.image for each in examples])
+        found |= {"art": is_line_art(images), "aspect": f"{images.shape[3]} / {images.shape[2]}"}
+        found["examples"] = [_example(each) for each in examples]
+    text = json.dumps(found, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _example(example: Example) -> dict[str, Any]:
+    image = shrink(example.image)[None]
+    decoded = image if example.decoded is None else torch.cat([image, shrink(example.decoded)])
+    return {
+        "index": example.index,
+        "right": example.right,
+        "targets": example.targets,
+        "predicted": example.predicted,
+        "winner": int(example.probabilities.argmax()),
+        "classes": example.classes,
+        "probabilities": [round(p, 4) for p in example.probabilities[example.classes].tolist()],
+        "decodes": example.decoded is not None,
+        "absent": example.absent,
+        "sheet": _sheet(to_bytes(decoded[None])),
+        "parts": None if example.parts is None else _sheet(to_bytes(shrink(example.parts)[None])),
+        "sweep": None if example.sweep is None else _sheet(to_bytes(example.sweep)),
+        "routed": [_routed(layer) for layer in example.routed],
+        "agreed": [_agreed(layer) for layer in example.agreed],
+    }
+
+
+def _routed(layer: Routed) -> dict[str, Any]:
+    above = layer.maps - layer.equal
+    largest = above.abs().max().item()
+    return {
+        "name": layer.name,
+        "routing": layer.routing,
+        "parents": layer.parents,
+        "strength": [[round(s, 4) for s in row] for row in layer.strength.tolist()],
+        "equal": layer.equal,
+        "largest": largest,
+        "box": layer.box,
+        "sheet": _sheet(heat(above, largest)),
+    }
+
+
+def _agreed(layer: Agreed) -> dict[str, Any]:
+    """Lines are [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product.
+
+    `ring` is [x, y] of each child that stands on a circle, as those have it that stand nowhere in the image.
+    """
+    share = (layer.products / layer.products.max().clamp_min(1e-9)).clamp_min(0)
+    lines = torch.cat([layer.places.flip(-1).flatten(2), share.unsqueeze(-1)], -1)  # [k, m, 5]
+    return {
+        "name": layer.name,
+        "top": layer.top,
+        "parents": layer.parents,
+        "activations": [round(a, 4) for a in layer.activations],
+        "lines": [[[round(x, 3) for x in pair] for pair in parent] for parent in lines.tolist()],
+        "ring": None
+        if layer.ring is None
+        else [[round(x, 3) for x in place] for place in layer.ring.flip(-1).tolist()],
+    }
+
+
+def _sheet(tiles: Tensor) -> dict[str, Any]:
+    """Tiles uint8 [rows, columns, c, h, w] as a picture that holds them all."""
+    return {"uri": data_uri(to_sheet(tiles)), "rows": tiles.shape[0], "columns": tiles.shape[1]}

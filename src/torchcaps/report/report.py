@@ -1,0 +1,225 @@
+"""The report of a run: what its folder says, what its model does with images, and the page that shows both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from torchcaps.config import Config
+from torchcaps.files import check_plain, own_folder, read_plain
+from torchcaps.inspect import figures
+from torchcaps.inspect.agreement import draw_agreement, read_agreement
+from torchcaps.inspect.examples import Example, look_into, pick_images
+from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
+from torchcaps.inspect.measures import describe_measured, write_measures
+from torchcaps.inspect.pairs import draw_pairs
+from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
+from torchcaps.names import check_fields
+from torchcaps.report.page import SEEN, render
+from torchcaps.report.story import Sight, Split, Story
+from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.run import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from torchcaps.models import Model
+
+PAGE, FIGURES = "report.html", "figures"
+METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
+    "epoch": int,
+    "step": int,
+    "train_loss": float,
+    "train_accuracy": float,
+    "validation_loss": float | None,
+    "validation_accuracy": float | None,
+    "test_accuracy": float | None,
+    "lr": float,
+    "seconds": float,
+    "images_per_second": float,
+    "agreement": dict,
+}
+NEEDED = ("epoch", "validation_loss", "validation_accuracy", "seconds", "images_per_second")  # of these, in each line
+MISTAKES = 24  # that a page shows
+FEW = 12  # columns of a figure of examples
+
+
+class ReportKept(ValueError):
+    """A report was not written, since the one that is there shows more."""
+
+
+def write_report(path: str | Path, reason: str = "", out: str | Path | None = None) -> Path:
+    """Write report.html, figures/ and what was measured as JSON and CSV, of a run, finished or not.
+
+    Of an unfinished run the images are those of the validation split: the test split is for the end. What cannot be
+    shown (no checkpoint yet, data that are not there) the page says; but a page that shows it already is kept.
+
+    Args:
+        path: the folder.
+        reason: why the run ended early, for the page.
+        out: folder that is written to; None: that of the run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run.
+        ValueError: when the folder of the run, or one in it that is written to, is a link, or a file in it is none.
+        ReportKept: when the page would have shown less than the one that is there, which is kept, and its figures too.
+    """
+    story = read_story(Path(path), reason)
+    home = story.folder if out is None else own_folder(Path(out), make=True)
+    page = home / PAGE
+    check_plain(page)
+    try:
+        sight = look(story)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        sight = " ".join(str(error).split())
+        if page.exists() and SEEN.encode() in page.read_bytes():
+            raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
+    plots = draw_history(story)
+    folder = own_folder(home / FIGURES, make=True)
+    for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
+        figures.save_figure(figure, folder / name)
+    if isinstance(sight, Sight):
+        record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
+        write_measures(home, record, sight.measured, sight.classes)
+    write_text(page, render(story, plots, sight))
+    return page
+
+
+def read_story(path: Path, reason: str = "") -> Story:
+    """What the folder of a run says; only its config must be there."""
+    run = RunFolder(path)
+    lines = path / "metrics.jsonl"
+    return Story(
+        folder=path,
+        config=run.read_config(),
+        environment=run.read("environment.json") if (path / "environment.json").exists() else {},
+        history=read_history(lines) if lines.exists() else [],
+        result=run.read_result() if run.finished else None,
+        reason=reason,
+    )
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl.
+
+    Raises:
+        ValueError: when it is damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in read_plain(path).splitlines()]
+        for line in lines:
+            if not isinstance(line, dict):
+                raise ValueError(f"it holds a {type(line).__name__}, not an object")
+            check_fields(line, METRICS, NEEDED)
+            if (line["validation_loss"] is None) != (line["validation_accuracy"] is None):
+                raise ValueError("it has one of validation_loss and validation_accuracy, and not the other")
+        read_agreement(lines)
+        return lines
+    except (RecursionError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
+def look(story: Story) -> Sight:
+    """Load the model and the images of a run, and see what the one makes of the other.
+
+    Raises:
+        FileNotFoundError: when there is no checkpoint yet, or the data are not there.
+        ValueError: when the data cannot be read.
+    """
+    from torchcaps.cost import measure_cost
+    from torchcaps.data import load_data
+    from torchcaps.train import load_run
+    from torchcaps.train.evaluation import match_data
+    from torchcaps.train.machine import build_fabric
+
+    model, config = load_run(story.folder)
+    fabric = build_fabric(replace(config, device="auto", processes=1))
+    data = match_data(story.folder, load_data(config.data, fabric.device))
+    split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
+    batches = data.evaluation(split, config.batch_size)
+    fabric.to_device(model)
+    measured = measure(fabric, model, batches, config.loss)
+    decoder = _reconstructs(model, config)
+    examples = look_into(model, batches, measured, decoder)
+    classes = data.train.classes
+    wrong = measured.indices[worst(measured, MISTAKES)]
+    mistakes = pick_images(batches, wrong)[0].cpu() if len(wrong) else None
+    cost = measure_cost(model, data.image_size, data.channels)
+    with figures.style():
+        plots = draw_measured(measured, classes) | draw_examples(model, examples, classes, fabric.device)
+    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, plots)
+
+
+def draw_history(story: Story) -> dict[str, Figure]:
+    """Figures, by name, of how training went; none before the first epoch has ended."""
+    if not story.history:
+        return {}
+    rows = read_agreement(story.history)
+    with figures.style():
+        return {
+            **({"agreement": draw_agreement(rows)} if rows else {}),
+            "loss": figures.draw_curves(story.history, "loss", story.selected),
+            "accuracy": figures.draw_curves(story.history, "accuracy", story.selected),
+            "timing": figures.draw_timing(story.history),
+        }
+
+
+def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Figure]:
+    """Figures, by name, of what was measured."""
+    targets, predicted = measured.targets, measured.predicted
+    return {
+        "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
+        "class-accuracy": figures.draw_class_accuracy(class_accuracy(targets, predicted), classes),
+        "calibration": figures.draw_calibration(calibrate_measured(measured)),
+    }
+
+
+def draw_examples(
+    model: Model, examples: list[Example], classes: tuple[str, ...], device: torch.device
+) -> dict[str, Figure]:
+    """Figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
+    found: dict[str, Callable[[], Figure]] = {}
+    decoded = [each for each in examples if each.decoded is not None]
+    few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
+    if few:
+        images = torch.stack([each.image for each in few]).to(device)
+        sets = [[n in which for n in range(len(classes))] for each in few for which in (each.targets, each.predicted)]
+        targets, predicted = torch.tensor(sets).unflatten(0, (-1, 2)).unbind(1)
+        if few[0].parts is not None:
+            both = targets.to(device), predicted.to(device)
+            found["overlaps"] = lambda: draw_overlaps(model, images, *both)
+            found["segmentations"] = lambda: draw_segmentations(model, images, *both)
+        else:
+            found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
+    for layer in examples[0].routed if examples else []:
+        top = layer is examples[0].routed[-1]
+        names = name_parents(examples[0], layer.parents, classes if top else ())
+        found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
+            examples[0].image, layer.maps, names, layer.box, layer.equal
+        )
+    for layer in examples[0].agreed if examples else []:
+        names = name_parents(examples[0], layer.parents, classes if layer.top else ())
+        found[f"pairs-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: draw_pairs(
+            examples[0].image, layer.products, layer.places, names, layer.ring
+        )
+    return {name: draw() for name, draw in found.items()}
+
+
+def name_parents(example: Example, parents: list[int], classes: tuple[str, ...]) -> list[str]:
+    """Names for the parents of a layer, those of `classes` where there are any; what the image shows is ticked."""
+    if not classes:
+        return [f"parent {n + 1}" for n in parents]
+    return [f"{classes[n]} \u2713" if n in example.targets else classes[n] for n in parents]
+
+
+def _reconstructs(model: Model, config: Config) -> bool:
+    """Whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
+    return config.loss.reconstruction > 0 and config.data.standardise == "none"

@@ -1,0 +1,68 @@
+"""The one command that does a run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torchcaps.config import Config
+from torchcaps.names import check_choice
+from torchcaps.papers import create_recipe
+from torchcaps.papers.registry import finished_fields
+from torchcaps.shell import typed
+from torchcaps.tables.budgets import BUDGETS, Budget
+
+
+def reproduce_command(config: Config, folder: Path) -> str:
+    """A shell command that trains with `config`: its recipe and the flags in which it differs.
+
+    Where flags cannot say it (there is no such recipe, or the run lacks options that the recipe has), it reads the
+    configuration from the `folder` of the run.
+    """
+    words, recipe = _find(config.recipe)
+    if recipe is None or recipe.model.options.keys() - config.model.options.keys():
+        read = "RunFolder(pathlib.Path(sys.argv[1])).read_config()"
+        code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; fit({read})"
+        if config.agreement:
+            asked = "from torchcaps.inspect import find_probes; "
+            code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")
+        return typed(["python", "-c", code, str(folder)])
+    own = [word for record in config.imports for word in ("--import", record.partition(" ")[0])]
+    return typed(["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))])
+
+
+def _find(name: str) -> tuple[list[str], Config | None]:
+    """How the recipe of a run is named on the command line, and its config; None where there is none.
+
+    A run of a paper's cell is called PAPER.TABLE.CELL.BUDGET, and by its widths behind.
+    """
+    with suppress(ValueError):
+        return [name], create_recipe(name)
+    *home, budget = name.split(".")[:4]
+    with suppress(ValueError):
+        check_choice("budget", budget, BUDGETS)
+        recipe = create_recipe("/".join(home), cast(Budget, budget))
+        return ["/".join(home), "--budget", budget], recipe
+    return [], None
+
+
+def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = ()) -> list[str]:
+    """The flags that turn one config, or part of it, into another; those of `always`, with dots, also where equal."""
+    found = []
+    for each in (field for field in fields(config) if field.name not in ("changed", "imports")):
+        name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
+        if is_dataclass(new):
+            found += _flags(old, new, name + ".", always)
+        elif old == new and type(old) is type(new) and name.replace("-", "_") not in always:
+            continue
+        elif isinstance(new, dict):
+            changed = {key: value for key, value in new.items() if old.get(key) != value}
+            found += [] if not changed else [f"--{name}", *(str(part) for pair in changed.items() for part in pair)]
+        elif isinstance(new, bool):
+            found.append(f"--{name}" if new else f"--{prefix}no-{each.name.replace('_', '-')}")
+        else:
+            found += [f"--{name}", *map(str, new if isinstance(new, tuple) else (new,))]
+    return found

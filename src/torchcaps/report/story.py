@@ -1,0 +1,56 @@
+"""What a report is made of: what the folder of a run says, and what its model does with images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from torchcaps.config import Config
+from torchcaps.inspect.examples import Example
+from torchcaps.inspect.measured import Measured
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from torchcaps.cost import Cost
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the folder of a run says."""
+
+    folder: Path
+    config: Config
+    environment: dict[str, Any]
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    result: dict[str, Any] | None  # None: the run is not finished
+    reason: str  # why it ended early; "" where that is not known
+
+    @property
+    def selected(self) -> int | None:
+        """The epoch whose weights were kept, counted from 1."""
+        if self.result is not None:
+            return self.result["selected_epoch"]
+        measured = [each for each in self.history if each["validation_accuracy"] is not None]
+        if not measured:
+            return self.history[-1]["epoch"] if self.history else None
+        return max(measured, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))["epoch"]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the model of a run does."""
+
+    split: Split
+    images: int  # in the split
+    classes: tuple[str, ...]
+    measured: Measured
+    examples: list[Example]
+    mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
+    cost: Cost
+    figures: dict[str, Figure]

@@ -1,0 +1,123 @@
+"""Which fused step stands in for the plain one: looked up by the exact classes of the votes and of the routing.
+
+A step is looked up when a layer is built, never inside its forward pass, so that compilation sees no choice. A subclass
+of a routing is another algorithm and has no kernel unless it is registered too.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from torchcaps.capsules import transformed
+from torchcaps.names import check_choice
+from torchcaps.routing.interface import Routing, Sizes, State, Step
+from torchcaps.votes import Votes
+
+Implementation = Literal["auto", "plain", "fused"]
+FusedStep = Callable[[Any, Any, State, int], Step]
+Supports = Callable[["Transform", Any], str | None]
+
+COMPILERS = {"cpu": ("numba", "llvmlite"), "meta": ("numba", "llvmlite"), "cuda": ("triton",)}  # what kernels need
+DEVICES = {device for device, packages in COMPILERS.items() if all(map(find_spec, packages))}  # elsewhere plain steps
+
+
+class Transform(Protocol):
+    """What is asked of a layer's transform, which a room above defines (`torchcaps.layers.Transform`)."""
+
+    sizes: Sizes
+    shape: tuple[int, ...]  # of its matrices, [j, *window, c, m]
+
+    @property
+    def makes(self) -> type[Votes] | None:
+        """The class of its votes; None: no kernel can know them."""
+        ...
+
+
+class Kernel(NamedTuple):
+    step: FusedStep
+    supports: Supports
+
+
+_KERNELS: dict[tuple[type, type], Kernel] = {}
+F = TypeVar("F", bound=FusedStep)
+
+
+def always(transform: Transform, routing: Routing) -> str | None:
+    """The predicate of a kernel that takes every setting of its routing."""
+    return None
+
+
+def register_kernel(votes: type, routing: type[Routing], supports: Supports = always) -> Callable[[F], F]:
+    """A decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
+
+    Its coupling is None; the states are the same, so that plain and fused steps may follow each other.
+
+    Args:
+        votes: class that the layer's transform makes, `Transform.makes`.
+        routing: class of the layer's routing.
+        supports: of (transform, routing), the reason why the kernel does not take them, or None when it does.
+    """
+
+    def register(step: F) -> F:
+        assert (votes, routing) not in _KERNELS, f"{votes.__name__} of {routing.__name__} have two kernels"
+        _KERNELS[votes, routing] = Kernel(step, supports)
+        return step
+
+    return register
+
+
+def find_step(implementation: Implementation, transform: Transform, routing: Routing) -> FusedStep | None:
+    """The fused step for a layer, or None where its steps are plain.
+
+    Args:
+        implementation: "auto" takes the kernel where one fits, "plain" none, "fused" demands one.
+        transform, routing: of the layer.
+
+    Raises:
+        ValueError: for another implementation, and for "fused" where no kernel fits; it says why.
+    """
+    check_choice("implementation", implementation, ("auto", "plain", "fused"))
+    if implementation == "plain":
+        return None
+    kernel = None if transform.makes is None else _KERNELS.get((transform.makes, type(routing)))
+    if kernel is None:
+        votes = "votes of their own" if transform.makes is None else transform.makes.__name__
+        reason = f"there is no kernel for {type(routing).__name__} on {votes}"
+    else:
+        reason = kernel.supports(transform, routing)
+    if kernel is not None and reason is None and not DEVICES:
+        reason = "neither numba nor Triton is installed, which compile the kernels"
+        if implementation == "auto":
+            _say_plain()
+    if kernel is not None and reason is None:
+        if "cpu" not in DEVICES:
+            _say_plain()
+        return kernel.step
+    if implementation == "fused":
+        raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
+    return None
+
+
+@cache
+def _say_plain() -> None:
+    """Warn, once a process, that layers on a CPU are slower than they could be."""
+    warnings.warn(
+        "torchcaps: numba is not installed (it has no wheel for every Python and system), so capsule layers on a CPU "
+        "take plain steps: the same results, several times as slow; pip install numba",
+        stacklevel=2,
+    )
+
+
+def runs_fused(votes: Votes) -> bool:
+    """Return whether a fused step can be taken now.
+
+    That is on a device that kernels have, not in a graph made for elsewhere, and not where `torch.func` or forward mode
+    must see inside: to them an operation's derivative would be 0.
+    """
+    return votes.device.type in DEVICES and not torch.compiler.is_exporting() and not transformed()

@@ -1,0 +1,82 @@
+"""What is ahead of a run: steps, images, minutes by a few measured steps at the real batch size, and memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from torchcaps.config import Config
+from torchcaps.data.facts import data_facts
+
+FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
+WITHOUT = "no estimate of time and memory"
+
+
+class Ahead(NamedTuple):
+    """What a run will take; times and memory are None where they could not be measured."""
+
+    epochs: int
+    steps: int  # of an epoch
+    batch: int
+    held: int  # images that each epoch is validated on
+    step_seconds: float | None
+    memory: float | None  # megabytes that the process holds at most in a step
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training and validation, without what is loaded before."""
+        if self.step_seconds is None:
+            return None
+        return self.epochs * self.step_seconds * (self.steps + FORWARD * self.held / self.batch)
+
+    def __str__(self) -> str:
+        images = self.epochs * self.steps * self.batch
+        said = f"{self.epochs} epochs of {self.steps:,} steps of {self.batch} images, {images:,} in all"
+        if self.seconds is None or self.step_seconds is None or self.memory is None:
+            return f"{said}; {WITHOUT}"
+        return (
+            f"{said}; about {show_time(self.seconds)} at {1000 * self.step_seconds:.3g} ms a step, "
+            f"{self.memory:,.0f} MB in one"
+        )
+
+
+def count_ahead(config: Config) -> Ahead:
+    """What a run of `config` will do, by counting alone; raises as `data_facts`."""
+    images = data_facts(config.data).images
+    held = round(config.data.validation * images)
+    return Ahead(config.epochs, (images - held) // config.batch_size, config.batch_size, held, None, None)
+
+
+def look_ahead(config: Config) -> Ahead:
+    """What a run of `config` will take here: a few of its steps are measured, on noise, in this process.
+
+    They are not compiled. Of several processes one is measured, with its share of the batch.
+
+    Raises:
+        FileNotFoundError, ValueError: for data that are not there, and values that no run can have.
+    """
+    import torch
+
+    from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
+    from torchcaps.train.check import check_config
+    from torchcaps.train.machine import choose_device
+    from torchcaps.train.memory import check_memory
+
+    check_config(config)
+    counted = count_ahead(config)
+    device = choose_device(config.device, config.processes)
+    shape = model_arguments(config)
+    side = shape["image_size"]
+    check_memory(shape | {"image_size": (side, side) if isinstance(side, int) else side}, config, torch.device(device))
+    bare = {name: value for name, value in config.model.options.items() if name != "pretrained"}
+    measured = replace(config, model=replace(config.model, options=bare))
+    reset_peak(device)
+    seconds = step_seconds(measured, max(1, config.batch_size // config.processes), device)
+    return counted._replace(step_seconds=seconds, memory=peak_memory(device) / 1e6)
+
+
+def show_time(seconds: float) -> str:
+    """Seconds below a minute, minutes below two hours, and hours, each with two digits."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.2g} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"

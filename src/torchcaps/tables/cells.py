@@ -1,0 +1,207 @@
+"""Papers, their tables, and the cells of these: what was published, where, and how it is measured anew.
+
+A paper's file registers its tables; a table is a function that yields its cells, called when it is first asked for.
+Nothing here imports torch, so that listings answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+from torchcaps.config import Config, Option
+from torchcaps.names import unknown
+from torchcaps.tables.metrics import ERROR, Metric
+
+Kind = Literal["mean", "best", "single"]
+Drawn = Literal["reconstructions", "segmentations"]
+Change = Callable[[Config], Config]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What stands in print.
+
+    A mean, and a single value of which the paper does not say what it is, face our mean; a best faces our best of as
+    many runs.
+    """
+
+    text: str  #: a number as it is printed, or a word such as "fail"
+    kind: Kind = "single"
+    spread: str = ""  #: printed behind a mean
+    runs: int | None = None  #: that a mean or best is of, where the paper says
+
+    @property
+    def number(self) -> float | None:
+        """None for a word."""
+        try:
+            return float(self.text)
+        except ValueError:
+            return None
+
+    def __str__(self) -> str:
+        spread = f" ± {self.spread}" if self.spread else ""
+        return f"{self.text}{spread}" + (" (best)" if self.kind == "best" else "")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """How the budget `cpu` shrinks the network of a recipe, never its layers."""
+
+    name: str  #: of the widths, part of the result's name, e.g. "64-filters-8-types"
+    options: Mapping[str, Option] = field(default_factory=dict)  #: of the model, in place of the recipe's
+    change: Change | None = None  #: what else differs, after all other changes of the budget
+
+
+@dataclass(frozen=True)
+class Train:
+    """Filled by training."""
+
+    build: Callable[[], Config]  #: the complete config, as the paper trains
+    cpu: Narrow | None = None  #: None: the budget `cpu` trains the network as it is
+    fast: Change | None = None  #: what differs in the budget `fast`, after all its other changes
+    seeds: int = 3  #: runs, where no other number is asked for
+    plotted: bool = False  #: whether the paper plots its test error over the epochs: then `full` and `fast` record it
+
+
+@dataclass(frozen=True)
+class Count:
+    """Filled by a number of the recipe's network that needs no training."""
+
+    build: Callable[[], Config]
+    measure: Callable[[Config], float]  #: in the unit of the metric; imports torch when it is called
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Filled by arithmetic alone, such as a paper's own way of counting operations."""
+
+    value: float  #: in the unit of the metric
+
+
+@dataclass(frozen=True)
+class Combine:
+    """The best, or the mean, of what other cells measure."""
+
+    how: Literal["best", "mean"]
+    parts: tuple[str, ...]  #: PAPER/TABLE/CELL
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """Other people's system: cited, never run."""
+
+
+@dataclass(frozen=True)
+class Impossible:
+    """Cannot be reproduced, and why."""
+
+    reason: str
+
+
+How: TypeAlias = Train | Count | Formula | Combine | Quoted | Impossible
+
+
+@dataclass(frozen=True)
+class Cell:
+    name: str  #: within its table, in lower case, words joined by "-"
+    row: str  #: as printed
+    column: str  #: as printed
+    how: How
+    published: tuple[Published, ...] = ()  #: empty where the paper prints no value, as in most figures
+    metric: Metric = ERROR
+    note: str = ""  #: e.g. where the paper and its released code differ, and which one this is
+    home: str = ""  #: PAPER/TABLE, filled in by the table
+    picture: Drawn | None = None  #: what is drawn of the run, where print has a picture; see `recipes.pictures`
+
+    @property
+    def id(self) -> str:
+        """PAPER/TABLE/CELL; of a cell of no table its name."""
+        return f"{self.home}/{self.name}" if self.home else self.name
+
+    @property
+    def build(self) -> Callable[[], Config] | None:
+        """The function that returns the recipe, where there is one."""
+        return self.how.build if isinstance(self.how, Train | Count) else None
+
+
+@dataclass(frozen=True)
+class Paper:
+    name: str
+    citation: str
+
+
+@dataclass(frozen=True)
+class Table:
+    paper: Paper
+    name: str  #: e.g. "table2" for Table II
+    printed: str  #: what the paper calls it, e.g. "Table II"
+    title: str
+    yield_cells: Callable[[], Iterable[Cell]]
+
+    @property
+    def id(self) -> str:
+        """PAPER/TABLE."""
+        return f"{self.paper.name}/{self.name}"
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """In the order of the rows, and in each of the columns."""
+        return tuple(dataclasses.replace(cell, home=self.id) for cell in self.yield_cells())
+
+    def source(self, cell: Cell) -> str:
+        """Where the value of `cell` stands."""
+        return f"{self.paper.citation}, {self.printed}, row {cell.row}, column {cell.column}"
+
+
+_TABLES: dict[str, Table] = {}
+
+
+def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callable[[], Iterable[Cell]]], Table]:
+    """Register a function that yields the cells of a table; listings, commands and tests find it then."""
+
+    def register(function: Callable[[], Iterable[Cell]]) -> Table:
+        made = Table(paper, name, printed, title, function)
+        assert made.id not in _TABLES, f"table {made.id!r} is registered twice"
+        _TABLES[made.id] = made
+        return made
+
+    return register
+
+
+def list_tables(pattern: str = "*") -> list[Table]:
+    """Tables whose PAPER/TABLE matches a shell pattern: paper by paper its tables, figures, and numbers in the text."""
+    return sorted((each for name, each in _TABLES.items() if fnmatchcase(name, pattern)), key=_order)
+
+
+def _order(table: Table) -> tuple[str, int, str]:
+    kinds = ("table", "figure", "text")
+    return table.paper.name, next(n for n, kind in enumerate(kinds) if table.name.startswith(kind)), table.name
+
+
+def find_tables(pattern: str) -> list[Table]:
+    """The table PAPER/TABLE, or those that a shell pattern matches.
+
+    Raises:
+        ValueError: when there is none; the nearest one is named.
+    """
+    if found := list_tables(pattern):
+        return found
+    raise unknown("table", pattern, _TABLES, "`torchcaps list tables` shows all")
+
+
+def find_cell(name: str) -> Cell:
+    """The cell PAPER/TABLE/CELL.
+
+    Raises:
+        ValueError: when there is none; the nearest one is named.
+    """
+    home, _, short = name.rpartition("/")
+    cells = {cell.name: cell for each in find_tables(home) for cell in each.cells}
+    if short not in cells:
+        raise unknown(f"cell of {home}", short, cells)
+    return cells[short]

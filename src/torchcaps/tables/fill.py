@@ -1,0 +1,273 @@
+"""Filling cells: what is to be run for them, and running it once, however often it is asked for or cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torchcaps.config import Config
+from torchcaps.data.catalogue import absent, data_root, find
+from torchcaps.locking import hold
+from torchcaps.names import unknown
+from torchcaps.revisions import revisions_of
+from torchcaps.tables.ahead import Ahead, look_ahead
+from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
+from torchcaps.tables.lines import CLAIMS
+from torchcaps.tables.measure import peak_memory, reset_peak
+from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
+
+COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How cells are filled; the results do not depend on it."""
+
+    records: Path  # the file of the lines
+    out: Path = Path("runs")  # folder of the runs' folders
+    device: str = "auto"
+    root: Path | None = None  # of the data sets
+    hours: float | None = None  # after which no further run is begun
+    say: Callable[[str], None] = print
+    finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends, but smoke
+
+
+class Job(NamedTuple):
+    """One run, or one count, of a cell."""
+
+    cell: Cell
+    budget: Budget | Literal["count"]
+    config: Config
+
+    @property
+    def label(self) -> str:
+        return self.cell.id if self.budget == COUNT else f"{self.cell.id} seed {self.config.seed}"
+
+
+def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
+    """Cells whose name matches a shell pattern.
+
+    Raises:
+        ValueError: when there is none; the nearest one is named.
+    """
+    every = [cell for table in tables for cell in table.cells]
+    chosen = [cell for cell in every if fnmatchcase(cell.name, pattern)]
+    if not chosen:
+        raise unknown("cell", pattern, [cell.name for cell in every])
+    return chosen
+
+
+def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> list[Job]:
+    """What fills `cells`: the first seed of each before the second of any; what several share stands once.
+
+    Args:
+        seeds: runs of each cell; None: as many as its recipe says.
+
+    Raises:
+        ValueError: when `seeds` is below 1.
+    """
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds is {seeds}; it must be at least 1")
+    jobs: dict[tuple[str, ...], list[Job]] = {}
+    for cell in _spread(cells):
+        if isinstance(cell.how, Count):
+            config = cell.how.build()
+            jobs[cell.id, count_hash(config)] = [Job(cell, COUNT, config)]
+        elif isinstance(cell.how, Train):
+            config = apply_budget(cell.how.build(), budget, cell)
+            count = seeds or cell.how.seeds
+            planned = [Job(cell, budget, replace(config, seed=seed)) for seed in range(count)]
+            key = (config_hash(config),)
+            jobs[key] = max(jobs.get(key, []), planned, key=len)
+    rounds = max(map(len, jobs.values()), default=0)
+    return [planned[number] for number in range(rounds) for planned in jobs.values() if number < len(planned)]
+
+
+def _spread(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """`cells`, those that combine others replaced by these."""
+    for cell in cells:
+        if isinstance(cell.how, Combine):
+            yield from _spread(map(find_cell, cell.how.parts))
+        else:
+            yield cell
+
+
+def missing_data(config: Config, root: Path | None = None) -> str:
+    """Which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
+
+    A composed set needs the files of the set that it is composed from, whichever that is.
+    """
+    base = config.data.compose.base
+    for name in (config.data.name, config.data.test, base):
+        entry = find(name)[0] if name else None
+        if entry is None or (base is not None and entry.compose is not None):
+            continue
+        if lacking := absent(entry, data_root(root or config.data.root)):
+            return f"{name} lacks {lacking[0]}"
+    return ""
+
+
+def run_all(jobs: Sequence[Job], settings: Settings) -> int:
+    """Do the jobs in turn, but for those that are done; returns how many are left.
+
+    Raises:
+        ValueError, MemoryError, ...: as `fit`, whose run failed for a reason that others would share.
+        Interrupted: when a signal asked for it, and the run is saved.
+    """
+    deadline = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
+    left = 0
+    for number, job in enumerate(jobs):
+        if deadline is not None and time.monotonic() >= deadline:
+            left += len(jobs) - number
+            settings.say(f"{settings.hours:g} h are over: {len(jobs) - number} of {len(jobs)} runs were not looked at")
+            break
+        left += not do(job, settings)
+    return left
+
+
+def do(job: Job, settings: Settings) -> bool:
+    """Do one job, and append its line; True when that line is there now, also where it was before."""
+    lacking = "" if job.budget == COUNT else missing_data(job.config, settings.root)
+    if lacking:
+        settings.say(f"{job.label}: data not at hand: {lacking}")
+        return False
+    with _claimed(job, settings) as free:
+        if find_run(read_records(settings.records), job.config, job.budget) and job.budget != COUNT:
+            return True
+        if not free:
+            settings.say(f"{job.label}: another process has it")
+            return False
+        if job.budget == COUNT:
+            return _count(job, settings)
+        return _train(job, settings)
+
+
+@contextmanager
+def _claimed(job: Job, settings: Settings) -> Iterator[bool]:
+    """Hold the job for this process, and say whether no other one does.
+
+    It is held beside the lines, so that no seed is trained twice for one file of them, wherever the runs are put; and
+    in the folder of the runs, where two would go on with one run.
+    """
+    from torchcaps.train.check import check_out
+
+    check_out(settings.out)
+    name = f".{config_hash(job.config)}-{job.budget}-{job.config.seed}.lock"
+    with ExitStack() as stack:
+        free = True
+        for folder in (settings.records.parent / CLAIMS, settings.out):
+            folder.mkdir(parents=True, exist_ok=True)
+            held = hold(folder / name)
+            free = free and held is not None
+            if held is not None:
+                stack.enter_context(held)
+        yield free
+
+
+def _count(job: Job, settings: Settings) -> bool:
+    assert isinstance(job.cell.how, Count)
+    from torchcaps.train.machine import describe_machine
+
+    raised = revisions_of(job.config, trained=False)
+    line = {
+        "cell": job.cell.id,
+        "budget": COUNT,
+        "seed": job.config.seed,
+        "config_hash": count_hash(job.config),
+        **({"revisions": raised} if raised else {}),
+    }
+    if any(line.items() <= each.items() for each in read_records(settings.records)):
+        return True
+    try:
+        value = job.cell.how.measure(job.config)
+    except ValueError as error:  # such as for a device that is not there
+        settings.say(f"{job.label}: {error}")
+        return False
+    append_record(settings.records, line | {"value": value, "environment": describe_machine()})
+    settings.say(f"{job.label}: {job.cell.metric.show(value)} {job.cell.metric.unit}")
+    return True
+
+
+def _train(job: Job, settings: Settings) -> bool:
+    """Train, or go on where a run was cut, or only note a run that was cut between its end and its line."""
+    from torchcaps.inspect import find_probes
+    from torchcaps.train import fit
+    from torchcaps.train.machine import choose_device, describe_machine
+
+    data = replace(job.config.data, root=settings.root)
+    config = replace(job.config, data=data, out=settings.out, device=settings.device)
+    assert job.budget != COUNT
+    known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
+    if (folder := _finished(config)) is not None:
+        append_record(settings.records, describe_run(folder, **known))
+        settings.say(f"{job.label}: was finished in {folder}")
+        return True
+    ahead = measure_ahead(config if job.budget != "smoke" else replace(_full(job), data=data, device=settings.device))
+    if ahead is not None:
+        known |= {"step_seconds": ahead.step_seconds, "step_images": ahead.batch}
+        settings.say(f"{job.label}: {'the budget full would take ' if job.budget == 'smoke' else 'ahead: '}{ahead}")
+    device, begun = choose_device(config.device, config.processes), time.monotonic()
+    reset_peak(device)
+    try:
+        result = fit(config, _unfinished(config), find_probes(config))
+    except FloatingPointError as error:
+        failure = {
+            "seed": config.seed,
+            "config_hash": config_hash(config),
+            "revisions": revisions_of(config),
+            "failure": " ".join(str(error).split()),
+        }
+        append_record(settings.records, known | failure | {"environment": describe_machine()})
+        settings.say(f"{job.label}: failed: {error}")
+        return True
+    append_record(settings.records, describe_run(result.folder, **known, peak_memory=peak_memory(device)))
+    took = timedelta(seconds=round(time.monotonic() - begun))
+    settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {took}")
+    if job.budget != "smoke":
+        settings.finish(result.folder)
+    return True
+
+
+def measure_ahead(config: Config) -> Ahead | None:
+    """What a run of `config` will take; None where that cannot be measured, of which the run itself says why."""
+    try:
+        return look_ahead(config)
+    except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, MemoryError):
+        return None
+
+
+def _full(job: Job) -> Config:
+    assert isinstance(job.cell.how, Train)
+    return apply_budget(job.cell.how.build(), "full", job.cell)
+
+
+def _unfinished(config: Config) -> bool:
+    """Whether there is a run of exactly `config` to go on with."""
+    from torchcaps.train.run import find_unfinished
+
+    try:
+        find_unfinished(config)
+    except ValueError:
+        return False
+    return True
+
+
+def _finished(config: Config) -> Path | None:
+    """The folder of a finished run of `config`."""
+    from torchcaps.train import RunFolder
+
+    for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):
+        run = RunFolder(path)
+        if not run.finished:
+            continue
+        there, wanted = run.read_config(), (config.seed, config_hash(config))
+        if not there.changed and (there.seed, config_hash(there, run.read_revisions())) == wanted:
+            return path
+    return None

@@ -1,0 +1,160 @@
+"""Routings of one's own: by --import, by an entry point, and held to the library's properties."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from torchcaps import plugins
+from torchcaps.capsules import Capsules, squash
+from torchcaps.routing import Routing, list_routings, routing_class
+from torchcaps.routing.interface import Spec
+from torchcaps.testing import check_routing
+
+OWN = """
+from torchcaps.capsules import Capsules, squash
+from torchcaps.routing import Routing, register_routing
+from torchcaps.routing.interface import Spec
+
+
+@register_routing
+class Mine(Routing):
+    spec = Spec("NAME", "nobody, 2026", "b I J d", "b J d", iterative=True, couplings=True)
+
+    def couple(self, votes, state, t):
+        return None if state is None else votes.compete(votes.agree(state))
+
+    def update(self, votes, coupling, state, t):
+        parents = squash(votes.combine(coupling))
+        return Capsules(parents), parents
+"""
+
+
+class Plain(Routing):
+    """A newcomer's: what `couple` gives goes to `combine` as it is."""
+
+    spec = Spec("plain-test", "nobody", "b I J d", "b J d", iterative=True, couplings=True)
+
+    def couple(self, votes, state, t):
+        return None if state is None else votes.compete(votes.agree(state))
+
+    def update(self, votes, coupling, state, t):
+        parents = squash(votes.combine(coupling))
+        return Capsules(parents), parents
+
+
+def loops(votes: np.ndarray, activations: np.ndarray | None, iterations: int) -> np.ndarray:
+    """`Plain` in plain loops; the first coupling is 1 / j."""
+    assert activations is None
+    share, parents = np.full(votes.shape[:3], 1 / votes.shape[2]), votes[:, 0]
+    for _ in range(iterations):
+        total = (share[..., None] * votes).sum(1)
+        squared = (total**2).sum(-1, keepdims=True)
+        parents = squared / (1 + squared) * total / np.sqrt(squared)
+        logits = np.einsum("bijd,bjd->bij", votes, parents)
+        share = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    return parents
+
+
+def test_a_newcomer_has_all_properties() -> None:
+    checked = check_routing(Plain, loops)
+    assert checked[0] == "oracle" and {"permutations", "extremes", "dtypes", "gradients", "memory"} <= set(checked)
+    assert {"derivatives", "compile", "export"} <= set(checked)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "em", "fm", "xnidr", "inverted-attention-c", "uniform"])
+def test_ours_pass_the_same_check(name: str) -> None:
+    cls = routing_class(name)
+    assert "shapes" in check_routing(cls, iterations=2)
+
+
+class Ordered(Plain):
+    def update(self, votes, coupling, state, t):
+        order = torch.arange(votes.parents, dtype=votes.dtype)[:, None]
+        capsules, state = super().update(votes, coupling, state, t)
+        return Capsules(capsules.poses * (1 + order)), state
+
+
+class Unfloored(Plain):
+    def update(self, votes, coupling, state, t):
+        total = votes.combine(coupling)
+        parents = total / total.norm(dim=-1, keepdim=True)
+        return Capsules(parents), parents
+
+
+class Hoarding(Plain):
+    def update(self, votes, coupling, state, t):
+        dense = votes.dense()
+        share = 1 / votes.parents if coupling is None else coupling[..., None]
+        parents = squash((share * dense * dense.sigmoid()).sum(2))
+        return Capsules(parents), parents
+
+
+@pytest.mark.parametrize(
+    ("cls", "broken"),
+    [(Ordered, "permutations of"), (Unfloored, "extremes of"), (Hoarding, "memory of")],
+    ids=["ordered", "unfloored", "hoarding"],
+)
+def test_a_broken_property_is_named(cls: type[Routing], broken: str) -> None:
+    with pytest.raises(AssertionError, match=f"^{broken} 'plain-test': "):
+        check_routing(cls)
+    with pytest.raises(AssertionError, match=r"^oracle of 'plain-test': parents differ by"):
+        check_routing(Plain, lambda votes, activations, iterations: votes.sum(1))
+
+
+def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.HANDED_ON, "")
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("NAME", "test-of-mine"))
+    record = plugins.import_file(file)
+    assert plugins.import_file(file) == record == plugins.imported()[0]
+    assert record.startswith("mine.py ") and len(record.split()[1]) == 64
+    assert "test-of-mine" in {spec.name for spec in list_routings()}
+    assert plugins.imported_for(routing_class("test-of-mine")) == (record,)
+    assert plugins.imported_for(routing_class("dynamic")) == ()
+    with pytest.raises(ValueError, match=r"runs/x needs the code of other\.py, which is not here: give --import FILE"):
+        plugins.check_imports(["other.py 0"], "runs/x")
+    plugins.check_imports([record], "runs/x")
+    (tmp_path / "bad.py").write_text("1 / 0")
+    with pytest.raises(ValueError, match=r"bad\.py cannot be imported: ZeroDivisionError"):
+        plugins.import_file(tmp_path / "bad.py")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        plugins.import_file(tmp_path / "none.py")
+
+
+def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plugged.py").write_text(OWN.replace("NAME", "plugged"))
+    package = tmp_path / "plugged-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Name: plugged\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[torchcaps.plugins]\nmine = plugged\nlost = not_there_at_all\n")
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    code = path + "from torchcaps import routing; routing.routing_class('plugged')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "the plugin lost (not_there_at_all) cannot be loaded" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_with_own_routing_asks_for_its_file(tmp_path: Path) -> None:
+    """Trained with the file, refused without it, which nothing imports by itself, and evaluated with it."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("NAME", "mine"))
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "torchcaps", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    train = ["train", "digits", "--model.name", "small-resnet.mine", "--epochs", "1", "--data.limit", "200"]
+    done = run(*train, "--device", "cpu", "--import", str(file))
+    assert done.returncode == 0, done.stderr
+    refused = run("evaluate", "runs/digits-0")
+    assert refused.returncode == 2 and "needs the code of mine.py" in refused.stderr
+    assert run("evaluate", "runs/digits-0", f"--import={file}").returncode == 0
+    file.write_text(file.read_text() + "# changed\n")
+    assert "mine.py was changed since" in run("evaluate", "runs/digits-0", "--import", str(file)).stderr

@@ -1,0 +1,124 @@
+"""The order of the rooms: arrows run down only, imports inside functions and names in strings counted."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import torchcaps
+
+SOURCE = Path(torchcaps.__file__).parent
+# From top to bottom; a room is a folder or a file of the package. Those of one line know nothing of each other.
+ROOMS = """
+    __main__
+    cli
+    usage
+    testing
+    report compare
+    papers
+    tables
+    deploy inspect
+    train
+    cost
+    losses metrics
+    models
+    backbones
+    packed
+    layers
+    kernels sinkhorn
+    routing
+    votes
+    capsules
+    manifest
+    revisions
+    data
+    scores
+    forms
+    config
+    plugins shell names extras locking lazy files
+"""
+ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
+NAME = re.compile(r"torchcaps(\.\w+)+")
+
+
+class Arrow(NamedTuple):
+    source: str  # a module, torchcaps.a.b
+    line: int
+    target: str
+    inside: bool  # a function
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def arrows(name: str, tree: ast.AST, inside: bool = False) -> Iterator[Arrow]:
+    """The modules of ours that a module names, by an import or in a string."""
+    for node in ast.iter_child_nodes(tree):
+        line = getattr(node, "lineno", 0)
+        named = []
+        if isinstance(node, ast.Import):
+            named = [each.name for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{line}: imports are absolute here"
+            whole = [f"{node.module}.{each.name}" for each in node.names]
+            named = [each if each in MODULES else node.module or "" for each in whole]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = [node.value] if NAME.fullmatch(node.value) and node.value in MODULES else []
+        elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            start = str(node.values[0].value)  # f"torchcaps.room.{module}"
+            named = [start.rstrip(".")] if start.startswith("torchcaps.") and start.rstrip(".") in MODULES else []
+        yield from (Arrow(name, line, each, inside) for each in named if each.split(".")[0] == "torchcaps")
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from arrows(name, node, inside or function)
+
+
+def room_of(module: str) -> str:
+    """The room of a module; of `torchcaps` itself, the face above all rooms, ""."""
+    return module.split(".")[1] if "." in module else ""
+
+
+ARROWS = [each for name, path in MODULES.items() for each in arrows(name, ast.parse(path.read_text(encoding="utf-8")))]
+
+
+def test_every_room_has_its_place():
+    assert {room_of(module) for module in MODULES} - {""} == set(ORDER)
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_arrows_run_down_only(room):
+    """The face hands out names of all rooms, on first use; what rooms ask it for is the version alone."""
+    up = [each for each in ARROWS if room_of(each.source) == room and room_of(each.target) not in ("", room)]
+    assert [each for each in up if ORDER[room_of(each.target)] >= ORDER[room]] == []
+
+
+def test_there_is_no_circle_of_modules():
+    """Within a room, too; a folder's __init__, which hands out the names of its modules, is looked through."""
+    below: dict[str, set[str]] = {module: set() for module in MODULES}
+    for each in ARROWS:
+        if MODULES.get(each.source, SOURCE).name != "__init__.py" and each.source != each.target:
+            below[each.source].add(each.target)
+    while free := [module for module, targets in below.items() if not targets & below.keys()]:
+        for module in free:
+            del below[module]
+    assert sorted(below) == []
+
+
+def test_an_arrow_in_a_function_or_a_string_is_seen():
+    text = (
+        "def f():\n    import torchcaps.cli\nimport_module('torchcaps.data.load')\nimport_module(f'torchcaps.cost.{x}')"
+    )
+    found = [(each.target, each.inside) for each in arrows("torchcaps.capsules", ast.parse(text))]
+    assert found == [("torchcaps.cli", True), ("torchcaps.data.load", False), ("torchcaps.cost", False)]
