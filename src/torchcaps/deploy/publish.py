@@ -21,7 +21,7 @@ from safetensors.torch import save_model
 from torchcaps.config import to_plain
 from torchcaps.data import load_data
 from torchcaps.extras import missing_extra
-from torchcaps.files import replacing, write_text
+from torchcaps.files import replace_text, replacing
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
@@ -79,9 +79,9 @@ def write_package(
     content = (folder / FILE).read_bytes()
     written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
     known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
-    write_text(folder / "model.json", json.dumps(to_plain(manifest), indent=2) + "\n")
-    write_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
-    write_text(folder / "README.md", write_card(manifest, known, name or folder.name))
+    replace_text(folder / "model.json", json.dumps(to_plain(manifest), indent=2) + "\n")
+    replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
+    replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
     return written
 
 
@@ -180,7 +180,7 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
         return model, "float32"
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     try:
-        before, after = test_accuracy(run.path, model, copy.deepcopy(rounded).float())
+        before, after = measure_accuracy(run.path, model, copy.deepcopy(rounded).float())
     except (FileNotFoundError, ValueError) as error:
         if precision == "auto":
             return model, "float32"
@@ -192,7 +192,7 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
     raise ValueError(f"in bf16 the test accuracy is {after:.2%}, not {before:.2%}: store float32")
 
 
-def test_accuracy(path: Path, *models: Model) -> list[float]:
+def measure_accuracy(path: Path, *models: Model) -> list[float]:
     """Of each of `models` in place of the run's, as a share; the test split is read as the run says.
 
     Raises:
