@@ -97,6 +97,7 @@ def read_file(path: Path) -> tuple[Manifest, Model]:
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-    except SafetensorError as error:
+        packed = read_packed(metadata) if "scales" in metadata else None
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
-    return (read_packed(metadata), load_packed(path)) if "scales" in metadata else read_weights(path)
+    return read_weights(path) if packed is None else (packed, load_packed(path))
