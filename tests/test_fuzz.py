@@ -53,7 +53,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(
             torchcaps.train,
             "fit",
-            lambda config, resume=False: clip(replace(config, epochs=min(config.epochs, 2)), resume),
+            lambda config, resume=False, *rest: clip(replace(config, epochs=min(config.epochs, 2)), resume, *rest),
         )
         yield place
 

@@ -69,7 +69,11 @@ def match_data(path: str | Path, data: Data) -> Data:
     """
     manifest = RunFolder(Path(path)).read_manifest()
     if classes := manifest.classes:
-        train, validation, test = (with_classes(each, classes) for each in (data.train, data.validation, data.test))
+        splits = (data.train, data.validation, data.test)
+        try:
+            train, validation, test = (with_classes(each, classes) for each in splits)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         data = replace(data, train=train, validation=validation, test=test)
     for name, value in (
         ("num_classes", data.num_classes),
