@@ -326,7 +326,7 @@ def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"bad.safetensors cannot be used"):
         torchcaps.load(tmp_path / "bad.safetensors")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+    with pytest.raises(FileNotFoundError, match="folder holds no weights"):
         torchcaps.load(tmp_path / "folder")
     with pytest.raises(ValueError, match="device is 'gpu'; it must be auto, cpu, cuda or mps"):
         torchcaps.load(run, device="gpu")

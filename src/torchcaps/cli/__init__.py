@@ -22,6 +22,7 @@ from torchcaps.cli.datasets import data
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
+from torchcaps.cli.publishing import publish
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
@@ -41,6 +42,7 @@ COMMANDS = {
     "table": table,
     "compare": compare,
     "export": export,
+    "publish": publish,
     "prune": prune,
     "fold": fold,
     "list": list_names,

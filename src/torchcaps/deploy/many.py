@@ -12,6 +12,7 @@ import numpy as np
 
 from torchcaps.data.pictures import suffixes
 from torchcaps.deploy.classifier import BATCH, Classifier, Prediction
+from torchcaps.files import check_plain
 
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
@@ -19,13 +20,14 @@ def find_pictures(places: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: for what is not there.
-        ValueError: for a folder that holds no picture.
+        ValueError: for a folder that holds no picture, and for what is no file, such as a pipe.
     """
     found: list[Path] = []
     for place in map(Path, places):
         if not place.is_dir():
             if not place.exists():
                 raise FileNotFoundError(f"there is no picture and no folder {place}")
+            check_plain(place)
             found.append(place)
             continue
         inside = sorted(path for path in _walk(place) if path.suffix.lower() in suffixes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from torchcaps.config import to_plain
+from torchcaps.files import read_plain, replace_text
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.smaller import count_zeros, fold, prune, sizes_of
@@ -84,7 +84,7 @@ def _write(
     folder.mkdir(parents=True)
     for name in KEPT:
         if (path / name).exists():
-            shutil.copyfile(path / name, folder / name)
+            replace_text(folder / name, read_plain(path / name))
     written = RunFolder(folder)
     written.write("model.json", to_plain(manifest))
     save_checkpoint(written.best, small, manifest=manifest)

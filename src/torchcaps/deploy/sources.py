@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchcaps.deploy.classifier import Classifier, Runner
-from torchcaps.manifest import DIGESTS, KEY, Manifest, from_json
+from torchcaps.manifest import DIGESTS, Manifest
 
 if TYPE_CHECKING:
     from torchcaps.models import Model
@@ -20,13 +20,14 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
     """A classifier that answers for pictures, from what training or an export left.
 
     Args:
-        source: the folder of a run, of which the selected weights are taken; or a file: `.safetensors` (weights of a
-            run, or packed ones), `.onnx`, which ONNX Runtime computes on the CPU without torch, or `.pt2`.
+        source: the folder of a run, of which the selected weights are taken; a file: `.safetensors` (weights of a run,
+            or packed ones), `.onnx`, which ONNX Runtime computes on the CPU without torch, or `.pt2`; or a name of
+            weights, `hf-hub:OWNER/NAME` among them, see `torchcaps.models.pretrained.find_weights`.
         device: auto, cpu, cuda or mps.
         trusted: read a `.pt2` file, which may hold code that is run; all others are only read.
 
     Raises:
-        FileNotFoundError: when there is nothing of that name.
+        FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
         ValueError: when it is damaged, is of a later version, or lacks what a picture needs to become input.
     """
     path = Path(source)
@@ -45,16 +46,16 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
         program = ProgramRunner(path)
         return build(path, program.manifest(), program)
 
-    if path.is_dir():
+    if (path / "config.json").exists():
         manifest, model = read_run(path)
-    elif path.is_file():
-        manifest, model = read_weights(path)
     else:
-        raise FileNotFoundError(f"there is no run and no file {source}")
-    return build(path, manifest, ModuleRunner(model, device))
+        from torchcaps.models.pretrained import find_weights
+
+        manifest, model = read_file(find_weights(source))
+    return build(source, manifest, ModuleRunner(model, device))
 
 
-def build(path: Path, manifest: Manifest, runner: Runner) -> Classifier:
+def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
     """The classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
     try:
         classifier = Classifier(manifest, runner)
@@ -82,32 +83,21 @@ def read_run(path: Path) -> tuple[Manifest, Model]:
     return manifest, model
 
 
-def read_weights(path: Path) -> tuple[Manifest, Model]:
+def read_file(path: Path) -> tuple[Manifest, Model]:
     """What a safetensors file says of its model, and the model: weights of a run, or packed ones.
 
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.
     """
-    import torch
     from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_model
-    from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.deploy.packing import load_packed, read_packed
-    from torchcaps.models.smaller import rebuild
-    from torchcaps.train.evaluation import check_shapes, read_shapes
+    from torchcaps.models.pretrained import read_weights
 
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
-        if "scales" in metadata:
-            return read_packed(metadata), load_packed(path)
-        if KEY not in metadata:
-            raise ValueError("it does not say what its model is; give the folder of the run")
-        manifest = from_json(metadata[KEY])
-        check_shapes(lambda: rebuild(manifest), read_shapes(path))
-        model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
-        load_model(model, str(path))
-    except (RuntimeError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
-    return manifest, model.eval()
+        packed = read_packed(metadata) if "scales" in metadata else None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    return read_weights(path) if packed is None else (packed, load_packed(path))

@@ -44,7 +44,10 @@ class Evaluation:
 
 
 def evaluate_run(
-    path: str | Path, data: DataConfig | None = None, split: SplitName | Literal["all"] = "test", device: str = "auto"
+    path: str | Path,
+    data: DataConfig | None = None,
+    split: SplitName | Literal["all"] = "test",
+    device: str = "auto",
 ) -> Evaluation:
     """Measure the model that a run selected.
 

@@ -9,6 +9,7 @@ from torchcaps.models import (  # noqa: F401 - they register their names
     encapnet_six,
     fm_capsnet,
     fm_resnet,
+    pretrained,
     stem_heads,
     timm_heads,
 )

@@ -119,6 +119,16 @@ F = TypeVar("F", bound=Factory)
 _FACTORIES: dict[str, Factory] = {}
 
 
+_PRETRAINED: list[Factory] = []  # the one function that makes trained models, once it is registered
+
+
+def register_pretrained(factory: F) -> F:
+    """Have `create_model` make trained models by `factory`, of their name and the options that they must have."""
+    assert not _PRETRAINED, "registered twice"
+    _PRETRAINED.append(factory)
+    return factory
+
+
 class Family(NamedTuple):
     """Models whose names are made of parts, more of them than are worth a list."""
 
@@ -188,11 +198,19 @@ def create_model(
         in_channels: channels of the images, at least 1; None: 1, or those of the name's data set, or 3 of timm's.
         image_size: side in pixels, or (height, width); None: 28, or that of the name's data set, or 224 of timm's.
         options: keyword arguments of the model's family; where it takes `routing_options`, also those of its routing,
-            with `routing_` before their names.
+            with `routing_` before their names. `pretrained=True`, where no such option is the family's own: `name` is
+            that of trained weights, see `torchcaps.models.pretrained.find_weights`, and other options must be theirs.
 
     Raises:
+        FileNotFoundError: when there are no weights of that name.
         ValueError: for a name that is not registered (the nearest one is named), or sizes that the model cannot take.
     """
+    if options.get("pretrained") is True and not _knows_pretrained(name):
+        assert _PRETRAINED, "torchcaps.models registers it"
+        given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+        given["image_size"] = (image_size, image_size) if isinstance(image_size, int) else image_size
+        wanted = {key: value for key, value in (given | options).items() if value is not None and key != "pretrained"}
+        return _PRETRAINED[0](name, **wanted)
     factory = find_factory(name)
     classes = _default(factory, "num_classes", 10) if num_classes is None else num_classes
     channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
@@ -261,6 +279,14 @@ def rebuild_model(origin: Mapping[str, Any]) -> Model:
     for name, value in later.items():
         setattr(model, name, value)
     return model
+
+
+def _knows_pretrained(name: str) -> bool:
+    """Whether `name` is of a family that has an option `pretrained` of its own, as timm's."""
+    try:
+        return "pretrained" in inspect.signature(find_factory(name)).parameters
+    except ValueError:
+        return False
 
 
 def find_factory(name: str) -> Factory:

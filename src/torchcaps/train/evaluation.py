@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config
 from torchcaps.data import Batches, Data
 from torchcaps.data.classes import with_classes
-from torchcaps.files import check_plain
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
+from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights, present
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
@@ -110,7 +108,10 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
         check_sum(found / MODEL)
     except (OSError, ValueError) as error:
         raise damaged(found / MODEL, error) from error
-    shapes = read_shapes(found / MODEL)
+    try:
+        shapes = read_shapes(found / MODEL)
+    except (OSError, ValueError) as error:
+        raise damaged(found / MODEL, error) from error
     try:
         check_shapes(run.rebuild, shapes)
     except ValueError as error:
@@ -118,36 +119,3 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
     load_weights(folder, model)
     return model.eval(), config
-
-
-def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file, of which only the head is read.
-
-    Raises:
-        ValueError: when it is damaged, or no plain file.
-    """
-    try:
-        check_plain(weights)
-        with safe_open(str(weights), "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no dictionary
-    except (OSError, SafetensorError, ValueError) as error:
-        raise damaged(weights, error) from error
-
-
-def check_shapes(build: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless the model that `build` builds may take weights of `shapes`; no memory is taken for it.
-
-    So a stranger's model.json cannot ask for any amount. Of what cannot be built nothing is said: building it does.
-    """
-    try:
-        with torch.device("meta"):
-            bare = build().state_dict(keep_vars=True)
-    except (RuntimeError, ValueError):
-        return
-    for name, shape in shapes.items():
-        if name in bare and bare[name].shape != shape:
-            raise ValueError(f"its model has {name} of {list(bare[name].shape)}, but its weights have {list(shape)}")
-    kept = {id(bare[name]) for name in shapes if name in bare}
-    missing = {name: tensor for name, tensor in bare.items() if id(tensor) not in kept}
-    if sum(tensor.numel() for tensor in missing.values()) > sum(map(math.prod, shapes.values())):
-        raise ValueError(f"its model has {', '.join(sorted(missing)[:3])}, which its weights have not")

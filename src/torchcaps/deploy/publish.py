@@ -1,0 +1,232 @@
+"""A trained network as others get it: its weights, a card made of the run's own records, and the run's line.
+
+The files are `model.safetensors`, whose metadata say what the model is, `model.json`, the same to be read by people,
+`run.json`, the line of the run, and `README.md`, the card. No folder of the machine is named in them.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save_model
+
+from torchcaps.config import to_plain
+from torchcaps.data import load_data
+from torchcaps.extras import missing_extra
+from torchcaps.files import replace_text, replacing
+from torchcaps.losses import build_criterion, score_threshold
+from torchcaps.manifest import KEY, Manifest
+from torchcaps.models import Model
+from torchcaps.models.pretrained import FILE, HUB, repository
+from torchcaps.train.evaluation import evaluate, load_run, match_data
+from torchcaps.train.machine import build_fabric
+from torchcaps.train.run import RunFolder
+
+Precision = Literal["auto", "float32", "bf16"]
+MOST = 50  # classes that a card names
+WITHIN = 0.0002  # share of the test images by which rounded weights may differ
+_PATH = re.compile(r"(folder|npz|list):.*[/\\]")
+
+
+class Package(NamedTuple):
+    """What was written."""
+
+    folder: Path
+    bytes: int  # of the weights
+    sha256: str  # of the weights
+    precision: str  # that they are stored in
+
+
+def write_package(
+    path: str | Path, folder: str | Path, line: Mapping[str, Any], precision: Precision = "auto", name: str = ""
+) -> Package:
+    """Write the files of a finished run to `folder`, which is made.
+
+    Args:
+        path: the folder of the run.
+        folder: that the files are written to.
+        line: of the run, as `results/runs.jsonl` has it.
+        precision: that the weights are stored in; auto: bf16 where the test split is there and its accuracy stays
+            within 0.02 points, else float32.
+        name: by which `torchcaps.load` will find it, for the card; "": that of the folder.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run.
+        ValueError: when the run is not finished, is of format 1, when `folder` is there already, and for bf16 where
+            accuracy changes by more.
+    """
+    run, folder = RunFolder(Path(path)), Path(folder)
+    manifest = run.read_manifest()
+    if not run.finished:
+        raise ValueError(f"{path} is not finished: it has no result to publish")
+    if manifest.format == 1:
+        raise ValueError(f"{path} does not say {', '.join(manifest.missing)}: train it again to publish it")
+    if folder.exists():
+        raise ValueError(f"{folder} is there already: name another folder")
+    model, _ = load_run(path)
+    stored, chosen = _round(run, model, precision)
+    folder.mkdir(parents=True)
+    with replacing(folder / FILE) as temporary:
+        save_model(stored, str(temporary), {KEY: manifest.to_json()})
+    content = (folder / FILE).read_bytes()
+    written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
+    known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
+    replace_text(folder / "model.json", json.dumps(to_plain(manifest), indent=2) + "\n")
+    replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
+    replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
+    return written
+
+
+def publish_hub(package: Package, target: str, private: bool = False) -> str:
+    """Put the files of a package on the hub as `hf-hub:OWNER/NAME`; whoever is logged in there must be its owner.
+
+    Args:
+        package: what `write_package` wrote.
+        target: the place, which is made where it is not there.
+        private: make it so that its owner alone can see it.
+
+    Returns:
+        The address.
+
+    Raises:
+        ValueError: for another form of `target`, and where huggingface_hub is not installed.
+        OSError: when the hub cannot be reached, or refuses.
+    """
+    name, revision = repository(target)
+    if revision is not None:
+        raise ValueError(f"{target} names a revision: what is published is the newest one, {HUB}{name}")
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+    except ModuleNotFoundError as error:
+        raise ValueError(missing_extra(error)) from error
+    try:
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=package.folder, commit_message="A network of torchcaps")
+    except HfHubHTTPError as error:
+        raise OSError(f"{target} cannot be published: {' '.join(str(error).split())}") from error
+    return str(done.repo_url)
+
+
+def write_card(manifest: Manifest, line: Mapping[str, Any], name: str) -> str:
+    """The card of a network in Markdown, with what the hub reads at its head."""
+    classes = ", ".join(_text(each) for each in manifest.classes[:MOST]) + (", ..." * (len(manifest.classes) > MOST))
+    options = {f"`{key}`": f"`{_text(value)}`" for key, value in manifest.model.items() if key != "name"}
+    return f"""---
+library_name: torchcaps
+pipeline_tag: image-classification
+tags: [capsule-network, {json.dumps(manifest.name)}]
+---
+
+# {_text(name)}
+
+A capsule network for images, trained and written by torchcaps; all that stands here comes from the records of its run.
+
+{_table({"": ""} | _facts(manifest, line))}
+
+Classes: {classes}.
+
+```python
+import torchcaps
+
+classifier = torchcaps.load({json.dumps(name)})
+print(classifier("picture.png").top(3))
+```
+
+`run.json` is the line of the run, with its whole configuration; `model.json` says how a picture becomes input, and what
+a score is. The digests in it tell which images were trained and tested on.
+
+{_table({"option": "value"} | options)}
+"""
+
+
+def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
+    """What the run says of itself, by what it is."""
+    weights, environment, data = line["weights"], line.get("environment", {}), manifest.data
+    machine = environment.get("gpu") or environment.get("cpu") or "a machine that is not named"
+    held = f", {data.validation.images:,} to select on" if data.validation.images else ""
+    wrong = f"{line['test_errors']:,} of {line['test_images']:,} wrong"
+    done = [word for word, is_so in (("pruned", manifest.smaller.pruned), ("folded", manifest.smaller.folded)) if is_so]
+    return {
+        "model": f"`{manifest.name}`, {line['parameters']:,} trainable parameters",
+        **({"afterwards": f"{' and '.join(done)}, with equal scores"} if done else {}),
+        "data": f"`{_text(data.name)}`, {data.train.images:,} training images{held}",
+        "test accuracy": f"{line['test_accuracy']:.2%} ({wrong}), one seed ({line['seed']})",
+        "weights": f"{weights['bytes']:,} bytes of {weights['precision']}, SHA-256 `{weights['sha256']}`",
+        "trained": f"recipe `{_text(line['recipe'])}`, epoch {line['selected_epoch']} kept, {line['seconds']:.0f} s on "
+        f"{_text(machine)}",
+        "versions": _text(", ".join(f"{library} {number}" for library, number in manifest.versions.items())),
+    }
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    """In Markdown, of which the first row is the head."""
+    head, *others = (f"| {name} | {value} |" for name, value in rows.items())
+    return "\n".join([head, "| --- | --- |", *others])
+
+
+def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, str]:
+    """The model as it is stored, and in what precision."""
+    if precision == "float32":
+        return model, "float32"
+    rounded = copy.deepcopy(model).to(torch.bfloat16)
+    try:
+        before, after = measure_accuracy(run.path, model, copy.deepcopy(rounded).float())
+    except (FileNotFoundError, ValueError) as error:
+        if precision == "auto":
+            return model, "float32"
+        raise ValueError(f"bf16 is tested on the test split, which cannot be read: {error}") from error
+    if abs(after - before) <= WITHIN:
+        return rounded, "bf16"
+    if precision == "auto":
+        return model, "float32"
+    raise ValueError(f"in bf16 the test accuracy is {after:.2%}, not {before:.2%}: store float32")
+
+
+def measure_accuracy(path: Path, *models: Model) -> list[float]:
+    """Of each of `models` in place of the run's, as a share; the test split is read as the run says.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        ValueError: when it is damaged or is none of the run's.
+    """
+    _, config = load_run(path)
+    fabric = build_fabric(replace(config, device="auto", processes=1))
+    data = match_data(path, load_data(config.data, fabric.device))
+    criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
+    return [
+        evaluate(
+            fabric,
+            fabric.to_device(copy.deepcopy(model)),
+            data.evaluation("test", config.batch_size),
+            criterion,
+            data.num_classes,
+            threshold,
+            config.loss.reconstruction > 0,
+        ).accuracy
+        for model in models
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A line without the folders of the machine that it was trained on."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items() if key not in ("root", "out")}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return _PATH.sub(r"\1:", value) if isinstance(value, str) else value
+
+
+def _text(value: object) -> str:
+    """A value inside a table of Markdown: one line, and no markup of its own."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    return re.sub(r"([|`<>\[\]])", r"\\\1", plain)

@@ -1,0 +1,190 @@
+"""Weights that ship, by name: from a file, a folder, the cache, a checkout and a stand-in for the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub import serving
+from PIL import Image
+from safetensors import safe_open
+from tiny import tiny_config
+
+import torchcaps
+from torchcaps.cli import main
+from torchcaps.config import DataConfig, ModelConfig
+from torchcaps.deploy.publish import write_card, write_package
+from torchcaps.manifest import KEY, from_json
+from torchcaps.models import pretrained
+from torchcaps.models.pretrained import CHECKOUT, FILE, SHIPPED, create_pretrained, find_weights, list_weights
+from torchcaps.tables.records import describe_run
+from torchcaps.train import RunFolder, fit, load_run
+
+LIMIT = 24 * 2**20  # bytes in a checkout
+SMALL = {"channels": 4, "primary": 2, "kernel": 3, "decoder": False}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config(tmp_path_factory.mktemp("pretrained"), model=ModelConfig("capsnet", SMALL), epochs=1,
+                         data=DataConfig("digits", limit=128), batch_size=32)  # fmt: skip
+    return Path(fit(config).folder)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TORCHCAPS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "weights"
+
+
+def scores(path: str | Path) -> np.ndarray:
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return np.array([list(each.scores.values()) for each in torchcaps.load(path)(images)])
+
+
+def test_a_package_says_all_of_itself(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "mine"
+    assert main(["publish", str(run), str(place), "--precision", "float32"]) == 0
+    assert f"{place}: " in capsys.readouterr().out
+    assert {path.name for path in place.iterdir()} == {FILE, "model.json", "run.json", "README.md"}
+    line = json.loads((place / "run.json").read_text())
+    digest = hashlib.sha256((place / FILE).read_bytes()).hexdigest()
+    assert line["weights"] == {"sha256": digest, "bytes": (place / FILE).stat().st_size, "precision": "float32"}
+    assert line["config_hash"] == describe_run(run)["config_hash"] and line["environment"]["torch"]
+    card = (place / "README.md").read_text()
+    result = RunFolder(run).read("result.json")
+    assert f"{result['test_accuracy']:.2%}" in card and digest in card and "| `channels` | `4` |" in card
+    assert str(run.parent) not in card + json.dumps(line)
+    np.testing.assert_array_equal(scores(place), scores(run))
+    assert main(["publish", str(run), str(place)]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_weights_are_halved_where_the_test_stays_the_same(run: Path, tmp_path: Path) -> None:
+    line = describe_run(run)
+    whole = write_package(run, tmp_path / "whole", line, "float32")
+    half = write_package(run, tmp_path / "half", line, "auto")
+    assert (whole.precision, half.precision) == ("float32", "bf16") and half.bytes < 0.75 * whole.bytes
+    with safe_open(half.folder / FILE, "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+        assert from_json(file.metadata()[KEY]) == RunFolder(run).read_manifest()
+    assert next(torchcaps.load(half.folder).model.parameters()).dtype == torch.float32
+    np.testing.assert_allclose(scores(half.folder), scores(run), atol=0.02)
+
+
+def test_bf16_that_changes_the_test_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchcaps.deploy.publish.WITHIN", -1.0)
+    assert write_package(run, tmp_path / "auto", describe_run(run)).precision == "float32"
+    with pytest.raises(ValueError, match=r"in bf16 the test accuracy is .*: store float32"):
+        write_package(run, tmp_path / "half", describe_run(run), "bf16")
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_card_is_no_markup_of_a_stranger(run: Path) -> None:
+    line = describe_run(run) | {"weights": {"bytes": 1, "precision": "float32", "sha256": "0"}}
+    line["recipe"] = "a|b`<script>\n# owned"
+    card = write_card(RunFolder(run).read_manifest(), line, "x\n# owned")
+    assert "<script>" not in card.replace("\\<script\\>", "") and "\n# owned" not in card
+
+
+def test_weights_are_found_by_name(run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    written = write_package(run, cache / "mine", describe_run(run), "float32")
+    assert find_weights("mine") == find_weights(cache / "mine") == find_weights(written.folder / FILE)
+    assert "mine" in list_weights()
+    for source in ("mine", run, written.folder / FILE):
+        model = torchcaps.create_model(str(source), pretrained=True, num_classes=10)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), load_run(run)[0].parameters(), strict=True))
+    np.testing.assert_array_equal(scores("mine"), scores(run))
+    with pytest.raises(ValueError, match="num_classes is 3, but the trained model mine has 10: leave it out"):
+        create_pretrained("mine", num_classes=3)
+    monkeypatch.setattr(pretrained, "CHECKOUT", tmp_path / "checkout")
+    with pytest.raises(FileNotFoundError, match=r"no weights 'capsnet': weights by name are mine; those of the hub"):
+        torchcaps.create_model("capsnet", pretrained=True)
+    with pytest.raises(FileNotFoundError, match="come with a checkout of torchcaps, and not with an installed package"):
+        torchcaps.load(SHIPPED[0])
+    with pytest.raises(FileNotFoundError, match="holds no weights"):
+        torchcaps.load(tmp_path)
+
+
+def test_a_name_is_no_way_out_of_the_cache(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache" / FILE).parent.mkdir()
+    (tmp_path / "cache" / FILE).write_bytes(b"")
+    for name in ("..", "../", "weights/../..", "a/b"):
+        with pytest.raises(FileNotFoundError):
+            find_weights(f"{name}")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:owner", "hf-hub:owner/../x", "hf-hub:a/b/c", "hf-hub:a/b@c@d"])
+def test_names_of_the_hub_have_one_form(name: str) -> None:
+    with pytest.raises(ValueError, match="it must be hf-hub:OWNER/NAME"):
+        find_weights(name)
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The folder of a hub, and the environment of a process that takes it for the real one."""
+    with serving(tmp_path / "hub") as address:
+        yield tmp_path / "hub", os.environ | {
+            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_of_nobody",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
+            "TORCHCAPS_CACHE": str(tmp_path / "cache"),
+        }  # fmt: skip
+
+
+def command(environment: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "torchcaps", *map(str, words)], env=environment, capture_output=True,
+                          text=True)  # fmt: skip
+
+
+def test_the_hub_gives_what_was_published(run: Path, hub: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    place, environment = hub
+    done = command(environment, "publish", run, "hf-hub:someone/digits", "--precision", "float32")
+    assert done.returncode == 0, done.stderr
+    assert "/someone/digits: " in done.stdout
+    assert {path.name for path in (place / "someone" / "digits").iterdir()} == {
+        FILE, "model.json", "run.json", "README.md"}  # fmt: skip
+    assert 'torchcaps.load("hf-hub:someone/digits")' in (place / "someone" / "digits" / "README.md").read_text()
+    (tmp_path / "new").mkdir()
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "new" / "a.png")
+    said = command(environment, "predict", "hf-hub:someone/digits", tmp_path / "new", "--json", "--top", "10")
+    assert said.returncode == 0, said.stderr
+    wanted = torchcaps.load(run)(tmp_path / "new" / "a.png")
+    found = {each["label"]: each["probability"] for each in json.loads(said.stdout)[0]["top"]}
+    assert found == pytest.approx(wanted.probabilities, abs=1e-6)
+    shutil.rmtree(place / "someone")
+    gone = command(
+        environment | {"HF_HOME": str(tmp_path / "fresh")}, "predict", "hf-hub:someone/digits", tmp_path / "new"
+    )
+    assert gone.returncode == 1 and "hf-hub:someone/digits cannot be fetched" in gone.stderr
+    assert len(gone.stderr.splitlines()) == 1
+
+
+def test_nothing_is_published_by_nobody(run: Path, hub: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    place, environment = hub
+    done = command(environment | {"HF_TOKEN": ""}, "publish", run, "hf-hub:someone/digits", "--precision", "float32")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "hf-hub:someone/digits cannot be published" in done.stderr and not (place / "someone").exists()
+    done = command(environment, "publish", run, "hf-hub:someone")
+    assert done.returncode == 2 and "it must be hf-hub:OWNER/NAME" in done.stderr
+
+
+def test_what_ships_is_small_and_is_what_its_card_says() -> None:
+    assert sorted(path.name for path in CHECKOUT.iterdir() if path.is_dir()) == sorted(SHIPPED)
+    assert sum(path.stat().st_size for path in CHECKOUT.rglob("*") if path.is_file()) <= LIMIT
+    for name in SHIPPED:
+        weights = CHECKOUT / name / FILE
+        line = json.loads((CHECKOUT / name / "run.json").read_text())
+        assert line["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+        classifier = torchcaps.load(weights)
+        assert classifier.manifest == from_json((CHECKOUT / name / "model.json").read_text())
+        card = (CHECKOUT / name / "README.md").read_text()
+        assert card == write_card(classifier.manifest, line, name)
