@@ -8,7 +8,6 @@ open a pipe waits for ever.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: when it cannot be written, e.g. on a full disk.
     """
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.urandom(8).hex()}{path.suffix}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
     os.close(descriptor)
     mode = stat.S_IMODE(temporary.stat().st_mode)
