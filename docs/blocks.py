@@ -168,11 +168,18 @@ def reproduced(results: str, *patterns: str) -> str:
                 found = summarise(cell, budget, records)
                 if found is None or not found.values:
                     continue
-                hours = mean(each["seconds"] * each["environment"].get("threads", 1) / 3600 for each in found.records)
+                hours = mean(map(core_hours, found.records))
                 link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")
                 rows.append((link, cell.row, cell.column, *ours))
     return markdown(rows)
+
+
+def core_hours(record: dict[str, Any]) -> float:
+    """Of one run: what its threads computed, or where an older record does not say, the time that they were held."""
+    if record.get("cpu_seconds") is not None:
+        return record["cpu_seconds"] / 3600
+    return record["seconds"] * record["environment"].get("threads", 1) / 3600
 
 
 def compared(*heads: str) -> str:

@@ -24,6 +24,7 @@ from torchcaps.train.run import RunFolder
 
 EVERYTHING = {"norm": True, "dropout": 0.2}  # all that a checkpoint must bring back: buffers, random numbers
 CLOCK = ("seconds", "images_per_second")
+CLOCKS = {"seconds": 0, "cpu_seconds": 0}
 
 
 def history(folder: str | Path, without: tuple[str, ...] = ()) -> list[dict]:
@@ -61,6 +62,7 @@ def test_run_writes_what_it_says(whole: Path) -> None:
     assert (result["validation_accuracy"], result["selected_epoch"]) == (best["validation_accuracy"], best["epoch"])
     assert result["test_accuracy"] == (360 - result["test_errors"]) / 360
     assert result["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
+    assert 0 < result["cpu_seconds"] < 1.1 * torch.get_num_threads() * result["seconds"] + 1
 
 
 def test_the_test_split_is_measured_after_each_epoch_on_request_and_changes_nothing(
@@ -150,7 +152,7 @@ def test_resumed_run_ends_as_if_it_had_never_stopped(
     for checkpoint in ("last", "best"):
         assert weights(result.folder, checkpoint) == weights(whole, checkpoint)
     ended, expected = (RunFolder(folder).read("result.json") for folder in (tmp_path / "tiny-0", whole))
-    assert ended | {"seconds": 0} == expected | {"seconds": 0}
+    assert ended | CLOCKS == expected | CLOCKS
 
 
 def test_run_cut_between_its_two_checkpoints_is_resumed(

@@ -29,7 +29,8 @@ _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left out
     **dict.fromkeys(("cell", "budget", "width", "recipe", "config_hash", "failure"), str),
     **dict.fromkeys(("seed", "steps", "peak_memory"), int),
-    **dict.fromkeys(("test_accuracy", "validation_accuracy", "seconds", "images_per_second", "value"), int | float),
+    **dict.fromkeys(("test_accuracy", "validation_accuracy", "images_per_second", "value"), int | float),
+    **dict.fromkeys(("seconds", "cpu_seconds"), int | float),
     **dict.fromkeys(("curve", "config", "environment", "revisions"), dict),
 }
 _RUN = ("full", "fast", "cpu", "smoke", "count")  # budgets of lines that are found by hash and seed

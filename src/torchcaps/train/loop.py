@@ -166,6 +166,7 @@ class Trainer:
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
+        self.cpu_clock = time.process_time()
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -226,6 +227,7 @@ class Trainer:
             selected_epoch=position.selected_epoch,
             parameters=sum(p.numel() for p in self.model.deployed().parameters() if p.requires_grad),
             seconds=position.seconds,
+            cpu_seconds=position.cpu_seconds,
             folder=self.folder.path,
             **self.statistics,
         )
@@ -342,7 +344,7 @@ class Trainer:
         if not self.config.test_curve:
             return {}
         test = self.evaluate("test", model)
-        self.clock = time.monotonic()
+        self.clock, self.cpu_clock = time.monotonic(), time.process_time()
         return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
     def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
@@ -436,6 +438,7 @@ class Trainer:
 
     def _tick(self) -> None:
         """Add the time since the last call to the epoch's."""
-        now = time.monotonic()
+        now, cpu = time.monotonic(), time.process_time()
         self.position.epoch_seconds += now - self.clock
-        self.clock = now
+        self.position.cpu_seconds += cpu - self.cpu_clock
+        self.clock, self.cpu_clock = now, cpu

@@ -20,6 +20,7 @@ class Position:
     selected_accuracy: float | None = None  # on the validation split
     selected_loss: float = math.inf  # the same; it decides between epochs of equal accuracy
     history: list[dict] = field(default_factory=list)  # the lines of metrics.jsonl
+    cpu_seconds: float = 0.0  # of all threads of this process, as far as the last look at the clock
 
     def end_epoch(self, record: dict) -> None:
         """Begin the next epoch; `record` is the line of the one that has ended."""

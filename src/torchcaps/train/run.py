@@ -51,6 +51,7 @@ class Result(NamedTuple):
     test_label_accuracy: float | None = None  # of label sets, see `Score`; None of single labels
     test_xnodr_top2: float | None = None  # likewise
     test_top5_accuracy: float | None = None  # of single labels; None of label sets
+    cpu_seconds: float | None = None  # of the same, all threads of the first process; None of runs without the record
     statistics_batches: int | None = (
         None  # that batch norm is measured on for evaluations; None: statistics are running
     )
