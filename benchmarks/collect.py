@@ -1,5 +1,5 @@
 """Append finished runs of `torchcaps train` to results/runs.jsonl, one line a run, and print each recipe's mean and
-spread over its seeds. Runs of `torchcaps reproduce` are there already.
+deviation over its seeds. Runs of `torchcaps reproduce` are there already.
 
 python benchmarks/collect.py RUN [RUN ...]
 """
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "test_accuracy" in record:
             by_recipe[record["recipe"]].append(100 * record["test_accuracy"])
     for recipe, accuracies in by_recipe.items():
-        spread = f" +- {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        print(f"{recipe}: {mean(accuracies):.2f}{spread} % test accuracy ({len(accuracies)} runs)")
+        deviation = f" +- {stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        print(f"{recipe}: {mean(accuracies):.2f}{deviation} % test accuracy ({len(accuracies)} runs)")
 
 
 if __name__ == "__main__":

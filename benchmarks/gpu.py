@@ -20,7 +20,7 @@ TRAINED = {  # in order of worth
     "train-multimnist": "fm/text-multimnist/test",
 }
 RUNS = {
-    "test-attention": ("tests/interpreted_attention.py", "cuda"),
+    "test-attention": ("tests/interpreted_inverted_attention.py", "cuda"),
     "test-em": ("tests/interpreted_em.py", "cuda"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
     "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),

@@ -110,8 +110,8 @@ def _earlier(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary |
 
 
 def _mean(cell: Cell, summary: Summary) -> str:
-    spread = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
-    return f"{cell.metric.show(summary.mean)}{spread}"
+    deviation = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
+    return f"{cell.metric.show(summary.mean)}{deviation}"
 
 
 def _published(cell: Cell) -> str:

@@ -47,8 +47,8 @@ def penalties() -> Iterator[Row]:
     yield "λ", "accuracy (%)", "mean of *b*", "standard deviation of *b*"
     for (*trial, penalty), line in sorted(_trials().items(), key=lambda item: item[0][-1]):
         if trial == ["fashion-mnist", 1.0, 0.4, 1.0]:
-            spread = (f"{line['coefficients'][name]:.2f}" for name in ("mean", "std"))
-            yield f"{penalty:g}", f"{100 * line['validation_accuracy']:.1f}", *spread
+            moments = (f"{line['coefficients'][name]:.2f}" for name in ("mean", "std"))
+            yield f"{penalty:g}", f"{100 * line['validation_accuracy']:.1f}", *moments
 
 
 def folded() -> Iterator[Row]:

@@ -18,12 +18,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from torchcaps.kernels.attention import cuda as attention_cuda
 from torchcaps.kernels.dynamic import cuda as dynamic_cuda
 from torchcaps.kernels.em import cuda as em_cuda
 from torchcaps.kernels.em.op import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result
 from torchcaps.kernels.fm import cuda as fm_cuda
+from torchcaps.kernels.inverted_attention import cuda as attention_cuda
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 

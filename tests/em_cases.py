@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from attention_cases import inputs
+from inverted_attention_cases import inputs
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.em.step import conv_step

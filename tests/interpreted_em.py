@@ -7,7 +7,7 @@ import sys
 
 import em_cases
 import torch
-from attention_cases import CASES, distance
+from inverted_attention_cases import CASES, distance
 
 from torchcaps.kernels.em import cuda, op
 

@@ -6,9 +6,9 @@ from exporting import onnx_error
 
 from torchcaps import create_model
 from torchcaps.capsules import Capsules, lengths, squash
-from torchcaps.layers.master_aide import VERSIONS
-from torchcaps.models import encapnet_six
-from torchcaps.models.encapnet_six import BiasedTransform, RepeatedTransform
+from torchcaps.encapnet.capconv import VERSIONS
+from torchcaps.models.encapnet import six
+from torchcaps.models.encapnet.six import BiasedTransform, RepeatedTransform
 
 NARROW = {
     "encapnet-v1": {"types": 2, "lengths": (1, 1, 1, 1)},
@@ -166,7 +166,7 @@ def test_em_votes_of_a_matrix_for_each_child_are_those_of_shared_ones(monkeypatc
     """With and without the fused step: scores and all gradients."""
     torch.manual_seed(0)
     repeated = narrow("capnet-6-em").double()
-    monkeypatch.setattr(encapnet_six, "REPEATED", 0)
+    monkeypatch.setattr(six, "REPEATED", 0)
     shared = narrow("capnet-6-em").double()
     shared.load_state_dict(repeated.state_dict())
     kinds = [{type(layer.transform) for layer in model.stack.layers} for model in (repeated, shared)]

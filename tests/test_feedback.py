@@ -16,12 +16,12 @@ from torch import nn
 
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
+from torchcaps.encapnet.sinkhorn import kl_divergence
 from torchcaps.layers.gather import gather_batch
 from torchcaps.losses import build_criterion, multi_hot
-from torchcaps.models.encapnet_six import AsCapsules
-from torchcaps.models.feedback import Feedback, WithFeedback, stage_shapes
-from torchcaps.models.staged import StagedModel
-from torchcaps.sinkhorn import kl_divergence
+from torchcaps.models.encapnet.feedback import Feedback, WithFeedback, stage_shapes
+from torchcaps.models.encapnet.six import AsCapsules
+from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.train import fit
 from torchcaps.train.machine import build_fabric, launch
 

@@ -349,9 +349,11 @@ def test_votes_with_batch_norm_answer_every_sum_as_the_votes_themselves(each):
         wide = (x if x.ndim == 1 else x.unsqueeze(2) for x in (scale, shift))
         moved = dense * next(wide) + next(wide)
         close(votes.combine(coupling, scale, shift), (coupling[..., None] * moved).sum(2))
-        close(votes.spread(coupling, scale, shift), (coupling[..., None] * moved.square()).sum(2))
+        close(votes.squares(coupling, scale, shift), (coupling[..., None] * moved.square()).sum(2))
         close(votes.distance(scale, shift), moved.square().sum(-1))
-    close(votes.spread(coupling, shift=parents), (coupling[..., None] * (dense + parents.unsqueeze(2)).square()).sum(2))
+    close(
+        votes.squares(coupling, shift=parents), (coupling[..., None] * (dense + parents.unsqueeze(2)).square()).sum(2)
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from interpreted import interpreted, needs_interpreter, needs_triton, without_la
 from torch import nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.attention.op import attend, attend_backward
 from torchcaps.kernels.dynamic.op import dynamic_step, dynamic_step_backward
 from torchcaps.kernels.em.op import em_step, em_step_backward
 from torchcaps.kernels.fm.op import fm_moments, fm_moments_backward, fm_sums, fm_sums_backward
+from torchcaps.kernels.inverted_attention.op import attend, attend_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 
 pytestmark = needs_triton

@@ -9,8 +9,8 @@ from pathlib import Path
 import em_cases
 import pytest
 import torch
-from attention_cases import CASES, distance
 from fused import Calls, check, held, largest_allocation, memory_of_nan, outcome, twin
+from inverted_attention_cases import CASES, distance
 from layers import ALL, children
 from layers import layer as any_layer
 from naive import conv_votes, conv_windows, em

@@ -27,10 +27,10 @@ ROOMS = """
     cost
     losses metrics
     models
-    backbones
+    backbones encapnet
     packed
     layers
-    kernels sinkhorn
+    kernels
     routing
     votes
     capsules
@@ -122,3 +122,15 @@ def test_an_arrow_in_a_function_or_a_string_is_seen():
     )
     found = [(each.target, each.inside) for each in arrows("torchcaps.capsules", ast.parse(text))]
     assert found == [("torchcaps.cli", True), ("torchcaps.data.load", False), ("torchcaps.cost", False)]
+
+
+def test_a_kernel_is_named_as_its_routing():
+    folders = {module.split(".")[2] for module in MODULES if module.startswith("torchcaps.kernels.")}
+    steps = {folder for folder in folders if f"torchcaps.kernels.{folder}.step" in MODULES}
+    assert steps and all(f"torchcaps.routing.{folder}" in MODULES for folder in steps)
+
+
+def test_a_paper_has_one_name_in_all_rooms_below_it():
+    """EncapNet and FM agreement are folders of models as they are files of papers; so is inverted attention."""
+    for paper in ("capsnet", "discriminative", "encapnet", "fm", "inverted_attention"):
+        assert {f"torchcaps.papers.{paper}", f"torchcaps.models.{paper}"} <= MODULES.keys()

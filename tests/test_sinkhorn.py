@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchcaps.sinkhorn import ground_cost, kl_divergence, sinkhorn_divergence, transport_plan
+from torchcaps.encapnet.sinkhorn import ground_cost, kl_divergence, sinkhorn_divergence, transport_plan
 
 METRIC = {"cosine": "cosine", "l2": "euclidean"}
 every_cost = pytest.mark.parametrize("cost", METRIC)

@@ -83,8 +83,8 @@ def test_every_cell_says_where_it_stands(table) -> None:
         assert table.paper.citation in table.source(cell) and cell.row in table.source(cell)
         for published in cell.published:
             assert published.text == published.text.strip() != ""
-            assert not published.spread or (published.number is not None and float(published.spread) >= 0)
-            assert published.kind == "mean" or not published.spread
+            assert not published.std or (published.number is not None and float(published.std) >= 0)
+            assert published.kind == "mean" or not published.std
 
 
 def test_only_what_can_be_run_has_a_recipe() -> None:

@@ -55,20 +55,20 @@ def test_agree(name):
     close(votes.agree(parents, "xnor"), (binarize(dense) * parents[:, :, None]).sum(-1))
 
 
-def test_spread_and_distance(name):
+def test_squares_and_distance(name):
     votes, dense, there, _ = made(name)
     b, p, i, j, d = dense.shape
     torch.manual_seed(1)
     coupling, scale, shift = random(b, p, i, j) * there[:, :, None], random(b, p, j, d), random(d)
     squares = (dense * scale[:, :, None] + shift).square()
-    close(votes.spread(coupling, scale, shift), (coupling[..., None] * squares).sum(2))
-    close(votes.spread(coupling[..., :1]), (coupling[..., :1, None] * dense.square()).sum(2))
-    close(votes.spread("ones", scale, shift), (there[:, :, None, None] * squares).sum(2))
+    close(votes.squares(coupling, scale, shift), (coupling[..., None] * squares).sum(2))
+    close(votes.squares(coupling[..., :1]), (coupling[..., :1, None] * dense.square()).sum(2))
+    close(votes.squares("ones", scale, shift), (there[:, :, None, None] * squares).sum(2))
     close(votes.distance(scale, shift), squares.sum(-1))
     close(votes.distance(), dense.square().sum(-1))
 
 
-def test_combine_spread_and_distance_of_scaled_votes(name):
+def test_combine_squares_and_distance_of_scaled_votes(name):
     """Scale and shift of each child, of each child and parent, or of all alike."""
     votes, dense, there, _ = made(name)
     b, p, i, j, d = dense.shape
@@ -82,11 +82,11 @@ def test_combine_spread_and_distance_of_scaled_votes(name):
             wide = (x.unsqueeze(2) if x.ndim == 4 else x for x in (scale, shift))
             changed = dense * next(wide) + next(wide)
             close(votes.combine(coupling, scale, shift), (share * changed).sum(2))
-            close(votes.spread(coupling, scale, shift), (share * changed.square()).sum(2))
+            close(votes.squares(coupling, scale, shift), (share * changed.square()).sum(2))
             close(votes.distance(scale, shift), changed.square().sum(-1))
     close(votes.combine("ones", scale=random(d) * 0 + 2), 2 * dense.sum(2))
     close(votes.combine(None), dense.sum(2) / votes.parents)  # uniform, as a routing says it
-    close(votes.spread(None), dense.square().sum(2) / votes.parents)
+    close(votes.squares(None), dense.square().sum(2) / votes.parents)
 
 
 def test_moments(name):

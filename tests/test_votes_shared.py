@@ -35,7 +35,7 @@ SUMS = {
     "agree": lambda v: v.agree(draw(BATCH, 1, PARENTS, POSE, seed=3)),
     "agree-one-image": lambda v: v.agree(draw(1, 1, PARENTS, POSE, seed=3)),
     "agree-xnor": lambda v: v.agree(draw(BATCH, 1, PARENTS, POSE, seed=3), "xnor"),
-    "spread": lambda v: v.spread(draw(BATCH, 1, CHILDREN, PARENTS, seed=3), shift=draw(BATCH, 1, PARENTS, POSE)),
+    "squares": lambda v: v.squares(draw(BATCH, 1, CHILDREN, PARENTS, seed=3), shift=draw(BATCH, 1, PARENTS, POSE)),
     "distance": lambda v: v.distance(draw(BATCH, 1, PARENTS, POSE), draw(BATCH, 1, PARENTS, POSE, seed=4)),
     "moments": lambda v: torch.cat([x.expand(CHILDREN, PARENTS, POSE) for x in v.moments("pair")]),
     "binarized": lambda v: v.binarized().combine(),
@@ -93,6 +93,6 @@ def test_neither_all_votes_nor_a_weight_for_each_child_is_made():
     state = torch.rand(1, 1, parents, pose)
     with Largest() as largest:
         votes.distance(state, state)
-        votes.spread(torch.rand(1, 1, types * positions, parents), shift=state)
+        votes.squares(torch.rand(1, 1, types * positions, parents), shift=state)
     assert types * positions * columns <= largest.numbers <= CACHED
     assert types * positions * parents * pose > CACHED

@@ -80,8 +80,8 @@ def show_accuracy(row: Row) -> str:
     """Mean ± standard deviation (runs)."""
     if row.accuracy is None or not row.accuracy.values:
         return "not run"
-    spread = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
-    return f"{row.accuracy.mean:.2f}{spread} ({len(row.accuracy.values)})"
+    deviation = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
+    return f"{row.accuracy.mean:.2f}{deviation} ({len(row.accuracy.values)})"
 
 
 def _cells(row: Row) -> list[str]:
@@ -104,8 +104,8 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
-    """Which routings lie above each control by more than both spreads together."""
-    by_head = {row.head: row for row in rows if _accuracy(row) and _spread(row) is not None}
+    """Which routings lie above each control by more than both standard deviations together."""
+    by_head = {row.head: row for row in rows if _accuracy(row) and _deviation(row) is not None}
     said = []
     for control in CONTROLS:
         if control not in by_head:
@@ -115,13 +115,13 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
             row.head
             for row in ranked(list(by_head.values()))
             if row.head not in CONTROLS
-            and _accuracy(row) - _accuracy(floor) > (_spread(row) or 0.0) + (_spread(floor) or 0.0)
+            and _accuracy(row) - _accuracy(floor) > (_deviation(row) or 0.0) + (_deviation(floor) or 0.0)
         ]
         said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")
     return said
 
 
-def _spread(row: Row) -> float | None:
+def _deviation(row: Row) -> float | None:
     """None for less than two runs, of which nothing can be said."""
     return None if row.accuracy is None else row.accuracy.std
 
@@ -155,7 +155,7 @@ def _place(record: Record) -> str:
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Test accuracy with its spread against the time of a training step, and against the latency of a batch of 128."""
+    """Test accuracy and its deviation against the time of a training step and the latency of a batch of 128."""
     from matplotlib.figure import Figure
 
     from torchcaps.inspect.figures import INK, style
@@ -168,8 +168,8 @@ def draw(rows: Sequence[Row]) -> Figure:
             for row in known:
                 assert row.cost is not None
                 colour = INK["second" if row.head in CONTROLS else "accent"]
-                spread = _spread(row) or 0.0
-                axes.errorbar(row.cost[key], _accuracy(row), spread, fmt="o", ms=4, color=colour, capsize=2, lw=1)
+                deviation = _deviation(row) or 0.0
+                axes.errorbar(row.cost[key], _accuracy(row), deviation, fmt="o", ms=4, color=colour, capsize=2, lw=1)
             axes.set(xlabel=label)
             axes.set_xlim(left=0)
             axes.margins(x=0.05)

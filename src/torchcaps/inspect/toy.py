@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
+from torchcaps.encapnet.sinkhorn import ground_cost, transport_plan
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 from torchcaps.routing import Step, routing_class
-from torchcaps.sinkhorn import ground_cost, transport_plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

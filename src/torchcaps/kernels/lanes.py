@@ -14,13 +14,13 @@ from torch import Tensor
 
 from torchcaps.kernels.simd import (
     LANES,
+    broadcast,
     compiled,
     exp,
     inlined,
     load,
     put,
     select,
-    spread,
     store,
     store_totals,
     total,
@@ -162,14 +162,14 @@ def _multiply(x, left, length, w, to, down, along, out, into, width, add):
         a7 = load(out, k + 7 * LANES) if add else zeros(out)
         for c in range(length):
             one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * spread(w, q)
-            a1 = a1 + one * spread(w, q + along)
-            a2 = a2 + one * spread(w, q + 2 * along)
-            a3 = a3 + one * spread(w, q + 3 * along)
-            a4 = a4 + one * spread(w, q + 4 * along)
-            a5 = a5 + one * spread(w, q + 5 * along)
-            a6 = a6 + one * spread(w, q + 6 * along)
-            a7 = a7 + one * spread(w, q + 7 * along)
+            a0 = a0 + one * broadcast(w, q)
+            a1 = a1 + one * broadcast(w, q + along)
+            a2 = a2 + one * broadcast(w, q + 2 * along)
+            a3 = a3 + one * broadcast(w, q + 3 * along)
+            a4 = a4 + one * broadcast(w, q + 4 * along)
+            a5 = a5 + one * broadcast(w, q + 5 * along)
+            a6 = a6 + one * broadcast(w, q + 6 * along)
+            a7 = a7 + one * broadcast(w, q + 7 * along)
         store(out, k, a0)
         store(out, k + LANES, a1)
         store(out, k + 2 * LANES, a2)
@@ -187,10 +187,10 @@ def _multiply(x, left, length, w, to, down, along, out, into, width, add):
         a3 = load(out, k + 3 * LANES) if add else zeros(out)
         for c in range(length):
             one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * spread(w, q)
-            a1 = a1 + one * spread(w, q + along)
-            a2 = a2 + one * spread(w, q + 2 * along)
-            a3 = a3 + one * spread(w, q + 3 * along)
+            a0 = a0 + one * broadcast(w, q)
+            a1 = a1 + one * broadcast(w, q + along)
+            a2 = a2 + one * broadcast(w, q + 2 * along)
+            a3 = a3 + one * broadcast(w, q + 3 * along)
         store(out, k, a0)
         store(out, k + LANES, a1)
         store(out, k + 2 * LANES, a2)
@@ -200,7 +200,7 @@ def _multiply(x, left, length, w, to, down, along, out, into, width, add):
     while k < end:
         a0 = load(out, k) if add else zeros(out)
         for c in range(length):
-            a0 = a0 + load(x, left + c * LANES) * spread(w, to + c * down)
+            a0 = a0 + load(x, left + c * LANES) * broadcast(w, to + c * down)
         store(out, k, a0)
         k += LANES
         to += along

@@ -134,7 +134,7 @@ def store(typingctx, array, index, value):
 
 
 @inline
-def spread(typingctx, array, index):
+def broadcast(typingctx, array, index):
     """16 times the one number of a contiguous `array` at `index`."""
     lanes = Lanes(array.dtype)
 

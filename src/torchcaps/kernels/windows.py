@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, spread, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, exp, highest, load, select, store, total, zeros
 
 
 def parents_to_lanes(weight: Tensor) -> Tensor:
@@ -110,13 +110,13 @@ def make_votes(u, weight, child, votes):
                 for c in range(columns):
                     left, right = load(weight, w + (c * m + s) * LANES), load(weight, w + (c * m + s + 1) * LANES)
                     k = r * columns + c
-                    y = spread(u, k)
+                    y = broadcast(u, k)
                     a0, b0 = a0 + y * left, b0 + y * right
-                    y = spread(u, k + columns)
+                    y = broadcast(u, k + columns)
                     a1, b1 = a1 + y * left, b1 + y * right
-                    y = spread(u, k + 2 * columns)
+                    y = broadcast(u, k + 2 * columns)
                     a2, b2 = a2 + y * left, b2 + y * right
-                    y = spread(u, k + 3 * columns)
+                    y = broadcast(u, k + 3 * columns)
                     a3, b3 = a3 + y * left, b3 + y * right
                 k = ((x * height + r) * m + s) * LANES
                 step = m * LANES
@@ -193,13 +193,13 @@ def differentiate_weight(u, d_votes, child, d_weight):
                 for r in range(height):
                     v = ((x * height + r) * m + s) * LANES
                     left, right = load(d_votes, v), load(d_votes, v + LANES)
-                    y = spread(u, r * columns + c)
+                    y = broadcast(u, r * columns + c)
                     a0, b0 = a0 + y * left, b0 + y * right
-                    y = spread(u, r * columns + c + 1)
+                    y = broadcast(u, r * columns + c + 1)
                     a1, b1 = a1 + y * left, b1 + y * right
-                    y = spread(u, r * columns + c + 2)
+                    y = broadcast(u, r * columns + c + 2)
                     a2, b2 = a2 + y * left, b2 + y * right
-                    y = spread(u, r * columns + c + 3)
+                    y = broadcast(u, r * columns + c + 3)
                     a3, b3 = a3 + y * left, b3 + y * right
                 store(d_weight, k, a0)
                 store(d_weight, k + LANES, b0)

@@ -1,10 +1,8 @@
-"""Modules: transforms, routed layers and stacks, primary capsules, capConv, feedback, decoders."""
+"""Modules: transforms, routed layers and stacks, primary capsules, decoders."""
 
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
-from torchcaps.layers.feedback import OptimalTransportUnit
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
-from torchcaps.layers.master_aide import CapConvModule, CapFC, MasterAideConv2d, to_capsules, to_maps
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
@@ -16,15 +14,11 @@ from torchcaps.layers.transforms import (
 )
 
 __all__ = [
-    "CapConvModule",
-    "CapFC",
     "CapsuleLayer",
     "CapsuleStack",
     "ConvTransform",
     "DenseDecoder",
     "LinearTransform",
-    "MasterAideConv2d",
-    "OptimalTransportUnit",
     "PooledTransform",
     "PrimaryCaps",
     "PrimaryPoses",
@@ -35,7 +29,5 @@ __all__ = [
     "flatten_space",
     "plain_steps",
     "pose_shape",
-    "to_capsules",
-    "to_maps",
     "use_implementation",
 ]

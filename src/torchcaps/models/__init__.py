@@ -1,21 +1,16 @@
-"""Registered models, one family a file."""
+"""Registered models: the networks of one paper in a file or folder, and capsule heads on any network (`*heads.py`)."""
 
 from torchcaps.models import (  # noqa: F401 - they register their names
-    attention,
-    cnn,
-    dynamic,
-    em,
     encapnet,
-    encapnet_six,
-    fm_capsnet,
-    fm_resnet,
+    fm,
+    inverted_attention,
     pretrained,
     stem_heads,
     timm_heads,
 )
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet
-from torchcaps.models.feedback import Feedback, WithFeedback
+from torchcaps.models.encapnet import Feedback, StagedModel, WithFeedback
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel
 from torchcaps.models.registry import (
     Model,
@@ -26,7 +21,6 @@ from torchcaps.models.registry import (
     rebuild_model,
     register_model,
 )
-from torchcaps.models.staged import StagedModel
 
 __all__ = [
     "CapsNet",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from torchcaps.kernels.lanes import softmax
-from torchcaps.kernels.simd import LANES, compiled, load, magnitude, root, select, spread, store, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, root, select, store, zeros
 from torchcaps.packed.bits import binarize, dots, scale
 
 BLOCK = 8  # children
@@ -84,10 +84,10 @@ def _agree(signs, sizes, words, i, length, near, state, shares, n):
         a0 = a1 = a2 = a3 = zeros(near)
         for k in range(0, pose, 4):
             s, b = (n * number + j) * padded + k, (j * pose + k) * LANES
-            a0 = a0 + dots(signs, at, words[i, j, k], length) * spread(near, s) * load(state, b)
-            a1 = a1 + dots(signs, at, words[i, j, k + 1], length) * spread(near, s + 1) * load(state, b + LANES)
-            a2 = a2 + dots(signs, at, words[i, j, k + 2], length) * spread(near, s + 2) * load(state, b + 2 * LANES)
-            a3 = a3 + dots(signs, at, words[i, j, k + 3], length) * spread(near, s + 3) * load(state, b + 3 * LANES)
+            a0 = a0 + dots(signs, at, words[i, j, k], length) * broadcast(near, s) * load(state, b)
+            a1 = a1 + dots(signs, at, words[i, j, k + 1], length) * broadcast(near, s + 1) * load(state, b + LANES)
+            a2 = a2 + dots(signs, at, words[i, j, k + 2], length) * broadcast(near, s + 2) * load(state, b + 2 * LANES)
+            a3 = a3 + dots(signs, at, words[i, j, k + 3], length) * broadcast(near, s + 3) * load(state, b + 3 * LANES)
         store(shares, (n * number + j) * LANES, (a0 + a1 + (a2 + a3)) * load(sizes, at))
 
 
@@ -101,8 +101,8 @@ def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elem
         a0 = a1 = m0 = m1 = nothing
         for k in range(0, pose, 2):  # what is padded has scale and state 0
             s, b = (n * number + j) * padded + k, (j * pose + k) * LANES
-            v0 = dots(signs, at, words[i, j, k], length) * spread(near, s)
-            v1 = dots(signs, at, words[i, j, k + 1], length) * spread(near, s + 1)
+            v0 = dots(signs, at, words[i, j, k], length) * broadcast(near, s)
+            v1 = dots(signs, at, words[i, j, k + 1], length) * broadcast(near, s + 1)
             x0, x1 = load(state, b), load(state, b + LANES)
             a0, m0 = a0 + select(v0, nothing, x0, nothing - x0), m0 + magnitude(v0)
             a1, m1 = a1 + select(v1, nothing, x1, nothing - x1), m1 + magnitude(v1)
@@ -121,10 +121,10 @@ def _add_votes(signs, words, i, count, length, near, shares, sums):
             a0, a1, a2, a3 = load(sums, b), load(sums, b + LANES), load(sums, b + 2 * LANES), load(sums, b + 3 * LANES)
             for n in range(count):
                 share, at, s = load(shares, (n * number + j) * LANES), (i + n) * LANES, (n * number + j) * padded + k
-                a0 = a0 + dots(signs, at, words[i + n, j, k], length) * spread(near, s) * share
-                a1 = a1 + dots(signs, at, words[i + n, j, k + 1], length) * spread(near, s + 1) * share
-                a2 = a2 + dots(signs, at, words[i + n, j, k + 2], length) * spread(near, s + 2) * share
-                a3 = a3 + dots(signs, at, words[i + n, j, k + 3], length) * spread(near, s + 3) * share
+                a0 = a0 + dots(signs, at, words[i + n, j, k], length) * broadcast(near, s) * share
+                a1 = a1 + dots(signs, at, words[i + n, j, k + 1], length) * broadcast(near, s + 1) * share
+                a2 = a2 + dots(signs, at, words[i + n, j, k + 2], length) * broadcast(near, s + 2) * share
+                a3 = a3 + dots(signs, at, words[i + n, j, k + 3], length) * broadcast(near, s + 3) * share
             store(sums, b, a0)
             store(sums, b + LANES, a1)
             store(sums, b + 2 * LANES, a2)

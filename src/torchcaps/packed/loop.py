@@ -19,13 +19,13 @@ from torch import Tensor
 from torchcaps.capsules import midpoint
 from torchcaps.kernels.simd import (
     LANES,
+    broadcast,
     compiled,
     exp,
     highest,
     load,
     magnitude,
     select,
-    spread,
     store,
     store_totals,
     total,
@@ -187,7 +187,7 @@ def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, f
             _softmax(shares, outside, sizes[i])
         for b in range(images):
             for j in range(parents):
-                share = spread(shares, b * width + j)
+                share = broadcast(shares, b * width + j)
                 for k in range(j * pose, (j + 1) * pose, LANES):
                     here = b * parents * pose + k
                     vote = dots(words, base + k, signs[i, b], length) * load(near, k)

@@ -1,6 +1,6 @@
 """Recipes of Li, Guo, Dai, Ouyang and Wang, "Neural network encapsulation" (2018): Tables 3 and 4 and figure 4.
 
-Those of its six-layer networks are in `recipes.encapnet_six`.
+Those of its six-layer networks are in `papers.encapnet_six`.
 
 All train by Adam at 1e-4 with weight decay 5e-4 and batches of 128, and the rate falls tenfold at 200, 300 and 400 of
 600 epochs. Capsule networks have the margin loss, others cross-entropy.

@@ -179,8 +179,8 @@ def table2() -> Iterator[Cell]:
             yield Cell(name, row, column, Quoted(), (Published(value),), ACCURACY)
     note = "24 blocks, as in the released code; the paper says 25, and not where the extra one goes"
     for data, column in columns.items():
-        value, spread = OURS[data]
-        how, published = Train(partial(residual, data), NARROW_RESIDUAL), (Published(value, "mean", spread, 3),)
+        value, std = OURS[data]
+        how, published = Train(partial(residual, data), NARROW_RESIDUAL), (Published(value, "mean", std, 3),)
         yield Cell(f"ours-{data}", "Ours", column, how, published, ACCURACY, note)
 
 
@@ -191,7 +191,7 @@ def text_residual() -> Iterator[Cell]:
     yield Cell("deepcaps", "DeepCaps [23]", "parameters", Quoted(), (Published("7.22"),), PARAMETERS)
 
 
-TOYS = {  # Table 6: routing, iterations, value, spread
+TOYS = {  # Table 6: routing, iterations, value, std
     ("dynamic", 1): ("91.74", "0.86"),
     ("dynamic", 2): ("92.73", "0.62"),
     ("dynamic", 3): ("93.36", "0.69"),
@@ -238,10 +238,10 @@ def smallnorb_released(routing: str, iterations: int) -> Config:
 def table6() -> Iterator[Cell]:
     note = "the paper's 120 epochs; lengths and activations of dynamic and EM routing by softmax, as in its code"
     code = "200 epochs, a half-life of 20,000 steps, l2 of 1e-4 on kernels; of FM agreement without the 1/2"
-    for (routing, iterations), (value, spread) in TOYS.items():
+    for (routing, iterations), (value, std) in TOYS.items():
         column = "-" if routing == "fm" else f"{iterations} iteration(s)"
         name = routing if routing == "fm" else f"{routing}-r{iterations}"
-        how, published = Train(partial(smallnorb, routing, iterations)), (Published(value, "mean", spread, 3),)
+        how, published = Train(partial(smallnorb, routing, iterations)), (Published(value, "mean", std, 3),)
         yield Cell(name, ROUTINGS[routing], column, how, published, ACCURACY, note)
         released = Train(partial(smallnorb_released, routing, iterations))
         yield Cell(f"{name}-code", f"{ROUTINGS[routing]}, released code", column, released, (), ACCURACY, code)

@@ -81,7 +81,7 @@ def without_capsules(test: str) -> Config:
     return replace(config, model=ModelConfig("cnn-affnist"), loss=LossConfig("cross-entropy"))
 
 
-AFFINE = {  # Table 3: routing, value and spread
+AFFINE = {  # Table 3: routing, value and std
     "dynamic": ("Ours (Dynamic Routing)", "92.06", "0.71"),
     "em": ("Ours (EM Routing)", "78.29", "2.04"),
     "fm": ("Ours (FM agreement)", "93.85", "0.29"),
@@ -109,12 +109,12 @@ def table3() -> Iterator[Cell]:
         counted = count if name == "sabour" else Quoted()
         yield Cell(f"{name}-parameters", row, "Params", counted, (Published(size),), PARAMETERS)
         yield Cell(name, row, "Accuracy", Quoted(), (Published(accuracy),), ACCURACY)
-    for routing, (row, value, spread) in AFFINE.items():
+    for routing, (row, value, std) in AFFINE.items():
         size = Count(partial(decoding, "fm-resnet-affnist", shifted(), routing=routing), count_parameters)
         yield Cell(f"{routing}-parameters", row, "Params", size, (Published("0.39"),), PARAMETERS, KILO)
         parts = tuple(f"{PAPER.name}/table3/{routing}-r{iterations}" for iterations in (1, 2, 3))
         how: How = affine(routing=routing) if routing == "fm" else Combine("best", parts)
-        yield Cell(routing, row, "Accuracy", how, (Published(value, "mean", spread, 3),), ACCURACY, LOSS)
+        yield Cell(routing, row, "Accuracy", how, (Published(value, "mean", std, 3),), ACCURACY, LOSS)
     for routing in ("dynamic", "em"):
         for iterations in (1, 2, 3):
             row, how = AFFINE[routing][0], affine(routing=routing, iterations=iterations)

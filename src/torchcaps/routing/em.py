@@ -39,7 +39,7 @@ def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, 
     # averaged before the product, not after it: there the gradient would overflow float16
     share = weights / total.clamp_min(eps).transpose(2, 3)
     mean = widen(votes.combine(share))
-    return mean, votes.spread(share, shift=-mean).clamp_min(eps), total
+    return mean, votes.squares(share, shift=-mean).clamp_min(eps), total
 
 
 def log_prior(state: Clusters) -> Tensor:

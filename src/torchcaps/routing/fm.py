@@ -88,10 +88,10 @@ class FM(Routing):
     def update(self, votes: Votes, coupling: Tensor | None, state: Affine, t: int) -> tuple[Capsules, State]:
         if coupling is None:  # the mean, times n in float32: the sum may leave half precision
             total = widen(votes.combine(votes.compete(None, over="children"), *state)) * self.count(votes)
-            squares = votes.spread("ones", *state)
+            squares = votes.squares("ones", *state)
         else:
             total = widen(votes.combine(coupling, *state))
-            squares = votes.spread(coupling.square(), *state)
+            squares = votes.squares(coupling.square(), *state)
         return self.parents(votes, total, squares), None
 
     def count(self, votes: Votes) -> Tensor | int:

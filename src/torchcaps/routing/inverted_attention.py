@@ -2,8 +2,8 @@
 
 The authors' released code gathers convolutional windows by a view that mixes pose and position; here a window is a
 window, as in the first author's fork (2020). Their code also divides the agreement by the root of the pose size, which
-the paper does not write: that is the setting `scaled`, off by default, and on in the networks of `models.attention`,
-since the published numbers were made with it.
+the paper does not write: that is the setting `scaled`, off by default, and on in the networks of
+`models.inverted_attention`, since the published numbers were made with it.
 """
 
 from __future__ import annotations

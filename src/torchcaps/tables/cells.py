@@ -32,7 +32,7 @@ class Published:
 
     text: str  #: a number as it is printed, or a word such as "fail"
     kind: Kind = "single"
-    spread: str = ""  #: printed behind a mean
+    std: str = ""  #: printed behind a mean
     runs: int | None = None  #: that a mean or best is of, where the paper says
 
     @property
@@ -44,8 +44,8 @@ class Published:
             return None
 
     def __str__(self) -> str:
-        spread = f" ± {self.spread}" if self.spread else ""
-        return f"{self.text}{spread}" + (" (best)" if self.kind == "best" else "")
+        std = f" ± {self.std}" if self.std else ""
+        return f"{self.text}{std}" + (" (best)" if self.kind == "best" else "")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> lis
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds is {seeds}; it must be at least 1")
     jobs: dict[tuple[str, ...], list[Job]] = {}
-    for cell in _spread(cells):
+    for cell in _unfold(cells):
         if isinstance(cell.how, Count):
             config = cell.how.build()
             jobs[cell.id, count_hash(config)] = [Job(cell, COUNT, config)]
@@ -90,11 +90,11 @@ def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> lis
     return [planned[number] for number in range(rounds) for planned in jobs.values() if number < len(planned)]
 
 
-def _spread(cells: Iterable[Cell]) -> Iterator[Cell]:
+def _unfold(cells: Iterable[Cell]) -> Iterator[Cell]:
     """`cells`, those that combine others replaced by these."""
     for cell in cells:
         if isinstance(cell.how, Combine):
-            yield from _spread(map(find_cell, cell.how.parts))
+            yield from _unfold(map(find_cell, cell.how.parts))
         else:
             yield cell
 

@@ -112,9 +112,9 @@ def _mean(cell: Cell, summary: Summary) -> str:
     """Mean ± standard deviation (runs); of runs that failed, how many and why."""
     parts = []
     if summary.values:
-        spread = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
+        deviation = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
         count = {COUNT: "", FORMULA: ", by formula"}.get(summary.budget, f" ({len(summary.values)})")
-        parts.append(f"{cell.metric.show(summary.mean)}{spread}{count}")
+        parts.append(f"{cell.metric.show(summary.mean)}{deviation}{count}")
     elif not summary.failures:
         parts.append(f"{cell.metric.name} is not in the runs")
     if summary.failures:

@@ -120,11 +120,11 @@ class AffineVotes(ABC):
         ]
         return torch.cat(tiles, -1)
 
-    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def squares(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if coupling is None:
-            return self.spread("ones", scale, shift) / self.parents
+            return self.squares("ones", scale, shift) / self.parents
         coupling = None if isinstance(coupling, str) else coupling
-        return torch.cat(self._tiled(_spread, self._share(coupling), *self._affine(scale, shift)), 2)
+        return torch.cat(self._tiled(_squares, self._share(coupling), *self._affine(scale, shift)), 2)
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         one = self.weight.new_ones(1, 1, 1, 1)
@@ -227,10 +227,10 @@ def pool_moments(mean: Tensor, variance: Tensor, count: Tensor, each: Each) -> M
         return (x * share).sum(over, keepdim=True) / parents
 
     pooled = pool(mean)
-    spread = pool(variance + (mean - pooled).square())
+    overall = pool(variance + (mean - pooled).square())
     if each == "child":
-        return Moments(pooled, spread, count * parents)
-    return Moments(pooled[0, 0], spread[0, 0], count.sum() * parents)
+        return Moments(pooled, overall, count * parents)
+    return Moments(pooled[0, 0], overall[0, 0], count.sum() * parents)
 
 
 def _votes(u: Tensor, w: Tensor) -> Tensor:
@@ -300,7 +300,7 @@ def _affine_sum(votes: Tensor, c: Tensor) -> Tensor:
     return (votes * c.unsqueeze(-1)).sum(2)
 
 
-def _spread(votes: Tensor, c: Tensor) -> Tensor:
+def _squares(votes: Tensor, c: Tensor) -> Tensor:
     return (votes.square() * c.unsqueeze(-1)).sum(2)
 
 

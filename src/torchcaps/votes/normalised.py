@@ -134,8 +134,8 @@ class NormalisedVotes:
             logits = (next(both) - next(both)) / 4
         return logits if self.present is None else logits * self.present[None, :, :, None]
 
-    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        return self.votes.spread(coupling, *self._affine(scale, shift))
+    def squares(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        return self.votes.squares(coupling, *self._affine(scale, shift))
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.distance(*self._affine(scale, shift))
@@ -151,11 +151,11 @@ class NormalisedVotes:
 
     def _affine(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scale and shift of the votes below that a further `scale` and `shift` make."""
-        scale, shift = (self._spread_out(x) for x in (scale, shift))
+        scale, shift = (self._expand(x) for x in (scale, shift))
         inner = self.shift if scale is None else self.shift * scale
         return self.scale if scale is None else self.scale * scale, inner if shift is None else inner + shift
 
-    def _spread_out(self, x: Tensor | None) -> Tensor | None:
+    def _expand(self, x: Tensor | None) -> Tensor | None:
         """`x`, which broadcasts to [b, p, j, d], with a dimension for the children where the scale has one."""
         if x is None or self.scale.ndim == 1 or x.ndim == 5:
             return x

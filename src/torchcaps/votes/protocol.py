@@ -75,7 +75,7 @@ class Votes(Protocol):
         """sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first (XnIDR)."""
         ...
 
-    def spread(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+    def squares(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """sum_i c (scale v + shift)^2, [b, p, j, d], with `coupling`, `scale` and `shift` as for `combine`."""
         ...
 

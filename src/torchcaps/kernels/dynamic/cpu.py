@@ -20,7 +20,7 @@ from torchcaps.kernels.lanes import (
     vote,
     votes_of,
 )
-from torchcaps.kernels.simd import LANES, compiled, inlined, load, magnitude, select, spread, store, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, inlined, load, magnitude, select, store, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -76,7 +76,7 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
         for s in range(m):
             k = into + (r * m + s) * LANES
             x = load(votes, k)
-            least = size * magnitude(spread(weight, to + s))
+            least = size * magnitude(broadcast(weight, to + s))
             store(votes, k, select(least, magnitude(x), zeros(votes), x))
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash, widen
-from torchcaps.kernels.attention.op import attend
 from torchcaps.kernels.dynamic.op import dynamic_step
+from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.routing import State, Step
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.fused import Transform, register_kernel

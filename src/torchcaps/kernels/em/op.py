@@ -65,7 +65,7 @@ def em_step(
 @torch.library.custom_op("torchcaps::em_step_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def em_step_backward(
     d_mean: Tensor,
-    d_spread: Tensor,
+    d_variance: Tensor,
     d_total: Tensor,
     poses: Tensor,
     weight: Tensor,
@@ -74,7 +74,7 @@ def em_step_backward(
     precision: Tensor | None,
     prior: Tensor | None,
     found_mean: Tensor,
-    found_spread: Tensor,
+    found_variance: Tensor,
     found_total: Tensor,
     seen: Tensor,
     rows: int,
@@ -90,8 +90,8 @@ def em_step_backward(
     inputs = poses, weight, activations, mean, precision, prior
     if not len(poses):
         return none_yet(*inputs)
-    d_mean, d_spread, d_total, *given = _alike(d_mean, d_spread, d_total, *inputs)
-    result = of_votes(d_mean, d_spread, d_total, found_mean, found_spread, found_total, eps)
+    d_mean, d_variance, d_total, *given = _alike(d_mean, d_variance, d_total, *inputs)
+    result = of_votes(d_mean, d_variance, d_total, found_mean, found_variance, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
     of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
     found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)))
@@ -138,14 +138,14 @@ def _result(
     seen = (images, height * width, types, 2) if whole and mean is not None else (0, 0, 0, 2)
     elements = rows * weight.shape[-1]
     shapes = (*parents, elements), (*parents, elements), parents, seen
-    mean, spread, total, claims = (poses.new_empty(shape, dtype=wide) for shape in shapes)
-    return mean, spread, total, claims
+    mean, variance, total, claims = (poses.new_empty(shape, dtype=wide) for shape in shapes)
+    return mean, variance, total, claims
 
 
 @em_step_backward.register_fake
 def _(
     d_mean: Tensor,
-    d_spread: Tensor,
+    d_variance: Tensor,
     d_total: Tensor,
     poses: Tensor,
     weight: Tensor,
@@ -166,11 +166,11 @@ def _keep(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.geometry = inputs[6:]
 
 
-def _differentiate(ctx: Any, d_mean: Tensor, d_spread: Tensor, d_total: Tensor, _: Any) -> tuple:
+def _differentiate(ctx: Any, d_mean: Tensor, d_variance: Tensor, d_total: Tensor, _: Any) -> tuple:
     saved = ctx.saved_tensors  # once: a checkpoint gives them no second time
     if asked_again():
-        return tuple(gradients_anew(_plain, (*saved[:6], *ctx.geometry), (d_mean, d_spread, d_total)))
-    found = em_step_backward(d_mean, d_spread, d_total, *saved, *ctx.geometry)
+        return tuple(gradients_anew(_plain, (*saved[:6], *ctx.geometry), (d_mean, d_variance, d_total)))
+    found = em_step_backward(d_mean, d_variance, d_total, *saved, *ctx.geometry)
     gradients = [None if x is None else out for out, x in zip(found, saved[:6], strict=True)]
     return *gradients, *[None] * len(ctx.geometry)
 
@@ -202,7 +202,7 @@ def _(
 @register_flop_formula(torch.ops.torchcaps.em_step_backward)
 def _(
     d_mean: Any,
-    d_spread: Any,
+    d_variance: Any,
     d_total: Any,
     poses: Any,
     weight: Any,

@@ -38,4 +38,4 @@ def plain(
     total = weights.sum(2)  # [b, p, j]
     share = weights / total.clamp_min(eps).unsqueeze(2)
     found = votes.combine(share)
-    return found, votes.spread(share, shift=-found), total
+    return found, votes.squares(share, shift=-found), total

@@ -85,6 +85,6 @@ def _step(
     geometry: tuple[int, int, int, bool],
 ) -> Step:
     """Of poses, weight and activations as `em_step` takes them, the last of which are shares in a first iteration."""
-    mean, spread, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
-    capsules, state = routing.parents(mean, spread.clamp_min(routing.eps), total.unsqueeze(-1), t)
+    mean, variance, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
+    capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)
     return Step(capsules, None, state)

@@ -18,21 +18,21 @@ class Result(NamedTuple):
 
 
 def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, spread and sum of weights of weighted means [b, p, j, d], squares about them, and `total` [b, p, j, 1]."""
+    """Return mean, variance and sum of weights, of means [b, p, j, d], squares about them, and `total` [b, p, j, 1]."""
     least = total.clamp_min(eps)
     mean = centre * (total / least)
     return mean, (square + total * (centre - mean).square()) / least, total.squeeze(-1)
 
 
 def of_votes(
-    d_mean: Tensor, d_spread: Tensor, d_total: Tensor, mean: Tensor, spread: Tensor, total: Tensor, eps: float
+    d_mean: Tensor, d_variance: Tensor, d_total: Tensor, mean: Tensor, variance: Tensor, total: Tensor, eps: float
 ) -> Result:
     """What the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
     total = total.unsqueeze(-1)
     least = total.clamp_min(eps)
-    of_mean = d_mean - 2 * d_spread * mean * (1 - total / least)
-    moved = torch.where(total >= eps, -d_spread * spread, of_mean * mean).sum(-1, keepdim=True)
-    found = mean, of_mean / least, d_spread / least, d_total.unsqueeze(-1) + moved / least
+    of_mean = d_mean - 2 * d_variance * mean * (1 - total / least)
+    moved = torch.where(total >= eps, -d_variance * variance, of_mean * mean).sum(-1, keepdim=True)
+    found = mean, of_mean / least, d_variance / least, d_total.unsqueeze(-1) + moved / least
     return Result(*(each.contiguous() for each in found))
 
 

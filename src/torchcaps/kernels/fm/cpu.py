@@ -8,7 +8,7 @@ from torch import Tensor
 from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
 from torchcaps.kernels.fm.moments_cpu import forward as moments
 from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
-from torchcaps.kernels.simd import LANES, compiled, load, root, select, spread, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
 __all__ = ["backward", "forward", "moments", "moments_backward"]
@@ -61,7 +61,7 @@ def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
     """out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
     square = zeros(out)
     for d in range(pose):
-        x = load(votes, at + d * LANES) * spread(scale, place + d) + spread(shift, place + d)
+        x = load(votes, at + d * LANES) * broadcast(scale, place + d) + broadcast(shift, place + d)
         store(out, d * LANES, x)
         square = square + x * x
     one = zeros(out) + out.dtype.type(1)
@@ -152,6 +152,6 @@ def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, o
         x, k = load(normal, d * LANES), of + d * LANES
         square = load(of_squares, k) * x
         step = c * (load(of_total, k) + c * (square + square)) - change * x
-        store(out, (n * pose + d) * LANES, step * spread(scale, place + d))
+        store(out, (n * pose + d) * LANES, step * broadcast(scale, place + d))
         store(sums, d * LANES, load(sums, d * LANES) + step * load(v, (n * pose + d) * LANES))
         store(sums, (pose + d) * LANES, load(sums, (pose + d) * LANES) + step)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, room, scatter, vote
-from torchcaps.kernels.simd import LANES, compiled, load, spread, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -57,7 +57,7 @@ def _summary(u, mask, images, rows, columns, centred, mean, out):
                 whole = whole + load(u, (n * rows * columns + k) * LANES)
             mean[r, c] = total(whole) / images
             for n in range(parts):
-                x = (load(u, (n * rows * columns + k) * LANES) - spread(mean, k)) * load(mask, n * LANES)
+                x = (load(u, (n * rows * columns + k) * LANES) - broadcast(mean, k)) * load(mask, n * LANES)
                 store(centred, ((r * parts + n) * columns + c) * LANES, x)
         outer(centred[r], 0, centred[r], parts, 1, columns, columns, gram, 0)
         for c in range(columns):
@@ -153,5 +153,5 @@ def _children(change, centred, images, out):
         for n in range(parts):
             into = (n * rows + r) * columns * LANES
             for c in range(columns):
-                store(out, into + c * LANES, zeros(out) + spread(constant, c))
+                store(out, into + c * LANES, zeros(out) + broadcast(constant, c))
             vote(centred, (r * parts + n) * columns * LANES, matrix, 0, 1, columns, columns, out, into, True)

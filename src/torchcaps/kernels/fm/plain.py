@@ -14,7 +14,7 @@ def sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, 
     votes = LinearVotes(Capsules(poses), weight, poses.shape[2] // weight.shape[2])
     affine = scale[None, None], shift[None, None]  # [1, 1, i | 1, j | 1, d]
     coupling = torch.rsqrt(votes.distance(*affine).clamp_min(eps)) if l2 else None
-    squares = votes.spread("ones" if coupling is None else coupling.square(), *affine)
+    squares = votes.squares("ones" if coupling is None else coupling.square(), *affine)
     return votes.combine("ones" if coupling is None else coupling, *affine).squeeze(1), squares.squeeze(1)
 
 

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from torchcaps.backbones.interface import Backbone, Window
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapConvModule, CapsuleLayer, CapsuleStack, Transform, flatten_space, to_capsules
-from torchcaps.models.encapnet import CapsuleStages, Shrink, conv_block, halved
-from torchcaps.models.feedback import register_with_feedback
+from torchcaps.encapnet import CapConvModule, to_capsules
+from torchcaps.layers import CapsuleLayer, CapsuleStack, Transform, flatten_space
+from torchcaps.models.encapnet.feedback import register_with_feedback
+from torchcaps.models.encapnet.network import CapsuleStages, Shrink, conv_block, halved
+from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.models.network import ActivationHead, CapsuleNetwork, LengthHead
 from torchcaps.models.registry import Model, register_model
-from torchcaps.models.staged import StagedModel
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.em import EM
 from torchcaps.routing.interface import Routing, Sizes, Start

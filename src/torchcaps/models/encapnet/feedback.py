@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from torchcaps.config import ScoreKind
-from torchcaps.layers.feedback import Divergence, OptimalTransportUnit
+from torchcaps.encapnet.feedback import Divergence, OptimalTransportUnit
+from torchcaps.encapnet.sinkhorn import Cost, First, kl_divergence, sinkhorn_divergence
+from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.models.registry import Factory, Model, Output, register_variant
-from torchcaps.models.staged import StagedModel
 from torchcaps.names import check_choice
-from torchcaps.sinkhorn import Cost, First, kl_divergence, sinkhorn_divergence
 
 SUFFIX = "-feedback"  # of the names of networks with it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.attention.op import attend
+from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.routing import State, Step
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention import InvertedAttention

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchcaps.backbones.resnet import BasicBlock
 from torchcaps.capsules import lengths
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapConvModule, CapFC, to_capsules
-from torchcaps.layers.master_aide import Skip
-from torchcaps.models.feedback import register_with_feedback
+from torchcaps.encapnet import CapConvModule, CapFC, to_capsules
+from torchcaps.encapnet.capconv import Skip
+from torchcaps.models.encapnet.feedback import register_with_feedback
+from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.models.registry import Output
-from torchcaps.models.staged import StagedModel
 
 GRID = 4  # positions a side under the class capsules, as 32 pixels leave them
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import widen
+from torchcaps.encapnet.capconv import over_channels, squash_maps
+from torchcaps.encapnet.sinkhorn import sinkhorn_divergence
 from torchcaps.layers.gather import gather_batch
-from torchcaps.layers.master_aide import over_channels, squash_maps
 from torchcaps.names import check_choice
-from torchcaps.sinkhorn import sinkhorn_divergence
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 

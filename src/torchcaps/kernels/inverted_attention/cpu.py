@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.attention.loops import backward_loop, forward_loop
+from torchcaps.kernels.inverted_attention.loops import backward_loop, forward_loop
 from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.types import widest

@@ -11,10 +11,10 @@ from exporting import onnx_error
 from layers import capsules_first
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapConvModule, CapFC, MasterAideConv2d, OptimalTransportUnit, to_capsules, to_maps
-from torchcaps.layers.feedback import Generator
-from torchcaps.layers.master_aide import VERSIONS
-from torchcaps.sinkhorn import kl_divergence, sinkhorn_divergence
+from torchcaps.encapnet import CapConvModule, CapFC, MasterAideConv2d, OptimalTransportUnit, to_capsules, to_maps
+from torchcaps.encapnet.capconv import VERSIONS
+from torchcaps.encapnet.feedback import Generator
+from torchcaps.encapnet.sinkhorn import kl_divergence, sinkhorn_divergence
 
 every_version = pytest.mark.parametrize("version", VERSIONS)
 

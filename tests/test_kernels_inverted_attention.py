@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from attention_cases import CASES, distance, inputs, plain
 from fused import Calls, check, held, largest_allocation, memory_of_nan, outcome, twin
+from inverted_attention_cases import CASES, distance, inputs, plain
 from layers import children
 from layers import layer as any_layer
 from naive import conv_votes, inverted_attention
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps import create_model
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.attention.op import attend, attend_backward
+from torchcaps.kernels.inverted_attention.op import attend, attend_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -159,7 +159,7 @@ def test_any_number_of_threads_gives_the_same(threads):
 
 def test_many_positions_at_a_time_give_the_same(monkeypatch):
     """As weights beyond a core's cache have them."""
-    from torchcaps.kernels.attention import cpu
+    from torchcaps.kernels.inverted_attention import cpu
 
     tensors, geometry = inputs(CASES["conv-padded"], torch.float64)
     wanted = attend(*tensors, *geometry)
@@ -259,5 +259,5 @@ def test_a_training_run_keeps_its_loss_curve():
 
 
 def test_the_triton_form_equals_the_plain_one():
-    script = Path(__file__).parent / "interpreted_attention.py"
+    script = Path(__file__).parent / "interpreted_inverted_attention.py"
     subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)

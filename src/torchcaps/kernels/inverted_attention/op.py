@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from torchcaps.kernels.attention.plain import plain
 from torchcaps.kernels.homes import as_promised, call_at, none_yet
+from torchcaps.kernels.inverted_attention.plain import plain
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
 
@@ -53,9 +53,9 @@ def attend_backward(
 def _home(x: Tensor) -> Any:
     """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
     if x.device.type == "cpu":
-        from torchcaps.kernels.attention import cpu as home
+        from torchcaps.kernels.inverted_attention import cpu as home
     else:
-        from torchcaps.kernels.attention import cuda as home
+        from torchcaps.kernels.inverted_attention import cuda as home
     return home
 
 

@@ -1,39 +1,17 @@
-"""Networks without capsules: the baselines of Tsai et al. (ICLR 2020), Tables 2, 3 and 12, ResNet-18, and a control."""
+"""The networks without capsules of Tsai et al. (ICLR 2020): the baselines of Tables 2, 3 and 12, and ResNet-18."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.resnet import ResNetBackbone, Stage
-from torchcaps.backbones.resnet_v2 import ResNetV2
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
-from torchcaps.config import ScoreKind
-from torchcaps.layers.keras import EPS, MOMENTUM, SameConv2d
-from torchcaps.models.images import AFFNIST, CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
-from torchcaps.models.registry import Model, Output, register_variant
+from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
+from torchcaps.models.plain import PlainNetwork, pool
+from torchcaps.models.registry import register_variant
 
 POOL = Window(2, 2)
-
-
-class PlainNetwork(Model):
-    """Images through `features` [b, c, h, w] and `head` to scores [b, classes], which are logits; without capsules."""
-
-    def __init__(self, features: nn.Module, head: nn.Module):
-        super().__init__()
-        self.features, self.head = features, head
-
-    @property
-    def scores(self) -> ScoreKind:
-        return "logit"
-
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        return Output(self.head(self.features(images)), (), {})
-
-
-def pool() -> list[nn.Module]:
-    """The mean over all positions: [b, c, h, w] -> [b, c]."""
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
 
 
 def conv_relu_norm(in_channels: int, channels: int, window: Window) -> nn.Sequential:
@@ -118,41 +96,9 @@ def resnet18(
     return PlainNetwork(features, nn.Sequential(*pool(), nn.Linear(features.channels, num_classes)))
 
 
-def residual_cnn(
-    num_classes: int,
-    in_channels: int = 1,
-    image_size: tuple[int, int] = (40, 40),
-    blocks: tuple[int, ...] = (1, 1, 1),
-    width: int = 16,
-    channels: int = 64,
-    activated_stem: bool = True,
-    activated_projection: bool = False,
-) -> PlainNetwork:
-    """`fm_resnet` with neurons for capsules: the control of equal parameters that its affine generalisation is held to.
-
-    The same backbone; in place of the primary capsules a 5x5 convolution with stride 2, batch norm and ReLU; in place
-    of the class capsules a linear layer of all positions. 195,450 parameters for 40x40x1 and 10 classes, where
-    `fm-resnet-affnist` has 195,376 without its decoder. Not in Zhao et al. 2020.
-
-    Args:
-        num_classes, in_channels, image_size: of the data; image_size is (height, width).
-        blocks, width, activated_stem, activated_projection: see `ResNetV2`.
-        channels: of the 5x5 convolution; 64 are 4 types of primary capsules with 16 elements.
-
-    Raises:
-        ValueError: for sizes below 1.
-    """
-    backbone, last = ResNetV2(in_channels, blocks, width, activated_stem, activated_projection), Window(5, 2, 2)
-    rows, columns = count_positions(image_size, (*backbone.windows, last))
-    conv = SameConv2d(backbone.channels, channels, last.kernel, last.stride)
-    features = nn.Sequential(backbone, conv, nn.BatchNorm2d(channels, EPS, MOMENTUM), nn.ReLU())
-    return PlainNetwork(features, nn.Sequential(nn.Flatten(), nn.Linear(channels * rows * columns, num_classes)))
-
-
 register_variant("cnn-simple-cifar10", simple_cnn, **CIFAR10)
 register_variant("cnn-simple-cifar100", simple_cnn, **CIFAR100)
 register_variant("cnn-diverse-multimnist-pooling", diverse_cnn, **DIVERSE_MULTIMNIST)
 register_variant("cnn-diverse-multimnist-dense", diverse_cnn, **DIVERSE_MULTIMNIST, pooling=False)
 register_variant("resnet18-cifar10", resnet18, **CIFAR10)
 register_variant("resnet18-cifar100", resnet18, **CIFAR100)
-register_variant("cnn-affnist", residual_cnn, **AFFNIST)

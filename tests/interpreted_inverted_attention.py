@@ -1,4 +1,4 @@
-"""The Triton kernels beside the plain form: `python tests/interpreted_attention.py cuda`.
+"""The Triton kernels beside the plain form: `python tests/interpreted_inverted_attention.py cuda`.
 
 Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 and no argument.
 """
@@ -6,9 +6,9 @@ Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 
 import sys
 
 import torch
-from attention_cases import CASES, distance, inputs, plain
+from inverted_attention_cases import CASES, distance, inputs, plain
 
-from torchcaps.kernels.attention import cuda
+from torchcaps.kernels.inverted_attention import cuda
 
 SMALL = ("conv-padded", "conv-vector", "linear-matrix", "ones")
 
