@@ -190,8 +190,9 @@ def compared(*heads: str) -> str:
 
 
 def discriminative(name: str) -> str:
-    """A table of the page of discriminative routing."""
-    return markdown(getattr(discriminative_blocks, name)())
+    """A table of the page of discriminative routing, or a sentence where it has no line yet."""
+    made = getattr(discriminative_blocks, name)()
+    return made if isinstance(made, str) else markdown(made)
 
 
 def fm(name: str) -> str:
