@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,8 @@ from torchcaps.papers import create_recipe
 from torchcaps.papers.registry import finished_fields
 from torchcaps.shell import typed
 from torchcaps.tables.budgets import BUDGETS, Budget
+
+WRITTEN = ("changed", "imports", "start", "continued")  # fields that are no flags, or those of others
 
 
 def reproduce_command(config: Config, folder: Path) -> str:
@@ -31,7 +33,13 @@ def reproduce_command(config: Config, folder: Path) -> str:
             code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")
         return typed(["python", "-c", code, str(folder)])
     own = [word for record in config.imports for word in ("--import", record.partition(" ")[0])]
-    return typed(["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))])
+    own += ["--from", config.start.partition(" ")[0]] if config.start else []
+    command = ["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))]
+    if not config.continued:
+        return typed(command)
+    _, epochs, *_ = config.continued.split()  # of a run that ended then, and goes on
+    shorter = _flags(recipe, replace(config, epochs=int(epochs)), always=finished_fields(words[0]))
+    return f"{typed(['torchcaps', 'train', *words, *own, *shorter])} && {typed([*command, '--resume'])}"
 
 
 def _find(name: str) -> tuple[list[str], Config | None]:
@@ -52,7 +60,7 @@ def _find(name: str) -> tuple[list[str], Config | None]:
 def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = ()) -> list[str]:
     """The flags that turn one config, or part of it, into another; those of `always`, with dots, also where equal."""
     found = []
-    for each in (field for field in fields(config) if field.name not in ("changed", "imports")):
+    for each in (field for field in fields(config) if field.name not in WRITTEN):
         name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)
         if is_dataclass(new):
             found += _flags(old, new, name + ".", always)
