@@ -99,7 +99,9 @@ def test_pictures_in_tensors_are_changed_as_any_are_and_the_run_answers_for_new_
     assert classifier(BYTES[0, 0].numpy()).label in ("0", "1", "2") and classifier.input.image_size == (8, 8)
     with pytest.raises(ValueError, match="give it again"):
         torchcaps.load(result.folder)
-    named = fit(tiny_config(tmp_path / "named"), data=(BYTES, LABELS))  # a registered model needs no module again
+    named = fit(
+        tiny_config(tmp_path / "named", batch_size=16), data=(BYTES, LABELS)
+    )  # a registered model needs no module again
     assert load_run(named.folder)[1].data.name == "external"
     assert main(["evaluate", str(named.folder)]) == 2
 

@@ -113,7 +113,7 @@ def test_more_epochs_go_on_from_the_end_of_a_finished_run(tmp_path: Path, capsys
     assert {path: path.read_bytes() for path in kept} == kept
     config = RunFolder(after.folder).read_config()
     assert config.continued.startswith("tiny-0 1 ") and not config.start
-    digits = replace(create_recipe("digits"), epochs=20, continued="digits-0 10 abc")
+    digits = replace(create_recipe("digits"), epochs=20, continued=f"digits-0 10 {'a' * 64}")
     first, again = reproduce_command(digits, after.folder).split(" && ")
     assert "--epochs 10" in first and again == first.replace("--epochs 10", "--epochs 20") + " --resume"
     with pytest.raises(ValueError, match=r"does not exist or is finished; a finished run goes on where --epochs says"):

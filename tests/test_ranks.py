@@ -138,6 +138,7 @@ def clean() -> dict[str, str]:
 PAIR = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
 
 
+@pytest.mark.slow
 def test_torchrun_is_one_run_of_the_module_that_it_is_given(tmp_path: Path) -> None:
     """With batch norm frozen, whose statistics would be those of half a batch."""
     script = tmp_path / "pair.py"

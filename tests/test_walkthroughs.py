@@ -4,24 +4,42 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from torchcaps import plugins
 from torchcaps.cli import main, training
+from torchcaps.routing import interface
 from torchcaps.train import RunFolder
 
 PAGE = (Path(__file__).parent.parent / "docs" / "walkthroughs.md").read_text(encoding="utf-8")
 PARTS = re.split(r"^## (.*)\n", PAGE, flags=re.MULTILINE)[1:]
 WALKS = dict(zip(PARTS[::2], PARTS[1::2], strict=True))
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+SAYS = Callable[[], str]
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> SAYS:
+    """In an empty folder; what a file registers is forgotten. Called, it is what was printed since."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(plugins.HANDED_ON, "")
+    forget(monkeypatch)
+    return lambda: capsys.readouterr().out
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be as a process that has imported no file yet."""
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(interface, "_ROUTINGS", dict(OURS))
+
+
+OURS = dict(interface._ROUTINGS)
 
 
 def blocks(title: str) -> list[tuple[str, str]]:
@@ -29,32 +47,26 @@ def blocks(title: str) -> list[tuple[str, str]]:
     return re.findall(r"```(\w+)\n(.*?)```", WALKS[title], re.DOTALL)
 
 
-def run(*words: str) -> str:
-    """Run Python with `words`; what it prints, status 0."""
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, (words, done.stderr)
-    return done.stdout
-
-
-def walk(title: str) -> list[str]:
+def walk(title: str, says: SAYS) -> list[str]:
     """Run a walkthrough in the present folder; what each command and program of it prints."""
     said = []
     for language, text in blocks(title):
         if language == "sh":
-            commands = [shlex.split(line) for line in text.splitlines()]
-            assert all(words[0] == "torchcaps" for words in commands)
-            said += [run("-m", *words) for words in commands]
+            for line in text.splitlines():
+                torchcaps, *words = shlex.split(line)
+                assert torchcaps == "torchcaps" and main(words) == 0, line
+                said.append(says())
         elif "@register_routing" in text:
             Path("cosine.py").write_text(text)
         else:
-            said.append(run("-c", text))
+            exec(compile(text, title, "exec"), {"__name__": "walk"})
+            said.append(says())
     return said
 
 
 @pytest.mark.slow
-def test_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    said = walk("Your own pictures")
+def test_own_pictures(tmp_path: Path, says: SAYS) -> None:
+    said = walk("Your own pictures", says)
     listed = json.loads(said[-2])
     names = {each["name"]: each for each in listed}
     assert set(names) == {"classify-0", "classify-0-2", "classify-0-3"}
@@ -67,17 +79,19 @@ def test_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_own_routing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    said = walk("A routing of your own")
+def test_own_routing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: SAYS, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = walk("A routing of your own", says)
     assert "permutations" in said[-1]
     (record,) = RunFolder(tmp_path / "runs" / "digits-0").read_config().imports
     assert record.startswith("cosine.py ")
     file = tmp_path / "cosine.py"
     file.write_text(file.read_text() + "# changed\n")
-    words = shlex.split(blocks("A routing of your own")[1][1].splitlines()[-1])  # the comparison again
-    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0 and "cosine: cosine.py was changed since its runs, which are made anew" in done.stderr
+    forget(monkeypatch)
+    _, *words = shlex.split(blocks("A routing of your own")[1][1].splitlines()[-1])  # the comparison again
+    assert main(words) == 0
+    assert "cosine: cosine.py was changed since its runs, which are made anew" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "results" / "runs.jsonl").read_text().splitlines()]
     assert [line["cell"].rpartition("/")[2] for line in lines] == ["linear", "uniform", "cosine", "cosine"]
     assert lines[2]["config_hash"] != lines[3]["config_hash"]
@@ -96,11 +110,10 @@ def small_cifar(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_papers_cell_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_papers_cell_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: SAYS) -> None:
     small_cifar(tmp_path / "data")
-    monkeypatch.setitem(ENVIRONMENT, "TORCHCAPS_DATA", str(tmp_path / "data"))
-    said = walk("A paper's cell, changed")
+    monkeypatch.setenv("TORCHCAPS_DATA", str(tmp_path / "data"))
+    said = walk("A paper's cell, changed", says)
     assert "fm/table2/ours-cifar10" in said[0] and "steps of 16 images" in said[1]
     run_folder = next((tmp_path / "runs").glob("fm.table2.ours-cifar10.smoke-0"))
     assert RunFolder(run_folder).read_config().changed == ("model.options.blocks=1,1,1", "optimiser.lr=0.05")

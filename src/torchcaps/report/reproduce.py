@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from torchcaps.config import Config
+from torchcaps.config import EXTERNAL, Config
 from torchcaps.names import check_choice
 from torchcaps.papers import create_recipe
 from torchcaps.papers.registry import finished_fields
@@ -21,23 +21,26 @@ WRITTEN = ("changed", "imports", "start", "continued")  # fields that are no fla
 def reproduce_command(config: Config, folder: Path) -> str:
     """A shell command that trains with `config`: its recipe and the flags in which it differs.
 
-    Where flags cannot say it (there is no such recipe, or the run lacks options that the recipe has), it reads the
-    configuration from the `folder` of the run.
+    Where flags cannot say it (there is no such recipe, the run lacks options that the recipe has, or a module or data
+    were handed to it in Python, whose place is left open), it reads the configuration from the `folder` of the run.
     """
     words, recipe = _find(config.recipe)
-    if recipe is None or recipe.model.options.keys() - config.model.options.keys():
+    given = [name for name, part in (("model", config.model), ("data", config.data)) if part.name == EXTERNAL]
+    if given or recipe is None or recipe.model.options.keys() - config.model.options.keys():
         read = "RunFolder(pathlib.Path(sys.argv[1])).read_config()"
         code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; fit({read})"
         if config.agreement:
             asked = "from torchcaps.inspect import find_probes; "
             code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")
+        for name in given:  # which only its author has
+            code = f"{code[:-1]}, {name}=...)"
         return typed(["python", "-c", code, str(folder)])
     own = [word for record in config.imports for word in ("--import", record.partition(" ")[0])]
-    own += ["--from", config.start.partition(" ")[0]] if config.start else []
+    own += ["--from", config.start.rpartition(" ")[0]] if config.start else []
     command = ["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))]
     if not config.continued:
         return typed(command)
-    _, epochs, *_ = config.continued.split()  # of a run that ended then, and goes on
+    _, epochs, _ = config.continued.rsplit(" ", 2)  # of a run that ended then, and goes on
     shorter = _flags(recipe, replace(config, epochs=int(epochs)), always=finished_fields(words[0]))
     return f"{typed(['torchcaps', 'train', *words, *own, *shorter])} && {typed([*command, '--resume'])}"
 

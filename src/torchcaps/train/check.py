@@ -94,10 +94,10 @@ def check_names(config: Config) -> None:
         value = getattr(config.data, name)
         if value is not None and not (value.isprintable() and len(value) <= LONGEST):
             raise ValueError(f"data.{name} is {value[:80]!r}; it must be a name of `torchcaps list data`, or KIND:PATH")
-    for name in ("start", "continued"):
+    for name, form in (("start", r"(.+ [0-9a-f]{64})?"), ("continued", r"(.+ \d{1,9} [0-9a-f]{64})?")):
         value = getattr(config, name)
-        if not value.isprintable() or len(value) > LONGEST:
-            raise ValueError(f"{name} is {value[:80]!r}; it must be the name of a run, and a SHA-256")
+        if not re.fullmatch(form, value) or not value.isprintable() or len(value) > LONGEST:
+            raise ValueError(f"{name} is {value[:80]!r}; it must be the name of a run, its epochs, and a SHA-256")
     for changed in config.changed:
         if not changed.isprintable() or len(changed) > LONGEST:
             raise ValueError(f"changed holds {changed[:80]!r}; it must be NAME=VALUE")

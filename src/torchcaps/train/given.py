@@ -48,7 +48,7 @@ class Given(NamedTuple):
                 raise ValueError(f"{name}.name is {EXTERNAL!r}: fit needs the {name} itself again, as {name}=...")
         if config.start and self.start is None and not resume:
             raise ValueError(
-                f"the run began with the weights of {config.start.split()[0]}: give its folder as start=..."
+                f"the run began with the weights of {config.start.rpartition(' ')[0]}: give its folder as start=..."
             )
         if not is_loader(self.data):
             return config

@@ -60,7 +60,7 @@ from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
-from torchcaps.train.run import Result, RunFolder
+from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part
 from torchcaps.train.start import open_run
 from torchcaps.train.statistics import count_batches, measure_statistics
@@ -192,8 +192,8 @@ class Trainer:
         weights = find_weights(config, self.data.train)
         self.phases = build_phases(self.model, config, None if weights is None else weights.to(fabric.device))
         self.criterion = build_criterion(config.loss)
-        self.first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
+        self.first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
         follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         depthwise = config.compile == "auto" and is_depthwise(config.model)
@@ -206,7 +206,7 @@ class Trainer:
         self.measured = count_batches(self.model, self.batches, config.epochs, averaged=self.average is not None)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
-        self.fresh = not resume  # until a step is done, nothing is lost with the folder
+        self.fresh = False  # whether the folder is new: until a step is done, nothing is lost with it
         self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
         self.cpu_clock = time.process_time()
@@ -220,7 +220,9 @@ class Trainer:
         """The folder of the run, the same one in all processes; only the first process writes to it."""
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
+        before = runs_of(self.config)
         folder = open_run(self.config, resume)
+        self.fresh = folder not in before
         self._held.enter_context(folder.hold())
         return self.fabric.broadcast(folder)
 
@@ -235,7 +237,7 @@ class Trainer:
                     closing.callback(callback.close)
                 return self._run()
         except Exception as error:
-            if self.fresh and self.fabric.is_global_zero and not isinstance(error, FloatingPointError):
+            if self.fresh and not isinstance(error, FloatingPointError):
                 self.folder.remove()
             raise
 
@@ -243,8 +245,7 @@ class Trainer:
         begun = present(self.folder.last)
         if begun:
             self.load()
-            if (self.folder.path / "environment.json").exists():  # a run that goes on from a shorter one has none yet
-                keep_threads(self.folder.read("environment.json"), self.fabric.device)
+            keep_threads(self.folder.read("environment.json"), self.fabric.device)
         if self.fabric.is_global_zero:
             self.folder.write("model.json", to_plain(self.manifest))
             ours = {"compiled": self.compiled} | self.statistics

@@ -115,6 +115,7 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     name = f"{shorter.path.resolve().name} {epochs} {_digest(weights / MODEL)}"
     run = create_run(replace(config, continued=name))
     try:
+        run.write("environment.json", shorter.read("environment.json"))  # with as many threads it ends in the same bits
         save_state_beside(run.last, weights / MODEL, state | {"epochs": epochs})
         if best := present(shorter.best):
             shutil.copytree(best, run.best)
