@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchcaps.config import EXTERNAL
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.extras import missing_extra
@@ -197,17 +198,19 @@ def measure_latency(run: Callable[[], object]) -> float:
 
 def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
     if isinstance(source, Model):
-        manifest = None if source.origin is None else Manifest(describe_model(source.origin))
+        known = source.origin is not None and source.origin["name"] != EXTERNAL
+        manifest = Manifest(describe_model(source.origin or {})) if known else None
         model = copy.deepcopy(source).cpu().eval()
     else:
         from torchcaps.train.evaluation import load_run
         from torchcaps.train.run import RunFolder
 
         manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
-    if image is None:
-        if manifest is None:
-            raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
+    if image is None and manifest is not None:
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
+    image = model.input_shape if image is None else image
+    if image is None:
+        raise ValueError("image is None, and the model does not say what it was made for: give channels, height, width")
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
 
 
