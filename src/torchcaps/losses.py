@@ -36,10 +36,13 @@ class Criterion(Protocol):
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded."""
+    """Targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded.
+
+    No device is waited for.
+    """
     if labels.ndim == 2:
         return labels.float()
-    return F.one_hot(labels, num_classes).float()
+    return labels.new_zeros(len(labels), num_classes, dtype=torch.float32).scatter_(1, labels.unsqueeze(1), 1.0)
 
 
 def margin_loss(

@@ -238,6 +238,10 @@ def _reproduction(story: Story) -> Section:
 
 def _said(value: Any) -> str:
     """A value of environment.json in words."""
+    if isinstance(value, dict) and "hash" not in value:
+        return ", ".join(
+            f"{name}: {each.get('form') if isinstance(each, dict) else each}" for name, each in value.items()
+        )
     if isinstance(value, dict):
         return f"{value.get('hash', '')}{', with changes that are not in it' if value.get('dirty') else ''}"
     return "none" if value is None else str(value)

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config, to_plain
+from torchcaps.kernels.timing import TIMED
+from torchcaps.layers import choose, chosen_forms, set_forms
 from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
@@ -54,12 +56,14 @@ from torchcaps.train.machine import (
     keep_threads,
     launch,
     name_shortage,
+    settled,
 )
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
+from torchcaps.train.readback import Readback
 from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part
 from torchcaps.train.start import open_run
@@ -141,7 +145,7 @@ def _train(
 ) -> Result | Interrupted:
     import_handed_on()
     check_imports(config.imports, f"the run {config.recipe}")
-    with name_shortage(config, fabric.device):
+    with name_shortage(config, fabric.device), settled(fabric.device):
         trainer = Trainer(fabric, config, resume, interruption, callbacks, given)
         try:
             return trainer.run()
@@ -246,9 +250,10 @@ class Trainer:
         if begun:
             self.load()
             keep_threads(self.folder.read("environment.json"), self.fabric.device)
+        forms = self.choose()
         if self.fabric.is_global_zero:
             self.folder.write("model.json", to_plain(self.manifest))
-            ours = {"compiled": self.compiled} | self.statistics
+            ours = {"compiled": self.compiled} | self.statistics | forms
             self.folder.write("environment.json", describe_environment(self.fabric) | ours)
         if not begun:
             self.save()
@@ -257,6 +262,20 @@ class Trainer:
         with self.interruption:
             self._train()
         return self._test()
+
+    def choose(self) -> dict[str, Any]:
+        """Have capsule layers take the faster form on a GPU, see `torchcaps.choose`; what a checkpoint says stands.
+
+        Returns what is written down of it. Kernels are tried here, before a step is compiled. On a CPU nothing is done.
+        """
+        device = self.fabric.device
+        if device.type not in TIMED:
+            return {}
+        share = self.config.batch_size // self.fabric.world_size
+        images = torch.zeros(share, self.data.channels, *self.data.image_size, device=device)
+        with self.fabric.autocast():
+            found = choose(self.model, images.contiguous(memory_format=torch.channels_last), self.compiled, keep=True)
+        return {"forms": {name: choice._asdict() for name, choice in found.items()}} if found else {}
 
     def _train(self) -> None:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
@@ -301,14 +320,15 @@ class Trainer:
     def train_epoch(self, display: Display) -> None:
         """The steps that remain of the epoch.
 
-        What a step returned is read one step later, when the device is done with it: it need not be waited for.
+        What a step returned begins its way to the host at once, and is read while the next step is under way: the
+        device never waits.
         """
         position, steps = self.position, len(self.batches)
         enter_stage(self.model, self.config, position.epoch)
         display.start_epoch(position.epoch)
         pending = None
         for images, labels in self.batches.epoch(position.epoch, start=position.step):
-            values = self.step(images, labels)
+            values = Readback(self.step(images, labels))
             if pending is not None:
                 self.report(display, *pending)
             position.step += 1
@@ -345,7 +365,7 @@ class Trainer:
             torch.distributed.all_reduce(values)
         return values / self.fabric.world_size
 
-    def report(self, display: Display, step: int, values: Tensor) -> None:
+    def report(self, display: Display, step: int, values: Readback) -> None:
         """Show what `step`, counted from 1 over the run, returned.
 
         Raises:
@@ -459,6 +479,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "meter": self.meter.state(),
+            **({"forms": forms} if (forms := chosen_forms(self.model)) else {}),
             **({"average": self.average.state()} if self.average is not None else {}),
         }
         if self.fabric.is_global_zero:
@@ -494,6 +515,7 @@ class Trainer:
             self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.meter.load(state["meter"], self.fabric.global_rank)
+        set_forms(self.model, state.get("forms", {}))
         if self.average is not None:
             self.average.load(state["average"])
 

@@ -233,6 +233,35 @@ def _run_and_part(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
     return result
 
 
+@contextmanager
+def settled(device: torch.device) -> Iterator[None]:
+    """Torch's settings of a GPU as a run has them, whatever was set before, and is again afterwards.
+
+    Convolutions in float32 may round their factors to TF32, as is torch's default; other products may not, since
+    agreements that differ little decide where a child goes. cuDNN times its algorithms once for each shape.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = _settings()
+    _settle("highest", tf32=True, benchmark=True)
+    try:
+        yield
+    finally:
+        _settle(*before)
+
+
+def _settings() -> tuple[str, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+
+def _settle(products: str, tf32: bool, benchmark: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = benchmark
+
+
 def describe_environment(fabric: Fabric) -> dict:
     """What `environment.json` holds: the machine, and what a run has of it."""
     return {
@@ -240,7 +269,17 @@ def describe_environment(fabric: Fabric) -> dict:
         "device": fabric.device.type,
         "processes": fabric.world_size,
         "precision": fabric.strategy.precision.precision,
+        **describe_settings(fabric.device),
     }
+
+
+def describe_settings(device: torch.device) -> dict:
+    """Of a GPU how float32 is multiplied, and how convolutions are chosen; of other devices nothing."""
+    if device.type != "cuda":
+        return {}
+    products, tf32, benchmark = _settings()
+    tf32_of = {"convolutions": tf32, "products": products != "highest"}
+    return {"tf32": tf32_of, "cudnn_benchmark": benchmark}
 
 
 def describe_machine() -> dict:
