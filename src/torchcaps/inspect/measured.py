@@ -21,13 +21,13 @@ LIMIT = 10_000  # images that are looked at
 
 READINGS = {
     "margin": "The margin loss asks the capsule of a class that is there for a length of at least 0.9, and all others "
-    "for at most 0.1. A length is read as it is: the probability that its class is there (Sabour et al. 2017, section "
-    "2). Each class is judged by itself, so the probabilities of an image need not add up to 1.",
+    "for at most 0.1. A score is read as it is: how surely its class is there (Sabour et al. 2017, section 2). Each "
+    "class is judged by itself, so the scores of an image need not add up to 1.",
     "spread": "The spread loss asks the activation of the class that is there to lie above all others by a margin "
-    "(Hinton et al. 2018, section 3). An activation is read as it is: the probability that its class is there. Those "
-    "of an image need not add up to 1.",
+    "(Hinton et al. 2018, section 3). A score is read as it is: how surely its class is there. Those of an image need "
+    "not add up to 1.",
     "squared-hinge": "The squared hinge loss asks the class that is there for a score of at least 1, and all others "
-    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, the probability that the class is there.",
+    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, how surely the class is there.",
     "cross-entropy": "The scores are logits: their softmax is read as the probabilities of the classes, which add up "
     "to 1.",
     "normalised-cross-entropy": "The scores are activations of at least 0: each one's share of their sum is read as "

@@ -19,9 +19,11 @@ from torchcaps.inspect.measured import Measured, calibrate_measured, class_accur
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
+from torchcaps.losses import score_form
 from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
+from torchcaps.scores import score_word
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.run import RunFolder
 
@@ -153,9 +155,10 @@ def look(story: Story) -> Sight:
     wrong = measured.indices[worst(measured, MISTAKES)]
     mistakes = pick_images(batches, wrong)[0].cpu() if len(wrong) else None
     cost = measure_cost(model, data.image_size, data.channels)
+    word = score_word(score_form(config.loss, scores=model.scores))
     with figures.style():
-        plots = draw_measured(measured, classes) | draw_examples(model, examples, classes, fabric.device)
-    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, plots)
+        plots = draw_measured(measured, classes, word) | draw_examples(model, examples, classes, fabric.device)
+    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, word, plots)
 
 
 def draw_history(story: Story) -> dict[str, Figure]:
@@ -172,13 +175,13 @@ def draw_history(story: Story) -> dict[str, Figure]:
         }
 
 
-def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Figure]:
-    """Figures, by name, of what was measured."""
+def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "probability") -> dict[str, Figure]:
+    """Figures, by name, of what was measured; `word` is what a score is called."""
     targets, predicted = measured.targets, measured.predicted
     return {
         "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
         "class-accuracy": figures.draw_class_accuracy(class_accuracy(targets, predicted), classes),
-        "calibration": figures.draw_calibration(calibrate_measured(measured)),
+        "calibration": figures.draw_calibration(calibrate_measured(measured), word),
     }
 
 

@@ -53,4 +53,5 @@ class Sight:
     examples: list[Example]
     mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
     cost: Cost
+    word: str  # what a score is called: probability, length or score
     figures: dict[str, Figure]
