@@ -159,6 +159,8 @@ def test_resuming_is_hinted_at_where_it_would_work(recipe: Config, capsys: pytes
     assert "--resume" not in capsys.readouterr().err
     assert main(["train", "tiny"]) == 0
     assert "tiny-0 is unfinished; the same command with --resume continues it" in capsys.readouterr().err
+    assert main(["train", "tiny", "--epochs", "2"]) == 0
+    assert "tiny-0-3 ended after 1 epochs; the same command with --resume continues it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

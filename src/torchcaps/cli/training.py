@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -93,16 +94,19 @@ def train(
 
 
 def hint(config: Config) -> None:
-    """Say that there is an unfinished run of `config` which --resume would continue, where there is one."""
+    """Say that there is a run of `config`, unfinished or of fewer epochs, which --resume would continue."""
     from torchcaps.train.run import find_unfinished
+    from torchcaps.train.start import find_shorter
 
-    try:
+    run = None
+    with suppress(ValueError):
         run = find_unfinished(config)
-    except ValueError:
-        return
-    if not run.in_use:
+    with suppress(ValueError):
+        run = run or find_shorter(config)
+    if run is not None and not run.in_use:
+        how = f"ended after {run.read_config().epochs} epochs" if run.finished else "is unfinished"
         print(
-            f"torchcaps: {run.path} is unfinished; the same command with --resume continues it; starting afresh",
+            f"torchcaps: {run.path} {how}; the same command with --resume continues it; starting afresh",
             file=sys.stderr,
         )
 

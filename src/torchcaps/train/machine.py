@@ -169,7 +169,8 @@ def build_fabric(config: Config) -> Fabric:
     if config.precision == "fp16" and device == "cpu":
         raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
     depthwise = config.precision == "auto" and is_depthwise(config.model)
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # environment.json says what is
+    for name in ("rank_zero", "distributed"):  # environment.json says what is
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.WARNING)
     start = "spawn" if ranks is None else "popen"
     return Fabric(
         accelerator=device,
