@@ -142,8 +142,8 @@ def _uses(model: nn.Module, arguments: tuple[Any, ...], device: torch.device) ->
 
     def of_layer(layer: nn.Module, given: tuple, options: dict[str, Any], step: Step) -> None:
         assert isinstance(layer, CapsuleLayer)
-        children, iterations = (*given, *options.values(), 1)[:2]
-        uses[layer] = _Use(children, iterations)
+        named = dict(zip(("children", "iterations"), given, strict=False)) | options
+        uses[layer] = _Use(named["children"], named.get("iterations", 1))
 
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model, device))
