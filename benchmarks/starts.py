@@ -3,7 +3,7 @@
 Five epochs of 10,000 images with the narrowed network of the paper's recipes, without a decoder: coefficients that stay
 where they start, and such that ascend by a step, which is given as a share of the start's square. Each run is a line of
 results/starts.jsonl with its accuracy on 10,000 validation images; nothing is tested, and a run that has its line is
-not repeated. `docs/draw_starts.py` makes a table of the lines.
+not repeated. `docs/discriminative_blocks.py` makes a table of the lines.
 
 python benchmarks/starts.py
 """
