@@ -177,7 +177,7 @@ def test_what_was_measured_stands_beside_the_page(run: Path) -> None:
     assert found == result["test_images"] - result["test_errors"]
     with (run / "confusion.csv").open(newline="") as file:
         header, *counts = csv.reader(file)
-    assert header == ["shown", *"0123456789"]
+    assert header == ["shown", *"0123456789"] and record["of_run"] is True
     assert sum(int(counts[n][n + 1]) for n in range(10)) == found
 
 
@@ -197,6 +197,15 @@ def test_a_report_is_never_replaced_by_a_poorer_one(copy: Path, capsys: pytest.C
     (copy / "report.html").write_bytes(page)
     (copy / "config.json").write_text(json.dumps(config))
     assert write_report(copy).read_bytes() != b""
+
+
+def test_images_that_are_not_those_of_the_run_are_said(copy: Path) -> None:
+    warning = "The test images are not those of the run: they were changed since."
+    assert warning not in (copy / "report.html").read_text()
+    held = json.loads((copy / "model.json").read_text())
+    held["data"]["test"]["sha256"] = "0" * 64
+    (copy / "model.json").write_text(json.dumps(held))
+    assert warning in write_report(copy).read_text()
 
 
 def test_run_that_never_saved_says_so(copy: Path) -> None:

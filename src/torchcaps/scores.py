@@ -29,6 +29,12 @@ def score_word(form: ScoreForm) -> str:
     return "length" if form.kind == "length" else "score"
 
 
+def show_score(value: float, word: str) -> str:
+    """A number of `to_probabilities` as people read it: a probability in per cent, what has another `score_word` as the
+    number that it is."""
+    return f"{value:.1%}" if word == "probability" else f"{value:.2f}"
+
+
 def shown_classes(scores: np.ndarray, form: ScoreForm) -> list[np.ndarray]:
     """Of each row of scores [n, classes] the classes that its picture shows, int64, the highest score first.
 

@@ -303,8 +303,9 @@ def evaluate(
     from torchcaps.inspect.evaluation import evaluate_run
 
     found = evaluate_run(run, asked.data, asked.split, asked.device)
-    if found.of_run is False:
-        print(f"torchcaps: the {asked.split} images are not those of the run: they were changed since", file=sys.stderr)
+    if found.of_run is False and asked.data.name == data.name:
+        why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")
+        print(f"torchcaps: the {asked.split} images are not those of the run: {why}", file=sys.stderr)
     score = found.score
     if asked.json:
         print(dumps(found.describe()))

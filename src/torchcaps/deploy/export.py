@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchcaps.config import EXTERNAL
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
+from torchcaps.deploy.sources import read_source
 from torchcaps.extras import missing_extra
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
@@ -105,12 +106,14 @@ def export_onnx(
     where the routing gives them. Binary weights stay bits, which the graph unpacks. `torchcaps.load` reads the file.
 
     Args:
-        source: a model, or the folder of a run, of which the selected weights are taken.
+        source: a model; the folder of a run, of which the selected weights are taken; a file of weights, or a name of
+            weights, see `torchcaps.models.pretrained.find_weights`.
         path: of the file; its folder must exist.
         image: channels, height and width; None: those that the model was created for.
         scales: type of the scales of binary weights: torch.float32, or a half type, by whose rounding scores differ.
 
     Raises:
+        FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
         ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
     """
     given, path = _loaded(source, image), Path(path)
@@ -202,10 +205,7 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
         manifest = Manifest(describe_model(source.origin or {})) if known else None
         model = copy.deepcopy(source).cpu().eval()
     else:
-        from torchcaps.train.evaluation import load_run
-        from torchcaps.train.run import RunFolder
-
-        manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
+        manifest, model = read_source(source)
     if image is None and manifest is not None:
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
     image = model.input_shape if image is None else image

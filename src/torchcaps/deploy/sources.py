@@ -49,12 +49,7 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False, model:
         program = ProgramRunner(path)
         return build(path, program.manifest(), program)
 
-    if (path / "config.json").exists():
-        manifest, found = read_run(path, model)
-    else:
-        from torchcaps.models.pretrained import find_weights
-
-        manifest, found = read_file(find_weights(source))
+    manifest, found = read_source(source, model)
     return build(source, manifest, ModuleRunner(found, device))
 
 
@@ -67,6 +62,16 @@ def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
     if not manifest.classes:
         log.warning("torchcaps: %s does not say the names of the classes: they are numbers", path)
     return classifier
+
+
+def read_source(source: str | Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
+    """What a run, a file of weights or a name of weights says of its model, and the model; see `load`."""
+    path = Path(source)
+    if (path / "config.json").exists():
+        return read_run(path, module)
+    from torchcaps.models.pretrained import find_weights
+
+    return read_file(find_weights(source))
 
 
 def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:

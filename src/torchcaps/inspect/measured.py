@@ -37,11 +37,18 @@ READINGS = {
 }
 
 
+ABOVE = (
+    "Scores of {above:,} of the {images:,} images are above 1, as neither lengths nor probabilities are, and are read "
+    "as 1: they order the classes, and do not say how sure the network is."
+)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Scores of n images, on the CPU."""
 
-    probabilities: Tensor  # float32 [n, classes]
+    scores: Tensor  # float32 [n, classes]
+    probabilities: Tensor  # float32 [n, classes], in [0, 1]; several may be 1, of which the scores say the highest
     targets: Tensor  # bool [n, classes]
     predicted: Tensor  # bool [n, classes]
     indices: Tensor  # int64 [n], places in the split
@@ -65,6 +72,14 @@ def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
     """Scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
     form = score_form(LossConfig(loss))
     return torch.from_numpy(scored.to_probabilities(scores.detach().float().cpu().numpy(), form))
+
+
+def explain_scores(measured: Measured, loss: LossName) -> str:
+    """How scores were read as probabilities, in words, and where they cannot be such."""
+    above = int((measured.scores > 1).any(1).sum())
+    if not above or score_form(LossConfig(loss)).to_probability != "none":
+        return READINGS[loss]
+    return f"{READINGS[loss]} {ABOVE.format(above=above, images=len(measured.scores))}"
 
 
 class Watch:
@@ -93,7 +108,8 @@ class Watch:
         predicted = predict(scores, self.shown if several else 1, score_threshold(self.loss))
         places = torch.arange(len(labels)) if indices is None else indices
         better = (scores > scores.masked_fill(~targets, -math.inf).amax(1, keepdim=True)).sum(1)
-        return Measured(to_probabilities(scores, self.loss.name), targets, predicted, places, several, better)
+        read = to_probabilities(scores, self.loss.name)
+        return Measured(scores, read, targets, predicted, places, several, better)
 
 
 @torch.no_grad()
@@ -145,7 +161,7 @@ def calibrate_measured(measured: Measured) -> Calibration:
     """Calibration of the winning class of each image; of label sets, of every class in every image."""
     if measured.several:
         return calibrate(measured.probabilities.flatten(), measured.targets.flatten())
-    best = measured.probabilities.argmax(1, keepdim=True)
+    best = measured.scores.argmax(1, keepdim=True)
     return calibrate(measured.probabilities.gather(1, best)[:, 0], measured.targets.gather(1, best)[:, 0])
 
 

@@ -19,11 +19,12 @@ import torchcaps
 from torchcaps.config import Config, to_plain
 from torchcaps.inspect.examples import REACH, Agreed, Example, Routed
 from torchcaps.inspect.figures import SHOWN, to_svg
-from torchcaps.inspect.measured import READINGS, calibrate_measured, confusion, worst
+from torchcaps.inspect.measured import calibrate_measured, confusion, explain_scores, worst
 from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.report.story import Sight, Story
 from torchcaps.report.terms import Explained
+from torchcaps.scores import show_score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,8 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
         "finished" if story.result is not None else f"unfinished, {len(story.history)} of {story.config.epochs} epochs"
     )
     reasons = [reason for reason in (story.reason, sight if isinstance(sight, str) else "") if reason]
+    if seen and seen.of_run is False:
+        reasons.append(f"The {seen.split} images are not those of the run: they were changed since.")
     return Template(_part("page.html")).substitute(
         title=escape(_title(story.config)),
         origin=escape(f"recipe {story.config.recipe}, " if story.config.recipe else "")
@@ -215,7 +218,7 @@ def _measured(sight: Sight, story: Story, explained: Explained) -> Section:
             f"Of {what}; on the diagonal all comes true as often as the {sight.word} says.",
         ),
     ]
-    reading = READINGS.get(story.config.loss.name, "")
+    reading = explain_scores(measured, story.config.loss.name)
     first, last = (f'<p class="note">{escape(text)}</p>' for text in (note, reading))
     terms = _explain(explained, "confusion", "calibration")
     return "measured", "Right and wrong", f'{first}{terms}<div class="plots flow">{"".join(found)}</div>{last}'
@@ -240,13 +243,13 @@ def _mistakes(sight: Sight, images: Tensor) -> Section:
     cells = []
     for image, row in zip(to_bytes(shrink(images)), worst(measured, len(images)).tolist(), strict=True):
         p, there = measured.probabilities[row], measured.targets[row]
-        likeliest = p.argsort(descending=True)[:LIKELIEST].tolist()
+        likeliest = measured.scores[row].argsort(descending=True, stable=True)[:LIKELIEST].tolist()
         shown = likeliest + [n for n in there.nonzero().flatten().tolist() if n not in likeliest]
         picture = f"background-image:url({data_uri(image.movedim(0, -1))});background-size:100% 100%"
         ratio = f"aspect-ratio:{image.shape[2]}/{image.shape[1]}"
         listed = "".join(
             f"<li><span{' class=bad' if measured.predicted[row, n] and not there[n] else ''}>{escape(names[n])}"
-            f"{' ✓' if there[n] else ''}</span>{_scored(p[n].item(), sight.word)}</li>"
+            f"{' ✓' if there[n] else ''}</span>{show_score(p[n].item(), sight.word)}</li>"
             for n in shown
         )
         tile = f'<div class="tile{art}" style="{ratio}"><i class="picture" style="{picture}"></i></div>'
@@ -259,11 +262,6 @@ def _mistakes(sight: Sight, images: Tensor) -> Section:
         "Worst mistakes",
         f'<p class="note">{escape(note)}</p><div class="mistakes">{"".join(cells)}</div>',
     )
-
-
-def _scored(value: float, word: str) -> str:
-    """A score as it is shown: a probability in per cent, a length as the number that it is."""
-    return f"{value:.1%}" if word == "probability" else f"{value:.2f}"
 
 
 def _time(story: Story, plots: Mapping[str, Figure]) -> Section:
@@ -344,7 +342,7 @@ def _example(example: Example) -> dict[str, Any]:
         "right": example.right,
         "targets": example.targets,
         "predicted": example.predicted,
-        "winner": int(example.probabilities.argmax()),
+        "winner": example.winner,
         "classes": example.classes,
         "probabilities": [round(p, 4) for p in example.probabilities[example.classes].tolist()],
         "decodes": example.decoded is not None,

@@ -14,6 +14,7 @@ from torchcaps.config import Config
 from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
+from torchcaps.inspect.evaluation import holds_images_of
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.measures import describe_measured, write_measures
@@ -90,7 +91,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         figures.save_figure(figure, folder / name)
     if isinstance(sight, Sight):
         record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
-        write_measures(home, record, sight.measured, sight.classes)
+        write_measures(home, record | {"of_run": sight.of_run}, sight.measured, sight.classes)
     write_text(page, render(story, plots, sight))
     return page
 
@@ -145,6 +146,7 @@ def look(story: Story) -> Sight:
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))
     data = match_data(story.folder, load_data(config.data, fabric.device))
+    manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
     batches = data.evaluation(split, config.batch_size)
     fabric.to_device(model)
@@ -158,7 +160,8 @@ def look(story: Story) -> Sight:
     word = score_word(score_form(config.loss, scores=model.scores))
     with figures.style():
         plots = draw_measured(measured, classes, word) | draw_examples(model, examples, classes, fabric.device)
-    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, word, plots)
+    of_run = holds_images_of(manifest, data, [split])
+    return Sight(split, len(batches.images), of_run, classes, measured, examples, mistakes, cost, word, plots)
 
 
 def draw_history(story: Story) -> dict[str, Figure]:

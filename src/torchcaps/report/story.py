@@ -48,6 +48,7 @@ class Sight:
 
     split: Split
     images: int  # in the split
+    of_run: bool | None  # whether they are those of the run; None: it did not write that down
     classes: tuple[str, ...]
     measured: Measured
     examples: list[Example]
