@@ -9,6 +9,7 @@ import em_cases
 import torch
 from inverted_attention_cases import CASES, distance
 
+from torchcaps.kernels import window_tiles
 from torchcaps.kernels.em import cuda, op
 
 SMALL = {  # as `CASES`: padding and stride, several children and parents, rows and columns that differ
@@ -16,6 +17,8 @@ SMALL = {  # as `CASES`: padding and stride, several children and parents, rows 
     "vector": (1, 2, 3, 2, 1, 2, 3, 3, 2, 1, 0),
     "linear": (3, 1, 1, 3, 2, 1, 2, 3, 1, 1, 0),
 }
+MANY = {"many": (1, 1, 1, 2, 1, 2, 1, 9, 1, 1, 0)}  # parents in tiles, the last of which is not full
+LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0)}
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}  # where clusters are single votes, gradients have four digits
 
@@ -39,7 +42,11 @@ if __name__ == "__main__":
     if device == "cpu":
         op._home = lambda x: cuda
         cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for name, case in SMALL.items() if device == "cpu" else CASES.items():
+    for name, case in (SMALL if device == "cpu" else CASES | LARGE).items():
         compare(name, case, torch.float64, device)
-    for name, case in {"linear": SMALL["linear"]}.items() if device == "cpu" else CASES.items():
+    for name, case in ({"linear": SMALL["linear"]} if device == "cpu" else CASES | LARGE).items():
         compare(name, case, torch.float32, device)
+    if device == "cpu":
+        window_tiles.WIDE = 8
+        for name, case in MANY.items():
+            compare(name, case, torch.float64, device)

@@ -119,7 +119,7 @@ def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) 
 
     assert main(["train", "digits", "--help-all"]) == 0
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
-    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes"}
+    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes", "from", "log"}
     assert set(FLAGS) <= derived
     assert derived <= shown
 

@@ -16,6 +16,7 @@ from torchcaps.compare.comparison import (
     CONTROLS,
     Comparison,
     all_heads,
+    changed_files,
     choose_heads,
     replace_field,
     settle_data,
@@ -23,9 +24,10 @@ from torchcaps.compare.comparison import (
 )
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.page import apart
-from torchcaps.config import CoefficientConfig, DataConfig, LossConfig, ModelConfig
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig
 from torchcaps.routing import list_routings
 from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.records import config_hash
 
 
@@ -211,3 +213,29 @@ def test_parameters_are_filled_without_costs() -> None:
     (row,) = page.collect(Comparison(data="digits"), ["linear"], "cpu", [])
     model = create_model("small-resnet.linear", in_channels=1, image_size=8)
     assert row.cost is None and row.parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """With what there is then, and quietly: the second run may be cut."""
+    table, seen = tmp_path / "results/compare/small-resnet/digits.md", []
+
+    def fill(jobs, settings):
+        for _ in jobs[:2]:
+            settings.finish(tmp_path)
+            seen.append(table.read_text())
+        return 0
+
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr("torchcaps.cli.comparing.fill", fill)
+    words = ["compare", "--data.name", "digits", "--routings", "em", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--results", str(tmp_path / "results")]) == 0
+    assert len(seen) == 2 and all("| em | not run |" in text for text in seen)
+    assert capsys.readouterr().out.count("# Routings on") == 1
+
+
+def test_runs_of_a_changed_file_are_named() -> None:
+    cell = Cell("mine", "mine", "", Train(lambda: Config(imports=("a.py 2", "b.py 1"))), home="compare/x")
+    older = {"cell": "compare/x/mine", "config": {"imports": ["a.py 1", "b.py 1"]}}
+    assert list(changed_files([cell], [older])) == [("mine", "a.py")]
+    for fine in ([], [older | {"cell": "other"}], [older | {"config": {"imports": ["b.py 1", "a.py 2"]}}]):
+        assert list(changed_files([cell], fine)) == []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, lengths
 from torchcaps.cli import parse_flags
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import Config, DataConfig, LossConfig
 from torchcaps.data import load_data
 from torchcaps.inspect import (
     Measured,
@@ -25,8 +25,8 @@ from torchcaps.inspect import (
     worst,
 )
 from torchcaps.inspect.couplings import Box, share_maps
-from torchcaps.inspect.examples import look_into
-from torchcaps.inspect.measured import choose_right, measure, to_probabilities
+from torchcaps.inspect.examples import CLASSES, _classes, look_into
+from torchcaps.inspect.measured import Watch, calibrate_measured, choose_right, measure, to_probabilities
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
 from torchcaps.models import Model, Output, create_model
@@ -154,10 +154,30 @@ def test_calibration_by_hand() -> None:
     torch.testing.assert_close(to_probabilities(scores, "cross-entropy"), scores.softmax(1))
 
 
+def test_of_scores_above_one_the_highest_wins() -> None:
+    """Cut to [0, 1] they are equal, and the first class was taken for the one that is said."""
+    scores, labels = torch.tensor([[1.2, 1.5, 0.0], [3.0, 1.1, 2.0]]), torch.tensor([1, 0])
+    watch = Watch(LossConfig("margin"))
+    watch(scores, labels)
+    found = watch.measured()
+    assert found.right.all() and found.probabilities[:, :2].eq(1).all()
+    calibration = calibrate_measured(found)
+    assert calibration.error == 0 and calibration.accuracy[-1] == 1
+    many = torch.tensor([2.0, 1.0, 3.0, 0.5, *[0.0] * CLASSES])
+    assert _classes(many, torch.arange(len(many)) == len(many) - 1) == [
+        2,
+        0,
+        1,
+        3,
+        *range(4, CLASSES - 1),
+        len(many) - 1,
+    ]
+
+
 def test_worst_are_sure_and_wrong_and_right_ones_differ_in_class() -> None:
     hot = torch.eye(2, dtype=torch.bool)
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
-    measured = Measured(p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False, torch.zeros(5))
+    measured = Measured(p, p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False, torch.zeros(5))
     assert worst(measured, 9).tolist() == [0, 1]
     assert choose_right(measured, 2).tolist() == [2, 3]
     assert choose_right(measured, 9).tolist() == [2, 3, 4]

@@ -40,7 +40,7 @@ ROOMS = """
     scores
     forms
     config
-    plugins shell names extras locking lazy files
+    plugins shell names extras locking lazy files ranks
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

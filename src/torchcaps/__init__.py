@@ -10,7 +10,7 @@ from torchcaps.lazy import resolver
 if TYPE_CHECKING:
     from torchcaps.capsules import Capsules, lengths, squash
     from torchcaps.deploy import load
-    from torchcaps.layers import CapsuleLayer, CapsuleStack
+    from torchcaps.layers import CapsuleLayer, CapsuleStack, choose
     from torchcaps.models import CapsuleHead, HeadedModel, Model, Output, create_model, list_models
     from torchcaps.packed import pack
     from torchcaps.routing import Routing, create_routing, list_routings
@@ -21,7 +21,7 @@ __version__ = "0.1.0.dev0"
 _HOMES = {
     "capsules": ("Capsules", "lengths", "squash"),
     "deploy": ("load",),
-    "layers": ("CapsuleLayer", "CapsuleStack"),
+    "layers": ("CapsuleLayer", "CapsuleStack", "choose"),
     "packed": ("pack",),
     "models": ("CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models"),
     "routing": ("Routing", "create_routing", "list_routings"),
@@ -32,7 +32,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "Capsules", "lengths", "squash",
     "Votes", "LinearVotes", "ConvVotes",
     "Routing", "create_routing", "list_routings",
-    "CapsuleLayer", "CapsuleStack", "pack",
+    "CapsuleLayer", "CapsuleStack", "choose", "pack",
     "CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models",
     "load",
 ]  # fmt: skip

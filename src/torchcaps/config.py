@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from torchcaps.names import describe_type, fits
 
+EXTERNAL = "external"  # name of a model, or of data, that was handed to `fit` in Python
 Option = bool | int | float | str | tuple[int, ...] | None
 C = TypeVar("C")
 
@@ -102,6 +103,7 @@ class DataConfig(Checked):
     limit: int | None = None  #: images of each split that are used at most, a fixed sample of it: for trials
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    balance: bool = False  #: training: each class is drawn as often as any other, rare images more than once
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,9 @@ class LossConfig(Checked):
     penalty_warmup: float = 0.0  #: share of the run in which that weight rises from 0, evenly; 0: it is constant
     threshold: float = (
         0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
+    )
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = (
+        "none"  #: of training: balanced (a class counts by the inverse of its images), or a number a class
     )
 
 
@@ -203,6 +208,11 @@ class Config(Checked):
     out: Path = Path("runs")  #: folder in which the run's own folder is made
     imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
+    select: Literal["accuracy", "mean-class-accuracy"] = (
+        "accuracy"  #: on the validation split, by which the kept weights are selected
+    )
+    start: str = ""  #: whose weights the run began with, NAME and SHA-256: written by --from
+    continued: str = ""  #: the finished run that this one goes on from, NAME and SHA-256: written by --resume
 
 
 def to_plain(config: Any) -> Any:

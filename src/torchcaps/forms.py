@@ -89,6 +89,17 @@ class ScoreForm:
         if self.shown is not None:
             check_count("score.shown", self.shown)
 
+    @property
+    def reading(self) -> str:
+        """How scores become probabilities, in words."""
+        return {
+            "softmax": "the softmax of the scores; those of all classes add up to 1",
+            "share": "of each score its share of their sum; those of all classes add up to 1",
+            "sigmoid": "of each score its sigmoid; each class is judged by itself",
+            "none": "each score as it is, and each class judged by itself; scores above 1 are read as 1, and such ones "
+            "order the classes and are no probabilities",
+        }[self.to_probability]
+
 
 @dataclass(frozen=True)
 class Digest:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,10 +36,13 @@ class Criterion(Protocol):
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded."""
+    """Targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded.
+
+    No device is waited for.
+    """
     if labels.ndim == 2:
         return labels.float()
-    return F.one_hot(labels, num_classes).float()
+    return labels.new_zeros(len(labels), num_classes, dtype=torch.float32).scatter_(1, labels.unsqueeze(1), 1.0)
 
 
 def margin_loss(
@@ -159,18 +163,41 @@ def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:
     return losses[config.name]
 
 
-def build_criterion(config: LossConfig) -> Criterion:
+def weigh(
+    loss: Callable[[Tensor, Tensor, float], Tensor], weights: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """`loss`, a mean over images, of scores, targets, labels [b, classes] of 0 and 1, and the progress of the run, in
+    which each image counts by the mean of the `weights` [classes] of its labels; one without labels by 1."""
+
+    def weighted(scores: Tensor, targets: Tensor, labels: Tensor, progress: float) -> Tensor:
+        each = torch.func.vmap(lambda row, target: loss(row[None], target[None], progress))(scores, targets)  # [b]
+        shown = labels.sum(1)
+        counts = torch.where(shown > 0, labels @ weights.to(labels) / shown.clamp_min(1), 1.0)
+        return (counts * each).mean()
+
+    return weighted
+
+
+def build_criterion(config: LossConfig, weights: Tensor | None = None) -> Criterion:
     """The loss that `config` describes: of the scores, of the reconstruction where it has a weight, and the penalty
     that the model adds, where it does: see `added_penalty`.
+
+    Args:
+        config: the loss; its `class_weights` are left to `weights`.
+        weights: of the classes, [classes], by which the loss of the scores counts images; None: all alike.
 
     The criterion raises:
         ValueError: when a reconstruction is asked of a model that makes none.
     """
     of_scores = score_loss(config)
+    weighted = None if weights is None else weigh(of_scores, weights)
 
     def criterion(output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
-        targets = smooth(targets, config.smoothing) if config.smoothing else targets
-        loss = of_scores(output.scores, targets, progress)
+        labels, targets = targets, smooth(targets, config.smoothing) if config.smoothing else targets
+        if weighted is None:
+            loss = of_scores(output.scores, targets, progress)
+        else:
+            loss = weighted(output.scores, targets, labels, progress)
         if config.average:
             loss = loss / targets.shape[1]
         if config.reconstruction:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchcaps.config import ModelConfig, from_plain, to_plain
@@ -106,7 +106,11 @@ class Manifest:
 
     def to_json(self) -> str:
         """For the metadata of a file; `from_json` reads it."""
-        return json.dumps(to_plain(self))
+        return json.dumps(self.to_plain())
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON can hold it, in the newest format, whatever it was read from; `read` takes it."""
+        return to_plain(replace(self, format=FORMAT))
 
 
 def check_model(model: Mapping[str, Any]) -> None:

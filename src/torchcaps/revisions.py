@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from torchcaps.config import Config, ModelConfig, Option
+from torchcaps.config import EXTERNAL, Config, ModelConfig, Option
 from torchcaps.data.catalogue import find
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
@@ -122,6 +122,8 @@ def _few_steps(config: Config) -> bool:
     momentum = _norm_momentum(config.model)
     if momentum is None:
         return False
+    if config.data.name == EXTERNAL:
+        return True
     entry, _ = find(config.data.name)
     images = config.data.compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
     images = min(images, config.data.limit or images)

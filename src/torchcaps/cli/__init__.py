@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, cast
@@ -23,12 +23,14 @@ from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
 from torchcaps.cli.publishing import publish
+from torchcaps.cli.runs import runs
 from torchcaps.cli.smaller import fold, prune
-from torchcaps.cli.tables import reproduce, table
+from torchcaps.cli.tables import check_reproduce, reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
 from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
+from torchcaps.ranks import given_ranks
 from torchcaps.usage import INTERRUPTED, bind, describe
 
 __all__ = ["main", "parse_flags"]
@@ -38,6 +40,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
+    "runs": runs,
     "reproduce": reproduce,
     "table": table,
     "compare": compare,
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # not every terminal can show every name
     try:
-        with suppress(SystemExit):  # tyro has printed help
+        with quiet(), suppress(SystemExit):  # tyro has printed help
             dispatch(take_imports(args))
         sys.stdout.flush()
         return 0
@@ -70,6 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _say_error(error, debug)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the first of processes that were started together speak for all; their errors are said behind this."""
+    ranks = given_ranks()
+    if ranks is None or ranks.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _say_error(error: Exception, debug: bool) -> int:
@@ -121,6 +135,8 @@ def dispatch(args: Sequence[str]) -> None:
     if args[:1] == ["--version"]:
         return print(f"torchcaps {__version__}")
     given: dict[str, tuple[str, ...]] = {}
+    if args[:1] == ["reproduce"]:
+        check_reproduce(args[1:])
     if args[:1] == ["compare"]:
         args = rename_flags(args)
         given = {"given": tuple(sorted(given_fields(args)))}

@@ -63,11 +63,12 @@ def compare(
         given: names of the fields that flags gave, filled in by the command line
     """
     from torchcaps.cli.training import report
-    from torchcaps.compare.comparison import Comparison, choose_heads, settle_data
+    from torchcaps.compare.comparison import Comparison, changed_files, choose_heads, settle_data
     from torchcaps.compare.costs import record_missing
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
     from torchcaps.tables.fill import Settings, plan
+    from torchcaps.tables.records import read_records
 
     find(data.name)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
@@ -79,6 +80,8 @@ def compare(
     for cell in cells:
         assert cell.build is not None
         cell.build()  # a sweep over what there is not is said before anything runs
+    for name, file in changed_files(cells, read_records(path)):
+        say(f"{name}: {file} was changed since its runs, which are made anew")
     if costs:
         failed = record_missing(cells, path, device, say)
         cells = [cell for cell in cells if cell.name not in failed]

@@ -54,13 +54,16 @@ def predict(
     paths = find_pictures(places)
     classifier = load(source, device, trusted)
     left_out: list[Path] = []
+    cut: list[Path] = []
 
     def readable() -> Iterator[Named]:
         for path, found in _with_progress(predict_files(classifier, paths, batch), len(paths)):
             if isinstance(found, ValueError):
                 left_out.append(path)
-                print(f"torchcaps: passed over {path}: {' '.join(str(found).split())}", file=sys.stderr)
+                print(f"torchcaps: passed over {_plain(f'{path}: {found}')}", file=sys.stderr)
             else:
+                if classifier.score.to_probability == "none" and found.scores[found.label] > 1:
+                    cut.append(path)
                 yield path, found
 
     write: Callable[..., None] = _write_json if json else _write_csv if csv else _write_table
@@ -69,6 +72,12 @@ def predict(
         raise ValueError(f"none of the {len(paths)} pictures could be read")
     if left_out:
         print(f"torchcaps: {len(left_out)} of {len(paths)} pictures could not be read", file=sys.stderr)
+    if cut:
+        print(
+            f"torchcaps: {len(cut)} of {len(paths)} pictures have scores above 1, which are read as 1: these order the "
+            "classes, and are no probabilities",
+            file=sys.stderr,
+        )
 
 
 def _listed() -> list[str]:
@@ -87,15 +96,18 @@ def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """A line a picture, as soon as it is known."""
-    several, names = classifier.score.shown != 1, max(map(len, classifier.classes))
-    _say(f"{'picture':{width}}  " + ("shows" if several else f"{'class':{names}}  probability"))
+    """A line a picture, as soon as it is known; what is no probability is called what it is."""
+    from torchcaps.scores import score_word, show_score
+
+    several, names, word = classifier.score.shown != 1, max(map(len, classifier.classes)), score_word(classifier.score)
+    _say(f"{'picture':{width}}  " + ("shows" if several else f"{'class':{names}}  {word}"))
     for path, each in found:
         if several:
-            said = ", ".join(f"{name} {each.probabilities[name]:.1%}" for name in each.labels) or "none"
+            said = ", ".join(f"{name} {show_score(each.probabilities[name], word)}" for name in each.labels) or "none"
         else:
-            said = f"{each.label:{names}}  {each.probability:6.1%}"
-        others = [f"{name} {p:.1%}" for name, p in each.top(top) if name not in (each.labels or (each.label,))]
+            said = f"{each.label:{names}}  {show_score(each.probability, word):>6}"
+        left = (pair for pair in each.top(top) if pair[0] not in (each.labels or (each.label,)))
+        others = [f"{name} {show_score(p, word)}" for name, p in left]
         _say(f"{path!s:{width}}  {said}" + (f"  then {', '.join(others)}" if others else ""))
 
 
@@ -129,7 +141,11 @@ def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: 
 
 
 def _say(line: str) -> None:
-    """Print one line: names come from files, and must neither steer the terminal nor be more than it can show."""
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
+    """Print one line, which must not be more than the terminal can show."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(shown.encode(encoding, "replace").decode(encoding))
+    print(_plain(line).encode(encoding, "replace").decode(encoding))
+
+
+def _plain(text: str) -> str:
+    """In one line: names come from files, and must not steer the terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.splitlines()))

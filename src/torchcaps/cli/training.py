@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -19,6 +20,7 @@ from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.plugins import imported
+from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
 from torchcaps.usage import USER_ERRORS, usage_errors
 
@@ -33,6 +35,10 @@ class TrainFlags:
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
     dry_run: bool = False  #: say what is ahead, and stop there
     max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = (
+        None  #: folder of a run, with whose weights this one begins where names and shapes agree
+    )
+    log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()  #: loggers that see each step and epoch
 
 
 def train(
@@ -54,6 +60,11 @@ def train(
     base = create_recipe(recipe, budget)
     asked = read_flags(base, others, recipe)
     config, resume = finish(recipe, base, asked.config, given_fields(others)), asked.resume
+    if asked.from_ is not None:
+        from torchcaps.train.start import find_start
+
+        config = dataclasses.replace(config, start=find_start(asked.from_).record)
+        config = dataclasses.replace(config, changed=(*config.changed, f"start={config.start}"))
     if asked.dry_run:
         print(look_ahead(config))
         return
@@ -62,26 +73,42 @@ def train(
     from torchcaps.train.callbacks import SayAhead
 
     before = unfinished_runs(config)
-    left = [] if resume else [run for run in before if not run.in_use]
-    if left:
-        print(
-            f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
-            file=sys.stderr,
-        )
-    callbacks = [*find_probes(config)]
-    if not resume and config.processes == 1 and (ahead := measure_ahead(config)) is not None:
+    if not resume:
+        hint(config)
+    callbacks, ranks = [*find_probes(config)], given_ranks()
+    if not resume and config.processes == 1 and ranks is None and (ahead := measure_ahead(config)) is not None:
         callbacks.append(SayAhead(f"torchcaps: ahead: {ahead}"))
     try:
-        result = fit(config, resume, callbacks, asked.max_minutes)
+        result = fit(config, resume, callbacks, asked.max_minutes, start=asked.from_, loggers=asked.log)
     except (Exception, Interrupted) as stop:
-        if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
+        first = ranks is None or ranks.rank == 0
+        if first and not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
         again = typed(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
-    report(result.folder)
-    print_result(result)
+    if ranks is None or ranks.rank == 0:
+        report(result.folder)
+        print_result(result)
+
+
+def hint(config: Config) -> None:
+    """Say that there is a run of `config`, unfinished or of fewer epochs, which --resume would continue."""
+    from torchcaps.train.run import find_unfinished
+    from torchcaps.train.start import find_shorter
+
+    run = None
+    with suppress(ValueError):
+        run = find_unfinished(config)
+    with suppress(ValueError):
+        run = run or find_shorter(config)
+    if run is not None and not run.in_use:
+        how = f"ended after {run.read_config().epochs} epochs" if run.finished else "is unfinished"
+        print(
+            f"torchcaps: {run.path} {how}; the same command with --resume continues it; starting afresh",
+            file=sys.stderr,
+        )
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:
@@ -189,7 +216,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
             default=TrainFlags(bare),
             args=["--help" if flag == HELP_ALL else flag for flag in flags],
         )
-    for field in ("changed", "imports"):
+    for field in ("changed", "imports", "start", "continued"):
         if getattr(parsed.config, field) != getattr(bare, field):
             raise ValueError(f"--{field} is written by the command line itself: leave it out")
     kept, given = recipe.model.options, parsed.config.model
@@ -209,7 +236,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
     places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
-    places |= {"data.root", "data.download"}
+    places |= {"data.root", "data.download", "continued"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={show_option(after.get(name))}"
@@ -276,8 +303,9 @@ def evaluate(
     from torchcaps.inspect.evaluation import evaluate_run
 
     found = evaluate_run(run, asked.data, asked.split, asked.device)
-    if found.of_run is False:
-        print(f"torchcaps: the {asked.split} images are not those of the run: they were changed since", file=sys.stderr)
+    if found.of_run is False and asked.data.name == data.name:
+        why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")
+        print(f"torchcaps: the {asked.split} images are not those of the run: {why}", file=sys.stderr)
     score = found.score
     if asked.json:
         print(dumps(found.describe()))

@@ -33,7 +33,7 @@ from torchcaps.data.facts import data_facts
 from torchcaps.names import unknown
 from torchcaps.plugins import imported_for
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.metrics import ACCURACY
+from torchcaps.tables.metrics import ACCURACY, Record
 
 Loss = Literal["shared", "own"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -192,6 +192,20 @@ def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from list_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name
+
+
+def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Names of cells, and of the file that has another content now than in all their runs, which do not count any more.
+
+    A cell of another comparison with the same name is the same.
+    """
+    for cell in cells:
+        assert isinstance(cell.how, Train)
+        now = set(cell.how.build().imports)
+        runs = [each for each in records if each.get("cell") == cell.id and each.get("config")]
+        then = {record for run in runs for record in run["config"].get("imports", ())}
+        names = {record.partition(" ")[0] for record in now - then} & {record.partition(" ")[0] for record in then}
+        yield from ((cell.name, name) for name in sorted(names))
 
 
 def is_network(head: str) -> bool:

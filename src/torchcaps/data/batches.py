@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from torchcaps.config import AugmentConfig
 from torchcaps.data import prepare, transforms
-from torchcaps.data.images import Source, resize
+from torchcaps.data.images import Source, Stored, resize
 from torchcaps.data.overlap import Overlap, Parts
-from torchcaps.data.splits import DRAWS, ORDER, coins, mix, permutation
+from torchcaps.data.splits import DRAWS, ORDER, balanced, coins, mix, permutation
 from torchcaps.data.streams import Stream
 
 
@@ -47,9 +47,11 @@ class Batches:
     views: Literal[1, 5, 10] = 1  # without `augment`: of each image these crops, as `prepare.crops`
     enlarge: int | None = None  # pixels a side, to which all that comes out is enlarged; None leaves it as it is
     shuffle: bool = False
+    balance: bool = False  # with `shuffle`: each class comes as often as any other
     drop_last: bool = False
     rank: int = 0
     world: int = 1
+    restarts: ClassVar[bool] = False  # whether an epoch can begin at its first step alone
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -62,6 +64,8 @@ class Batches:
             )
         if self.standardise == "dataset" and (self.mean is None or self.std is None):
             raise ValueError("standardise 'dataset' needs mean and std of the channels")
+        if self.balance and (not isinstance(self.images, Stored) or self.images.shown != 1):
+            raise ValueError("data.balance is of images that show one class each, and of which there is a list")
         if self.augment is not None:
             transforms.check_augment(self.augment)
             if self.augment.alternate and isinstance(self.images, Stream):
@@ -113,6 +117,9 @@ class Batches:
             return torch.arange(len(self.images))
         if isinstance(self.images, Stream):
             return self.images.order(self.seed, epoch)
+        if self.balance:
+            assert isinstance(self.images, Stored)
+            return balanced(self.images.labels, self.seed, epoch)
         return permutation(len(self.images), seed)
 
     def _joint(self, step: int) -> int:

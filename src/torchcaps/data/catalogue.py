@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from torchcaps.config import EXTERNAL
 from torchcaps.data.entries import ENTRIES
 from torchcaps.data.entry import PATHS, Entry
 from torchcaps.names import unknown
@@ -33,6 +34,8 @@ def find(name: str) -> tuple[Entry, Path | None]:
     Raises:
         ValueError: for an unknown name, with the nearest known one; for a missing path.
     """
+    if name == EXTERNAL:
+        raise ValueError("data.name is 'external': these images were handed to fit in Python, and are not here")
     prefix, colon, path = name.partition(":")
     wanted = (prefix + end for end in PATHS) if colon else (name,)
     entry = next((CATALOGUE[each] for each in wanted if each in CATALOGUE), None)

@@ -17,6 +17,7 @@ from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
 from torchcaps.data.digest import digest
 from torchcaps.data.images import Images, Source, Splits, Stored
+from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
@@ -124,6 +125,8 @@ class Data:
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
         """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
 
+        With `config.balance` each class comes as often as any other.
+
         Raises:
             ValueError: when how `config` standardises is not what the data were loaded with, and as `Batches` does.
         """
@@ -131,7 +134,15 @@ class Data:
             if (asked := getattr(config, name)) != (loaded := getattr(self, name)):
                 raise ValueError(f"data.{name} is {asked!r}, but the data were loaded with {loaded!r}")
         return self._batches(
-            self.train, batch_size, rank, world, seed=seed, augment=config.augment, shuffle=True, drop_last=True
+            self.train,
+            batch_size,
+            rank,
+            world,
+            seed=seed,
+            augment=config.augment,
+            shuffle=True,
+            balance=config.balance,
+            drop_last=True,
         )
 
     def evaluation(
@@ -146,6 +157,8 @@ class Data:
         return self._batches(source, batch_size, rank, world, views=self.views if split == "test" else 1)
 
     def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
+        if isinstance(source, Loaded):
+            return source.batches(options.get("seed", 0))
         mean, std = self._moments if self.standardise == "dataset" else (None, None)
         options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
         options |= {"cut": self.crop, "standardise_first": self.standardise_first, "enlarge": self.enlarge}
@@ -176,12 +189,19 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         config = replace(config, compose=replace(config.compose, epoch=config.limit, held=config.limit))
     entry, path = find(config.name)
     train, test, validation = _call(entry.reader, path, config)
+    if config.test is not None:
+        test = read_test(config.test, config)
+    return assemble(Splits(train, test, validation), config, device)
+
+
+def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu") -> Data:
+    """The `Data` of what was read: of each split as many images as asked, the validation split held out where there is
+    none, resized or padded, on `device`; see `load_data`."""
+    train, test, validation = read
     train = _sample(train, config)
     if validation is None:
         assert isinstance(train, Stored)  # streams have a validation split of their own
         train, validation = hold_out(train, config)
-    if config.test is not None:
-        test = read_test(config.test, config)
     validation, test = _sample(validation, config), _sample(test, config)
     read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
@@ -245,9 +265,11 @@ def check_variation(train: Source) -> None:
 def moments(source: Source) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
-    Counted in integers, hence the same on every device. Of images that are neither in memory nor mapped 4,096 are read,
-    evenly spaced in the order of the source. Unclipped sums of images give means above 1.
+    Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
+    mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.
     """
+    if len(source) and source.fetch(torch.zeros(1, dtype=torch.int64)).is_floating_point():
+        return _float_moments(source)
     count = len(source) if isinstance(source, Images | Mapped) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
     channels = range(source.shape[0])
@@ -261,5 +283,19 @@ def moments(source: Source) -> tuple[Tensor, Tensor]:
     weights /= weights.sum(1, keepdim=True)
     mean = weights @ values
     std = ((values - mean[:, None]).square() * weights).sum(1).sqrt()
+    std[std == 0] = 1.0
+    return mean.float().to(device), std.float().to(device)
+
+
+def _float_moments(source: Source) -> tuple[Tensor, Tensor]:
+    indices = torch.arange(min(len(source), SAMPLE)) * len(source) // min(len(source), SAMPLE)
+    total, squares, count = 0.0, 0.0, 0
+    device = torch.device("cpu")
+    for pixels in source.stream(indices.split(CHUNK)):
+        wide, device = pixels.double(), pixels.device
+        total, squares = total + wide.sum((0, 2, 3)), squares + wide.square().sum((0, 2, 3))
+        count += wide[:, 0].numel()
+    mean = torch.as_tensor(total) / count
+    std = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0).sqrt()
     std[std == 0] = 1.0
     return mean.float().to(device), std.float().to(device)

@@ -17,7 +17,7 @@ from torchcaps.config import DataConfig
 if TYPE_CHECKING:
     from torchcaps.data.images import Stored
 
-ORDER, DRAWS, SPLIT, COMPOSE, FLIPS = range(5)  # what a seed is used for: the uses of one seed are independent
+ORDER, DRAWS, SPLIT, COMPOSE, FLIPS, BALANCE = range(6)  # what a seed is used for: the uses of one seed are independent
 RARE = 10  # images that have the same label set, below which they are split together with others
 
 
@@ -37,6 +37,25 @@ def mix(purpose: int, *key: int) -> np.random.SeedSequence:
 def permutation(count: int, seed: np.random.SeedSequence) -> Tensor:
     """The numbers 0 .. count - 1 in a random order: int64 [count]."""
     return torch.from_numpy(np.random.PCG64(seed).random_raw(count).argsort(kind="stable"))
+
+
+def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many images as `labels` int64 [n] has, in an order that shows each class as often as any other: int64 [n].
+
+    Of any C images that follow each other from a multiple of C on, one is of each of the C classes that have images. An
+    image comes again once all of its class have been.
+    """
+    there, classes = labels.cpu().unique(return_inverse=True)
+    rounds = -(-len(labels) // len(there))
+    rows = []
+    for label in range(len(there)):
+        images = (classes == label).nonzero()[:, 0]
+        passes = range(-(-rounds // len(images)))
+        orders = [permutation(len(images), mix(BALANCE, seed, epoch, label, each)) for each in passes]
+        rows.append(images[torch.cat(orders)][:rounds])
+    drawn = np.random.PCG64(mix(BALANCE, seed, epoch)).random_raw(rounds * len(there)).reshape(rounds, -1)
+    turns = torch.from_numpy(drawn.argsort(1, kind="stable"))  # of the classes in each round
+    return torch.stack(rows, 1).gather(1, turns).flatten()[: len(labels)]
 
 
 def coins(indices: Tensor, seed: int) -> Tensor:

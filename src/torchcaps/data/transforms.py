@@ -117,8 +117,8 @@ def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 in [0, 1]."""
-    return pixels.float().div_(255)
+    """uint8 0 .. 255 -> float32 in [0, 1]; floats as they are."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255)
 
 
 def random_crop(batch: Tensor, corner: Tensor, padding: int) -> Tensor:

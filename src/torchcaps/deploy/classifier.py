@@ -62,7 +62,8 @@ class Prediction:
     """What a picture shows, by a model; numbers are by the names of the classes."""
 
     label: str  #: the class of the highest score
-    probability: float  #: of `label`
+    probability: float  #: of `label`, in [0, 1]; what it says follows from the loss, see `ScoreForm.reading`. Scores
+    #: above 1 that are read as they are, such as activations under the margin loss, become 1 and are no probabilities
     labels: tuple[str, ...]  #: all the classes that are shown, the highest score first: `label` alone, unless pictures
     #: show several; where they differ in how many, those above the threshold, which may be none
     probabilities: dict[str, float]

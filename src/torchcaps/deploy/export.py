@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchcaps.config import EXTERNAL
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
+from torchcaps.deploy.sources import read_source
 from torchcaps.extras import missing_extra
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
@@ -104,12 +106,14 @@ def export_onnx(
     where the routing gives them. Binary weights stay bits, which the graph unpacks. `torchcaps.load` reads the file.
 
     Args:
-        source: a model, or the folder of a run, of which the selected weights are taken.
+        source: a model; the folder of a run, of which the selected weights are taken; a file of weights, or a name of
+            weights, see `torchcaps.models.pretrained.find_weights`.
         path: of the file; its folder must exist.
         image: channels, height and width; None: those that the model was created for.
         scales: type of the scales of binary weights: torch.float32, or a half type, by whose rounding scores differ.
 
     Raises:
+        FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
         ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
     """
     given, path = _loaded(source, image), Path(path)
@@ -197,17 +201,16 @@ def measure_latency(run: Callable[[], object]) -> float:
 
 def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
     if isinstance(source, Model):
-        manifest = None if source.origin is None else Manifest(describe_model(source.origin))
+        known = source.origin is not None and source.origin["name"] != EXTERNAL
+        manifest = Manifest(describe_model(source.origin or {})) if known else None
         model = copy.deepcopy(source).cpu().eval()
     else:
-        from torchcaps.train.evaluation import load_run
-        from torchcaps.train.run import RunFolder
-
-        manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
-    if image is None:
-        if manifest is None:
-            raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
+        manifest, model = read_source(source)
+    if image is None and manifest is not None:
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
+    image = model.input_shape if image is None else image
+    if image is None:
+        raise ValueError("image is None, and the model does not say what it was made for: give channels, height, width")
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_model
 
-from torchcaps.config import to_plain
 from torchcaps.data import load_data
 from torchcaps.extras import missing_extra
 from torchcaps.files import replace_text, replacing
@@ -79,7 +78,7 @@ def write_package(
     content = (folder / FILE).read_bytes()
     written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
     known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
-    replace_text(folder / "model.json", json.dumps(to_plain(manifest), indent=2) + "\n")
+    replace_text(folder / "model.json", json.dumps(manifest.to_plain(), indent=2) + "\n")
     replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
     replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
     return written
@@ -161,6 +160,7 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
         **({"afterwards": f"{' and '.join(done)}, with equal scores"} if done else {}),
         "data": f"`{_text(data.name)}`, {data.train.images:,} training images{held}",
         "test accuracy": f"{line['test_accuracy']:.2%} ({wrong}), one seed ({line['seed']})",
+        **({} if manifest.score is None else {"probabilities": manifest.score.reading}),
         "weights": f"{weights['bytes']:,} bytes of {weights['precision']}, SHA-256 `{weights['sha256']}`",
         "trained": f"recipe `{_text(line['recipe'])}`, epoch {line['selected_epoch']} kept, {line['seconds']:.0f} s on "
         f"{_text(machine)}",

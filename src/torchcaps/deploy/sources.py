@@ -10,13 +10,15 @@ from torchcaps.deploy.classifier import Classifier, Runner
 from torchcaps.manifest import DIGESTS, Manifest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from torchcaps.models import Model
 
 EXPORTED = (".onnx", ".pt2")
 log = logging.getLogger("torchcaps")
 
 
-def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Classifier:
+def load(source: str | Path, device: str = "auto", trusted: bool = False, model: nn.Module | None = None) -> Classifier:
     """A classifier that answers for pictures, from what training or an export left.
 
     Args:
@@ -25,6 +27,7 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
             weights, `hf-hub:OWNER/NAME` among them, see `torchcaps.models.pretrained.find_weights`.
         device: auto, cpu, cuda or mps.
         trusted: read a `.pt2` file, which may hold code that is run; all others are only read.
+        model: the module that `torchcaps.train.fit` was given, of whose run `source` is the folder; None of others.
 
     Raises:
         FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
@@ -46,13 +49,8 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
         program = ProgramRunner(path)
         return build(path, program.manifest(), program)
 
-    if (path / "config.json").exists():
-        manifest, model = read_run(path)
-    else:
-        from torchcaps.models.pretrained import find_weights
-
-        manifest, model = read_file(find_weights(source))
-    return build(source, manifest, ModuleRunner(model, device))
+    manifest, found = read_source(source, model)
+    return build(source, manifest, ModuleRunner(found, device))
 
 
 def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
@@ -66,8 +64,18 @@ def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
     return classifier
 
 
-def read_run(path: Path) -> tuple[Manifest, Model]:
-    """What the folder of a run says of its model, and the model that it selected.
+def read_source(source: str | Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
+    """What a run, a file of weights or a name of weights says of its model, and the model; see `load`."""
+    path = Path(source)
+    if (path / "config.json").exists():
+        return read_run(path, module)
+    from torchcaps.models.pretrained import find_weights
+
+    return read_file(find_weights(source))
+
+
+def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
+    """What the folder of a run says of its model, and the model that it selected; see `load_run`.
 
     What a run of format 1 lacks is taken from its data, where these are still there.
     """
@@ -75,7 +83,7 @@ def read_run(path: Path) -> tuple[Manifest, Model]:
     from torchcaps.train.describe import complete_by_data
 
     run = RunFolder(path)
-    model, config = load_run(path)
+    model, config = load_run(path, module)
     manifest = run.read_manifest()
     if manifest.format == 1 and {*manifest.missing} != {DIGESTS}:
         log.warning("torchcaps: %s is of an older version: it does not say %s", path, ", ".join(manifest.missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
@@ -31,7 +32,7 @@ class Evaluation:
     score: Score
     measured: Measured
     classes: tuple[str, ...]
-    of_run: bool | None  # whether the images are those of the run; None: other data, or the run did not write that down
+    of_run: bool | None  # whether the images are those of the run's splits; None: the run did not write that down
 
     def describe(self) -> dict[str, Any]:
         """As JSON can hold it; see `describe_measured`."""
@@ -87,7 +88,7 @@ def evaluate_run(
         config.loss.reconstruction > 0,
         watch,
     )
-    of_run = None if other else holds_images_of(manifest, loaded, splits)
+    of_run = holds_images_of(manifest, loaded, splits)
     return Evaluation(split, score, watch.measured(), loaded.train.classes, of_run)
 
 
@@ -102,9 +103,9 @@ def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
     return data
 
 
-def holds_images_of(manifest: Manifest, data: Data, splits: list[SplitName]) -> bool | None:
+def holds_images_of(manifest: Manifest, data: Data, splits: Sequence[SplitName]) -> bool | None:
     """Whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
     recorded: list[Digest] = [getattr(manifest.data, split) for split in splits]
-    if not all(each.sha256 for each in recorded):
+    if DIGESTS in manifest.missing:
         return None
     return all(data.digest(split) == each for split, each in zip(splits, recorded, strict=True))

@@ -56,8 +56,9 @@ class Example:
     image: Tensor  # [c, h, w] in [0, 1], not standardised
     targets: list[int]
     predicted: list[int]
+    winner: int  # the class of the highest score
     probabilities: Tensor  # [classes]
-    classes: list[int]  # the likeliest, and those that are there; by probability, except where all fit
+    classes: list[int]  # the likeliest, and those that are there; by score, except where all fit
     decoded: Tensor | None  # [classes shown, c, h, w]
     parts: Tensor | None  # of label sets: decoded from what is there, what was found, what is neither [3, 3, h, w]
     absent: int | None  # the class of the third, if any is left
@@ -103,7 +104,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
     sweeps = _sweeps(model, images, measured.right[rows]) if decoder else {}
     for n, row in enumerate(rows.tolist()):
         targets, predicted = measured.targets[row], measured.predicted[row]
-        classes = _classes(measured.probabilities[row], targets | predicted)
+        classes = _classes(measured.scores[row], targets | predicted)
         decoded = parts = absent = None
         if decoder:
             poses = output.capsules[-1].poses[n : n + 1]
@@ -116,6 +117,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
                 image=shown[n].cpu(),
                 targets=targets.nonzero().flatten().tolist(),
                 predicted=predicted.nonzero().flatten().tolist(),
+                winner=int(measured.scores[row].argmax()),
                 probabilities=measured.probabilities[row],
                 classes=classes,
                 decoded=decoded,
@@ -129,12 +131,13 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
     return examples
 
 
-def _classes(probabilities: Tensor, always: Tensor) -> list[int]:
-    """All classes where there are few; else the likeliest and those of `always`, the likeliest first."""
-    if len(probabilities) <= CLASSES:
-        return list(range(len(probabilities)))
-    order = (probabilities + 2 * always).argsort(descending=True)[: max(CLASSES, int(always.sum()))]
-    return order[probabilities[order].argsort(descending=True)].tolist()
+def _classes(scores: Tensor, always: Tensor) -> list[int]:
+    """All classes where there are few; else those of the highest scores and those of `always`, the highest first."""
+    if len(scores) <= CLASSES:
+        return list(range(len(scores)))
+    falling = scores.argsort(descending=True, stable=True).tolist()
+    chosen = sorted(falling, key=lambda n: not always[n])[: max(CLASSES, int(always.sum()))]
+    return sorted(chosen, key=falling.index)
 
 
 def _parts(

@@ -133,16 +133,19 @@ def draw_class_accuracy(accuracy: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def draw_calibration(found: Calibration) -> Figure:
-    """How often a prediction came true, over its probability; a dot's area grows with how many there were."""
-    figure, axes = _axes(xlabel="probability", ylabel="came true", xlim=(0, 1.03), ylim=(0, 1.05))
+def draw_calibration(found: Calibration, word: str = "probability") -> Figure:
+    """How often a prediction came true, over its score; a dot's area grows with how many there were.
+
+    `word` is what a score is called.
+    """
+    figure, axes = _axes(xlabel=word, ylabel="came true", xlim=(0, 1.03), ylim=(0, 1.05))
     axes.plot([0, 1], [0, 1], color=INK["muted"], lw=1, ls=":")
     there = found.counts > 0
     size = 12 + 140 * found.counts[there] / found.counts.max()
     axes.plot(found.confidence[there], found.accuracy[there], color=INK["accent"], lw=1.2)
     axes.scatter(found.confidence[there], found.accuracy[there], s=size.tolist(), color=INK["accent"], zorder=3)
     ticks = [0, 0.25, 0.5, 0.75, 1]
-    axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{tick:.0%}" if word == "probability" else f"{tick:g}" for tick in ticks])
     axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     return figure
 
@@ -198,6 +201,12 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
     return figure
 
 
+def pale(image: Tensor) -> Tensor:
+    """An image [c, h, w] in [0, 1] as ink [1, h, w] in [0, 0.6], on which colours are seen at any shade."""
+    grey = image.float().mean(0, keepdim=True)
+    return 0.6 * (grey if len(image) == 1 else 1 - grey)
+
+
 def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box | None, equal: float) -> Figure:
     """Shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
 
@@ -207,9 +216,8 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
     from torchcaps.inspect.pictures import heat
 
     shares = maps - equal
-    figure = draw_tiles(
-        {f"iteration {t + 1}": image.expand(maps.shape[1], -1, -1, -1) for t in range(len(maps))}, names
-    )
+    ground = pale(image).expand(maps.shape[1], -1, -1, -1)
+    figure = draw_tiles({f"iteration {t + 1}": ground for t in range(len(maps))}, names)
     axes, place, most = figure.axes[0], box or Box(), shares.abs().max().item()
     colours = heat(shares, most).movedim(2, -1).numpy()  # [t, j, h, w, 4]
     for row, column in torch.cartesian_prod(*map(torch.arange, maps.shape[:2])).tolist():

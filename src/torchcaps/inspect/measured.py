@@ -21,13 +21,13 @@ LIMIT = 10_000  # images that are looked at
 
 READINGS = {
     "margin": "The margin loss asks the capsule of a class that is there for a length of at least 0.9, and all others "
-    "for at most 0.1. A length is read as it is: the probability that its class is there (Sabour et al. 2017, section "
-    "2). Each class is judged by itself, so the probabilities of an image need not add up to 1.",
+    "for at most 0.1. A score is read as it is: how surely its class is there (Sabour et al. 2017, section 2). Each "
+    "class is judged by itself, so the scores of an image need not add up to 1.",
     "spread": "The spread loss asks the activation of the class that is there to lie above all others by a margin "
-    "(Hinton et al. 2018, section 3). An activation is read as it is: the probability that its class is there. Those "
-    "of an image need not add up to 1.",
+    "(Hinton et al. 2018, section 3). A score is read as it is: how surely its class is there. Those of an image need "
+    "not add up to 1.",
     "squared-hinge": "The squared hinge loss asks the class that is there for a score of at least 1, and all others "
-    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, the probability that the class is there.",
+    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, how surely the class is there.",
     "cross-entropy": "The scores are logits: their softmax is read as the probabilities of the classes, which add up "
     "to 1.",
     "normalised-cross-entropy": "The scores are activations of at least 0: each one's share of their sum is read as "
@@ -37,11 +37,18 @@ READINGS = {
 }
 
 
+ABOVE = (
+    "Scores of {above:,} of the {images:,} images are above 1, as neither lengths nor probabilities are, and are read "
+    "as 1: they order the classes, and do not say how sure the network is."
+)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Scores of n images, on the CPU."""
 
-    probabilities: Tensor  # float32 [n, classes]
+    scores: Tensor  # float32 [n, classes]
+    probabilities: Tensor  # float32 [n, classes], in [0, 1]; several may be 1, of which the scores say the highest
     targets: Tensor  # bool [n, classes]
     predicted: Tensor  # bool [n, classes]
     indices: Tensor  # int64 [n], places in the split
@@ -65,6 +72,14 @@ def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
     """Scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
     form = score_form(LossConfig(loss))
     return torch.from_numpy(scored.to_probabilities(scores.detach().float().cpu().numpy(), form))
+
+
+def explain_scores(measured: Measured, loss: LossName) -> str:
+    """How scores were read as probabilities, in words, and where they cannot be such."""
+    above = int((measured.scores > 1).any(1).sum())
+    if not above or score_form(LossConfig(loss)).to_probability != "none":
+        return READINGS[loss]
+    return f"{READINGS[loss]} {ABOVE.format(above=above, images=len(measured.scores))}"
 
 
 class Watch:
@@ -93,7 +108,8 @@ class Watch:
         predicted = predict(scores, self.shown if several else 1, score_threshold(self.loss))
         places = torch.arange(len(labels)) if indices is None else indices
         better = (scores > scores.masked_fill(~targets, -math.inf).amax(1, keepdim=True)).sum(1)
-        return Measured(to_probabilities(scores, self.loss.name), targets, predicted, places, several, better)
+        read = to_probabilities(scores, self.loss.name)
+        return Measured(scores, read, targets, predicted, places, several, better)
 
 
 @torch.no_grad()
@@ -145,7 +161,7 @@ def calibrate_measured(measured: Measured) -> Calibration:
     """Calibration of the winning class of each image; of label sets, of every class in every image."""
     if measured.several:
         return calibrate(measured.probabilities.flatten(), measured.targets.flatten())
-    best = measured.probabilities.argmax(1, keepdim=True)
+    best = measured.scores.argmax(1, keepdim=True)
     return calibrate(measured.probabilities.gather(1, best)[:, 0], measured.targets.gather(1, best)[:, 0])
 
 

@@ -54,7 +54,8 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
 
 
 def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, classes: Sequence[str]) -> list[Path]:
-    """Write `record` to evaluation.json, and by-class.csv, confusion.csv (rows the truth) and calibration.csv.
+    """Write `record` to evaluation.json, and as tables by-class.csv, confusion.csv (rows the truth), calibration.csv
+    and, of single labels, top-k.csv.
 
     Raises:
         OSError: when one cannot be written; what was there is kept.
@@ -67,6 +68,7 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
             [("shown", *classes), *((name, *row) for name, row in zip(classes, counts, strict=True))]
         ),
         "calibration.csv": _to_csv([BINS, *_bin_rows(measured)]),
+        **({} if record["top"] is None else {"top-k.csv": _to_csv([("k", "accuracy"), *record["top"].items()])}),
     }
     own_folder(folder, make=True)
     for name, text in written.items():

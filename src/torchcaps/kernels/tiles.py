@@ -17,6 +17,9 @@ from torch import Tensor
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with parents and sums
 PROGRAMS = 1024  # wanted
+FUSION = {
+    "enable_fp_fusion": True
+}  # of every launch: products are added without rounding, whatever Triton's default is
 
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
@@ -27,7 +30,8 @@ def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
     padded = {name: triton.next_power_of_2(x) for name, x in {"JP": parents, "RP": rows, "MP": m}.items()}
     elements = padded["JP"] * padded["RP"] * padded["MP"]
     sizes = {"count": images, "children": children, "J": parents, "R": rows, "C": columns, "M": m}
-    return {**sizes, "T": max(1, ELEMENTS // elements), **padded, "num_warps": 4 if elements <= ELEMENTS else 8}
+    warps = 4 if elements <= ELEMENTS else 8
+    return {**sizes, "T": max(1, ELEMENTS // elements), **padded, "num_warps": warps, **FUSION}
 
 
 def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
@@ -55,9 +59,9 @@ def parents_first(weight: Tensor) -> Tensor:
 
 
 @triton.jit
-def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr):
-    """Places [t, j, r, m] of parents in [b, j, r, m], and which of them exist: images before `last`."""
-    j = tl.arange(0, JP)[None, :, None, None]
+def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0):
+    """Places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before `last`."""
+    j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
     t = image[:, None, None, None]

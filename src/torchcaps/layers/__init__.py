@@ -1,6 +1,7 @@
 """Modules: transforms, routed layers and stacks, primary capsules, decoders."""
 
 from torchcaps.layers.binarize import XnorConv2d
+from torchcaps.layers.choice import Choice, choose, chosen_forms, set_forms
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
 from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
@@ -16,6 +17,7 @@ from torchcaps.layers.transforms import (
 __all__ = [
     "CapsuleLayer",
     "CapsuleStack",
+    "Choice",
     "ConvTransform",
     "DenseDecoder",
     "LinearTransform",
@@ -25,9 +27,12 @@ __all__ = [
     "Schedule",
     "Transform",
     "XnorConv2d",
+    "choose",
     "chosen_class",
+    "chosen_forms",
     "flatten_space",
     "plain_steps",
     "pose_shape",
+    "set_forms",
     "use_implementation",
 ]

@@ -15,7 +15,7 @@ from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, State, Step, create_routing
 from torchcaps.routing.discriminative import Discriminative
-from torchcaps.routing.fused import Implementation, find_step, runs_fused
+from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, runs_fused
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]
@@ -27,8 +27,9 @@ class CapsuleLayer(nn.Module):
     Args:
         transform: `LinearTransform`, `ConvTransform`, or one of your own; without coordinates where weights are binary.
         routing: a registered name, or a `Routing` that was built for `transform.sizes`.
-        implementation: of its steps: "plain", "fused" (a kernel, see `torchcaps.kernels`), or "auto", which is fused
-            where a kernel takes this transform and routing. It may be set afterwards; parameters are the same.
+        implementation: of its steps: "plain", "fused" (a kernel, see `torchcaps.kernels`), or "auto", which is the
+            faster of the two where a kernel takes this transform and routing, see `form`. It may be set afterwards;
+            parameters are the same.
         options: keyword arguments of the routing, where it is a name.
 
     Raises:
@@ -52,6 +53,7 @@ class CapsuleLayer(nn.Module):
                 f"routing {routing.spec.name!r} would leave only signs of coordinates: build the transform without them"
             )
         self.transform, self.routing = transform, routing
+        self.chosen: dict[str, Form] = {}  # by kind of device, where both were timed
         self.implementation = implementation
 
     @property
@@ -60,14 +62,32 @@ class CapsuleLayer(nn.Module):
 
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
-        step = find_step(value, self.transform, self.routing)
-        self._fused = None if step is None else Fused(step, demanded=value == "fused")
+        kernel = find_kernel(value, self.transform, self.routing)
+        self._fused = None if kernel is None else Fused(kernel.step, demanded=value == "fused")
         self._implementation: Implementation = value
+        suits = [] if kernel is None else [each for each in DEVICES if kernel.suits(each, self.transform)]
+        self._suited = frozenset(suits if value == "auto" else DEVICES)
 
     @property
     def fused(self) -> bool:
         """Whether a kernel was found; while exporting, and on devices that refuse it, steps are plain all the same."""
         return self._fused is not None
+
+    @property
+    def kernel(self) -> Fused | None:
+        """The kernel that was found for it, and where that was tried."""
+        return self._fused
+
+    def form(self, device: str) -> Form:
+        """The form of its steps on a kind of device, such as "cuda": what was demanded, else what `torchcaps.choose`
+        found to be faster there, else what a fixed rule on the layer's shapes says (`kernels/rule.py`).
+
+        It is one for every size of a batch.
+        """
+        if self._fused is None or device not in DEVICES:
+            return "plain"
+        by_rule: Form = "fused" if device in self._suited else "plain"
+        return by_rule if self._fused.demanded else self.chosen.get(device, by_rule)
 
     def votes(self, children: Capsules) -> Votes:
         """Built once while the children stay the same."""
@@ -78,7 +98,7 @@ class CapsuleLayer(nn.Module):
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
         """
-        fused = self._fused
+        fused = self._fused if self.form(votes.device.type) == "fused" else None
         if fused is not None and not couplings and runs_fused(votes) and fused.taken(self.routing, votes):
             step = fused.step(self.routing, votes, state, t)
         else:

@@ -35,8 +35,8 @@ def find_weights(source: str | Path) -> Path:
 
     Args:
         source: a safetensors file; a folder with one, such as that of a run, of which the selected weights are taken; a
-            name, which is looked for in the user's cache and in the checkout; or `hf-hub:OWNER/NAME`, with @REVISION
-            behind it where one is wanted.
+            name, which is looked for in the user's cache and in the checkout, also where a folder without weights is
+            called so; or `hf-hub:OWNER/NAME`, with @REVISION behind it where one is wanted.
 
     Raises:
         FileNotFoundError: when there is nothing of that name; says where it was looked for.
@@ -50,19 +50,20 @@ def find_weights(source: str | Path) -> Path:
         inside = [path / part / FILE for part in ("best", "last", "")]
         if found := next((file for file in inside if file.is_file()), None):
             return found
-        raise FileNotFoundError(f"{path} holds no weights: there is no {FILE} in it, nor in its best or last")
-    if path.exists():
+    elif path.exists():
         check_plain(path)
         return path
     places = [cache_root() / "weights" / text / FILE, CHECKOUT / text / FILE]
     if _NAME.fullmatch(text):
         if found := next((file for file in places if file.is_file()), None):
             return found
-        if text in SHIPPED:
+        if text in SHIPPED and not path.is_dir():
             raise FileNotFoundError(
                 f"the weights {text!r} come with a checkout of torchcaps, and not with an installed package: copy "
                 f"weights/{text} from there to {places[0].parent}"
             )
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} holds no weights: there is no {FILE} in it, nor in its best or last")
     there = ", ".join(list_weights()) or "none"
     raise FileNotFoundError(
         f"there is no run, no file and no weights {text!r}: weights by name are {there}; those of the hub are called "

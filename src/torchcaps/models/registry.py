@@ -53,6 +53,14 @@ class Model(nn.Module):
         return None
 
     @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """Channels, height and width of the images that it was made for; None where it does not say."""
+        if self.origin is None or not {"in_channels", "image_size"} <= self.origin.keys():
+            return None
+        height, width = self.origin["image_size"]
+        return self.origin["in_channels"], height, width
+
+    @property
     def iterations(self) -> int:
         """Of the routing, at least 1; it may be changed after training.
 

@@ -14,14 +14,17 @@ from torchcaps.config import Config
 from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
+from torchcaps.inspect.evaluation import holds_images_of
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
+from torchcaps.losses import score_form
 from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
+from torchcaps.scores import score_word
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.run import RunFolder
 
@@ -88,7 +91,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         figures.save_figure(figure, folder / name)
     if isinstance(sight, Sight):
         record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
-        write_measures(home, record, sight.measured, sight.classes)
+        write_measures(home, record | {"of_run": sight.of_run}, sight.measured, sight.classes)
     write_text(page, render(story, plots, sight))
     return page
 
@@ -143,6 +146,7 @@ def look(story: Story) -> Sight:
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))
     data = match_data(story.folder, load_data(config.data, fabric.device))
+    manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
     batches = data.evaluation(split, config.batch_size)
     fabric.to_device(model)
@@ -153,9 +157,11 @@ def look(story: Story) -> Sight:
     wrong = measured.indices[worst(measured, MISTAKES)]
     mistakes = pick_images(batches, wrong)[0].cpu() if len(wrong) else None
     cost = measure_cost(model, data.image_size, data.channels)
+    word = score_word(score_form(config.loss, scores=model.scores))
     with figures.style():
-        plots = draw_measured(measured, classes) | draw_examples(model, examples, classes, fabric.device)
-    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, plots)
+        plots = draw_measured(measured, classes, word) | draw_examples(model, examples, classes, fabric.device)
+    of_run = holds_images_of(manifest, data, [split])
+    return Sight(split, len(batches.images), of_run, classes, measured, examples, mistakes, cost, word, plots)
 
 
 def draw_history(story: Story) -> dict[str, Figure]:
@@ -172,13 +178,13 @@ def draw_history(story: Story) -> dict[str, Figure]:
         }
 
 
-def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Figure]:
-    """Figures, by name, of what was measured."""
+def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "probability") -> dict[str, Figure]:
+    """Figures, by name, of what was measured; `word` is what a score is called."""
     targets, predicted = measured.targets, measured.predicted
     return {
         "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
         "class-accuracy": figures.draw_class_accuracy(class_accuracy(targets, predicted), classes),
-        "calibration": figures.draw_calibration(calibrate_measured(measured)),
+        "calibration": figures.draw_calibration(calibrate_measured(measured), word),
     }
 
 

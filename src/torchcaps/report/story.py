@@ -48,9 +48,11 @@ class Sight:
 
     split: Split
     images: int  # in the split
+    of_run: bool | None  # whether they are those of the run; None: it did not write that down
     classes: tuple[str, ...]
     measured: Measured
     examples: list[Example]
     mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
     cost: Cost
+    word: str  # what a score is called: probability, length or score
     figures: dict[str, Figure]

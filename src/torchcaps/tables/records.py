@@ -98,6 +98,17 @@ def _describe_wrong(record: Record) -> str:
     return f"it has no {lacking[0]}" if lacking else ""
 
 
+def merge_records(parts: Sequence[Sequence[Record]]) -> list[Record]:
+    """The lines of several files, in their order; one that stands in an earlier file too is left out."""
+    seen: set[str] = set()
+    merged = []
+    for records in parts:
+        texts = [json.dumps(record, sort_keys=True) for record in records]
+        merged += [record for record, text in zip(records, texts, strict=True) if text not in seen]
+        seen |= set(texts)
+    return merged
+
+
 def append_record(path: Path, record: Record) -> None:
     """Add a line to the file `path`, whole or not at all: see `append_line`."""
     append_line(path, record)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +26,9 @@ class Callback:
 
     answers: ClassVar[tuple[str, ...]] = ()  #: of `PROBES`, those that it is for
 
+    def on_start(self, folder: Path, config: Config) -> None:
+        """See the folder of the run and its config, before the first step; of a run that goes on too."""
+
     def on_step(self, step: int, loss: float, accuracy: float) -> None:
         """See the loss and the accuracy, in [0, 1], of the batch of `step`, counted from 1 over the run."""
 
@@ -38,8 +42,14 @@ class Callback:
         """
         return {}
 
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """See the line of an epoch, as metrics.jsonl has it."""
+
     def on_end(self, result: Result) -> None:
         """See what the run ended with; not called of a run that was stopped or failed."""
+
+    def close(self) -> None:
+        """Let go of what it holds: called last, however the run ends."""
 
 
 class SayAhead(Callback):

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor, nn
 
 from torchcaps import files
 from torchcaps.manifest import KEY, Manifest
@@ -102,6 +102,24 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     if found is None:
         raise FileNotFoundError(f"no checkpoint in {folder}")
     _read(found / MODEL, lambda path: load_model(model, str(path)))
+
+
+def save_state_beside(folder: Path, weights: Path, state: dict) -> None:
+    """Write a checkpoint to `folder` of the file `weights`, as it is, and `state`, as `save_checkpoint` takes it."""
+    writers: dict[str, Callable[[Path], object]] = {
+        MODEL: lambda path: shutil.copyfile(weights, path),
+        STATE: lambda path: torch.save(state, path),
+    }
+    write_folder(folder, writers)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights and buffers in the checkpoint `folder`, by name, on the CPU.
+
+    Raises:
+        ValueError: when they are damaged.
+    """
+    return _read(folder / MODEL, lambda path: load_file(str(path)))
 
 
 def load_state(folder: Path) -> dict:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torchcaps
-from torchcaps.config import Config, DataConfig, ScoreKind
+from torchcaps.config import EXTERNAL, Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
+from torchcaps.data.given import holds_pictures
 from torchcaps.forms import DataForm, InputForm
 from torchcaps.losses import score_form
 from torchcaps.manifest import Manifest
@@ -27,9 +28,9 @@ def describe_run(config: Config, data: Data, origin: Mapping[str, Any], scores: 
     `origin` is what `create_model` is called with, and `scores` what the model says that its scores are.
     """
     return Manifest(
-        model=describe_model(origin),
+        model=dict(origin) if origin["name"] == EXTERNAL else describe_model(origin),
         classes=data.train.classes,
-        input=describe_input(data, config.data),
+        input=describe_input(data, config.data) if holds_pictures(data.train) else None,
         score=score_form(config.loss, data.shown, scores),
         data=DataForm(plain_name(config.data.name), *(data.digest(split) for split in SPLITS)),
         revisions=revisions_of(config),

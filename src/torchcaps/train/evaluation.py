@@ -17,7 +17,7 @@ from torchcaps.data.classes import with_classes
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
 from torchcaps.models.shapes import check_shapes, read_shapes
-from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights, present
+from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
 
@@ -43,7 +43,7 @@ def evaluate(
     """
     model.eval()
     several = [batches] if isinstance(batches, Batches) else batches
-    meter = Meter(fabric.device, several[0].images.shown, threshold)
+    meter = Meter(fabric.device, several[0].images.shown, threshold, classes=num_classes)
     for split, step, (images, labels) in ((each, *found) for each in several for found in enumerate(each.epoch(0))):
         if not len(labels):
             continue
@@ -88,10 +88,11 @@ def match_data(path: str | Path, data: Data) -> Data:
     return data
 
 
-def load_run(path: str | Path) -> tuple[Model, Config]:
+def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, Config]:
     """The model that a run selected, on the CPU and in evaluation mode, and the run's config.
 
-    Of an unfinished run it is the best model so far, or the last one before the first epoch has ended.
+    Of an unfinished run it is the best model so far, or the last one before the first epoch has ended. A run that was
+    given a module takes it again, as `model`, and loads the weights into it.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or holds no checkpoint yet.
@@ -100,10 +101,7 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     run = RunFolder(Path(path))
     config = run.read_config()
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
-    folder = run.best if present(run.best) else run.last
-    found = present(folder)
-    if found is None:
-        raise FileNotFoundError(f"no checkpoint in {folder}")
+    found = run.selected
     try:
         check_sum(found / MODEL)
     except (OSError, ValueError) as error:
@@ -113,9 +111,11 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     except (OSError, ValueError) as error:
         raise damaged(found / MODEL, error) from error
     try:
-        check_shapes(run.rebuild, shapes)
+        if model is None:
+            check_shapes(run.rebuild, shapes)
     except ValueError as error:
         raise damaged(run.path / "model.json", error) from error
-    model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
-    load_weights(folder, model)
-    return model.eval(), config
+    rebuilt = run.rebuild(model)
+    rebuilt = convert_conv2d_weight_memory_format(rebuilt.cpu() if model is not None else rebuilt, torch.channels_last)
+    load_weights(found, rebuilt)
+    return rebuilt.eval(), config

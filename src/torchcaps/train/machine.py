@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
@@ -23,6 +26,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 import torchcaps
 from torchcaps.config import Config, ModelConfig
 from torchcaps.models import create_model
+from torchcaps.ranks import Ranks, given_ranks
 
 T = TypeVar("T")
 _PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors")
@@ -88,12 +92,67 @@ def is_depthwise(config: ModelConfig) -> bool:
     return 4 * len(depthwise) >= len(convolutions) > 0
 
 
+class Joined(ClusterEnvironment):
+    """What Fabric asks about processes that were started together."""
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return True
+
+    @property
+    def main_address(self) -> str:
+        return self.ranks.address
+
+    @property
+    def main_port(self) -> int:
+        return self.ranks.port
+
+    @staticmethod
+    def detect() -> bool:
+        return given_ranks() is not None
+
+    def world_size(self) -> int:
+        return self.ranks.world
+
+    def set_world_size(self, size: int) -> None:
+        assert size == self.ranks.world, size
+
+    def global_rank(self) -> int:
+        return self.ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Fabric's guess is passed over: the ranks are given."""
+
+    def local_rank(self) -> int:
+        return self.ranks.local
+
+    def node_rank(self) -> int:
+        return self.ranks.node
+
+
+def join_ranks(config: Config) -> Config:
+    """`config` with as many processes as torchrun or srun has started together with this one, where it has.
+
+    Raises:
+        ValueError: where the config asks for another number.
+    """
+    ranks = given_ranks()
+    if ranks is None:
+        return config
+    if config.processes not in (1, ranks.world):
+        raise ValueError(f"processes is {config.processes}, but {ranks.by} has started {ranks.world}: leave it out")
+    return replace(config, processes=ranks.world)
+
+
 def build_fabric(config: Config) -> Fabric:
     """Fabric on the device, in the precision and with the number of processes that `config` asks for, not launched.
 
-    Several processes are spawned (not the script started again, as Fabric's "ddp" would: that runs an entry point's
-    own arguments and side effects once more). The graph of a step is static, so DDP tolerates parameters, such as an
-    unused decoder's, to which the loss sends no gradient.
+    Processes that were started together (see `join_ranks`) are joined. Others are spawned (not the script started
+    again, as Fabric's "ddp" would: that runs an entry point's own arguments and side effects once more). The graph of a
+    step is static, so DDP tolerates parameters, such as an unused decoder's, to which the loss sends no gradient.
 
     Raises:
         ValueError: for a device that is not there, or processes that cannot share the batch equally.
@@ -104,16 +163,21 @@ def build_fabric(config: Config) -> Fabric:
         raise ValueError(
             f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
         )
-    device = choose_device(config.device, config.processes)
+    ranks = given_ranks() if config.processes > 1 else None
+    here = config.processes if ranks is None else ranks.here  # of them on this machine
+    device = choose_device(config.device, here)
     if config.precision == "fp16" and device == "cpu":
         raise ValueError("precision is 'fp16', but device is 'cpu', which has no such training: take bf16 or fp32")
     depthwise = config.precision == "auto" and is_depthwise(config.model)
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)  # environment.json says what is
-    strategy = DDPStrategy(start_method="spawn", static_graph=True) if config.processes > 1 else "auto"
+    for name in ("rank_zero", "distributed"):  # environment.json says what is
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.WARNING)
+    start = "spawn" if ranks is None else "popen"
     return Fabric(
         accelerator=device,
-        devices=config.processes,
-        strategy=strategy,
+        devices=here,
+        num_nodes=config.processes // here,
+        strategy=DDPStrategy(start_method=start, static_graph=True) if config.processes > 1 else "auto",
+        plugins=[LightningEnvironment() if ranks is None else Joined(ranks)] if config.processes > 1 else [],
         precision=choose_precision(config.precision, device, depthwise),  # pyright: ignore[reportArgumentType]
     )
 
@@ -138,6 +202,10 @@ def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
     except ProcessExitedException as error:
         how = error.signal_name or f"status {error.exit_code}"
         raise ChildProcessError(_ended(f"process {error.error_index} was ended by {how}", fabric)) from error
+    except RuntimeError as error:
+        if fabric.world_size > 1 and _LOST_PEER.search(str(error)):  # one of processes that were started together
+            raise ChildProcessError(_ended(f"process {fabric.global_rank} has lost another one", fabric)) from error
+        raise
 
 
 def _ended(what: str, fabric: Fabric) -> str:
@@ -166,6 +234,35 @@ def _run_and_part(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
     return result
 
 
+@contextmanager
+def settled(device: torch.device) -> Iterator[None]:
+    """Torch's settings of a GPU as a run has them, whatever was set before, and is again afterwards.
+
+    Convolutions in float32 may round their factors to TF32, as is torch's default; other products may not, since
+    agreements that differ little decide where a child goes. cuDNN times its algorithms once for each shape.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = _settings()
+    _settle("highest", tf32=True, benchmark=True)
+    try:
+        yield
+    finally:
+        _settle(*before)
+
+
+def _settings() -> tuple[str, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+
+
+def _settle(products: str, tf32: bool, benchmark: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = benchmark
+
+
 def describe_environment(fabric: Fabric) -> dict:
     """What `environment.json` holds: the machine, and what a run has of it."""
     return {
@@ -173,7 +270,17 @@ def describe_environment(fabric: Fabric) -> dict:
         "device": fabric.device.type,
         "processes": fabric.world_size,
         "precision": fabric.strategy.precision.precision,
+        **describe_settings(fabric.device),
     }
+
+
+def describe_settings(device: torch.device) -> dict:
+    """Of a GPU how float32 is multiplied, and how convolutions are chosen; of other devices nothing."""
+    if device.type != "cuda":
+        return {}
+    products, tf32, benchmark = _settings()
+    tf32_of = {"convolutions": tf32, "products": products != "highest"}
+    return {"tf32": tf32_of, "cudnn_benchmark": benchmark}
 
 
 def describe_machine() -> dict:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -63,6 +64,16 @@ def triangular2(step: int, step_size: int, floor: float) -> float:
     cycle, position = divmod(step + step_size, 2 * step_size)
     height = 1 - abs(position / step_size - 1)
     return floor + (1 - floor) * height / 2**cycle
+
+
+def follow_on(schedule: LRScheduler, rates: Sequence[float], steps: int) -> None:
+    """Move a fresh `schedule`, whose optimiser began with `rates`, to where it stands after `steps` batches."""
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the optimiser has taken no step, which another one took
+        for _ in range(steps):
+            schedule.step()
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: int, epochs: int) -> LRScheduler:

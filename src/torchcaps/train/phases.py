@@ -40,8 +40,10 @@ class Batch(NamedTuple):
     parts: Parts | None = None  # what overlapped images are made of, where their parts are to be reconstructed
 
 
-def build_phases(model: Model, config: Config) -> list[Phase]:
+def build_phases(model: Model, config: Config, class_weights: Tensor | None = None) -> list[Phase]:
     """The phases of `model`: its weights by the criterion and, only where it has them, its coefficients by ascent.
+
+    `class_weights` are those of the criterion, see `build_criterion`.
 
     Raises:
         ValueError: for a penalty's weight, or its warm-up, where the model adds none.
@@ -51,8 +53,9 @@ def build_phases(model: Model, config: Config) -> list[Phase]:
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     steps = config.coefficients.weight_steps if coefficients else 1
+    criterion = build_criterion(config.loss, class_weights)
     optimiser = build_optimiser(weights, config.optimiser, list_gains(model))
-    first = Phase("weights", weights, build_criterion(config.loss), optimiser, steps, config.optimiser.lr)
+    first = Phase("weights", weights, criterion, optimiser, steps, config.optimiser.lr)
     phases = [first._replace(added=partial(added_penalty, config.loss))]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
+from torchcaps.kernels.rule import unless_wide
 from torchcaps.routing import State, Step
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.fused import Transform, register_kernel
@@ -35,10 +36,10 @@ def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
     return supports(transform, routing)
 
 
-@register_kernel(LinearVotes, Dynamic, supports)
-@register_kernel(LinearVotes, XnODR, supports)
-@register_kernel(LinearVotes, XnIDR, supports)
-@register_kernel(LinearVotes, XnODRXnIDR, supports_signs)
+@register_kernel(LinearVotes, Dynamic, supports, unless_wide)
+@register_kernel(LinearVotes, XnODR, supports, unless_wide)
+@register_kernel(LinearVotes, XnIDR, supports, unless_wide)
+@register_kernel(LinearVotes, XnODRXnIDR, supports_signs, unless_wide)
 def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
     """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
@@ -63,8 +64,8 @@ def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
     return supports(transform, routing)
 
 
-@register_kernel(ConvVotes, Dynamic, supports_windows)
-@register_kernel(ConvVotes, XnODR, supports_windows)
+@register_kernel(ConvVotes, Dynamic, supports_windows, unless_wide)
+@register_kernel(ConvVotes, XnODR, supports_windows, unless_wide)
 def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int) -> Step:
     """One iteration; the first is plain, a convolution."""
     if state is None:

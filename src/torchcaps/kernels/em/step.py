@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.em.op import em_step
+from torchcaps.kernels.rule import off_cuda, unless_wide
 from torchcaps.routing import State, Step
 from torchcaps.routing.em import EM, Clusters, log_prior
 from torchcaps.routing.fused import Transform, register_kernel
@@ -28,8 +29,8 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
     return None
 
 
-@register_kernel(LinearVotes, EM, supports)
-@register_kernel(LinearVotes, InvertedAttentionC, supports)
+@register_kernel(LinearVotes, EM, supports, off_cuda)
+@register_kernel(LinearVotes, InvertedAttentionC, supports, off_cuda)
 def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -> Step:
     """A linear layer is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
@@ -41,8 +42,8 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -
     return _step(routing, tensors, _judges(routing, votes, state), t, (votes.rows, 1, 0, False))
 
 
-@register_kernel(ConvVotes, EM, supports)
-@register_kernel(ConvVotes, InvertedAttentionC, supports)
+@register_kernel(ConvVotes, EM, supports, unless_wide)
+@register_kernel(ConvVotes, InvertedAttentionC, supports, unless_wide)
 def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> Step:
     """A child competes within each window, or over all that see it."""
     poses, activations = votes.capsules

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
+from torchcaps.kernels.rule import unless_wide
 from torchcaps.routing import State, Step
 from torchcaps.routing.fm import FM
 from torchcaps.routing.fused import Transform, register_kernel
@@ -23,7 +24,7 @@ def supports(transform: Transform, routing: FM) -> str | None:
     return None
 
 
-@register_kernel(LinearVotes, FM, supports)
+@register_kernel(LinearVotes, FM, supports, unless_wide)
 def fm(routing: FM, votes: LinearVotes, state: State, t: int) -> Step:
     """The two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.inverted_attention.op import attend
+from torchcaps.kernels.rule import off_cuda, unless_wide
 from torchcaps.routing import State, Step
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention import InvertedAttention
@@ -19,7 +20,7 @@ def supports(transform: Transform, routing: InvertedAttention) -> str | None:
     return None
 
 
-@register_kernel(LinearVotes, InvertedAttention, supports)
+@register_kernel(LinearVotes, InvertedAttention, supports, off_cuda)
 def linear_step(routing: InvertedAttention, votes: LinearVotes, state: State, t: int) -> Step:
     """A linear layer is an image of one place that a window of one place sees."""
     if state is None:
@@ -28,7 +29,7 @@ def linear_step(routing: InvertedAttention, votes: LinearVotes, state: State, t:
     return _finish(routing, votes, attend(poses, weight, _query(routing, votes, state), votes.rows, 1, 0))
 
 
-@register_kernel(ConvVotes, InvertedAttention, supports)
+@register_kernel(ConvVotes, InvertedAttention, supports, unless_wide)
 def conv_step(routing: InvertedAttention, votes: ConvVotes, state: State, t: int) -> Step:
     if state is None:
         return routing.step(votes, state, t)
