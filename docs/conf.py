@@ -111,7 +111,7 @@ def write_start(app: object, fault: Exception | None) -> None:
 
 
 def setup(app: object) -> dict[str, bool]:
-    app.connect("builder-inited", lambda app: site_pages.write_all())  # type: ignore[attr-defined]
+    app.connect("builder-inited", lambda app: site_pages.write_all(), priority=100)  # type: ignore[attr-defined]
     app.connect("source-read", lead_folders)  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", escape_markup, priority=400)  # type: ignore[attr-defined] - before napoleon
     app.connect("build-finished", write_start)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from torchcaps.models import list_models
 from torchcaps.papers import list_recipes, list_tables
 from torchcaps.report.terms import TERMS
 from torchcaps.revisions import REVISIONS
-from torchcaps.routing import list_routings
+from torchcaps.routing import Spec, list_routings, routing_class
 from torchcaps.tables.budgets import BUDGETS
 
 HERE = Path(__file__).parent
@@ -73,10 +73,15 @@ def write_all() -> None:
         ("contribute.md", contribute_page()),
     ):
         _write(OUT / name, text)
-    for spec in list_routings():
+    for spec in own_routings():
         _write(OUT / f"_cost-{spec.name}.md", cost_part(spec.name))
         _write(OUT / f"_claims-{spec.name}.md", claims_part(spec.name))
         draw_routing(spec, OUT)
+
+
+def own_routings() -> list[Spec]:
+    """The routings of torchcaps itself: a tutorial registers one more."""
+    return [spec for spec in list_routings() if routing_class(spec.name).__module__.startswith("torchcaps.")]
 
 
 def _write(path: Path, text: str) -> None:
