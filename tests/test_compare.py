@@ -11,7 +11,7 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import main, training
-from torchcaps.compare import page
+from torchcaps.compare import examined, page
 from torchcaps.compare.comparison import (
     CONTROLS,
     Comparison,
@@ -24,7 +24,9 @@ from torchcaps.compare.comparison import (
 )
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.page import apart
-from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
+from torchcaps.examine import examination
+from torchcaps.examine.found import Curve, Equivariance, Examination, Negation, Placebo, Trees
 from torchcaps.routing import list_routings
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
@@ -167,6 +169,19 @@ def test_compare_runs_once_measures_and_draws(tmp_path: Path, monkeypatch: pytes
     assert main(command) == 0
     assert len((results / "runs.jsonl").read_text().splitlines()) == len(lines)
 
+    looked_at = []
+
+    def examine(folder: Path, **_: object) -> Examination:
+        looked_at.append(folder)
+        return Examination("test", 5, 0.5, None, (Placebo("uniform", 0.4, 0.125, 5),))
+
+    monkeypatch.setattr(examination, "examine_run", examine)
+    for _ in range(2):
+        assert main([*command, "--examine"]) == 0
+    assert len(looked_at) == len(set(looked_at)) == len(CONTROLS)
+    written = (results / "compare/small-resnet/digits.md").read_text()
+    assert "## What routing does" in written and "| uniform |  | 12.5 |" in written
+
 
 def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
     assert main(["compare", "--data", "fashion-mnst"]) == 2
@@ -239,3 +254,31 @@ def test_runs_of_a_changed_file_are_named() -> None:
     assert list(changed_files([cell], [older])) == [("mine", "a.py")]
     for fine in ([], [older | {"cell": "other"}], [older | {"config": {"imports": ["b.py 1", "a.py 2"]}}]):
         assert list(changed_files([cell], fine)) == []
+
+
+def test_a_row_of_what_routing_does_shows_means_over_the_runs() -> None:
+    one = Examination(
+        "test",
+        10,
+        0.5,
+        3,
+        placebos=(Placebo("one iteration", 0.5, 0.25, 10),),
+        trees=(Trees("a", 5, 2, 1.0), Trees("b", 5, 5, 2.0)),
+        negation=(Negation("stack.0", -1.0, 0.0),),
+        robustness=(Curve("angle", (0.0, 30.0), (0.9, 0.5), (1.0, 0.6)),),
+        equivariance=(Equivariance("angle", 0.5, 5),),
+    )
+    other = replace(one, placebos=(Placebo("one iteration", 0.5, 0.75, 10),), equivariance=())
+    config = Comparison(data="digits").config("em")
+    lines = [
+        {"budget": "examine", "config_hash": config_hash(config), "seed": n, "examination": to_plain(each)}
+        for n, each in enumerate((one, other))
+    ]
+    found = examined.find_examinations(lines, config)
+    assert found == [one, other] and examined.find_examinations(lines, config, [1]) == [other]
+    head, rule, row = examined.describe_examinations({"em": found, "fm": []})[-3:]
+    shown = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert shown["changed by R = 1 (%)"] == "50.0" and shown["by uniform"] == "" and shown["trees a class"] == "3.5"
+    assert shown["told from its negative"] == "0.000" and shown["kept at 30\u00b0 (%)"] == "60.0"
+    assert shown["R\u00b2 of the angle |"] == "0.500 |" and rule.count("---") == len(examined.COLUMNS) + 1
+    assert examined.describe_examinations({"em": []}) == []

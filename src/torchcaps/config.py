@@ -256,6 +256,8 @@ def _restore(name: str, kind: Any, value: Any) -> Any:
     part = next((each for each in (kind, *typing.get_args(kind)) if is_dataclass(each)), None)
     if part is not None and isinstance(value, dict):
         return from_plain(typing.cast(type, part), value)
+    if part is not None and isinstance(value, list):  # several of them
+        value = [from_plain(typing.cast(type, part), each) if isinstance(each, dict) else each for each in value]
     if isinstance(value, dict):
         value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     elif isinstance(value, list):

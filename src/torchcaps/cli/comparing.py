@@ -32,6 +32,7 @@ def compare(
     loss: Literal["shared", "own"] = "shared",
     budget: Literal["full", "fast", "cpu", "smoke"] = "cpu",
     costs: bool = False,
+    examine: bool = False,
     show: bool = False,
     max_hours: float | None = None,
     out: Path = Path("runs"),
@@ -55,6 +56,7 @@ def compare(
         budget: full (60 epochs), fast (30 in large batches), cpu (10 epochs), smoke (does it run?)
         costs: measure times and memory first, of those that have none or older counts; nothing else should run then;
             what cannot be measured is said, and is not trained
+        examine: ask what routing does in each finished run (see `torchcaps examine`), for a second table
         show: train nothing, only write the table of what is there
         max_hours: after which no further run is begun
         out: folder in which the runs' own folders are made
@@ -65,6 +67,7 @@ def compare(
     from torchcaps.cli.training import report
     from torchcaps.compare.comparison import Comparison, changed_files, choose_heads, settle_data
     from torchcaps.compare.costs import record_missing
+    from torchcaps.compare.examined import record_examinations
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
     from torchcaps.tables.fill import Settings, plan
@@ -93,7 +96,10 @@ def compare(
     if not show:
         jobs = plan(cells, budget, seeds)
         say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-        fill(jobs, Settings(path, out, device, data.root, max_hours, say, finish))
+        settings = Settings(path, out, device, data.root, max_hours, say, finish)
+        fill(jobs, settings)
+        if examine:
+            record_examinations(jobs, settings)
     write(comparison, heads, budget, results)
 
 

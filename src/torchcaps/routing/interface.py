@@ -128,6 +128,14 @@ class Routing(nn.Module):
         """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
         raise NotImplementedError
 
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        """A coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
+
+        None stands for equal logits, and gives what broadcasts to [b, p, i, j]. So couplings of somebody else's choice
+        are put in place of the routing's own (`torchcaps.examine`).
+        """
+        return votes.compete(logits)
+
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         """The parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
         raise NotImplementedError
