@@ -28,6 +28,8 @@ def compare(
     data: DataConfig = DataConfig("fashion-mnist"),  # noqa: B008 - it is frozen
     routings: tuple[str, ...] = (),
     sweep: tuple[str, ...] = (),
+    fractions: tuple[float, ...] = (),
+    depth: tuple[int, ...] = (),
     seeds: int = 3,
     loss: Literal["shared", "own"] = "shared",
     budget: Literal["full", "fast", "cpu", "smoke"] = "cpu",
@@ -51,6 +53,8 @@ def compare(
         routings: names from `torchcaps list routings`, linear, or patterns such as 'xn*'; else all; plain networks of
             timm's too, such as resnet18.linear
         sweep: a field of the configuration and values of it, each of which makes a row: optimiser.lr 0.01 0.03
+        fractions: shares of the training data, of each class alike, each of which makes a row: 0.01 0.05 0.1 1
+        depth: layers of capsules, each of which makes a row, with activations and gradients by layer: 1 2 4
         seeds: runs of each, with the seeds 0, 1, ...
         loss: shared (cross-entropy over activations with a learnt scale), own (that of each paper)
         budget: full (60 epochs), fast (30 in large batches), cpu (10 epochs), smoke (does it run?)
@@ -77,7 +81,8 @@ def compare(
     find_factory(f"{backbone}.linear")
     if len(sweep) == 1:
         raise ValueError(f"--sweep {sweep[0]} needs values, such as --sweep optimiser.lr 0.01 0.03")
-    comparison = Comparison(backbone, data.name, loss, settle_data(data, frozenset(given)), sweep)
+    settled = settle_data(data, frozenset(given))
+    comparison = Comparison(backbone, data.name, loss, settled, sweep, fractions, depth)
     heads, path = choose_heads(routings), results / "runs.jsonl"
     cells = comparison.cells(heads)
     for cell in cells:
@@ -98,7 +103,7 @@ def compare(
         say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
         settings = Settings(path, out, device, data.root, max_hours, say, finish)
         fill(jobs, settings)
-        if examine:
+        if examine or depth:
             record_examinations(jobs, settings)
     write(comparison, heads, budget, results)
 
@@ -106,16 +111,20 @@ def compare(
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:
     """Write the table; and, unless it is to be done quietly, print it and draw its picture."""
     from torchcaps.compare.page import collect, draw, markdown
+    from torchcaps.compare.shares import draw_shares, suffix
     from torchcaps.tables.records import read_records
 
     rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
     text = markdown(comparison, rows, budget)
-    path = results / "compare" / f"{comparison.id}.md"
+    path = results / "compare" / f"{comparison.id}{suffix(comparison)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     if quiet:
         return
     print(text, end="")
-    if any(row.cost is not None and row.accuracy is not None for row in rows):
+    if comparison.fractions:
+        draw_shares(rows).savefig(path.with_suffix(".svg"))
+        say(f"{path} and {path.with_suffix('.svg').name}")
+    elif any(row.cost is not None and row.accuracy is not None for row in rows):
         draw(rows).savefig(path.with_suffix(".svg"))
         say(f"{path} and {path.with_suffix('.svg').name}")

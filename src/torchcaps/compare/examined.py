@@ -120,3 +120,17 @@ def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[st
     rows = [[head, *(show(each, column) for column in COLUMNS)] for head, each in found.items() if each]
     lines = [["head", *COLUMNS], ["---"] * (1 + len(COLUMNS)), *rows]
     return ["## What routing does", "", LEGEND, "", *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
+    """Lines of a table of each layer of capsules, bottom first, of each row that was examined: means over the runs."""
+    rows = []
+    for head, examinations in found.items():
+        layers = [each.layers for each in examinations if each.layers]
+        for same in zip(*layers, strict=False):
+            numbers = (mean(each.activation for each in same), mean(each.gradient for each in same))
+            rows.append([head, same[0].name, f"{numbers[0]:.3g}", f"{numbers[1]:.2g}"])
+    if not rows:
+        return []
+    lines = [["head", "layer", "mean activation", "mean gradient norm"], ["---"] * 4, *rows]
+    return ["## By layer", "", *("| " + " | ".join(line) + " |" for line in lines)]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchcaps.compare.comparison import CONTROLS, Comparison
+from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
-from torchcaps.compare.examined import describe_examinations, find_examinations
+from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
 from torchcaps.examine.found import Examination
 from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
@@ -64,6 +64,9 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str
     lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
     lines += [_line(_cells(row)) for row in ranked(rows)]
     examined = describe_examinations({row.head: row.examined for row in ranked(rows)})
+    if comparison.depths:
+        layers = describe_depth({row.head: row.examined for row in rows})
+        examined += ["", *layers] if layers else []
     lines += ["", *_verdict(rows), "", *_sources(rows), *([""] if examined else []), *examined]
     return "\n".join(lines) + "\n"
 
@@ -75,7 +78,8 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 def is_control(head: str) -> bool:
     """Whether a row is a control, with whatever value of a sweep."""
-    return head.partition("@")[0] in CONTROLS
+    head = head.partition("@")[0]
+    return head in CONTROLS or head.endswith(f"-{TWIN}")
 
 
 def _accuracy(row: Row) -> float:
@@ -120,7 +124,7 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
         above = [
             row.head
             for row in ranked(list(by_head.values()))
-            if row.head not in CONTROLS
+            if not is_control(row.head)
             and _accuracy(row) - _accuracy(floor) > (_deviation(row) or 0.0) + (_deviation(floor) or 0.0)
         ]
         said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")

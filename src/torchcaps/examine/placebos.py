@@ -6,6 +6,7 @@ without. A network whose answers stay the same with somebody else's couplings do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -85,7 +86,7 @@ def share_at_random(generator: torch.Generator) -> Exchange:
     """Couplings drawn for each image, child and parent: over the parents uniform on all ways to share a child out."""
 
     def exchange(name: str, routing: Routing, votes: Votes, coupling: Tensor | None, t: int) -> Tensor:
-        shape = votes.images, votes.space[0] * votes.space[1] if votes.space else 1, votes.children, votes.parents
+        shape = votes.images, math.prod(votes.space), votes.children, votes.parents
         drawn = torch.empty(shape, dtype=torch.float64).exponential_(generator=generator)
         logits = drawn.clamp_min(torch.finfo(drawn.dtype).tiny).log().to(votes.device, torch.float32)
         return routing.compete(votes, logits)

@@ -51,6 +51,7 @@ class Spec:
     activation: ScoreKind = "probability"  # what an activation is, where it gives them
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
+    hidden: int = 0  # last elements of a vote that serve the routing alone, and are not in a parent's pose
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
     loss: LossName = "margin"  # that its paper trains class capsules with
 
