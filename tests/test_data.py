@@ -13,7 +13,7 @@ import torch
 from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
-from torchcaps.data.splits import DRAWS, ORDER, balanced, mix, permutation, stratified
+from torchcaps.data.splits import DRAWS, ORDER, equal_share, mix, permutation, stratified
 from torchcaps.papers import find_cell
 from torchcaps.tables.measure import image_shape
 
@@ -326,7 +326,7 @@ def test_a_fraction_has_as_many_images_of_each_class_and_is_a_part_of_a_larger_o
 
 
 def test_fractions_that_cannot_be_are_named() -> None:
-    assert balanced(torch.tensor([0, 0, 0, 2, 2, 2]), 0.5, 0).shape == (3,)
+    assert equal_share(torch.tensor([0, 0, 0, 2, 2, 2]), 0.5, 0).shape == (3,)
     wrong = {0.0: "a share above 0, at most 1", 1.5: "a share above 0", 0.001: "fewer than the 10 classes"}
     for share, said in wrong.items():
         with pytest.raises(ValueError, match=rf"data.fraction (is )?{share}.*{said}"):

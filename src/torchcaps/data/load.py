@@ -21,7 +21,7 @@ from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
-from torchcaps.data.splits import balanced, hold_out, strata, stratified
+from torchcaps.data.splits import equal_share, hold_out, strata, stratified
 from torchcaps.forms import Digest
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
@@ -248,7 +248,7 @@ def take_fraction(train: Source, config: DataConfig) -> Source:
         raise ValueError(f"data.fraction is {config.fraction}: it must be a share above 0, at most 1")
     if not isinstance(train, Stored) or train.labels.ndim != 1:
         raise ValueError(f"data.fraction is {config.fraction}: it is of stored images that show one class each")
-    return train.subset(balanced(train.labels, config.fraction, config.split_seed))
+    return train.subset(equal_share(train.labels, config.fraction, config.split_seed))
 
 
 def _fit(split: Source, config: DataConfig) -> Source:

@@ -91,7 +91,7 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[~taken].sort().values, by_class[taken].sort().values
 
 
-def balanced(labels: Tensor, share: float, seed: int) -> Tensor:
+def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
     """Indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
 
     In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
