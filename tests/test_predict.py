@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -97,11 +98,24 @@ def test_a_list_is_read_from_standard_input(
     assert found == ["pictures/b.JPG", "pictures/below/c.bmp", "pictures/a.png"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_names_do_not_steer_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "red\x1b[31m.png"
     Image.new("L", (8, 8)).save(place / name)
-    assert main(["predict", "runs/tiny-0", name]) == 0
-    assert "\x1b" not in capsys.readouterr().out
+    bad = place / "bad\x1b[32m.png"
+    bad.write_bytes(b"no picture")
+    assert main(["predict", "runs/tiny-0", name, str(bad)]) == 0
+    said = capsys.readouterr()
+    assert "red\\x1b[31m.png" in said.out and "bad\\x1b[32m.png" in said.err and "\x1b" not in said.out + said.err
+    with redirect_stdout(Terminal()) as shown:
+        assert main(["predict", "runs/tiny-0", name, "--csv"]) == 0
+    assert "red\\x1b[31m.png" in shown.getvalue()
+    assert main(["predict", "runs/tiny-0", name, "--csv"]) == 0
+    assert name in capsys.readouterr().out  # which is data, and no terminal
 
 
 def test_what_is_not_there_or_is_a_pipe_is_passed_over(

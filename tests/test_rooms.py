@@ -42,6 +42,7 @@ ROOMS = """
     forms
     config
     plugins shell names extras locking lazy files ranks
+    memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

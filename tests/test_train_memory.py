@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from torchcaps import memory as machine
 from torchcaps.config import ModelConfig, OptimiserConfig
 from torchcaps.cost import count_cost, measure_cost
 from torchcaps.models import create_model
@@ -60,10 +61,10 @@ def test_refused_before_it_is_built(tmp_path, monkeypatch, optimiser, copies) ->
 
 
 def test_limits_of_the_machine_are_read(monkeypatch, tmp_path) -> None:
-    free = memory.free_memory(torch.device("cpu"))
+    free = machine.free_memory()
     assert free is None or free > 1e6
     (tmp_path / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(memory, "CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "nowhere")))
-    assert memory.free_memory(torch.device("cpu")) == 123456789
+    monkeypatch.setattr(machine, "CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "nowhere")))
+    assert machine.free_memory(torch.device("cpu")) == 123456789
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_memory(torch.device("cpu")) != 123456789
+    assert machine.free_memory() != 123456789

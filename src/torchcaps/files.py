@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,16 +27,30 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.urandom(8).hex()}{path.suffix}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
     os.close(descriptor)
-    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
-        yield temporary
-        if stat.S_IMODE(temporary.stat().st_mode) != mode:
-            temporary.chmod(mode)  # of writers that put a file of their own in its place
+        with _keeping_mode(temporary):
+            yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_as_new(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` write the file `path`, which is not there yet; it gets the mode that a new file there has."""
+    path.touch(exist_ok=False)
+    with _keeping_mode(path):
+        write(path)
+
+
+@contextmanager
+def _keeping_mode(path: Path) -> Iterator[None]:
+    """Give the file `path` its mode back after the block, where a writer has put a file of its own in its place."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -103,8 +117,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters written out, so that a name cannot steer the terminal that shows it."""
-    return "".join(each if each.isprintable() or each in " \t" else f"\\x{ord(each):02x}" for each in text)

@@ -28,10 +28,10 @@ from torchcaps.cli.runs import runs
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import check_reproduce, reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
-from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
 from torchcaps.ranks import given_ranks
+from torchcaps.terminal import note, say
 from torchcaps.usage import INTERRUPTED, bind, describe
 
 __all__ = ["main", "parse_flags"]
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError as error:
         return _leave_pipe(error, debug)
     except KeyboardInterrupt as stop:
-        print(f"torchcaps: {stop or 'interrupted'}", file=sys.stderr)
+        note(f"torchcaps: {stop or 'interrupted'}")
         return INTERRUPTED
     except Exception as error:
         return _say_error(error, debug)
@@ -93,7 +93,7 @@ def _say_error(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     message, status = describe(error, debug)
-    print(f"torchcaps: error: {printable(message)}", file=sys.stderr)
+    note(f"torchcaps: error: {message}")
     return status
 
 
@@ -135,7 +135,7 @@ def dispatch(args: Sequence[str]) -> None:
     if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args[:1] == ["--version"]:
-        return print(f"torchcaps {__version__}")
+        return say(f"torchcaps {__version__}")
     given: dict[str, tuple[str, ...]] = {}
     if args[:1] == ["reproduce"]:
         check_reproduce(args[1:])

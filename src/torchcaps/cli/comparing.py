@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from torchcaps.cli.tables import RESULTS, fill, say
+from torchcaps.cli.tables import RESULTS, fill
 from torchcaps.config import DataConfig
+from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
@@ -89,9 +90,9 @@ def compare(
         assert cell.build is not None
         cell.build()  # a sweep over what there is not is said before anything runs
     for name, file in changed_files(cells, read_records(path)):
-        say(f"{name}: {file} was changed since its runs, which are made anew")
+        note(f"{name}: {file} was changed since its runs, which are made anew")
     if costs:
-        failed = record_missing(cells, path, device, say)
+        failed = record_missing(cells, path, device, note)
         cells = [cell for cell in cells if cell.name not in failed]
 
     def finish(folder: Path) -> None:
@@ -100,8 +101,8 @@ def compare(
 
     if not show:
         jobs = plan(cells, budget, seeds)
-        say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-        settings = Settings(path, out, device, data.root, max_hours, say, finish)
+        note(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
+        settings = Settings(path, out, device, data.root, max_hours, note, finish)
         fill(jobs, settings)
         if examine or depth:
             record_examinations(jobs, settings)
@@ -121,10 +122,10 @@ def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results:
     path.write_text(text, encoding="utf-8")
     if quiet:
         return
-    print(text, end="")
+    say_lines(text)
     if comparison.fractions:
         draw_shares(rows).savefig(path.with_suffix(".svg"))
-        say(f"{path} and {path.with_suffix('.svg').name}")
+        note(f"{path} and {path.with_suffix('.svg').name}")
     elif any(row.cost is not None and row.accuracy is not None for row in rows):
         draw(rows).savefig(path.with_suffix(".svg"))
-        say(f"{path} and {path.with_suffix('.svg').name}")
+        note(f"{path} and {path.with_suffix('.svg').name}")

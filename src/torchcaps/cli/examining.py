@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from json import dumps
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from torchcaps.config import to_plain
+from torchcaps.terminal import note, say
 
 
 def examine(
@@ -36,7 +36,7 @@ def examine(
     from torchcaps.examine.examination import examine_run, write_examination
 
     found = examine_run(run, split, images, device)
-    print(dumps(to_plain(found)))
-    print(write_examination(found, run if out is None else out), file=sys.stderr)
+    say(dumps(to_plain(found)))
+    note(str(write_examination(found, run if out is None else out)))
     if out is None:
         report(run)

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from torchcaps.terminal import say
+
 NAMES = {"onnx": "model.onnx", "pt2": "model.pt2", "packed": "packed.safetensors"}
 
 
@@ -38,4 +40,4 @@ def export(
     else:
         times = f"{written.milliseconds:.2f} ms an image here, torch {written.torch_milliseconds:.2f}"
         compared = f"scores differ by at most {written.difference:.2g}; {times}"
-    print(f"{written.path}: {written.bytes:,} bytes; {compared}")
+    say(f"{written.path}: {written.bytes:,} bytes; {compared}")

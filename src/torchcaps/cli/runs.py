@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from torchcaps.cli.listing import print_columns
-from torchcaps.files import printable
+from torchcaps.terminal import note, printable, say
 
 if TYPE_CHECKING:
     from torchcaps.train import RunFolder
@@ -39,10 +38,10 @@ def runs(
         raise FileNotFoundError(f"there is no folder {folder}: give the one that holds the runs, as --out did")
     found = sort_runs(list_runs(folder), sort)
     if json:
-        print(dumps(found))
+        say(dumps(found))
         return
     if not found:
-        print(f"torchcaps: there are no runs in {folder}", file=sys.stderr)
+        note(f"torchcaps: there are no runs in {folder}")
         return
     header = [*COLUMNS[:-1], "time", "state", "changed"]
     print_columns([header, *([printable(cell) for cell in _row(each)] for each in found)])
@@ -57,7 +56,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
         try:
             found.append(describe(RunFolder(path)))
         except (OSError, ValueError) as error:
-            print(f"torchcaps: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+            note(f"torchcaps: {' '.join(str(error).split())}")
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,6 +15,7 @@ import torchcaps
 from torchcaps.config import Config
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
@@ -76,20 +76,20 @@ def reproduce(
         words += ["--max-hours", str(max_hours)] if max_hours is not None else []
         words += ["--data-root", str(data_root)] if data_root is not None else []
         for number, job in submit_parts(words, numbers, parts, out / "jobs", submit, slurm):
-            say(f"{table}: part {number}/{parts} is job {job}; what it says is in {out / 'jobs'}")
+            note(f"{table}: part {number}/{parts} is job {job}; what it says is in {out / 'jobs'}")
         return
     if slurm:
         raise ValueError(f"--slurm {slurm[0]} is of jobs that are submitted: add --submit slurm")
     if len(numbers) > 1:
         raise ValueError(f"--part {part} is of jobs that are submitted: add --submit slurm, or name one part")
     jobs = take_part(jobs, numbers[0], parts)
-    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
+    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, note, report)
     of = f" (part {part} of the plan)" if parts > 1 else ""
-    say(f"{table}: {len(jobs)} runs with the budget {budget}{of}")
+    note(f"{table}: {len(jobs)} runs with the budget {budget}{of}")
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
     again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]
-    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
+    note(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
 
 
 def check_reproduce(args: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | 
     records = read_records(lines)
     for each in tables:
         for path in draw_missing(each, records, lines.parent, out, root):
-            say(str(path))
+            note(str(path))
 
 
 def fill(jobs: Sequence[Job], settings: Settings) -> int:
@@ -178,15 +178,15 @@ def table(
         if figure is not None:
             shown = shown._replace(picture=f"{path.name}.svg")
         texts = {"md": markdown(shown), "html": html(shown)}
-        print(texts[format], end="")
+        say_lines(texts[format])
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
                 path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
-                say(f"{path}.{suffix}")
+                note(f"{path}.{suffix}")
         if figure is not None:
             save(figure, path.with_suffix(".svg"))
-            say(f"{path}.svg")
+            note(f"{path}.svg")
 
 
 def find_results(results: Path) -> Path:
@@ -198,11 +198,7 @@ def find_results(results: Path) -> Path:
         return results
     checkout = Path(torchcaps.__file__).parents[2] / "results"
     if results == RESULTS and (checkout / "runs.jsonl").exists():
-        say(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
+        note(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
         return checkout
-    say(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
+    note(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
     return results
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from json import dumps
@@ -22,6 +21,7 @@ from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.plugins import imported
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.terminal import note, say, say_lines
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def train(
         config = dataclasses.replace(config, start=find_start(asked.from_).record)
         config = dataclasses.replace(config, changed=(*config.changed, f"start={config.start}"))
     if asked.dry_run:
-        print(look_ahead(config))
+        say_lines(str(look_ahead(config)))
         return
     from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
@@ -105,10 +105,7 @@ def hint(config: Config) -> None:
         run = run or find_shorter(config)
     if run is not None and not run.in_use:
         how = f"ended after {run.read_config().epochs} epochs" if run.finished else "is unfinished"
-        print(
-            f"torchcaps: {run.path} {how}; the same command with --resume continues it; starting afresh",
-            file=sys.stderr,
-        )
+        note(f"torchcaps: {run.path} {how}; the same command with --resume continues it; starting afresh")
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:
@@ -129,7 +126,7 @@ def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> 
     config, chosen = finish_recipe(recipe, config, given)
     config, said = follow_model(base, config, given)
     for line in [*filter(None, [chosen]), *said]:
-        print(f"torchcaps: {line}", file=sys.stderr)
+        note(f"torchcaps: {line}")
     return config
 
 
@@ -161,7 +158,7 @@ def report(folder: Path, reason: str = "") -> None:
             return
         again = typed(["torchcaps", "inspect", str(folder), "--debug"])
         said = " ".join(str(error).split()) or type(error).__name__
-        print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
+        note(f"torchcaps: {folder} has no report ({said}); to see why: {again}")
 
 
 def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
@@ -205,7 +202,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
     """
     if wants_help(flags):
         config, _ = parse_flags(recipe, [flag for flag in flags if flag not in ("-h", "--help")])
-        print(short_help(config, name or recipe.recipe))
+        say_lines(short_help(config, name or recipe.recipe))
         raise SystemExit(0)
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
     with usage_errors():
@@ -225,7 +222,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
         find_factory(given.name)  # an unknown name is said first
         said = ", ".join(f"{name} {show_option(value)}" for name, value in kept.items())
-        print(f"torchcaps: options of {recipe.model.name} that {given.name} is not given: {said}", file=sys.stderr)
+        note(f"torchcaps: options of {recipe.model.name} that {given.name} is not given: {said}")
         kept = {}
     model = dataclasses.replace(given, options=kept | listed(given.options))
     config = dataclasses.replace(parsed.config, model=model)
@@ -265,7 +262,7 @@ def print_result(result: Result) -> None:
     table.add_row("time", f"{result.seconds:.1f} s")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(str(result.folder), markup=False)
+    say(str(result.folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,16 +302,16 @@ def evaluate(
     found = evaluate_run(run, asked.data, asked.split, asked.device)
     if found.of_run is False and asked.data.name == data.name:
         why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")
-        print(f"torchcaps: the {asked.split} images are not those of the run: {why}", file=sys.stderr)
+        note(f"torchcaps: the {asked.split} images are not those of the run: {why}")
     score = found.score
     if asked.json:
-        print(dumps(found.describe()))
+        say(dumps(found.describe()))
     else:
         said = f"accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}"
-        print(f"{asked.split}: {said}")
+        say(f"{asked.split}: {said}")
     if asked.out is not None:
         for path in found.write(asked.out):
-            print(path, file=sys.stderr)
+            note(str(path))
 
 
 def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Path | None = None) -> None:
@@ -330,7 +327,7 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
     from torchcaps.report.report import PAGE, ReportKept
 
     try:
-        print(write_report(run, out=out))
+        say(str(write_report(run, out=out)))
     except ReportKept as kept:
-        print(f"torchcaps: {kept}", file=sys.stderr)
-        print(run / PAGE)
+        note(f"torchcaps: {kept}")
+        say(str(run / PAGE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -23,6 +24,7 @@ from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
 from torchcaps.data.splits import equal_share, hold_out, strata, stratified
 from torchcaps.forms import Digest
+from torchcaps.memory import free_memory
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
@@ -205,6 +207,7 @@ def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu
     train = take_fraction(train, config)
     validation, test = _sample(validation, config), _sample(test, config)
     read = Splits(train, test, validation)
+    _check_memory((train, validation, test), config)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
     how = config.standardise, config.crop, config.views, config.std
@@ -249,6 +252,20 @@ def take_fraction(train: Source, config: DataConfig) -> Source:
     if not isinstance(train, Stored) or train.labels.ndim != 1:
         raise ValueError(f"data.fraction is {config.fraction}: it is of stored images that show one class each")
     return train.subset(equal_share(train.labels, config.fraction, config.split_seed))
+
+
+def _check_memory(splits: Sequence[Source], config: DataConfig) -> None:
+    """Raise ValueError where images that are held in memory do not fit into it once they are resized or padded."""
+    side, memory = config.pad or config.image_size, free_memory()
+    if side is None or memory is None:
+        return
+    needed = sum(len(split) * split.shape[0] * side**2 for split in splits if isinstance(split, Images))
+    if needed > memory:
+        name = "pad" if config.pad else "image_size"
+        raise ValueError(
+            f"data.{name} is {side}: the images of {config.name} would take {needed / 1e9:.3g} GB at that size, and "
+            f"there are {memory / 1e9:.3g} GB; take a smaller one, or fewer images (data.limit)"
+        )
 
 
 def _fit(split: Source, config: DataConfig) -> Source:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from torch import distributed
+
+from torchcaps.terminal import warn
 
 NAMED = 5  # of many names, how many are said
 _said: set[str] = set()
@@ -16,7 +17,7 @@ def say(text: str) -> None:
     if text in _said or (distributed.is_initialized() and distributed.get_rank()):
         return
     _said.add(text)
-    logging.getLogger("torchcaps").warning("torchcaps: %s", text)
+    warn(text)
 
 
 def some(names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from torchcaps.data.pictures import convert_picture, fit_picture, read_picture
 from torchcaps.data.prepare import to_input
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
+from torchcaps.memory import free_memory
 from torchcaps.scores import shown_classes, to_probabilities
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Classifier:
         needed = [each for each in manifest.missing if each not in (manifests.CLASSES, manifests.DIGESTS)]
         if manifest.input is None or manifest.score is None or needed:
             raise ValueError(f"it does not say {', '.join(needed)}")
+        check_memory(manifest.input)
         self.manifest = manifest
         self.input: InputForm = manifest.input
         self.score: ScoreForm = manifest.score
@@ -174,6 +176,18 @@ class Classifier:
             )
             for n in range(count)
         ]
+
+
+def check_memory(form: InputForm) -> None:
+    """Raise ValueError where the memory does not hold one picture as a model takes it, in bytes and in float32."""
+    sides = max(form.size[0] * form.size[1], (form.pad or 0) ** 2, (form.enlarge or 0) ** 2)
+    needed, memory = 5 * sides * form.channels, free_memory()
+    if memory is not None and needed > memory:
+        size = "x".join(map(str, reversed(form.image_size)))
+        raise ValueError(
+            f"one picture of {size} pixels takes {needed / 1e9:.3g} GB on its way to the model, and there are "
+            f"{memory / 1e9:.3g} GB"
+        )
 
 
 def _capsules(given: Answer, classes: Sequence[str], views: int) -> list[dict[str, Capsule]]:

@@ -12,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.files import replacing
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model
+from torchcaps.models.shapes import check_pictures
 from torchcaps.models.smaller import rebuild
 from torchcaps.packed import pack
 
@@ -54,6 +55,7 @@ def load_packed(path: str | Path) -> Model:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):
             model = pack(rebuild(manifest), SCALES[metadata["scales"]])
+        check_pictures(model, manifest)
         _assign(model, tensors)
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:  # of torch's layers too
         raise ValueError(f"{path} is not a packed model: {' '.join(str(error).split())}") from error

@@ -25,6 +25,7 @@ from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, repository
+from torchcaps.terminal import printable
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.machine import build_fabric
 from torchcaps.train.run import RunFolder
@@ -228,5 +229,4 @@ def _plain(value: Any) -> Any:
 
 def _text(value: object) -> str:
     """A value inside a table of Markdown: one line, and no markup of its own."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in str(value))
-    return re.sub(r"([|`<>\[\]])", r"\\\1", plain)
+    return re.sub(r"([|`<>\[\]])", r"\\\1", printable(str(value)))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchcaps.deploy.classifier import Classifier, Runner
 from torchcaps.manifest import DIGESTS, Manifest
+from torchcaps.terminal import warn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torchcaps.models import Model
 
 EXPORTED = (".onnx", ".pt2")
-log = logging.getLogger("torchcaps")
 
 
 def load(source: str | Path, device: str = "auto", trusted: bool = False, model: nn.Module | None = None) -> Classifier:
@@ -60,7 +59,7 @@ def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
     except ValueError as error:
         raise ValueError(f"{path} cannot answer for a picture: {error}") from error
     if not manifest.classes:
-        log.warning("torchcaps: %s does not say the names of the classes: they are numbers", path)
+        warn(f"{path} does not say the names of the classes: they are numbers")
     return classifier
 
 
@@ -86,7 +85,7 @@ def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Mod
     model, config = load_run(path, module)
     manifest = run.read_manifest()
     if manifest.format == 1 and {*manifest.missing} != {DIGESTS}:
-        log.warning("torchcaps: %s is of an older version: it does not say %s", path, ", ".join(manifest.missing))
+        warn(f"{path} is of an older version: it does not say {', '.join(manifest.missing)}")
         manifest = complete_by_data(manifest, config)
     return manifest, model
 

@@ -120,7 +120,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
         if KEY not in metadata:
             raise ValueError("it does not say what its model is; give the folder of its run")
         manifest = from_json(metadata[KEY])
-        check_shapes(lambda: rebuild(manifest), read_shapes(path))
+        check_shapes(lambda: rebuild(manifest), read_shapes(path), manifest)
         model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
         load_model(model, str(path))
     except (RuntimeError, SafetensorError, ValueError) as error:

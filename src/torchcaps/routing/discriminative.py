@@ -10,7 +10,6 @@ batch size times its length here.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -20,6 +19,7 @@ from torch.optim import Optimizer
 from torchcaps.capsules import Capsules, squash, widen
 from torchcaps.names import check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.terminal import warn
 from torchcaps.votes import Votes
 
 
@@ -189,11 +189,10 @@ def warn_of_collapse(optimizer: Optimizer, routings: Mapping[str, nn.Module], ev
             assert isinstance(routing, Discriminative)
             if fresh := sorted(set(collapsed(routing)) - seen):
                 seen.update(fresh)
-                logging.getLogger("torchcaps").warning(
-                    "torchcaps: collapse of %s: the coefficients of parents %s have all but vanished; take a smaller "
-                    "coefficients.lr, a larger start, a smaller absent_weight or a smaller penalty_weight",
-                    name,
-                    ", ".join(map(str, fresh)),
+                warn(
+                    f"collapse of {name}: the coefficients of parents {', '.join(map(str, fresh))} have all but "
+                    "vanished; take a smaller coefficients.lr, a larger start, a smaller absent_weight or a smaller "
+                    "penalty_weight"
                 )
 
     optimizer.register_step_post_hook(look)

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from torchcaps import terminal
 from torchcaps.config import Config
 from torchcaps.data.catalogue import absent, data_root, find
 from torchcaps.locking import hold
@@ -35,7 +36,7 @@ class Settings:
     device: str = "auto"
     root: Path | None = None  # of the data sets
     hours: float | None = None  # after which no further run is begun
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = terminal.say
     finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends, but smoke
 
 

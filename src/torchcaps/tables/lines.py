@@ -8,7 +8,6 @@ log.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.locking import wait_for
+from torchcaps.terminal import warn
 
 CLAIMS = ".claims"  # folder beside the lines, of lock files: of the lines, and of what is being done for them
-LOG = logging.getLogger("torchcaps")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -42,7 +41,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if last and (parsed := _parse(last)) is not None:
         found.append(parsed)
     elif last:
-        LOG.warning("torchcaps: the last line of %s was cut off and is not read; its writer sets it aside", path)
+        warn(f"the last line of {path} was cut off and is not read; its writer sets it aside")
     return found
 
 
@@ -106,7 +105,7 @@ def _set_torn_aside(path: Path, file: int) -> None:
     with aside.open("ab") as torn:
         torn.write(last + b"\n")
     os.ftruncate(file, len(content) - len(last))
-    LOG.warning("torchcaps: the last line of %s was cut off: what there is of it is in %s now", path, aside)
+    warn(f"the last line of {path} was cut off: what there is of it is in {aside} now")
 
 
 def _write(file: int, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torchcaps.config import Config
 from torchcaps.data import Data
 from torchcaps.models import Model
+from torchcaps.terminal import note
 from torchcaps.train.run import Result
 
 PROBES = ("agreement",)  # fields of a `Config` that ask for a callback
@@ -60,7 +60,7 @@ class SayAhead(Callback):
 
     def on_step(self, step: int, loss: float, accuracy: float) -> None:
         if self.text is not None:
-            print(self.text, file=sys.stderr)
+            note(self.text)
             self.text = None
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from torchcaps import files
 from torchcaps.manifest import KEY, Manifest
+from torchcaps.terminal import printable
 
 MODEL = "model.safetensors"
 STATE = "state.pt"
@@ -56,7 +57,7 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
     try:
         new.mkdir()
         for name, write in writers.items():
-            write(new / name)
+            files.write_as_new(new / name, write)
             files.sync(new / name)
         (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers), encoding="utf-8")
         files.sync(new / SUMS)
@@ -163,7 +164,8 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
     """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
         if not check_sum(path):
-            warnings.warn(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it", stacklevel=4)
+            said = printable(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it")
+            warnings.warn(said, stacklevel=4)
         return read(path)
     except Exception as error:  # bytes that are not what they should be raise anything: zip, struct, pickle, key errors
         raise damaged(path, error) from error

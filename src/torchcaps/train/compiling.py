@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+
+from torchcaps.terminal import warn
 
 
 def compile_module(module: nn.Module, device: torch.device) -> bool:
@@ -37,6 +37,4 @@ def _doubled(values: Tensor) -> Tensor:
 
 @rank_zero_only
 def _warn(reason: str) -> None:
-    logging.getLogger("torchcaps").warning(
-        "torchcaps: compile is on, but this machine cannot: %s; not compiled", reason
-    )
+    warn(f"compile is on, but this machine cannot: {reason}; not compiled")

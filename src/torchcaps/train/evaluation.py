@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +11,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.config import Config
+from torchcaps.config import Config, DataConfig
 from torchcaps.data import Batches, Data
 from torchcaps.data.classes import with_classes
+from torchcaps.forms import InputForm
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
 from torchcaps.models.shapes import check_shapes, read_shapes
+from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
-
-log = logging.getLogger("torchcaps")
 
 
 @torch.no_grad()
@@ -81,9 +80,7 @@ def match_data(path: str | Path, data: Data) -> Data:
             raise ValueError(f"{path}: {error}") from error
         data = replace(data, train=train, validation=validation, test=test)
     else:
-        log.warning(
-            "torchcaps: %s does not say the names of its classes: those of the data are taken in their order", path
-        )
+        warn(f"{path} does not say the names of its classes: those of the data are taken in their order")
     for name, value in (
         ("num_classes", data.num_classes),
         ("in_channels", data.channels),
@@ -95,6 +92,18 @@ def match_data(path: str | Path, data: Data) -> Data:
     if form is not None and form.mean and form.std:
         data = replace(data, means=form.mean, deviations=form.std)
     return data
+
+
+def check_sides(data: DataConfig, form: InputForm | None) -> None:
+    """Raise ValueError unless `data` bring pictures to the sizes of `form`; none are made that no model takes."""
+    if form is None:
+        return
+    size = form.size if data.image_size is None else (data.image_size, data.image_size)
+    asked = {"image_size": size, "pad": data.pad, "crop": data.crop, "enlarge": data.enlarge}
+    for name, value in asked.items():
+        taken = form.size if name == "image_size" else getattr(form, name)
+        if value != taken:
+            raise ValueError(f"data.{name} is {value}, but the model of the run was trained with {taken}")
 
 
 def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, Config]:
@@ -119,11 +128,16 @@ def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, C
         shapes = read_shapes(found / MODEL)
     except (OSError, ValueError) as error:
         raise damaged(found / MODEL, error) from error
+    manifest = run.read_manifest()
     try:
         if model is None:
-            check_shapes(run.rebuild, shapes)
+            check_shapes(run.rebuild, shapes, manifest)
     except ValueError as error:
         raise damaged(run.path / "model.json", error) from error
+    try:
+        check_sides(config.data, manifest.input)
+    except ValueError as error:
+        raise damaged(run.path / "config.json", error) from error
     rebuilt = run.rebuild(model)
     rebuilt = convert_conv2d_weight_memory_format(rebuilt.cpu() if model is not None else rebuilt, torch.channels_last)
     load_weights(found, rebuilt)

@@ -27,6 +27,7 @@ import torchcaps
 from torchcaps.config import Config, ModelConfig
 from torchcaps.models import create_model
 from torchcaps.ranks import Ranks, given_ranks
+from torchcaps.terminal import warn
 
 T = TypeVar("T")
 _PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors")
@@ -331,10 +332,8 @@ def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
     """
     before, now = environment.get("threads"), torch.get_num_threads()
     if device.type == "cpu" and type(before) is int and 0 < before != now:
-        logging.getLogger("torchcaps").warning(
-            "torchcaps: this run was begun with %d threads, and goes on with as many (%d here), so that it ends in the "
-            "same bits",
-            before,
-            now,
+        warn(
+            f"this run was begun with {before} threads, and goes on with as many ({now} here), so that it ends in the "
+            "same bits"
         )
         torch.set_num_threads(before)
