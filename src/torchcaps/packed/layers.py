@@ -21,7 +21,7 @@ from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
 from torchcaps.layers.transforms import LinearTransform, Transform, flatten_space
 from torchcaps.names import check_choice
 from torchcaps.routing import Routing, Step
-from torchcaps.routing.fused import Implementation
+from torchcaps.routing.fused import DEVICES, Implementation, say_plain
 from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
@@ -82,7 +82,8 @@ class PackedLayer(CapsuleLayer):
     (`loop.py`), if the layer fits that loop: linear, of vector poses, routed over parents from zero.
     Its step then has neither coupling nor state. Else its steps are plain, of weights that are unpacked at each call,
     which saves memory and no time: convolutional capsules and matrix poses, other devices and types.
-    `implementation` "plain" never takes the loop, "fused" wants a layer that fits it.
+    Without numba, which compiles the loop, a warning says so. `implementation` "plain" never takes the loop, "fused"
+    wants a layer that fits it.
     """
 
     def __init__(self, transform: PackedTransform, routing: Routing):
@@ -97,7 +98,8 @@ class PackedLayer(CapsuleLayer):
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
         check_choice("implementation", value, get_args(Implementation))
-        if value == "fused" and (reason := refuses(self)) is not None:
+        reason = refuses(self) if "cpu" in DEVICES else "numba is not installed, which compiles the packed loop"
+        if value == "fused" and reason is not None:
             raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
         self._fused, self._implementation = None, value
 
@@ -132,8 +134,17 @@ class PackedLayer(CapsuleLayer):
         tensors = [self.transform.bits, self.transform.scales, *bias]
         now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
         if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
-            self._made, self._made_of = build_loop(self) if refuses(self) is None else None, now
+            self._made, self._made_of = self._build(), now
         return self._made
+
+    def _build(self) -> PackedLoop | None:
+        """The loop where the layer fits it and numba is there; that numba is not is said."""
+        if refuses(self) is not None:
+            return None
+        if "cpu" not in DEVICES:
+            say_plain()
+            return None
+        return build_loop(self)
 
 
 def refuses(layer: PackedLayer) -> str | None:

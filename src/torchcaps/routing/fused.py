@@ -106,10 +106,10 @@ def find_kernel(implementation: Implementation, transform: Transform, routing: R
     if kernel is not None and reason is None and not DEVICES:
         reason = "neither numba nor Triton is installed, which compile the kernels"
         if implementation == "auto":
-            _say_plain()
+            say_plain()
     if kernel is not None and reason is None:
         if "cpu" not in DEVICES:
-            _say_plain()
+            say_plain()
         return kernel
     if implementation == "fused":
         raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
@@ -117,7 +117,7 @@ def find_kernel(implementation: Implementation, transform: Transform, routing: R
 
 
 @cache
-def _say_plain() -> None:
+def say_plain() -> None:
     """Warn, once a process, that layers on a CPU are slower than they could be."""
     warnings.warn(
         "torchcaps: numba is not installed (it has no wheel for every Python and system), so capsule layers on a CPU "
