@@ -6,6 +6,7 @@ from exporting import onnx_error
 
 from torchcaps import create_model
 from torchcaps.capsules import Capsules, lengths, squash
+from torchcaps.cost import count_cost
 from torchcaps.encapnet.capconv import VERSIONS
 from torchcaps.models.encapnet import six
 from torchcaps.models.encapnet.six import BiasedTransform, RepeatedTransform
@@ -266,3 +267,11 @@ def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError) as error:
         narrow(name, **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["capnet-6-em", "capnet-6-dynamic"])
+def test_a_larger_image_costs_its_convolutions_and_no_more_capsules(name):
+    """Votes of the fifth layer would grow with the fourth power of the side: two images of 64 pixels took minutes."""
+    small, large = (count_cost(name, image_size=side, in_channels=3, **NARROW[name]) for side in (32, 64))
+    assert large.parameters == small.parameters
+    assert large.multiply_adds < 4.1 * small.multiply_adds

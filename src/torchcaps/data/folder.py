@@ -14,12 +14,14 @@ import torch
 
 from torchcaps.config import DataConfig
 from torchcaps.data.cache import open_cached
-from torchcaps.data.files import Form, ImageFiles
+from torchcaps.data.files import Form, ImageFiles, decode
 from torchcaps.data.images import Splits
 from torchcaps.data.notes import say, some
 from torchcaps.data.splits import strata, stratified
 from torchcaps.data.survey import choose_channels, common_size, say_facts, survey
 from torchcaps.data.tree import list_tree
+
+__all__ = ["assemble", "decode", "read_folder"]  # decode: one picture, as the pictures of a folder are read
 
 RESIDENT_LIMIT = 2 * 2**30  # bytes of all decoded splits together; above it they are mapped
 TEST_SHARE, TEST_SEED = 0.2, 0
