@@ -143,13 +143,14 @@ def test_extras_are_those_of_the_package():
 def closure(names: Iterable[str]) -> dict[str, Distribution]:
     """The installed distributions `names`, and all that they require without extras, by name."""
     found: dict[str, Distribution] = {}
-    waiting = list(names)
+    waiting, seen = [Requirement(name) for name in names], set()
     while waiting:
-        if (name := canonicalize_name(waiting.pop())) in found:
-            continue
-        found[name] = distribution(name)
-        needed = map(Requirement, found[name].requires or [])
-        waiting += [each.name for each in needed if each.marker is None or each.marker.evaluate({"extra": ""})]
+        asked = waiting.pop()
+        for extra in {"", *asked.extras} - {each for name, each in seen if name == asked.name}:
+            seen.add((asked.name, extra))
+            each = found[canonicalize_name(asked.name)] = distribution(asked.name)
+            needed = map(Requirement, each.requires or [])
+            waiting += [one for one in needed if one.marker is None or one.marker.evaluate({"extra": extra})]
     return found
 
 
@@ -168,7 +169,7 @@ def command(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_the_wheel_without_extras_trains_a_layer(tmp_path: Path) -> None:
     """In an environment of its own, where nothing is importable but the wheel and what it requires.
 
