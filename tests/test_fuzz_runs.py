@@ -29,10 +29,11 @@ from test_fuzz import changes, mutate
 from tiny import tiny_config
 
 import torchcaps
-from torchcaps import cli
+from torchcaps import cli, create_model
 from torchcaps.inspect import figures
 from torchcaps.report import report
 from torchcaps.train import fit, load_run
+from torchcaps.train.start import find_start
 
 QUICK, LONG = 200, 2000  # folders in `make test`, and in `make test-all`
 SECONDS = 60  # of computing that any of them may take, and of waiting for what never comes
@@ -56,6 +57,8 @@ COMMANDS: dict[str, Callable[[], object]] = {
     "predict": lambda: _run("predict", RUN, "outside/picture.png"),
     "predict weights": lambda: _run("predict", f"{RUN}/{BEST}", "outside/picture.png"),
     "export": lambda: _run("export", RUN, "--format", "packed"),
+    "runs": lambda: _run("runs", "."),
+    "start": lambda: find_start(RUN).give(create_model("tiny", num_classes=10, in_channels=1, image_size=8)),
     "load_run": lambda: load_run(RUN),
     "load": lambda: torchcaps.load(RUN)("outside/picture.png"),
 }

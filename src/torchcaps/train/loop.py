@@ -7,7 +7,6 @@ same order as if it had never stopped.
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -33,6 +32,7 @@ from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.plugins import check_imports, import_handed_on
 from torchcaps.ranks import given_ranks
+from torchcaps.terminal import warn
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
@@ -70,7 +70,6 @@ from torchcaps.train.start import open_run
 from torchcaps.train.statistics import count_batches, measure_statistics
 
 _ALONE = threading.Lock()  # held by the one run that a process trains
-log = logging.getLogger("torchcaps")
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
 
@@ -189,7 +188,7 @@ class Trainer:
         fabric.seed_everything(config.seed, verbose=False)
         model = given.create_model(self.shape, config)
         if given.start is not None and (said := given.start.give(model)) and fabric.is_global_zero:
-            log.warning("torchcaps: %s", said)
+            warn(said)
         self.model = convert_conv2d_weight_memory_format(model, torch.channels_last)
         fabric.to_device(self.model)
         check_stages(self.model, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,10 +14,10 @@ from torch import Tensor, nn
 
 from torchcaps.config import Config
 from torchcaps.data.notes import some
+from torchcaps.files import check_plain
+from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, STATE, load_state, present, read_weights, save_state_beside
 from torchcaps.train.run import RunFolder, create_run, differences, find_unfinished, runs_of
-
-log = logging.getLogger("torchcaps")
 
 
 class Start(NamedTuple):
@@ -67,6 +66,7 @@ def find_start(path: str | Path) -> Start:
 
     Raises:
         FileNotFoundError: when it is not the folder of a run, or holds no checkpoint.
+        ValueError: when a file of it is damaged, or is none.
     """
     run = RunFolder(Path(path))
     run.read_config()
@@ -122,13 +122,14 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     except BaseException:
         run.remove()
         raise
-    log.warning(
-        "torchcaps: %s goes on in %s from the end of %s, %d epochs; the rate goes on as in a run of %d",
-        config.recipe or config.model.name, run.path, shorter.path, epochs, config.epochs,
-    )  # fmt: skip
+    warn(
+        f"{config.recipe or config.model.name} goes on in {run.path} from the end of {shorter.path}, {epochs} epochs; "
+        f"the rate goes on as in a run of {config.epochs}"
+    )
     return run
 
 
 def _digest(path: Path) -> str:
+    check_plain(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
