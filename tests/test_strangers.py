@@ -29,6 +29,7 @@ from torchcaps.models import Model, Output, register_model
 from torchcaps.report import write_report
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
+from torchcaps.train.start import find_start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes of Unix")
 
@@ -130,6 +131,18 @@ def test_a_pipe_is_refused_and_waited_for_by_nobody(
         assert f"is a {kind}" in (run / "report.html").read_text()
     else:
         assert status == 2 and f"is a {kind}" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link that leads in a circle"])
+def test_weights_to_start_from_are_a_file(run: Path, kind: str) -> None:
+    weights = run / "best" / MODEL
+    weights.unlink()
+    if kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to(MODEL)
+    with pytest.raises(ValueError, match=rf"{MODEL} is a {kind}; it must be a file"):
+        find_start(run)
 
 
 @pytest.mark.parametrize(
@@ -326,11 +339,11 @@ def test_a_packed_file_of_a_stranger_is_a_value_error(tmp_path: Path, metadata: 
 
 
 def test_an_empty_test_split_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchcaps.train import loop
+    from torchcaps.train import given
 
     data = load_data(DataConfig("digits"))
     empty = replace(data, test=data.test.subset(torch.arange(0)))  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(loop, "load_data", lambda *args: empty)
+    monkeypatch.setattr(given, "load_data", lambda *args: empty)
     with pytest.raises(ValueError, match="the test split of digits is empty"):
         fit(tiny_config(tmp_path))
 

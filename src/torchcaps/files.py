@@ -7,6 +7,7 @@ open a pipe waits for ever.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -85,6 +86,10 @@ def check_plain(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(f"{path} is a link that leads in a circle; it must be a file") from error
     if not stat.S_ISREG(mode):
         kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a device": stat.S_ISCHR, "a socket": stat.S_ISSOCK}
         what = next((name for name, is_one in kinds.items() if is_one(mode)), "a device")
