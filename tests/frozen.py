@@ -76,7 +76,8 @@ RUNS: dict[str, Config] = {
     "model resnet18-*": tiny_run("resnet18-cifar10", 8, LOGITS, channels=4),
     "model cnn-affnist": tiny_run("cnn-affnist", 16, LOGITS, width=4, channels=8),
     "model capnet-6-dynamic": tiny_run("capnet-6-dynamic", 16, types=2, channels=4, grid=2),
-    "model capnet-6-em": tiny_run("capnet-6-em", 16, LossConfig("spread"), types=2, channels=4, grid=2),
+    # a few children and a larger rate would make of every rounding another curve
+    "model capnet-6-em": tiny_run("capnet-6-em", 16, LossConfig("spread"), lr=1e-5, types=8, channels=4, grid=4),
     "model cnn-6*": tiny_run("cnn-6", 16, LOGITS, channels=4),
     "model encapnet-6-*": tiny_run("encapnet-6-master-aide", 16, types=4, channels=4),
     "model encapnet-6-*-feedback": tiny_run("encapnet-6-master-feedback", 16, types=4, channels=4, weight=0.1),

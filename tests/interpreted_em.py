@@ -37,6 +37,20 @@ def compare(name, case, dtype, device):
             assert far < TOLERANCE[dtype], f"{name}, {rule}, {scope}, {dtype}: off by {far}"
 
 
+def compare_large(name, case, device):
+    """Where poses are so large that squares of variances would be no numbers of float32."""
+    for scope in ("window", "image"):
+        plain = em_cases.make(case, torch.float32, scope)
+        poses, weight, activations, mean, variance, logit = (x.detach() for x in plain.tensors)
+        given = 1e11 * poses, weight, activations, 1e11 * mean, 1e22 * variance, logit
+        wanted, gradients = em_cases.both(plain._replace(tensors=[x.requires_grad_() for x in given]), fused=False)
+        tensors = [x.detach().to(device).requires_grad_() for x in given]
+        found, own = em_cases.both(plain._replace(tensors=tensors, routing=plain.routing.to(device)))
+        for a, b in zip((*found, *own), (*wanted, *gradients), strict=True):
+            far = distance(a.cpu(), b)
+            assert far < TOLERANCE[torch.float32], f"{name}, {scope}, large: off by {far}"
+
+
 if __name__ == "__main__":
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     if device == "cpu":
@@ -46,6 +60,8 @@ if __name__ == "__main__":
         compare(name, case, torch.float64, device)
     for name, case in ({"linear": SMALL["linear"]} if device == "cpu" else CASES | LARGE).items():
         compare(name, case, torch.float32, device)
+    for name, case in SMALL.items():
+        compare_large(name, case, device)
     if device == "cpu":
         window_tiles.WIDE = 8
         for name, case in MANY.items():

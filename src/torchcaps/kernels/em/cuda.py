@@ -45,7 +45,7 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
     weights = children.new_zeros(grid[1], *arrays[1].shape)
     child_kernel[grid](*arrays, activity, children, weights, share, **sizes, **tile)
     grid, share, tile = _by_positions(sizes)
-    state = [x for x in (inputs.mean, inputs.precision, inputs.prior) if x is not None]
+    state = [x for x in (inputs.mean, inputs.scale, inputs.prior) if x is not None]
     sums = [x.new_empty(grid[1], *x.shape) for x in state]
     if sums:
         state_kernel[grid](*arrays, activity, sums[0], sums[-2], sums[-1], share, **sizes, **tile)
@@ -109,7 +109,7 @@ def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
         "M": m,
         **padded,
         "ROUTED": routed,
-        "DOT": routed and inputs.precision is None,
+        "DOT": routed and inputs.scale is None,
         "WHOLE": routed and (geometry.whole or padded["JP"] < parents),
     }
 

@@ -30,7 +30,7 @@ def _change(votes, m, g, v, h):
 
 @triton.jit
 def activation_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
     share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
@@ -49,13 +49,13 @@ def activation_kernel(
             for j0 in range(0, J, JP):
                 at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
                 place, real = numbers_at(position, last, J, JP, j0)
-                mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+                mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
                 m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
                 votes = window_votes(
                     poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M,
                     T, JP, RP, MP, j0,
                 )  # fmt: skip
-                c = coupling_of(votes, mu, p, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+                c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
                 da = tl.load(d_activations + child, mask=present, other=0.0)
                 da += tl.sum(c * _change(votes, m, g, v, h), 1)
                 tl.store(d_activations + child, da, mask=present)
@@ -64,7 +64,7 @@ def activation_kernel(
 
 @triton.jit
 def child_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
     d_poses, d_weight, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
@@ -90,10 +90,10 @@ def child_kernel(
             for j0 in range(0, J, JP):
                 at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
                 place, real = numbers_at(position, last, J, JP, j0)
-                mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+                mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
                 m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
                 votes = window_votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP, j0)
-                c = coupling_of(votes, mu, p, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+                c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
                 change = _change(votes, m, g, v, h)
                 w = c * a[:, None]
                 da = tl.load(d_activations + child, mask=present, other=0.0)
@@ -107,7 +107,7 @@ def child_kernel(
                     if DOT:
                         d_votes += l * mu
                     else:
-                        d_votes -= 2 * l * p * (votes - mu)
+                        d_votes -= 2 * l * (s * (votes - mu)) * s
                 for column in range(C):
                     u, where, r = column_of(poses, child * R * C, present, column, R, C, RP)
                     row, _, _ = row_of(weight, matrix, column, J, M, JP, MP, j0)
@@ -122,21 +122,21 @@ def child_kernel(
 
 @triton.jit
 def state_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
     first, second, third, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The sums l e, l e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like `forward_kernel`'s."""
+    """The sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like `forward_kernel`'s."""
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
     place, real = numbers_at(position, count, J, JP, j0)
-    mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+    mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
     m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
     of_mu = tl.zeros((T, JP, RP, MP), mu.dtype)
-    of_p = tl.zeros((T, JP, RP, MP), mu.dtype)
+    of_s = tl.zeros((T, JP, RP, MP), mu.dtype)
     of_q = tl.zeros((T, JP), mu.dtype)
     for index in range(run * share, tl.minimum(run * share + share, KH * KW * types)):
         child, present = child_at(
@@ -146,7 +146,7 @@ def state_kernel(
         votes = window_votes(
             poses, child * R * C, present, weight, index * C * J * M, mu, J, R, C, M, T, JP, RP, MP, j0
         )
-        c = coupling_of(votes, mu, p, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+        c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
         change = _change(votes, m, g, v, h)
         da = tl.load(d_activations + child, mask=present, other=0.0) if WHOLE else tl.sum(c * change, 1)
         a = tl.load(activations + child, mask=present, other=0.0)
@@ -156,11 +156,11 @@ def state_kernel(
             of_mu += l[:, :, None, None] * votes
         else:
             e = votes - mu
-            le = l[:, :, None, None] * e
+            le = l[:, :, None, None] * (s * e)
             of_mu += le
-            of_p += le * e
+            of_s += le * e
     begin = run.to(tl.int64) * count * J
     tl.store(first + begin * R * M + at, of_mu, mask=mask)
     if not DOT:
-        tl.store(second + begin * R * M + at, of_p, mask=mask)
+        tl.store(second + begin * R * M + at, of_s, mask=mask)
     tl.store(third + begin + place, of_q, mask=real)

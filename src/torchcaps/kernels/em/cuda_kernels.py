@@ -2,7 +2,7 @@
 
 Tensors in a program are [t, j, r, m] as in `torchcaps.kernels.window_tiles`, and what is one for each parent [t, j].
 Where not ROUTED there is no state and activations are weights; DOT compares votes by dot product, where there is no
-precision; with WHOLE a child competes over all windows that see it, of which `seen` keeps the largest logit and the sum
+scale; with WHOLE a child competes over all windows that see it, of which `seen` keeps the largest logit and the sum
 of e^(l - it). Where parents are many a program has a tile of them at a time, from `j0` on; then each child is seen by
 one window, or WHOLE, so that `seen` says what the tiles must know of each other. Importing this module imports Triton.
 """
@@ -28,32 +28,32 @@ def numbers_at(position, count, J, JP: tl.constexpr, j0=0):
 
 
 @triton.jit
-def state_of(mean, precision, prior, at, mask, place, real, ROUTED: tl.constexpr, DOT: tl.constexpr):
-    """Mean, precision and prior of the parents that votes are compared with; zeros where there is none."""
+def state_of(mean, scale, prior, at, mask, place, real, ROUTED: tl.constexpr, DOT: tl.constexpr):
+    """Mean, scale and prior of the parents that votes are compared with; zeros where there is none."""
     mu = tl.load(mean + at, mask=mask & ROUTED, other=0.0)
-    p = tl.load(precision + at, mask=mask & (ROUTED and not DOT), other=0.0)
-    return mu, p, tl.load(prior + place, mask=real & ROUTED, other=0.0)
+    s = tl.load(scale + at, mask=mask & (ROUTED and not DOT), other=0.0)
+    return mu, s, tl.load(prior + place, mask=real & ROUTED, other=0.0)
 
 
 @triton.jit
-def _logits(votes, mu, p, q, j0, J, JP: tl.constexpr, DOT: tl.constexpr):
+def _logits(votes, mu, s, q, j0, J, JP: tl.constexpr, DOT: tl.constexpr):
     """[t, j], -inf beyond the last parent."""
     if DOT:
         logits = q + inner(votes, mu)
     else:
-        apart = votes - mu
-        logits = q - inner(p * apart, apart)
+        apart = s * (votes - mu)  # before it is squared: the square of a difference may exceed what float32 holds
+        logits = q - inner(apart, apart)
     return tl.where((j0 + tl.arange(0, JP) < J)[None, :], logits, float("-inf"))
 
 
 @triton.jit
 def coupling_of(
-    votes, mu, p, q, seen, child, present, j0, J,
+    votes, mu, s, q, seen, child, present, j0, J,
     JP: tl.constexpr, ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Share of each parent in the child, [t, j]; 1 where there is no state."""
     if ROUTED:
-        logits = _logits(votes, mu, p, q, j0, J, JP, DOT)
+        logits = _logits(votes, mu, s, q, j0, J, JP, DOT)
         if WHOLE:
             most = tl.load(seen + 2 * child, mask=present, other=float("inf"))
             whole = tl.load(seen + 2 * child + 1, mask=present, other=1.0)
@@ -67,7 +67,7 @@ def coupling_of(
 
 @triton.jit
 def forward_kernel(
-    poses, weight, activations, mean, precision, prior, seen, centre, square, total, share,
+    poses, weight, activations, mean, scale, prior, seen, centre, square, total, share,
     count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
@@ -82,7 +82,7 @@ def forward_kernel(
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
     place, real = numbers_at(position, count, J, JP, j0)
-    mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+    mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
     middle = tl.zeros((T, JP, RP, MP), mu.dtype)
     about = tl.zeros((T, JP, RP, MP), mu.dtype)
     whole = tl.zeros((T, JP), mu.dtype)
@@ -95,7 +95,7 @@ def forward_kernel(
             poses, child * R * C, present, weight, index * C * J * M, mu, J, R, C, M, T, JP, RP, MP, j0
         )
         a = tl.load(activations + child, mask=present, other=0.0)
-        w = coupling_of(votes, mu, p, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE) * a[:, None]
+        w = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE) * a[:, None]
         before = whole
         whole += w
         step = w / tl.where(whole > LEAST, whole, 1.0)
@@ -110,7 +110,7 @@ def forward_kernel(
 
 @triton.jit
 def claim_kernel(
-    poses, weight, activations, mean, precision, prior, seen, share,
+    poses, weight, activations, mean, scale, prior, seen, share,
     count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
@@ -129,12 +129,12 @@ def claim_kernel(
             for j0 in range(0, J, JP):
                 at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
                 place, real = numbers_at(position, last, J, JP, j0)
-                mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+                mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
                 votes = window_votes(
                     poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M,
                     T, JP, RP, MP, j0,
                 )  # fmt: skip
-                logits = _logits(votes, mu, p, q, j0, J, JP, DOT)
+                logits = _logits(votes, mu, s, q, j0, J, JP, DOT)
                 top = tl.max(logits, 1)
                 before = tl.load(seen + 2 * child, mask=present, other=0.0)
                 whole = tl.load(seen + 2 * child + 1, mask=present, other=0.0)

@@ -1,7 +1,7 @@
 """The loops of the step on CPU. Importing this module imports numba.
 
 See `torchcaps.kernels.windows` for how arrays lie. What has a number for each parent is [blocks, positions, 1, 16];
-couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the precision of a state is
+couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the scale of a state is
 empty, votes are compared with its mean by dot product.
 """
 
@@ -220,18 +220,18 @@ def _logits(votes, given, count, rows, state, coupling):
 
 @compiled
 def _densities(votes, given, count, rows, logits):
-    """Log density of the votes, plus log prior: prior - sum_d precision (v - mean)^2; `given` has the three."""
-    mean, precision, prior = given
+    """Log density of the votes, plus log prior: prior - sum_d (scale (v - mean))^2; `given` has the three."""
+    mean, scale, prior = given
     blocks, height, m, _ = votes.shape
     for t in range(count):
         for x in range(blocks):
             at = (x * height + t * rows) * m * LANES
             a0 = a1 = zeros(votes)
             for k in range(at, at + rows * m * LANES, 2 * LANES):
-                apart = load(votes, k) - load(mean, k)
-                a0 = a0 + load(precision, k) * apart * apart
-                apart = load(votes, k + LANES) - load(mean, k + LANES)
-                a1 = a1 + load(precision, k + LANES) * apart * apart
+                apart = load(scale, k) * (load(votes, k) - load(mean, k))
+                a0 = a0 + apart * apart
+                apart = load(scale, k + LANES) * (load(votes, k + LANES) - load(mean, k + LANES))
+                a1 = a1 + apart * apart
             logit = load(prior, (x * prior.shape[1] + t) * LANES) - (a0 + a1)
             store(logits, (t * blocks + x) * LANES, logit)
 

@@ -67,11 +67,11 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
 def _judges(
     routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Mean, precision and prior of the parents that votes are compared with, as `em_step` takes them."""
+    """Mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
     if isinstance(state, Clusters):
-        return state.mean, 0.5 / state.variance, log_prior(state)
+        return state.mean, torch.rsqrt(2 * state.variance), log_prior(state)
     assert isinstance(routing, InvertedAttentionC)
     places = votes.space[0] * votes.space[1] if votes.space else 1
     query = (state.poses * routing.scale).expand(votes.capsules.poses.shape[0], places, -1, -1)
