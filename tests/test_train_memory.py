@@ -12,7 +12,7 @@ from torchcaps import memory as machine
 from torchcaps.config import ModelConfig, OptimiserConfig
 from torchcaps.cost import count_cost, measure_cost
 from torchcaps.models import create_model
-from torchcaps.train import fit, loop, memory
+from torchcaps.train import fit, given, memory
 
 SHAPE = {"name": "capsnet", "num_classes": 196, "in_channels": 3, "image_size": (128, 128)}
 
@@ -54,7 +54,7 @@ def test_refused_before_it_is_built(tmp_path, monkeypatch, optimiser, copies) ->
     config = tiny_config(tmp_path, epochs=1, model=ModelConfig("capsnet", options), optimiser=optimiser)
     weights = sum(each.nbytes for each in create_model("capsnet", image_size=8, **options).parameters())
     monkeypatch.setattr(memory, "free_memory", lambda device: copies * weights - 1)
-    monkeypatch.setattr(loop, "create_model", lambda **shape: pytest.fail("it was built"))
+    monkeypatch.setattr(given, "create_model", lambda **shape: pytest.fail("it was built"))
     with pytest.raises(ValueError, match=rf"8x8 pixels and 10 classes has .* moments of {optimiser.name}.*resnet18"):
         fit(config)
     assert not list(tmp_path.iterdir())
