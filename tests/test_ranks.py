@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,10 @@ def test_parts_are_submitted_as_jobs(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().err
     names = [line.split(" is job ")[1].split(";")[0] for line in said.splitlines() if " is job " in line]
     assert len(names) == 2
-    for name in names:
-        submitit.LocalJob(folder=tmp_path / "runs" / "jobs", job_id=name).results()
+    jobs = [submitit.LocalJob(folder=tmp_path / "runs" / "jobs", job_id=name) for name in names]
+    while not all(job.paths.result_pickle.exists() for job in jobs):  # of processes that another executor started
+        time.sleep(0.5)
+    assert [job.results() for job in jobs] == [[0], [0]]
     assert len(read_records(tmp_path / "runs.jsonl")) == 1
 
 

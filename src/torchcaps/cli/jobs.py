@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+MINUTES = 24 * 60  # that a job may take, where no setting says it
+
 
 class Command:
     """A command of torchcaps as a job: `submitit` pickles it, and calls it where it runs.
@@ -54,7 +56,8 @@ def submit_parts(
         parts: of the plan.
         folder: that jobs write to what they say.
         where: slurm, or local, which starts processes of this machine.
-        settings: of a job, NAME=VALUE, as `submitit.AutoExecutor.update_parameters` takes them, or slurm_NAME.
+        settings: of a job, NAME=VALUE, as `submitit.AutoExecutor.update_parameters` takes them, or slurm_NAME;
+            timeout_min is a day otherwise.
 
     Raises:
         ModuleNotFoundError: where submitit is not installed.
@@ -62,7 +65,7 @@ def submit_parts(
     """
     import submitit  # pyright: ignore[reportMissingImports] - an extra
 
-    known = read_settings(settings)
+    known = {"timeout_min": MINUTES} | read_settings(settings)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=where)
