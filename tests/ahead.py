@@ -94,6 +94,7 @@ def em(*sizes, whole=False, dot=False, first=False):
 
 QUICK = {  # a case for each kernel
     "dynamic, capsnet": (dynamic, (128, 1152, 1, 8, 16, 10), {"initial": True}),
+    "dynamic, 1000 classes": (dynamic, (128, 1152, 1, 8, 16, 1000), {}),
     "xnidr, mobilenet": (dynamic, (128, 160, 1, 8, 16, 10), {"xnor": True, "binary": True}),
     "fm, resnet": (fm, (128, 64, 4, 4, 4, 32), {}),
     "attention, resnet": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {}),
@@ -108,6 +109,7 @@ SLOW = {  # the networks at batch 128, odd sizes and large ones
     "dynamic, odd": (dynamic, (33, 37, 1, 7, 13, 5), {"initial": True}),
     "dynamic, one of each": (dynamic, (1, 1, 1, 1, 1, 1), {}),
     "dynamic, 100 classes": (dynamic, (128, 1152, 1, 8, 16, 100), {}),
+    "fm, 1000 classes": (fm, (128, 1152, 1, 8, 16, 1000), {}),
     "xnidr": (dynamic, (128, 160, 1, 8, 16, 10), {"xnor": True}),
     "fm, capsnet": (fm, (128, 1152, 1, 8, 16, 10), {}),
     "fm, odd, each": (fm, (33, 37, 3, 3, 5, 7), {"l2": False, "each": True}),

@@ -10,13 +10,14 @@ import torch
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
 import torchcaps.kernels.fm.cuda as fm_cuda
 from torchcaps.capsules import Capsules
-from torchcaps.kernels import tiles
+from torchcaps.kernels import tiles, window_tiles
 from torchcaps.kernels.dynamic.plain import plain as dynamic_plain
 from torchcaps.kernels.fm import plain as fm_plain
 from torchcaps.votes.binary import binary_children, binary_weight
 
 SMALL = [(3, 3, 2, 2, 3, 2), (1, 2, 1, 3, 1, 2)]  # b, i, rows, columns, j, m
-LARGE = [*SMALL, (128, 1152, 1, 8, 10, 16), (33, 37, 3, 3, 7, 5), (17, 64, 4, 4, 32, 4), (5, 19, 1, 8, 300, 16)]
+MANY = (1, 2, 1, 2, 9, 2)  # parents in tiles, the last of which is not full
+LARGE = [*SMALL, (128, 1152, 1, 8, 10, 16), (33, 37, 3, 3, 7, 5), (17, 64, 4, 4, 32, 4), (5, 19, 1, 8, 1000, 16)]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -94,3 +95,7 @@ if __name__ == "__main__":
         for dtype in (torch.float64, torch.float32) if device != "cpu" or size == SMALL[1] else (torch.float64,):
             dynamic(*size, dtype, device)
             fm(*size, dtype, device)
+    if device == "cpu":
+        window_tiles.WIDE = 16
+        dynamic(*MANY, torch.float64, device)
+        fm(*MANY, torch.float64, device)

@@ -4,7 +4,8 @@ On a CPU each line `forms/...` of results/benchmarks.jsonl, from four children u
 plain step, so the rule is: the kernel. It does not ask for the batch: a layer computes one form at any size of it.
 
 On CUDA there is no line yet, and the rule is careful. Where a window has one place there are few programs to keep a
-device busy, so attention and EM are plain there. Where the votes of one child are more than registers hold, all are.
+device busy, so attention and EM are plain there. Where the votes of one child are more than registers hold, parents
+come in tiles, and all are plain.
 `torchcaps.choose`, and `fit` before its first step, time both forms of a layer instead.
 """
 

@@ -2,8 +2,9 @@
 
 Tensors in a program are [t, j, r, m]: images, parents, rows and columns of a vote, each a power of two, with zeros
 beyond what is there. A vote is a sum over the child's columns c of an outer product, so nothing is of its size but
-registers. Weights lie as [i, c, j, m], so that what a product reads is one piece of memory. Importing this module
-imports Triton.
+registers. Weights lie as [i, c, j, m], so that what a product reads is one piece of memory. Where parents are so
+many that their votes would spill, a program has a tile of them at a time, from `j0` on. Importing this module imports
+Triton.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -14,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from torchcaps.kernels.window_tiles import pad
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with parents and sums
 PROGRAMS = 1024  # wanted
@@ -27,18 +30,19 @@ def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
     images, children, size = poses.shape
     parents, _, columns, m = weight.shape
     rows = size // columns
-    padded = {name: triton.next_power_of_2(x) for name, x in {"JP": parents, "RP": rows, "MP": m}.items()}
+    padded = pad(parents, rows, m)
     elements = padded["JP"] * padded["RP"] * padded["MP"]
     sizes = {"count": images, "children": children, "J": parents, "R": rows, "C": columns, "M": m}
     warps = 4 if elements <= ELEMENTS else 8
-    return {**sizes, "T": max(1, ELEMENTS // elements), **padded, "num_warps": warps, **FUSION}
+    tile = {"T": max(1, ELEMENTS // elements), "TILED": padded["JP"] < parents}
+    return {**sizes, **tile, **padded, "num_warps": warps, **FUSION}
 
 
-def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """A grid of (tiles of images, runs of children), and how many children are in a run."""
-    tiles = triton.cdiv(sizes["count"], sizes["T"])
-    share = triton.cdiv(sizes["children"], triton.cdiv(PROGRAMS, tiles))
-    return (tiles, triton.cdiv(sizes["children"], share)), share
+def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
+    """A grid of (tiles of images, runs of children, tiles of parents), and how many children are in a run."""
+    tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
+    share = triton.cdiv(sizes["children"], triton.cdiv(PROGRAMS, tiles * across))
+    return (tiles, triton.cdiv(sizes["children"], share), across), share
 
 
 def by_children(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
@@ -78,23 +82,23 @@ def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
 
 
 @triton.jit
-def row_at(child, c, J, C, M, JP: tl.constexpr, MP: tl.constexpr):
-    """Places [j, m] of row c of a child's weights [i, c, j, m], and which of them exist."""
-    j, m = tl.arange(0, JP), tl.arange(0, MP)
+def row_at(child, c, J, C, M, JP: tl.constexpr, MP: tl.constexpr, j0=0):
+    """Places [j, m] from `j0` on of row c of a child's weights [i, c, j, m], and which of them exist."""
+    j, m = j0 + tl.arange(0, JP), tl.arange(0, MP)
     return ((child * C + c) * J + j[:, None]) * M + m[None, :], (j < J)[:, None] & (m < M)[None, :]
 
 
 @triton.jit
 def votes_of(
     poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Votes of one child, [t, j, r, m]."""
+    """Votes of one child for the parents from `j0` on, [t, j, r, m]."""
     votes = tl.zeros((T, JP, RP, MP), dtype)
     for c in range(C):
         at, there = column_at(image, last, child, children, c, R, C, RP)
         u = tl.load(poses + at, mask=there, other=0.0)
-        at, there = row_at(child, c, J, C, M, JP, MP)
+        at, there = row_at(child, c, J, C, M, JP, MP, j0)
         w = tl.load(weight + at, mask=there, other=0.0)
         votes += u[:, None, :, None] * w[None, :, None, :]
     return votes
@@ -103,18 +107,20 @@ def votes_of(
 @triton.jit
 def give_back(
     d_votes, poses, weight, d_poses, d_weight, image, done, last, begin, child, children, J, R, C, M,
-    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Gradients of one child's poses, and what d_votes [t, j, r, m] adds to those of its weights: after `done` images.
+    """What d_votes [t, j, r, m] adds to the gradients of one child: of its poses after the parents before `j0`, and of
+    its weights after `done` images.
 
     d_weight [runs, i, c, j, m] has a place at `begin` that this program alone writes to.
     """
     for c in range(C):
         at, there = column_at(image, last, child, children, c, R, C, RP)
         u = tl.load(poses + at, mask=there, other=0.0)
-        place, real = row_at(child, c, J, C, M, JP, MP)
+        place, real = row_at(child, c, J, C, M, JP, MP, j0)
         w = tl.load(weight + place, mask=real, other=0.0)
-        tl.store(d_poses + at, tl.sum(tl.sum(d_votes * w[None, :, None, :], 3), 1), mask=there)
+        others = tl.load(d_poses + at, mask=there & (j0 > 0), other=0.0)
+        tl.store(d_poses + at, others + tl.sum(tl.sum(d_votes * w[None, :, None, :], 3), 1), mask=there)
         d_w = tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
         before = tl.load(d_weight + begin + place, mask=real, other=0.0)
         tl.store(d_weight + begin + place, d_w + tl.where(done > 0, before, 0.0), mask=real)
