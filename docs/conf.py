@@ -69,6 +69,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "within_subsection_order": "FileNameSortKey",
     "first_notebook_cell": "%matplotlib inline",
+    "image_scrapers": ("site_pictures",),
 }
 
 
