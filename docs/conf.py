@@ -19,6 +19,7 @@ import site_pages  # noqa: E402 - found beside this file
 import torchcaps  # noqa: E402 - what autodoc documents
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # figures of a tutorial's report
+ATTRIBUTES: dict[str, list[str]] = {}  # their comments, while napoleon works
 FOLDERS = {"../results/tables": "generated/tables.md"}
 
 project = "torchcaps"
@@ -68,6 +69,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "within_subsection_order": "FileNameSortKey",
     "first_notebook_cell": "%matplotlib inline",
+    "image_scrapers": ("site_pictures",),
 }
 
 
@@ -77,10 +79,15 @@ def escape_markup(app: object, what: str, name: str, obj: object, options: objec
     pieces[::2] = [re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", piece) for piece in pieces[::2]]
     for n in range(1, len(pieces), 2):
         pieces[n] += "\\ " if re.match(r"\w", pieces[n + 1]) else ""  # a plural: `Capsule`s
-    lines[:] = [
-        *([""] if what == "attribute" else []),
-        *"".join(pieces).split("\n"),
-    ]  # or napoleon takes "a: b" for a type
+    lines[:] = "".join(pieces).split("\n")
+    if what == "attribute":
+        ATTRIBUTES[name] = list(lines)
+
+
+def restore_attributes(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Undo what napoleon makes of `a: b` in the comment of an attribute, which it takes for a type."""
+    if what == "attribute":
+        lines[:] = ATTRIBUTES.pop(name)
 
 
 def lead_folders(app: object, name: str, source: list[str]) -> None:
@@ -113,7 +120,8 @@ def write_start(app: object, fault: Exception | None) -> None:
 def setup(app: object) -> dict[str, bool]:
     app.connect("builder-inited", lambda app: site_pages.write_all(), priority=100)  # type: ignore[attr-defined]
     app.connect("source-read", lead_folders)  # type: ignore[attr-defined]
-    app.connect("autodoc-process-docstring", escape_markup, priority=400)  # type: ignore[attr-defined] - before napoleon
+    for handle, priority in ((escape_markup, 400), (restore_attributes, 600)):  # before napoleon, and after it
+        app.connect("autodoc-process-docstring", handle, priority=priority)  # type: ignore[attr-defined]
     app.connect("build-finished", write_start)  # type: ignore[attr-defined]
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))  # type: ignore[attr-defined]
     return {"parallel_read_safe": False}

@@ -56,6 +56,9 @@ CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {  # of a routing: tables of pa
     "xnidr": (("xnodr/figure4", "*xnidr*"), ("xnodr/table4", "*xnidr*")),
     "xnodr-xnidr": (("xnodr/figure8", "*"),),
     "uniform": (),
+    "variational-bayes": (("variational-bayes/table-quoted", "*"),),
+    "self-routing": (("self-routing/table-poster", "*"),),
+    "self-attention": (("efficient-capsnet/table2", "*"),),
 }
 
 

@@ -5,9 +5,12 @@ All are the same small network but for the routing, trained on the digits for a 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -26,10 +29,28 @@ IMAGE = 3  # of the test split, the same on every page
 EPOCHS, BATCH, RATE, STEP = 3, 64, 3e-3, 2e-4
 
 
+def _get_sg_image_scraper() -> Callable[[object, dict[str, Any], dict[str, Any]], str]:
+    """What sphinx-gallery takes pictures of tutorials by: it asks the module for it under this name."""
+    return scrape_figure
+
+
+def scrape_figure(block: object, variables: dict[str, Any], gallery: dict[str, Any]) -> str:
+    """Save what a block of a tutorial leaves as `figure`; returns the reStructuredText that shows it."""
+    from sphinx_gallery.scrapers import figure_rst
+
+    figure = variables["example_globals"].pop("figure", None)
+    if figure is None:
+        return ""
+    path = next(variables["image_path_iterator"])
+    figure.savefig(path, dpi=120)
+    return figure_rst([path], gallery["src_dir"])
+
+
 def draw_routing(spec: Spec, out: Path) -> None:
     """Write OUT/couplings-NAME.svg, and `_couplings-NAME.md`, which shows it; kept where nothing has changed since."""
     picture, part = out / f"couplings-{spec.name}.svg", out / f"_couplings-{spec.name}.md"
-    mark = f"<!-- {sha256(repr((asdict(spec), Path(__file__).read_bytes())).encode()).hexdigest()} -->"
+    network = inspect.getsource(train) + inspect.getsource(draw)
+    mark = f"<!-- {sha256(repr((asdict(spec), IMAGE, EPOCHS, network)).encode()).hexdigest()} -->"
     if picture.exists() and part.exists() and mark in part.read_text(encoding="utf-8"):
         return
     data = load_data(DataConfig("digits", image_size=16), torch.device("cpu"))
