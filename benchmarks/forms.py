@@ -65,7 +65,8 @@ def main() -> None:
     for routing in flags.routing:
         shapes = LINEAR | (CONV if routing in WINDOWED else {})
         for name, shape in shapes.items():
-            for batch in flags.batch if name in flags.shape else ():
+            taken = name in flags.shape and CapsuleLayer(shape.transform(), routing).fused
+            for batch in flags.batch if taken else ():
                 found = measure(routing, shape, batch, torch.device("cpu"), ("plain", "fused"), turns=flags.turns)
                 record(f"forms/{routing}/{name}", {"device": "cpu", "threads": 1, "batch": batch} | found)
 

@@ -103,7 +103,7 @@ def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.d
         "batch_wanted": wanted,
         "iterations": iterations,
         "repeats": repeats,
-        "fused": layer.fused,
+        "fused": layer.form(device.type) == "fused",
         "votes_mb": mb(4 * batch * size.positions * vote_elements(size)),
         "held_mb": mb(held[1]),
         "naive_held_mb": mb(held[0]),

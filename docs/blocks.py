@@ -36,7 +36,8 @@ from torchcaps.tables.summary import Summary, summarise
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MADE = {"generated", "tutorials"}  # folders of docs/ that `make docs` makes
+PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if not MADE & {*page.parts}))
 BLOCK = re.compile(r"(<!-- block: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNITS = {"ms": "ms", "mb": "MB", "mib": "MiB", "bytes": "bytes", "seconds": "s", "percent": "%"}
 EARLIER = "earlier form"  # of lines whose code or settings have changed since

@@ -197,6 +197,20 @@ def test_a_compiled_model_is_timed_by_its_own_names(clock):
     assert list(choose(torch.compile(module, backend="eager"), POSES)) == ["layers.0", "layers.1"]
 
 
+def test_forms_of_a_compiled_step_are_compiled_where_that_can_be(clock, monkeypatch):
+    clock(2.0, 1.0)
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: seen.append(function) or function)
+    assert forms(choose(stack("auto", "plain"), POSES, compiled=True)) == {"layers.0": "fused"}
+    assert seen == [timing.run] * 2
+
+    def broken(function):
+        raise RuntimeError("inductor takes no such form alone")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    assert choose(stack("auto", "plain"), POSES, compiled=True)["layers.0"].why == "both were timed"
+
+
 def test_forms_are_kept_with_copies_and_given_again(clock):
     made, module = clock(1.0, 2.0), stack("auto", "auto")
     choose(module, POSES)

@@ -95,6 +95,19 @@ def test_renamed_classes_are_an_error_that_shows_both_lists(
     assert "the classes [cat, dog, wasp], and the model [bee, cat, dog]: 'wasp' is none of the model's" in shown
 
 
+def test_that_an_older_run_does_not_know_its_classes_is_said(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Renamed ones cannot be noticed there."""
+    folder, images = run
+    held = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(held["model"]))
+    shutil.move(images / "bee", images / "wasp")
+    record, _ = said(capsys, folder)
+    assert "does not say the names of its classes: those of the data are taken in their order" in caplog.text
+    assert record["accuracy"] < 0.5 and record["of_run"] is None
+
+
 def test_changed_pictures_are_said_and_moved_ones_are_not(
     run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

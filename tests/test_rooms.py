@@ -20,6 +20,7 @@ ROOMS = """
     usage
     testing
     report compare
+    examine
     papers
     tables
     deploy inspect

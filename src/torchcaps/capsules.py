@@ -59,6 +59,16 @@ def squash(poses: Tensor, eps: float = 1e-24, dim: int = -1) -> Tensor:
     return (wide * (square / (1 + square) * torch.rsqrt(square.clamp_min(eps)))).to(poses.dtype)
 
 
+def squash_exponential(poses: Tensor, eps: float = 1e-24) -> Tensor:
+    """Shrink each pose to a length below one and keep its direction (Mazzia et al. 2021): (1 - exp(-|s|)) s / |s|.
+
+    The gradient at a zero capsule is 1, its limit, where the released code has NaN. Computed and returned as `squash`.
+    """
+    wide = widen(poses)
+    length = wide.square().sum(-1, keepdim=True).clamp_min(eps).sqrt()
+    return (wide * (-torch.expm1(-length) / length)).to(poses.dtype)
+
+
 def lengths(poses: Tensor, eps: float = 1e-24) -> Tensor:
     """Euclidean length of each pose: [..., d] -> [...], in float32 at least; its gradient at zero is zero."""
     return torch.sqrt(widen(poses).square().sum(-1).clamp_min(eps))

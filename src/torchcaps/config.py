@@ -48,6 +48,7 @@ class AugmentConfig(Checked):
     contrast: float = 0.0  #: the same of contrast, about the mean grey of the image
     saturation: float = 0.0  #: the same of saturation; of colour images only
     hue: float = 0.0  #: largest turn of hue, in circles, uniform in [-hue, hue], at most 0.5; of colour images only
+    byerly: bool = False  #: digits on black: turn, shift, squeeze and cut as Byerly et al. 2020, before all else
     alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
 
 
@@ -101,6 +102,7 @@ class DataConfig(Checked):
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
     limit: int | None = None  #: images of each split that are used at most, a fixed sample of it: for trials
+    fraction: float = 1.0  #: share of the training images that is used, of each class alike; by `split_seed`
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     balance: bool = False  #: training: each class is drawn as often as any other, rare images more than once
@@ -256,6 +258,8 @@ def _restore(name: str, kind: Any, value: Any) -> Any:
     part = next((each for each in (kind, *typing.get_args(kind)) if is_dataclass(each)), None)
     if part is not None and isinstance(value, dict):
         return from_plain(typing.cast(type, part), value)
+    if part is not None and isinstance(value, list):  # several of them
+        value = [from_plain(typing.cast(type, part), each) if isinstance(each, dict) else each for each in value]
     if isinstance(value, dict):
         value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     elif isinstance(value, list):

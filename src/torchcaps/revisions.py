@@ -54,6 +54,8 @@ class Revision:
 def routing_of(model: ModelConfig) -> str | None:
     """The registered name of the routing in a model; None for a network without one."""
     options = model.options
+    if model.name.endswith("-twin"):
+        return None
     if "routing" in options:
         return str(options["routing"])
     base, _, head = model.name.rpartition(".")

@@ -95,8 +95,9 @@ def _check_shapes(cls: Callable[[Sizes], Routing], iterations: int) -> None:
     layer = _layer(cls)
     spec = layer.routing.spec  # pyright: ignore[reportAttributeAccessIssue]
     poses, activations = layer(_children(), iterations).capsules
-    if poses.shape != (BATCH, PARENTS, POSE):
-        raise AssertionError(f"parents are {list(poses.shape)}, not [b, j, d] = {[BATCH, PARENTS, POSE]}")
+    wanted = [BATCH, PARENTS, POSE - spec.hidden]
+    if list(poses.shape) != wanted:
+        raise AssertionError(f"parents are {list(poses.shape)}, not [b, j, d] = {wanted}")
     if (activations is not None) != spec.gives_activations:
         raise AssertionError(f"spec.gives_activations is {spec.gives_activations}, which is not so")
 

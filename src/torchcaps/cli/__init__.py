@@ -19,6 +19,7 @@ from torchcaps import __version__
 from torchcaps.cli.comparing import compare, rename_flags
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
+from torchcaps.cli.examining import examine
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
@@ -41,6 +42,7 @@ COMMANDS = {
     "predict": predict,
     "inspect": inspect,
     "runs": runs,
+    "examine": examine,
     "reproduce": reproduce,
     "table": table,
     "compare": compare,

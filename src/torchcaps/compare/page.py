@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchcaps.compare.comparison import CONTROLS, Comparison
+from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
-from torchcaps.tables.budgets import Budget
+from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
+from torchcaps.examine.found import Examination
+from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.summary import Summary, summarise
@@ -41,6 +43,7 @@ class Row(NamedTuple):
     accuracy: Summary | None
     cost: Record | None
     parameters: int | None = None  # trainable, counted where there is no line of costs
+    examined: tuple[Examination, ...] = ()  # of its runs
 
 
 def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
@@ -50,7 +53,8 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
         assert cell.build is not None
         cost = find_costs(records, cell)
         counted = None if cost is not None else round(1e6 * count_parameters(cell.build()))
-        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted))
+        examined = find_examinations(records, apply_budget(cell.build(), budget, cell))
+        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted, tuple(examined)))
     return rows
 
 
@@ -59,7 +63,12 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str
     lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
     lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
     lines += [_line(_cells(row)) for row in ranked(rows)]
-    return "\n".join([*lines, "", *_verdict(rows), "", *_sources(rows)]) + "\n"
+    examined = describe_examinations({row.head: row.examined for row in ranked(rows)})
+    if comparison.depths:
+        layers = describe_depth({row.head: row.examined for row in rows})
+        examined += ["", *layers] if layers else []
+    lines += ["", *_verdict(rows), "", *_sources(rows), *([""] if examined else []), *examined]
+    return "\n".join(lines) + "\n"
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
@@ -69,7 +78,8 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 
 def is_control(head: str) -> bool:
     """Whether a row is a control, with whatever value of a sweep."""
-    return head.partition("@")[0] in CONTROLS
+    head = head.partition("@")[0]
+    return head in CONTROLS or head.endswith(f"-{TWIN}")
 
 
 def _accuracy(row: Row) -> float:
@@ -114,7 +124,7 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
         above = [
             row.head
             for row in ranked(list(by_head.values()))
-            if row.head not in CONTROLS
+            if not is_control(row.head)
             and _accuracy(row) - _accuracy(floor) > (_deviation(row) or 0.0) + (_deviation(floor) or 0.0)
         ]
         said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")

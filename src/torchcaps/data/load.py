@@ -21,7 +21,7 @@ from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
-from torchcaps.data.splits import hold_out, strata, stratified
+from torchcaps.data.splits import equal_share, hold_out, strata, stratified
 from torchcaps.forms import Digest
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
@@ -202,6 +202,7 @@ def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu
     if validation is None:
         assert isinstance(train, Stored)  # streams have a validation split of their own
         train, validation = hold_out(train, config)
+    train = take_fraction(train, config)
     validation, test = _sample(validation, config), _sample(test, config)
     read = Splits(train, test, validation)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
@@ -229,6 +230,25 @@ def _sample(split: Source, config: DataConfig) -> Source:
     if config.limit is None or not isinstance(split, Stored) or len(split) <= config.limit:
         return split
     return split.subset(stratified(strata(split.labels), config.limit, config.split_seed)[1])
+
+
+def take_fraction(train: Source, config: DataConfig) -> Source:
+    """`config.fraction` of a stored `train`: as many images of each class as of any other, or one fewer.
+
+    They are the first in an order of each class that `config.split_seed` draws, so that a smaller share is a part of a
+    larger one. The validation split is not made smaller.
+
+    Raises:
+        ValueError: for a share outside (0, 1], for one that leaves a class without images or asks more than a class
+            has, for images that show several classes, and for streams.
+    """
+    if config.fraction == 1:
+        return train
+    if not 0 < config.fraction <= 1:
+        raise ValueError(f"data.fraction is {config.fraction}: it must be a share above 0, at most 1")
+    if not isinstance(train, Stored) or train.labels.ndim != 1:
+        raise ValueError(f"data.fraction is {config.fraction}: it is of stored images that show one class each")
+    return train.subset(equal_share(train.labels, config.fraction, config.split_seed))
 
 
 def _fit(split: Source, config: DataConfig) -> Source:

@@ -91,6 +91,34 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[~taken].sort().values, by_class[taken].sort().values
 
 
+def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
+
+    In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
+    with fewer images gives all that it has.
+
+    Raises:
+        ValueError: where that is not one image of each class.
+    """
+    classes = labels.cpu()
+    counts = torch.bincount(classes)
+    there = (counts > 0).nonzero().flatten()
+    total = round(share * len(classes))
+    if total < len(there):
+        raise ValueError(
+            f"data.fraction {share} is {total} of {len(classes)} images, fewer than the {len(there)} classes"
+        )
+    each, more = divmod(total, len(there))
+    quota = torch.zeros_like(counts)
+    quota[there] = each
+    quota[there[:more]] += 1
+
+    order = permutation(len(classes), mix(SPLIT, seed, 1))
+    by_class = order[classes[order].argsort(stable=True)]  # random inside a class
+    rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
+    return by_class[rank < quota[classes[by_class]]].sort().values
+
+
 def strata(labels: Tensor) -> Tensor:
     """What images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64 [n].
 

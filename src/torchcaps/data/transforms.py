@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchcaps.config import AugmentConfig
 from torchcaps.data import colour
+from torchcaps.data.byerly import change_digits
 
 
 class Draws(NamedTuple):
@@ -33,6 +34,7 @@ class Draws(NamedTuple):
     contrast: Tensor  # float32 [b], factor
     saturation: Tensor  # float32 [b], factor
     hue: Tensor  # float32 [b], circles
+    byerly: Tensor  # float64 [b, 12] in [0, 1), see `data.byerly`
 
     def rows(self, part: slice) -> Draws:
         """The parameters of some of the images."""
@@ -63,6 +65,7 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     uniform = torch.rand(count, 8, dtype=torch.float64, generator=generator)  # [b, 8], in [0, 1)
     further = torch.rand(count, 6, dtype=torch.float64, generator=generator)
+    last = torch.rand(count, 12, dtype=torch.float64, generator=generator)
     angle, scale, shear = (2 * uniform[:, 5:] - 1).float().unbind(1)
     brightness, contrast, saturation, hue = (2 * further[:, 2:] - 1).float().unbind(1)
     return Draws(
@@ -77,6 +80,7 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
         contrast=1 + config.contrast * contrast,
         saturation=1 + config.saturation * saturation,
         hue=config.hue * hue,
+        byerly=last,
     )
 
 
@@ -86,7 +90,12 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def move(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Crop, flip and shift, by whole pixels and exactly: [b, c, h, w] of any type; zeros enter."""
+    """Crop, flip and shift, by whole pixels and exactly: [b, c, h, w] of any type; zeros enter.
+
+    Before that what `data.byerly` does, rounded to whole numbers.
+    """
+    if config.byerly:
+        pixels = change_digits(pixels, draws.byerly)
     if config.crop:
         pixels = random_crop(pixels, draws.crop, config.crop)
     if config.flip:

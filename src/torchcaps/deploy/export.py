@@ -177,9 +177,10 @@ def export_packed(
             build.
     """
     check_scales(scales)
-    given, path = _loaded(source, image), Path(path)
-    if given.manifest is None:
+    if isinstance(source, Model) and _describe(source) is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
+    given, path = _loaded(source, image), Path(path)
+    assert given.manifest is not None
     try:
         packed = pack(given.model, scales)
     except ValueError as error:
@@ -201,9 +202,7 @@ def measure_latency(run: Callable[[], object]) -> float:
 
 def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
     if isinstance(source, Model):
-        known = source.origin is not None and source.origin["name"] != EXTERNAL
-        manifest = Manifest(describe_model(source.origin or {})) if known else None
-        model = copy.deepcopy(source).cpu().eval()
+        manifest, model = _describe(source), copy.deepcopy(source).cpu().eval()
     else:
         manifest, model = read_source(source)
     if image is None and manifest is not None:
@@ -212,6 +211,12 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
     if image is None:
         raise ValueError("image is None, and the model does not say what it was made for: give channels, height, width")
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
+
+
+def _describe(model: Model) -> Manifest | None:
+    """How to build `model` again; None where `create_model` did not build it."""
+    origin = model.origin
+    return None if origin is None or origin["name"] == EXTERNAL else Manifest(describe_model(origin))
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def _compare(
     """Cosine of each vote with its parent, and its length, flattened; of the parents `labels` alone, where given."""
     votes = layer.votes(children)
     poses = widen(parents.poses)
-    poses = poses.flatten(1, 2) if votes.space else poses.unsqueeze(1)  # [b, p, j, d]
+    poses = poses.flatten(1, len(votes.space)) if votes.space else poses.unsqueeze(1)  # [b, p, j, d]
     length = votes.distance().sqrt()  # [b, p, i, j]
     size = length * lengths(poses).unsqueeze(2)
     cosine = torch.where(size > SHORTEST, widen(votes.agree(poses)) / size.clamp_min(SHORTEST), 0)

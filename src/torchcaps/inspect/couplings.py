@@ -90,7 +90,7 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
         spec, transform = layer.routing.spec, layer.transform
         if not spec.couplings or (step.coupling is None and t > 0):
             return
-        if isinstance(transform, ConvTransform) and transform.scrambled:
+        if isinstance(transform, ConvTransform) and (transform.scrambled or transform.dims == 1):
             return
         found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
         seen[name] = (spec.name, children.poses.ndim == 5)

@@ -70,7 +70,8 @@ class CapsuleLayer(nn.Module):
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel was found; while exporting, and on devices that refuse it, steps are plain all the same."""
+        """Whether a kernel was found; while exporting, on devices that refuse it, and where `form` says so, steps are
+        plain all the same."""
         return self._fused is not None
 
     @property

@@ -250,7 +250,7 @@ def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
     described = {"name": origin["name"], **defaults, **origin}
     if "routing_options" in parameters:
         given = described.pop("routing_options") or {}
-        routing = routing_of(ModelConfig(origin["name"], described))
+        routing = routing_of(ModelConfig(origin["name"].removesuffix("-twin"), described))
         assert routing is not None, origin["name"]
         own = inspect.signature(routing_class(routing)).parameters
         found = {name: each.default for name, each in own.items() if each.default is not each.empty}

@@ -55,10 +55,12 @@ def _routed(routing: str) -> Factory:
         iterations: int = 3,
         scaled: bool = False,
         routing_options: dict[str, object] | None = None,
+        hidden: tuple[int, ...] = (),
     ) -> HeadedModel:
         backbone = small_resnet(in_channels, width)
         shape = (backbone.channels, *count_positions(image_size, backbone.windows))
-        head = CapsuleHead(routing, shape, num_classes, pose, class_pose, primary, iterations, scaled, routing_options)
+        sizes = pose, class_pose, primary, iterations, scaled, routing_options, hidden
+        head = CapsuleHead(routing, shape, num_classes, *sizes)
         return HeadedModel(backbone, head)
 
     return capsules

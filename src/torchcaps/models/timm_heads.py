@@ -86,10 +86,11 @@ def _routed(name: str, routing: str) -> Factory:
         iterations: int = 3,
         scaled: bool = False,
         routing_options: dict[str, object] | None = None,
+        hidden: tuple[int, ...] = (),
     ) -> HeadedModel:
         backbone = TimmBackbone(name, in_channels, image_size, features, pretrained, small_stem, channels)
-        sizes = pose, class_pose, primary, iterations, scaled
-        return HeadedModel(backbone, CapsuleHead(routing, backbone.shape, num_classes, *sizes, routing_options))
+        sizes = pose, class_pose, primary, iterations, scaled, routing_options, hidden
+        return HeadedModel(backbone, CapsuleHead(routing, backbone.shape, num_classes, *sizes))
 
     return capsules
 

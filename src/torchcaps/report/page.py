@@ -18,9 +18,11 @@ from torch import Tensor
 import torchcaps
 from torchcaps.config import Config, to_plain
 from torchcaps.inspect.examples import REACH, Agreed, Example, Routed
-from torchcaps.inspect.figures import SHOWN, to_svg
+from torchcaps.inspect.figures import SHOWN
 from torchcaps.inspect.measured import calibrate_measured, confusion, explain_scores, worst
 from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
+from torchcaps.report.examined import examined
+from torchcaps.report.markup import plot, table
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.report.story import Sight, Story
 from torchcaps.report.terms import Explained
@@ -52,9 +54,10 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
     meant = _details("What these numbers are", _explain(explained, *_used(story, seen)))
     sections = [
         *([_inside(seen, explained)] if seen and seen.examples else []),
-        *([_learning(plots, explained)] if plots else []),
+        *([_learning(plots, explained)] if "loss" in plots else []),
         *([_measured(seen, story, explained)] if seen else []),
         *([_mistakes(seen, seen.mistakes)] if seen and seen.mistakes is not None else []),
+        *([examined(story.examination, plots)] if story.examination is not None else []),
         _time(story, plots),
         _reproduction(story, explained),
     ]
@@ -154,11 +157,6 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def _plot(figure: Figure, caption: str, note: str = "") -> str:
-    small = f"<small>{escape(note)}</small>" if note else ""
-    return f"<figure><figcaption>{escape(caption)}{small}</figcaption>{to_svg(figure)}</figure>"
-
-
 def _inside(sight: Sight, explained: Explained) -> Section:
     what = f"Images of the {sight.split} split that came out right, one of each class in turn, then the worst mistakes."
     terms = _explain(explained, "capsule", "pose") if any(map(_has_capsules, sight.examples)) else ""
@@ -187,11 +185,11 @@ def _parts_explained(sight: Sight | None, explained: Explained) -> dict[str, lis
 
 
 def _learning(plots: Mapping[str, Figure], explained: Explained) -> Section:
-    figures = _plot(plots["loss"], "Loss") + _plot(plots["accuracy"], "Accuracy")
+    figures = plot(plots["loss"], "Loss") + plot(plots["accuracy"], "Accuracy")
     wide = ""
     if "agreement" in plots:
         note = "For each cosine of a vote and its parent: the share of votes that have it, and their mean length."
-        wide = _explain(explained, "vote", "parent", "agreement") + _plot(plots["agreement"], "Agreement", note)
+        wide = _explain(explained, "vote", "parent", "agreement") + plot(plots["agreement"], "Agreement", note)
     terms = _explain(explained, "epoch", "loss")
     return "learning", "Learning", f'{terms}<div class="plots">{figures}</div>{wide}'
 
@@ -205,14 +203,14 @@ def _measured(sight: Sight, story: Story, explained: Explained) -> Section:
     which = f"The {SHOWN} worst. " if len(sight.classes) > SHOWN else ""
     error = calibrate_measured(measured).error
     found = [
-        _plot(plots["confusion"], "Confusion", unit + "Shaded by the square root of the share of its row."),
+        plot(plots["confusion"], "Confusion", unit + "Shaded by the square root of the share of its row."),
         _pairs(sight),
-        _plot(
+        plot(
             plots["class-accuracy"],
             "Accuracy by class",
             which + "Share of the images that show a class in which it is found.",
         ),
-        _plot(
+        plot(
             plots["calibration"],
             f"Calibration, mean error {error:.1%}",
             f"Of {what}; on the diagonal all comes true as often as the {sight.word} says.",
@@ -233,7 +231,7 @@ def _pairs(sight: Sight) -> str:
         return ""
     names = sight.classes
     cells = [(f"{names[shown]} taken for {names[found]}", f"{n:,}") for (shown, found), n in rows]
-    return f"<figure><figcaption>Most often confused</figcaption>{_table(cells)}</figure>"
+    return f"<figure><figcaption>Most often confused</figcaption>{table(cells)}</figure>"
 
 
 def _mistakes(sight: Sight, images: Tensor) -> Section:
@@ -281,13 +279,13 @@ def _time(story: Story, plots: Mapping[str, Figure]) -> Section:
         for name in ("device", "gpu", "cpu", "threads", "precision")
         if environment.get(name)
     ]
-    plot = _plot(plots["timing"], "Speed") if plots else ""
-    return "time", "Time", f'<div class="plots">{plot}<div>{_table(rows)}</div></div>'
+    speed = plot(plots["timing"], "Speed") if "timing" in plots else ""
+    return "time", "Time", f'<div class="plots">{speed}<div>{table(rows)}</div></div>'
 
 
 def _reproduction(story: Story, explained: Explained) -> Section:
     command, whole = reproduce_command(story.config, story.folder), json.dumps(to_plain(story.config), indent=2)
-    versions = _table([(name, _said(value)) for name, value in story.environment.items()])
+    versions = table([(name, _said(value)) for name, value in story.environment.items()])
     return (
         "reproduce",
         "Do it again",
@@ -307,11 +305,6 @@ def _said(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value.get('hash', '')}{', with changes that are not in it' if value.get('dirty') else ''}"
     return "none" if value is None else str(value)
-
-
-def _table(rows: list[tuple[str, str]]) -> str:
-    cells = "".join(f"<tr><td>{escape(str(name))}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
 
 
 def _data(sight: Sight | None, terms: Mapping[str, list[tuple[str, str]]]) -> str:

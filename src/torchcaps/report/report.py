@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchcaps.config import Config
+from torchcaps.examine.examination import read_examination
+from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
@@ -85,7 +87,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         sight = " ".join(str(error).split())
         if page.exists() and SEEN.encode() in page.read_bytes():
             raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
-    plots = draw_history(story)
+    plots = draw_history(story) | draw_examined(story)
     folder = own_folder(home / FIGURES, make=True)
     for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
         figures.save_figure(figure, folder / name)
@@ -107,6 +109,7 @@ def read_story(path: Path, reason: str = "") -> Story:
         history=read_history(lines) if lines.exists() else [],
         result=run.read_result() if run.finished else None,
         reason=reason,
+        examination=read_examination(path),
     )
 
 
@@ -176,6 +179,11 @@ def draw_history(story: Story) -> dict[str, Figure]:
             "accuracy": figures.draw_curves(story.history, "accuracy", story.selected),
             "timing": figures.draw_timing(story.history),
         }
+
+
+def draw_examined(story: Story) -> dict[str, Figure]:
+    """The figure of the curves, where the run was examined."""
+    return {} if story.examination is None else {"robustness": draw_robustness(story.examination.robustness)}
 
 
 def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "probability") -> dict[str, Figure]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from torchcaps.config import Config
+from torchcaps.examine.found import Examination
 from torchcaps.inspect.examples import Example
 from torchcaps.inspect.measured import Measured
 
@@ -30,6 +31,7 @@ class Story:
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     result: dict[str, Any] | None  # None: the run is not finished
     reason: str  # why it ended early; "" where that is not known
+    examination: Examination | None = None  # what `torchcaps examine` wrote
 
     @property
     def selected(self) -> int | None:

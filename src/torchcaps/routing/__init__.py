@@ -7,7 +7,10 @@ from torchcaps.routing import (
     fm,
     inverted_attention,
     inverted_attention_c,
+    self_attention,
+    self_routing,
     uniform,
+    variational_bayes,
     xnidr,
     xnodr,
 )
@@ -41,7 +44,10 @@ __all__ = [
     "list_routings",
     "register_routing",
     "routing_class",
+    "self_attention",
+    "self_routing",
     "uniform",
+    "variational_bayes",
     "xnidr",
     "xnodr",
 ]

@@ -89,6 +89,10 @@ class Discriminative(Routing):
     def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor:
         return self.coefficient
 
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        """Nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
+        return votes.compete(logits) * self.coefficient.sum(1, keepdim=True)
+
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
         total = self.add_bias(votes.combine(coupling))  # [b, p, j, d], the paper's v
         return Capsules(squash(total)), total

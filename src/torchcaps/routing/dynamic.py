@@ -63,12 +63,15 @@ class Dynamic(Routing):
         logits = self.agree(votes, state)  # [b, p, i, j]
         if self.gradients == "last":
             logits = logits.detach()
-        return votes.compete(logits if self.initial is None else logits + self.initial, self.over)
+        return self.compete(votes, logits if self.initial is None else logits + self.initial)
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        return votes.compete(logits, self.over)
 
     def _first_coupling(self, votes: Votes) -> Tensor | None:
         """None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
         if self.over == "children":
-            return votes.compete(None if self.initial is None else self.initial[None, None], self.over)
+            return self.compete(votes, None if self.initial is None else self.initial[None, None])
         return None if self.initial is None else self.initial.softmax(-1)
 
     def update(self, votes: Votes, coupling: Tensor | None, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:

@@ -131,10 +131,13 @@ class EM(Routing):
     def couple(self, votes: Votes, state: Clusters | None, t: int) -> Tensor:
         """E step."""
         if state is None:
-            return votes.compete(None, scope=self.scope)
+            return self.compete(votes, None)
         scale = torch.rsqrt(2 * state.variance)
         apart = votes.distance(scale, -state.mean * scale)  # [b, p, i, j]
-        return votes.compete(log_prior(state).unsqueeze(2) - apart, scope=self.scope)
+        return self.compete(votes, log_prior(state).unsqueeze(2) - apart)
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        return votes.compete(logits, scope=self.scope)
 
     def update(self, votes: Votes, coupling: Tensor, state: Clusters | None, t: int) -> tuple[Capsules, Clusters]:
         """M step."""

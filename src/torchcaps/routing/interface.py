@@ -51,6 +51,7 @@ class Spec:
     activation: ScoreKind = "probability"  # what an activation is, where it gives them
     objective: bool = False  # it has coefficients that are learnt by a goal of their own
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
+    hidden: int = 0  # last elements of a vote that serve the routing alone, and are not in a parent's pose
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
     loss: LossName = "margin"  # that its paper trains class capsules with
 
@@ -127,6 +128,14 @@ class Routing(nn.Module):
     def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
         """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
         raise NotImplementedError
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        """A coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
+
+        None stands for equal logits, and gives what broadcasts to [b, p, i, j]. So couplings of somebody else's choice
+        are put in place of the routing's own (`torchcaps.examine`).
+        """
+        return votes.compete(logits)
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         """The parents that `coupling` makes of the votes, and the state that the next iteration starts from."""

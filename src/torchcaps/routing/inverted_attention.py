@@ -77,8 +77,11 @@ class InvertedAttention(Routing):
 
     def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
         if state is None:
-            return None if self.scope == "window" else votes.compete(None, scope=self.scope)
-        return votes.compete(votes.agree(state * self.scale), scope=self.scope)
+            return None if self.scope == "window" else self.compete(votes, None)
+        return self.compete(votes, votes.agree(state * self.scale))
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        return votes.compete(logits, scope=self.scope)
 
     def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)

@@ -71,11 +71,11 @@ class InvertedAttentionC(InvertedAttention):
 
     def couple(self, votes: Votes, state: Active | None, t: int) -> Tensor:
         if state is None:
-            return votes.compete(None, scope=self.scope)
+            return self.compete(votes, None)
         logits = votes.agree(state.poses * self.scale)  # [b, p, i, j]
         if state.logit is not None:
             logits = logits + F.logsigmoid(state.logit).unsqueeze(2)
-        return votes.compete(logits, scope=self.scope)
+        return self.compete(votes, logits)
 
     def update(self, votes: Votes, coupling: Tensor, state: Active | None, t: int) -> tuple[Capsules, Active]:
         assert votes.activations is not None

@@ -124,7 +124,7 @@ def _smoke(config: Config) -> Config:
     """One epoch of a few small batches: what is seen is only whether the recipe runs, and how fast."""
     return replace(
         config,
-        data=replace(_selected(config.data), limit=SMOKE_IMAGES),
+        data=replace(_selected(config.data), limit=SMOKE_IMAGES, fraction=1.0),
         schedule=ScheduleConfig("constant"),
         epochs=1,
         agreement=min(config.agreement, SMOKE_BATCH),

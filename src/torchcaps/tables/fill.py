@@ -205,7 +205,7 @@ def _train(job: Job, settings: Settings) -> bool:
     config = replace(job.config, data=data, out=settings.out, device=settings.device)
     assert job.budget != COUNT
     known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
-    if (folder := _finished(config)) is not None:
+    if (folder := find_finished(config)) is not None:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
@@ -259,8 +259,8 @@ def _unfinished(config: Config) -> bool:
     return True
 
 
-def _finished(config: Config) -> Path | None:
-    """The folder of a finished run of `config`."""
+def find_finished(config: Config) -> Path | None:
+    """The folder, in `config.out`, of a finished run of `config`."""
     from torchcaps.train import RunFolder
 
     for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):

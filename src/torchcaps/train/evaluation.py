@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
+
+log = logging.getLogger("torchcaps")
 
 
 @torch.no_grad()
@@ -64,6 +67,8 @@ def evaluate(
 def match_data(path: str | Path, data: Data) -> Data:
     """`data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained with.
 
+    A run of format 1 may not know the names; that they are not matched is said.
+
     Raises:
         ValueError: when they have a class that the model has not, and when their images have another shape.
     """
@@ -75,6 +80,10 @@ def match_data(path: str | Path, data: Data) -> Data:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         data = replace(data, train=train, validation=validation, test=test)
+    else:
+        log.warning(
+            "torchcaps: %s does not say the names of its classes: those of the data are taken in their order", path
+        )
     for name, value in (
         ("num_classes", data.num_classes),
         ("in_channels", data.channels),
