@@ -101,6 +101,25 @@ RUNS: dict[str, Config] = {
             "xnodr-xnidr",
         )
     },
+    "transform NormalisedTransform": tiny_run(
+        "fm-resnet-cifar10", 16, blocks=(1, 1, 1), width=4, capsules=(6,), routing="dynamic", batch_norm="child"
+    ),
+    "transform PooledTransform": tiny_run(
+        "attention-simple-cifar10", 16, LOGITS, channels=8, capsules=4, positions="pooled"
+    ),
+    "transform ConvTransform, scrambled": tiny_run(
+        "attention-simple-cifar10", 16, LOGITS, channels=8, capsules=4, scrambled=True
+    ),
+    "model fm-resnet-*, decoder": tiny_run(
+        "fm-resnet-affnist",
+        16,
+        LossConfig("margin", reconstruction=0.0005),
+        blocks=(1, 1),
+        width=4,
+        decoder=True,
+        score="squash",
+        halved=False,
+    ),
     "model mobilenetv2_*": tiny_run("mobilenetv2_035.xnodr", 32),
     **{
         f"model *.{part}.*": tiny_run(f"resnet10t.{part}.xnodr", 32, channels=(8, 8, 8, 16), primary=2)

@@ -1,5 +1,5 @@
 """Recipes of the six-layer networks of Li, Guo, Dai, Ouyang and Wang, "Neural network encapsulation" (2018): Tables 1
-and 5, figure 2, and the weight of the feedback. They stop at 200 epochs; all else is as in `recipes.encapnet`.
+and 5, figure 2, and the weight of the feedback. They stop at 200 epochs; all else is as in `papers.encapnet`.
 """
 
 from __future__ import annotations

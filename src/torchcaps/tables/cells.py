@@ -116,7 +116,7 @@ class Cell:
     metric: Metric = ERROR
     note: str = ""  #: e.g. where the paper and its released code differ, and which one this is
     home: str = ""  #: PAPER/TABLE, filled in by the table
-    picture: Drawn | None = None  #: what is drawn of the run, where print has a picture; see `recipes.pictures`
+    picture: Drawn | None = None  #: what is drawn of the run, where print has a picture; see `tables.pictures`
 
     @property
     def id(self) -> str:
