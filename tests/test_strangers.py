@@ -218,11 +218,11 @@ def test_a_packed_file_of_a_stranger_is_a_value_error(tmp_path: Path, metadata: 
 
 
 def test_an_empty_test_split_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchcaps.train import loop
+    from torchcaps.train import given
 
     data = load_data(DataConfig("digits"))
     empty = replace(data, test=data.test.subset(torch.arange(0)))  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(loop, "load_data", lambda *args: empty)
+    monkeypatch.setattr(given, "load_data", lambda *args: empty)
     with pytest.raises(ValueError, match="the test split of digits is empty"):
         fit(tiny_config(tmp_path))
 
