@@ -22,7 +22,7 @@ from report import RESULTS
 from torchcaps.config import CoefficientConfig, Config, Option
 from torchcaps.papers.discriminative import Data, narrow, system
 from torchcaps.revisions import revisions_of
-from torchcaps.routing.discriminative import Discriminative, collapsed
+from torchcaps.routing.discriminative import Discriminative
 from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
@@ -86,7 +86,7 @@ def train(config: Config) -> dict[str, object]:
     coefficient = routing.coefficient.detach()
     return {
         "validation_accuracy": trainer.position.history[-1]["validation_accuracy"],
-        "collapsed": collapsed(routing),
+        "collapsed": routing.collapsed(),
         "coefficients": {"mean": coefficient.mean().item(), "std": coefficient.std().item()},
     }
 

@@ -135,3 +135,9 @@ def test_a_paper_has_one_name_in_all_rooms_below_it():
     """EncapNet and FM agreement are folders of models as they are files of papers; so is inverted attention."""
     for paper in ("capsnet", "discriminative", "encapnet", "fm", "inverted_attention"):
         assert {f"torchcaps.papers.{paper}", f"torchcaps.models.{paper}"} <= MODULES.keys()
+
+
+def test_no_room_above_routing_knows_the_algorithm_with_coefficients():
+    """They ask `Routing` for what it does; cells and names of models are no knowledge of a class."""
+    imported = [each for each in ARROWS if each.target == "torchcaps.routing.discriminative"]
+    assert {each.source for each in imported} == {"torchcaps.routing"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -13,8 +13,7 @@ from torchcaps.capsules import Capsules, autocast_type, saturate
 from torchcaps.kernels.probe import Fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
-from torchcaps.routing import Routing, State, Step, create_routing
-from torchcaps.routing.discriminative import Discriminative
+from torchcaps.routing import Routing, Step, create_routing
 from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, runs_fused
 from torchcaps.votes import Votes
 
@@ -39,7 +38,7 @@ class CapsuleLayer(nn.Module):
     def __init__(
         self,
         transform: Transform,
-        routing: str | Routing = "dynamic",
+        routing: str | Routing[Any] = "dynamic",
         implementation: Implementation = "auto",
         **options: object,
     ):
@@ -94,7 +93,7 @@ class CapsuleLayer(nn.Module):
         """Built once while the children stay the same."""
         return self.routing.prepare(self.transform(children))
 
-    def step(self, votes: Votes, state: State, t: int, couplings: bool = False) -> Step:
+    def step(self, votes: Votes, state: Any, t: int, couplings: bool = False) -> Step[Any]:
         """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one.
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
@@ -108,7 +107,7 @@ class CapsuleLayer(nn.Module):
         assert poses is not None
         return step._replace(capsules=Capsules(poses, activations))
 
-    def forward(self, children: Capsules, iterations: int = 1) -> Step:
+    def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
         """All iterations of this layer alone."""
         (step,) = CapsuleStack([self], iterations)(children)
         return step
@@ -119,11 +118,12 @@ class CapsuleLayer(nn.Module):
         It holds uniform routing over J b_ij W_ij; outputs are equal up to rounding.
 
         Raises:
-            ValueError: unless the layer's routing is discriminative, the only one whose coupling is constant.
+            ValueError: where the routing has no constant coupling, such as the discriminative one's.
         """
-        if not isinstance(self.routing, Discriminative):
+        constant = self.routing.constant_coupling()
+        if constant is None:
             raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
-        coupling = self.routing.coefficient.detach() * self.transform.sizes.parents
+        coupling = constant.detach() * self.transform.sizes.parents
         bias = self.routing.bias
         folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
         if bias is not None:
@@ -190,7 +190,9 @@ class CapsuleStack(nn.Module):
             if t <= self.iterations - 1 - (top - level)
         ]
 
-    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+    def forward(
+        self, children: Capsules, visit: Callable[[int, int, Step[Any]], None] | None = None
+    ) -> tuple[Step[Any], ...]:
         """Route `children` upwards.
 
         Args:
@@ -202,7 +204,7 @@ class CapsuleStack(nn.Module):
             The last step of each layer that reaches the output, bottom first.
         """
         layers = self._layers()
-        steps: dict[int, Step] = {}
+        steps: dict[int, Step[Any]] = {}
         votes: dict[int, tuple[Capsules, Votes]] = {}
         for level, t in self.plan():
             layer = layers[level]
@@ -220,7 +222,7 @@ class CapsuleStack(nn.Module):
         """Parameters of all layers that are learnt by the objective of the top layer."""
         return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
 
-    def objective(self, steps: Sequence[Step], targets: Tensor, batch: int | None = None) -> Tensor:
+    def objective(self, steps: Sequence[Step[Any]], targets: Tensor, batch: int | None = None) -> Tensor:
         """What `coefficients` maximise: the top layer's objective, a mean, less every layer's penalty over the batch.
 
         Hidden capsules have no labels; their coefficients take their gradient through the layers above.

@@ -19,7 +19,6 @@ from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCaps, flatten
 from torchcaps.manifest import Manifest
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.registry import Model, rebuild_model
-from torchcaps.routing.discriminative import Discriminative
 from torchcaps.votes import LinearVotes
 
 
@@ -37,8 +36,9 @@ def count_zeros(model: nn.Module) -> list[Sparsity]:
     """What is zero in each layer of `model` that routes towards discriminative quality, bottom first."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, CapsuleLayer) and isinstance(module.routing, Discriminative):
-            zero = module.routing.coefficient == 0  # [i, j]
+        coupling = module.routing.constant_coupling() if isinstance(module, CapsuleLayer) else None
+        if coupling is not None:
+            zero = coupling == 0  # [i, j]
             found.append(Sparsity(name, zero.numel(), int(zero.sum()), len(zero), int(zero.all(1).sum())))
     return found
 
@@ -99,7 +99,7 @@ def fold(model: Model) -> Model:
     """
     model = copy.deepcopy(model)
     layers = {name: each for name, each in model.named_modules() if isinstance(each, CapsuleLayer)}
-    constant = {name: each for name, each in layers.items() if isinstance(each.routing, Discriminative)}
+    constant = {name: each for name, each in layers.items() if each.routing.constant_coupling() is not None}
     if not constant:
         raise ValueError("no layer has coefficients to fold: only those of routing 'discriminative' are constant")
     for name, layer in constant.items():
@@ -151,10 +151,11 @@ def living(layer: nn.Module, parents: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: when none does, and when the layer has no coefficients.
     """
-    if not (isinstance(layer, CapsuleLayer) and isinstance(layer.routing, Discriminative)):
+    coupling = layer.routing.constant_coupling() if isinstance(layer, CapsuleLayer) else None
+    if coupling is None:
         name = layer.routing.spec.name if isinstance(layer, CapsuleLayer) else type(layer).__name__
         raise ValueError(f"routing {name!r} has no coefficients that could be zero: only 'discriminative' has them")
-    reached = layer.routing.coefficient.detach().ne(0)  # [i, j]
+    reached = coupling.detach().ne(0)  # [i, j]
     alive = (reached if parents is None else reached[:, parents]).any(1)
     if not alive.any():
         raise ValueError(f"all {len(alive)} children of a layer are dead: nothing would be left of the network")
@@ -191,11 +192,10 @@ def cut(
     those that `layer` passes over already.
     """
     assert isinstance(layer, CapsuleLayer) and isinstance(layer.transform, LinearTransform)
-    old, routing = layer.transform, copy.deepcopy(layer.routing)
-    assert isinstance(routing, Discriminative)
+    old = layer.transform
     i = slice(None) if children is None else children
     j = slice(None) if parents is None else parents
-    weight, coefficient = old.weight.detach()[j][:, i], routing.coefficient.detach()[i][:, j]
+    weight = old.weight.detach()[j][:, i]
     sizes = (len(weight), weight.shape[-2], weight.shape[-1])
     if given is None and isinstance(old, SelectedTransform):
         given = torch.zeros(old.given, dtype=torch.bool)
@@ -205,11 +205,7 @@ def cut(
     else:
         transform = SelectedTransform(given.nonzero().squeeze(1), len(given), *sizes)
     transform.weight = nn.Parameter(weight)
-    routing.sizes = transform.sizes
-    routing.coefficient = coefficient if routing.fixed else nn.Parameter(coefficient)
-    if routing.bias is not None:
-        routing.bias = nn.Parameter(routing.bias.detach()[j])
-    return CapsuleLayer(transform, routing)
+    return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
 
 
 def keep_types(primary: PrimaryCaps, kept: Tensor) -> PrimaryCaps:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, Start, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Over, Votes
 
 
 @register_routing
-class Dynamic(Routing):
+class Dynamic(Routing[Tensor | None]):
     """c = softmax_j(b), v_j = squash(sum_i c_ij vote_ij), b_ij += vote_ij . v_j, from b = 0.
 
     Args:

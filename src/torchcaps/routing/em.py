@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -82,7 +83,7 @@ class Activation(nn.Module):
 
 
 @register_routing
-class EM(Routing):
+class EM(Routing[Clusters | None]):
     """Gaussian clusters with learnt costs.
 
     M step, of the assignments R_ij times the children's activations a_i: mean and variance of the votes, cost_h =

@@ -16,12 +16,12 @@ import torch
 
 from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, State, Step
+from torchcaps.routing.interface import Routing, Sizes, Step
 from torchcaps.votes import Votes
 
 Implementation = Literal["auto", "plain", "fused"]
 Form = Literal["plain", "fused"]
-FusedStep = Callable[[Any, Any, State, int], Step]
+FusedStep = Callable[[Any, Any, Any, int], Step[Any]]
 Supports = Callable[["Transform", Any], str | None]
 Suits = Callable[[str, "Transform"], bool]
 

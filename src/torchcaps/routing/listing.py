@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torchcaps.routing.interface import list_routings
+from torchcaps.routing.registry import list_routings
 
 HEADER = ("name", "source", "time", "memory", "is")
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash, squash_exponential, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
-class SelfAttention(Routing):
+class SelfAttention(Routing[None]):
     """c = softmax_j(vote_ij . sum_k vote_kj / sqrt(d)), parent_j = squash(sum_i (c_ij + b_ij) vote_ij).
 
     Args:

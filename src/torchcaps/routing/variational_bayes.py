@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -72,7 +73,7 @@ class Standardise(nn.BatchNorm1d):
 
 
 @register_routing
-class VariationalBayes(Routing):
+class VariationalBayes(Routing[Posterior | None]):
     """Posteriors of a Gaussian mixture, one component a parent; priors alpha 1, m 0, kappa 1, Psi 1, nu d + 1.
 
     With R_ij times the children's activations, and R_j their sum: mean mu of the votes, kappa_j = 1 + R_j, m_j = R_j

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torchcaps.names import check_choice
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.interface import Sizes, Start, register_routing
+from torchcaps.routing.interface import Sizes, Start
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Over, Threshold, Votes
 from torchcaps.votes.binary import THRESHOLDS
 

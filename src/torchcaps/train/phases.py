@@ -15,7 +15,7 @@ from torchcaps.config import Config
 from torchcaps.data.overlap import Parts
 from torchcaps.losses import Criterion, added_penalty, build_criterion
 from torchcaps.models import Model, Output
-from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
+from torchcaps.routing.coefficients import follow_steps, warn_of_collapse
 from torchcaps.train.optim import build_optimiser, list_gains
 
 
@@ -59,7 +59,7 @@ def build_phases(model: Model, config: Config, class_weights: Tensor | None = No
     phases = [first._replace(added=partial(added_penalty, config.loss))]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
-        shrink_after(ascent, model.modules(), config.batch_size)
+        follow_steps(ascent, model.modules(), config.batch_size)
         warn_of_collapse(ascent, dict(model.named_modules()))
         phases.append(
             Phase(

@@ -12,7 +12,7 @@ from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.kernels.rule import unless_wide
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
@@ -40,7 +40,7 @@ def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
 @register_kernel(LinearVotes, XnODR, supports, unless_wide)
 @register_kernel(LinearVotes, XnIDR, supports, unless_wide)
 @register_kernel(LinearVotes, XnODRXnIDR, supports_signs, unless_wide)
-def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
+def dynamic(routing: Dynamic, votes: LinearVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
     """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
         return routing.step(votes, state, t)
@@ -66,7 +66,7 @@ def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
 
 @register_kernel(ConvVotes, Dynamic, supports_windows, unless_wide)
 @register_kernel(ConvVotes, XnODR, supports_windows, unless_wide)
-def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int) -> Step:
+def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
     """One iteration; the first is plain, a convolution."""
     if state is None:
         return routing.step(votes, state, t)
@@ -75,14 +75,14 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int)
     return _finish(routing, total, votes, state)
 
 
-def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: State) -> Step:
+def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: Tensor | None) -> Step[Tensor | None]:
     """What the plain step makes of the same sums."""
     parents = squash(routing.add_bias(total)).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
 
 
-def _total_of_few(routing: Dynamic, votes: LinearVotes, state: State) -> Tensor:
+def _total_of_few(routing: Dynamic, votes: LinearVotes, state: Tensor | None) -> Tensor:
     """The same sum where votes are at most half as large as the weights: so few that they are made, once, and kept."""
     dense = widen(votes.kept)  # [b, 1, i, j, d]
     if state is None:

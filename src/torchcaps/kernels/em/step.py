@@ -5,13 +5,15 @@ The activation of a parent, and a norm of its pose, are made of its results in P
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.em.op import em_step
 from torchcaps.kernels.rule import off_cuda, unless_wide
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.em import EM, Clusters, log_prior
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
@@ -31,7 +33,7 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
 
 @register_kernel(LinearVotes, EM, supports, off_cuda)
 @register_kernel(LinearVotes, InvertedAttentionC, supports, off_cuda)
-def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -> Step:
+def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> Step[Any]:
     """A linear layer is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
     if activations is None:
@@ -44,7 +46,7 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -
 
 @register_kernel(ConvVotes, EM, supports, unless_wide)
 @register_kernel(ConvVotes, InvertedAttentionC, supports, unless_wide)
-def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> Step:
+def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step[Any]:
     """A child competes within each window, or over all that see it."""
     poses, activations = votes.capsules
     if activations is None:
@@ -84,7 +86,7 @@ def _step(
     judges: tuple[Tensor | None, Tensor | None, Tensor | None],
     t: int,
     geometry: tuple[int, int, int, bool],
-) -> Step:
+) -> Step[Any]:
     """Of poses, weight and activations as `em_step` takes them, the last of which are shares in a first iteration."""
     mean, variance, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
     capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)

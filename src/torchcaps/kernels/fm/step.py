@@ -7,8 +7,8 @@ from torch import Tensor
 
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
 from torchcaps.kernels.rule import unless_wide
-from torchcaps.routing import State, Step
-from torchcaps.routing.fm import FM
+from torchcaps.routing import Step
+from torchcaps.routing.fm import FM, Affine
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.votes import LinearVotes
 from torchcaps.votes.affine import pool_moments
@@ -25,7 +25,7 @@ def supports(transform: Transform, routing: FM) -> str | None:
 
 
 @register_kernel(LinearVotes, FM, supports, unless_wide)
-def fm(routing: FM, votes: LinearVotes, state: State, t: int) -> Step:
+def fm(routing: FM, votes: LinearVotes, state: Affine | None, t: int) -> Step[Affine | None]:
     """The two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)
     return Step(routing.parents(votes, total.unsqueeze(1), squares.unsqueeze(1)), None, None)

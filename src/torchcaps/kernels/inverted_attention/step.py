@@ -7,7 +7,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.kernels.rule import off_cuda, unless_wide
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention import InvertedAttention
 from torchcaps.votes import ConvVotes, LinearVotes
@@ -21,7 +21,7 @@ def supports(transform: Transform, routing: InvertedAttention) -> str | None:
 
 
 @register_kernel(LinearVotes, InvertedAttention, supports, off_cuda)
-def linear_step(routing: InvertedAttention, votes: LinearVotes, state: State, t: int) -> Step:
+def linear_step(routing: InvertedAttention, votes: LinearVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
     """A linear layer is an image of one place that a window of one place sees."""
     if state is None:
         return routing.step(votes, state, t)
@@ -30,7 +30,7 @@ def linear_step(routing: InvertedAttention, votes: LinearVotes, state: State, t:
 
 
 @register_kernel(ConvVotes, InvertedAttention, supports, unless_wide)
-def conv_step(routing: InvertedAttention, votes: ConvVotes, state: State, t: int) -> Step:
+def conv_step(routing: InvertedAttention, votes: ConvVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
     if state is None:
         return routing.step(votes, state, t)
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
@@ -45,7 +45,7 @@ def _query(routing: InvertedAttention, votes: LinearVotes | ConvVotes, state: Te
     return (state * routing.scale).expand(votes.capsules.poses.shape[0], places, -1, -1)
 
 
-def _finish(routing: InvertedAttention, votes: LinearVotes | ConvVotes, total: Tensor) -> Step:
+def _finish(routing: InvertedAttention, votes: LinearVotes | ConvVotes, total: Tensor) -> Step[Tensor | None]:
     """What the plain step makes of the same sums, in the type that autocast has them in."""
     parents = routing.norm(routing.add_bias(total.to(votes.dtype)))
     return Step(Capsules(parents), None, parents)
