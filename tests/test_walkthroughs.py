@@ -36,7 +36,7 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be as a process that has imported no file yet."""
     monkeypatch.setattr(plugins, "_LOADED", {})
-    monkeypatch.setattr(interface, "_ROUTINGS", dict(OURS))
+    monkeypatch.setattr(registry, "_ROUTINGS", dict(OURS))
 
 
 OURS = dict(registry._ROUTINGS)

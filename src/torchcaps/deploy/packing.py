@@ -20,7 +20,7 @@ SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dtype) -> None:
-    """Write what `torchcaps.pack` made to the file `path`, which is replaced whole."""
+    """Write what `torchcaps.packed.pack` made to the file `path`, which is replaced whole."""
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}

@@ -9,7 +9,7 @@ from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.votes import Threshold
 
 
-class PrimaryCaps(nn.Module):
+class PrimaryCapsules(nn.Module):
     """Convolution, channels grouped into capsules, squash (Sabour et al. 2017, section 4).
 
     Args:
@@ -52,7 +52,7 @@ class PrimaryPoses(nn.Module):
     """Convolution, channels grouped into poses, and no squash: matrix poses, or those of capsules without activation.
 
     Args:
-        in_channels, capsules, pose, kernel, stride: as in `PrimaryCaps`.
+        in_channels, capsules, pose, kernel, stride: as in `PrimaryCapsules`.
         bias: whether the poses have one.
         layer_norm: normalise each pose; one affine norm serves all (Tsai et al. 2020, section 2).
         activations: a second convolution of the same window, with a sigmoid, gives each capsule one (Hinton et al.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps, PrimaryPoses, Transform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules, PrimaryPoses, Transform
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
 from torchcaps.routing import Spec, routing_class
@@ -37,7 +37,7 @@ _STYLES = {
 
 
 def takes_vectors(routing: str) -> bool:
-    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCaps` makes them."""
+    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCapsules` makes them."""
     style = _STYLES.get(routing, Style())
     return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
 
@@ -197,7 +197,7 @@ class Scaled(nn.Module):
 
 def _spatial_capsules(channels: int, capsules: int, pose: int, style: Style, activations: bool) -> nn.Module:
     if style.squashed and not activations:
-        return PrimaryCaps(channels, capsules, pose, kernel=1, stride=1)
+        return PrimaryCapsules(channels, capsules, pose, kernel=1, stride=1)
     return PrimaryPoses(channels, capsules, pose, layer_norm=style.layer_norm, activations=activations)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCaps, flatten_space
+from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCapsules, flatten_space
 from torchcaps.manifest import Manifest
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.registry import Model, rebuild_model
@@ -208,7 +208,7 @@ def cut(
     return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
 
 
-def keep_types(primary: PrimaryCaps, kept: Tensor) -> PrimaryCaps:
+def keep_types(primary: PrimaryCapsules, kept: Tensor) -> PrimaryCapsules:
     """A copy of primary capsules of the types `kept`, bool [type], only."""
     primary = copy.deepcopy(primary)
     conv, channels = primary.conv, kept.repeat_interleave(primary.pose)

@@ -2,7 +2,7 @@
 
 vote_ij = (sign u_i . sign W_ij) mean|u_i| mean|W_ij|, then dynamic routing as it is. So these are affine votes of
 binarized children and weights, and no algorithm of their own. The weights enter as one bit each and a scale per column:
-`torchcaps.pack` keeps just those for inference.
+`torchcaps.packed.pack` keeps just those for inference.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import nn
 
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.simple import SimpleBackbone
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules
 from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.network import (
     CapsuleNetwork,
@@ -62,7 +62,7 @@ def dynamic(
     features = choose_backbone(backbone, in_channels, channels, Window(9))
     window = Window(9, 2 if backbone == "simple" else 1)
     height, width = count_positions(image_size, [*features.windows, window])
-    primary = PrimaryCaps(channels, capsules, pose, window.kernel, window.stride)
+    primary = PrimaryCapsules(channels, capsules, pose, window.kernel, window.stride)
     transform = LinearTransform(capsules * height * width, num_classes, pose, class_pose, std=STD)
     return CapsuleNetwork(
         features, primary, CapsuleStack([CapsuleLayer(transform, "dynamic")], iterations), LengthHead()
@@ -106,7 +106,7 @@ def dynamic_diverse(
     check_choice("head", head, ("linear", "length"))
     features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
-    primary = PrimaryCaps(channels, capsules, pose, window.kernel, window.stride)
+    primary = PrimaryCapsules(channels, capsules, pose, window.kernel, window.stride)
     counts = (capsules * height * width, num_classes)
     window_std, whole_std = keep_length(9 * capsules, capsules, pose), keep_length(counts[0], num_classes, pose)
     transforms = [
