@@ -19,6 +19,7 @@ import tyro
 from torchcaps.extras import EXTRAS, missing_extra
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130  # exit statuses
+ADDRESS = ""  # of the project, for faults to be reported; empty until it has one, and it stands nowhere else
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, MemoryError)
 EXPECTED = (FloatingPointError, OSError)  # nobody's mistake, and said in full by their messages
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -51,13 +52,14 @@ def usage_errors() -> Iterator[None]:
 
 
 def read_box(box: str) -> str:
-    """What a box of tyro's says: its first part, the nearest of the flags that it suggests, and how to get help.
+    """Return what a box of tyro's says: its first part, the nearest of the flags that it suggests, and how to get help.
 
     A box is a title and parts between rules, framed, or with rules of "-" and no frame where only ASCII can be printed.
     """
     rows = [_ESCAPES.sub("", row).strip(" │") for row in box.strip().splitlines()[1:]]
     parts = " ".join("\0" if "─" in row or set(row) == {"-"} else row for row in rows).split("\0")
-    first, *others = (part for part in (" ".join(part.split()) for part in parts) if part)
+    said = [part for part in (" ".join(part.split()) for part in parts) if part]
+    first, *others = said or ["the command line is wrong"]  # a box may be empty
     shown = first.removesuffix(".")
     typed = re.search(r"(--\S+?),?(\s|$)", first)
     known = re.findall(r"--[a-z][\w.-]*", " ".join(each for each in others if each.startswith("Perhaps you meant")))
@@ -76,7 +78,8 @@ def describe(error: Exception, debug: bool) -> tuple[str, int]:
     if isinstance(error, USER_ERRORS):
         return message, USER_ERROR
     expected = debug or isinstance(error, EXPECTED)
-    return message if expected else f"{message} ({type(error).__name__}; --debug shows where)", FAULT
+    told = f"; please report it at {ADDRESS}" if ADDRESS else ""
+    return message if expected else f"{message} ({type(error).__name__}; --debug shows where{told})", FAULT
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:

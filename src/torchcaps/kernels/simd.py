@@ -3,6 +3,22 @@
 numba's own vectorizer takes one innermost loop and keeps its sums in memory. Here a loop names its sums, as many as it
 has registers for, and adds products to them. Products are fused into sums; nothing else is reordered, so NaN and
 infinity stay what they are. Importing this module imports numba.
+
+To read such a loop, take a vector for a tensor of shape [16] that lives in the processor. With `x` an array [n, 16],
+flattened, and `at` = 16 k:
+
+    load(x, at)            x[k]                      store(x, at, v)        x[k] = v
+    broadcast(w, k)        w.flatten()[k]            total(v)               v.sum()
+    a + b, a * b, a / b    the same, lane by lane    highest(v)             v.max()
+    select(x, y, a, b)     torch.where(x > y, a, b)  zeros(x)               torch.zeros(16)
+
+So `a = a + load(x, at) * broadcast(w, k)` is `a += x[k] * w[k]` for 16 lanes at once, in one instruction. What
+stands in lanes is said where an array is described: 16 parents (`windows.py`), or 16 images (`lanes.py`). There are
+four or eight sums `a0`, `a1`, ... where one would do, because an instruction takes the processor four to five cycles
+from operands to result, but a new one may begin in each: sums that do not wait for each other keep it busy.
+
+Every function below that is marked `@inline` tells numba the type of its result, and `emit` writes LLVM's instructions
+for it into the function that calls it. `compiled` makes machine code of a loop, `inlined` a part of one.
 """
 
 from __future__ import annotations
@@ -21,7 +37,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-LANES = 16
+LANES = 16  # numbers in a vector: a register of AVX-512 in float32; elsewhere LLVM takes two or four registers for one
 LOG2 = (0.693359375, -2.121944400546905827679e-4)  # log(2) in two parts, the first so short that n times it is exact
 _CONTRACT = ("contract",)
 _EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
@@ -52,7 +68,10 @@ def compiled(function: Callable) -> Any:
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
         return njit(nogil=True, error_model="numpy")(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    dispatcher._cache._cache_file._source_stamp = _source(Path(function.__code__.co_filename).parent)
+    kept = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
+        return njit(nogil=True, error_model="numpy")(function)
+    kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 
 
@@ -218,6 +237,7 @@ def store_totals(typingctx, array, index, a, b, c, d):
             first = [four + k for four in range(0, LANES, 4) for k in low]
             return add(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
 
+        # sums over half as many places in each step, while twice as many of the four share a vector
         pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in (args[2:4], args[4:6])]  # a b a b, c d c d
         fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
         eight = add(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
@@ -290,15 +310,18 @@ def exp(typingctx, x):
             return _constant(vector, constant)
 
         value = builder.select(builder.fcmp_ordered("<", value, number(smallest)), number(smallest), value)
+        # x = n log 2 + r: the sum with 1.5 2^bits has no room for a fraction, so that n is left in its lowest bits
         magic = number(1.5 * 2.0**bits)
         shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2))), magic)
         n = builder.fsub(shifted, magic)
-        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))
+        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))  # exact, since the first part is short
         r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=_CONTRACT), flags=_CONTRACT)
+        # e^r = 1 + r (1 + r / 2 (1 + r / 3 ...)), from the innermost bracket outwards
         series = number(1 / math.factorial(degree))
         for k in reversed(range(degree)):
             product = builder.fmul(series, r, flags=_CONTRACT)
             series = builder.fadd(product, number(1 / math.factorial(k)), flags=_CONTRACT)
+        # times 2^n: a float's exponent stands above its mantissa, so n, moved up by as many bits, is added to its bits
         power = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [bits] * LANES))
         return builder.bitcast(builder.add(builder.bitcast(series, whole), power), vector)
 

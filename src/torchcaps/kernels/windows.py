@@ -86,7 +86,7 @@ def take_child(poses, source, start, count, k, n, rows, u):
 
 @compiled
 def give_child(d_u, source, start, count, k, n, rows, d_poses):
-    """Add the gradient of `_take_child`'s result to that of the children."""
+    """Add the gradient of `take_child`'s result to that of the children."""
     columns = d_poses.shape[3] // rows
     for t in range(count):
         image, position = divmod(start + t, source.shape[0])
@@ -106,10 +106,11 @@ def make_votes(u, weight, child, votes):
         w = (child * blocks + x) * columns * m * LANES
         for r in range(0, height, 4):
             for s in range(0, m, 2):
+                # eight sums: a_k and b_k are elements s and s + 1 of row r + k of the votes for 16 parents
                 a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zeros(votes)
-                for c in range(columns):
+                for c in range(columns):  # v[r, s] = sum_c u[r, c] W[c, s]: two vectors of W serve four rows of u
                     left, right = load(weight, w + (c * m + s) * LANES), load(weight, w + (c * m + s + 1) * LANES)
-                    k = r * columns + c
+                    k = r * columns + c  # of u[r, c]; rows r + 1 to r + 3 stand `columns` further on each
                     y = broadcast(u, k)
                     a0, b0 = a0 + y * left, b0 + y * right
                     y = broadcast(u, k + columns)
@@ -118,7 +119,7 @@ def make_votes(u, weight, child, votes):
                     a2, b2 = a2 + y * left, b2 + y * right
                     y = broadcast(u, k + 3 * columns)
                     a3, b3 = a3 + y * left, b3 + y * right
-                k = ((x * height + r) * m + s) * LANES
+                k = ((x * height + r) * m + s) * LANES  # of votes[x, r, s]; the next row is `step` further on
                 step = m * LANES
                 store(votes, k, a0)
                 store(votes, k + LANES, b0)
@@ -134,6 +135,7 @@ def make_votes(u, weight, child, votes):
 def softmax(coupling, at, blocks):
     """In place, over the numbers of `blocks` vectors from `at` on."""
     end = at + blocks * LANES
+    # lane by lane over the blocks, then once over the lanes: the largest logit, which exp is taken relative to
     top = load(coupling, at)
     for k in range(at + LANES, end, LANES):
         logit = load(coupling, k)
@@ -143,7 +145,7 @@ def softmax(coupling, at, blocks):
         e = exp(load(coupling, k) - most)
         store(coupling, k, e)
         whole = whole + e
-    share = 1 / total(whole)
+    share = 1 / total(whole)  # one division, and products with it, in place of a division for each parent
     for k in range(at, end, LANES):
         store(coupling, k, load(coupling, k) * share)
 
@@ -156,6 +158,7 @@ def differentiate_child(d_votes, weight, child, d_u):
     step = m * LANES
     for r in range(0, height, 4):
         for c in range(0, columns, 2):
+            # a_k and b_k gather columns c and c + 1 of row r + k, each lane for its own parents; `total` joins them
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zeros(d_votes)
             for x in range(blocks):
                 w = ((child * blocks + x) * columns + c) * step
@@ -185,6 +188,7 @@ def differentiate_weight(u, d_votes, child, d_weight):
     for x in range(blocks):
         for c in range(0, columns, 4):
             for s in range(0, m, 2):
+                # what is there is loaded once, all rows of the positions are added to it, and it is stored once
                 k = ((child * blocks + x) * columns + c) * step + s * LANES
                 a0, b0 = load(d_weight, k), load(d_weight, k + LANES)
                 a1, b1 = load(d_weight, k + step), load(d_weight, k + step + LANES)
