@@ -26,7 +26,8 @@ from torchcaps.routing.discriminative import Discriminative
 from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, describe_machine
+from torchcaps.train.machine import describe_machine
+from torchcaps.train.processes import build_fabric
 
 PATH = RESULTS / "starts.jsonl"
 IMAGES, EPOCHS = 20_000, 5  # of the training split, half of which is held out

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.config import Config
+from torchcaps.plugins import import_handed_on
 from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.measure import (
+    build_network,
+    image_shape,
+    latency,
+    peak_memory,
+    reset_peak,
+    step_memory,
+    step_seconds,
+)
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, count_hash, read_records
 
@@ -59,17 +69,8 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
     from torchcaps.cost import measure_cost
     from torchcaps.cost.operations import CONVENTION
-    from torchcaps.plugins import import_handed_on
-    from torchcaps.tables.measure import (
-        build_network,
-        image_shape,
-        latency,
-        peak_memory,
-        reset_peak,
-        step_memory,
-        step_seconds,
-    )
-    from torchcaps.train.machine import choose_device, describe_machine
+    from torchcaps.train.devices import choose_device
+    from torchcaps.train.machine import describe_machine
 
     import_handed_on()
     place = choose_device(device)

@@ -26,7 +26,7 @@ from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, repository
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchcaps.deploy.classifier import Classifier, Runner
+from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.manifest import DIGESTS, Manifest
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False, model:
     if path.suffix in EXPORTED and device not in ("auto", "cpu"):
         raise ValueError(f"device is {device!r}, but {path} is computed on the CPU")
     if path.suffix == ".onnx":
-        from torchcaps.deploy.onnx import OnnxRunner
-
         runner = OnnxRunner(path)
         return build(path, runner.manifest(), runner)
     from torchcaps.deploy.module import ModuleRunner, ProgramRunner

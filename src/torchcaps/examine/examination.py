@@ -25,7 +25,7 @@ from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.names import LARGEST
 from torchcaps.train.evaluation import load_run, match_data
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 FILE = "examination.json"

@@ -16,8 +16,8 @@ from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
+from torchcaps.inspect.pictures import heat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +214,6 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
     Orange places gave the parent of the column more than an `equal` share, blue ones less; a line below says how much.
     `names` are the parents'.
     """
-    from torchcaps.inspect.pictures import heat
 
     shares = maps - equal
     ground = pale(image).expand(maps.shape[1], -1, -1, -1)

@@ -23,7 +23,7 @@ from torchcaps.layers import (
     ConvTransform,
     LinearTransform,
     PooledTransform,
-    PrimaryCaps,
+    PrimaryCapsules,
     PrimaryPoses,
     Transform,
     chosen_class,
@@ -115,9 +115,9 @@ def plain_layers(parts: Parts, features: tuple[int, ...], width: int, outputs: i
         channels, space = out, []
 
     primary = parts.primary
-    if isinstance(primary, PrimaryCaps | PrimaryPoses):
+    if isinstance(primary, PrimaryCapsules | PrimaryPoses):
         conv(Window(primary.conv.kernel_size[0], primary.conv.stride[0]))
-        pooled = isinstance(primary, PrimaryCaps) and primary.pooled
+        pooled = isinstance(primary, PrimaryCapsules) and primary.pooled
     elif isinstance(primary, PooledCapsules | CutCapsules):
         dense(False, width, last=False)
         pooled = False

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torchcaps.config import Config, LossName, ScoreKind
 from torchcaps.data.catalogue import find
+from torchcaps.revisions import routing_of
 
 SIDE = 64  # of the images that a model is looked at with, where nothing says how large they are
 SAID = {"length": "lengths of capsules, in [0, 1)", "probability": "activations in [0, 1]", "logit": "logits"}
@@ -99,7 +100,6 @@ def right_loss(config: Config, scores: ScoreKind | None, single: bool | None = N
     `single`: whether each picture shows one class; None: as the data set says.
     """
     from torchcaps.losses import usual_loss
-    from torchcaps.revisions import routing_of
     from torchcaps.routing import routing_class
 
     if single is None:

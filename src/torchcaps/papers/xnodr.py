@@ -24,6 +24,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
+from torchcaps.cost import published_costs
 from torchcaps.tables.cells import Cell, Formula, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
 from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, TRAIN_LOSS, XNODR_TOP2, Metric, formula_metric
 
@@ -204,7 +205,6 @@ def slug(text: str) -> str:
 
 def costs(name: str) -> Iterator[Cell]:
     """The FLOPs, parameters, binary operations and ratios of a table, by the paper's convention."""
-    from torchcaps.cost import published_costs
 
     for cost in published_costs("xnodr", name):
         digits = cost.printed.rstrip("%BMK")

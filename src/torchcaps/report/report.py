@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchcaps.config import Config
+from torchcaps.cost import measure_cost
+from torchcaps.data import load_data
 from torchcaps.examine.examination import read_examination
 from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder, read_plain
@@ -27,7 +29,10 @@ from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
 from torchcaps.scores import score_word
+from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.evaluation import match_data
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -140,11 +145,6 @@ def look(story: Story) -> Sight:
         FileNotFoundError: when there is no checkpoint yet, or the data are not there.
         ValueError: when the data cannot be read.
     """
-    from torchcaps.cost import measure_cost
-    from torchcaps.data import load_data
-    from torchcaps.train import load_run
-    from torchcaps.train.evaluation import match_data
-    from torchcaps.train.machine import build_fabric
 
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.data.facts import data_facts
+from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
 
 FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
 WITHOUT = "no estimate of time and memory"
@@ -57,9 +58,8 @@ def look_ahead(config: Config) -> Ahead:
     """
     import torch
 
-    from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
     from torchcaps.train.check import check_config
-    from torchcaps.train.machine import choose_device
+    from torchcaps.train.devices import choose_device
     from torchcaps.train.memory import check_memory
 
     check_config(config)

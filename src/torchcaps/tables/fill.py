@@ -199,7 +199,8 @@ def _train(job: Job, settings: Settings) -> bool:
     """Train, or go on where a run was cut, or only note a run that was cut between its end and its line."""
     from torchcaps.inspect import find_probes
     from torchcaps.train import fit
-    from torchcaps.train.machine import choose_device, describe_machine
+    from torchcaps.train.devices import choose_device
+    from torchcaps.train.machine import describe_machine
 
     data = replace(job.config.data, root=settings.root)
     config = replace(job.config, data=data, out=settings.out, device=settings.device)

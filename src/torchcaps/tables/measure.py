@@ -189,8 +189,8 @@ def training_step(config: Config, batch_size: int, device: str) -> tuple[Callabl
     import torch
 
     from torchcaps.losses import multi_hot
-    from torchcaps.train.machine import build_fabric
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+    from torchcaps.train.processes import build_fabric
 
     model, images, place = _prepare(config, batch_size, device)
     config = replace(config, device=place, processes=1, batch_size=batch_size)
@@ -226,7 +226,7 @@ def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tenso
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.train.allocator import keep_freed_memory
-    from torchcaps.train.machine import choose_device
+    from torchcaps.train.devices import choose_device
 
     place = choose_device(device)
     if place == "cpu":

@@ -151,7 +151,7 @@ def _right_and_wrong(folder: Path, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     from torchcaps.inspect.examples import pick_images
     from torchcaps.inspect.measured import measure
     from torchcaps.train import load_run
-    from torchcaps.train.machine import build_fabric
+    from torchcaps.train.processes import build_fabric
 
     model, config = load_run(folder)
     batches = data.evaluation("test", 100)

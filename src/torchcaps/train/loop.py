@@ -42,27 +42,19 @@ from torchcaps.train.checkpoint import damaged, load_state, load_weights, presen
 from torchcaps.train.classes import check_classes, find_weights
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
+from torchcaps.train.devices import choose_compile, is_depthwise, settled
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.given import Given, give
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.loggers import Logged, Name
-from torchcaps.train.machine import (
-    build_fabric,
-    choose_compile,
-    describe_environment,
-    is_depthwise,
-    join_ranks,
-    keep_threads,
-    launch,
-    name_shortage,
-    settled,
-)
+from torchcaps.train.machine import describe_environment, keep_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
+from torchcaps.train.processes import build_fabric, join_ranks, launch, name_shortage
 from torchcaps.train.readback import Readback
 from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part

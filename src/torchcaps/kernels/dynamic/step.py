@@ -75,7 +75,9 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: Tensor | None,
     return _finish(routing, total, votes, state)
 
 
-def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: Tensor | None) -> Step[Tensor | None]:
+def _finish(
+    routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: Tensor | None
+) -> Step[Tensor | None]:
     """What the plain step makes of the same sums."""
     parents = squash(routing.add_bias(total)).to(votes.dtype)
     recalled = routing.recall(parents)
