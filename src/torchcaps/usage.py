@@ -26,7 +26,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def bind(commands: Mapping[str, Callable[..., None]], args: Sequence[str], **options: Any) -> Callable[..., None]:
-    """The function of `commands` that `args` name, with the arguments that they give; `options` are tyro's.
+    """Return the function of `commands` that `args` name, with the arguments that they give; `options` are tyro's.
 
     Raises:
         ValueError: for a wrong command line.
@@ -71,7 +71,7 @@ def read_box(box: str) -> str:
 
 
 def describe(error: Exception, debug: bool) -> tuple[str, int]:
-    """One line for `error`, and the exit status."""
+    """Return one line for `error`, and the exit status."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
         return missing_extra(error), USER_ERROR
     message = " ".join(str(error).split()) or type(error).__name__
@@ -83,7 +83,7 @@ def describe(error: Exception, debug: bool) -> tuple[str, int]:
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """A function with the signature and the help of `command` that returns the call in place of making it."""
+    """Return a function with the signature and the help of `command` that returns the call in place of making it."""
 
     @functools.wraps(command)
     def wait(*args: Any, **kwargs: Any) -> Callable[..., None]:

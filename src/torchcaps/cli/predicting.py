@@ -85,7 +85,7 @@ def _listed() -> list[str]:
 
 
 def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
-    """`found`, with a bar on the terminal where the results go elsewhere."""
+    """Yield `found`, with a bar on the terminal where the results go elsewhere."""
     if sys.stdout.isatty() or not sys.stderr.isatty():
         yield from found
         return
@@ -96,7 +96,7 @@ def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """A line a picture, as soon as it is known; what is no probability is called what it is."""
+    """Write a line a picture, as soon as it is known; what is no probability is called what it is."""
     from torchcaps.scores import score_word, show_score
 
     several, names, word = classifier.score.shown != 1, max(map(len, classifier.classes)), score_word(classifier.score)
@@ -112,7 +112,7 @@ def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width
 
 
 def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """One array, an element a line."""
+    """Write one array, an element a line."""
     first = True
     print("[", end="")
     for path, each in found:
@@ -129,8 +129,9 @@ def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width:
 
 
 def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """Columns picture, label and probability, then those of the next likeliest; of several classes all that are shown
-    in one column more, with | between them."""
+    """Write the columns picture, label and probability, then those of the next likeliest; of several classes all
+    that are shown in one column more, with | between them.
+    """
     several = classifier.score.shown != 1
     table = tables.writer(sys.stdout, lineterminator="\n")
     further = [f"{what}_{n}" for n in range(2, top + 1) for what in ("label", "probability")]
@@ -147,5 +148,5 @@ def _say(line: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """In one line: names come from files, and must not steer the terminal."""
+    """Return in one line: names come from files, and must not steer the terminal."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(text.splitlines()))

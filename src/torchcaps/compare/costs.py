@@ -61,7 +61,7 @@ def record_missing(cells: Sequence[Cell], path: Path, device: str, say: Callable
 
 
 def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
-    """Parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
+    """Return parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
 
     The memory is that of a training step of 128 images, beyond what the process held before it.
     """
@@ -96,12 +96,14 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
 
 def counts_are_current(cost: Record) -> bool:
-    """Whether multiply-adds and operations are those of plain steps; before, they were of what the machine ran."""
+    """Return whether multiply-adds and operations are those of plain steps; before, they were of what the machine
+    ran.
+    """
     return "convention" in cost
 
 
 def find_costs(records: Sequence[Record], cell: Cell) -> Record | None:
-    """The newest line of `cell`'s costs; None where there is none."""
+    """Return the newest line of `cell`'s costs; None where there is none."""
     assert isinstance(cell.how, Train)
     wanted = (cell.id, COST, count_hash(cell.how.build()))
     found = [each for each in records if (each.get("cell"), each.get("budget"), each.get("config_hash")) == wanted]

@@ -35,7 +35,7 @@ def check_scales(scales: torch.dtype) -> None:
 
 
 def load_packed(path: str | Path) -> Model:
-    """The model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
+    """Return the model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -62,7 +62,7 @@ def load_packed(path: str | Path) -> Model:
 
 
 def read_packed(metadata: Mapping[str, str]) -> Manifest:
-    """The manifest in the metadata of a file that `save_packed` wrote.
+    """Return the manifest in the metadata of a file that `save_packed` wrote.
 
     Raises:
         ValueError: for other files, and for values that cannot be.
@@ -76,7 +76,7 @@ def read_packed(metadata: Mapping[str, str]) -> Manifest:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those buffers too that a state dict leaves out."""
+    """Return parameters and buffers by name, those buffers too that a state dict leaves out."""
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 

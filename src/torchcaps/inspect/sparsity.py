@@ -19,7 +19,7 @@ from torchcaps.models import CapsNet
 
 @torch.no_grad()
 def child_importance(model: CapsNet, images: Tensor) -> Tensor:
-    """What each primary capsule gives to the layer above, [i]: its mean length times the size of its b_ij W_ij.
+    """Return what each primary capsule gives to the layer above, [i]: its mean length times the size of its b_ij W_ij.
 
     Either factor alone says nothing: b may shrink while W grows, and a capsule of large weights may never be active.
     `images` are [b, c, h, w]; `model` is left in evaluation mode.
@@ -34,7 +34,7 @@ def child_importance(model: CapsNet, images: Tensor) -> Tensor:
 def accuracy_by_kept(
     fabric: Fabric, model: CapsNet, batches: Batches, loss: LossConfig, counts: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """Accuracy, share in [0, 1], of `model` when only so many of its primary capsules reach the layer above.
+    """Return accuracy, share in [0, 1], of `model` when only so many of its primary capsules reach the layer above.
 
     Those are kept that `child_importance` puts first, on the first batch; nothing is trained again.
 

@@ -62,7 +62,9 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def compiled(function: Callable) -> Any:
-    """`function` in machine code, which runs without Python's lock and is kept on disk where there is a place."""
+    """Return `function` in machine code, which runs without Python's lock and is kept on disk where there is a
+    place.
+    """
     try:
         dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
@@ -76,13 +78,13 @@ def compiled(function: Callable) -> Any:
 
 
 def inlined(function: Callable) -> Any:
-    """`function` as a part of the compiled functions that call it."""
+    """Return `function` as a part of the compiled functions that call it."""
     return njit(inline="always", error_model="numpy")(function)
 
 
 @cache
 def _source(folder: Path) -> str:
-    """A digest of the files that a function in `folder` may be made of."""
+    """Return a digest of the files that a function in `folder` may be made of."""
     files = {*Path(__file__).parent.glob("*.py"), *folder.glob("*.py")}
     return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
@@ -129,7 +131,7 @@ _operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
 
 @inline
 def load(typingctx, array, index):
-    """The 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
+    """Return the 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
@@ -154,7 +156,7 @@ def store(typingctx, array, index, value):
 
 @inline
 def broadcast(typingctx, array, index):
-    """16 times the one number of a contiguous `array` at `index`."""
+    """Return 16 times the one number of a contiguous `array` at `index`."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
@@ -176,14 +178,14 @@ def put(typingctx, array, index, number):
 
 @inline
 def zeros(typingctx, array):
-    """16 zeros of the type of `array`."""
+    """Return 16 zeros of the type of `array`."""
     lanes = Lanes(array.dtype)
     return lanes(array), lambda context, builder, signature, args: _constant(context.get_value_type(lanes), 0.0)
 
 
 @inline
 def select(typingctx, x, y, above, below):
-    """`above` where x > y, and `below` elsewhere and where one of them is NaN."""
+    """Return `above` where x > y, and `below` elsewhere and where one of them is NaN."""
 
     def emit(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
@@ -193,7 +195,7 @@ def select(typingctx, x, y, above, below):
 
 @inline
 def root(typingctx, x):
-    """Square roots."""
+    """Return square roots."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "sqrt", args[0])
@@ -203,7 +205,7 @@ def root(typingctx, x):
 
 @inline
 def magnitude(typingctx, x):
-    """Absolute values."""
+    """Return absolute values."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "fabs", args[0])
@@ -213,7 +215,7 @@ def magnitude(typingctx, x):
 
 @inline
 def total(typingctx, x):
-    """The sum of the 16 numbers."""
+    """Return the sum of the 16 numbers."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "vector.reduce.fadd", args[0], ir.Constant(args[0].type.element, -0.0))
@@ -233,7 +235,7 @@ def store_totals(typingctx, array, index, a, b, c, d):
             return builder.fadd(x, y)
 
         def fold(x: Any, y: Any, low: list[int]) -> Any:
-            """x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
+            """Return x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
             first = [four + k for four in range(0, LANES, 4) for k in low]
             return add(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
 
@@ -279,7 +281,7 @@ def transpose(typingctx, source, at, step, target, to, stride):
 
 @inline
 def highest(typingctx, x):
-    """The largest of the 16 numbers, of those that are not NaN."""
+    """Return the largest of the 16 numbers, of those that are not NaN."""
 
     def emit(context, builder, signature, args):
         (value,) = args
@@ -294,7 +296,7 @@ def highest(typingctx, x):
 
 @inline
 def exp(typingctx, x):
-    """e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
+    """Return e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
 
     2^n e^r with |r| <= log(2) / 2, by its series. Adding 1.5 2^bits rounds to the whole number n, whose bits then are
     the lowest ones.
@@ -329,7 +331,7 @@ def exp(typingctx, x):
 
 
 def _call(builder: Any, name: str, vector: Any, *before: Any) -> Any:
-    """LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
+    """Return LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
     suffix = f"v{LANES}{'f32' if isinstance(vector.type.element, ir.FloatType) else 'f64'}"
     result = vector.type.element if before else vector.type
     kind = ir.FunctionType(result, [*(x.type for x in before), vector.type])

@@ -39,7 +39,7 @@ class PrimaryCapsules(nn.Module):
             self.conv = XnorConv2d(in_channels, capsules * pose, kernel, stride, threshold=xnorized)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d], or [b, i, d] where they are pooled.
+        """Map [b, c, h, w] -> poses [b, h', w', i, d], or [b, i, d] where they are pooled.
 
         They have no activations: a pose's length stands for it.
         """
@@ -79,7 +79,7 @@ class PrimaryPoses(nn.Module):
         self.activation = nn.Conv2d(in_channels, capsules, kernel, stride) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i] in (0, 1), or None."""
+        """Map [b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i] in (0, 1), or None."""
         poses = self.norm(self.conv(features).movedim(1, -1).unflatten(-1, (-1, self.pose)))
         if self.activation is None:
             return Capsules(poses)

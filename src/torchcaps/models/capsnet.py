@@ -93,7 +93,7 @@ class CapsNet(Model):
         self.decoder = DenseDecoder(num_classes, class_pose, image, masked=masked) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
+        """Return images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
 
         These are lengths, below 1, unless the routing gives others.
         """
@@ -123,7 +123,7 @@ class CapsNet(Model):
 
 
 def start_as_released(stem: nn.Conv2d, primary: PrimaryCapsules, transforms: Sequence[LinearTransform]) -> None:
-    """First weights as in the code of Zhao et al. 2020, section 4.1, which are Keras' own.
+    """Draw the first weights as in the code of Zhao et al. 2020, section 4.1, which are Keras' own.
 
     Glorot's in the first convolution and in the transforms, He's in the primary capsules; no biases. Keras has a
     transform as [children, d, (parents d')] and takes the children for places of a kernel: they count in both fans, so

@@ -13,7 +13,7 @@ from torchcaps.models.registry import Model
 
 
 def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file, of which only the head is read.
+    """Return the shape of each tensor in a safetensors file, of which only the head is read.
 
     Raises:
         OSError: when it cannot be read.

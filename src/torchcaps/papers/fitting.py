@@ -54,7 +54,8 @@ def look_at(config: Config) -> Look:
 
 
 def follow_model(recipe: Config, config: Config, given: Set[str]) -> tuple[Config, list[str]]:
-    """`config`, which flags made of `recipe`, with a loss that its model can be trained with, and what is said of it.
+    """Return `config`, which flags made of `recipe`, with a loss that its model can be trained with, and what is
+    said of it.
 
     A recipe as it stands is left alone, its loss too, since papers have their own reasons. Where another model was
     named, what its scores do not allow and no flag asked for is replaced: the loss, and a reconstruction where nothing
@@ -95,7 +96,8 @@ def fits(loss: LossName, scores: ScoreKind | None) -> bool:
 
 
 def right_loss(config: Config, scores: ScoreKind | None, single: bool | None = None) -> LossName:
-    """The loss of the paper that the model's routing is from, where scores allow it; else the usual one for them.
+    """Return the loss of the paper that the model's routing is from, where scores allow it; else the usual one for
+    them.
 
     `single`: whether each picture shows one class; None: as the data set says.
     """
@@ -114,5 +116,5 @@ def right_loss(config: Config, scores: ScoreKind | None, single: bool | None = N
 
 
 def _fitted(recipe: Config) -> bool:
-    """Whether the recipe's own loss is meant for its own scores."""
+    """Return whether the recipe's own loss is meant for its own scores."""
     return fits(recipe.loss.name, look_at(recipe).scores)

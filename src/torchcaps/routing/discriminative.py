@@ -89,7 +89,7 @@ class Discriminative(Routing[Tensor | None]):
         return self.coefficient
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        """Nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
+        """Return nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
         return votes.compete(logits) * self.coefficient.sum(1, keepdim=True)
 
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
@@ -100,14 +100,14 @@ class Discriminative(Routing[Tensor | None]):
         return [self.coefficient] if isinstance(self.coefficient, nn.Parameter) else []
 
     def objective(self, state: Tensor | None, targets: Tensor) -> Tensor:
-        """The mean over the batch of sum_j delta_j |p_j|^2, a scalar; its `penalty` is apart."""
+        """Return the mean over the batch of sum_j delta_j |p_j|^2, a scalar; its `penalty` is apart."""
         assert state is not None, "an objective is of sums that an iteration has made"
         delta = targets - self.absent_weight * (1 - targets)  # [b, j], Eq. 5b
         quality = widen(state).square().sum((1, 3))  # [b, j]
         return (delta * quality).sum(1).mean()
 
     def penalty(self) -> Tensor:
-        """lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
+        """Return lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
         if self.proximal:
             return self.coefficient.new_zeros(())
         match self.norm:

@@ -70,7 +70,7 @@ class Dynamic(Routing[Tensor | None]):
         return votes.compete(logits, self.over)
 
     def _first_coupling(self, votes: Votes) -> Tensor | None:
-        """None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
+        """Return None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
         if self.over == "children":
             return self.compete(votes, None if self.initial is None else self.initial[None, None])
         return None if self.initial is None else self.initial.softmax(-1)
@@ -82,9 +82,9 @@ class Dynamic(Routing[Tensor | None]):
         return Capsules(parents), recalled if state is None else state + recalled
 
     def agree(self, votes: Votes, state: Tensor) -> Tensor:
-        """Logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
+        """Return logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
         return votes.agree(state)
 
     def recall(self, parents: Tensor) -> Tensor:
-        """What the agreement sees of an output [b, p, j, d]: all of it."""
+        """Return what the agreement sees of an output [b, p, j, d]: all of it."""
         return parents

@@ -75,12 +75,12 @@ class FM(Routing[Affine | None]):
         self.norm = None if batch_norm is None else VoteNorm(*sizes, batch_norm, momentum, batch_norm_eps)
 
     def step(self, votes: Votes, state: Affine | None, t: int) -> Step[Affine | None]:
-        """`state` is passed to `couple` and `update` only: the batch's scale and shift. None is carried on."""
+        """Take the step with the batch's scale and shift in place of `state`; None is carried on."""
         affine = (None, None) if self.norm is None else self.norm(votes)
         return super().step(votes, affine, t)
 
     def couple(self, votes: Votes, state: Affine | None, t: int) -> Tensor | None:
-        """1/|v|, [b, p, i, j], 0 where a child is not present."""
+        """Return 1/|v|, [b, p, i, j], 0 where a child is not present."""
         if not self.l2:
             return None
         assert state is not None
@@ -98,11 +98,11 @@ class FM(Routing[Affine | None]):
         return self.parents(votes, total, squares), None
 
     def count(self, votes: Votes) -> Tensor | int:
-        """n, or [p, 1, 1] under padding."""
+        """Return n, or [p, 1, 1] under padding."""
         return votes.children if votes.present is None else votes.present.sum(-1).clamp_min(1)[:, None, None]
 
     def parents(self, votes: Votes, total: Tensor, squares: Tensor) -> Capsules:
-        """Of sum_i v and sum_i v^2 [b, p, j, d], of votes as they are normalised."""
+        """Return the parents of sum_i v and sum_i v^2 [b, p, j, d], of votes as they are normalised."""
         count = self.count(votes) if self.mean else 1
         s = (total.square() - squares) / count / (2 if self.halved else 1)  # [b, p, j, d]
         poses = s / lengths(s, self.eps).unsqueeze(-1) if self.normalised else s

@@ -56,12 +56,14 @@ class Spec:
 
     @property
     def scores(self) -> ScoreKind:
-        """What class capsules say of their classes: their activations where they have any, else their lengths."""
+        """Return what class capsules say of their classes: their activations where they have any, else their
+        lengths.
+        """
         return self.activation if self.gives_activations else "length"
 
     @property
     def capabilities(self) -> list[str]:
-        """In words, what sets it apart."""
+        """Return in words what sets it apart."""
         words = {
             "iterative": self.iterative,
             "has couplings": self.couplings,
@@ -92,7 +94,7 @@ class Routing(nn.Module, Generic[S]):
         self.sizes = sizes
 
     def prepare(self, votes: Votes) -> Votes:
-        """The votes as this routing takes them, made once for all iterations; as they are, by default."""
+        """Return the votes as this routing takes them, made once for all iterations; as they are, by default."""
         return votes
 
     def keep_start(self, start: Start, draw: Callable[..., Tensor], *shape: int) -> None:
@@ -115,7 +117,8 @@ class Routing(nn.Module, Generic[S]):
         self.register_parameter("bias", nn.Parameter(torch.zeros(*shape)) if bias else None)
 
     def add_bias(self, total: Tensor) -> Tensor:
-        """What the nonlinearity or norm of the parents takes, of the sum of their votes [b, p, j, d], in its type.
+        """Return what the nonlinearity or norm of the parents takes, of the sum of their votes [b, p, j, d], in its
+        type.
 
         Without a bias the negative of all children gives the negative of all parents, and their lengths are the same
         (Peer, Stabinger and Rodriguez-Sanchez 2021): a network cannot tell the two apart.
@@ -127,11 +130,13 @@ class Routing(nn.Module, Generic[S]):
         return None  # pyright: ignore[reportReturnType] - S has None where a routing leaves this as it is
 
     def couple(self, votes: Votes, state: S, t: int) -> Tensor | None:
-        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
+        """Return the coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine`
+        takes it.
+        """
         raise NotImplementedError
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        """A coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
+        """Return a coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
 
         None stands for equal logits, and gives what broadcasts to [b, p, i, j]. So couplings of somebody else's choice
         are put in place of the routing's own (`torchcaps.examine`).
@@ -139,11 +144,11 @@ class Routing(nn.Module, Generic[S]):
         return votes.compete(logits)
 
     def update(self, votes: Votes, coupling: Coupling, state: S, t: int) -> tuple[Capsules, S]:
-        """The parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
+        """Return the parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
         raise NotImplementedError
 
     def step(self, votes: Votes, state: S, t: int) -> Step[S]:
-        """One iteration: couple, then update."""
+        """Return one iteration: couple, then update."""
         if self.spec.needs_activations and votes.activations is None:
             raise ValueError(f"routing {self.spec.name!r} needs activations of the children, and these have none")
         coupling = self.couple(votes, state, t)
@@ -151,15 +156,15 @@ class Routing(nn.Module, Generic[S]):
         return Step(capsules, coupling, state)
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Parameters that are learnt by the routing's own objective, not by the training loss."""
+        """Return parameters that are learnt by the routing's own objective, not by the training loss."""
         return []
 
     def objective(self, state: S, targets: Tensor) -> Tensor:
-        """What the coefficients maximise, a mean over the batch; `targets` [b, j] of 0 and 1."""
+        """Return what the coefficients maximise, a mean over the batch; `targets` [b, j] of 0 and 1."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no objective of its own")
 
     def penalty(self) -> Tensor:
-        """What this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
+        """Return what this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no coefficients")
 
     def constant_coupling(self) -> Tensor | None:

@@ -84,7 +84,7 @@ class InvertedAttentionC(Attention[Active | None]):
         return self.parents(*cluster(votes, weights, self.eps), t)
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Active]:
-        """Capsules and state of what `cluster` gives."""
+        """Return capsules and state of what `cluster` gives."""
         poses = self.norm(self.add_bias(mean * total.clamp_min(self.eps)))  # [b, p, j, d]
         logit = self.activation(variance, total, t)
         return Capsules(poses, logit.sigmoid()), Active(poses, logit)

@@ -13,7 +13,8 @@ from torchcaps.models import create_model
 
 
 def choose_device(name: str, processes: int = 1) -> str:
-    """The accelerator "cpu", "cuda" or "mps" for `name`; "auto" is CUDA or MPS where enough are there, else the CPU.
+    """Return the accelerator "cpu", "cuda" or "mps" for `name`; "auto" is CUDA or MPS where enough are there, else
+    the CPU.
 
     Raises:
         ValueError: for another name, or for more devices than there are.
@@ -32,7 +33,7 @@ def choose_device(name: str, processes: int = 1) -> str:
 
 
 def choose_precision(name: str, device: str, depthwise: bool = False) -> str:
-    """Fabric's name of a precision; "auto" is bf16 where `device` multiplies in it natively, else fp32.
+    """Return Fabric's name of a precision; "auto" is bf16 where `device` multiplies in it natively, else fp32.
 
     On a CPU `depthwise` networks train faster in float32: gradients of their convolutions are slow in bf16.
     """
@@ -49,12 +50,15 @@ def choose_precision(name: str, device: str, depthwise: bool = False) -> str:
 
 
 def choose_compile(choice: bool | str, device: str, depthwise: bool = False) -> bool:
-    """Whether a training step is to be compiled; "auto": on a GPU, and on a CPU that of a `depthwise` network."""
+    """Return whether a training step is to be compiled; "auto": on a GPU, and on a CPU that of a `depthwise`
+    network.
+    """
     return choice is True or (choice == "auto" and (device == "cuda" or depthwise))
 
 
 def is_depthwise(config: ModelConfig) -> bool:
-    """Whether a good part of a timm model's convolutions, a quarter, are depthwise, as MobileNet's; of others False.
+    """Return whether a good part of a timm model's convolutions, a quarter, are depthwise, as MobileNet's; of others
+    False.
 
     The network is built without memory for its weights.
     """
@@ -70,7 +74,7 @@ def is_depthwise(config: ModelConfig) -> bool:
 
 @contextmanager
 def settled(device: torch.device) -> Iterator[None]:
-    """Torch's settings of a GPU as a run has them, whatever was set before, and is again afterwards.
+    """Return torch's settings of a GPU as a run has them, whatever was set before, and is again afterwards.
 
     Convolutions in float32 may round their factors to TF32, as is torch's default; other products may not, since
     agreements that differ little decide where a child goes. cuDNN times its algorithms once for each shape.
@@ -98,7 +102,7 @@ def _settle(products: str, tf32: bool, benchmark: bool) -> None:
 
 
 def describe_settings(device: torch.device) -> dict:
-    """Of a GPU how float32 is multiplied, and how convolutions are chosen; of other devices nothing."""
+    """Return of a GPU how float32 is multiplied, and how convolutions are chosen; of other devices nothing."""
     if device.type != "cuda":
         return {}
     products, tf32, benchmark = _settings()

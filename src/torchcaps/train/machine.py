@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "lightning-fabric", "numpy", "safetensors")
 
 
 def describe_environment(fabric: Fabric) -> dict:
-    """What `environment.json` holds: the machine, and what a run has of it."""
+    """Return what `environment.json` holds: the machine, and what a run has of it."""
     return {
         **describe_machine(),
         "device": fabric.device.type,
@@ -32,7 +32,7 @@ def describe_environment(fabric: Fabric) -> dict:
 
 
 def describe_machine() -> dict:
-    """Versions, commit and hardware, as every result states them. No host is named."""
+    """Return versions, commit and hardware, as every result states them. No host is named."""
     return {
         "python": platform.python_version(),
         "torchcaps": torchcaps.__version__,
@@ -47,7 +47,9 @@ def describe_machine() -> dict:
 
 
 def describe_commit(package: Path) -> dict | None:
-    """Commit of the checkout that tracks the folder `package`, and whether the folder differs; None elsewhere."""
+    """Return commit of the checkout that tracks the folder `package`, and whether the folder differs; None
+    elsewhere.
+    """
 
     def git(*arguments: str) -> str:
         answer = subprocess.run(
@@ -63,7 +65,7 @@ def describe_commit(package: Path) -> dict | None:
 
 
 def describe_cpu() -> str:
-    """Model name of the processor, as far as the system tells."""
+    """Return model name of the processor, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -61,7 +61,7 @@ class Joined(ClusterEnvironment):
         return self.ranks.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Fabric's guess is passed over: the ranks are given."""
+        """Pass Fabric's guess over: the ranks are given."""
 
     def local_rank(self) -> int:
         return self.ranks.local
@@ -71,7 +71,7 @@ class Joined(ClusterEnvironment):
 
 
 def join_ranks(config: Config) -> Config:
-    """`config` with as many processes as torchrun or srun has started together with this one, where it has.
+    """Return `config` with as many processes as torchrun or srun has started together with this one, where it has.
 
     Raises:
         ValueError: where the config asks for another number.
@@ -85,7 +85,8 @@ def join_ranks(config: Config) -> Config:
 
 
 def build_fabric(config: Config) -> Fabric:
-    """Fabric on the device, in the precision and with the number of processes that `config` asks for, not launched.
+    """Return Fabric on the device, in the precision and with the number of processes that `config` asks for, not
+    launched.
 
     Processes that were started together (see `join_ranks`) are joined. Others are spawned (not the script started
     again, as Fabric's "ddp" would: that runs an entry point's own arguments and side effects once more). The graph of a
@@ -120,7 +121,8 @@ def build_fabric(config: Config) -> Fabric:
 
 
 def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
-    """What `function` returns in the first process of `fabric`; it must be importable, since processes are spawned.
+    """Return what `function` returns in the first process of `fabric`; it must be importable, since processes are
+    spawned.
 
     What it returns comes through a pipe of which nobody reads before it ends, and must be small: some kilobytes.
 

@@ -70,7 +70,7 @@ def backward(
 
 
 def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
-    """Initial logits and whether there are any."""
+    """Return initial logits and whether there are any."""
     return (state, False) if initial is None else (initial, True)
 
 
@@ -78,7 +78,7 @@ def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
 def _cancelled(
     votes, poses, weight, image, last, child, children, J, R, C, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr
 ):
-    """0 for what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
+    """Return 0 for what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
     at, there = column_at(image, last, child, children, 0, R, C, RP)
     u = tl.abs(tl.load(poses + at, mask=there, other=0.0))
     at, there = row_at(child, 0, J, C, M, JP, MP)
@@ -88,7 +88,7 @@ def _cancelled(
 
 @triton.jit
 def _scale(votes, R, M):
-    """Mean size of a vote's elements, [t, j]."""
+    """Return mean size of a vote's elements, [t, j]."""
     return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
 
 
@@ -96,7 +96,7 @@ def _scale(votes, R, M):
 def _couple(
     votes, state, initial, child, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr
 ):  # fmt: skip
-    """Softmax over parents of one child's logits, [t, j]."""
+    """Return softmax over parents of one child's logits, [t, j]."""
     j = tl.arange(0, JP)
     if XNOR:
         logits = tl.sum(tl.sum(tl.where(votes > 0, state, -state), 3), 2) * _scale(votes, R, M)
@@ -111,7 +111,7 @@ def _couple(
 
 @triton.jit
 def _change(votes, coupling, gradient):
-    """Gradient of the logits, [t, j]."""
+    """Return gradient of the logits, [t, j]."""
     of_coupling = inner(votes, gradient)
     return coupling * (of_coupling - tl.sum(coupling * of_coupling, 1)[:, None])
 
@@ -123,7 +123,7 @@ def _forward_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the images of this program and its run of children."""
+    """Compute: out [runs, t, j, r, m] of the images of this program and its run of children."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP)
     q = tl.load(state + at, mask=mask, other=0.0)
@@ -142,7 +142,7 @@ def _state_kernel(
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the state, like `_forward_kernel`'s sums."""
+    """Compute: gradient of the state, like `_forward_kernel`'s sums."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP)
     q = tl.load(state + at, mask=mask, other=0.0)
@@ -168,7 +168,7 @@ def _child_kernel(
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one child in `share` images, which no other program has."""
+    """Compute: gradients of one child in `share` images, which no other program has."""
     child, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
     j = tl.arange(0, JP)
     last = tl.minimum(run * share + share, count)

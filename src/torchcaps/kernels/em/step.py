@@ -25,7 +25,7 @@ FLOOR = 1e-24  # of sums of weights: those below 1e-30 are taken for none
 
 
 def supports(transform: Transform, routing: Clustering) -> str | None:
-    """Sums that are nearly nothing would be told apart from nothing."""
+    """Refuse a floor with which sums that are nearly nothing would be told apart from nothing."""
     if routing.eps < FLOOR:
         return f"the EM kernel takes eps from {FLOOR}, not {routing.eps}"
     return None
@@ -34,7 +34,7 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
 @register_kernel(LinearVotes, EM, supports, off_cuda)
 @register_kernel(LinearVotes, InvertedAttentionC, supports, off_cuda)
 def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> Step[Any]:
-    """A linear layer is an image of one place that a window of one place sees."""
+    """Take the step of a linear layer, which is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
     if activations is None:
         return routing.step(votes, state, t)
@@ -47,7 +47,7 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> 
 @register_kernel(ConvVotes, EM, supports, unless_wide)
 @register_kernel(ConvVotes, InvertedAttentionC, supports, unless_wide)
 def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step[Any]:
-    """A child competes within each window, or over all that see it."""
+    """Take the step of a child that competes within each window, or over all that see it."""
     poses, activations = votes.capsules
     if activations is None:
         return routing.step(votes, state, t)
@@ -59,7 +59,7 @@ def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step
 
 
 def _windows_that_see(votes: ConvVotes) -> Tensor:
-    """How many there are at each place, [h, w, 1]; 1 where there is none, and nothing depends on it."""
+    """Return how many there are at each place, [h, w, 1]; 1 where there is none, and nothing depends on it."""
     height, width = votes.kernel
     ones = torch.ones(1, height * width, votes.space[0] * votes.space[1], device=votes.device)
     counts = F.fold(ones, votes.image, votes.kernel, padding=votes.padding, stride=votes.stride)
@@ -69,7 +69,7 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
 def _judges(
     routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Mean, precision and prior of the parents that votes are compared with, as `em_step` takes them."""
+    """Return mean, precision and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
     if isinstance(state, Clusters):
@@ -87,7 +87,9 @@ def _step(
     t: int,
     geometry: tuple[int, int, int, bool],
 ) -> Step[Any]:
-    """Of poses, weight and activations as `em_step` takes them, the last of which are shares in a first iteration."""
+    """Return the step of poses, weight and activations as `em_step` takes them, the last of which are shares in a
+    first iteration.
+    """
     mean, variance, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
     capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)
     return Step(capsules, None, state)

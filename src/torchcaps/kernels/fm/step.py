@@ -18,7 +18,7 @@ FLOOR = 1e-24  # of squared lengths: lanes without an image are zeros, whose 1 /
 
 
 def supports(transform: Transform, routing: FM) -> str | None:
-    """A floor that float32 cannot divide by would spoil what stands beside the last image."""
+    """Refuse a floor that float32 cannot divide by, which would spoil what stands beside the last image."""
     if routing.l2 and routing.eps < FLOOR:
         return f"the FM kernel takes eps from {FLOOR}, not {routing.eps}"
     return None
@@ -26,7 +26,7 @@ def supports(transform: Transform, routing: FM) -> str | None:
 
 @register_kernel(LinearVotes, FM, supports, unless_wide)
 def fm(routing: FM, votes: LinearVotes, state: Affine | None, t: int) -> Step[Affine | None]:
-    """The two sums over children are one operation, and batch norm's statistics another."""
+    """Take the step: the two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)
     return Step(routing.parents(votes, total.unsqueeze(1), squares.unsqueeze(1)), None, None)
 

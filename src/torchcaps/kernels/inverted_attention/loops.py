@@ -24,7 +24,7 @@ from torchcaps.kernels.windows import (
 
 @compiled
 def forward_loop(poses, weight, query, source, rows, together, first, end, out):
-    """out [positions, j, d] of the positions from `first` to `end`, `together` at a time."""
+    """Compute: out [positions, j, d] of the positions from `first` to `end`, `together` at a time."""
     _, blocks, columns, m, _ = weight.shape
     window, types = source.shape[1], poses.shape[2]
     parents = query.shape[1]
@@ -48,7 +48,9 @@ def forward_loop(poses, weight, query, source, rows, together, first, end, out):
 
 @compiled
 def backward_loop(gradient, poses, weight, query, source, rows, together, first, end, d_poses, d_weight, d_query):
-    """Gradients of the positions from `first` to `end`; those of children and weight are added to what is there."""
+    """Compute: gradients of the positions from `first` to `end`; those of children and weight are added to what is
+    there.
+    """
     _, blocks, columns, m, _ = weight.shape
     window, types = source.shape[1], poses.shape[2]
     parents = query.shape[1]
@@ -78,7 +80,9 @@ def backward_loop(gradient, poses, weight, query, source, rows, together, first,
 
 @compiled
 def _dot(votes, parents, at, size):
-    """sum_d v p of 16 parents, whose `size` elements stand from `at` on; four sums hide the wait for each other."""
+    """Return sum_d v p of 16 parents, whose `size` elements stand from `at` on; four sums hide the wait for each
+    other.
+    """
     a0 = a1 = a2 = a3 = zeros(votes)
     k = at
     while k + 4 * LANES <= at + size * LANES:
@@ -95,7 +99,7 @@ def _dot(votes, parents, at, size):
 
 @compiled
 def _couple(votes, q, count, rows, parents, coupling):
-    """Softmax over parents of their agreement with the child, without what fills the last block up.
+    """Compute: softmax over parents of their agreement with the child, without what fills the last block up.
 
     All agreements come first: a softmax is a long chain of operations, and those of several positions overlap.
     """
@@ -112,7 +116,7 @@ def _couple(votes, q, count, rows, parents, coupling):
 
 @compiled
 def _add(votes, coupling, count, rows, sums):
-    """sums += c v."""
+    """Compute: sums += c v."""
     blocks, height, m, _ = votes.shape
     for t in range(count):
         for x in range(blocks):

@@ -43,7 +43,7 @@ def dynamic(
     class_pose: int = 16,
     iterations: int = 3,
 ) -> CapsuleNetwork:
-    """The dynamic routing network for CIFAR-10 and CIFAR-100 (Tables 4 and 5): CapsNet without a decoder.
+    """Return the dynamic routing network for CIFAR-10 and CIFAR-100 (Tables 4 and 5): CapsNet without a decoder.
 
     9x9 convolution or ResNet backbone -> 9x9 convolution to primary capsules, stride 2 after the one and 1 after the
     other -> class capsules. Scores are their lengths.
@@ -80,7 +80,7 @@ def dynamic_diverse(
     head: str = "linear",
     gain: float | None = None,
 ) -> CapsuleNetwork:
-    """The network of Table 11 with dynamic routing: CapsNet* of figure 5.
+    """Return the network of Table 11 with dynamic routing: CapsNet* of figure 5.
 
     The paper says that layers, neurons and optimiser are those of the vector network. Squash stands for layer norm, a
     layer finishes its iterations before the next begins, and the primary convolution has a bias, as in CapsNet. Weights
@@ -120,7 +120,8 @@ def dynamic_diverse(
 
 
 def keep_length(children: int, parents: int, pose: int) -> float:
-    """Standard deviation of normal weights with which children of length 1/2 make parents of that length at first.
+    """Return standard deviation of normal weights with which children of length 1/2 make parents of that length at
+    first.
 
     Of independent children u, sum_i u_i W_i / parents has the length |u| std sqrt(children * pose) / parents. It is to
     be 2 |u|, since squash then leaves 1/2 as it is.
