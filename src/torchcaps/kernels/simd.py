@@ -70,7 +70,7 @@ def compiled(function: Callable) -> Any:
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
         return njit(nogil=True, error_model="numpy")(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    kept = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
         return njit(nogil=True, error_model="numpy")(function)
     kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
