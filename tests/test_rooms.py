@@ -197,3 +197,13 @@ def test_an_import_in_a_function_has_a_reason() -> None:
     late = [(name, each) for name in MODULES.keys() - {*commands} for inside, each in IMPORTS[name] if inside]
     assert len(late) > 50
     assert [(name, each) for name, each in late if not brought(each) - brought(name) and each not in systems] == []
+
+
+def test_the_page_draws_the_rooms_as_they_are() -> None:
+    """Each once, and none above one that it stands upon."""
+    page = Path(__file__).parent.parent / "docs" / "architecture.md"
+    drawing = page.read_text(encoding="utf-8").partition("```\nsrc/torchcaps/\n")[2].partition("```")[0]
+    drawn = re.findall(r"^  (\w+)(?:/|\.py) ", drawing, re.MULTILINE)
+    assert sorted(drawn) == sorted(ORDER.keys() - {"__main__"})
+    heights = [ORDER[room] for room in drawn]
+    assert heights == sorted(heights, reverse=True)
