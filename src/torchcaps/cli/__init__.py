@@ -108,7 +108,7 @@ def _leave_pipe(error: BrokenPipeError, debug: bool) -> int:
 
 
 def take_imports(args: Sequence[str]) -> list[str]:
-    """`args` without each --import FILE, whose file is imported.
+    """Return `args` without each --import FILE, whose file is imported.
 
     Raises:
         FileNotFoundError, ValueError: where it cannot be, and for --import without a file.

@@ -26,7 +26,7 @@ FUSION = {
 
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
-    """The sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return the sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     images, children, size = poses.shape
     parents, _, columns, m = weight.shape
     rows = size // columns
@@ -46,25 +46,27 @@ def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
 
 
 def by_children(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """A grid of (children, runs of images), and how many images are in a run."""
+    """Return a grid of (children, runs of images), and how many images are in a run."""
     runs = triton.cdiv(PROGRAMS, sizes["children"])
     share = triton.cdiv(triton.cdiv(sizes["count"], runs), sizes["T"]) * sizes["T"]
     return (sizes["children"], triton.cdiv(sizes["count"], share)), share
 
 
 def columns_first(weight: Tensor) -> Tensor:
-    """[j, i, c, m] -> [i, c, j, m]."""
+    """Map [j, i, c, m] -> [i, c, j, m]."""
     return weight.permute(1, 2, 0, 3).contiguous()
 
 
 def parents_first(weight: Tensor) -> Tensor:
-    """[i, c, j, m] -> [j, i, c, m]."""
+    """Map [i, c, j, m] -> [j, i, c, m]."""
     return weight.permute(2, 0, 1, 3).contiguous()
 
 
 @triton.jit
 def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0):
-    """Places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before `last`."""
+    """Return places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before
+    `last`.
+    """
     j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
@@ -74,7 +76,7 @@ def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.
 
 @triton.jit
 def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
-    """Places [t, r] of column c of a child's poses, and which of them exist."""
+    """Return places [t, r] of column c of a child's poses, and which of them exist."""
     r = tl.arange(0, RP)
     return ((image * children + child) * R * C)[:, None] + (r * C)[None, :] + c, (image < last)[:, None] & (r < R)[
         None, :

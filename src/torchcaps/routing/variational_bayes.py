@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -32,12 +33,12 @@ class Posterior(NamedTuple):
 
 
 def digamma(x: Tensor) -> Tensor:
-    """The derivative of log gamma, of x > 0; in exports by `digamma_series`, since ONNX has none."""
+    """Return the derivative of log gamma, of x > 0; in exports by `digamma_series`, since ONNX has none."""
     return digamma_series(x) if torch.compiler.is_exporting() else torch.digamma(x)
 
 
 def digamma_series(x: Tensor) -> Tensor:
-    """`digamma` to within 1e-11: six steps up, then its asymptotic series."""
+    """Return `digamma` to within 1e-11: six steps up, then its asymptotic series."""
     below = sum(1 / (x + n) for n in range(6))
     y = x + 6
     z = 1 / y.square()
@@ -57,7 +58,7 @@ class Standardise(nn.BatchNorm1d):
         super().__init__(types, momentum=momentum, affine=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[b, p, j, d] in the same shape and type; one number of a type is 0."""
+        """Return [b, p, j, d] in the same shape and type; one number of a type is 0."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.training:
             mean, variance = input.mean((0, 1, 3)), input.var((0, 1, 3), correction=0)
@@ -72,7 +73,7 @@ class Standardise(nn.BatchNorm1d):
 
 
 @register_routing
-class VariationalBayes(Routing):
+class VariationalBayes(Routing[Posterior | None]):
     """Posteriors of a Gaussian mixture, one component a parent; priors alpha 1, m 0, kappa 1, Psi 1, nu d + 1.
 
     With R_ij times the children's activations, and R_j their sum: mean mu of the votes, kappa_j = 1 + R_j, m_j = R_j
@@ -137,11 +138,11 @@ class VariationalBayes(Routing):
         return self.parents(found, t), found
 
     def freedom(self, state: Posterior) -> Tensor:
-        """nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
+        """Return nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
         return self.sizes.pose + 1 + state.total
 
     def parents(self, state: Posterior, t: int) -> Capsules:
-        """Capsules of the posterior of iteration `t`."""
+        """Return capsules of the posterior of iteration `t`."""
         d = self.sizes.pose
         entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - expected_log_precision(state, self.freedom(state)))
         cost = expected_log_share(state).exp() * entropy  # [b, p, j]
@@ -152,13 +153,13 @@ class VariationalBayes(Routing):
 
 
 def expected_log_share(state: Posterior) -> Tensor:
-    """E ln pi_j of the Dirichlet posterior over the types at a position, [b, p, j]."""
+    """Return E ln pi_j of the Dirichlet posterior over the types at a position, [b, p, j]."""
     alpha = 1 + state.total
     return digamma(alpha) - digamma(alpha.sum(-1, keepdim=True))
 
 
 def expected_log_precision(state: Posterior, nu: Tensor) -> Tensor:
-    """E ln |Lambda_j| of the Wishart posterior, [b, p, j]."""
+    """Return E ln |Lambda_j| of the Wishart posterior, [b, p, j]."""
     d = state.scale.shape[-1]
     steps = torch.arange(d, device=nu.device, dtype=nu.dtype)
     return digamma((nu.unsqueeze(-1) - steps) / 2).sum(-1) + d * math.log(2) - state.scale.log().sum(-1)

@@ -85,7 +85,7 @@ def _claims(inputs: tuple, gradient: Tensor, sizes: dict[str, int], xnor: bool, 
 
 
 def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
-    """Initial logits and whether there are any."""
+    """Return initial logits and whether there are any."""
     return (state, False) if initial is None else (initial, True)
 
 
@@ -108,7 +108,7 @@ def _votes(
 
 @triton.jit
 def _scale(votes, R, M):
-    """Mean size of a vote's elements, [t, j]."""
+    """Return mean size of a vote's elements, [t, j]."""
     return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
 
 
@@ -211,7 +211,7 @@ def _state_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the state, like `_forward_kernel`'s sums."""
+    """Compute: gradient of the state, like `_forward_kernel`'s sums."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)

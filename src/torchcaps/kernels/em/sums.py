@@ -27,7 +27,7 @@ def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[
 def of_votes(
     d_mean: Tensor, d_variance: Tensor, d_total: Tensor, mean: Tensor, variance: Tensor, total: Tensor, eps: float
 ) -> Result:
-    """What the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
+    """Return what the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
     total = total.unsqueeze(-1)
     least = total.clamp_min(eps)
     of_mean = d_mean - 2 * d_variance * (mean * (1 - total / least))  # mostly 0, however large the gradient is

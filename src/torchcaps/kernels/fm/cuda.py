@@ -47,7 +47,7 @@ def backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift."""
+    """Return gradients for poses, weight, scale and shift."""
     sizes, packed = geometry(poses, weight), columns_first(weight)
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
@@ -59,7 +59,7 @@ def backward(
 
 
 def _strides(affine: Tensor) -> tuple[int, int]:
-    """How far [i | 1, j | 1, d] goes on for the next child and the next parent."""
+    """Return how far [i | 1, j | 1, d] goes on for the next child and the next parent."""
     children, parents, _ = affine.shape
     return (affine.stride(0) if children > 1 else 0), (affine.stride(1) if parents > 1 else 0)
 
