@@ -30,6 +30,9 @@ _ROUTINGS = {  # of models whose options do not name one; a test compares them w
     "em-*": "em",
     "capnet-6-dynamic": "dynamic",
     "capnet-6-em": "em",
+    "efficient-capsnet-*": "self-attention",
+    "self-routing-*": "self-routing",
+    "variational-bayes-*": "variational-bayes",
 }
 
 
@@ -103,7 +106,11 @@ def _by_element(config: Config) -> bool:
     return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
 
 
-_SLOW = ("fm-resnet-*", "cnn-affnist")  # whose batch norm has Keras' momentum, a tenth of torch's
+_SLOW = (
+    "fm-resnet-*",
+    "cnn-affnist",
+    "efficient-capsnet-*",
+)  # whose batch norm has Keras' momentum, a tenth of torch's
 _WITHOUT_NORM = (
     "capsnet",
     "discriminative-*",
@@ -116,7 +123,8 @@ def _norm_momentum(model: ModelConfig) -> float | None:
     if any(fnmatchcase(model.name, pattern) for pattern in _SLOW):
         return 0.01
     without = any(fnmatchcase(model.name, pattern) for pattern in _WITHOUT_NORM)
-    return None if without and routing_of(model) != "fm" else 0.1
+    twin = model.name.endswith("-twin")
+    return None if without and not twin and routing_of(model) != "fm" else 0.1
 
 
 def _few_steps(config: Config) -> bool:
