@@ -26,6 +26,7 @@ from torchcaps.cli.publishing import publish
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
+from torchcaps.cli.warming import warm
 from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
@@ -47,6 +48,7 @@ COMMANDS = {
     "fold": fold,
     "list": list_names,
     "cost": cost,
+    "warm": warm,
     "data": data,
 }
 
