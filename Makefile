@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS := .venv/.docs
 
-.PHONY: demo test test-all lint bench install clean
+.PHONY: demo test test-all lint bench docs install clean
 
 demo: $(STAMP)  ## train a capsule network on real handwritten digits
 	$(BIN)/torchcaps train digits
@@ -20,7 +21,10 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)  ## time what is claimed to be fast; run it while nothing else runs
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/everything.py
+
+docs: $(DOCS)  ## build the site in build/site; a warning or a broken link fails it
+	$(BIN)/python -m sphinx -b html -c docs -n -W --keep-going -q . build/site
 
 install: $(STAMP)
 
@@ -30,5 +34,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $(DOCS)
+
 clean:
-	rm -rf .venv
+	rm -rf .venv build docs/generated docs/tutorials

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.routing.fused import Implementation
 
 LAYERS = {  # as in kernels.py: transform, children, images
     "dynamic": (lambda: LinearTransform(1152, 10, 8, 16), (1152, 8), 128),
@@ -31,13 +32,14 @@ LAYERS = {  # as in kernels.py: transform, children, images
 }
 
 
-def first_step(routing: str, implementation: str) -> tuple[float, Tensor]:
+def first_step(routing: str, implementation: Implementation) -> tuple[float, Tensor]:
     """Seconds of one step, and a number by which forms are compared."""
     transform, children, images = LAYERS[routing]
     torch.manual_seed(0)
-    stack = CapsuleStack([CapsuleLayer(transform(), routing, implementation=implementation)])
+    layer = CapsuleLayer(transform(), routing, implementation=implementation)
+    stack = CapsuleStack([layer])
     poses = torch.randn(images, *children, requires_grad=True)
-    activations = torch.rand(images, *children[:-1]) if stack.layers[0].routing.spec.needs_activations else None
+    activations = torch.rand(images, *children[:-1]) if layer.routing.spec.needs_activations else None
     begun = time.perf_counter()
     result = stack(Capsules(poses, activations))[-1].capsules.poses.square().mean()
     result.backward()

@@ -1,6 +1,7 @@
-"""One of the runs that need a GPU, by name: `python benchmarks/gpu.py NAME`; without a name, what there is.
+"""The runs that need a GPU: `python benchmarks/gpu.py all --minutes 8`, or one by its name; without one, what there is.
 
-It runs from the source tree, whether or not the package is installed. See GPU.md.
+`all` needs torch, Triton, numpy and safetensors only (`gpu_all.py`). They run from the source tree, whether or not the
+package is installed. See GPU.md.
 """
 
 from __future__ import annotations
@@ -20,25 +21,29 @@ TRAINED = {  # in order of worth
     "train-multimnist": "fm/text-multimnist/test",
 }
 RUNS = {
+    "all": ("benchmarks/gpu_all.py",),
     "test-attention": ("tests/interpreted_inverted_attention.py", "cuda"),
     "test-em": ("tests/interpreted_em.py", "cuda"),
+    "test-linear": ("tests/interpreted_linear.py", "cuda"),
+    "test-devices": ("-m", "pytest", "-q", "tests/test_on_device.py", "-m", "device"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
     "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),
-    **{name: ("benchmarks/train.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},
+    **{name: ("benchmarks/cell.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},
 }
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1 or arguments[0] not in RUNS:
+    name, *options = arguments or [""]
+    if name not in RUNS or (options and name != "all"):
         print("\n".join(f"{name:16} {' '.join(command)}" for name, command in RUNS.items()))
         return 2
-    if not torch.cuda.is_available():
+    if name != "all" and not torch.cuda.is_available():
         print(f"torch {torch.__version__} finds no GPU", file=sys.stderr)
         return 1
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     os.chdir(ROOT)
-    os.execve(sys.executable, [sys.executable, *RUNS[arguments[0]]], environment)  # which signals reach
+    os.execve(sys.executable, [sys.executable, *RUNS[name], *options], environment)  # which signals reach
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def measure(row: Row, wanted: int, repeats: int, device: torch.device, machine: 
         "batch_wanted": wanted,
         "iterations": row.iterations,
         "repeats": repeats,
-        "fused": pair.layer.fused,
+        "fused": pair.layer.form(device.type) == "fused",
         "largest_difference": difference,
         "naive_forward_ms": milliseconds(forwards[0]),
         "forward_ms": milliseconds(forwards[1]),

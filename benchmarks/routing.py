@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from statistics import median
 from typing import NamedTuple
 
-import naive
 import torch
+from naive_layer import route_naively
 from report import interleaved, median_ratio, record
 from roofline import Machine, count_operations, measure_machine
 from torch import Tensor
@@ -105,7 +103,7 @@ def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.d
         "batch_wanted": wanted,
         "iterations": iterations,
         "repeats": repeats,
-        "fused": layer.fused,
+        "fused": layer.form(device.type) == "fused",
         "votes_mb": mb(4 * batch * size.positions * vote_elements(size)),
         "held_mb": mb(held[1]),
         "naive_held_mb": mb(held[0]),
@@ -158,49 +156,6 @@ def build(
         layer,
         poses,
     )
-
-
-def route_naively(layer: CapsuleLayer, poses: Tensor, activations: Tensor, iterations: int) -> Tensor:
-    """Parents' poses [b, p, j, d] of all iterations of a layer, through the votes as a tensor."""
-    transform, votes = layer.transform, partial(naive_votes, layer, poses)
-    get = defaultdict(lambda: poses.new_empty(0), layer.routing.named_parameters())
-    norm = get["norm.weight"], get["norm.bias"]
-    betas = get["activation.beta_u"], get["activation.beta_a"]
-    seen = activations.unsqueeze(1)  # in windows, [b, p, i]
-    if isinstance(transform, ConvTransform):
-        seen = naive.conv_windows(activations, transform.shape[1], transform.stride)
-    match layer.routing.spec.name:
-        case "dynamic" | "xnodr" | "uniform":
-            return naive.dynamic(votes(), iterations)
-        case "xnidr" | "xnodr-xnidr":
-            return naive.xnidr(votes(), iterations)
-        case "discriminative":
-            return naive.discriminative(votes(), get["coefficient"])
-        case "em":
-            return naive.em(votes(), seen, *betas, iterations)[0]
-        case "inverted-attention":
-            return naive.inverted_attention(votes(), *norm, iterations)
-        case "inverted-attention-c":
-            return naive.inverted_attention_c(votes(), seen, norm, betas, iterations)[0]
-        case _:
-            return naive.fm(votes(), *norm)[0]
-
-
-def naive_votes(layer: CapsuleLayer, poses: Tensor) -> Tensor:
-    """[b, p, i, j, d], of binarized children and weights where the routing has it so."""
-    transform, name = layer.transform, layer.routing.spec.name
-    rows, weight = transform.rows, transform.weight
-
-    def make(poses: Tensor, weight: Tensor) -> Tensor:
-        if isinstance(transform, ConvTransform):
-            return naive.conv_votes(poses, weight, rows, transform.stride)
-        return naive.linear_votes(poses, weight, rows)
-
-    if name == "xnodr":
-        return make(*naive.xnorized(poses, weight, rows))
-    if name == "xnodr-xnidr":
-        return make(*naive.signs(poses, weight)) * make(*naive.scales(poses, weight, rows))
-    return make(poses, weight)
 
 
 def fitting_batch(size: Size, routing: str, wanted: int, device: torch.device, iterations: int | None = None) -> int:

@@ -36,7 +36,8 @@ from torchcaps.tables.summary import Summary, summarise
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+MADE = {"generated", "tutorials"}  # folders of docs/ that `make docs` makes
+PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if not MADE & {*page.parts}))
 BLOCK = re.compile(r"(<!-- block: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNITS = {"ms": "ms", "mb": "MB", "mib": "MiB", "bytes": "bytes", "seconds": "s", "percent": "%"}
 EARLIER = "earlier form"  # of lines whose code or settings have changed since
@@ -175,7 +176,7 @@ def reproduced(results: str, *patterns: str) -> str:
     return markdown(rows)
 
 
-def core_hours(record: dict[str, Any]) -> float:
+def core_hours(record: Record) -> float:
     """Of one run: what its threads computed, or where an older record does not say, the time that they were held."""
     if record.get("cpu_seconds") is not None:
         return record["cpu_seconds"] / 3600
@@ -190,8 +191,9 @@ def compared(*heads: str) -> str:
 
 
 def discriminative(name: str) -> str:
-    """A table of the page of discriminative routing."""
-    return markdown(getattr(discriminative_blocks, name)())
+    """A table of the page of discriminative routing, or a sentence where it has no line yet."""
+    made = getattr(discriminative_blocks, name)()
+    return made if isinstance(made, str) else markdown(made)
 
 
 def fm(name: str) -> str:

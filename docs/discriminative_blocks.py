@@ -73,3 +73,33 @@ def steps() -> Iterator[Row]:
     yield "", "float32", "the library's precision"
     for name, label in SYSTEMS.items():
         yield label, *(f"{share[f'{name}, {precision}']:.0%}" for precision in ("fp32", "auto"))
+
+
+def transplants() -> Iterator[Row] | str:
+    """Squared error of capsules through another network's decoder, the newest of each; a sentence without lines."""
+    newest = {each["capsules"]: each for each in read_lines(RESULTS / "transplants.jsonl")}
+    if not newest:
+        return "Errors are not measured yet: `python docs/draw_transplants.py` makes lines of them, from runs."
+    return _transplants(newest)
+
+
+def _transplants(newest: dict[str, dict[str, Any]]) -> Iterator[Row]:
+    yield "capsules of", "squared error", "rightly classified (%)"
+    for name, each in newest.items():
+        yield name, f"{each['error']:.1f}", f"{100 * each['right']:.1f}"
+
+
+def newest_kept() -> list[dict[str, Any]]:
+    """The newest line of benchmarks/kept.py for each lambda, from the smallest on."""
+    newest = {each["penalty"]: each for each in read_lines(RESULTS / "kept.jsonl")}
+    return [newest[penalty] for penalty in sorted(newest)]
+
+
+def kept() -> Iterator[Row]:
+    """Capsules that a penalty leaves, and accuracy, beside as many of the first network, chosen afterwards."""
+    lines = newest_kept()
+    afterwards = dict(lines[0]["taken_away"])
+    yield "λ", "capsules left", "trained so (%)", "taken away afterwards (%)"
+    for each in lines:
+        accuracies = (each["test_accuracy"], afterwards[each["kept"]])
+        yield f"{each['penalty']:g}", str(each["kept"]), *(f"{100 * accuracy:.2f}" for accuracy in accuracies)

@@ -2,6 +2,8 @@
 
 python docs/draw_transplants.py RUNS
 
+Each row of the picture is a line of results/transplants.jsonl, with its squared error.
+
 RUNS is where this has put its runs:
 
 torchcaps reproduce discriminative/table2 --cells 'fashion-mnist-*' --budget cpu --seeds 2 --out RUNS
@@ -17,9 +19,13 @@ import torch
 from torchcaps.data import load_data
 from torchcaps.inspect import draw_transplants, transplant
 from torchcaps.inspect.figures import style
-from torchcaps.train import load_run
+from torchcaps.tables.lines import append_line
+from torchcaps.tables.records import config_hash
+from torchcaps.train import RunFolder, load_run
+from torchcaps.train.machine import describe_machine
 
 PICTURES = Path(__file__).parent / "pictures"
+LINES = Path(__file__).parent.parent / "results" / "transplants.jsonl"
 DECODER = "dr.cpu.16-filters-8-types-0"
 NETWORKS = {
     "dynamic,\nanother seed": "dr.cpu.16-filters-8-types-1",
@@ -32,14 +38,26 @@ IMAGES = 2000
 
 def main(runs: Path) -> None:
     folders = {name: runs / f"discriminative.table2.fashion-mnist-{run}" for name, run in NETWORKS.items()}
-    decoder, config = load_run(runs / f"discriminative.table2.fashion-mnist-{DECODER}")
+    own = runs / f"discriminative.table2.fashion-mnist-{DECODER}"
+    decoder, config = load_run(own)
     networks = {name: load_run(folder)[0] for name, folder in folders.items()}
     data = load_data(config.data)
     picked = torch.arange(IMAGES)
     images, labels = data.test.fetch(picked).float() / 255, data.test.targets(picked)
     for name, network in {"its own": decoder, **networks}.items():
-        found = transplant(network, decoder, images, labels)
-        print(f"{' '.join(name.split())}: squared error {found.error:.1f}, {found.right.float().mean():.1%} right")
+        found, run = transplant(network, decoder, images, labels), RunFolder(folders.get(name, own))
+        made = run.read_config()
+        line = {
+            "capsules": " ".join(name.split()),
+            "seed": made.seed,
+            "config_hash": config_hash(made, run.read_revisions()),
+            "images": IMAGES,
+            "error": found.error,
+            "right": found.right.float().mean().item(),
+            "environment": describe_machine(),
+        }
+        append_line(LINES, line)
+        print(f"{line['capsules']}: squared error {found.error:.1f}, {line['right']:.1%} right")
     with style():
         figure = draw_transplants(decoder, networks, images, labels)
     figure.savefig(PICTURES / "transplants-discriminative.png", dpi=110)

@@ -94,10 +94,12 @@ def em(*sizes, whole=False, dot=False, first=False):
 
 QUICK = {  # a case for each kernel
     "dynamic, capsnet": (dynamic, (128, 1152, 1, 8, 16, 10), {"initial": True}),
+    "dynamic, 1000 classes": (dynamic, (128, 1152, 1, 8, 16, 1000), {}),
     "xnidr, mobilenet": (dynamic, (128, 160, 1, 8, 16, 10), {"xnor": True, "binary": True}),
     "fm, resnet": (fm, (128, 64, 4, 4, 4, 32), {}),
     "attention, resnet": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {}),
     "attention, resnet, bfloat16": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"dtype": torch.bfloat16}),
+    "attention, 1000 classes": (attention, (128, 1, 1, 800, 4, 4, 4, 1000, 1, 1, 0), {}),
     "em, resnet over the image": (em, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"whole": True}),
 }
 SLOW = {  # the networks at batch 128, odd sizes and large ones
@@ -107,6 +109,7 @@ SLOW = {  # the networks at batch 128, odd sizes and large ones
     "dynamic, odd": (dynamic, (33, 37, 1, 7, 13, 5), {"initial": True}),
     "dynamic, one of each": (dynamic, (1, 1, 1, 1, 1, 1), {}),
     "dynamic, 100 classes": (dynamic, (128, 1152, 1, 8, 16, 100), {}),
+    "fm, 1000 classes": (fm, (128, 1152, 1, 8, 16, 1000), {}),
     "xnidr": (dynamic, (128, 160, 1, 8, 16, 10), {"xnor": True}),
     "fm, capsnet": (fm, (128, 1152, 1, 8, 16, 10), {}),
     "fm, odd, each": (fm, (33, 37, 3, 3, 5, 7), {"l2": False, "each": True}),
@@ -123,6 +126,8 @@ SLOW = {  # the networks at batch 128, odd sizes and large ones
     "em, capnet-6": (em, (128, 1, 1, 2048, 1, 17, 16, 10, 1, 1, 0), {}),
     "em, odd and padded": (em, (3, 5, 7, 3, 3, 3, 5, 17, 3, 2, 1), {"whole": True}),
     "em, 100 classes": (em, (128, 1, 1, 800, 4, 5, 4, 100, 1, 1, 0), {}),
+    "em, 1000 classes": (em, (128, 1, 1, 800, 4, 5, 4, 1000, 1, 1, 0), {}),
+    "em, 1000 classes, first": (em, (128, 1, 1, 800, 4, 5, 4, 1000, 1, 1, 0), {"first": True}),
     "ablation C, resnet": (em, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"whole": True, "dot": True}),
     "ablation C, classes": (em, (128, 1, 1, 64, 4, 4, 4, 10, 1, 1, 0), {"dot": True}),
 }
@@ -158,6 +163,7 @@ def main():
             for kernel, grid, constants, compiled in launches:
                 line = {"arch": arch, "case": case, "kernel": f"{kernel.fn.__module__}.{kernel.fn.__name__}"}
                 line |= {"grid": list(grid), "warps": constants["num_warps"], "shared": compiled.metadata.shared}
+                line |= {"fusion": constants["enable_fp_fusion"]}  # not what Triton's version has by default
                 print(json.dumps(line | resources(compiled)), flush=True)
 
 

@@ -76,7 +76,8 @@ RUNS: dict[str, Config] = {
     "model resnet18-*": tiny_run("resnet18-cifar10", 8, LOGITS, channels=4),
     "model cnn-affnist": tiny_run("cnn-affnist", 16, LOGITS, width=4, channels=8),
     "model capnet-6-dynamic": tiny_run("capnet-6-dynamic", 16, types=2, channels=4, grid=2),
-    "model capnet-6-em": tiny_run("capnet-6-em", 16, LossConfig("spread"), types=2, channels=4, grid=2),
+    # a few children and a larger rate would make of every rounding another curve
+    "model capnet-6-em": tiny_run("capnet-6-em", 16, LossConfig("spread"), lr=1e-5, types=8, channels=4, grid=4),
     "model cnn-6*": tiny_run("cnn-6", 16, LOGITS, channels=4),
     "model encapnet-6-*": tiny_run("encapnet-6-master-aide", 16, types=4, channels=4),
     "model encapnet-6-*-feedback": tiny_run("encapnet-6-master-feedback", 16, types=4, channels=4, weight=0.1),
@@ -100,6 +101,25 @@ RUNS: dict[str, Config] = {
             "xnodr-xnidr",
         )
     },
+    "transform NormalisedTransform": tiny_run(
+        "fm-resnet-cifar10", 16, blocks=(1, 1, 1), width=4, capsules=(6,), routing="dynamic", batch_norm="child"
+    ),
+    "transform PooledTransform": tiny_run(
+        "attention-simple-cifar10", 16, LOGITS, channels=8, capsules=4, positions="pooled"
+    ),
+    "transform ConvTransform, scrambled": tiny_run(
+        "attention-simple-cifar10", 16, LOGITS, channels=8, capsules=4, scrambled=True
+    ),
+    "model fm-resnet-*, decoder": tiny_run(
+        "fm-resnet-affnist",
+        16,
+        LossConfig("margin", reconstruction=0.0005),
+        blocks=(1, 1),
+        width=4,
+        decoder=True,
+        score="squash",
+        halved=False,
+    ),
     "model mobilenetv2_*": tiny_run("mobilenetv2_035.xnodr", 32),
     **{
         f"model *.{part}.*": tiny_run(f"resnet10t.{part}.xnodr", 32, channels=(8, 8, 8, 16), primary=2)

@@ -9,6 +9,7 @@ import em_cases
 import torch
 from inverted_attention_cases import CASES, distance
 
+from torchcaps.kernels import window_tiles
 from torchcaps.kernels.em import cuda, op
 
 SMALL = {  # as `CASES`: padding and stride, several children and parents, rows and columns that differ
@@ -16,6 +17,8 @@ SMALL = {  # as `CASES`: padding and stride, several children and parents, rows 
     "vector": (1, 2, 3, 2, 1, 2, 3, 3, 2, 1, 0),
     "linear": (3, 1, 1, 3, 2, 1, 2, 3, 1, 1, 0),
 }
+MANY = {"many": (1, 1, 1, 2, 1, 2, 1, 9, 1, 1, 0)}  # parents in tiles, the last of which is not full
+LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0)}
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}  # where clusters are single votes, gradients have four digits
 
@@ -34,12 +37,32 @@ def compare(name, case, dtype, device):
             assert far < TOLERANCE[dtype], f"{name}, {rule}, {scope}, {dtype}: off by {far}"
 
 
+def compare_large(name, case, device):
+    """Where poses are so large that squares of variances would be no numbers of float32."""
+    for scope in ("window", "image"):
+        plain = em_cases.make(case, torch.float32, scope)
+        poses, weight, activations, mean, variance, logit = (x.detach() for x in plain.tensors)
+        given = 1e11 * poses, weight, activations, 1e11 * mean, 1e22 * variance, logit
+        wanted, gradients = em_cases.both(plain._replace(tensors=[x.requires_grad_() for x in given]), fused=False)
+        tensors = [x.detach().to(device).requires_grad_() for x in given]
+        found, own = em_cases.both(plain._replace(tensors=tensors, routing=plain.routing.to(device)))
+        for a, b in zip((*found, *own), (*wanted, *gradients), strict=True):
+            far = distance(a.cpu(), b)
+            assert far < TOLERANCE[torch.float32], f"{name}, {scope}, large: off by {far}"
+
+
 if __name__ == "__main__":
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     if device == "cpu":
         op._home = lambda x: cuda
         cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for name, case in SMALL.items() if device == "cpu" else CASES.items():
+    for name, case in (SMALL if device == "cpu" else CASES | LARGE).items():
         compare(name, case, torch.float64, device)
-    for name, case in {"linear": SMALL["linear"]}.items() if device == "cpu" else CASES.items():
+    for name, case in ({"linear": SMALL["linear"]} if device == "cpu" else CASES | LARGE).items():
         compare(name, case, torch.float32, device)
+    for name, case in SMALL.items():
+        compare_large(name, case, device)
+    if device == "cpu":
+        window_tiles.WIDE = 8
+        for name, case in MANY.items():
+            compare(name, case, torch.float64, device)

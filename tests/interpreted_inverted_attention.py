@@ -8,13 +8,19 @@ import sys
 import torch
 from inverted_attention_cases import CASES, distance, inputs, plain
 
+from torchcaps.kernels import window_tiles
 from torchcaps.kernels.inverted_attention import cuda
 
-SMALL = ("conv-padded", "conv-vector", "linear-matrix", "ones")
+SMALL = {name: CASES[name] for name in ("conv-padded", "conv-vector", "linear-matrix", "ones")}
+MANY = {  # parents in tiles, the last of which is not full, and children in runs
+    "linear-many": (2, 1, 1, 3, 2, 1, 1, 9, 1, 1, 0),
+    "conv-many": (1, 2, 3, 1, 1, 2, 1, 9, 2, 1, 0),
+}
+LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0), "conv-300": (2, 5, 7, 3, 3, 3, 5, 300, 3, 2, 1)}
 
 
-def compare(name, dtype, device):
-    tensors, geometry = inputs(CASES[name], dtype)
+def compare(name, case, dtype, device):
+    tensors, geometry = inputs(case, dtype)
     wanted, gradients, upstream = plain(tensors, geometry)
     upstream, *tensors = (x.detach().to(device) for x in (upstream, *tensors))
     found = [cuda.forward(*tensors, *geometry), *cuda.backward(upstream, *tensors, *geometry)]
@@ -25,7 +31,11 @@ def compare(name, dtype, device):
 
 if __name__ == "__main__":
     device = sys.argv[1] if sys.argv[1:] else "cpu"
-    for name in SMALL if device == "cpu" else CASES:
-        compare(name, torch.float64, device)
-    for name in SMALL[1:2] if device == "cpu" else CASES:
-        compare(name, torch.float32, device)
+    cases = {"": SMALL, "in tiles": MANY} if device == "cpu" else {"": CASES | LARGE}
+    for how, some in cases.items():
+        if how:
+            window_tiles.WIDE, cuda.PROGRAMS = 8, 4
+        for name, case in some.items():
+            compare(name, case, torch.float64, device)
+            if device != "cpu" or name == "conv-vector":
+                compare(name, case, torch.float32, device)

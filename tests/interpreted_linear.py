@@ -1,62 +1,101 @@
-"""The Triton kernels of dynamic routing and FM beside those of the CPU, without a GPU: run with TRITON_INTERPRET=1."""
+"""The Triton kernels of dynamic routing and FM beside the plain forms: `python tests/interpreted_linear.py cuda`.
+
+Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 and no argument.
+"""
+
+import sys
 
 import torch
 
-import torchcaps.kernels.dynamic.cpu as dynamic_cpu
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
-import torchcaps.kernels.fm.cpu as fm_cpu
 import torchcaps.kernels.fm.cuda as fm_cuda
 from torchcaps.capsules import Capsules
-from torchcaps.kernels import tiles
+from torchcaps.kernels import tiles, window_tiles
+from torchcaps.kernels.dynamic.plain import plain as dynamic_plain
+from torchcaps.kernels.fm import plain as fm_plain
 from torchcaps.votes.binary import binary_children, binary_weight
 
-SIZES = {(3, 3, 2, 2, 3, 2): torch.float64, (1, 2, 1, 3, 1, 2): torch.float32}  # b, i, rows, columns, j, m
+SMALL = [(3, 3, 2, 2, 3, 2), (1, 2, 1, 3, 1, 2)]  # b, i, rows, columns, j, m
+MANY = (1, 2, 1, 2, 9, 2)  # parents in tiles, the last of which is not full
+LARGE = [*SMALL, (128, 1152, 1, 8, 10, 16), (33, 37, 3, 3, 7, 5), (17, 64, 4, 4, 32, 4), (5, 19, 1, 8, 1000, 16)]
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
 def equal(name, found, wanted, dtype):
-    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    """To within the rounding of `dtype`, by the largest number of each; `wanted` is in float64, on the CPU."""
     for a, e in zip(found, wanted, strict=True):
         assert (a is None) == (e is None), name
         if e is not None:
-            torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance, msg=name)
+            far = ((a.cpu().double() - e).abs().max() / e.abs().max().clamp_min(1e-30)).item()
+            assert far <= TOLERANCE[dtype], f"{name}, {tuple(e.shape)} in {dtype}: off by {far}"
 
 
-def draw(dtype, *shape):
-    return torch.randn(shape, dtype=dtype)
+def exact(function, inputs, upstream):
+    """What a plain form gives in float64, and its gradients for the tensors among `inputs`; None for what is none."""
+    leaves = [x.double().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
+    outs = function(*leaves)
+    outs = [outs] if isinstance(outs, torch.Tensor) else list(outs)
+    tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+    given = [x.double() for x in upstream]
+    found = iter(torch.autograd.grad(outs, tensors, given, allow_unused=True))
+    gradients = [next(found) if isinstance(x, torch.Tensor) else None for x in leaves]
+    return [x.detach() for x in outs], gradients
 
 
-def dynamic(b, i, r, c, j, m, dtype):
-    poses, weight, gradient = draw(dtype, b, i, r * c), draw(dtype, j, i, c, m), draw(dtype, b, j, r * m)
+def on(device, inputs):
+    return [x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
+def dynamic(b, i, r, c, j, m, dtype, device):
+    def draw(*shape):
+        return torch.randn(shape, dtype=dtype)
+
+    poses, weight, gradient = draw(b, i, r * c), draw(j, i, c, m), draw(b, j, r * m)
     binary = binary_children(Capsules(poses), r).poses, binary_weight(weight)
     for children, matrices, state, initial, xnor, cancel, last in [
         (poses, weight, None, None, False, False, False),
-        (poses, weight, draw(dtype, b, j, r * m), draw(dtype, i, j), True, False, False),
-        (poses, weight, draw(dtype, b, j, r * m), draw(dtype, i, j), False, False, True),
-        (*binary, draw(dtype, b, j, r * m), draw(dtype, i, j), True, True, False),
+        (poses, weight, draw(b, j, r * m), draw(i, j), True, False, False),
+        (poses, weight, draw(b, j, r * m), draw(i, j), False, False, True),
+        (*binary, draw(b, j, r * m), draw(i, j), True, True, False),
     ]:
-        inputs = children, matrices, state, initial, xnor, cancel
-        equal("dynamic", [dynamic_cuda.forward(*inputs)], [dynamic_cpu.forward(*inputs)], dtype)
-        found, wanted = (home.backward(gradient, *inputs, last) for home in (dynamic_cuda, dynamic_cpu))
-        equal("dynamic, backward", found, wanted, dtype)
+        inputs, flags = [children, matrices, state, initial], (xnor, cancel)
+        wanted, gradients = exact(dynamic_plain, [*inputs, *flags, last], [gradient])
+        inputs = on(device, inputs)
+        equal("dynamic", [dynamic_cuda.forward(*inputs, *flags)], wanted, dtype)
+        found = dynamic_cuda.backward(gradient.to(device), *inputs, *flags, last)
+        for a, e, name in zip(found, gradients, ("poses", "weight", "state", "initial"), strict=False):
+            if e is not None:
+                equal(f"dynamic, gradient of {name}", [a], [e], dtype)
 
 
-def fm(b, i, r, c, j, m, dtype):
-    poses, weight = draw(dtype, b, i, r * c), draw(dtype, j, i, c, m)
-    gradients = draw(dtype, b, j, r * m), draw(dtype, b, j, r * m)
+def fm(b, i, r, c, j, m, dtype, device):
+    def draw(*shape):
+        return torch.randn(shape, dtype=dtype)
+
+    poses, weight = draw(b, i, r * c), draw(j, i, c, m)
+    upstream = [draw(b, j, r * m), draw(b, j, r * m)]
     for children, parents, l2 in [(1, 1, True), (i, j, False)]:
-        affine = draw(dtype, children, parents, r * m), draw(dtype, children, parents, r * m)
-        inputs = poses, weight, *affine, l2, 1e-12
-        equal("fm", fm_cuda.forward(*inputs), fm_cpu.forward(*inputs), dtype)
-        equal("fm, backward", fm_cuda.backward(*gradients, *inputs), fm_cpu.backward(*gradients, *inputs), dtype)
-    gradients = draw(dtype, i, j, r * m), draw(dtype, i, j, r * m)
-    equal("moments", fm_cuda.moments(poses, weight), fm_cpu.moments(poses, weight), dtype)
-    inputs = *gradients, poses, weight
-    equal("moments, backward", fm_cuda.moments_backward(*inputs), fm_cpu.moments_backward(*inputs), dtype)
+        inputs = [poses, weight, draw(children, parents, r * m), draw(children, parents, r * m)]
+        wanted, gradients = exact(fm_plain.sums, [*inputs, l2, 1e-12], upstream)
+        inputs = on(device, inputs)
+        equal("fm", fm_cuda.forward(*inputs, l2, 1e-12), wanted, dtype)
+        equal("fm, backward", fm_cuda.backward(*on(device, upstream), *inputs, l2, 1e-12), gradients[:4], dtype)
+    upstream, inputs = [draw(i, j, r * m), draw(i, j, r * m)], [poses, weight]
+    wanted, gradients = exact(fm_plain.moments, inputs, upstream)
+    equal("moments", fm_cuda.moments(*on(device, inputs)), wanted, dtype)
+    equal("moments, backward", fm_cuda.moments_backward(*on(device, upstream + inputs)), gradients, dtype)
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for size, dtype in SIZES.items():
-        dynamic(*size, dtype)
-        fm(*size, dtype)
+    device = sys.argv[1] if sys.argv[1:] else "cpu"
+    if device == "cpu":
+        tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
+    for size in SMALL if device == "cpu" else LARGE:
+        for dtype in (torch.float64, torch.float32) if device != "cpu" or size == SMALL[1] else (torch.float64,):
+            dynamic(*size, dtype, device)
+            fm(*size, dtype, device)
+    if device == "cpu":
+        window_tiles.WIDE = 16
+        dynamic(*MANY, torch.float64, device)
+        fm(*MANY, torch.float64, device)

@@ -353,6 +353,97 @@ def discriminative_parents(seen, coefficient, bias=0.0):
     return squashed(weighted_sum(seen, np.broadcast_to(coefficient, (b, p, *coefficient.shape)), bias))
 
 
+def shrunk(v):
+    """The squash of Mazzia et al. 2021."""
+    length = math.sqrt(sum(x * x for x in v))
+    return (1 - math.exp(-length)) * v / length if length > 0 else 0 * v
+
+
+def self_attention(seen, prior, bias=0.0, exponential=True):
+    """Mazzia et al. 2021, with the Gram matrix of each parent's votes built and its rows summed, as printed."""
+    b, p, i, j, d = seen.shape
+    logits = np.zeros((b, p, i, j))
+    for n, q, s in each_parent(seen):
+        for k in range(i):
+            row = [sum(seen.votes[n, q, k, s] * seen.votes[n, q, other, s]) for other in range(i)]
+            logits[n, q, k, s] = sum(row) / math.sqrt(d)
+    coupling = softmax_over_parents(seen, logits, "window") + prior
+    for n, q, s in each_parent(seen):
+        for k in range(i):
+            if seen.child[q][k] is None:
+                coupling[n, q, k, s] = 0.0
+    total = weighted_sum(seen, coupling, bias)
+    return np.apply_along_axis(shrunk if exponential else squash, -1, total)
+
+
+def self_routing(seen, offset, eps):
+    """Hahn et al. 2019; the last element of a vote is R_ij u_i."""
+    b, p, i, j, d = seen.shape
+    coupling = softmax_over_parents(seen, seen.votes[..., -1] + offset, "window")
+    poses, active = np.zeros((b, p, j, d - 1)), np.zeros((b, p, j))
+    for n, q, s in each_parent(seen):
+        share = [seen.activations[n, q, k] * coupling[n, q, k, s] for k in range(i)]
+        everybody = sum(seen.activations[n, q, k] for k in range(i))
+        active[n, q, s] = sum(share) / max(everybody, eps)
+        for h in range(d - 1):
+            poses[n, q, s, h] = sum(share[k] * seen.votes[n, q, k, s, h] for k in range(i)) / max(sum(share), eps)
+    return poses, active
+
+
+def digamma(x):
+    """By its recurrence to far out, where two terms of the series do."""
+    below = 0.0
+    while x < 1000:
+        below, x = below + 1 / x, x + 1
+    return math.log(x) - 1 / (2 * x) - 1 / (12 * x * x) - below
+
+
+def standardised(x, eps):
+    """[b, p, j, d] by type j over all else, of the batch."""
+    out = np.zeros(x.shape)
+    for s in range(x.shape[2]):
+        group = x[:, :, s].ravel()
+        mean = sum(group) / len(group)
+        variance = sum((y - mean) ** 2 for y in group) / len(group)
+        out[:, :, s] = (x[:, :, s] - mean) / math.sqrt(variance + eps)
+    return out
+
+
+def variational_bayes(seen, iterations, scope, beta_a, beta_u, eps, norm_eps):
+    """Ribeiro et al. 2020 with a diagonal scale; the assignments that no iteration uses are not made."""
+    b, p, i, j, d = seen.shape
+    coupling = softmax_over_parents(seen, np.zeros((b, p, i, j)), "window")
+    m, scale, total = np.zeros((b, p, j, d)), np.zeros((b, p, j, d)), np.zeros((b, p, j))
+    log_share, log_precision = np.zeros((b, p, j)), np.zeros((b, p, j))
+    for t in range(iterations):
+        for n, q, s in each_parent(seen):
+            r = [coupling[n, q, k, s] * seen.activations[n, q, k] for k in range(i)]
+            total[n, q, s] = sum(r)
+            kappa = 1 + sum(r)
+            for h in range(d):
+                v = seen.votes[n, q, :, s, h]
+                mu = sum(r[k] * v[k] for k in range(i)) / max(sum(r), eps)
+                m[n, q, s, h] = sum(r) * mu / kappa
+                around = sum(r[k] * (v[k] - mu) ** 2 for k in range(i))
+                scale[n, q, s, h] = 1 + around + sum(r) / kappa * mu * mu
+        logits = np.zeros((b, p, i, j))
+        for n, q, s in each_parent(seen):
+            nu = d + 1 + total[n, q, s]
+            log_share[n, q, s] = digamma(1 + total[n, q, s]) - digamma(sum(1 + total[n, q, o] for o in range(j)))
+            log_precision[n, q, s] = sum(digamma((nu - h) / 2) for h in range(d)) + d * math.log(2)
+            log_precision[n, q, s] -= sum(math.log(scale[n, q, s, h]) for h in range(d))
+            for k in range(i):
+                gap = seen.votes[n, q, k, s] - m[n, q, s]
+                apart = d / (1 + total[n, q, s]) + nu * sum(gap * gap / scale[n, q, s])
+                density = 0.5 * (log_precision[n, q, s] - d * math.log(2 * math.pi) - apart)
+                logits[n, q, k, s] = log_share[n, q, s] + density
+        if t + 1 < iterations:
+            coupling = softmax_over_parents(seen, logits, scope)
+    entropy = 0.5 * d * math.log(2 * math.pi * math.e) - 0.5 * log_precision
+    logit = standardised((beta_a - beta_u - np.exp(log_share) * entropy)[..., None], norm_eps)[..., 0]
+    return standardised(m, norm_eps), 1 / (1 + np.exp(-logit))
+
+
 def discriminative_step(seen, coefficient, targets, gamma, weight, norm, absent=1.0):
     """Yang et al. 2021, Eq. 13 and 15, with U U' built and summed over the observations as printed.
 

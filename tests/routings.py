@@ -5,6 +5,7 @@ import oracles
 import pytest
 from layers import CASES, seen, seen_binary, transform
 
+from torchcaps.capsules import squash_exponential
 from torchcaps.routing import list_routings
 
 SPECS = {spec.name: spec for spec in list_routings()}
@@ -32,6 +33,12 @@ VARIANTS = [
     ("inverted-attention", {"bias": True}),
     ("inverted-attention-c", {"temperature": 0.5, "scaled": True}),
     ("inverted-attention-c", {"temperature": 0.5, "start": "learnt", "bias": True}),
+    ("self-attention", {}),
+    ("self-attention", {"bias": True, "shrink": "squash"}),
+    ("self-attention", {"prior": False}),
+    ("self-routing", {}),
+    ("variational-bayes", {}),
+    ("variational-bayes", {"scope": "window"}),
     ("discriminative", {}),
     ("discriminative", {"bias": True}),
     ("xnodr", {}),
@@ -90,6 +97,15 @@ def oracle(module, capsules, iterations):
             norm, start = (get["norm.weight"], get["norm.bias"]), get.get("initial", 0.0)
             some = truth, iterations, start, norm, routing.scale, costs(routing, get)
             return oracles.inverted_attention_c(*some, bias)
+        case "self-attention":
+            exponential = routing.shrink is squash_exponential
+            return oracles.self_attention(truth, get.get("prior", 0.0), bias, exponential), None
+        case "self-routing":
+            return oracles.self_routing(truth, get["offset"], routing.eps)
+        case "variational-bayes":
+            norm = routing.pose_norms[0].eps
+            betas = get["beta_a"], get["beta_u"]
+            return oracles.variational_bayes(truth, iterations, routing.scope, *betas, routing.eps, norm)
         case "discriminative":
             return oracles.discriminative_parents(truth, get["coefficient"], bias), None
     raise AssertionError(f"routing {routing.spec.name} has no oracle: write one")

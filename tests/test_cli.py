@@ -119,7 +119,7 @@ def test_flags_are_the_fields_of_the_config(capsys: pytest.CaptureFixture[str]) 
 
     assert main(["train", "digits", "--help-all"]) == 0
     shown = set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
-    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes"}
+    derived = {*(name.replace("_", "-") for name in leaves(Config)), "resume", "dry-run", "max-minutes", "from", "log"}
     assert set(FLAGS) <= derived
     assert derived <= shown
 
@@ -237,7 +237,7 @@ def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsy
 def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     recipe: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchcaps.tables.measure.step_seconds", lambda config, batch, device: 6.0)
+    monkeypatch.setattr("torchcaps.tables.ahead.step_seconds", lambda config, batch, device: 6.0)
     assert main(["train", "tiny", "--epochs", "4", "--batch-size", "100", "--dry-run"]) == 0
     said = capsys.readouterr().out
     seconds = 6 * 4 * (12 + 144 / 100 / 3)

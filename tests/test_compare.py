@@ -11,11 +11,12 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import main, training
-from torchcaps.compare import page
+from torchcaps.compare import examined, page, shares
 from torchcaps.compare.comparison import (
     CONTROLS,
     Comparison,
     all_heads,
+    changed_files,
     choose_heads,
     replace_field,
     settle_data,
@@ -23,10 +24,14 @@ from torchcaps.compare.comparison import (
 )
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.page import apart
-from torchcaps.config import CoefficientConfig, DataConfig, LossConfig, ModelConfig
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
+from torchcaps.examine import examination
+from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
 from torchcaps.routing import list_routings
 from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.records import config_hash
+from torchcaps.tables.summary import Summary
 
 
 @pytest.mark.parametrize("head", all_heads())
@@ -113,7 +118,7 @@ def test_the_table_ranks_by_accuracy_behind_the_controls_and_says_who_beats_them
     lines = [line(comparison, head, a, seed) for head, pair in accuracies.items() for seed, a in enumerate(pair)]
     lines.append(cost(comparison, "em", 3_000_000))
     rows = page.collect(comparison, choose_heads(["em", "dynamic", "fm"]), "cpu", lines)
-    assert [row.head for row in page.ranked(rows)] == ["linear", "uniform", "dynamic", "em", "fm"]
+    assert [row.head for row in page.ranked(rows)] == [*CONTROLS, "em-twin", "dynamic", "em", "fm"]
     text = page.markdown(comparison, rows, "cpu")
     assert "| dynamic | 95.50 ± 0.71 (2) | 96.00 | " in text and "| fm | not run |" in text
     assert "| em | 91.50 ± 0.71 (2) | 92.00 | 1,234 | 3.00 | 5.0 | 7 | 0.50 | 9.0 |" in text
@@ -165,6 +170,19 @@ def test_compare_runs_once_measures_and_draws(tmp_path: Path, monkeypatch: pytes
     assert main(command) == 0
     assert len((results / "runs.jsonl").read_text().splitlines()) == len(lines)
 
+    looked_at = []
+
+    def examine(folder: Path, **_: object) -> Examination:
+        looked_at.append(folder)
+        return Examination("test", 5, 0.5, None, (Placebo("uniform", 0.4, 0.125, 5),))
+
+    monkeypatch.setattr(examination, "examine_run", examine)
+    for _ in range(2):
+        assert main([*command, "--examine"]) == 0
+    assert len(looked_at) == len(set(looked_at)) == len(CONTROLS)
+    written = (results / "compare/small-resnet/digits.md").read_text()
+    assert "## What routing does" in written and "| uniform |  | 12.5 |" in written
+
 
 def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
     assert main(["compare", "--data", "fashion-mnst"]) == 2
@@ -211,3 +229,115 @@ def test_parameters_are_filled_without_costs() -> None:
     (row,) = page.collect(Comparison(data="digits"), ["linear"], "cpu", [])
     model = create_model("small-resnet.linear", in_channels=1, image_size=8)
     assert row.cost is None and row.parameters == sum(weight.numel() for weight in model.parameters())
+
+
+def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """With what there is then, and quietly: the second run may be cut."""
+    table, seen = tmp_path / "results/compare/small-resnet/digits.md", []
+
+    def fill(jobs, settings):
+        for _ in jobs[:2]:
+            settings.finish(tmp_path)
+            seen.append(table.read_text())
+        return 0
+
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr("torchcaps.cli.comparing.fill", fill)
+    words = ["compare", "--data.name", "digits", "--routings", "em", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--results", str(tmp_path / "results")]) == 0
+    assert len(seen) == 2 and all("| em | not run |" in text for text in seen)
+    assert capsys.readouterr().out.count("# Routings on") == 1
+
+
+def test_runs_of_a_changed_file_are_named() -> None:
+    cell = Cell("mine", "mine", "", Train(lambda: Config(imports=("a.py 2", "b.py 1"))), home="compare/x")
+    older = {"cell": "compare/x/mine", "config": {"imports": ["a.py 1", "b.py 1"]}}
+    assert list(changed_files([cell], [older])) == [("mine", "a.py")]
+    for fine in ([], [older | {"cell": "other"}], [older | {"config": {"imports": ["b.py 1", "a.py 2"]}}]):
+        assert list(changed_files([cell], fine)) == []
+
+
+def test_a_row_of_what_routing_does_shows_means_over_the_runs() -> None:
+    one = Examination(
+        "test",
+        10,
+        0.5,
+        3,
+        placebos=(Placebo("one iteration", 0.5, 0.25, 10),),
+        trees=(Trees("a", 5, 2, 1.0), Trees("b", 5, 5, 2.0)),
+        negation=(Negation("stack.0", -1.0, 0.0),),
+        robustness=(Curve("angle", (0.0, 30.0), (0.9, 0.5), (1.0, 0.6)),),
+        equivariance=(Equivariance("angle", 0.5, 5),),
+    )
+    other = replace(one, placebos=(Placebo("one iteration", 0.5, 0.75, 10),), equivariance=())
+    config = Comparison(data="digits").config("em")
+    lines = [
+        {"budget": "examine", "config_hash": config_hash(config), "seed": n, "examination": to_plain(each)}
+        for n, each in enumerate((one, other))
+    ]
+    found = examined.find_examinations(lines, config)
+    assert found == [one, other] and examined.find_examinations(lines, config, [1]) == [other]
+    head, rule, row = examined.describe_examinations({"em": found, "fm": []})[-3:]
+    shown = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert shown["changed by R = 1 (%)"] == "50.0" and shown["by uniform"] == "" and shown["trees a class"] == "3.5"
+    assert shown["told from its negative"] == "0.000" and shown["kept at 30\u00b0 (%)"] == "60.0"
+    assert shown["R\u00b2 of the angle |"] == "0.500 |" and rule.count("---") == len(examined.COLUMNS) + 1
+    assert examined.describe_examinations({"em": []}) == []
+
+
+def test_shares_of_the_data_make_rows_with_more_passes() -> None:
+    comparison = Comparison(data="cifar10", fractions=(0.01, 1))
+    cells = {cell.name: cell for cell in comparison.cells(["linear", "em"])}
+    assert list(cells) == [f"{head}@data.fraction={share}" for head in ("linear", "em") for share in ("0.01", "1")]
+    few, whole = (cells[f"em@data.fraction={share}"] for share in ("0.01", "1"))
+    assert few.how.build().data.fraction == 0.01 and few.how.build().epochs == 10 * whole.how.build().epochs
+    assert apply_budget(few.how.build(), "cpu", few).epochs == 100
+    assert apply_budget(few.how.build(), "fast", few).epochs == 10 * 30
+    assert apply_budget(few.how.build(), "smoke", few).data.fraction == 1
+    (base,) = Comparison(data="cifar10").cells(["em"])
+    assert config_hash(whole.how.build()) == config_hash(base.how.build())
+
+
+def test_depths_make_rows_of_heads_with_capsules() -> None:
+    comparison = Comparison(data="digits", depths=(1, 3))
+    cells = {cell.name: cell.how.build() for cell in comparison.cells(["linear", "dynamic", "dynamic-twin"])}
+    assert list(cells) == [
+        "linear@depth=1",
+        *(f"{head}@depth={depth}" for head in ("dynamic", "dynamic-twin") for depth in (1, 3)),
+    ]
+    assert "hidden" not in cells["dynamic@depth=1"].model.options
+    assert cells["dynamic@depth=3"].model.options["hidden"] == (16, 16)
+    model = create_model("small-resnet.dynamic", image_size=16, width=4, hidden=(3, 2))
+    assert [each.transform.sizes.parents for each in model.head.stack.layers] == [3, 2, 10]
+    with pytest.raises(ValueError, match=r"hidden is \(0,\); each layer must have at least 1 capsule"):
+        create_model("small-resnet.dynamic", image_size=16, hidden=(0,))
+
+
+def test_one_thing_is_varied_at_a_time() -> None:
+    with pytest.raises(ValueError, match="give one of --sweep, --fractions and --depth"):
+        Comparison(fractions=(0.1,), depths=(1,)).cells(["linear"])
+    with pytest.raises(ValueError, match=r"fractions are \(0.0,\); each is a share above 0, at most 1"):
+        Comparison(fractions=(0.0,)).cells(["linear"])
+    with pytest.raises(ValueError, match=r"depths are \(0,\); there is at least 1 layer"):
+        Comparison(depths=(0,)).cells(["linear"])
+
+
+def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None:
+    def row(head: str, *values: float) -> page.Row:
+        return page.Row(head, Summary("cpu", "", values, (), False), None)
+
+    rows = [row("em@data.fraction=1", 0.9, 0.8), row("em@data.fraction=0.1", 0.5), row("linear@data.fraction=1")]
+    curves = shares.by_share(rows)
+    assert [point[0] for point in curves["em"]] == [0.1, 1.0] and list(curves) == ["em"]
+    axes = shares.draw_shares(rows).axes[0]
+    assert axes.get_xscale() == "log" and [text.get_text() for text in axes.get_legend().get_texts()] == ["em"]
+    assert shares.suffix(Comparison(fractions=(1,))) == "-fractions" and shares.suffix(Comparison()) == ""
+
+
+def test_activations_and_gradients_stand_by_layer() -> None:
+    layers = tuple(
+        CapsuleLayerFacts(f"stack.{n}", "em", (0.5,), (0.0,), (0.1,), 0.25 * (n + 1), 0.0, 0.01, 0.0) for n in range(2)
+    )
+    lines = examined.describe_depth({"em@depth=2": [Examination("test", 1, 1.0, 3, layers=layers)], "fm": []})
+    assert lines[-2:] == ["| em@depth=2 | stack.0 | 0.25 | 0.01 |", "| em@depth=2 | stack.1 | 0.5 | 0.01 |"]
+    assert examined.describe_depth({"fm": []}) == []

@@ -13,7 +13,7 @@ import torch
 from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
-from torchcaps.data.splits import DRAWS, ORDER, mix, permutation, stratified
+from torchcaps.data.splits import DRAWS, ORDER, equal_share, mix, permutation, stratified
 from torchcaps.papers import find_cell
 from torchcaps.tables.measure import image_shape
 
@@ -312,3 +312,24 @@ class TestPad:
     def test_sides_that_cannot_be(self, changes, message):
         with pytest.raises(ValueError, match=message):
             load_data(DataConfig(**changes))
+
+
+def test_a_fraction_has_as_many_images_of_each_class_and_is_a_part_of_a_larger_one() -> None:
+    whole, half, few = (load_data(DataConfig("digits", fraction=share)).train for share in (1.0, 0.5, 0.05))
+    counts = torch.bincount(few.labels)
+    assert len(few) == round(0.05 * len(whole)) and counts.max() - counts.min() <= 1
+    assert {each.numpy().tobytes() for each in few.pixels} <= {each.numpy().tobytes() for each in half.pixels}
+    again, other = (load_data(DataConfig("digits", fraction=0.05, split_seed=seed)).train for seed in (0, 1))
+    assert torch.equal(again.pixels, few.pixels) and not torch.equal(other.pixels, few.pixels)
+    validation = [load_data(DataConfig("digits", fraction=share)).validation.labels for share in (1.0, 0.05)]
+    assert torch.equal(*validation)
+
+
+def test_fractions_that_cannot_be_are_named() -> None:
+    assert equal_share(torch.tensor([0, 0, 0, 2, 2, 2]), 0.5, 0).shape == (3,)
+    wrong = {0.0: "a share above 0, at most 1", 1.5: "a share above 0", 0.001: "fewer than the 10 classes"}
+    for share, said in wrong.items():
+        with pytest.raises(ValueError, match=rf"data.fraction (is )?{share}.*{said}"):
+            load_data(DataConfig("digits", fraction=share))
+    with pytest.raises(ValueError, match="it is of stored images that show one class each"):
+        load_data(DataConfig("multimnist", compose=ComposeConfig(base="digits", epoch=20, held=10), fraction=0.5))

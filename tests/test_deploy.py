@@ -24,6 +24,7 @@ from torchcaps.deploy.classifier import Answer
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
+from torchcaps.models import Model
 from torchcaps.train import RunFolder
 from torchcaps.train import fit as fit_run
 
@@ -84,7 +85,7 @@ def test_a_classifier_names_what_it_says(run: Path, tmp_path: Path) -> None:
     assert one.top(5) == [(name, one.probabilities[name]) for name in CLASSES]
     capsule = one.capsules["cat"]
     assert capsule.pose.shape == (16,) and capsule.activation == pytest.approx(one.scores["cat"], abs=1e-6)
-    assert isinstance(classifier.model, torchcaps.Model) and not classifier.model.training
+    assert isinstance(classifier.model, Model) and not classifier.model.training
     assert classifier.classes == CLASSES and classifier.manifest.data.name == "folder:images"
 
 
@@ -131,10 +132,12 @@ def same(one: list, other: list) -> None:
 def test_weights_alone_and_onnx_answer_as_the_run(colour_run: Path, tmp_path: Path) -> None:
     images = [*(pictures(tmp_path / "new", colour=True) / "cat").iterdir()]
     wanted = torchcaps.load(colour_run)(images)
-    alone = shutil.copy(colour_run / "best" / "model.safetensors", tmp_path / "alone.safetensors")
+    alone = str(shutil.copy(colour_run / "best" / "model.safetensors", tmp_path / "alone.safetensors"))
     same(torchcaps.load(alone)(images), wanted)
     export_onnx(colour_run, tmp_path / "model.onnx")
     same(torchcaps.load(tmp_path / "model.onnx")(images), wanted)
+    assert main(["export", alone, "--format", "pt2", "--out", str(tmp_path / "alone.pt2")]) == 0  # needs no run
+    same(torchcaps.load(tmp_path / "alone.pt2", trusted=True)(images), wanted)
     with pytest.raises(ValueError, match="which has no module"):
         torchcaps.load(tmp_path / "model.onnx").model  # noqa: B018
     with pytest.raises(ValueError, match=r"device is 'cuda', but .*model.onnx is computed on the CPU"):
@@ -169,16 +172,19 @@ def as_people_have_them(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize(("fit", "colour"), [("stretch", "rgb"), ("crop", "grey"), ("pad", "rgb")])
 def test_pictures_as_people_have_them_get_equal_answers_everywhere(
-    fit: Literal["stretch", "crop", "pad"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fit: Literal["stretch", "crop", "pad"],
+    colour: Literal["grey", "rgb"],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A folder that is trained on, torch and ONNX Runtime read them as one and the same input."""
     images = pictures(tmp_path / "images", colour=True, size=(12, 20))
     given = as_people_have_them(tmp_path / "given")
     shutil.copytree(tmp_path / "given", images / "cat", dirs_exist_ok=True)
-    config = tiny_config(tmp_path / "runs", model=SMALL, epochs=1, batch_size=4,
-                         data=DataConfig(f"folder:{images}", image_size=12, fit=fit, ground="#204060"))  # fmt: skip
+    data = DataConfig(f"folder:{images}", image_size=12, fit=fit, colour=colour, ground="#204060")
+    config = tiny_config(tmp_path / "runs", model=SMALL, epochs=1, batch_size=4, data=data)
     folder = fit_run(config).folder
     loaded, by_name = load_data(config.data), {}
     for split in (loaded.train, loaded.validation, loaded.test):
@@ -189,7 +195,7 @@ def test_pictures_as_people_have_them_get_equal_answers_everywhere(
     classifier = torchcaps.load(moved)
     for path in given:
         assert np.array_equal(classifier.read(path), by_name[path.name].numpy()), path.name
-    if fit == "pad":  # what computes knows nothing of it
+    if fit != "stretch":  # what computes knows nothing of it, but of colours
         export_onnx(moved, tmp_path / "model.onnx")
         wanted = classifier(given)
         same(torchcaps.load(tmp_path / "model.onnx")(given), wanted)
@@ -270,6 +276,23 @@ def test_scores_become_probabilities_as_the_run_says(form: ScoreForm, expected: 
     np.testing.assert_allclose(list(said.probabilities.values()), expected.numpy(), atol=1e-6)
 
 
+def test_scores_that_are_no_probabilities_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    for scores, form, said in (
+        ([2.5, 3.5, 0.2], ScoreForm("logit", "none"), True),
+        ([0.5, 0.9, 0.2], ScoreForm("length", "none"), False),
+        ([2.5, 3.5, 0.2], ScoreForm("logit", "softmax"), False),
+    ):
+        monkeypatch.setattr("torchcaps.deploy.load", lambda *_, s=scores, f=form: classifier_of([s], f))
+        assert main(["predict", "any", str(tmp_path)]) == 0
+        printed = capsys.readouterr()
+        assert " b " in printed.out
+        assert ("1 of 1 pictures have scores above 1, which are read as 1" in printed.err) == said
+    assert "no probabilities" in ScoreForm("logit", "none").reading
+
+
 def test_scores_of_several_views_are_averaged() -> None:
     classifier = classifier_of(
         [[0.0, 1.0, 0.0]] * 5 + [[1.0, 0.0, 0.0]] * 5, ScoreForm("length", "none"), crop=2, views=10
@@ -306,6 +329,8 @@ def test_a_run_of_format_1_answers_while_its_data_are_there(tmp_path: Path, capl
     run.write("model.json", {"name": "tiny", "num_classes": 2, "in_channels": 1, "image_size": [12, 12]})
     assert torchcaps.load(run.path)(images / "dog" / "0.png").scores == wanted.scores
     assert "it does not say the names of the classes, mean and std of the training images" in caplog.text
+    export_pt2(run.path, tmp_path / "old.pt2")  # of which the same is known
+    assert torchcaps.load(tmp_path / "old.pt2", trusted=True)(images / "dog" / "0.png").label == wanted.label
     shutil.move(images, tmp_path / "gone")
     with pytest.raises(ValueError, match="cannot answer for a picture: it does not say mean and std of the training"):
         torchcaps.load(run.path)

@@ -6,6 +6,7 @@ from exporting import onnx_error
 
 from torchcaps import create_model
 from torchcaps.capsules import Capsules, lengths, squash
+from torchcaps.cost import count_cost
 from torchcaps.encapnet.capconv import VERSIONS
 from torchcaps.models.encapnet import six
 from torchcaps.models.encapnet.six import BiasedTransform, RepeatedTransform
@@ -182,13 +183,23 @@ def test_em_votes_of_a_matrix_for_each_child_are_those_of_shared_ones(monkeypatc
 
 @pytest.mark.parametrize("types", [4, 16])
 def test_capnets_classes_start_short_and_depend_on_the_image(types):
-    """Lengths within reach of the squash at each size; a bias as large as the weights made them 93 % constant."""
+    """Lengths within reach of the squash at each size; a bias as large as the weights made them 93 % constant.
+
+    Votes four times as long would saturate it, and with a third of them nothing would be left.
+    """
     torch.manual_seed(0)
     model = create_model("capnet-6-dynamic", in_channels=3, image_size=32, types=types, channels=8, grid=4)
-    poses = model(torch.rand(16, 3, 1, 1) * torch.rand(16, 3, 32, 32)).capsules[-1].poses.flatten(1)
+    images = torch.rand(16, 3, 1, 1) * torch.rand(16, 3, 32, 32)
+    poses = model(images).capsules[-1].poses.flatten(1)
     varying = poses.var(0).sum() / poses.square().mean(0).sum()
     assert 0.01 < lengths(poses.unflatten(1, (10, -1))).mean() < 0.5
     assert varying > 0.1
+    found = []
+    for times in (4, 1 / 12):  # a third, after the four
+        for layer in model.stack.layers:
+            layer.transform.weight.data *= times
+        found.append(lengths(model(images).capsules[-1].poses))
+    assert found[0].min() > 0.95 and found[1].mean() < 0.001
 
 
 def test_gradients_of_em_routing_agree_from_batch_to_batch():
@@ -256,3 +267,11 @@ def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError) as error:
         narrow(name, **options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["capnet-6-em", "capnet-6-dynamic"])
+def test_a_larger_image_costs_its_convolutions_and_no_more_capsules(name):
+    """Votes of the fifth layer would grow with the fourth power of the side: two images of 64 pixels took minutes."""
+    small, large = (count_cost(name, image_size=side, in_channels=3, **NARROW[name]) for side in (32, 64))
+    assert large.parameters == small.parameters
+    assert large.multiply_adds < 4.1 * small.multiply_adds

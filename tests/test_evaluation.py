@@ -81,6 +81,7 @@ def test_measures_are_those_of_the_run(
     with (tmp_path / "measures" / "confusion.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["shown", *CLASSES], ["bee", "4", "0", "0"], ["cat", "0", "4", "0"],
                                           ["dog", "0", "0", "4"]]  # fmt: skip
+    assert (tmp_path / "measures" / "top-k.csv").read_text() == "k,accuracy\n1,1.0\n2,1.0\n"
 
 
 def test_renamed_classes_are_an_error_that_shows_both_lists(
@@ -94,6 +95,19 @@ def test_renamed_classes_are_an_error_that_shows_both_lists(
     assert "the classes [cat, dog, wasp], and the model [bee, cat, dog]: 'wasp' is none of the model's" in shown
 
 
+def test_that_an_older_run_does_not_know_its_classes_is_said(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Renamed ones cannot be noticed there."""
+    folder, images = run
+    held = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(held["model"]))
+    shutil.move(images / "bee", images / "wasp")
+    record, _ = said(capsys, folder)
+    assert "does not say the names of its classes: those of the data are taken in their order" in caplog.text
+    assert record["accuracy"] < 0.5 and record["of_run"] is None
+
+
 def test_changed_pictures_are_said_and_moved_ones_are_not(
     run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -104,6 +118,10 @@ def test_changed_pictures_are_said_and_moved_ones_are_not(
     (folder / "config.json").write_text(json.dumps(plain))
     record, err = said(capsys, folder)
     assert record["of_run"] is True and err == ""
+    again = shutil.copytree(moved, tmp_path / "again")
+    assert said(capsys, folder, "--data.name", f"folder:{again}")[0]["of_run"] is True  # wherever they lie
+    record, err = said(capsys, folder, "--data.limit", "6")
+    assert record["of_run"] is False and "not those of the run: they were changed since, or these flags choose" in err
     for n in range(20):
         Image.new("L", (8, 8), n).save(Path(moved) / "cat" / f"{n}.png")
     record, err = said(capsys, folder)
@@ -117,7 +135,7 @@ def test_other_data_are_matched_by_name_and_read_as_the_run_reads(
     """In colour, larger, with one class missing: labels 0 and 1 there are 0 and 2 here."""
     other = pictures(tmp_path / "other", ("bee", "dog"), colour=True, side=16, seed=1)
     record, _ = said(capsys, run[0], "--data.name", f"folder:{other}", "--split", "all")
-    assert (record["images"], record["of_run"], record["split"]) == (40, None, "all")
+    assert (record["images"], record["of_run"], record["split"]) == (40, False, "all")
     found = {each["class"]: (each["images"], each["found"]) for each in record["by_class"]}
     assert found["cat"] == (0, 0) and found["bee"][0] == found["dog"][0] == 20
     assert record["accuracy"] >= 0.95

@@ -15,7 +15,7 @@ from tiny import tiny_config
 from torch import nn
 
 from torchcaps import create_model
-from torchcaps.config import ModelConfig
+from torchcaps.config import LossConfig, ModelConfig
 from torchcaps.encapnet.sinkhorn import kl_divergence
 from torchcaps.layers.gather import gather_batch
 from torchcaps.losses import build_criterion, multi_hot
@@ -23,7 +23,7 @@ from torchcaps.models.encapnet.feedback import Feedback, WithFeedback, stage_sha
 from torchcaps.models.encapnet.six import AsCapsules
 from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.train import fit
-from torchcaps.train.machine import build_fabric, launch
+from torchcaps.train.processes import build_fabric, launch
 
 NARROW = {
     "encapnet-v1": {"types": 2, "lengths": (1, 1), "poses": (2, 4)},
@@ -105,6 +105,21 @@ def test_the_penalty_is_lambda_times_the_sum_of_the_units(name: str, units: int)
     for key, weight in model.named_parameters():
         if not key.startswith("network.head"):
             assert weight.grad is not None and weight.grad.isfinite().all(), key
+
+
+def test_at_the_papers_weight_the_units_gradient_outweighs_that_of_the_classes() -> None:
+    """At the start, of the narrowed network of the evidence."""
+    torch.manual_seed(0)
+    options = {"types": 4, "channels": 8}
+    model = create_model("encapnet-6-master-aide-feedback", in_channels=3, image_size=32, **options).train()
+    output, targets = model(images(16, 32)), multi_hot(torch.arange(16) % 10, 10)
+    classes = build_criterion(LossConfig("margin"))(output._replace(aux={}), images(16, 32), targets)
+    weights = [value for name, value in model.network.named_parameters() if not name.startswith("head")]
+    norms = []
+    for loss in (classes, output.aux["penalty"]):
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        norms.append(torch.cat([each.flatten() for each in found if each is not None]).norm())
+    assert model.feedback.weight == 10 and norms[1] > 20 * norms[0]
 
 
 def test_a_critic_sees_each_batch_once() -> None:

@@ -393,3 +393,17 @@ def test_sums_start_where_the_squash_has_a_slope(name, routing):
     model = create_model(name, image_size=32, in_channels=1, width=4, routing=routing)
     lengths = model(torch.rand(32, 1, 32, 32)).scores
     assert 0.2 < lengths.mean() < 0.8
+
+
+def test_classes_start_nearly_one_long_where_batch_norm_has_a_gain_of_one():
+    """Why it has another: there the squash is flat."""
+    torch.manual_seed(0)
+    model = create_model("fm-resnet-affnist", image_size=32, width=4, routing="dynamic")
+    nn.init.ones_(model.stack.layers[0].transform.norm.weight)
+    assert model(torch.rand(32, 1, 32, 32)).scores.min() > 0.9
+
+
+def test_classes_of_em_routing_start_nearly_equal():
+    torch.manual_seed(0)
+    scores = create_model("fm-resnet-affnist", image_size=40, width=4, routing="em")(torch.rand(16, 1, 40, 40)).scores
+    assert (scores.amax(1) - scores.amin(1)).max() < 0.05

@@ -53,7 +53,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(
             torchcaps.train,
             "fit",
-            lambda config, resume=False, *rest: clip(replace(config, epochs=min(config.epochs, 2)), resume, *rest),
+            lambda config, resume=False, *rest, **more: clip(
+                replace(config, epochs=min(config.epochs, 2)), resume, *rest, **more
+            ),
         )
         yield place
 

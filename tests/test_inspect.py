@@ -12,28 +12,30 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, lengths
 from torchcaps.cli import parse_flags
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import Config, DataConfig, LossConfig
 from torchcaps.data import load_data
-from torchcaps.inspect import (
+from torchcaps.inspect import decode_classes, pose_sweep, trace_routing
+from torchcaps.inspect.couplings import Box, share_maps
+from torchcaps.inspect.examples import CLASSES, _classes, look_into
+from torchcaps.inspect.measured import (
     Measured,
+    Watch,
     calibrate,
+    calibrate_measured,
+    choose_right,
     class_accuracy,
     confusion,
-    decode_classes,
-    pose_sweep,
-    trace_routing,
+    measure,
+    to_probabilities,
     worst,
 )
-from torchcaps.inspect.couplings import Box, share_maps
-from torchcaps.inspect.examples import look_into
-from torchcaps.inspect.measured import choose_right, measure, to_probabilities
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
 from torchcaps.models import Model, Output, create_model
 from torchcaps.papers import create_recipe
 from torchcaps.report import reproduce_command
 from torchcaps.routing import Step, list_routings
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 SHARED = [spec.name for spec in list_routings() if spec.couplings]
 SMALL = {"channels": 4, "primary": 2, "kernel": 3, "class_pose": 4}
@@ -44,7 +46,7 @@ class Two(Model):
 
     def __init__(self, routing: str):
         super().__init__()
-        self.primary = PrimaryCaps(1, 2, 4, kernel=3, stride=1)
+        self.primary = PrimaryCapsules(1, 2, 4, kernel=3, stride=1)
         conv = ConvTransform(2, 3, 4, 4, kernel=3, stride=2, padding=1)
         linear = LinearTransform(3 * 3 * 4, 4, 4, 5)
         self.stack = CapsuleStack([CapsuleLayer(conv, routing), CapsuleLayer(linear, routing)])
@@ -154,10 +156,30 @@ def test_calibration_by_hand() -> None:
     torch.testing.assert_close(to_probabilities(scores, "cross-entropy"), scores.softmax(1))
 
 
+def test_of_scores_above_one_the_highest_wins() -> None:
+    """Cut to [0, 1] they are equal, and the first class was taken for the one that is said."""
+    scores, labels = torch.tensor([[1.2, 1.5, 0.0], [3.0, 1.1, 2.0]]), torch.tensor([1, 0])
+    watch = Watch(LossConfig("margin"))
+    watch(scores, labels)
+    found = watch.measured()
+    assert found.right.all() and found.probabilities[:, :2].eq(1).all()
+    calibration = calibrate_measured(found)
+    assert calibration.error == 0 and calibration.accuracy[-1] == 1
+    many = torch.tensor([2.0, 1.0, 3.0, 0.5, *[0.0] * CLASSES])
+    assert _classes(many, torch.arange(len(many)) == len(many) - 1) == [
+        2,
+        0,
+        1,
+        3,
+        *range(4, CLASSES - 1),
+        len(many) - 1,
+    ]
+
+
 def test_worst_are_sure_and_wrong_and_right_ones_differ_in_class() -> None:
     hot = torch.eye(2, dtype=torch.bool)
     p = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.9, 0.1]])
-    measured = Measured(p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False, torch.zeros(5))
+    measured = Measured(p, p, hot[[1, 1, 0, 1, 0]], hot[[0, 0, 0, 1, 0]], torch.arange(5), False, torch.zeros(5))
     assert worst(measured, 9).tolist() == [0, 1]
     assert choose_right(measured, 2).tolist() == [2, 3]
     assert choose_right(measured, 9).tolist() == [2, 3, 4]

@@ -21,8 +21,9 @@ from torchcaps.config import Config, ScheduleConfig
 from torchcaps.papers import registry
 from torchcaps.train import Interrupted, fit, loop
 from torchcaps.train.checkpoint import load_state, present
+from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interruption
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 CLOCK = ("seconds", "images_per_second")
@@ -247,6 +248,6 @@ def test_a_stopped_process_holds_nothing_of_its_run(tmp_path: Path, monkeypatch:
     config = tiny_config(tmp_path)
     fabric, interruption = build_fabric(config), Interruption()
     interruption.asked = True
-    stopped = loop._train(config, False, interruption, (), fabric)
+    stopped = loop._train(config, False, interruption, (), Given(), fabric)
     assert isinstance(stopped, Interrupted) and str(stopped).startswith("stopped after step 1 of")
     assert len(trainers) == 1 and trainers[0]() is None

@@ -209,6 +209,21 @@ def test_the_ablations_learn_in_all_their_parameters(ablation, iterations):
     assert same == (ablation == {"schedule": "sequential"} and iterations == 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "times"), [("attention-simple-cifar10", 3), ("attention-diverse-multimnist-vector", 5)]
+)
+def test_undivided_agreements_spread_the_first_couplings_several_times_as_far(name, times):
+    """Of 16 elements and of 64: the relative spread over the classes, in the first step that routes."""
+    spread = {}
+    for scaled in (True, False):
+        torch.manual_seed(0)
+        model, couplings = create_model(name, channels=16, capsules=4, scaled=scaled), []
+        primary = model.primary(model.backbone(torch.randn(2, 3, *model.origin["image_size"])))
+        model.stack(primary, visit=lambda level, t, step, found=couplings: found.append(step.coupling))
+        spread[scaled] = (couplings[-1].std(-1) / couplings[-1].mean(-1)).mean()
+    assert spread[False] > times * spread[True]
+
+
 def test_a_convolutional_parent_sees_nine_positions():
     """The authors' code mixes pose and position: its parents see dozens."""
     model = narrow("attention-simple-cifar10")

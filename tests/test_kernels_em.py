@@ -174,6 +174,18 @@ def test_extremes(what, scope, rule):
     assert all(torch.isfinite(x).all() for x in (*outs, *grads.values()))
 
 
+@every_scope
+@pytest.mark.parametrize("larger", [1e8, 1e10, 1e11])
+@pytest.mark.parametrize("name", ["conv-padded", "linear-matrix"])
+def test_gradients_are_finite_wherever_the_plain_ones_are(name, larger, scope):
+    """Up to some 1e19 squares of poses are numbers, and squares of variances only up to 1e9."""
+    module, (poses, activations) = CapsuleStack([any_layer(name, "em", scope=scope)], 3).float(), children(name)
+    found = [outcome(each, larger * poses.float(), activations.float())[:2] for each in (module, twin(module))]
+    (outs, grads), (plain_outs, plain_grads) = ((x, list(y.values())) for x, y in found)
+    for a, b in zip((*outs, *grads), (*plain_outs, *plain_grads), strict=True):
+        assert b.isfinite().all() and a.isfinite().all() and distance(a, b) < 1e-3
+
+
 @every_rule
 def test_what_is_no_number_stays_so_and_stays_in_its_image(rule):
     layer, (poses, activations) = any_layer("linear-matrix", rule), children("linear-matrix")

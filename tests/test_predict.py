@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -67,11 +69,11 @@ def test_all_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(rows[0]) == ["picture", *(f"{what}{n}" for n in ("", "_2", "_3", "_4", "_5")
                                           for what in ("label", "probability"))]  # fmt: skip
     lines = said[""].splitlines()
-    assert lines[0].split() == ["picture", "class", "probability"] and len(lines) == 3
+    assert lines[0].split() == ["picture", "class", "length"] and len(lines) == 3
     for record, row, line in zip(records, rows, lines[1:], strict=True):
         assert (row["picture"], row["label_2"]) == (record["picture"], record["top"][1]["label"])
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
-        assert line.split()[:3] == [record["picture"], record["label"], f"{record['probability']:.1%}"]
+        assert line.split()[:3] == [record["picture"], record["label"], f"{record['probability']:.2f}"]
         assert "then " + record["top"][1]["label"] in line
 
 
@@ -96,11 +98,42 @@ def test_a_list_is_read_from_standard_input(
     assert found == ["pictures/b.JPG", "pictures/below/c.bmp", "pictures/a.png"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_names_do_not_steer_the_terminal(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = "red\x1b[31m.png"
     Image.new("L", (8, 8)).save(place / name)
-    assert main(["predict", "runs/tiny-0", name]) == 0
-    assert "\x1b" not in capsys.readouterr().out
+    bad = place / "bad\x1b[32m.png"
+    bad.write_bytes(b"no picture")
+    assert main(["predict", "runs/tiny-0", name, str(bad)]) == 0
+    said = capsys.readouterr()
+    assert "red\\x1b[31m.png" in said.out and "bad\\x1b[32m.png" in said.err and "\x1b" not in said.out + said.err
+    with redirect_stdout(Terminal()) as shown:
+        assert main(["predict", "runs/tiny-0", name, "--csv"]) == 0
+    assert "red\\x1b[31m.png" in shown.getvalue()
+    assert main(["predict", "runs/tiny-0", name, "--csv"]) == 0
+    assert name in capsys.readouterr().out  # which is data, and no terminal
+
+
+def test_what_is_not_there_or_is_a_pipe_is_passed_over(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line of a long list ended all of it, and to open a pipe waited for ever."""
+    (place / "mixed").mkdir()
+    os.mkfifo(place / "mixed" / "pipe.png")
+    Image.new("L", (8, 8)).save(place / "mixed" / "plain.png")
+    bad = "red\x1b[31m.png"
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"gone.png\nmixed\n{'n' * 300}.png\n{bad}\n"))
+    (place / bad).unlink(missing_ok=True)
+    assert main(["predict", "runs/tiny-0", "-", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [each["picture"] for each in json.loads(printed.out)] == ["mixed/plain.png"]
+    assert "passed over gone.png: cannot read the image gone.png" in printed.err and "\x1b" not in printed.err
+    assert "passed over mixed/pipe.png: mixed/pipe.png is a pipe" in printed.err
+    assert "4 of 5 pictures could not be read" in printed.err
 
 
 def test_an_exported_network_predicts_without_torch(place: Path) -> None:

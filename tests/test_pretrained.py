@@ -115,6 +115,18 @@ def test_weights_are_found_by_name(run: Path, cache: Path, monkeypatch: pytest.M
         torchcaps.load(tmp_path)
 
 
+def test_a_folder_of_pictures_does_not_hide_weights_of_its_name(
+    run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    written = write_package(run, cache / "mine", describe_run(run), "float32")
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+    assert find_weights("mine") == written.folder / FILE
+    with pytest.raises(FileNotFoundError, match="other holds no weights"):
+        find_weights("other")
+
+
 def test_a_name_is_no_way_out_of_the_cache(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "cache" / FILE).parent.mkdir()
     (tmp_path / "cache" / FILE).write_bytes(b"")

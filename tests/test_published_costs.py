@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import draw_costs
 import pytest
 import torch
 from torch import nn
@@ -184,8 +185,11 @@ def test_unknown_names(arguments, message):
 
 
 @pytest.mark.slow
-def test_ours_is_there_for_every_network():
+def test_ours_is_there_for_every_network_and_in_the_docs_as_it_is_counted():
     for cell in published_costs("xnodr"):
         if cell.network is not None:
             assert cell.ours
             assert not cell.reproduced or cell.ours > 0.99 * cell.value, cell  # we count no less than they do
+    for paper in PAPERS:
+        page = Path(draw_costs.__file__).with_name(f"costs-{paper}.md")
+        assert page.read_text(encoding="utf-8") == draw_costs.page(paper), "python docs/draw_costs.py writes it anew"

@@ -15,14 +15,18 @@ from pathlib import Path
 import pytest
 import torch
 from browser import Browser, find_browser
+from PIL import Image
 from tiny import tiny_config
 
 from torchcaps.cli import main
 from torchcaps.config import Config, LossConfig, ModelConfig
+from torchcaps.forms import ScoreForm
+from torchcaps.inspect.couplings import Box
 from torchcaps.papers import registry
 from torchcaps.report import write_report
 from torchcaps.report.page import render
 from torchcaps.report.report import draw_history, look, read_story
+from torchcaps.scores import score_word
 from torchcaps.train import fit
 from torchcaps.train.display import Display
 
@@ -93,6 +97,56 @@ def test_page_is_whole_and_fetches_nothing(run: Path) -> None:
     assert all(len(example["routed"][0]["strength"]) == 3 for example in examples)
 
 
+def test_page_explains_terms_at_their_first_use_and_folds_the_rest(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<h1>capsnet on digits</h1>" in page and "<title>capsnet on digits</title>" in page
+    assert "recipe digits, seed 0" in page and "<details open" not in page
+    said = re.findall(r"<dfn>(.*?)</dfn>", page) + [
+        term for part in page_data(page)["terms"].values() for term, _ in part
+    ]
+    for term in (
+        "capsule",
+        "pose",
+        "parent",
+        "vote",
+        "routing",
+        "coupling",
+        "iteration",
+        "length",
+        "epoch",
+        "calibration",
+    ):
+        assert said.count(term) == 1, term
+    assert page.index("<dfn>capsule</dfn>") < page.index('<div id="examples">')
+    for example in page_data(page)["examples"]:
+        assert sorted(example["telling"]) == list(range(8))
+
+
+@pytest.mark.parametrize("word", ["length", "probability"])
+def test_probability_is_said_only_where_a_score_is_one(run: Path, word: str) -> None:
+    sight = look(read_story(run))
+    assert sight.word == "length"
+    page = render(read_story(run), {}, replace(sight, word=word))
+    words = " ".join(Reader(page[: page.index('<script type="application/json"')]).words) + json.dumps(
+        page_data(page)["terms"]
+    )
+    assert ("probabilit" in words) is (word == "probability")
+    assert ("%" in words.split("Worst mistakes")[-1].split("Time")[0]) is (word == "probability")
+
+
+def test_words_of_scores() -> None:
+    assert score_word(ScoreForm("length", "none")) == "length"
+    assert score_word(ScoreForm("length", "softmax")) == score_word(ScoreForm("probability", "none")) == "probability"
+    assert score_word(ScoreForm("logit", "none")) == "score"
+
+
+def test_title_does_not_say_where_data_lie(run: Path) -> None:
+    story = read_story(run)
+    for name, said in (("folder:/home/me/flowers", "flowers"), ("npz:blood.npz", "blood.npz"), ("mnist", "mnist")):
+        config = replace(story.config, data=replace(story.config.data, name=name))
+        assert f"<h1>capsnet on {said}</h1>" in render(replace(story, config=config), {}, "")
+
+
 def test_figures_are_written_for_papers(run: Path) -> None:
     names = {path.stem for path in (run / "figures").iterdir()}
     plots = {"loss", "accuracy", "timing", "confusion", "class-accuracy", "calibration"}
@@ -123,7 +177,7 @@ def test_what_was_measured_stands_beside_the_page(run: Path) -> None:
     assert found == result["test_images"] - result["test_errors"]
     with (run / "confusion.csv").open(newline="") as file:
         header, *counts = csv.reader(file)
-    assert header == ["shown", *"0123456789"]
+    assert header == ["shown", *"0123456789"] and record["of_run"] is True
     assert sum(int(counts[n][n + 1]) for n in range(10)) == found
 
 
@@ -143,6 +197,15 @@ def test_a_report_is_never_replaced_by_a_poorer_one(copy: Path, capsys: pytest.C
     (copy / "report.html").write_bytes(page)
     (copy / "config.json").write_text(json.dumps(config))
     assert write_report(copy).read_bytes() != b""
+
+
+def test_images_that_are_not_those_of_the_run_are_said(copy: Path) -> None:
+    warning = "The test images are not those of the run: they were changed since."
+    assert warning not in (copy / "report.html").read_text()
+    held = json.loads((copy / "model.json").read_text())
+    held["data"]["test"]["sha256"] = "0" * 64
+    (copy / "model.json").write_text(json.dumps(held))
+    assert warning in write_report(copy).read_text()
 
 
 def test_run_that_never_saved_says_so(copy: Path) -> None:
@@ -293,6 +356,32 @@ def test_page_fits_its_width_in_both_schemes(browser: Browser, run: Path, width:
     ink, paper = browser.run("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
     brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (ink, paper)]
     assert (brightness[0] > brightness[1]) is dark
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("shade", [0.02, 0.98])
+def test_couplings_are_seen_on_dark_and_bright_pictures(
+    browser: Browser, run: Path, tmp_path: Path, dark: bool, shade: float
+) -> None:
+    """The three thirds of a picture of one shade, given less, an equal share and more, look different."""
+    story, sight = read_story(run), look(read_story(run))
+    example = sight.examples[0]
+    maps = torch.tensor([-0.1, 0.0, 0.1]) + example.routed[0].equal
+    layer = replace(example.routed[0], maps=maps.expand(3, 10, 3, 3), box=Box())
+    photo = replace(example, image=torch.full((3, 30, 30), shade), decoded=None, sweep=None, routed=[layer])
+    (tmp_path / "report.html").write_text(render(story, {}, replace(sight, examples=[photo])))
+    browser.open(tmp_path / "report.html", dark=dark)
+    tile = browser.run(
+        "(r => [r.x, r.y, r.width, r.height])(document.querySelector('.route .tile').getBoundingClientRect())"
+    )
+    browser.shoot(tmp_path / "page.png")
+    left, top, width, height = (int(x) for x in tile)
+    with Image.open(tmp_path / "page.png") as shot:
+        seen = [
+            torch.tensor(shot.convert("RGB").getpixel((left + width * n // 6, top + height // 2))) for n in (1, 3, 5)
+        ]
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        assert (seen[one] - seen[other]).abs().max() > 60, seen
 
 
 def test_hostile_names_stay_words_in_a_browser(browser: Browser, run: Path, tmp_path: Path) -> None:

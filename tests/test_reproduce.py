@@ -175,8 +175,11 @@ def test_failed_run_is_a_result(
 
 def test_hours_end_between_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tiny/table1", "--max-hours", "0"]) == 0
-    assert "0 h are over" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "0 h are over" in said and said.endswith("to see them: torchcaps table tiny/table1\n")
     assert not Path("results/runs.jsonl").exists()
+    assert main(["reproduce", "tiny/table1", "--max-hours", "0", "--results", "my results"]) == 0
+    assert capsys.readouterr().err.endswith("to see them: torchcaps table tiny/table1 --results 'my results'\n")
 
 
 def test_run_of_another_process_is_left_to_it(

@@ -12,7 +12,10 @@ from tiny import tiny_config
 
 from torchcaps import create_model, list_models, revisions
 from torchcaps.config import Config, LossName, ModelConfig
+from torchcaps.layers.decoders import DeconvDecoder, DenseDecoder
+from torchcaps.layers.transforms import Transform
 from torchcaps.models.registry import find_factory
+from torchcaps.models.smaller import SelectedTransform
 from torchcaps.revisions import Revision, read_older, revisions_of, routing_of, with_model
 from torchcaps.routing import Routing, list_routings, routing_class
 from torchcaps.tables.records import config_hash, count_hash, describe_run
@@ -60,6 +63,23 @@ def test_every_part_has_a_curve():
     ours = [spec.name for spec in list_routings() if routing_class(spec.name).__module__.startswith("torchcaps.")]
     assert {f"routing {name}" for name in ours} <= set(frozen.RUNS)
     assert {f"loss {name}" for name in get_args(LossName)} - {"loss margin"} <= set(frozen.RUNS)
+
+
+def test_every_transform_and_decoder_has_a_curve():
+    """Which the tiny runs build; a selected one is what is left of a trained network, and is never trained."""
+    held = set()
+    for config in frozen.RUNS.values():
+        size = config.data.enlarge or config.data.image_size or 8
+        with torch.device("meta"):
+            model = create_model(config.model.name, in_channels=1, image_size=size, **config.model.options)
+        held |= {type(each) for each in model.modules()}
+    assert set(_below(Transform)) - {SelectedTransform} <= held
+    assert {DenseDecoder, DeconvDecoder} <= held
+
+
+def _below(kind):
+    for each in kind.__subclasses__():
+        yield from [each, *_below(each)] if each.__module__.startswith("torchcaps.") else []
 
 
 @pytest.mark.parametrize("name", [name for name in OURS if not name.startswith(LARGE)])

@@ -59,7 +59,7 @@ def test_the_order_of_children_and_of_parents_does_not_matter(name, routing, opt
     for key, value in moved.routing.state_dict().items():
         if key == "coefficient" or value.shape == (i, j):
             value.copy_(value[order][:, parents])
-        elif key.startswith("activation.beta") or key in ("initial", "bias"):
+        elif key.startswith("activation.beta") or key in ("initial", "bias", "beta_a", "beta_u"):
             value.copy_(value[parents])
         elif key.startswith("norm.") and value.ndim == 3:
             value.copy_(value[order] if value.shape[1] == 1 else value[order][:, parents])
@@ -70,7 +70,8 @@ def test_the_order_of_children_and_of_parents_does_not_matter(name, routing, opt
             torch.testing.assert_close(a[:, parents], b, rtol=1e-10, atol=1e-12)
 
 
-BIASED = [name for name in SPECS if name not in ("em", "fm")]  # whose parents pass a nonlinearity or a norm
+UNBIASED = "em", "fm", "self-routing", "variational-bayes"
+BIASED = [name for name in SPECS if name not in UNBIASED]  # whose parents pass a nonlinearity or a norm
 
 
 @pytest.mark.parametrize("routing", BIASED)
@@ -98,7 +99,7 @@ def test_a_bias_starts_from_zero_and_is_none_unless_asked_for(routing):
         create_routing(routing, 3, 2, 4, bias=1)
 
 
-@pytest.mark.parametrize("routing", ["em", "fm"])
+@pytest.mark.parametrize("routing", UNBIASED)
 def test_parents_without_a_nonlinearity_have_no_bias(routing):
     with pytest.raises(ValueError, match=r"no option of routing '.*' is named 'bias'"):
         create_routing(routing, 3, 2, 4, bias=True)

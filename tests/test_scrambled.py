@@ -9,7 +9,7 @@ from routings import oracle, positions_flat
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, ConvTransform
 from torchcaps.models import create_model
-from torchcaps.routing.fused import find_step
+from torchcaps.routing.fused import find_kernel
 
 CASES = {  # transform, and children [b, h, w, i, d]; places are not square, and fewer or more than elements of a pose
     "matrix": (lambda: ConvTransform(2, 3, 4, 4, kernel=3, stride=2, matrix=True, scrambled=True), (2, 5, 7, 2, 4)),
@@ -61,7 +61,7 @@ def test_scrambled_windows_have_plain_steps():
     layer = CapsuleLayer(transform, "inverted-attention")
     assert not layer.fused and "scrambled" in repr(layer)
     with pytest.raises(ValueError, match="no kernel for InvertedAttention on ScrambledVotes"):
-        find_step("fused", transform, layer.routing)
+        find_kernel("fused", transform, layer.routing)
     assert CapsuleLayer(ConvTransform(2, 3, 4, 4, kernel=3, stride=2, matrix=True), "inverted-attention").fused
 
 

@@ -217,3 +217,15 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call(*samples())
     assert message in str(error.value)
+
+
+@every_cost
+@pytest.mark.parametrize("through_plan", [False, True])
+def test_is_counted_on_the_meta_device(cost, through_plan):
+    """Which has no autocast to be kept out."""
+    x, y = (torch.randn(n, 3, device="meta", requires_grad=True) for n in (5, 7))
+    found = sinkhorn_divergence(x, y, cost, through_plan=through_plan)
+    assert found.device.type == "meta" and found.shape == () and found.dtype == torch.float32
+    assert [each.shape for each in torch.autograd.grad(found, (x, y))] == [x.shape, y.shape]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sinkhorn_divergence(x, y, cost).dtype == torch.float32

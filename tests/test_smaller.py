@@ -95,6 +95,17 @@ def test_a_folded_run_of_a_timm_head_is_one_too(tmp_path: Path) -> None:
         prune_run(folder)
 
 
+def test_a_run_of_format_1_is_made_smaller_too(copy: Path) -> None:
+    """What was written of it could not be read again."""
+    images, run = torch.rand(2, 1, 8, 8), RunFolder(copy)
+    wanted = probabilities(copy, images)
+    run.write("model.json", run.read("model.json")["model"])
+    assert run.read_manifest().format == 1
+    folded = fold_run(copy).folder
+    np.testing.assert_allclose(probabilities(folded, images), wanted, atol=1e-6)
+    assert RunFolder(folded).read_manifest().format == 2
+
+
 def test_what_cannot_be_made_smaller_is_said(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(ValueError, match="there is there already: give another folder with --out"):

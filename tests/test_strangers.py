@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,19 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny import tiny_config
 
-from torchcaps import files, load
+from torchcaps import files, list_models, load, memory
 from torchcaps.cli import main
-from torchcaps.config import DataConfig
+from torchcaps.config import DataConfig, ModelConfig
 from torchcaps.data import load_data
 from torchcaps.data.tree import list_tree
 from torchcaps.deploy.packing import load_packed
-from torchcaps.models import Output
+from torchcaps.models import Model, Output, register_model
 from torchcaps.report import write_report
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
+from torchcaps.train.start import find_start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes of Unix")
 
@@ -55,6 +57,14 @@ def test_a_file_is_made_exclusively_and_takes_the_place_of_a_link(tmp_path: Path
     fresh = tmp_path / "fresh"
     fresh.write_text("")
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(fresh.stat().st_mode)
+
+
+def test_every_file_of_a_run_has_the_mode_of_a_new_file_there(finished: Path, tmp_path: Path) -> None:
+    """Weights too, whose writers have modes of their own."""
+    fresh = tmp_path / "fresh"
+    fresh.write_text("")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in finished.rglob("*") if path.is_file()}
+    assert MODEL in modes and set(modes.values()) == {stat.S_IMODE(fresh.stat().st_mode)}, modes
 
 
 def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -105,15 +115,34 @@ def test_a_report_may_be_written_elsewhere(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["config.json", "model.json", "metrics.jsonl", "best/model.safetensors", f"best/{SUMS}"]
 )
-def test_a_pipe_is_refused_and_waited_for_by_nobody(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_pipe_is_refused_and_waited_for_by_nobody(
+    run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a device, which a link can lead to: /dev/zero has no end."""
     (run / name).unlink()
-    os.mkfifo(run / name)
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("/dev/zero")
     status = main(["inspect", str(run)])
     said = capsys.readouterr()
     if name.startswith(("best", "model")):  # a page without the model is made, and says why
-        assert "is a pipe" in (run / "report.html").read_text()
+        assert f"is a {kind}" in (run / "report.html").read_text()
     else:
-        assert status == 2 and "is a pipe" in said.err and said.err.count("\n") == 1
+        assert status == 2 and f"is a {kind}" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link that leads in a circle"])
+def test_weights_to_start_from_are_a_file(run: Path, kind: str) -> None:
+    weights = run / "best" / MODEL
+    weights.unlink()
+    if kind == "pipe":
+        os.mkfifo(weights)
+    else:
+        weights.symlink_to(MODEL)
+    with pytest.raises(ValueError, match=rf"{MODEL} is a {kind}; it must be a file"):
+        find_start(run)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +171,7 @@ def test_values_of_a_run_are_checked(
     assert message in said and file in said and said.count("\n") == 1 and "\x1b" not in said
 
 
-@pytest.mark.parametrize("line", ["[1]", '{"epoch": "first"}', '{"train_loss": NaN}', "{"])
+@pytest.mark.parametrize("line", ["[1]", '{"epoch": "first"}', '{"train_loss": "low"}', '{"train_loss": NaN}', "{"])
 def test_lines_of_a_run_are_checked(run: Path, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "metrics.jsonl").write_text(line + "\n")
     assert main(["inspect", str(run)]) == 2
@@ -166,6 +195,98 @@ def test_a_model_that_cannot_be_is_said_before_it_is_built(
     assert main(["evaluate", str(run)]) == 2
     said = capsys.readouterr().err
     assert message in said and "model.json" in said and said.count("\n") == 1
+
+
+class Mean(Model):
+    """Of which no weight depends on the size of a picture."""
+
+    def __init__(self, num_classes: int, in_channels: int, image_size: tuple[int, int]):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv2d(in_channels, 8, 3), torch.nn.Linear(8, num_classes)
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> Output:
+        return Output(self.head(self.conv(images).mean((2, 3))).sigmoid(), ())
+
+
+@pytest.fixture(scope="module")
+def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if "mean-test" not in list_models():
+        register_model("mean-test")(Mean)
+    place = tmp_path_factory.mktemp("any-size")
+    return fit(tiny_config(place, model=ModelConfig("mean-test", {}), epochs=1)).folder
+
+
+LARGE = 4_000  # pixels a side, 64 MB in float32
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "predict weights", "export", "inspect", "load"])
+def test_a_size_that_no_memory_holds_is_refused_before_it_is_taken(
+    any_size: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights say nothing against it, where they do not depend on it."""
+    run, picture = Path(shutil.copytree(any_size, tmp_path / "run")), tmp_path / "picture.png"
+    Image.new("L", (8, 8)).save(picture)
+    plain = json.loads((run / "config.json").read_text())
+    plain["data"]["image_size"] = LARGE
+    (run / "config.json").write_text(json.dumps(plain))
+    plain = json.loads((run / "model.json").read_text())
+    plain["model"]["image_size"] = plain["input"]["size"] = [LARGE, LARGE]
+    (run / "model.json").write_text(json.dumps(plain))
+    weights = run / "best" / MODEL
+    save_file(load_file(weights), weights, {"torchcaps": json.dumps(plain)})
+    (run / "best" / SUMS).write_text(f"{hashlib.sha256(weights.read_bytes()).hexdigest()}  {MODEL}\n")
+    monkeypatch.setattr(memory, "_available", lambda: 100_000_000)
+    monkeypatch.setattr(torch.Tensor, "float", lambda *args: pytest.fail("a picture was made"))
+    if command == "load":
+        with pytest.raises(ValueError, match=r"run.*image_size is \[4000, 4000\]: for one picture"):
+            load(run)
+        return
+    line = {"predict weights": ["predict", str(weights)]}.get(command, [command, str(run)])
+    status = main([*line, *([str(picture)] if "predict" in command else [])])
+    said = capsys.readouterr().err
+    if command == "inspect":  # a page without the model is made, and says why
+        said = (run / "report.html").read_text()
+    assert "image_size is [4000, 4000]: for one picture of that size its model takes 0.511 GB" in said
+    assert status == (0 if command == "inspect" else 2) and str(run) in said
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"image_size": 60_000}, "data.image_size is (60000, 60000), but the model of the run was"),
+        ("config.json", {"pad": 60_000}, "data.pad is 60000, but the model of the run was trained with None"),
+        ("config.json", {"enlarge": 60_000}, "data.enlarge is 60000, but"),
+        ("config.json", {"crop": 5}, "data.crop is 5, but"),
+        ("model.json", {"size": [60_000, 60_000], "crop": 8}, "data.crop is None, but the model of the run was"),
+    ],
+)
+def test_pictures_are_made_in_no_size_but_the_model_s(
+    run: Path, file: str, change: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = json.loads((run / file).read_text())
+    plain["data" if file == "config.json" else "input"].update(change)
+    (run / file).write_text(json.dumps(plain))
+    assert main(["evaluate", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert message in said and str(run) in said and said.count("\n") == 1
+
+
+def test_a_picture_that_is_cut_later_is_not_made_too_large_before(run: Path, tmp_path: Path) -> None:
+    plain = json.loads((run / "model.json").read_text())
+    plain["input"].update(size=[65_000, 65_000], crop=8)
+    (run / "model.json").write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match=r"run"):
+        load(run)
+    save_file(load_file(run / "best" / MODEL), tmp_path / "alone.safetensors", {"torchcaps": json.dumps(plain)})
+    with pytest.raises(ValueError, match=r"alone\.safetensors cannot answer for a picture: one picture of 8x8 pixels"):
+        load(tmp_path / "alone.safetensors")
+
+
+def test_images_that_memory_does_not_hold_once_they_are_resized_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.image_size is 60000: the images of digits would take 6\.47e\+03 GB"):
+        load_data(DataConfig("digits", image_size=60_000))
+    with pytest.raises(ValueError, match=r"data\.pad is 60000: the images of digits would take"):
+        load_data(DataConfig("digits", pad=60_000))
 
 
 def test_a_result_and_a_line_lack_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,11 +339,11 @@ def test_a_packed_file_of_a_stranger_is_a_value_error(tmp_path: Path, metadata: 
 
 
 def test_an_empty_test_split_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchcaps.train import loop
+    from torchcaps.train import given
 
     data = load_data(DataConfig("digits"))
     empty = replace(data, test=data.test.subset(torch.arange(0)))  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(loop, "load_data", lambda *args: empty)
+    monkeypatch.setattr(given, "load_data", lambda *args: empty)
     with pytest.raises(ValueError, match="the test split of digits is empty"):
         fit(tiny_config(tmp_path))
 
@@ -247,10 +368,6 @@ def test_nothing_is_fetched_because_a_run_says_so(run: Path) -> None:
     plain["data"]["download"] = True
     (run / "config.json").write_text(json.dumps(plain))
     assert load_run(run)[1].data.download is False
-
-
-def test_control_characters_are_written_out() -> None:
-    assert files.printable("a\x1b[31mb\r\n\x00é ü") == "a\\x1b[31mb\\x0d\\x0a\\x00é ü"
 
 
 def test_checksums_cannot_be_switched_off(tmp_path: Path) -> None:

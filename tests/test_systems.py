@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_config
 
 import torchcaps
 from torchcaps import shell
 from torchcaps.cli import main, tables
 from torchcaps.inspect import figures
 from torchcaps.tables import measure
+from torchcaps.train.processes import build_fabric
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
 SOURCES = sorted(Path(torchcaps.__file__).parent.rglob("*.py"))
@@ -149,6 +152,18 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(command: list[str]
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_the_precision_is_not_announced_before_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By Fabric, in words that tell a user nothing: environment.json says what it is."""
+    logger = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    monkeypatch.setattr(logger, "disabled", False)
+    logger.setLevel(logging.INFO)
+    with caplog.at_level(logging.DEBUG):
+        build_fabric(tiny_config(tmp_path, precision="bf16"))
+    assert not [each for each in caplog.messages if "bfloat16" in each]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tiny import tiny_config
 
+from torchcaps import memory as machine
 from torchcaps.config import ModelConfig, OptimiserConfig
 from torchcaps.cost import count_cost, measure_cost
 from torchcaps.models import create_model
-from torchcaps.train import fit, loop, memory
+from torchcaps.train import fit, given, memory
 
 SHAPE = {"name": "capsnet", "num_classes": 196, "in_channels": 3, "image_size": (128, 128)}
 
@@ -53,17 +54,17 @@ def test_refused_before_it_is_built(tmp_path, monkeypatch, optimiser, copies) ->
     config = tiny_config(tmp_path, epochs=1, model=ModelConfig("capsnet", options), optimiser=optimiser)
     weights = sum(each.nbytes for each in create_model("capsnet", image_size=8, **options).parameters())
     monkeypatch.setattr(memory, "free_memory", lambda device: copies * weights - 1)
-    monkeypatch.setattr(loop, "create_model", lambda **shape: pytest.fail("it was built"))
+    monkeypatch.setattr(given, "create_model", lambda **shape: pytest.fail("it was built"))
     with pytest.raises(ValueError, match=rf"8x8 pixels and 10 classes has .* moments of {optimiser.name}.*resnet18"):
         fit(config)
     assert not list(tmp_path.iterdir())
 
 
 def test_limits_of_the_machine_are_read(monkeypatch, tmp_path) -> None:
-    free = memory.free_memory(torch.device("cpu"))
+    free = machine.free_memory()
     assert free is None or free > 1e6
     (tmp_path / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(memory, "CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "nowhere")))
-    assert memory.free_memory(torch.device("cpu")) == 123456789
+    monkeypatch.setattr(machine, "CGROUPS", (str(tmp_path / "memory.max"), str(tmp_path / "nowhere")))
+    assert machine.free_memory(torch.device("cpu")) == 123456789
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_memory(torch.device("cpu")) != 123456789
+    assert machine.free_memory() != 123456789

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from torchcaps.names import describe_type, fits
 
+EXTERNAL = "external"  # name of a model, or of data, that was handed to `fit` in Python
 Option = bool | int | float | str | tuple[int, ...] | None
 C = TypeVar("C")
 
@@ -47,6 +48,7 @@ class AugmentConfig(Checked):
     contrast: float = 0.0  #: the same of contrast, about the mean grey of the image
     saturation: float = 0.0  #: the same of saturation; of colour images only
     hue: float = 0.0  #: largest turn of hue, in circles, uniform in [-hue, hue], at most 0.5; of colour images only
+    byerly: bool = False  #: digits on black: turn, shift, squeeze and cut as Byerly et al. 2020, before all else
     alternate: bool = False  #: flip: mirror an image in every other epoch, after a first one by chance
 
 
@@ -100,8 +102,10 @@ class DataConfig(Checked):
     copies: int = 32  #: affnist: how many of the 32 published versions of each digit are read
     test: str | None = None  #: the set whose test split is used in place of this one's
     limit: int | None = None  #: images of each split that are used at most, a fixed sample of it: for trials
+    fraction: float = 1.0  #: share of the training images that is used, of each class alike; by `split_seed`
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    balance: bool = False  #: training: each class is drawn as often as any other, rare images more than once
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,9 @@ class LossConfig(Checked):
     penalty_warmup: float = 0.0  #: share of the run in which that weight rises from 0, evenly; 0: it is constant
     threshold: float = (
         0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
+    )
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = (
+        "none"  #: of training: balanced (a class counts by the inverse of its images), or a number a class
     )
 
 
@@ -203,10 +210,15 @@ class Config(Checked):
     out: Path = Path("runs")  #: folder in which the run's own folder is made
     imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
+    select: Literal["accuracy", "mean-class-accuracy"] = (
+        "accuracy"  #: on the validation split, by which the kept weights are selected
+    )
+    start: str = ""  #: whose weights the run began with, NAME and SHA-256: written by --from
+    continued: str = ""  #: the finished run that this one goes on from, NAME and SHA-256: written by --resume
 
 
 def to_plain(config: Any) -> Any:
-    """A config, or one of its parts, as what JSON can hold: dictionaries, lists, strings, numbers and None."""
+    """Return a config, or one of its parts, as what JSON can hold: dictionaries, lists, strings, numbers and None."""
     if is_dataclass(config):
         return {each.name: to_plain(getattr(config, each.name)) for each in fields(config)}
     if isinstance(config, tuple):
@@ -217,7 +229,7 @@ def to_plain(config: Any) -> Any:
 
 
 def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
-    """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
+    """Return the config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
 
     Raises:
         ValueError: for a name that `kind` does not have, for one without a default that is not there, and for a
@@ -238,7 +250,7 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
 
 @cache
 def _kinds(kind: type) -> dict[str, Any]:
-    """The types of the fields of a part of a config."""
+    """Return the types of the fields of a part of a config."""
     return typing.get_type_hints(kind)
 
 
@@ -246,6 +258,8 @@ def _restore(name: str, kind: Any, value: Any) -> Any:
     part = next((each for each in (kind, *typing.get_args(kind)) if is_dataclass(each)), None)
     if part is not None and isinstance(value, dict):
         return from_plain(typing.cast(type, part), value)
+    if part is not None and isinstance(value, list):  # several of them
+        value = [from_plain(typing.cast(type, part), each) if isinstance(each, dict) else each for each in value]
     if isinstance(value, dict):
         value = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     elif isinstance(value, list):

@@ -7,16 +7,17 @@ open a pipe waits for ever.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A fresh file beside `path`, to be written in the block, that then takes its place in one step.
+    """Return a fresh file beside `path`, to be written in the block, that then takes its place in one step.
 
     It is created exclusively, with the mode that a new file has, and has the suffix of `path`, by which some writers
     choose their format. Where the block fails it is removed, and `path` is as it was.
@@ -27,16 +28,30 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.urandom(8).hex()}{path.suffix}")
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0), 0o666)
     os.close(descriptor)
-    mode = stat.S_IMODE(temporary.stat().st_mode)
     try:
-        yield temporary
-        if stat.S_IMODE(temporary.stat().st_mode) != mode:
-            temporary.chmod(mode)  # of writers that put a file of their own in its place
+        with _keeping_mode(temporary):
+            yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_as_new(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` write the file `path`, which is not there yet; it gets the mode that a new file there has."""
+    path.touch(exist_ok=False)
+    with _keeping_mode(path):
+        write(path)
+
+
+@contextmanager
+def _keeping_mode(path: Path) -> Iterator[None]:
+    """Give the file `path` its mode back after the block, where a writer has put a file of its own in its place."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -52,7 +67,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def own_folder(folder: Path, make: bool = False) -> Path:
-    """`folder`, made where `make` says so and it is missing.
+    """Return `folder`, made where `make` says so and it is missing.
 
     Raises:
         ValueError: when it is a link, which may lead out of the folder that it stands in, or no folder.
@@ -71,6 +86,10 @@ def check_plain(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(f"{path} is a link that leads in a circle; it must be a file") from error
     if not stat.S_ISREG(mode):
         kinds = {"a folder": stat.S_ISDIR, "a pipe": stat.S_ISFIFO, "a device": stat.S_ISCHR, "a socket": stat.S_ISSOCK}
         what = next((name for name, is_one in kinds.items() if is_one(mode)), "a device")
@@ -78,7 +97,7 @@ def check_plain(path: Path) -> None:
 
 
 def read_plain(path: Path) -> str:
-    """The text of the plain file `path`, in UTF-8.
+    """Return the text of the plain file `path`, in UTF-8.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -103,8 +122,3 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters written out, so that a name cannot steer the terminal that shows it."""
-    return "".join(each if each.isprintable() or each in " \t" else f"\\x{ord(each):02x}" for each in text)

@@ -64,12 +64,12 @@ class InputForm:
 
     @property
     def mode(self) -> str | None:
-        """Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
+        """Return Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
         return {1: "L", 3: "RGB"}.get(self.channels)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of what the model takes."""
+        """Return height and width of what the model takes."""
         side = self.enlarge or self.crop or self.pad
         return (side, side) if side else (self.size[0], self.size[1])
 
@@ -88,6 +88,17 @@ class ScoreForm:
             raise ValueError(f"score.threshold is {self.threshold}; it must be a number")
         if self.shown is not None:
             check_count("score.shown", self.shown)
+
+    @property
+    def reading(self) -> str:
+        """Return how scores become probabilities, in words."""
+        return {
+            "softmax": "the softmax of the scores; those of all classes add up to 1",
+            "share": "of each score its share of their sum; those of all classes add up to 1",
+            "sigmoid": "of each score its sigmoid; each class is judged by itself",
+            "none": "each score as it is, and each class judged by itself; scores above 1 are read as 1, and such ones "
+            "order the classes and are no probabilities",
+        }[self.to_probability]
 
 
 @dataclass(frozen=True)

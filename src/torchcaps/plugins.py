@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from torchcaps.terminal import note
+
 GROUP = "torchcaps.plugins"
 HANDED_ON = "TORCHCAPS_IMPORTED"  # to the processes that a command starts: the files that its user named
 _LOADED: dict[str, str] = {}  # "NAME SHA256": name of the module, in the order of loading
@@ -60,12 +62,12 @@ def import_handed_on() -> None:
 
 
 def imported() -> tuple[str, ...]:
-    """Of each file that was imported "NAME SHA256", as runs record them."""
+    """Return of each file that was imported "NAME SHA256", as runs record them."""
     return tuple(_LOADED)
 
 
 def imported_for(kind: type) -> tuple[str, ...]:
-    """Of the file that defines the class `kind`, the same; empty where it is ours or a package's."""
+    """Return of the file that defines the class `kind`, the same; empty where it is ours or a package's."""
     return tuple(record for record, module in _LOADED.items() if kind.__module__ == module)
 
 
@@ -80,7 +82,7 @@ def check_imports(records: Sequence[str], what: str) -> None:
         if name not in names:
             raise ValueError(f"{what} needs the code of {name}, which is not here: give --import FILE with its path")
         if names[name] != record:
-            print(f"torchcaps: {name} was changed since {what} was made with it", file=sys.stderr)
+            note(f"torchcaps: {name} was changed since {what} was made with it")
 
 
 @functools.cache
@@ -90,4 +92,4 @@ def load_plugins() -> None:
         try:
             each.load()
         except Exception as error:
-            print(f"torchcaps: the plugin {each.name} ({each.value}) cannot be loaded: {error}", file=sys.stderr)
+            note(f"torchcaps: the plugin {each.name} ({each.value}) cannot be loaded: {error}")

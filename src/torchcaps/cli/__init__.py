@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, cast
@@ -19,17 +19,20 @@ from torchcaps import __version__
 from torchcaps.cli.comparing import compare, rename_flags
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
+from torchcaps.cli.examining import examine
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
 from torchcaps.cli.publishing import publish
+from torchcaps.cli.runs import runs
 from torchcaps.cli.smaller import fold, prune
-from torchcaps.cli.tables import reproduce, table
+from torchcaps.cli.tables import check_reproduce, reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
 from torchcaps.cli.warming import warm
-from torchcaps.files import printable
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
+from torchcaps.ranks import given_ranks
+from torchcaps.terminal import note, say
 from torchcaps.usage import INTERRUPTED, bind, describe
 
 __all__ = ["main", "parse_flags"]
@@ -39,6 +42,8 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "inspect": inspect,
+    "runs": runs,
+    "examine": examine,
     "reproduce": reproduce,
     "table": table,
     "compare": compare,
@@ -61,17 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # not every terminal can show every name
     try:
-        with suppress(SystemExit):  # tyro has printed help
+        with quiet(), suppress(SystemExit):  # tyro has printed help
             dispatch(take_imports(args))
         sys.stdout.flush()
         return 0
     except BrokenPipeError as error:
         return _leave_pipe(error, debug)
     except KeyboardInterrupt as stop:
-        print(f"torchcaps: {stop or 'interrupted'}", file=sys.stderr)
+        note(f"torchcaps: {stop or 'interrupted'}")
         return INTERRUPTED
     except Exception as error:
         return _say_error(error, debug)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the first of processes that were started together speak for all; their errors are said behind this."""
+    ranks = given_ranks()
+    if ranks is None or ranks.rank == 0:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _say_error(error: Exception, debug: bool) -> int:
@@ -79,7 +95,7 @@ def _say_error(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     message, status = describe(error, debug)
-    print(f"torchcaps: error: {printable(message)}", file=sys.stderr)
+    note(f"torchcaps: error: {message}")
     return status
 
 
@@ -94,7 +110,7 @@ def _leave_pipe(error: BrokenPipeError, debug: bool) -> int:
 
 
 def take_imports(args: Sequence[str]) -> list[str]:
-    """`args` without each --import FILE, whose file is imported.
+    """Return `args` without each --import FILE, whose file is imported.
 
     Raises:
         FileNotFoundError, ValueError: where it cannot be, and for --import without a file.
@@ -121,8 +137,10 @@ def dispatch(args: Sequence[str]) -> None:
     if args[:1] == ["data"] and args[1:2] in (["list"], ["show"]):
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args[:1] == ["--version"]:
-        return print(f"torchcaps {__version__}")
+        return say(f"torchcaps {__version__}")
     given: dict[str, tuple[str, ...]] = {}
+    if args[:1] == ["reproduce"]:
+        check_reproduce(args[1:])
     if args[:1] == ["compare"]:
         args = rename_flags(args)
         given = {"given": tuple(sorted(given_fields(args)))}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from torchcaps.cli.tables import RESULTS, fill, say
+from torchcaps.cli.tables import RESULTS, fill
 from torchcaps.config import DataConfig
+from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
-    """`args` with --data NAME and --data-root PATH, as they were called first, by the names that they have now."""
+    """Return `args` with --data NAME and --data-root PATH, as they were called first, by the names that they have
+    now.
+    """
     names = {"--data": "--data.name", "--data-root": "--data.root"}
     split = (word.partition("=") for word in args)
     return [names.get(word, word) + joined + value for word, joined, value in split]
@@ -28,10 +31,13 @@ def compare(
     data: DataConfig = DataConfig("fashion-mnist"),  # noqa: B008 - it is frozen
     routings: tuple[str, ...] = (),
     sweep: tuple[str, ...] = (),
+    fractions: tuple[float, ...] = (),
+    depth: tuple[int, ...] = (),
     seeds: int = 3,
     loss: Literal["shared", "own"] = "shared",
     budget: Literal["full", "fast", "cpu", "smoke"] = "cpu",
     costs: bool = False,
+    examine: bool = False,
     show: bool = False,
     max_hours: float | None = None,
     out: Path = Path("runs"),
@@ -50,11 +56,14 @@ def compare(
         routings: names from `torchcaps list routings`, linear, or patterns such as 'xn*'; else all; plain networks of
             timm's too, such as resnet18.linear
         sweep: a field of the configuration and values of it, each of which makes a row: optimiser.lr 0.01 0.03
+        fractions: shares of the training data, of each class alike, each of which makes a row: 0.01 0.05 0.1 1
+        depth: layers of capsules, each of which makes a row, with activations and gradients by layer: 1 2 4
         seeds: runs of each, with the seeds 0, 1, ...
         loss: shared (cross-entropy over activations with a learnt scale), own (that of each paper)
         budget: full (60 epochs), fast (30 in large batches), cpu (10 epochs), smoke (does it run?)
         costs: measure times and memory first, of those that have none or older counts; nothing else should run then;
             what cannot be measured is said, and is not trained
+        examine: ask what routing does in each finished run (see `torchcaps examine`), for a second table
         show: train nothing, only write the table of what is there
         max_hours: after which no further run is begun
         out: folder in which the runs' own folders are made
@@ -63,24 +72,29 @@ def compare(
         given: names of the fields that flags gave, filled in by the command line
     """
     from torchcaps.cli.training import report
-    from torchcaps.compare.comparison import Comparison, choose_heads, settle_data
+    from torchcaps.compare.comparison import Comparison, changed_files, choose_heads, settle_data
     from torchcaps.compare.costs import record_missing
+    from torchcaps.compare.examined import record_examinations
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
     from torchcaps.tables.fill import Settings, plan
+    from torchcaps.tables.records import read_records
 
     find(data.name)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
     if len(sweep) == 1:
         raise ValueError(f"--sweep {sweep[0]} needs values, such as --sweep optimiser.lr 0.01 0.03")
-    comparison = Comparison(backbone, data.name, loss, settle_data(data, frozenset(given)), sweep)
+    settled = settle_data(data, frozenset(given))
+    comparison = Comparison(backbone, data.name, loss, settled, sweep, fractions, depth)
     heads, path = choose_heads(routings), results / "runs.jsonl"
     cells = comparison.cells(heads)
     for cell in cells:
         assert cell.build is not None
         cell.build()  # a sweep over what there is not is said before anything runs
+    for name, file in changed_files(cells, read_records(path)):
+        note(f"{name}: {file} was changed since its runs, which are made anew")
     if costs:
-        failed = record_missing(cells, path, device, say)
+        failed = record_missing(cells, path, device, note)
         cells = [cell for cell in cells if cell.name not in failed]
 
     def finish(folder: Path) -> None:
@@ -89,24 +103,31 @@ def compare(
 
     if not show:
         jobs = plan(cells, budget, seeds)
-        say(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-        fill(jobs, Settings(path, out, device, data.root, max_hours, say, finish))
+        note(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
+        settings = Settings(path, out, device, data.root, max_hours, note, finish)
+        fill(jobs, settings)
+        if examine or depth:
+            record_examinations(jobs, settings)
     write(comparison, heads, budget, results)
 
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:
     """Write the table; and, unless it is to be done quietly, print it and draw its picture."""
     from torchcaps.compare.page import collect, draw, markdown
+    from torchcaps.compare.shares import draw_shares, suffix
     from torchcaps.tables.records import read_records
 
     rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
     text = markdown(comparison, rows, budget)
-    path = results / "compare" / f"{comparison.id}.md"
+    path = results / "compare" / f"{comparison.id}{suffix(comparison)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     if quiet:
         return
-    print(text, end="")
-    if any(row.cost is not None and row.accuracy is not None for row in rows):
+    say_lines(text)
+    if comparison.fractions:
+        draw_shares(rows).savefig(path.with_suffix(".svg"))
+        note(f"{path} and {path.with_suffix('.svg').name}")
+    elif any(row.cost is not None and row.accuracy is not None for row in rows):
         draw(rows).savefig(path.with_suffix(".svg"))
-        say(f"{path} and {path.with_suffix('.svg').name}")
+        note(f"{path} and {path.with_suffix('.svg').name}")

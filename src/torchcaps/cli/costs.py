@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from torchcaps.cli.listing import print_lines
 from torchcaps.cli.options import listed
 from torchcaps.config import Option
+from torchcaps.terminal import say
 
 UNITS = {  # of the fields of `Cost`
     "parameters": "trainable",
@@ -49,6 +50,6 @@ def cost(
     counted = count_cost(model, num_classes=classes, in_channels=channels, image_size=image_size, **given)
     measured = dataclasses.asdict(counted)
     if json:
-        print(dumps(measured))
+        say(dumps(measured))
     else:
         print_lines((name.replace("_", " "), f"{value:>16,}  {UNITS[name]}") for name, value in measured.items())

@@ -11,13 +11,14 @@ import tyro
 from tyro.conf import Positional
 
 from torchcaps.config import DataConfig
+from torchcaps.terminal import say
 from torchcaps.usage import bind
 
 DEFAULT_DATA = DataConfig()
 
 
 def data_list(root: Path | None = None, json: bool = False) -> None:
-    """What each data set is, its licence and size, where it is looked for, and whether it is there.
+    """Show what each data set is, its licence and size, where it is looked for, and whether it is there.
 
     Args:
         root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
@@ -28,9 +29,10 @@ def data_list(root: Path | None = None, json: bool = False) -> None:
 
     listings = list_sets(data_root(root))
     if json:
-        print(dumps([dataclasses.asdict(listing) for listing in listings]))
+        say(dumps([dataclasses.asdict(listing) for listing in listings]))
     else:
-        print("\n".join(line for listing in listings for line in listing.lines()))
+        for line in (line for listing in listings for line in listing.lines()):
+            say(line)
 
 
 def data_show(
@@ -52,7 +54,7 @@ def data_show(
     if images < 1:
         raise ValueError(f"images is {images}; it must be at least 1")
     for path in write_sheet(dataclasses.replace(data, name=name), out, images):
-        print(path)
+        say(str(path))
 
 
 DATA_COMMANDS = {"list": data_list, "show": data_show}

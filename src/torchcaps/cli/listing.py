@@ -8,6 +8,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from torchcaps.terminal import say
+
 
 def list_names(
     kind: Positional[Literal["models", "recipes", "routings", "data", "tables"]], pattern: Positional[str] = "*"
@@ -47,15 +49,15 @@ def list_names(
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of equally many cells, aligned."""
+    """Print rows of equally many cells, aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_lines(rows: Iterable[tuple[str, str]]) -> None:
-    """Names, and what is said of each, in two columns."""
+    """Print names, and what is said of each, in two columns."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:
-        print(f"{name:<{width}}  {about}".rstrip())
+        say(f"{name:<{width}}  {about}".rstrip())

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
+from torchcaps.terminal import note, printable, say
+
 if TYPE_CHECKING:
     from torchcaps.deploy import Classifier, Prediction
 
@@ -54,21 +56,29 @@ def predict(
     paths = find_pictures(places)
     classifier = load(source, device, trusted)
     left_out: list[Path] = []
+    cut: list[Path] = []
 
     def readable() -> Iterator[Named]:
         for path, found in _with_progress(predict_files(classifier, paths, batch), len(paths)):
             if isinstance(found, ValueError):
                 left_out.append(path)
-                print(f"torchcaps: passed over {path}: {' '.join(str(found).split())}", file=sys.stderr)
+                note(f"torchcaps: passed over {path}: {' '.join(str(found).split())}")
             else:
+                if classifier.score.to_probability == "none" and found.scores[found.label] > 1:
+                    cut.append(path)
                 yield path, found
 
     write: Callable[..., None] = _write_json if json else _write_csv if csv else _write_table
-    write(readable(), classifier, min(top, len(classifier.classes)), max(len(str(path)) for path in paths))
+    write(readable(), classifier, min(top, len(classifier.classes)), max(len(printable(str(path))) for path in paths))
     if len(left_out) == len(paths):
         raise ValueError(f"none of the {len(paths)} pictures could be read")
     if left_out:
-        print(f"torchcaps: {len(left_out)} of {len(paths)} pictures could not be read", file=sys.stderr)
+        note(f"torchcaps: {len(left_out)} of {len(paths)} pictures could not be read")
+    if cut:
+        note(
+            f"torchcaps: {len(cut)} of {len(paths)} pictures have scores above 1, which are read as 1: these order the "
+            "classes, and are no probabilities"
+        )
 
 
 def _listed() -> list[str]:
@@ -76,7 +86,7 @@ def _listed() -> list[str]:
 
 
 def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
-    """`found`, with a bar on the terminal where the results go elsewhere."""
+    """Yield `found`, with a bar on the terminal where the results go elsewhere."""
     if sys.stdout.isatty() or not sys.stderr.isatty():
         yield from found
         return
@@ -87,22 +97,25 @@ def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """A line a picture, as soon as it is known."""
-    several, names = classifier.score.shown != 1, max(map(len, classifier.classes))
-    _say(f"{'picture':{width}}  " + ("shows" if several else f"{'class':{names}}  probability"))
+    """Write a line a picture, as soon as it is known; what is no probability is called what it is."""
+    from torchcaps.scores import score_word, show_score
+
+    several, names, word = classifier.score.shown != 1, max(map(len, classifier.classes)), score_word(classifier.score)
+    say(f"{'picture':{width}}  " + ("shows" if several else f"{'class':{names}}  {word}"))
     for path, each in found:
         if several:
-            said = ", ".join(f"{name} {each.probabilities[name]:.1%}" for name in each.labels) or "none"
+            said = ", ".join(f"{name} {show_score(each.probabilities[name], word)}" for name in each.labels) or "none"
         else:
-            said = f"{each.label:{names}}  {each.probability:6.1%}"
-        others = [f"{name} {p:.1%}" for name, p in each.top(top) if name not in (each.labels or (each.label,))]
-        _say(f"{path!s:{width}}  {said}" + (f"  then {', '.join(others)}" if others else ""))
+            said = f"{each.label:{names}}  {show_score(each.probability, word):>6}"
+        left = (pair for pair in each.top(top) if pair[0] not in (each.labels or (each.label,)))
+        others = [f"{name} {show_score(p, word)}" for name, p in left]
+        say(f"{printable(str(path)):{width}}  {said}" + (f"  then {', '.join(others)}" if others else ""))
 
 
 def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """One array, an element a line."""
+    """Write one array, an element a line."""
     first = True
-    print("[", end="")
+    say("[", end="")
     for path, each in found:
         record = {
             "picture": str(path),
@@ -111,25 +124,23 @@ def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width:
             "labels": each.labels,
             "top": [{"label": name, "probability": p} for name, p in each.top(top)],
         }
-        print(("\n" if first else ",\n") + dumps(record), end="")
+        say("" if first else ",")
+        say(dumps(record), end="")
         first = False
-    print("\n]")
+    say()
+    say("]")
 
 
 def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """Columns picture, label and probability, then those of the next likeliest; of several classes all that are shown
-    in one column more, with | between them."""
+    """Write the columns picture, label and probability, then those of the next likeliest; of several classes all
+    that are shown in one column more, with | between them.
+    """
     several = classifier.score.shown != 1
+    cell = printable if sys.stdout.isatty() else str  # elsewhere a name is data
     table = tables.writer(sys.stdout, lineterminator="\n")
     further = [f"{what}_{n}" for n in range(2, top + 1) for what in ("label", "probability")]
     table.writerow(["picture", *(["labels"] if several else []), "label", "probability", *further])
     for path, each in found:
         pairs = [value for name, p in each.top(top) for value in (name, f"{p:.6f}")]
-        table.writerow([path, *(["|".join(each.labels)] if several else []), *pairs])
-
-
-def _say(line: str) -> None:
-    """Print one line: names come from files, and must neither steer the terminal nor be more than it can show."""
-    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in line)
-    encoding = sys.stdout.encoding or "utf-8"
-    print(shown.encode(encoding, "replace").decode(encoding))
+        row = [str(path), *(["|".join(each.labels)] if several else []), *pairs]
+        table.writerow(map(cell, row))

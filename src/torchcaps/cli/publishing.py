@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from torchcaps.terminal import say
+
 
 def publish(
     run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")],
@@ -33,9 +35,9 @@ def publish(
     line = describe_run(run)
     if not target.startswith(HUB):
         written = write_package(run, target, line, precision)
-        print(f"{written.folder}: {written.bytes:,} bytes of {written.precision}")
+        say(f"{written.folder}: {written.bytes:,} bytes of {written.precision}")
         return
     repository(target)  # before anything is measured
     with tempfile.TemporaryDirectory() as place:
         written = write_package(run, Path(place, "package"), line, precision, name=target)
-        print(f"{publish_hub(written, target, private)}: {written.bytes:,} bytes of {written.precision}")
+        say(f"{publish_hub(written, target, private)}: {written.bytes:,} bytes of {written.precision}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
+from torchcaps.terminal import say
+
 if TYPE_CHECKING:
     from torchcaps.deploy.smaller import Smaller
 
@@ -42,6 +44,4 @@ def fold(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Pa
 
 def _say(written: Smaller) -> None:
     before, after = written.parameters
-    print(
-        f"{written.folder}: {after:,} parameters, {before:,} before; scores differ by at most {written.difference:.2g}"
-    )
+    say(f"{written.folder}: {after:,} parameters, {before:,} before; scores differ by at most {written.difference:.2g}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,13 +12,17 @@ import tyro
 from tyro.conf import Positional
 
 import torchcaps
+from torchcaps.config import Config
+from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
     from torchcaps.tables.fill import Job, Settings
 
 RESULTS = Path("results")
+FIELDS = {each.name for each in dataclasses.fields(Config)} - {"out", "device"}  # which `reproduce` has, too
 NAME = tyro.conf.arg(metavar="PAPER/TABLE")
 
 
@@ -31,6 +36,9 @@ def reproduce(
     results: Path = RESULTS,
     device: str = "auto",
     data_root: Path | None = None,
+    part: str = "1/1",
+    submit: Literal["no", "slurm", "local"] = "no",
+    slurm: tuple[str, ...] = (),
 ) -> None:
     """Run the recipes of a table, each with several seeds; what is done is skipped, and what was cut goes on.
 
@@ -44,21 +52,57 @@ def reproduce(
         results: folder whose runs.jsonl receives a line for each finished run
         device: auto, cpu, cuda, mps
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
+        part: of the whole plan, finished runs among it: 3/16 is the third of 16, for machines that each do one; all/16
+            with --submit
+        submit: hand the part to SLURM, by submitit, or to a process of this machine (local), and return; all/16 is 16
+            jobs. Each repeats this command, and goes on when it is put off
+        slurm: settings of a job of SLURM, such as partition=gpu gpus_per_node=1 timeout_min=600
     """
     from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
     from torchcaps.tables.fill import Settings, choose_cells, plan
+    from torchcaps.tables.parts import read_part, take_part
 
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)
     if not jobs:
         raise ValueError(f"{table} has no cell {cells!r} to run: those are quoted, formulas, or cannot be reproduced")
-    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, say, report)
-    say(f"{table}: {len(jobs)} runs with the budget {budget}")
+    numbers, parts = read_part(part)
+    if submit != "no":
+        from torchcaps.cli.jobs import submit_parts
+
+        words = ["reproduce", table, "--cells", cells, "--budget", budget, "--out", str(out), "--results", str(results)]
+        words += ["--device", device, *(["--seeds", str(seeds)] if seeds is not None else [])]
+        words += ["--max-hours", str(max_hours)] if max_hours is not None else []
+        words += ["--data-root", str(data_root)] if data_root is not None else []
+        for number, job in submit_parts(words, numbers, parts, out / "jobs", submit, slurm):
+            note(f"{table}: part {number}/{parts} is job {job}; what it says is in {out / 'jobs'}")
+        return
+    if slurm:
+        raise ValueError(f"--slurm {slurm[0]} is of jobs that are submitted: add --submit slurm")
+    if len(numbers) > 1:
+        raise ValueError(f"--part {part} is of jobs that are submitted: add --submit slurm, or name one part")
+    jobs = take_part(jobs, numbers[0], parts)
+    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, note, report)
+    of = f" (part {part} of the plan)" if parts > 1 else ""
+    note(f"{table}: {len(jobs)} runs with the budget {budget}{of}")
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
     again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]
-    say(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
+    note(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
+
+
+def check_reproduce(args: Sequence[str]) -> None:
+    """Raise ValueError for a flag of a recipe, which `torchcaps train` takes and `reproduce` does not."""
+    table = args[0] if args and not args[0].startswith("-") else "PAPER/TABLE"
+    known = set(inspect.signature(reproduce).parameters)
+    for word in args:
+        name = word[2:].partition("=")[0]
+        if word.startswith("--") and ("." in name or (name.replace("-", "_") in FIELDS and name not in known)):
+            raise ValueError(
+                f"--{name} is of a recipe, and cells are filled by their recipes as these are: torchcaps train "
+                f"{table}/CELL --{name} ... trains one with another value (torchcaps list recipes '{table}/*')"
+            )
 
 
 def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | None = None) -> None:
@@ -69,7 +113,7 @@ def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | 
     records = read_records(lines)
     for each in tables:
         for path in draw_missing(each, records, lines.parent, out, root):
-            say(str(path))
+            note(str(path))
 
 
 def fill(jobs: Sequence[Job], settings: Settings) -> int:
@@ -77,6 +121,11 @@ def fill(jobs: Sequence[Job], settings: Settings) -> int:
     from torchcaps.tables.fill import run_all
     from torchcaps.train import Interrupted
 
+    if (ranks := given_ranks()) is not None:
+        raise ValueError(
+            f"{ranks.by} has started {ranks.world} processes, which would all do the same: start one, or each with a "
+            "--part of its own; `torchcaps train` joins them in one run"
+        )
     if settings.hours is not None and settings.hours < 0:
         raise ValueError(f"max_hours is {settings.hours}; it must be 0 or above")
     try:
@@ -89,7 +138,7 @@ def table(
     table: Annotated[Positional[str], NAME],
     format: Literal["md", "html"] = "md",
     write: bool = False,
-    results: Path = RESULTS,
+    results: tuple[Path, ...] = (RESULTS,),
     out: Path = Path("runs"),
     data_root: Path | None = None,
 ) -> None:
@@ -100,43 +149,49 @@ def table(
         format: what is printed: md (Markdown), html
         write: write results/tables/PAPER/TABLE.md and .html too, of a figure whose curves have runs .svg, and of cells
             that are pictures in print .png
-        results: folder of runs.jsonl, and of what is written; without it the results of a checkout are shown
+        results: folders of runs.jsonl, of several machines, whose lines are read one after the other; what is written
+            goes to the first; without it the results of a checkout are shown
         out: folder of the runs' folders, of which pictures are drawn that are not there yet
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
     from torchcaps.papers import find_tables
     from torchcaps.tables.figures import draw, save
     from torchcaps.tables.pictures import list_pictures
-    from torchcaps.tables.records import read_records
+    from torchcaps.tables.records import merge_records, read_records
     from torchcaps.tables.render import html, markdown, view
     from torchcaps.tables.summary import this_machine
 
-    shown_of = results if write else find_results(results)
-    records = read_records(shown_of / "runs.jsonl")
+    home, *others = results
+    shown_of = home if write else find_results(home)
+    for each in others:
+        if not (each / "runs.jsonl").exists():
+            raise FileNotFoundError(f"there is no {each / 'runs.jsonl'}: --results takes folders that hold lines")
+    records = merge_records([read_records(each / "runs.jsonl") for each in (shown_of, *others)])
     machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
     tables = find_tables(table)
     if write:
-        draw_pictures(tables, results / "runs.jsonl", out, data_root)
+        draw_pictures(tables, home / "runs.jsonl", out, data_root)
     for each in tables:
         pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
-        shown, path = view(each, records, machine, pictures), results / "tables" / each.id
+        shown, path = view(each, records, machine, pictures), home / "tables" / each.id
         figure = draw(each, records) if write else None
         if figure is not None:
             shown = shown._replace(picture=f"{path.name}.svg")
         texts = {"md": markdown(shown), "html": html(shown)}
-        print(texts[format], end="")
+        say_lines(texts[format])
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
                 path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
-                say(f"{path}.{suffix}")
+                note(f"{path}.{suffix}")
         if figure is not None:
             save(figure, path.with_suffix(".svg"))
-            say(f"{path}.svg")
+            note(f"{path}.svg")
 
 
 def find_results(results: Path) -> Path:
-    """The folder `results` where it has lines, else that of the checkout which the package is in; says what it takes.
+    """Return the folder `results` where it has lines, else that of the checkout which the package is in; says what
+    it takes.
 
     Without either, all that is measured would be shown as not run.
     """
@@ -144,11 +199,7 @@ def find_results(results: Path) -> Path:
         return results
     checkout = Path(torchcaps.__file__).parents[2] / "results"
     if results == RESULTS and (checkout / "runs.jsonl").exists():
-        say(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
+        note(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
         return checkout
-    say(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
+    note(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
     return results
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)

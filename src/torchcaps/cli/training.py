@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -19,7 +19,9 @@ from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.plugins import imported
+from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.terminal import note, say, say_lines
 from torchcaps.usage import USER_ERRORS, usage_errors
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ class TrainFlags:
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
     dry_run: bool = False  #: say what is ahead, and stop there
     max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = (
+        None  #: folder of a run, with whose weights this one begins where names and shapes agree
+    )
+    log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()  #: loggers that see each step and epoch
 
 
 def train(
@@ -54,44 +60,62 @@ def train(
     base = create_recipe(recipe, budget)
     asked = read_flags(base, others, recipe)
     config, resume = finish(recipe, base, asked.config, given_fields(others)), asked.resume
+    if asked.from_ is not None:
+        from torchcaps.train.start import find_start
+
+        config = dataclasses.replace(config, start=find_start(asked.from_).record)
+        config = dataclasses.replace(config, changed=(*config.changed, f"start={config.start}"))
     if asked.dry_run:
-        print(look_ahead(config))
+        say_lines(str(look_ahead(config)))
         return
     from torchcaps.inspect import find_probes
     from torchcaps.train import Interrupted, fit, unfinished_runs
     from torchcaps.train.callbacks import SayAhead
 
     before = unfinished_runs(config)
-    left = [] if resume else [run for run in before if not run.in_use]
-    if left:
-        print(
-            f"torchcaps: {left[-1].path} is unfinished; the same command with --resume continues it; starting afresh",
-            file=sys.stderr,
-        )
-    callbacks = [*find_probes(config)]
-    if not resume and config.processes == 1 and (ahead := measure_ahead(config)) is not None:
+    if not resume:
+        hint(config)
+    callbacks, ranks = [*find_probes(config)], given_ranks()
+    if not resume and config.processes == 1 and ranks is None and (ahead := measure_ahead(config)) is not None:
         callbacks.append(SayAhead(f"torchcaps: ahead: {ahead}"))
     try:
-        result = fit(config, resume, callbacks, asked.max_minutes)
+        result = fit(config, resume, callbacks, asked.max_minutes, start=asked.from_, loggers=asked.log)
     except (Exception, Interrupted) as stop:
-        if not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
+        first = ranks is None or ranks.rank == 0
+        if first and not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
             report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
         again = typed(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
-    report(result.folder)
-    print_result(result)
+    if ranks is None or ranks.rank == 0:
+        report(result.folder)
+        print_result(result)
+
+
+def hint(config: Config) -> None:
+    """Say that there is a run of `config`, unfinished or of fewer epochs, which --resume would continue."""
+    from torchcaps.train.run import find_unfinished
+    from torchcaps.train.start import find_shorter
+
+    run = None
+    with suppress(ValueError):
+        run = find_unfinished(config)
+    with suppress(ValueError):
+        run = run or find_shorter(config)
+    if run is not None and not run.in_use:
+        how = f"ended after {run.read_config().epochs} epochs" if run.finished else "is unfinished"
+        note(f"torchcaps: {run.path} {how}; the same command with --resume continues it; starting afresh")
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:
-    """Names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
+    """Return names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
     names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name) for name in names)
 
 
 def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> Config:
-    """`config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
+    """Return `config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
 
     Raises:
         ValueError: for a loss by a flag that contradicts what the model's scores are.
@@ -102,12 +126,14 @@ def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> 
     config, chosen = finish_recipe(recipe, config, given)
     config, said = follow_model(base, config, given)
     for line in [*filter(None, [chosen]), *said]:
-        print(f"torchcaps: {line}", file=sys.stderr)
+        note(f"torchcaps: {line}")
     return config
 
 
 def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
-    """The folder of a run of `config` that has just ended without a result; `before` were there when it began."""
+    """Return the folder of a run of `config` that has just ended without a result; `before` were there when it
+    began.
+    """
     from torchcaps.train import unfinished_runs
     from torchcaps.train.run import find_unfinished
 
@@ -134,11 +160,11 @@ def report(folder: Path, reason: str = "") -> None:
             return
         again = typed(["torchcaps", "inspect", str(folder), "--debug"])
         said = " ".join(str(error).split()) or type(error).__name__
-        print(f"torchcaps: {folder} has no report ({said}); to see why: {again}", file=sys.stderr)
+        note(f"torchcaps: {folder} has no report ({said}); to see why: {again}")
 
 
 def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
-    """The value of --budget among `flags`, None where it is not there, and the other flags.
+    """Return the value of --budget among `flags`, None where it is not there, and the other flags.
 
     Raises:
         ValueError: where no value follows it.
@@ -155,13 +181,13 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
 
 
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
-    """`recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
+    """Return `recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
     asked = read_flags(recipe, flags)
     return asked.config, asked.resume
 
 
 def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFlags:
-    """`recipe` with what `flags` say in its place, and what they say of the run.
+    """Return `recipe` with what `flags` say in its place, and what they say of the run.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
@@ -178,7 +204,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
     """
     if wants_help(flags):
         config, _ = parse_flags(recipe, [flag for flag in flags if flag not in ("-h", "--help")])
-        print(short_help(config, name or recipe.recipe))
+        say_lines(short_help(config, name or recipe.recipe))
         raise SystemExit(0)
     bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, options={}))
     with usage_errors():
@@ -189,7 +215,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
             default=TrainFlags(bare),
             args=["--help" if flag == HELP_ALL else flag for flag in flags],
         )
-    for field in ("changed", "imports"):
+    for field in ("changed", "imports", "start", "continued"):
         if getattr(parsed.config, field) != getattr(bare, field):
             raise ValueError(f"--{field} is written by the command line itself: leave it out")
     kept, given = recipe.model.options, parsed.config.model
@@ -198,7 +224,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
         find_factory(given.name)  # an unknown name is said first
         said = ", ".join(f"{name} {show_option(value)}" for name, value in kept.items())
-        print(f"torchcaps: options of {recipe.model.name} that {given.name} is not given: {said}", file=sys.stderr)
+        note(f"torchcaps: options of {recipe.model.name} that {given.name} is not given: {said}")
         kept = {}
     model = dataclasses.replace(given, options=kept | listed(given.options))
     config = dataclasses.replace(parsed.config, model=model)
@@ -207,9 +233,9 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
-    """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
+    """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
     places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
-    places |= {"data.root", "data.download"}
+    places |= {"data.root", "data.download", "continued"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={show_option(after.get(name))}"
@@ -227,7 +253,7 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def print_result(result: Result) -> None:
-    """A table of what came out, and the folder that holds it."""
+    """Print a table of what came out, and the folder that holds it."""
     table = Table(show_header=False)
     table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
     table.add_row("test errors", f"{result.test_errors} of {result.test_images}")
@@ -238,7 +264,7 @@ def print_result(result: Result) -> None:
     table.add_row("time", f"{result.seconds:.1f} s")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    console.print(str(result.folder), markup=False)
+    say(str(result.folder))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,17 +302,18 @@ def evaluate(
     from torchcaps.inspect.evaluation import evaluate_run
 
     found = evaluate_run(run, asked.data, asked.split, asked.device)
-    if found.of_run is False:
-        print(f"torchcaps: the {asked.split} images are not those of the run: they were changed since", file=sys.stderr)
+    if found.of_run is False and asked.data.name == data.name:
+        why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")
+        note(f"torchcaps: the {asked.split} images are not those of the run: {why}")
     score = found.score
     if asked.json:
-        print(dumps(found.describe()))
+        say(dumps(found.describe()))
     else:
         said = f"accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}"
-        print(f"{asked.split}: {said}")
+        say(f"{asked.split}: {said}")
     if asked.out is not None:
         for path in found.write(asked.out):
-            print(path, file=sys.stderr)
+            note(str(path))
 
 
 def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Path | None = None) -> None:
@@ -302,7 +329,7 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
     from torchcaps.report.report import PAGE, ReportKept
 
     try:
-        print(write_report(run, out=out))
+        say(str(write_report(run, out=out)))
     except ReportKept as kept:
-        print(f"torchcaps: {kept}", file=sys.stderr)
-        print(run / PAGE)
+        note(f"torchcaps: {kept}")
+        say(str(run / PAGE))

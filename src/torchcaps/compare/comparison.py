@@ -32,13 +32,16 @@ from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
 from torchcaps.names import unknown
 from torchcaps.plugins import imported_for
-from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.metrics import ACCURACY
+from torchcaps.tables.cells import Cell, Narrow, Train
+from torchcaps.tables.metrics import ACCURACY, Record
 
 Loss = Literal["shared", "own"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
-LINEAR = "linear"
-CONTROLS = (LINEAR, "uniform")  # in front, in every table
+LINEAR, TWIN = "linear", "twin"
+OF_TWIN = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
+CONTROLS = (LINEAR, "uniform", TWIN)  # in front, in every table
+DEPTH = "depth"
+HIDDEN = 16  # capsules of each layer between primary and class capsules, where layers are stacked
 SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 EPOCHS = 60  # of the budget `full`
 ITERATIONS = 3
@@ -61,43 +64,92 @@ class Comparison:
     loss: Loss = "shared"
     given: DataConfig | None = None  # how the data are read and changed; None: as is usual for a named set
     sweep: tuple[str, ...] = ()  # a field of a config, such as optimiser.lr, and the values that make a row each
+    fractions: tuple[float, ...] = ()  # shares of the training data that make a row each
+    depths: tuple[int, ...] = ()  # layers of capsules that make a row each
 
     @property
     def id(self) -> str:
-        """BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their folders."""
+        """Return BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their
+        folders.
+        """
         kind, colon, path = self.data.partition(":")
         name = f"{kind}-{Path(path).expanduser().absolute().name}" if colon else self.data
         return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
-        """One cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
-        field, *values = self.sweep or ("",)
-        rows = [(head, f"{head}@{field}={value}", value) for head in heads for value in values]
+        """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
+        field, *values = self.varied
+        rows = [
+            (head, f"{head}@{field}={value}", value) for head in heads for value in values if self.takes(head, value)
+        ]
         rows = rows or [(head, head, None) for head in heads]
         return [
-            Cell(name, name, "test accuracy", Train(partial(self.config, head, value)), metric=ACCURACY, home=self.home)
+            Cell(name, name, "test accuracy", self.train(head, value), metric=ACCURACY, home=self.home)
             for head, name, value in rows
         ]
 
     @property
+    def varied(self) -> tuple[str, ...]:
+        """Return the field that makes rows, and its values as texts; ("",) where there is none.
+
+        Raises:
+            ValueError: for more than one of sweep, fractions and depths, and for shares or depths that cannot be.
+        """
+        given = [each for each in (self.sweep, self.fractions, self.depths) if each]
+        if len(given) > 1:
+            raise ValueError("a comparison varies one thing: give one of --sweep, --fractions and --depth")
+        if not all(0 < share <= 1 for share in self.fractions):
+            raise ValueError(f"fractions are {self.fractions}; each is a share above 0, at most 1")
+        if not all(depth >= 1 for depth in self.depths):
+            raise ValueError(f"depths are {self.depths}; there is at least 1 layer of capsules")
+        if self.fractions:
+            return ("data.fraction", *(f"{share:g}" for share in self.fractions))
+        if self.depths:
+            return (DEPTH, *(f"{depth}" for depth in self.depths))
+        return self.sweep or ("",)
+
+    def train(self, head: str, value: str | None) -> Train:
+        """Return how a row is filled: of a share of the data in more passes over them, by the root of what they are
+        fewer.
+        """
+        more = round(float(value) ** -0.5) if self.fractions and value is not None else 1
+        build = partial(self.config, head, value)
+        if more == 1:
+            return Train(build)
+        grow = partial(_repeat, more)
+        return Train(lambda: grow(build()), Narrow(f"{more}x-epochs", change=grow), grow)
+
+    def takes(self, head: str, value: str) -> bool:
+        """Return whether a head has a row of this value: a head without capsules has no depth but one."""
+        return not self.depths or value == "1" or not (head == LINEAR or is_network(head))
+
+    @property
     def home(self) -> str:
-        """What the names of the cells begin with."""
+        """Return what the names of the cells begin with."""
         return f"compare/{self.id}"
 
     def config(self, head: str, value: str | None = None) -> Config:
-        """The complete config of one head, of the budget `full`, with a `value` of the sweep.
+        """Return the complete config of one head, of the budget `full`, with a `value` of the sweep.
 
         Raises:
             ValueError: for a field that no config has, and a value that it does not take.
         """
         config = self._config(head)
-        return config if value is None else replace_field(config, self.sweep[0], value)
+        if value is None:
+            return config
+        if self.depths:  # one layer is the head as it is
+            hidden = {"hidden": (HIDDEN,) * (int(value) - 1)} if value != "1" else {}
+            return replace(config, model=replace(config.model, options=config.model.options | hidden))
+        return replace_field(config, self.varied[0], value)
 
     def _config(self, head: str) -> Config:
+        twin = head == TWIN or head.endswith(f"-{TWIN}")
         if is_network(head):
             name, head = head, LINEAR
         else:
-            name = f"{self.backbone}.{head}"
+            head = OF_TWIN if head == TWIN else head
+            name, head = f"{self.backbone}.{head}", head.removesuffix(f"-{TWIN}")
+            name += f"-{TWIN}" if twin and not name.endswith(f"-{TWIN}") else ""
         imports: tuple[str, ...] = ()
         options: dict[str, Option] = {} if head == LINEAR else {"iterations": ITERATIONS}
         loss, coefficients = LossConfig("cross-entropy"), CoefficientConfig()
@@ -105,7 +157,7 @@ class Comparison:
             from torchcaps.routing import routing_class
 
             spec, imports = routing_class(head).spec, imported_for(routing_class(head))
-            if spec.objective:
+            if spec.objective and not twin:
                 coefficients = CoefficientConfig(lr=COEFFICIENT_STEP)
             if self.loss == "own":
                 loss = LossConfig(spec.loss)
@@ -123,13 +175,19 @@ class Comparison:
         )
 
 
+def _repeat(more: int, config: Config) -> Config:
+    return replace(config, epochs=config.epochs * more)
+
+
 def usual_data(name: str) -> DataConfig:
-    """Shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels standardised."""
+    """Return shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels
+    standardised.
+    """
     return DataConfig(name, standardise="dataset", augment=AugmentConfig(shift=4, flip=name in MIRRORED))
 
 
 def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
-    """What is usual for the set that `data` names, with the fields of it that flags gave.
+    """Return what is usual for the set that `data` names, with the fields of it that flags gave.
 
     Pictures of any size are brought to the largest of 32, 48 and 64 pixels a side that they have.
 
@@ -165,7 +223,7 @@ def _with(config: Any, path: Sequence[str], value: object) -> Any:
 
 
 def replace_field(config: Config, name: str, text: str) -> Config:
-    """`config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
+    """Return `config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
 
     Raises:
         ValueError: for a field that it does not have, and a value that it does not take.
@@ -186,7 +244,7 @@ def replace_field(config: Config, name: str, text: str) -> Config:
 
 
 def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of all fields of a plain config, with dots."""
+    """Yield names of all fields of a plain config, with dots."""
     for name, value in plain.items():
         if isinstance(value, dict):
             yield from list_fields(value, f"{prefix}{name}.")
@@ -194,21 +252,39 @@ def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Yield names of cells, and of the file that has another content now than in all their runs, which do not count
+    any more.
+
+    A cell of another comparison with the same name is the same.
+    """
+    for cell in cells:
+        assert isinstance(cell.how, Train)
+        now = set(cell.how.build().imports)
+        runs = [each for each in records if each.get("cell") == cell.id and each.get("config")]
+        then = {record for run in runs for record in run["config"].get("imports", ())}
+        names = {record.partition(" ")[0] for record in now - then} & {record.partition(" ")[0] for record in then}
+        yield from ((cell.name, name) for name in sorted(names))
+
+
 def is_network(head: str) -> bool:
-    """Whether a row is a plain network of timm's, such as "resnet18.linear"."""
+    """Return whether a row is a plain network of timm's, such as "resnet18.linear"."""
     return head.endswith(f".{LINEAR}")
 
 
 def all_heads() -> list[str]:
-    """The controls, then every other routing by name."""
+    """Return the controls, then every other routing by name, and its twin where `twin` is of another size."""
+    from torchcaps.models.heads import takes_vectors
     from torchcaps.routing import list_routings
 
-    names = [spec.name for spec in list_routings()]
-    return [*CONTROLS, *(name for name in names if name not in CONTROLS)]
+    names = [spec.name for spec in list_routings() if spec.name not in CONTROLS]
+    twins = {name: [] if takes_vectors(name) or name == "fm" else [f"{name}-{TWIN}"] for name in names}
+    return [*CONTROLS, *(each for name in names for each in (name, *twins[name]))]
 
 
 def choose_heads(wanted: Sequence[str]) -> list[str]:
-    """`wanted`, or all heads where none is; the controls are always among them, in front.
+    """Return `wanted`, or all heads where none is; the controls are always among them, in front, and twins behind
+    theirs.
 
     Args:
         wanted: names of routings or shell patterns of them, and plain networks of timm's, such as "resnet18.linear",
@@ -228,5 +304,10 @@ def choose_heads(wanted: Sequence[str]) -> list[str]:
     for name in others:
         if not any(fnmatchcase(each, name) for each in every):
             raise unknown("routing", name, every, "`torchcaps list routings` shows all; 'linear' is the plain head")
-    chosen = [name for name in every if name in CONTROLS or any(fnmatchcase(name, each) for each in others)]
+    chosen = [
+        name
+        for name in every
+        if name in CONTROLS
+        or any(fnmatchcase(name, each) or fnmatchcase(name.removesuffix(f"-{TWIN}"), each) for each in others)
+    ]
     return [*(chosen if wanted else every), *dict.fromkeys(networks)]

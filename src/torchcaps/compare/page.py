@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchcaps.compare.comparison import CONTROLS, Comparison
+from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
-from torchcaps.tables.budgets import Budget
+from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
+from torchcaps.examine.found import Examination
+from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.summary import Summary, summarise
@@ -41,35 +43,43 @@ class Row(NamedTuple):
     accuracy: Summary | None
     cost: Record | None
     parameters: int | None = None  # trainable, counted where there is no line of costs
+    examined: tuple[Examination, ...] = ()  # of its runs
 
 
 def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
-    """What the lines hold of each head."""
+    """Return what the lines hold of each head."""
     rows = []
     for cell in comparison.cells(heads):
         assert cell.build is not None
         cost = find_costs(records, cell)
         counted = None if cost is not None else round(1e6 * count_parameters(cell.build()))
-        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted))
+        examined = find_examinations(records, apply_budget(cell.build(), budget, cell))
+        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted, tuple(examined)))
     return rows
 
 
 def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
-    """The table, the controls in front and the others by accuracy, with where the numbers come from."""
+    """Return the table, the controls in front and the others by accuracy, with where the numbers come from."""
     lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
     lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
     lines += [_line(_cells(row)) for row in ranked(rows)]
-    return "\n".join([*lines, "", *_verdict(rows), "", *_sources(rows)]) + "\n"
+    examined = describe_examinations({row.head: row.examined for row in ranked(rows)})
+    if comparison.depths:
+        layers = describe_depth({row.head: row.examined for row in rows})
+        examined += ["", *layers] if layers else []
+    lines += ["", *_verdict(rows), "", *_sources(rows), *([""] if examined else []), *examined]
+    return "\n".join(lines) + "\n"
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The controls in front, then the others from the most accurate down; what has no run comes last."""
+    """Return the controls in front, then the others from the most accurate down; what has no run comes last."""
     return sorted(rows, key=lambda row: (not is_control(row.head), -_accuracy(row)))
 
 
 def is_control(head: str) -> bool:
-    """Whether a row is a control, with whatever value of a sweep."""
-    return head.partition("@")[0] in CONTROLS
+    """Return whether a row is a control, with whatever value of a sweep."""
+    head = head.partition("@")[0]
+    return head in CONTROLS or head.endswith(f"-{TWIN}")
 
 
 def _accuracy(row: Row) -> float:
@@ -77,7 +87,7 @@ def _accuracy(row: Row) -> float:
 
 
 def show_accuracy(row: Row) -> str:
-    """Mean ± standard deviation (runs)."""
+    """Return mean ± standard deviation (runs)."""
     if row.accuracy is None or not row.accuracy.values:
         return "not run"
     deviation = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
@@ -104,7 +114,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
-    """Which routings lie above each control by more than both standard deviations together."""
+    """Return which routings lie above each control by more than both standard deviations together."""
     by_head = {row.head: row for row in rows if _accuracy(row) and _deviation(row) is not None}
     said = []
     for control in CONTROLS:
@@ -114,7 +124,7 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
         above = [
             row.head
             for row in ranked(list(by_head.values()))
-            if row.head not in CONTROLS
+            if not is_control(row.head)
             and _accuracy(row) - _accuracy(floor) > (_deviation(row) or 0.0) + (_deviation(floor) or 0.0)
         ]
         said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")
@@ -122,12 +132,12 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
 
 
 def _deviation(row: Row) -> float | None:
-    """None for less than two runs, of which nothing can be said."""
+    """Return the deviation; None for less than two runs, of which nothing can be said."""
     return None if row.accuracy is None else row.accuracy.std
 
 
 def _sources(rows: Sequence[Row]) -> list[str]:
-    """Where accuracies and costs were measured."""
+    """Return where accuracies and costs were measured."""
     lines = []
     runs = [record for row in rows if row.accuracy is not None for record in row.accuracy.records]
     for what, found in (("Runs", runs), ("Costs", [row.cost for row in rows if row.cost is not None])):
@@ -140,7 +150,7 @@ def _sources(rows: Sequence[Row]) -> list[str]:
 
 
 def older_counts(rows: Sequence[Row]) -> list[str]:
-    """What is said below a table whose numbers are not all counted as they are now."""
+    """Return what is said below a table whose numbers are not all counted as they are now."""
     if all(row.cost is None or counts_are_current(row.cost) for row in rows):
         return []
     return [f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel."]
@@ -180,7 +190,9 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
-    """The heads, from the least accurate up, beside `axes` with a line from each to its point, no name on another."""
+    """Write the names of the heads, from the least accurate up, beside `axes` with a line from each to its point, no
+    name on another.
+    """
     from torchcaps.inspect.figures import INK
 
     low, high = axes.get_ylim()
@@ -200,7 +212,7 @@ def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
-    """`places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
+    """Return `places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
     groups: list[tuple[float, int]] = []  # middle and size of what has been pushed together
     for place in places:
         middle, size = place, 1

@@ -29,8 +29,8 @@ class Cost:
     widening_parameters: int = 0  #: of linear layers that only bring features to a whole number of capsules
 
 
-def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels: int = 1) -> Cost:
-    """The cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
+def measure_cost(model: Model, image_size: int | tuple[int, int] | None = None, channels: int | None = None) -> Cost:
+    """Return the cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
 
     Multiply-adds are half the FLOPs of a forward pass in evaluation mode. Both they and the operations are those of
     plain steps, see `torchcaps.cost.operations`; memory is that of the model's own implementation. `model` is left as
@@ -38,15 +38,27 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
 
     Args:
         model: it is copied, since a forward pass may change its buffers.
-        image_size: side in pixels, or (height, width).
-        channels: channels of the images.
+        image_size: side in pixels, or (height, width); None: what the model was made for.
+        channels: channels of the images; None likewise, and 1 of a model that does not say.
+
+    Raises:
+        ValueError: for None of a model that does not say what it was made for.
     """
+    if image_size is None and model.input_shape is None:
+        raise ValueError(f"{type(model).__name__} does not say what it was made for: give image_size and channels")
+    if model.input_shape is not None:
+        made_for, *sides = model.input_shape
+        channels = made_for if channels is None else channels
+        image_size = (sides[0], sides[1]) if image_size is None else image_size
+    assert image_size is not None
     model = copy.deepcopy(model)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     weights, buffers = list(model.parameters()), list(model.buffers())
     dtype = weights[0].dtype if weights else torch.get_default_dtype()  # of a packed network there are buffers only
     device = (weights or buffers or [torch.empty(0)])[0].device
-    one, two, four = (torch.rand(count, channels, height, width, device=device, dtype=dtype) for count in (1, 2, 4))
+    one, two, four = (
+        torch.rand(count, channels or 1, height, width, device=device, dtype=dtype) for count in (1, 2, 4)
+    )
     return Cost(
         parameters=sum(weight.numel() for weight in weights if weight.requires_grad),
         multiply_adds=count_multiply_adds(model, one),
@@ -60,7 +72,7 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] = 28, channels:
 
 
 def count_cost(name: str, **arguments: Any) -> Cost:
-    """The cost of a registered model of any size: it is built without memory, and nothing is computed.
+    """Return the cost of a registered model of any size: it is built without memory, and nothing is computed.
 
     Args:
         name: as `create_model` takes it.
@@ -69,19 +81,18 @@ def count_cost(name: str, **arguments: Any) -> Cost:
     given = {argument: value for argument, value in arguments.items() if argument != "pretrained"}
     with torch.device("meta"):
         model = create_model(name, **given)
-        assert model.origin is not None
-        return measure_cost(model, model.origin["image_size"], model.origin["in_channels"])
+        return measure_cost(model)
 
 
 def count_multiply_adds(model: Model, images: Tensor) -> int:
-    """Multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
+    """Return multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
     with torch.no_grad(), plain_steps(model), FlopCounterMode(display=False) as counter:
         model.eval()(images)
     return counter.get_total_flops() // 2
 
 
 def held_bytes(model: Model, images: Tensor) -> int:
-    """Bytes of the distinct storages that autograd holds after a forward pass on `images` in training mode.
+    """Return bytes of the distinct storages that autograd holds after a forward pass on `images` in training mode.
 
     Parameters and constants are among them. The difference between two batches of two images or more is free of both,
     and batch normalisation works on either.

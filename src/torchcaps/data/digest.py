@@ -14,6 +14,7 @@ from torch import Tensor
 from torchcaps.data.cache import Mapped
 from torchcaps.data.files import ImageFiles
 from torchcaps.data.images import Images, Source
+from torchcaps.data.items import Floats
 from torchcaps.data.streams import Stream
 from torchcaps.forms import Digest
 
@@ -22,11 +23,12 @@ BLOCK = 2**24  # bytes of an array that are hashed at one time
 
 
 def digest(source: Source) -> Digest:
-    """The SHA-256 of the images of a split as they were read, before they are decoded, resized or padded.
+    """Return the SHA-256 of the images of a split as they were read, before they are decoded, resized or padded.
 
     - Of files: over classes, path below the folder of the class, and bytes of each, sorted; above 2 GiB in all over
       path and size in place of the bytes, which `Digest.of` says.
     - Of arrays: over the names of the classes, pixels and labels, in their order.
+    - Of items of a user's Dataset, and of a DataLoader: none, only their number.
     - Of composed images: over the digest of the images that they are composed of, and the settings.
 
     Raises:
@@ -45,7 +47,8 @@ def digest(source: Source) -> Digest:
         several = source.labels.ndim == 2
         sets = [[n for n, is_shown in enumerate(each) if is_shown] if several else [each] for each in labels]
         return _of_files(source.paths, [[source.classes[n] for n in each] for each in sets])
-    assert isinstance(source, Images), type(source)
+    if not isinstance(source, Images | Floats):
+        return Digest(images=len(source))
     return _of_arrays(source.classes, source.pixels, source.labels)
 
 
@@ -64,7 +67,9 @@ def _of_files(paths: Sequence[str], shown: Sequence[list[str]]) -> Digest:
 
 
 def below(path: str, names: Sequence[str]) -> str:
-    """The part of `path` below the folder of one of the classes `names`, with slashes; its last part elsewhere."""
+    """Return the part of `path` below the folder of one of the classes `names`, with slashes; its last part
+    elsewhere.
+    """
     parts = Path(path).parts
     place = next((n for n in reversed(range(len(parts) - 1)) if parts[n] in names), len(parts) - 2)
     return "/".join(parts[place + 1 :])

@@ -14,19 +14,21 @@ import torch
 
 from torchcaps.config import DataConfig
 from torchcaps.data.cache import open_cached
-from torchcaps.data.files import Form, ImageFiles
+from torchcaps.data.files import Form, ImageFiles, decode
 from torchcaps.data.images import Splits
 from torchcaps.data.notes import say, some
 from torchcaps.data.splits import strata, stratified
 from torchcaps.data.survey import choose_channels, common_size, say_facts, survey
 from torchcaps.data.tree import list_tree
 
+__all__ = ["assemble", "decode", "read_folder"]  # decode: one picture, as the pictures of a folder are read
+
 RESIDENT_LIMIT = 2 * 2**30  # bytes of all decoded splits together; above it they are mapped
 TEST_SHARE, TEST_SEED = 0.2, 0
 
 
 def read_folder(path: Path, config: DataConfig) -> Splits:
-    """The splits of the image folder `path`; see the head of this file, and `assemble`.
+    """Return the splits of the image folder `path`; see the head of this file, and `assemble`.
 
     Hidden files and folders are passed over; other files that are no pictures are named in the log.
 
@@ -49,13 +51,15 @@ def read_folder(path: Path, config: DataConfig) -> Splits:
 
 
 def split_test(whole: ImageFiles) -> dict[str, ImageFiles]:
-    """A training and a test split, where none were given: a stratified fifth is the test split, always the same."""
+    """Return a training and a test split, where none were given: a stratified fifth is the test split, always the
+    same.
+    """
     train, test = stratified(strata(whole.labels), round(TEST_SHARE * len(whole)), TEST_SEED)
     return {"train": whole.subset(train), "test": whole.subset(test)}
 
 
 def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
-    """The splits of listed files, of which only paths and labels are known: in memory, or mapped.
+    """Return the splits of listed files, of which only paths and labels are known: in memory, or mapped.
 
     They become colour when a training picture has colour and grey otherwise, unless `config.colour` says which. They
     are brought to `config.image_size`, where it is given, as `config.fit` says; without it all must have one size.
@@ -78,5 +82,7 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
 
 
 def workers(images: int) -> int:
-    """Worker processes worth starting for so many images: none for a few hundred, else one per core, up to eight."""
+    """Return worker processes worth starting for so many images: none for a few hundred, else one per core, up to
+    eight.
+    """
     return 0 if images < 512 else min(8, os.cpu_count() or 1)

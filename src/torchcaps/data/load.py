@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -17,11 +18,13 @@ from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
 from torchcaps.data.digest import digest
 from torchcaps.data.images import Images, Source, Splits, Stored
+from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
-from torchcaps.data.splits import hold_out, strata, stratified
+from torchcaps.data.splits import equal_share, hold_out, strata, stratified
 from torchcaps.forms import Digest
+from torchcaps.memory import free_memory
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
 CHUNK = 1024  # images that are counted at one time
@@ -80,12 +83,12 @@ class Data:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, of the images in a batch."""
+        """Return height and width, of the images in a batch."""
         return self.cut_size if self.enlarge is None else (self.enlarge, self.enlarge)
 
     @property
     def cut_size(self) -> tuple[int, int]:
-        """Height and width, of images as they are cut and moved, before a batch is enlarged."""
+        """Return height and width, of images as they are cut and moved, before a batch is enlarged."""
         return self.train.shape[1:] if self.crop is None else (self.crop, self.crop)
 
     @property
@@ -94,18 +97,19 @@ class Data:
 
     @property
     def shown(self) -> int | None:
-        """Labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
+        """Return labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
         return self.train.shown
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
+        """Return mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
         return self._moments[0]
 
     @property
     def std(self) -> Tensor:
-        """What each channel is divided by: its standard deviation over the training split, 1 for a constant channel,
-        unless the config gives another: float32 [c]."""
+        """Return what each channel is divided by: its standard deviation over the training split, 1 for a constant
+        channel, unless the config gives another: float32 [c].
+        """
         return self._moments[1]
 
     @cached_property
@@ -116,13 +120,16 @@ class Data:
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
 
     def digest(self, split: Literal["train", "validation", "test"]) -> Digest:
-        """Which images `split` holds, as they were read; all of it is hashed."""
+        """Return which images `split` holds, as they were read; all of it is hashed."""
         read = self.read or Splits(self.train, self.test, self.validation)
         source = getattr(read, split)
         return Digest() if source is None else digest(source)
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
-        """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
+        """Return shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is
+        dropped.
+
+        With `config.balance` each class comes as often as any other.
 
         Raises:
             ValueError: when how `config` standardises is not what the data were loaded with, and as `Batches` does.
@@ -131,13 +138,21 @@ class Data:
             if (asked := getattr(config, name)) != (loaded := getattr(self, name)):
                 raise ValueError(f"data.{name} is {asked!r}, but the data were loaded with {loaded!r}")
         return self._batches(
-            self.train, batch_size, rank, world, seed=seed, augment=config.augment, shuffle=True, drop_last=True
+            self.train,
+            batch_size,
+            rank,
+            world,
+            seed=seed,
+            augment=config.augment,
+            shuffle=True,
+            balance=config.balance,
+            drop_last=True,
         )
 
     def evaluation(
         self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
     ) -> Batches:
-        """All the images of `split` in their own order and unchanged, standardised as in training.
+        """Return all the images of `split` in their own order and unchanged, standardised as in training.
 
         They are cut from the middle where `crop` is given; those of the test split come as [b, views, c, h, w] where
         `views` is more than one.
@@ -146,6 +161,8 @@ class Data:
         return self._batches(source, batch_size, rank, world, views=self.views if split == "test" else 1)
 
     def _batches(self, source: Source, batch_size: int, rank: int, world: int, **options: Any) -> Batches:
+        if isinstance(source, Loaded):
+            return source.batches(options.get("seed", 0))
         mean, std = self._moments if self.standardise == "dataset" else (None, None)
         options |= {"standardise": self.standardise, "mean": mean, "std": std, "rank": rank, "world": world}
         options |= {"cut": self.crop, "standardise_first": self.standardise_first, "enlarge": self.enlarge}
@@ -176,14 +193,24 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         config = replace(config, compose=replace(config.compose, epoch=config.limit, held=config.limit))
     entry, path = find(config.name)
     train, test, validation = _call(entry.reader, path, config)
+    if config.test is not None:
+        test = read_test(config.test, config)
+    return assemble(Splits(train, test, validation), config, device)
+
+
+def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu") -> Data:
+    """Return the `Data` of what was read: of each split as many images as asked, the validation split held out where
+    there is none, resized or padded, on `device`; see `load_data`.
+    """
+    train, test, validation = read
     train = _sample(train, config)
     if validation is None:
         assert isinstance(train, Stored)  # streams have a validation split of their own
         train, validation = hold_out(train, config)
-    if config.test is not None:
-        test = read_test(config.test, config)
+    train = take_fraction(train, config)
     validation, test = _sample(validation, config), _sample(test, config)
     read = Splits(train, test, validation)
+    _check_memory((train, validation, test), config)
     train, validation, test = (_fit(split, config).to(device) for split in (train, validation, test))
     check_variation(train)
     how = config.standardise, config.crop, config.views, config.std
@@ -192,27 +219,62 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
 
 
 def read_test(name: str, config: DataConfig) -> Source:
-    """The test split of the set `name`, read with the settings of `config`."""
+    """Return the test split of the set `name`, read with the settings of `config`."""
     entry, path = find(name)
     read = _call(entry.test_reader or entry.reader, path, replace(config, name=name))
     return read.test if isinstance(read, Splits) else read
 
 
 def _call(reader: str, path: Path | None, config: DataConfig) -> Any:
-    """What the function that `reader` names reads from `path`, or from the data root."""
+    """Return what the function that `reader` names reads from `path`, or from the data root."""
     module, function = reader.split(":")
     return getattr(import_module(module), function)(data_root(config.root) if path is None else path, config)
 
 
 def _sample(split: Source, config: DataConfig) -> Source:
-    """`config.limit` images of a stored `split`, class by class in proportion; streams have been told already."""
+    """Return `config.limit` images of a stored `split`, class by class in proportion; streams have been told
+    already.
+    """
     if config.limit is None or not isinstance(split, Stored) or len(split) <= config.limit:
         return split
     return split.subset(stratified(strata(split.labels), config.limit, config.split_seed)[1])
 
 
+def take_fraction(train: Source, config: DataConfig) -> Source:
+    """Return `config.fraction` of a stored `train`: as many images of each class as of any other, or one fewer.
+
+    They are the first in an order of each class that `config.split_seed` draws, so that a smaller share is a part of a
+    larger one. The validation split is not made smaller.
+
+    Raises:
+        ValueError: for a share outside (0, 1], for one that leaves a class without images or asks more than a class
+            has, for images that show several classes, and for streams.
+    """
+    if config.fraction == 1:
+        return train
+    if not 0 < config.fraction <= 1:
+        raise ValueError(f"data.fraction is {config.fraction}: it must be a share above 0, at most 1")
+    if not isinstance(train, Stored) or train.labels.ndim != 1:
+        raise ValueError(f"data.fraction is {config.fraction}: it is of stored images that show one class each")
+    return train.subset(equal_share(train.labels, config.fraction, config.split_seed))
+
+
+def _check_memory(splits: Sequence[Source], config: DataConfig) -> None:
+    """Raise ValueError where images that are held in memory do not fit into it once they are resized or padded."""
+    side, memory = config.pad or config.image_size, free_memory()
+    if side is None or memory is None:
+        return
+    needed = sum(len(split) * split.shape[0] * side**2 for split in splits if isinstance(split, Images))
+    if needed > memory:
+        name = "pad" if config.pad else "image_size"
+        raise ValueError(
+            f"data.{name} is {side}: the images of {config.name} would take {needed / 1e9:.3g} GB at that size, and "
+            f"there are {memory / 1e9:.3g} GB; take a smaller one, or fewer images (data.limit)"
+        )
+
+
 def _fit(split: Source, config: DataConfig) -> Source:
-    """`split` resized or padded as `config` says; what is not held in memory resizes its images itself."""
+    """Return `split` resized or padded as `config` says; what is not held in memory resizes its images itself."""
     if not isinstance(split, Images):
         if config.pad is not None:
             raise ValueError(f"data.pad is {config.pad}: it is of images held in memory, not of {config.name}")
@@ -243,11 +305,13 @@ def check_variation(train: Source) -> None:
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
+    """Return mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
-    Counted in integers, hence the same on every device. Of images that are neither in memory nor mapped 4,096 are read,
-    evenly spaced in the order of the source. Unclipped sums of images give means above 1.
+    Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
+    mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.
     """
+    if len(source) and source.fetch(torch.zeros(1, dtype=torch.int64)).is_floating_point():
+        return _float_moments(source)
     count = len(source) if isinstance(source, Images | Mapped) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
     channels = range(source.shape[0])
@@ -261,5 +325,19 @@ def moments(source: Source) -> tuple[Tensor, Tensor]:
     weights /= weights.sum(1, keepdim=True)
     mean = weights @ values
     std = ((values - mean[:, None]).square() * weights).sum(1).sqrt()
+    std[std == 0] = 1.0
+    return mean.float().to(device), std.float().to(device)
+
+
+def _float_moments(source: Source) -> tuple[Tensor, Tensor]:
+    indices = torch.arange(min(len(source), SAMPLE)) * len(source) // min(len(source), SAMPLE)
+    total, squares, count = 0.0, 0.0, 0
+    device = torch.device("cpu")
+    for pixels in source.stream(indices.split(CHUNK)):
+        wide, device = pixels.double(), pixels.device
+        total, squares = total + wide.sum((0, 2, 3)), squares + wide.square().sum((0, 2, 3))
+        count += wide[:, 0].numel()
+    mean = torch.as_tensor(total) / count
+    std = (torch.as_tensor(squares) / count - mean.square()).clamp_min(0).sqrt()
     std[std == 0] = 1.0
     return mean.float().to(device), std.float().to(device)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from torch import distributed
+
+from torchcaps.terminal import warn
 
 NAMED = 5  # of many names, how many are said
 _said: set[str] = set()
@@ -16,10 +17,10 @@ def say(text: str) -> None:
     if text in _said or (distributed.is_initialized() and distributed.get_rank()):
         return
     _said.add(text)
-    logging.getLogger("torchcaps").warning("torchcaps: %s", text)
+    warn(text)
 
 
 def some(names: Sequence[str]) -> str:
-    """The names in one line, of many the first few and how many more there are."""
+    """Return the names in one line, of many the first few and how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

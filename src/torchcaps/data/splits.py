@@ -17,12 +17,12 @@ from torchcaps.config import DataConfig
 if TYPE_CHECKING:
     from torchcaps.data.images import Stored
 
-ORDER, DRAWS, SPLIT, COMPOSE, FLIPS = range(5)  # what a seed is used for: the uses of one seed are independent
+ORDER, DRAWS, SPLIT, COMPOSE, FLIPS, BALANCE = range(6)  # what a seed is used for: the uses of one seed are independent
 RARE = 10  # images that have the same label set, below which they are split together with others
 
 
 def mix(purpose: int, *key: int) -> np.random.SeedSequence:
-    """A seed for one `purpose` and `key`, such as (seed, epoch, step); nearby keys give unrelated streams.
+    """Return a seed for one `purpose` and `key`, such as (seed, epoch, step); nearby keys give unrelated streams.
 
     The purpose is a spawn key: a sequence of integers alone would take (seed, epoch) and (seed, epoch, 0) for the same.
 
@@ -35,12 +35,33 @@ def mix(purpose: int, *key: int) -> np.random.SeedSequence:
 
 
 def permutation(count: int, seed: np.random.SeedSequence) -> Tensor:
-    """The numbers 0 .. count - 1 in a random order: int64 [count]."""
+    """Return the numbers 0 .. count - 1 in a random order: int64 [count]."""
     return torch.from_numpy(np.random.PCG64(seed).random_raw(count).argsort(kind="stable"))
 
 
+def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """Return as many images as `labels` int64 [n] has, in an order that shows each class as often as any other:
+    int64 [n].
+
+    Of any C images that follow each other from a multiple of C on, one is of each of the C classes that have images. An
+    image comes again once all of its class have been.
+    """
+    there, classes = labels.cpu().unique(return_inverse=True)
+    rounds = -(-len(labels) // len(there))
+    rows = []
+    for label in range(len(there)):
+        images = (classes == label).nonzero()[:, 0]
+        passes = range(-(-rounds // len(images)))
+        orders = [permutation(len(images), mix(BALANCE, seed, epoch, label, each)) for each in passes]
+        rows.append(images[torch.cat(orders)][:rounds])
+    drawn = np.random.PCG64(mix(BALANCE, seed, epoch)).random_raw(rounds * len(there)).reshape(rounds, -1)
+    turns = torch.from_numpy(drawn.argsort(1, kind="stable"))  # of the classes in each round
+    return torch.stack(rows, 1).gather(1, turns).flatten()[: len(labels)]
+
+
 def coins(indices: Tensor, seed: int) -> Tensor:
-    """A coin thrown for each image, the same whenever it is asked for: bool [b] for `indices` int64 [b], on the CPU.
+    """Return a coin thrown for each image, the same whenever it is asked for: bool [b] for `indices` int64 [b], on
+    the CPU.
 
     It is the top bit of Steele et al. 2014's SplitMix64 of the index, begun at a number drawn from the seed.
     """
@@ -54,7 +75,8 @@ def coins(indices: Tensor, seed: int) -> Tensor:
 
 
 def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images kept and of the `held` images set aside, both ascending, class by class in proportion.
+    """Return indices of the images kept and of the `held` images set aside, both ascending, class by class in
+    proportion.
 
     Each class gives the whole part of its quota; the rest comes from the classes with the largest remainders, one image
     each, the lower class first among equals. `labels` int64 [n].
@@ -72,8 +94,37 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
     return by_class[~taken].sort().values, by_class[taken].sort().values
 
 
+def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Return indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
+
+    In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
+    with fewer images gives all that it has.
+
+    Raises:
+        ValueError: where that is not one image of each class.
+    """
+    classes = labels.cpu()
+    counts = torch.bincount(classes)
+    there = (counts > 0).nonzero().flatten()
+    total = round(share * len(classes))
+    if total < len(there):
+        raise ValueError(
+            f"data.fraction {share} is {total} of {len(classes)} images, fewer than the {len(there)} classes"
+        )
+    each, more = divmod(total, len(there))
+    quota = torch.zeros_like(counts)
+    quota[there] = each
+    quota[there[:more]] += 1
+
+    order = permutation(len(classes), mix(SPLIT, seed, 1))
+    by_class = order[classes[order].argsort(stable=True)]  # random inside a class
+    rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
+    return by_class[rank < quota[classes[by_class]]].sort().values
+
+
 def strata(labels: Tensor) -> Tensor:
-    """What images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64 [n].
+    """Return what images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64
+    [n].
 
     The sets that fewer than ten images have are one: each by itself could not be split in proportion.
     """
@@ -84,7 +135,7 @@ def strata(labels: Tensor) -> Tensor:
 
 
 def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
-    """`train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
+    """Return `train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
 
     Raises:
         ValueError: where that share is no image, or all.

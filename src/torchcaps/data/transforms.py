@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchcaps.config import AugmentConfig
 from torchcaps.data import colour
+from torchcaps.data.byerly import change_digits
 
 
 class Draws(NamedTuple):
@@ -33,9 +34,10 @@ class Draws(NamedTuple):
     contrast: Tensor  # float32 [b], factor
     saturation: Tensor  # float32 [b], factor
     hue: Tensor  # float32 [b], circles
+    byerly: Tensor  # float64 [b, 12] in [0, 1), see `data.byerly`
 
     def rows(self, part: slice) -> Draws:
-        """The parameters of some of the images."""
+        """Return the parameters of some of the images."""
         return Draws(*(parameter[part] for parameter in self))
 
 
@@ -58,11 +60,13 @@ def check_augment(config: AugmentConfig) -> None:
 
 
 def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Draws:
-    """Independent parameters for `count` images. Each has its own column of uniform numbers, so that switching one
-    on or off leaves the others as they are."""
+    """Return independent parameters for `count` images. Each has its own column of uniform numbers, so that
+    switching one on or off leaves the others as they are.
+    """
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     uniform = torch.rand(count, 8, dtype=torch.float64, generator=generator)  # [b, 8], in [0, 1)
     further = torch.rand(count, 6, dtype=torch.float64, generator=generator)
+    last = torch.rand(count, 12, dtype=torch.float64, generator=generator)
     angle, scale, shear = (2 * uniform[:, 5:] - 1).float().unbind(1)
     brightness, contrast, saturation, hue = (2 * further[:, 2:] - 1).float().unbind(1)
     return Draws(
@@ -77,6 +81,7 @@ def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Dra
         contrast=1 + config.contrast * contrast,
         saturation=1 + config.saturation * saturation,
         hue=config.hue * hue,
+        byerly=last,
     )
 
 
@@ -86,7 +91,12 @@ def augment(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def move(pixels: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Crop, flip and shift, by whole pixels and exactly: [b, c, h, w] of any type; zeros enter."""
+    """Crop, flip and shift, by whole pixels and exactly: [b, c, h, w] of any type; zeros enter.
+
+    Before that what `data.byerly` does, rounded to whole numbers.
+    """
+    if config.byerly:
+        pixels = change_digits(pixels, draws.byerly)
     if config.crop:
         pixels = random_crop(pixels, draws.crop, config.crop)
     if config.flip:
@@ -104,7 +114,7 @@ def turn(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
+    """Return brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
     if config.brightness:
         images = colour.scale_brightness(images, draws.brightness)
     if config.contrast:
@@ -117,8 +127,8 @@ def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 in [0, 1]."""
-    return pixels.float().div_(255)
+    """Return uint8 0 .. 255 -> float32 in [0, 1]; floats as they are."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255)
 
 
 def random_crop(batch: Tensor, corner: Tensor, padding: int) -> Tensor:
@@ -151,7 +161,7 @@ def shift(batch: Tensor, by: Tensor, limit: int) -> Tensor:
 
 
 def enlarge(batch: Tensor, side: int) -> Tensor:
-    """Bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
+    """Return bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
     if batch.shape[-2:] == (side, side):
         return batch
     if not len(batch):
@@ -176,8 +186,9 @@ def affine(batch: Tensor, angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor
 
 
 def source_matrix(angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
-    """The matrix [b, 2, 2] that leads from a point (x, y) of the result, y downwards, to where it was: the inverse of
-    rotation [[cos, sin], [-sin, cos]] times scale times shear [[1, tan], [0, 1]]."""
+    """Return the matrix [b, 2, 2] that leads from a point (x, y) of the result, y downwards, to where it was: the
+    inverse of rotation [[cos, sin], [-sin, cos]] times scale times shear [[1, tan], [0, 1]].
+    """
     turn, slope = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
     cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
     return torch.stack([cos - slope * sin, -sin - slope * cos, sin, cos], 1).unflatten(1, (2, 2))

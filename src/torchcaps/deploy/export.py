@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchcaps.config import EXTERNAL
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
+from torchcaps.deploy.sources import read_source
 from torchcaps.extras import missing_extra
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
@@ -60,7 +62,7 @@ class _Source(NamedTuple):
     images: Tensor  # [5, c, h, w], random, in [0, 1]
 
     def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
-        """The program, for any batch size, in which binary weights are bits; and how many outputs it has."""
+        """Return the program, for any batch size, in which binary weights are bits; and how many outputs it has."""
         check_scales(scales)
         module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
         with warnings.catch_warnings(), torch.no_grad():
@@ -73,11 +75,11 @@ class _Source(NamedTuple):
 
     @torch.no_grad()
     def wanted(self) -> Sequence[Tensor]:
-        """What the model computes of the images."""
+        """Return what the model computes of the images."""
         return _Outputs(self.model)(self.images)
 
     def written(self, path: Path, run: Callable[[Tensor], Sequence[Tensor]] | None) -> Exported:
-        """What was written to `path`, and computes as `run` does; None: nothing can run it here."""
+        """Return what was written to `path`, and computes as `run` does; None: nothing can run it here."""
         files = (path, path.with_name(path.name + ".data"))
         one, module = self.images[:1], _Outputs(self.model)
         with torch.no_grad():
@@ -104,12 +106,14 @@ def export_onnx(
     where the routing gives them. Binary weights stay bits, which the graph unpacks. `torchcaps.load` reads the file.
 
     Args:
-        source: a model, or the folder of a run, of which the selected weights are taken.
+        source: a model; the folder of a run, of which the selected weights are taken; a file of weights, or a name of
+            weights, see `torchcaps.models.pretrained.find_weights`.
         path: of the file; its folder must exist.
         image: channels, height and width; None: those that the model was created for.
         scales: type of the scales of binary weights: torch.float32, or a half type, by whose rounding scores differ.
 
     Raises:
+        FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
         ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
     """
     given, path = _loaded(source, image), Path(path)
@@ -173,9 +177,10 @@ def export_packed(
             build.
     """
     check_scales(scales)
-    given, path = _loaded(source, image), Path(path)
-    if given.manifest is None:
+    if isinstance(source, Model) and _describe(source) is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
+    given, path = _loaded(source, image), Path(path)
+    assert given.manifest is not None
     try:
         packed = pack(given.model, scales)
     except ValueError as error:
@@ -185,7 +190,9 @@ def export_packed(
 
 
 def measure_latency(run: Callable[[], object]) -> float:
-    """Milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not counted."""
+    """Return milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not
+    counted.
+    """
     run()
     taken: list[float] = []
     while sum(taken) < SECONDS and len(taken) < MOST:
@@ -197,23 +204,27 @@ def measure_latency(run: Callable[[], object]) -> float:
 
 def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
     if isinstance(source, Model):
-        manifest = None if source.origin is None else Manifest(describe_model(source.origin))
-        model = copy.deepcopy(source).cpu().eval()
+        manifest, model = _describe(source), copy.deepcopy(source).cpu().eval()
     else:
-        from torchcaps.train.evaluation import load_run
-        from torchcaps.train.run import RunFolder
-
-        manifest, model = RunFolder(Path(source)).read_manifest(), load_run(source)[0]
-    if image is None:
-        if manifest is None:
-            raise ValueError("image is None, and the model was not built by create_model: give channels, height, width")
+        manifest, model = read_source(source)
+    if image is None and manifest is not None:
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
+    image = model.input_shape if image is None else image
+    if image is None:
+        raise ValueError("image is None, and the model does not say what it was made for: give channels, height, width")
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
+
+
+def _describe(model: Model) -> Manifest | None:
+    """Return how to build `model` again; None where `create_model` did not build it."""
+    origin = model.origin
+    return None if origin is None or origin["name"] == EXTERNAL else Manifest(describe_model(origin))
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path of the same name in a fresh folder: what the block writes there and beside it takes its place at last.
+    """Return a path of the same name in a fresh folder: what the block writes there and beside it takes its place at
+    last.
 
     So nothing is written through a link that stands at `path`, which may be in the folder of a stranger's run.
     """
@@ -226,7 +237,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _onnx_session(path: Path) -> Callable[[Tensor], Sequence[Tensor]] | None:
-    """What ONNX Runtime computes; None where it is not installed."""
+    """Return what ONNX Runtime computes; None where it is not installed."""
     try:
         import onnxruntime
     except ImportError:

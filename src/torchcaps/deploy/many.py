@@ -16,31 +16,31 @@ from torchcaps.files import check_plain
 
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
-    """Files as they are named; of folders all pictures in them and below, by name, without what is hidden.
+    """Return files as they are named, those too that are not there; of folders all pictures in them and below, by name,
+    without what is hidden.
 
     Raises:
-        FileNotFoundError: for what is not there.
-        ValueError: for a folder that holds no picture, and for what is no file, such as a pipe.
+        FileNotFoundError: when nothing of all is there.
+        ValueError: for a folder that holds no picture.
     """
     found: list[Path] = []
     for place in map(Path, places):
-        if not place.is_dir():
-            if not place.exists():
-                raise FileNotFoundError(f"there is no picture and no folder {place}")
-            check_plain(place)
+        if not os.path.isdir(place):  # which says no where Path.is_dir fails: of a folder that is closed, a long name
             found.append(place)
             continue
         inside = sorted(path for path in _walk(place) if path.suffix.lower() in suffixes())
         if not inside:
             raise ValueError(f"the folder {place} holds no pictures")
         found += inside
+    if found and not any(map(os.path.exists, found)):
+        raise FileNotFoundError(f"there is no picture and no folder {found[0]}")
     return found
 
 
 def predict_files(
     classifier: Classifier, paths: Iterable[Path], batch: int = BATCH
 ) -> Iterator[tuple[Path, Prediction | ValueError]]:
-    """Each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
+    """Yield each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
     left = iter(paths)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         while several := list(islice(left, batch)):
@@ -54,9 +54,12 @@ def predict_files(
 
 def _read(classifier: Classifier, path: Path) -> np.ndarray | ValueError:
     try:
+        check_plain(path)  # to open a pipe would wait for ever
         return classifier.read(path)
     except ValueError as error:
         return error
+    except OSError as error:
+        return ValueError(f"cannot read the image {path}: {error.strerror}")
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.files import replacing
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model
+from torchcaps.models.shapes import check_pictures
 from torchcaps.models.smaller import rebuild
 from torchcaps.packed import pack
 
@@ -20,7 +21,7 @@ SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dtype) -> None:
-    """Write what `torchcaps.pack` made to the file `path`, which is replaced whole."""
+    """Write what `torchcaps.packed.pack` made to the file `path`, which is replaced whole."""
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
@@ -35,7 +36,7 @@ def check_scales(scales: torch.dtype) -> None:
 
 
 def load_packed(path: str | Path) -> Model:
-    """The model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
+    """Return the model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -54,6 +55,7 @@ def load_packed(path: str | Path) -> Model:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):
             model = pack(rebuild(manifest), SCALES[metadata["scales"]])
+        check_pictures(model, manifest)
         _assign(model, tensors)
     except (KeyError, OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:  # of torch's layers too
         raise ValueError(f"{path} is not a packed model: {' '.join(str(error).split())}") from error
@@ -62,7 +64,7 @@ def load_packed(path: str | Path) -> Model:
 
 
 def read_packed(metadata: Mapping[str, str]) -> Manifest:
-    """The manifest in the metadata of a file that `save_packed` wrote.
+    """Return the manifest in the metadata of a file that `save_packed` wrote.
 
     Raises:
         ValueError: for other files, and for values that cannot be.
@@ -76,7 +78,7 @@ def read_packed(metadata: Mapping[str, str]) -> Manifest:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those buffers too that a state dict leaves out."""
+    """Return parameters and buffers by name, those buffers too that a state dict leaves out."""
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 

@@ -18,7 +18,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_model
 
-from torchcaps.config import to_plain
 from torchcaps.data import load_data
 from torchcaps.extras import missing_extra
 from torchcaps.files import replace_text, replacing
@@ -26,8 +25,9 @@ from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, repository
+from torchcaps.terminal import printable
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -79,7 +79,7 @@ def write_package(
     content = (folder / FILE).read_bytes()
     written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
     known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
-    replace_text(folder / "model.json", json.dumps(to_plain(manifest), indent=2) + "\n")
+    replace_text(folder / "model.json", json.dumps(manifest.to_plain(), indent=2) + "\n")
     replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
     replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
     return written
@@ -118,7 +118,7 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
 
 
 def write_card(manifest: Manifest, line: Mapping[str, Any], name: str) -> str:
-    """The card of a network in Markdown, with what the hub reads at its head."""
+    """Return the card of a network in Markdown, with what the hub reads at its head."""
     classes = ", ".join(_text(each) for each in manifest.classes[:MOST]) + (", ..." * (len(manifest.classes) > MOST))
     options = {f"`{key}`": f"`{_text(value)}`" for key, value in manifest.model.items() if key != "name"}
     return f"""---
@@ -150,7 +150,7 @@ a score is. The digests in it tell which images were trained and tested on.
 
 
 def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
-    """What the run says of itself, by what it is."""
+    """Return what the run says of itself, by what it is."""
     weights, environment, data = line["weights"], line.get("environment", {}), manifest.data
     machine = environment.get("gpu") or environment.get("cpu") or "a machine that is not named"
     held = f", {data.validation.images:,} to select on" if data.validation.images else ""
@@ -161,6 +161,7 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
         **({"afterwards": f"{' and '.join(done)}, with equal scores"} if done else {}),
         "data": f"`{_text(data.name)}`, {data.train.images:,} training images{held}",
         "test accuracy": f"{line['test_accuracy']:.2%} ({wrong}), one seed ({line['seed']})",
+        **({} if manifest.score is None else {"probabilities": manifest.score.reading}),
         "weights": f"{weights['bytes']:,} bytes of {weights['precision']}, SHA-256 `{weights['sha256']}`",
         "trained": f"recipe `{_text(line['recipe'])}`, epoch {line['selected_epoch']} kept, {line['seconds']:.0f} s on "
         f"{_text(machine)}",
@@ -169,13 +170,13 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    """In Markdown, of which the first row is the head."""
+    """Return a table in Markdown, of which the first row is the head."""
     head, *others = (f"| {name} | {value} |" for name, value in rows.items())
     return "\n".join([head, "| --- | --- |", *others])
 
 
 def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, str]:
-    """The model as it is stored, and in what precision."""
+    """Return the model as it is stored, and in what precision."""
     if precision == "float32":
         return model, "float32"
     rounded = copy.deepcopy(model).to(torch.bfloat16)
@@ -193,7 +194,8 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
 
 
 def measure_accuracy(path: Path, *models: Model) -> list[float]:
-    """Of each of `models` in place of the run's, as a share; the test split is read as the run says.
+    """Return the accuracy of each of `models` in place of the run's, as a share; the test split is read as the run
+    says.
 
     Raises:
         FileNotFoundError: when it is not there.
@@ -218,7 +220,7 @@ def measure_accuracy(path: Path, *models: Model) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """A line without the folders of the machine that it was trained on."""
+    """Return a line without the folders of the machine that it was trained on."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items() if key not in ("root", "out")}
     if isinstance(value, list | tuple):
@@ -227,6 +229,5 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """A value inside a table of Markdown: one line, and no markup of its own."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in str(value))
-    return re.sub(r"([|`<>\[\]])", r"\\\1", plain)
+    """Return a value inside a table of Markdown: one line, and no markup of its own."""
+    return re.sub(r"([|`<>\[\]])", r"\\\1", printable(str(value)))

@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from torchcaps.config import to_plain
+from torchcaps.deploy.sources import read_run
 from torchcaps.files import read_plain, replace_text
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.smaller import count_zeros, fold, prune, sizes_of
 from torchcaps.train.checkpoint import save_checkpoint
-from torchcaps.train.evaluation import load_run
 from torchcaps.train.run import RunFolder
 
 KEPT = ("config.json", "environment.json", "metrics.jsonl")  # of the run, as they are
@@ -73,8 +72,8 @@ def _write(
     change: Callable[[Model, Manifest], tuple[Model, Manifest]],
 ) -> Smaller:
     run = RunFolder(path)
-    model, _ = load_run(path)
-    small, manifest = change(model, run.read_manifest())
+    known, model = read_run(path)
+    small, manifest = change(model, known)
     folder = path.with_name(path.name + suffix) if out is None else Path(out)
     if folder.exists():
         raise ValueError(f"{folder} is there already: give another folder with --out")
@@ -86,7 +85,7 @@ def _write(
         if (path / name).exists():
             replace_text(folder / name, read_plain(path / name))
     written = RunFolder(folder)
-    written.write("model.json", to_plain(manifest))
+    written.write("model.json", manifest.to_plain())
     save_checkpoint(written.best, small, manifest=manifest)
     counts = _parameters(model), _parameters(small)
     if run.finished:
@@ -95,7 +94,7 @@ def _write(
 
 
 def _image(manifest: Manifest) -> tuple[int, ...]:
-    """Channels, height and width of what the model takes."""
+    """Return channels, height and width of what the model takes."""
     return (manifest.model["in_channels"], *manifest.model["image_size"])
 
 

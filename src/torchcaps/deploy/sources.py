@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchcaps.deploy.classifier import Classifier, Runner
+from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.manifest import DIGESTS, Manifest
+from torchcaps.terminal import warn
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from torchcaps.models import Model
 
 EXPORTED = (".onnx", ".pt2")
-log = logging.getLogger("torchcaps")
 
 
-def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Classifier:
-    """A classifier that answers for pictures, from what training or an export left.
+def load(source: str | Path, device: str = "auto", trusted: bool = False, model: nn.Module | None = None) -> Classifier:
+    """Return a classifier that answers for pictures, from what training or an export left.
 
     Args:
         source: the folder of a run, of which the selected weights are taken; a file: `.safetensors` (weights of a run,
@@ -25,6 +27,7 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
             weights, `hf-hub:OWNER/NAME` among them, see `torchcaps.models.pretrained.find_weights`.
         device: auto, cpu, cuda or mps.
         trusted: read a `.pt2` file, which may hold code that is run; all others are only read.
+        model: the module that `torchcaps.train.fit` was given, of whose run `source` is the folder; None of others.
 
     Raises:
         FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
@@ -34,8 +37,6 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
     if path.suffix in EXPORTED and device not in ("auto", "cpu"):
         raise ValueError(f"device is {device!r}, but {path} is computed on the CPU")
     if path.suffix == ".onnx":
-        from torchcaps.deploy.onnx import OnnxRunner
-
         runner = OnnxRunner(path)
         return build(path, runner.manifest(), runner)
     from torchcaps.deploy.module import ModuleRunner, ProgramRunner
@@ -46,28 +47,33 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False) -> Cla
         program = ProgramRunner(path)
         return build(path, program.manifest(), program)
 
-    if (path / "config.json").exists():
-        manifest, model = read_run(path)
-    else:
-        from torchcaps.models.pretrained import find_weights
-
-        manifest, model = read_file(find_weights(source))
-    return build(source, manifest, ModuleRunner(model, device))
+    manifest, found = read_source(source, model)
+    return build(source, manifest, ModuleRunner(found, device))
 
 
 def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
-    """The classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
+    """Return the classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
     try:
         classifier = Classifier(manifest, runner)
     except ValueError as error:
         raise ValueError(f"{path} cannot answer for a picture: {error}") from error
     if not manifest.classes:
-        log.warning("torchcaps: %s does not say the names of the classes: they are numbers", path)
+        warn(f"{path} does not say the names of the classes: they are numbers")
     return classifier
 
 
-def read_run(path: Path) -> tuple[Manifest, Model]:
-    """What the folder of a run says of its model, and the model that it selected.
+def read_source(source: str | Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
+    """Return what a run, a file of weights or a name of weights says of its model, and the model; see `load`."""
+    path = Path(source)
+    if (path / "config.json").exists():
+        return read_run(path, module)
+    from torchcaps.models.pretrained import find_weights
+
+    return read_file(find_weights(source))
+
+
+def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
+    """Return what the folder of a run says of its model, and the model that it selected; see `load_run`.
 
     What a run of format 1 lacks is taken from its data, where these are still there.
     """
@@ -75,16 +81,16 @@ def read_run(path: Path) -> tuple[Manifest, Model]:
     from torchcaps.train.describe import complete_by_data
 
     run = RunFolder(path)
-    model, config = load_run(path)
+    model, config = load_run(path, module)
     manifest = run.read_manifest()
     if manifest.format == 1 and {*manifest.missing} != {DIGESTS}:
-        log.warning("torchcaps: %s is of an older version: it does not say %s", path, ", ".join(manifest.missing))
+        warn(f"{path} is of an older version: it does not say {', '.join(manifest.missing)}")
         manifest = complete_by_data(manifest, config)
     return manifest, model
 
 
 def read_file(path: Path) -> tuple[Manifest, Model]:
-    """What a safetensors file says of its model, and the model: weights of a run, or packed ones.
+    """Return what a safetensors file says of its model, and the model: weights of a run, or packed ones.
 
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]
@@ -31,10 +32,10 @@ class Evaluation:
     score: Score
     measured: Measured
     classes: tuple[str, ...]
-    of_run: bool | None  # whether the images are those of the run; None: other data, or the run did not write that down
+    of_run: bool | None  # whether the images are those of the run's splits; None: the run did not write that down
 
     def describe(self) -> dict[str, Any]:
-        """As JSON can hold it; see `describe_measured`."""
+        """Return it as JSON can hold it; see `describe_measured`."""
         known = {"split": self.split, "accuracy": self.score.accuracy, **self.score._asdict(), "of_run": self.of_run}
         return describe_measured(self.measured, self.classes, self.split, self.score.images) | known
 
@@ -87,12 +88,14 @@ def evaluate_run(
         config.loss.reconstruction > 0,
         watch,
     )
-    of_run = None if other else holds_images_of(manifest, loaded, splits)
+    of_run = holds_images_of(manifest, loaded, splits)
     return Evaluation(split, score, watch.measured(), loaded.train.classes, of_run)
 
 
 def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
-    """`data` with what is left open of files set to what the pictures of a run became: their colours and their size."""
+    """Return `data` with what is left open of files set to what the pictures of a run became: their colours and
+    their size.
+    """
     if form is None:
         return data
     if data.colour == "auto" and form.mode is not None:
@@ -102,9 +105,9 @@ def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
     return data
 
 
-def holds_images_of(manifest: Manifest, data: Data, splits: list[SplitName]) -> bool | None:
-    """Whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
+def holds_images_of(manifest: Manifest, data: Data, splits: Sequence[SplitName]) -> bool | None:
+    """Return whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
     recorded: list[Digest] = [getattr(manifest.data, split) for split in splits]
-    if not all(each.sha256 for each in recorded):
+    if DIGESTS in manifest.missing:
         return None
     return all(data.digest(split) == each for split, each in zip(splits, recorded, strict=True))

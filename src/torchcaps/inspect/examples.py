@@ -56,8 +56,9 @@ class Example:
     image: Tensor  # [c, h, w] in [0, 1], not standardised
     targets: list[int]
     predicted: list[int]
+    winner: int  # the class of the highest score
     probabilities: Tensor  # [classes]
-    classes: list[int]  # the likeliest, and those that are there; by probability, except where all fit
+    classes: list[int]  # the likeliest, and those that are there; by score, except where all fit
     decoded: Tensor | None  # [classes shown, c, h, w]
     parts: Tensor | None  # of label sets: decoded from what is there, what was found, what is neither [3, 3, h, w]
     absent: int | None  # the class of the third, if any is left
@@ -71,7 +72,9 @@ class Example:
 
 
 def pick_images(batches: Batches, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The images at `indices` int64 [b] of a split: as they are shown, and as the model takes them; [b, c, h, w]."""
+    """Return the images at `indices` int64 [b] of a split: as they are shown, and as the model takes them; [b, c, h,
+    w].
+    """
     batches = replace(batches, views=1)
     plain = replace(batches, standardise="none")
     shown, taken = [], []
@@ -85,7 +88,7 @@ def pick_images(batches: Batches, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool) -> list[Example]:
-    """Examples that came out right, one of each class in turn, then the worst mistakes.
+    """Return examples that came out right, one of each class in turn, then the worst mistakes.
 
     Args:
         model: on the device of `batches`; it is left in evaluation mode.
@@ -103,7 +106,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
     sweeps = _sweeps(model, images, measured.right[rows]) if decoder else {}
     for n, row in enumerate(rows.tolist()):
         targets, predicted = measured.targets[row], measured.predicted[row]
-        classes = _classes(measured.probabilities[row], targets | predicted)
+        classes = _classes(measured.scores[row], targets | predicted)
         decoded = parts = absent = None
         if decoder:
             poses = output.capsules[-1].poses[n : n + 1]
@@ -116,6 +119,7 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
                 image=shown[n].cpu(),
                 targets=targets.nonzero().flatten().tolist(),
                 predicted=predicted.nonzero().flatten().tolist(),
+                winner=int(measured.scores[row].argmax()),
                 probabilities=measured.probabilities[row],
                 classes=classes,
                 decoded=decoded,
@@ -129,18 +133,21 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
     return examples
 
 
-def _classes(probabilities: Tensor, always: Tensor) -> list[int]:
-    """All classes where there are few; else the likeliest and those of `always`, the likeliest first."""
-    if len(probabilities) <= CLASSES:
-        return list(range(len(probabilities)))
-    order = (probabilities + 2 * always).argsort(descending=True)[: max(CLASSES, int(always.sum()))]
-    return order[probabilities[order].argsort(descending=True)].tolist()
+def _classes(scores: Tensor, always: Tensor) -> list[int]:
+    """Return all classes where there are few; else those of the highest scores and those of `always`, the highest
+    first.
+    """
+    if len(scores) <= CLASSES:
+        return list(range(len(scores)))
+    falling = scores.argsort(descending=True, stable=True).tolist()
+    chosen = sorted(falling, key=lambda n: not always[n])[: max(CLASSES, int(always.sum()))]
+    return sorted(chosen, key=falling.index)
 
 
 def _parts(
     model: Model, poses: Tensor, scores: Tensor, targets: Tensor, predicted: Tensor, image: Tensor
 ) -> tuple[Tensor, int | None]:
-    """What is there, what was found and, if a class is left, what is neither, and that class.
+    """Return what is there, what was found and, if a class is left, what is neither, and that class.
 
     Each is decoded in colours from poses [1, j, d], over `image`.
     """
@@ -151,7 +158,7 @@ def _parts(
 
 
 def _sweeps(model: Model, images: Tensor, right: Tensor) -> dict[int, Tensor]:
-    """Sweeps of as many images as `SWEPT` allows, at least two, half of them wrong where there are so many."""
+    """Return sweeps of as many images as `SWEPT` allows, at least two, half of them wrong where there are so many."""
     first, second = right.nonzero().flatten().tolist(), (~right).nonzero().flatten().tolist()
     turns = sorted([*enumerate(first), *enumerate(second)])
     sweeps: dict[int, Tensor] = {}
@@ -166,7 +173,7 @@ def _sweeps(model: Model, images: Tensor, right: Tensor) -> dict[int, Tensor]:
 
 
 def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
-    """Layers of several images as the layers of each; of many parents those with the largest shares at last."""
+    """Return layers of several images as the layers of each; of many parents those with the largest shares at last."""
     found = []
     for n in range(images):
         each = []
@@ -181,7 +188,7 @@ def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
 
 
 def _pairs_by_image(layers: list[AgreedLayer], images: int) -> list[list[Agreed]]:
-    """Pairs of several images as the pairs of each."""
+    """Return pairs of several images as the pairs of each."""
     return [
         [
             Agreed(

@@ -21,13 +21,13 @@ LIMIT = 10_000  # images that are looked at
 
 READINGS = {
     "margin": "The margin loss asks the capsule of a class that is there for a length of at least 0.9, and all others "
-    "for at most 0.1. A length is read as it is: the probability that its class is there (Sabour et al. 2017, section "
-    "2). Each class is judged by itself, so the probabilities of an image need not add up to 1.",
+    "for at most 0.1. A score is read as it is: how surely its class is there (Sabour et al. 2017, section 2). Each "
+    "class is judged by itself, so the scores of an image need not add up to 1.",
     "spread": "The spread loss asks the activation of the class that is there to lie above all others by a margin "
-    "(Hinton et al. 2018, section 3). An activation is read as it is: the probability that its class is there. Those "
-    "of an image need not add up to 1.",
+    "(Hinton et al. 2018, section 3). A score is read as it is: how surely its class is there. Those of an image need "
+    "not add up to 1.",
     "squared-hinge": "The squared hinge loss asks the class that is there for a score of at least 1, and all others "
-    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, the probability that the class is there.",
+    "for at most -1. A score is read as it is, cut to [0, 1]: of lengths, how surely the class is there.",
     "cross-entropy": "The scores are logits: their softmax is read as the probabilities of the classes, which add up "
     "to 1.",
     "normalised-cross-entropy": "The scores are activations of at least 0: each one's share of their sum is read as "
@@ -37,11 +37,18 @@ READINGS = {
 }
 
 
+ABOVE = (
+    "Scores of {above:,} of the {images:,} images are above 1, as neither lengths nor probabilities are, and are read "
+    "as 1: they order the classes, and do not say how sure the network is."
+)
+
+
 @dataclass(frozen=True)
 class Measured:
     """Scores of n images, on the CPU."""
 
-    probabilities: Tensor  # float32 [n, classes]
+    scores: Tensor  # float32 [n, classes]
+    probabilities: Tensor  # float32 [n, classes], in [0, 1]; several may be 1, of which the scores say the highest
     targets: Tensor  # bool [n, classes]
     predicted: Tensor  # bool [n, classes]
     indices: Tensor  # int64 [n], places in the split
@@ -50,7 +57,7 @@ class Measured:
 
     @property
     def right(self) -> Tensor:
-        """bool [n]; of label sets, those that are matched exactly."""
+        """Return bool [n]; of label sets, those that are matched exactly."""
         return (self.predicted == self.targets).all(1)
 
 
@@ -62,9 +69,17 @@ class Calibration(NamedTuple):
 
 
 def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
-    """Scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
+    """Return scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
     form = score_form(LossConfig(loss))
     return torch.from_numpy(scored.to_probabilities(scores.detach().float().cpu().numpy(), form))
+
+
+def explain_scores(measured: Measured, loss: LossName) -> str:
+    """Return how scores were read as probabilities, in words, and where they cannot be such."""
+    above = int((measured.scores > 1).any(1).sum())
+    if not above or score_form(LossConfig(loss)).to_probability != "none":
+        return READINGS[loss]
+    return f"{READINGS[loss]} {ABOVE.format(above=above, images=len(measured.scores))}"
 
 
 class Watch:
@@ -86,19 +101,22 @@ class Watch:
         self.labels.append(labels.cpu())
 
     def measured(self, indices: Tensor | None = None) -> Measured:
-        """What was taken in; `indices` int64 [n] are the places of the images in the split, None: all in order."""
+        """Return what was taken in; `indices` int64 [n] are the places of the images in the split, None: all in
+        order.
+        """
         scores, labels = torch.cat(self.scores), torch.cat(self.labels)
         targets = multi_hot(labels, scores.shape[1]).bool()
         several = labels.ndim == 2
         predicted = predict(scores, self.shown if several else 1, score_threshold(self.loss))
         places = torch.arange(len(labels)) if indices is None else indices
         better = (scores > scores.masked_fill(~targets, -math.inf).amax(1, keepdim=True)).sum(1)
-        return Measured(to_probabilities(scores, self.loss.name), targets, predicted, places, several, better)
+        read = to_probabilities(scores, self.loss.name)
+        return Measured(scores, read, targets, predicted, places, several, better)
 
 
 @torch.no_grad()
 def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, limit: int = LIMIT) -> Measured:
-    """What `model` says of the images of `batches`: of all, or of about `limit` in batches evenly spaced.
+    """Return what `model` says of the images of `batches`: of all, or of about `limit` in batches evenly spaced.
 
     The model sees no labels and is left in evaluation mode; of several views of an image the scores are averaged.
     """
@@ -116,7 +134,7 @@ def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, li
 
 
 def confusion(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Counts int64 [classes, classes], rows the truth, of label sets bool [n, classes].
+    """Return counts int64 [classes, classes], rows the truth, of label sets bool [n, classes].
 
     A class that is there and found counts on the diagonal; of each image every missed class counts with every one that
     was found in its place. With one label an image this is the usual matrix.
@@ -127,12 +145,12 @@ def confusion(targets: Tensor, predicted: Tensor) -> Tensor:
 
 
 def class_accuracy(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
+    """Return share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
     return (targets & predicted).sum(0) / targets.sum(0)
 
 
 def calibrate(probabilities: Tensor, came_true: Tensor, bins: int = 10) -> Calibration:
-    """How often what was given a probability [m] came true, bool [m], in bins of equal width."""
+    """Return how often what was given a probability [m] came true, bool [m], in bins of equal width."""
     place = (probabilities * bins).long().clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
     confidence = torch.bincount(place, probabilities.double(), bins) / count
@@ -142,15 +160,15 @@ def calibrate(probabilities: Tensor, came_true: Tensor, bins: int = 10) -> Calib
 
 
 def calibrate_measured(measured: Measured) -> Calibration:
-    """Calibration of the winning class of each image; of label sets, of every class in every image."""
+    """Return calibration of the winning class of each image; of label sets, of every class in every image."""
     if measured.several:
         return calibrate(measured.probabilities.flatten(), measured.targets.flatten())
-    best = measured.probabilities.argmax(1, keepdim=True)
+    best = measured.scores.argmax(1, keepdim=True)
     return calibrate(measured.probabilities.gather(1, best)[:, 0], measured.targets.gather(1, best)[:, 0])
 
 
 def worst(measured: Measured, count: int) -> Tensor:
-    """Rows of up to `count` wrong images, int64, the worst first.
+    """Return rows of up to `count` wrong images, int64, the worst first.
 
     An image is the worse the likelier the likeliest class that was found in error, and the less likely the least likely
     class that was missed.
@@ -163,7 +181,9 @@ def worst(measured: Measured, count: int) -> Tensor:
 
 
 def choose_right(measured: Measured, count: int) -> Tensor:
-    """Rows of up to `count` right images, int64: one of each class in turn, the first of the split before others."""
+    """Return rows of up to `count` right images, int64: one of each class in turn, the first of the split before
+    others.
+    """
     rows = measured.right.nonzero().flatten()
     label = measured.targets[rows].long().argmax(1)
     turn = torch.zeros_like(label)

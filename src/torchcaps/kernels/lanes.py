@@ -27,29 +27,31 @@ from torchcaps.kernels.simd import (
 
 
 def blocks(images: int) -> int:
-    """How many times 16 images there are, the last of them not whole."""
+    """Return how many times 16 images there are, the last of them not whole."""
     return -(-images // LANES)
 
 
 def to_lanes(x: Tensor) -> Tensor:
-    """[b, ...] -> [blocks, ..., 16], contiguous."""
+    """Return [b, ...] -> [blocks, ..., 16], contiguous."""
     missing = blocks(x.shape[0]) * LANES - x.shape[0]
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)).unflatten(0, (-1, LANES)).movedim(1, -1).contiguous()
 
 
 def from_lanes(x: Tensor, images: int) -> Tensor:
-    """[blocks, ..., 16] -> [b, ...], contiguous."""
+    """Return [blocks, ..., 16] -> [b, ...], contiguous."""
     return x.movedim(-1, 1).flatten(0, 1)[:images].contiguous()
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """What numba's loops take for contiguous tensors."""
+    """Return what numba's loops take for contiguous tensors."""
     return [x.detach().numpy() for x in tensors]
 
 
 @compiled
 def room(shape, like):
-    """Memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one line."""
+    """Return memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one
+    line.
+    """
     size = 1
     for side in shape:
         size *= side
@@ -60,14 +62,16 @@ def room(shape, like):
 
 @inlined
 def clear(out, at, vectors):
-    """Zeros in `vectors` times 16 places of `out` from `at` on; a slice would cost its compiler seconds."""
+    """Put zeros in `vectors` times 16 places of `out` from `at` on; a slice would cost its compiler seconds."""
     for k in range(at, at + vectors * LANES, LANES):
         store(out, k, zeros(out))
 
 
 @compiled
 def gather(poses, first, count, out):
-    """Poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are 0."""
+    """Compute: poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are
+    0.
+    """
     images, children, size = poses.shape
     parts, whole = out.shape[1], count * size // LANES * LANES
     block = room((LANES, LANES), poses)
@@ -87,7 +91,7 @@ def gather(poses, first, count, out):
 
 @compiled
 def scatter(lanes, first, count, out):
-    """The way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
+    """Compute: the way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
     images, children, size = out.shape
     parts, whole = lanes.shape[1], count * size // LANES * LANES
     block = room((LANES, LANES), lanes)
@@ -106,14 +110,14 @@ def scatter(lanes, first, count, out):
 
 @inlined
 def vote(u, at, w, to, rows, columns, m, out, into, add):
-    """out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
+    """Compute: out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
     for r in range(rows):
         multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
 @compiled
 def votes_of(u, at, weight, child, rows, out, into, add):
-    """All votes of one child, out [j, rows, m, 16] = or += u weight, with weight [j, i, columns, m].
+    """Compute: all votes of one child, out [j, rows, m, 16] = or += u weight, with weight [j, i, columns, m].
 
     A call for every parent would take half as long as its products.
     """
@@ -125,7 +129,7 @@ def votes_of(u, at, weight, child, rows, out, into, add):
 
 @compiled
 def softmax(logits, at, parents, whole):
-    """Softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
+    """Compute: softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
     end = at + parents * LANES
     top = load(logits, at)
     for k in range(at + LANES, end, LANES):
@@ -143,13 +147,17 @@ def softmax(logits, at, parents, whole):
 
 @compiled
 def back(v, at, w, to, rows, columns, m, out, into):
-    """out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into` on."""
+    """Compute: out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into`
+    on.
+    """
     for r in range(rows):
         multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
 
 
 @compiled
 def outer(u, at, v, parts, rows, columns, m, out, into):
-    """out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and of v."""
+    """Compute: out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and
+    of v.
+    """
     for c in range(columns):
         outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)

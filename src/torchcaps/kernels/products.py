@@ -20,7 +20,7 @@ WIDTHS = (8, 4, 1)  # sums at once: as many products as a core has under way unt
 
 @inline
 def multiply(typingctx, x, left, length, w, to, down, along, out, into, width, add):
-    """out [width, 16] = or += x [length, 16] times a matrix whose rows are `down` and columns `along` apart.
+    """Compute: out [width, 16] = or += x [length, 16] times a matrix whose rows are `down` and columns `along` apart.
 
     Of `x` from `left` on, of `w` from `to` on, of `out` from `into` on, all counted in numbers; `add` chooses +=.
     """
@@ -32,7 +32,7 @@ def multiply(typingctx, x, left, length, w, to, down, along, out, into, width, a
         align = out.dtype.bitwidth // 8
 
         def block(first: Any, wide: int) -> None:
-            """`wide` columns of out from `first` on."""
+            """Emit `wide` columns of out from `first` on."""
             place = _add(builder, into, builder.mul(first, _number(LANES)))
             column = _add(builder, to, builder.mul(first, along))
             sums = [cgutils.alloca_once(builder, vector) for _ in range(wide)]
@@ -64,7 +64,7 @@ def multiply(typingctx, x, left, length, w, to, down, along, out, into, width, a
 
 @inline
 def outer_row(typingctx, u, at, apart, v, count, m, out, into):
-    """out [m] = the sums over images and `count` vectors of u [16] times v [m, 16].
+    """Compute: out [m] = the sums over images and `count` vectors of u [16] times v [m, 16].
 
     Of `u` from `at` on, `apart` numbers from one to the next, of `v` from the first, of `out` from `into` on.
     """
@@ -103,7 +103,7 @@ def outer_row(typingctx, u, at, apart, v, count, m, out, into):
 
 
 def _in_blocks(builder: Any, count: Any, block: Callable[[Any, int], None]) -> None:
-    """`block(first, wide)` for ranges that make up 0 to `count`: as many of the widest as there are, then narrower."""
+    """Emit `block(first, wide)` for ranges that make up 0 to `count`: of the widest as many as fit."""
     done = _number(0)
     for wide in WIDTHS:
         blocks = builder.udiv(builder.sub(count, done), _number(wide))

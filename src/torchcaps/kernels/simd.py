@@ -3,11 +3,26 @@
 numba's own vectorizer takes one innermost loop and keeps its sums in memory. Here a loop names its sums, as many as it
 has registers for, and adds products to them. Products are fused into sums; nothing else is reordered, so NaN and
 infinity stay what they are. Importing this module imports numba.
+
+To read such a loop, take a vector for a tensor of shape [16] that lives in the processor. With `x` an array [n, 16],
+flattened, and `at` = 16 k:
+
+    load(x, at)            x[k]                      store(x, at, v)        x[k] = v
+    broadcast(w, k)        w.flatten()[k]            total(v)               v.sum()
+    a + b, a * b, a / b    the same, lane by lane    highest(v)             v.max()
+    select(x, y, a, b)     torch.where(x > y, a, b)  zeros(x)               torch.zeros(16)
+
+So `a = a + load(x, at) * broadcast(w, k)` is `a += x[k] * w[k]` for 16 lanes at once, in one instruction. What
+stands in lanes is said where an array is described: 16 parents (`windows.py`), or 16 images (`lanes.py`). There are
+four or eight sums `a0`, `a1`, ... where one would do, because an instruction takes the processor four to five cycles
+from operands to result, but a new one may begin in each: sums that do not wait for each other keep it busy.
+
+Every function below that is marked `@inline` tells numba the type of its result, and `emit` writes LLVM's instructions
+for it into the function that calls it. `compiled` makes machine code of a loop, `inlined` a part of one.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import sys
@@ -23,7 +38,9 @@ from numba.core import cgutils, event
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-LANES = 16
+from torchcaps.terminal import warn
+
+LANES = 16  # numbers in a vector: a register of AVX-512 in float32; elsewhere LLVM takes two or four registers for one
 LOG2 = (0.693359375, -2.121944400546905827679e-4)  # log(2) in two parts, the first so short that n times it is exact
 CONTRACT = ("contract",)
 _EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
@@ -48,18 +65,23 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def compiled(function: Callable) -> Any:
-    """`function` in machine code, which runs without Python's lock and is kept on disk where there is a place."""
+    """Return `function` in machine code, which runs without Python's lock and is kept on disk where there is a
+    place.
+    """
     try:
         dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
         return njit(nogil=True, error_model="numpy")(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    dispatcher._cache._cache_file._source_stamp = _source(Path(function.__code__.co_filename).parent)
+    kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
+        return njit(nogil=True, error_model="numpy")(function)
+    kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 
 
 def inlined(function: Callable) -> Any:
-    """`function` as a part of the compiled functions that call it."""
+    """Return `function` as a part of the compiled functions that call it."""
     return njit(inline="always", error_model="numpy")(function)
 
 
@@ -72,8 +94,8 @@ class _Announcement(event.Listener):
         ours = event.data["dispatcher"].py_func.__module__.startswith("torchcaps.")
         if ours and not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self.said = True
-            logging.getLogger("torchcaps").warning(
-                "torchcaps: compiling kernels for this processor, once per machine: some seconds a routing "
+            warn(
+                "compiling kernels for this processor, once per machine: some seconds a routing "
                 "(torchcaps warm does it ahead)"
             )
 
@@ -86,7 +108,7 @@ event.register("numba:compile", _Announcement())
 
 @cache
 def _source(folder: Path) -> str:
-    """A digest of the files that a function in `folder` may be made of."""
+    """Return a digest of the files that a function in `folder` may be made of."""
     files = {*Path(__file__).parent.glob("*.py"), *folder.glob("*.py")}
     return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
@@ -102,7 +124,7 @@ def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
 
 
 def data_of(context: Any, builder: Any, array: types.Array, value: Any) -> Any:
-    """The address of the first number of a contiguous array."""
+    """Return the address of the first number of a contiguous array."""
     return context.make_array(array)(context, builder, value).data
 
 
@@ -138,7 +160,7 @@ _operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
 
 @inline
 def load(typingctx, array, index):
-    """The 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
+    """Return the 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
@@ -163,7 +185,7 @@ def store(typingctx, array, index, value):
 
 @inline
 def broadcast(typingctx, array, index):
-    """16 times the one number of a contiguous `array` at `index`."""
+    """Return 16 times the one number of a contiguous `array` at `index`."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
@@ -185,14 +207,14 @@ def put(typingctx, array, index, number):
 
 @inline
 def zeros(typingctx, array):
-    """16 zeros of the type of `array`."""
+    """Return 16 zeros of the type of `array`."""
     lanes = Lanes(array.dtype)
     return lanes(array), lambda context, builder, signature, args: _constant(context.get_value_type(lanes), 0.0)
 
 
 @inline
 def select(typingctx, x, y, above, below):
-    """`above` where x > y, and `below` elsewhere and where one of them is NaN."""
+    """Return `above` where x > y, and `below` elsewhere and where one of them is NaN."""
 
     def emit(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
@@ -202,7 +224,7 @@ def select(typingctx, x, y, above, below):
 
 @inline
 def root(typingctx, x):
-    """Square roots."""
+    """Return square roots."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "sqrt", args[0])
@@ -212,7 +234,7 @@ def root(typingctx, x):
 
 @inline
 def magnitude(typingctx, x):
-    """Absolute values."""
+    """Return absolute values."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "fabs", args[0])
@@ -222,7 +244,7 @@ def magnitude(typingctx, x):
 
 @inline
 def total(typingctx, x):
-    """The sum of the 16 numbers."""
+    """Return the sum of the 16 numbers."""
 
     def emit(context, builder, signature, args):
         return sum_lanes(builder, args[0])
@@ -243,21 +265,22 @@ def store_totals(typingctx, array, index, a, b, c, d):
 
 
 def sum_lanes(builder: Any, x: Any) -> Any:
-    """The sum of the 16 numbers of a vector, in any order."""
+    """Return the sum of the 16 numbers of a vector, in any order."""
     return _call(builder, "vector.reduce.fadd", x, ir.Constant(x.type.element, -0.0))
 
 
 def sum_lanes_of_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """The sums of four vectors, as one vector of four."""
+    """Return the sums of four vectors, as one vector of four."""
 
     def pick(x: Any, y: Any, places: list[int]) -> Any:
         return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
 
     def fold(x: Any, y: Any, low: list[int]) -> Any:
-        """x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
+        """Return x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
         first = [four + k for four in range(0, LANES, 4) for k in low]
         return builder.fadd(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
 
+    # sums over half as many places in each step, while twice as many of the four share a vector
     pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in ((a, b), (c, d))]  # a b a b, c d c d
     fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
     eight = builder.fadd(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
@@ -294,7 +317,7 @@ def transpose(typingctx, source, at, step, target, to, stride):
 
 @inline
 def highest(typingctx, x):
-    """The largest of the 16 numbers, of those that are not NaN."""
+    """Return the largest of the 16 numbers, of those that are not NaN."""
 
     def emit(context, builder, signature, args):
         (value,) = args
@@ -309,7 +332,7 @@ def highest(typingctx, x):
 
 @inline
 def exp(typingctx, x):
-    """e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
+    """Return e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
 
     2^n e^r with |r| <= log(2) / 2, by its series. Adding 1.5 2^bits rounds to the whole number n, whose bits then are
     the lowest ones.
@@ -325,15 +348,18 @@ def exp(typingctx, x):
             return _constant(vector, constant)
 
         value = builder.select(builder.fcmp_ordered("<", value, number(smallest)), number(smallest), value)
+        # x = n log 2 + r: the sum with 1.5 2^bits has no room for a fraction, so that n is left in its lowest bits
         magic = number(1.5 * 2.0**bits)
         shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2))), magic)
         n = builder.fsub(shifted, magic)
-        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))
+        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))  # exact, since the first part is short
         r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=CONTRACT), flags=CONTRACT)
+        # e^r = 1 + r (1 + r / 2 (1 + r / 3 ...)), from the innermost bracket outwards
         series = number(1 / math.factorial(degree))
         for k in reversed(range(degree)):
             product = builder.fmul(series, r, flags=CONTRACT)
             series = builder.fadd(product, number(1 / math.factorial(k)), flags=CONTRACT)
+        # times 2^n: a float's exponent stands above its mantissa, so n, moved up by as many bits, is added to its bits
         power = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [bits] * LANES))
         return builder.bitcast(builder.add(builder.bitcast(series, whole), power), vector)
 
@@ -341,7 +367,7 @@ def exp(typingctx, x):
 
 
 def _call(builder: Any, name: str, vector: Any, *before: Any) -> Any:
-    """LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
+    """Return LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
     suffix = f"v{LANES}{'f32' if isinstance(vector.type.element, ir.FloatType) else 'f64'}"
     result = vector.type.element if before else vector.type
     kind = ir.FunctionType(result, [*(x.type for x in before), vector.type])

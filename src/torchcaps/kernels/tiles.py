@@ -2,8 +2,9 @@
 
 Tensors in a program are [t, j, r, m]: images, parents, rows and columns of a vote, each a power of two, with zeros
 beyond what is there. A vote is a sum over the child's columns c of an outer product, so nothing is of its size but
-registers. Weights lie as [i, c, j, m], so that what a product reads is one piece of memory. Importing this module
-imports Triton.
+registers. Weights lie as [i, c, j, m], so that what a product reads is one piece of memory. Where parents are so
+many that their votes would spill, a program has a tile of them at a time, from `j0` on. Importing this module imports
+Triton.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -15,49 +16,58 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from torchcaps.kernels.window_tiles import pad
+
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with parents and sums
 PROGRAMS = 1024  # wanted
+FUSION = {
+    "enable_fp_fusion": True
+}  # of every launch: products are added without rounding, whatever Triton's default is
 
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
-    """The sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return the sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     images, children, size = poses.shape
     parents, _, columns, m = weight.shape
     rows = size // columns
-    padded = {name: triton.next_power_of_2(x) for name, x in {"JP": parents, "RP": rows, "MP": m}.items()}
+    padded = pad(parents, rows, m)
     elements = padded["JP"] * padded["RP"] * padded["MP"]
     sizes = {"count": images, "children": children, "J": parents, "R": rows, "C": columns, "M": m}
-    return {**sizes, "T": max(1, ELEMENTS // elements), **padded, "num_warps": 4 if elements <= ELEMENTS else 8}
+    warps = 4 if elements <= ELEMENTS else 8
+    tile = {"T": max(1, ELEMENTS // elements), "TILED": padded["JP"] < parents}
+    return {**sizes, **tile, **padded, "num_warps": warps, **FUSION}
 
 
-def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """A grid of (tiles of images, runs of children), and how many children are in a run."""
-    tiles = triton.cdiv(sizes["count"], sizes["T"])
-    share = triton.cdiv(sizes["children"], triton.cdiv(PROGRAMS, tiles))
-    return (tiles, triton.cdiv(sizes["children"], share)), share
+def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
+    """Return a grid of (tiles of images, runs of children, tiles of parents), and how many children are in a run."""
+    tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
+    share = triton.cdiv(sizes["children"], triton.cdiv(PROGRAMS, tiles * across))
+    return (tiles, triton.cdiv(sizes["children"], share), across), share
 
 
 def by_children(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """A grid of (children, runs of images), and how many images are in a run."""
+    """Return a grid of (children, runs of images), and how many images are in a run."""
     runs = triton.cdiv(PROGRAMS, sizes["children"])
     share = triton.cdiv(triton.cdiv(sizes["count"], runs), sizes["T"]) * sizes["T"]
     return (sizes["children"], triton.cdiv(sizes["count"], share)), share
 
 
 def columns_first(weight: Tensor) -> Tensor:
-    """[j, i, c, m] -> [i, c, j, m]."""
+    """Map [j, i, c, m] -> [i, c, j, m]."""
     return weight.permute(1, 2, 0, 3).contiguous()
 
 
 def parents_first(weight: Tensor) -> Tensor:
-    """[i, c, j, m] -> [j, i, c, m]."""
+    """Map [i, c, j, m] -> [j, i, c, m]."""
     return weight.permute(2, 0, 1, 3).contiguous()
 
 
 @triton.jit
-def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr):
-    """Places [t, j, r, m] of parents in [b, j, r, m], and which of them exist: images before `last`."""
-    j = tl.arange(0, JP)[None, :, None, None]
+def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0):
+    """Return places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before
+    `last`.
+    """
+    j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
     t = image[:, None, None, None]
@@ -66,7 +76,7 @@ def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.
 
 @triton.jit
 def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
-    """Places [t, r] of column c of a child's poses, and which of them exist."""
+    """Return places [t, r] of column c of a child's poses, and which of them exist."""
     r = tl.arange(0, RP)
     return ((image * children + child) * R * C)[:, None] + (r * C)[None, :] + c, (image < last)[:, None] & (r < R)[
         None, :
@@ -74,23 +84,23 @@ def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
 
 
 @triton.jit
-def row_at(child, c, J, C, M, JP: tl.constexpr, MP: tl.constexpr):
-    """Places [j, m] of row c of a child's weights [i, c, j, m], and which of them exist."""
-    j, m = tl.arange(0, JP), tl.arange(0, MP)
+def row_at(child, c, J, C, M, JP: tl.constexpr, MP: tl.constexpr, j0=0):
+    """Return places [j, m] from `j0` on of row c of a child's weights [i, c, j, m], and which of them exist."""
+    j, m = j0 + tl.arange(0, JP), tl.arange(0, MP)
     return ((child * C + c) * J + j[:, None]) * M + m[None, :], (j < J)[:, None] & (m < M)[None, :]
 
 
 @triton.jit
 def votes_of(
     poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Votes of one child, [t, j, r, m]."""
+    """Return votes of one child for the parents from `j0` on, [t, j, r, m]."""
     votes = tl.zeros((T, JP, RP, MP), dtype)
     for c in range(C):
         at, there = column_at(image, last, child, children, c, R, C, RP)
         u = tl.load(poses + at, mask=there, other=0.0)
-        at, there = row_at(child, c, J, C, M, JP, MP)
+        at, there = row_at(child, c, J, C, M, JP, MP, j0)
         w = tl.load(weight + at, mask=there, other=0.0)
         votes += u[:, None, :, None] * w[None, :, None, :]
     return votes
@@ -99,18 +109,20 @@ def votes_of(
 @triton.jit
 def give_back(
     d_votes, poses, weight, d_poses, d_weight, image, done, last, begin, child, children, J, R, C, M,
-    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Gradients of one child's poses, and what d_votes [t, j, r, m] adds to those of its weights: after `done` images.
+    """Add what d_votes [t, j, r, m] makes of the gradients of one child: of its poses after the parents before `j0`,
+    and of its weights after `done` images.
 
     d_weight [runs, i, c, j, m] has a place at `begin` that this program alone writes to.
     """
     for c in range(C):
         at, there = column_at(image, last, child, children, c, R, C, RP)
         u = tl.load(poses + at, mask=there, other=0.0)
-        place, real = row_at(child, c, J, C, M, JP, MP)
+        place, real = row_at(child, c, J, C, M, JP, MP, j0)
         w = tl.load(weight + place, mask=real, other=0.0)
-        tl.store(d_poses + at, tl.sum(tl.sum(d_votes * w[None, :, None, :], 3), 1), mask=there)
+        others = tl.load(d_poses + at, mask=there & (j0 > 0), other=0.0)
+        tl.store(d_poses + at, others + tl.sum(tl.sum(d_votes * w[None, :, None, :], 3), 1), mask=there)
         d_w = tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
         before = tl.load(d_weight + begin + place, mask=real, other=0.0)
         tl.store(d_weight + begin + place, d_w + tl.where(done > 0, before, 0.0), mask=real)

@@ -1,9 +1,10 @@
 """Modules: transforms, routed layers and stacks, primary capsules, decoders."""
 
 from torchcaps.layers.binarize import XnorConv2d
+from torchcaps.layers.choice import Choice, choose, chosen_forms, set_forms
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
-from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
+from torchcaps.layers.primary import PrimaryCapsules, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
     LinearTransform,
@@ -16,18 +17,22 @@ from torchcaps.layers.transforms import (
 __all__ = [
     "CapsuleLayer",
     "CapsuleStack",
+    "Choice",
     "ConvTransform",
     "DenseDecoder",
     "LinearTransform",
     "PooledTransform",
-    "PrimaryCaps",
+    "PrimaryCapsules",
     "PrimaryPoses",
     "Schedule",
     "Transform",
     "XnorConv2d",
+    "choose",
     "chosen_class",
+    "chosen_forms",
     "flatten_space",
     "plain_steps",
     "pose_shape",
+    "set_forms",
     "use_implementation",
 ]

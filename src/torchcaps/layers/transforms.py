@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.layers.coordinates import append_coordinates, coordinate_weights
 from torchcaps.routing import Sizes
-from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, Votes
+from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVotes, Votes
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
-    """Rows and columns of a child's pose and columns of a vote, so that vote = pose W.
+    """Return rows and columns of a child's pose and columns of a vote, so that vote = pose W.
 
     A vector pose is one row. A matrix pose is square, and parent and child have equally many rows.
 
@@ -86,11 +86,13 @@ class Transform(nn.Module):
         return self.vote(children, self.weight)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
-        """Votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
+        """Return votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
         raise NotImplementedError
 
     def inputs(self, children: Capsules, weight: Tensor) -> tuple[Capsules, Tensor]:
-        """What votes are made of: children with their coordinates, and W for each of them, [j, *window, columns, m]."""
+        """Return what votes are made of: children with their coordinates, and W for each of them, [j, *window,
+        columns, m].
+        """
         weight = self._unshared(weight)
         if self.place is None:
             return children, weight
@@ -103,7 +105,8 @@ class Transform(nn.Module):
         return append_coordinates(children, self.rows), torch.cat((weight, place), -2)
 
     def scaled(self, coupling: Tensor) -> Self:
-        """A copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices there.
+        """Return a copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices
+        there.
 
         Its weights lie in memory as one matrix [(i c), (j m)], so that their sum over all children copies nothing.
         """
@@ -116,7 +119,7 @@ class Transform(nn.Module):
         return other
 
     def _unshared(self, weight: Tensor) -> Tensor:
-        """[j, types, columns, m] for each child, (type, position); [j, *window, columns, m] as it is."""
+        """Return [j, types, columns, m] for each child, (type, position); [j, *window, columns, m] as it is."""
         if self.shared == 1:
             return weight
         return weight.unsqueeze(2).expand(-1, -1, self.shared, -1, -1).flatten(1, 2)
@@ -161,10 +164,10 @@ class LinearTransform(Transform):
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
         poses = children.poses
-        if self.shared > 1 and poses.ndim == 5 and poses.shape[1] * poses.shape[2] != self.shared:
-            raise ValueError(
-                f"the children stand at {poses.shape[1]}x{poses.shape[2]} positions, but {self.shared} share transforms"
-            )
+        space = poses.shape[1:-2]
+        if self.shared > 1 and space and space.numel() != self.shared:
+            places = "x".join(map(str, space))
+            raise ValueError(f"the children stand at {places} positions, but {self.shared} share transforms")
         children, weight = self.inputs(children, weight)
         return LinearVotes(flatten_space(children), weight, self.rows, binary)
 
@@ -189,11 +192,13 @@ class PooledTransform(LinearTransform):
         super().__init__(children, parents, child_pose, parent_pose, matrix, std)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
-        """Children without positions are as they are; a type's activation is the mean of those of its children too."""
+        """Return children, which without positions are as they are; a type's activation is the mean of those of its
+        children too.
+        """
         poses, activations = children
-        if poses.ndim == 5:
-            poses = poses.mean((1, 2))
-            activations = None if activations is None else activations.mean((1, 2))
+        if space := tuple(range(1, poses.ndim - 2)):
+            poses = poses.mean(space)
+            activations = None if activations is None else activations.mean(space)
         return super().vote(Capsules(poses, activations), weight, binary)
 
     def extra_repr(self) -> str:
@@ -201,7 +206,7 @@ class PooledTransform(LinearTransform):
 
 
 class ConvTransform(Transform):
-    """The same transforms at every position, from the children in its window.
+    """The same transforms at every position, from the children in its window: of images, or of signals and sequences.
 
     Args:
         children: capsules per position.
@@ -211,9 +216,12 @@ class ConvTransform(Transform):
         matrix, std, coordinates: see `Transform`.
         scrambled: read poses across positions, as the released code of inverted attention does: see
             `torchcaps.votes.scrambled`. Its steps are plain.
+        dims: 2, children [b, h, w, i, d] and square windows; or 1, children [b, t, i, d] and windows along t, whose
+            steps are plain.
 
     Raises:
-        ValueError: for sizes below 1, and for padding or coordinates of scrambled windows, which have none.
+        ValueError: for sizes below 1, other dims, scrambled windows along one dimension, and for padding or coordinates
+            of scrambled windows, which have none.
     """
 
     makes = ConvVotes
@@ -231,7 +239,12 @@ class ConvTransform(Transform):
         std: float | None = None,
         coordinates: bool = False,
         scrambled: bool = False,
+        dims: int = 2,
     ):
+        if dims not in (1, 2) or (dims == 1 and scrambled):
+            raise ValueError(
+                f"dims is {dims} and scrambled {scrambled}; windows have 1 or 2 dimensions, scrambled ones 2"
+            )
         if stride < 1 or padding < 0:
             raise ValueError(f"stride is {stride} and padding {padding}; they must be at least 1 and 0")
         if scrambled and (padding > 0 or coordinates):
@@ -239,33 +252,44 @@ class ConvTransform(Transform):
                 f"padding is {padding} and coordinates {coordinates}, but windows are scrambled: what is mixed over "
                 "positions stands at none of them; take padding 0 and no coordinates"
             )
-        super().__init__((kernel, kernel, children), parents, child_pose, parent_pose, matrix, std, coordinates)
-        self.stride, self.padding, self.scrambled = stride, padding, scrambled
-        if scrambled:
-            self.makes = ScrambledVotes
+        window = kernel if dims == 2 else 1, kernel, children
+        super().__init__(window, parents, child_pose, parent_pose, matrix, std, coordinates)
+        self.stride, self.padding, self.scrambled, self.dims = stride, padding, scrambled, dims
+        if scrambled or dims == 1:
+            self.makes = ScrambledVotes if scrambled else SequenceVotes
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> ConvVotes:
-        if children.poses.ndim != 5:
+        if children.poses.ndim != 3 + self.dims:
+            form = "[b, h, w, i, d]" if self.dims == 2 else "[b, t, i, d]"
             raise ValueError(
-                f"convolutional capsules need children with positions [b, h, w, i, d], not {list(children.poses.shape)}"
+                f"convolutional capsules need children with positions {form}, not {list(children.poses.shape)}"
             )
+        if self.dims == 1:
+            poses, active = children
+            children = Capsules(poses.unsqueeze(1), None if active is None else active.unsqueeze(1))
+            return SequenceVotes(*self.inputs(children, weight), self.rows, self.stride, self.padding, binary)
         if self.scrambled:
             return ScrambledVotes(children, weight, self.rows, self.stride)
         return ConvVotes(*self.inputs(children, weight), self.rows, self.stride, self.padding, binary)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", scrambled" if self.scrambled else "")
+        return super().extra_repr() + (", scrambled" if self.scrambled else "") + (", along one" * (self.dims == 1))
 
 
 def flatten_space(capsules: Capsules) -> Capsules:
-    """[b, h, w, i, d] -> [b, (i h w), d]; capsules without positions stay as they are."""
+    """Map [b, h, w, i, d] -> [b, (i h w), d], [b, t, i, d] -> [b, (i t), d]; those without positions stay as they
+    are.
+    """
     poses, activations = capsules
     if poses.ndim == 3:
         return capsules
+    if poses.ndim == 4:
+        along = None if activations is None else activations.transpose(1, 2).flatten(1)
+        return Capsules(poses.transpose(1, 2).flatten(1, 2), along)
     flat = activations if activations is None else _capsules_first(activations).flatten(1)
     return Capsules(_capsules_first(poses.movedim(-1, 0)).flatten(2).movedim(0, -1), flat)
 
 
 def _capsules_first(x: Tensor) -> Tensor:
-    """[..., h, w, i] -> [..., i, h, w]."""
+    """Return [..., h, w, i] -> [..., i, h, w]."""
     return x.movedim(-1, -3)

@@ -48,5 +48,5 @@ def _step(routing: str, kind: type[Transform]) -> bool:
     poses = torch.randn(IMAGES, *places, 4, 4, requires_grad=True)
     activations = torch.rand(IMAGES, *places, 4) if layer.routing.spec.needs_activations else None
     parents = CapsuleStack([layer])(Capsules(poses, activations))[-1].capsules
-    sum(x.sum() for x in parents if x is not None).backward()
+    torch.stack([x.sum() for x in parents if x is not None]).sum().backward()
     return True

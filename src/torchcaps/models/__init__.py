@@ -1,12 +1,16 @@
 """Registered models: the networks of one paper in a file or folder, and capsule heads on any network (`*heads.py`)."""
 
 from torchcaps.models import (  # noqa: F401 - they register their names
+    efficient_capsnet,
     encapnet,
     fm,
     inverted_attention,
     pretrained,
+    self_routing,
     stem_heads,
     timm_heads,
+    twin,
+    variational_bayes,
 )
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.discriminative import discriminative_capsnet

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps, PrimaryPoses
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules, PrimaryPoses, Transform
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
-from torchcaps.routing import routing_class
+from torchcaps.routing import Spec, routing_class
 
 
 class Style(NamedTuple):
@@ -31,11 +31,15 @@ _STYLES = {
     "fm": Style(squashed=False),
     "inverted-attention": Style(matrix=True, squashed=False, layer_norm=True),
     "inverted-attention-c": Style(matrix=True, squashed=False, layer_norm=True),
+    "self-routing": Style(squashed=False),
+    "variational-bayes": Style(matrix=True, squashed=False),
 }
 
 
 def takes_vectors(routing: str) -> bool:
-    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCaps` makes them."""
+    """Return whether a registered routing takes squashed vectors without activations, as `PrimaryCapsules` makes
+    them.
+    """
     style = _STYLES.get(routing, Style())
     return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
 
@@ -63,7 +67,7 @@ class PooledCapsules(nn.Module):
         self.activation = nn.Linear(features, self.capsules) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
-        """Poses [b, i, d] and activations [b, i] in (0, 1), or None."""
+        """Return poses [b, i, d] and activations [b, i] in (0, 1), or None."""
         poses = self.norm(self.widen(features).unflatten(-1, (self.capsules, self.pose)))
         poses = squash(poses) if self.squashed else poses
         return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())
@@ -78,7 +82,7 @@ class RoutedHead(nn.Module):
 
     @property
     def scores(self) -> ScoreKind | None:
-        """What a score is, see `Model.scores`."""
+        """Return what a score is, see `Model.scores`."""
         return getattr(self.read, "scores", None)
 
     def forward(self, features: Tensor) -> Output:
@@ -93,8 +97,9 @@ class CapsuleHead(RoutedHead):
 
     Pooled features [b, f] are cut into capsules of `pose`, without a parameter where it divides f (the paper's 160 of
     MobileNet V2 and 256 of ResNet-50). Maps [b, c, h, w] pass through primary capsules, a 1x1 convolution. Poses are
-    squashed vectors of 8; EM routing and inverted attention take 4x4 matrices, EM with activations of their own,
-    inverted attention with layer norm; FM agreement takes vectors as they are.
+    squashed vectors of 8; EM, variational Bayes and inverted attention take 4x4 matrices, the first two with
+    activations, inverted attention with layer norm; FM agreement and, with activations, self-routing take vectors as
+    they are.
 
     Scores are the lengths of the class capsules, in [0, 1); the activations of EM, in (0, 1), and of FM agreement,
     logits; of inverted attention logits, one linear map of a pose to a number that all classes share.
@@ -110,6 +115,7 @@ class CapsuleHead(RoutedHead):
         scaled: multiply the scores by a learnt number, which makes logits of lengths and activations: it starts at 10
             for those in [0, 1), and at 1 for logits.
         routing_options: keyword arguments of the routing.
+        hidden: capsules, of `class_pose` elements, in each layer between the primary and the class capsules.
         options: the same, but for those that are named as an argument above, and `implementation` of the layer.
 
     Raises:
@@ -127,6 +133,7 @@ class CapsuleHead(RoutedHead):
         iterations: int = 3,
         scaled: bool = False,
         routing_options: Mapping[str, object] | None = None,
+        hidden: Sequence[int] = (),
         **options: Any,
     ):
         super().__init__()
@@ -146,13 +153,27 @@ class CapsuleHead(RoutedHead):
         else:
             self.primary = _spatial_capsules(shape[0], primary, pose, style, spec.needs_activations)
             children = primary * shape[1] * shape[2]
-        transform = LinearTransform(children, num_classes, pose, class_pose, matrix=style.matrix)
-        self.stack = CapsuleStack([CapsuleLayer(transform, routing, **options)], iterations)
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"hidden is {tuple(hidden)}; each layer must have at least 1 capsule")
+        counts, poses = (children, *hidden, num_classes), (pose, *[class_pose] * (len(hidden) + 1))
+        layers = []
+        for (below, above), (child, parent) in zip(pairwise(counts), pairwise(poses), strict=True):
+            transform = LinearTransform(below, above, child, parent + spec.hidden, matrix=style.matrix)
+            silence_hidden(transform, spec)
+            layers.append(CapsuleLayer(transform, routing, **options))
+        self.stack = CapsuleStack(layers, iterations)
         self.read = choose_reader(routing, class_pose, scaled)
 
 
+@torch.no_grad()
+def silence_hidden(transform: Transform, spec: Spec) -> None:
+    """Start the elements of votes that serve the routing alone from zero, where all parents get the same."""
+    if spec.hidden:
+        transform.weight[..., -spec.hidden :] = 0
+
+
 def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
-    """What makes scores of the class capsules of a routing, see `CapsuleHead`."""
+    """Return what makes scores of the class capsules of a routing, see `CapsuleHead`."""
     style = _STYLES.get(routing, Style())
     if style.layer_norm:
         read: nn.Module = PoseHead(class_pose)
@@ -178,7 +199,7 @@ class Scaled(nn.Module):
 
 def _spatial_capsules(channels: int, capsules: int, pose: int, style: Style, activations: bool) -> nn.Module:
     if style.squashed and not activations:
-        return PrimaryCaps(channels, capsules, pose, kernel=1, stride=1)
+        return PrimaryCapsules(channels, capsules, pose, kernel=1, stride=1)
     return PrimaryPoses(channels, capsules, pose, layer_norm=style.layer_norm, activations=activations)
 
 

@@ -31,12 +31,12 @@ _REPOSITORY = re.compile(
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of the weights that `source` names; those of the hub are fetched into its own cache.
+    """Return the file of the weights that `source` names; those of the hub are fetched into its own cache.
 
     Args:
         source: a safetensors file; a folder with one, such as that of a run, of which the selected weights are taken; a
-            name, which is looked for in the user's cache and in the checkout; or `hf-hub:OWNER/NAME`, with @REVISION
-            behind it where one is wanted.
+            name, which is looked for in the user's cache and in the checkout, also where a folder without weights is
+            called so; or `hf-hub:OWNER/NAME`, with @REVISION behind it where one is wanted.
 
     Raises:
         FileNotFoundError: when there is nothing of that name; says where it was looked for.
@@ -50,19 +50,20 @@ def find_weights(source: str | Path) -> Path:
         inside = [path / part / FILE for part in ("best", "last", "")]
         if found := next((file for file in inside if file.is_file()), None):
             return found
-        raise FileNotFoundError(f"{path} holds no weights: there is no {FILE} in it, nor in its best or last")
-    if path.exists():
+    elif path.exists():
         check_plain(path)
         return path
     places = [cache_root() / "weights" / text / FILE, CHECKOUT / text / FILE]
     if _NAME.fullmatch(text):
         if found := next((file for file in places if file.is_file()), None):
             return found
-        if text in SHIPPED:
+        if text in SHIPPED and not path.is_dir():
             raise FileNotFoundError(
                 f"the weights {text!r} come with a checkout of torchcaps, and not with an installed package: copy "
                 f"weights/{text} from there to {places[0].parent}"
             )
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} holds no weights: there is no {FILE} in it, nor in its best or last")
     there = ", ".join(list_weights()) or "none"
     raise FileNotFoundError(
         f"there is no run, no file and no weights {text!r}: weights by name are {there}; those of the hub are called "
@@ -71,13 +72,13 @@ def find_weights(source: str | Path) -> Path:
 
 
 def list_weights() -> list[str]:
-    """The names of the weights in the user's cache and in the checkout, sorted."""
+    """Return the names of the weights in the user's cache and in the checkout, sorted."""
     places = (cache_root() / "weights", CHECKOUT)
     return sorted({file.parent.name for place in places if place.is_dir() for file in place.glob(f"*/{FILE}")})
 
 
 def repository(source: str) -> tuple[str, str | None]:
-    """Owner and name of `hf-hub:OWNER/NAME[@REVISION]`, and the revision.
+    """Return owner and name of `hf-hub:OWNER/NAME[@REVISION]`, and the revision.
 
     Raises:
         ValueError: for another form.
@@ -91,7 +92,9 @@ def repository(source: str) -> tuple[str, str | None]:
 
 
 def fetch(source: str) -> Path:
-    """The file of the weights of `hf-hub:OWNER/NAME`, in the cache of huggingface_hub; raises as `find_weights`."""
+    """Return the file of the weights of `hf-hub:OWNER/NAME`, in the cache of huggingface_hub; raises as
+    `find_weights`.
+    """
     name, revision = repository(source)
     try:
         from huggingface_hub import hf_hub_download
@@ -105,7 +108,7 @@ def fetch(source: str) -> Path:
 
 
 def read_weights(path: Path) -> tuple[Manifest, Model]:
-    """What a safetensors file says of its model, and the model with these weights, in evaluation mode.
+    """Return what a safetensors file says of its model, and the model with these weights, in evaluation mode.
 
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.
@@ -119,7 +122,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
         if KEY not in metadata:
             raise ValueError("it does not say what its model is; give the folder of its run")
         manifest = from_json(metadata[KEY])
-        check_shapes(lambda: rebuild(manifest), read_shapes(path))
+        check_shapes(lambda: rebuild(manifest), read_shapes(path), manifest)
         model = convert_conv2d_weight_memory_format(rebuild(manifest), torch.channels_last)
         load_model(model, str(path))
     except (RuntimeError, SafetensorError, ValueError) as error:
@@ -128,7 +131,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
 
 
 def create_pretrained(name: str, **wanted: object) -> Model:
-    """The trained model that `name` finds, see `find_weights`.
+    """Return the trained model that `name` finds, see `find_weights`.
 
     Args:
         name: of weights, not of a model.

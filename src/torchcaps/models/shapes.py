@@ -1,19 +1,29 @@
-"""Whether weights are of a model, before either takes memory: neither a stranger's file nor his record is believed."""
+"""Whether weights are of a model, and what it makes of a picture, before either takes memory: neither a stranger's file
+nor his record is believed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from torchcaps.files import check_plain
+from torchcaps.manifest import Manifest
+from torchcaps.memory import free_memory
 from torchcaps.models.registry import Model
+
+JUDGED = 2**18  # pixels of a picture from which on the memory that it takes is looked at
 
 
 def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file, of which only the head is read.
+    """Return the shape of each tensor in a safetensors file, of which only the head is read.
 
     Raises:
         OSError: when it cannot be read.
@@ -29,16 +39,18 @@ def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
         raise ValueError(str(error)) from error
 
 
-def check_shapes(build: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(build: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
     """Raise ValueError unless the model that `build` builds may take weights of `shapes`; no memory is taken for it.
 
-    So a stranger's model.json cannot ask for any amount. Of what cannot be built nothing is said: building it does.
+    So a stranger's model.json cannot ask for any amount, nor for pictures of any size, see `check_pictures`. Of what
+    cannot be built nothing is said: building it does.
     """
     try:
         with torch.device("meta"):
-            bare = build().state_dict(keep_vars=True)
+            model = build()
     except (RuntimeError, ValueError):
         return
+    bare = model.state_dict(keep_vars=True)
     for name, shape in shapes.items():
         if name in bare and bare[name].shape != shape:
             raise ValueError(f"its model has {name} of {list(bare[name].shape)}, but its weights have {list(shape)}")
@@ -46,3 +58,34 @@ def check_shapes(build: Callable[[], Model], shapes: Mapping[str, tuple[int, ...
     missing = {name: tensor for name, tensor in bare.items() if id(tensor) not in kept}
     if sum(tensor.numel() for tensor in missing.values()) > sum(map(math.prod, shapes.values())):
         raise ValueError(f"its model has {', '.join(sorted(missing)[:3])}, which its weights have not")
+    check_pictures(model, manifest)
+
+
+def check_pictures(model: Model, manifest: Manifest) -> None:
+    """Raise ValueError where what `model`, on the meta device, makes of one picture exceeds the memory.
+
+    Weights need not depend on the size of a picture, so that they say nothing against a size which no memory holds.
+    Counted is the largest tensor of a forward pass, in which nothing is computed.
+    """
+    size, channels = manifest.model.get("image_size"), manifest.model.get("in_channels")
+    memory = free_memory()
+    if size is None or channels is None or memory is None or math.prod(size) < JUDGED:
+        return
+    with suppress(RuntimeError, ValueError), torch.device("meta"), torch.no_grad(), _Largest() as seen:
+        model.eval()(torch.empty(1, channels, *size))
+    if seen.bytes > memory:
+        raise ValueError(
+            f"image_size is {list(size)}: for one picture of that size its model takes {seen.bytes / 1e9:.3g} GB, and "
+            f"there are {memory / 1e9:.3g} GB"
+        )
+
+
+class _Largest(TorchDispatchMode):
+    """Keeps how many bytes the largest tensor has that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.bytes = max([self.bytes, *(each.nbytes for each in tree_leaves(made) if isinstance(each, Tensor))])
+        return made

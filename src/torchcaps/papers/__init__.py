@@ -3,12 +3,15 @@
 from torchcaps.papers import (
     capsnet,
     discriminative,
+    efficient_capsnet,
     encapnet,
     encapnet_six,
     fm,
     fm_decoding,
     inverted_attention,
     own,
+    self_routing,
+    variational_bayes,
     xnodr,
 )
 from torchcaps.papers.registry import Finish, create_recipe, finish_recipe, list_recipes, recipe
@@ -19,6 +22,7 @@ __all__ = [
     "capsnet",
     "create_recipe",
     "discriminative",
+    "efficient_capsnet",
     "encapnet",
     "encapnet_six",
     "find_cell",
@@ -31,5 +35,7 @@ __all__ = [
     "list_tables",
     "own",
     "recipe",
+    "self_routing",
+    "variational_bayes",
     "xnodr",
 ]

@@ -11,18 +11,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchcaps.config import Config
+from torchcaps.cost import measure_cost
+from torchcaps.data import load_data
+from torchcaps.examine.examination import read_examination
+from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import draw_agreement, read_agreement
+from torchcaps.inspect.evaluation import holds_images_of
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.inspect.pairs import draw_pairs
 from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
+from torchcaps.losses import score_form
 from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
+from torchcaps.scores import score_word
+from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.evaluation import match_data
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -82,19 +92,19 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         sight = " ".join(str(error).split())
         if page.exists() and SEEN.encode() in page.read_bytes():
             raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
-    plots = draw_history(story)
+    plots = draw_history(story) | draw_examined(story)
     folder = own_folder(home / FIGURES, make=True)
     for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
         figures.save_figure(figure, folder / name)
     if isinstance(sight, Sight):
         record = describe_measured(sight.measured, sight.classes, sight.split, sight.images)
-        write_measures(home, record, sight.measured, sight.classes)
+        write_measures(home, record | {"of_run": sight.of_run}, sight.measured, sight.classes)
     write_text(page, render(story, plots, sight))
     return page
 
 
 def read_story(path: Path, reason: str = "") -> Story:
-    """What the folder of a run says; only its config must be there."""
+    """Return what the folder of a run says; only its config must be there."""
     run = RunFolder(path)
     lines = path / "metrics.jsonl"
     return Story(
@@ -104,11 +114,12 @@ def read_story(path: Path, reason: str = "") -> Story:
         history=read_history(lines) if lines.exists() else [],
         result=run.read_result() if run.finished else None,
         reason=reason,
+        examination=read_examination(path),
     )
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+    """Return the lines of metrics.jsonl.
 
     Raises:
         ValueError: when it is damaged.
@@ -134,15 +145,11 @@ def look(story: Story) -> Sight:
         FileNotFoundError: when there is no checkpoint yet, or the data are not there.
         ValueError: when the data cannot be read.
     """
-    from torchcaps.cost import measure_cost
-    from torchcaps.data import load_data
-    from torchcaps.train import load_run
-    from torchcaps.train.evaluation import match_data
-    from torchcaps.train.machine import build_fabric
 
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))
     data = match_data(story.folder, load_data(config.data, fabric.device))
+    manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
     batches = data.evaluation(split, config.batch_size)
     fabric.to_device(model)
@@ -153,13 +160,15 @@ def look(story: Story) -> Sight:
     wrong = measured.indices[worst(measured, MISTAKES)]
     mistakes = pick_images(batches, wrong)[0].cpu() if len(wrong) else None
     cost = measure_cost(model, data.image_size, data.channels)
+    word = score_word(score_form(config.loss, scores=model.scores))
     with figures.style():
-        plots = draw_measured(measured, classes) | draw_examples(model, examples, classes, fabric.device)
-    return Sight(split, len(batches.images), classes, measured, examples, mistakes, cost, plots)
+        plots = draw_measured(measured, classes, word) | draw_examples(model, examples, classes, fabric.device)
+    of_run = holds_images_of(manifest, data, [split])
+    return Sight(split, len(batches.images), of_run, classes, measured, examples, mistakes, cost, word, plots)
 
 
 def draw_history(story: Story) -> dict[str, Figure]:
-    """Figures, by name, of how training went; none before the first epoch has ended."""
+    """Return figures, by name, of how training went; none before the first epoch has ended."""
     if not story.history:
         return {}
     rows = read_agreement(story.history)
@@ -172,20 +181,25 @@ def draw_history(story: Story) -> dict[str, Figure]:
         }
 
 
-def draw_measured(measured: Measured, classes: tuple[str, ...]) -> dict[str, Figure]:
-    """Figures, by name, of what was measured."""
+def draw_examined(story: Story) -> dict[str, Figure]:
+    """Return the figure of the curves, where the run was examined."""
+    return {} if story.examination is None else {"robustness": draw_robustness(story.examination.robustness)}
+
+
+def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "probability") -> dict[str, Figure]:
+    """Return figures, by name, of what was measured; `word` is what a score is called."""
     targets, predicted = measured.targets, measured.predicted
     return {
         "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
         "class-accuracy": figures.draw_class_accuracy(class_accuracy(targets, predicted), classes),
-        "calibration": figures.draw_calibration(calibrate_measured(measured)),
+        "calibration": figures.draw_calibration(calibrate_measured(measured), word),
     }
 
 
 def draw_examples(
     model: Model, examples: list[Example], classes: tuple[str, ...], device: torch.device
 ) -> dict[str, Figure]:
-    """Figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
+    """Return figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
     found: dict[str, Callable[[], Figure]] = {}
     decoded = [each for each in examples if each.decoded is not None]
     few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
@@ -214,12 +228,14 @@ def draw_examples(
 
 
 def name_parents(example: Example, parents: list[int], classes: tuple[str, ...]) -> list[str]:
-    """Names for the parents of a layer, those of `classes` where there are any; what the image shows is ticked."""
+    """Return names for the parents of a layer, those of `classes` where there are any; what the image shows is
+    ticked.
+    """
     if not classes:
         return [f"parent {n + 1}" for n in parents]
     return [f"{classes[n]} \u2713" if n in example.targets else classes[n] for n in parents]
 
 
 def _reconstructs(model: Model, config: Config) -> bool:
-    """Whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
+    """Return whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
     return config.loss.reconstruction > 0 and config.data.standardise == "none"

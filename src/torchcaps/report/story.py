@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from torchcaps.config import Config
+from torchcaps.examine.found import Examination
 from torchcaps.inspect.examples import Example
 from torchcaps.inspect.measured import Measured
 
@@ -30,10 +31,11 @@ class Story:
     history: list[dict[str, Any]]  # the lines of metrics.jsonl
     result: dict[str, Any] | None  # None: the run is not finished
     reason: str  # why it ended early; "" where that is not known
+    examination: Examination | None = None  # what `torchcaps examine` wrote
 
     @property
     def selected(self) -> int | None:
-        """The epoch whose weights were kept, counted from 1."""
+        """Return the epoch whose weights were kept, counted from 1."""
         if self.result is not None:
             return self.result["selected_epoch"]
         measured = [each for each in self.history if each["validation_accuracy"] is not None]
@@ -48,9 +50,11 @@ class Sight:
 
     split: Split
     images: int  # in the split
+    of_run: bool | None  # whether they are those of the run; None: it did not write that down
     classes: tuple[str, ...]
     measured: Measured
     examples: list[Example]
     mistakes: Tensor | None  # [b, c, h, w] in [0, 1], of the first `MISTAKES` of `measured.worst`; None: all is right
     cost: Cost
+    word: str  # what a score is called: probability, length or score
     figures: dict[str, Figure]

@@ -7,29 +7,21 @@ from torchcaps.routing import (
     fm,
     inverted_attention,
     inverted_attention_c,
+    self_attention,
+    self_routing,
     uniform,
+    variational_bayes,
     xnidr,
     xnodr,
 )
-from torchcaps.routing.interface import (
-    Routing,
-    Sizes,
-    Spec,
-    Start,
-    State,
-    Step,
-    create_routing,
-    list_routings,
-    register_routing,
-    routing_class,
-)
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start, Step
+from torchcaps.routing.registry import create_routing, list_routings, register_routing, routing_class
 
 __all__ = [
     "Routing",
     "Sizes",
     "Spec",
     "Start",
-    "State",
     "Step",
     "create_routing",
     "discriminative",
@@ -41,7 +33,10 @@ __all__ = [
     "list_routings",
     "register_routing",
     "routing_class",
+    "self_attention",
+    "self_routing",
     "uniform",
+    "variational_bayes",
     "xnidr",
     "xnodr",
 ]

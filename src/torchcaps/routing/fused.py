@@ -16,12 +16,14 @@ import torch
 
 from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, State, Step
+from torchcaps.routing.interface import Routing, Sizes, Step
 from torchcaps.votes import Votes
 
 Implementation = Literal["auto", "plain", "fused"]
-FusedStep = Callable[[Any, Any, State, int], Step]
+Form = Literal["plain", "fused"]
+FusedStep = Callable[[Any, Any, Any, int], Step[Any]]
 Supports = Callable[["Transform", Any], str | None]
+Suits = Callable[[str, "Transform"], bool]
 
 COMPILERS = {"cpu": ("numba", "llvmlite"), "meta": ("numba", "llvmlite"), "cuda": ("triton",)}  # what kernels need
 DEVICES = {device for device, packages in COMPILERS.items() if all(map(find_spec, packages))}  # elsewhere plain steps
@@ -35,13 +37,14 @@ class Transform(Protocol):
 
     @property
     def makes(self) -> type[Votes] | None:
-        """The class of its votes; None: no kernel can know them."""
+        """Return the class of its votes; None: no kernel can know them."""
         ...
 
 
 class Kernel(NamedTuple):
     step: FusedStep
     supports: Supports
+    suits: Suits
 
 
 _KERNELS: dict[tuple[type, type], Kernel] = {}
@@ -49,12 +52,19 @@ F = TypeVar("F", bound=FusedStep)
 
 
 def always(transform: Transform, routing: Routing) -> str | None:
-    """The predicate of a kernel that takes every setting of its routing."""
+    """Return the predicate of a kernel that takes every setting of its routing."""
     return None
 
 
-def register_kernel(votes: type, routing: type[Routing], supports: Supports = always) -> Callable[[F], F]:
-    """A decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
+def anywhere(device: str, transform: Transform) -> bool:
+    """Return the rule of a kernel that is taken for the faster form everywhere."""
+    return True
+
+
+def register_kernel(
+    votes: type, routing: type[Routing], supports: Supports = always, suits: Suits = anywhere
+) -> Callable[[F], F]:
+    """Map a decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
 
     Its coupling is None; the states are the same, so that plain and fused steps may follow each other.
 
@@ -62,18 +72,20 @@ def register_kernel(votes: type, routing: type[Routing], supports: Supports = al
         votes: class that the layer's transform makes, `Transform.makes`.
         routing: class of the layer's routing.
         supports: of (transform, routing), the reason why the kernel does not take them, or None when it does.
+        suits: of (kind of device, such as "cuda"; transform), whether "auto" takes the kernel there, where nobody has
+            timed both forms (`torchcaps.choose`).
     """
 
     def register(step: F) -> F:
         assert (votes, routing) not in _KERNELS, f"{votes.__name__} of {routing.__name__} have two kernels"
-        _KERNELS[votes, routing] = Kernel(step, supports)
+        _KERNELS[votes, routing] = Kernel(step, supports, suits)
         return step
 
     return register
 
 
-def find_step(implementation: Implementation, transform: Transform, routing: Routing) -> FusedStep | None:
-    """The fused step for a layer, or None where its steps are plain.
+def find_kernel(implementation: Implementation, transform: Transform, routing: Routing) -> Kernel | None:
+    """Return the kernel for a layer, or None where its steps are plain.
 
     Args:
         implementation: "auto" takes the kernel where one fits, "plain" none, "fused" demands one.
@@ -94,18 +106,18 @@ def find_step(implementation: Implementation, transform: Transform, routing: Rou
     if kernel is not None and reason is None and not DEVICES:
         reason = "neither numba nor Triton is installed, which compile the kernels"
         if implementation == "auto":
-            _say_plain()
+            say_plain()
     if kernel is not None and reason is None:
         if "cpu" not in DEVICES:
-            _say_plain()
-        return kernel.step
+            say_plain()
+        return kernel
     if implementation == "fused":
         raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
     return None
 
 
 @cache
-def _say_plain() -> None:
+def say_plain() -> None:
     """Warn, once a process, that layers on a CPU are slower than they could be."""
     warnings.warn(
         "torchcaps: numba is not installed (it has no wheel for every Python and system), so capsule layers on a CPU "

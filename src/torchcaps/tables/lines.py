@@ -8,7 +8,6 @@ log.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.locking import wait_for
+from torchcaps.terminal import warn
 
 CLAIMS = ".claims"  # folder beside the lines, of lock files: of the lines, and of what is being done for them
-LOG = logging.getLogger("torchcaps")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in the file `path`, oldest first; none where it is not there.
+    """Return the objects in the file `path`, oldest first; none where it is not there.
 
     Raises:
         ValueError: for a line that is not a JSON object, which is named, and for what is no file.
@@ -42,7 +41,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if last and (parsed := _parse(last)) is not None:
         found.append(parsed)
     elif last:
-        LOG.warning("torchcaps: the last line of %s was cut off and is not read; its writer sets it aside", path)
+        warn(f"the last line of {path} was cut off and is not read; its writer sets it aside")
     return found
 
 
@@ -73,7 +72,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[int]:
-    """The descriptor of the file `path`, to read and to append, which other writers wait for."""
+    """Return the descriptor of the file `path`, to read and to append, which other writers wait for."""
     plain = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # of Unix; of Windows, which adds \r to \n else
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | plain, 0o666)
     try:
@@ -106,17 +105,17 @@ def _set_torn_aside(path: Path, file: int) -> None:
     with aside.open("ab") as torn:
         torn.write(last + b"\n")
     os.ftruncate(file, len(content) - len(last))
-    LOG.warning("torchcaps: the last line of %s was cut off: what there is of it is in %s now", path, aside)
+    warn(f"the last line of {path} was cut off: what there is of it is in {aside} now")
 
 
 def _write(file: int, data: bytes) -> None:
-    """All of `data`: a full disk may take a part of it first."""
+    """Write all of `data`: a full disk may take a part of it first."""
     while data:
         data = data[os.write(file, data) :]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object that `line` is, or None."""
+    """Return the JSON object that `line` is, or None."""
     try:
         parsed = json.loads(line)
     except (RecursionError, ValueError):

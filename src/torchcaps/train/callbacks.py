@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from torchcaps.config import Config
 from torchcaps.data import Data
 from torchcaps.models import Model
+from torchcaps.terminal import note
 from torchcaps.train.run import Result
 
 PROBES = ("agreement",)  # fields of a `Config` that ask for a callback
@@ -24,6 +25,9 @@ class Callback:
     """
 
     answers: ClassVar[tuple[str, ...]] = ()  #: of `PROBES`, those that it is for
+
+    def on_start(self, folder: Path, config: Config) -> None:
+        """See the folder of the run and its config, before the first step; of a run that goes on too."""
 
     def on_step(self, step: int, loss: float, accuracy: float) -> None:
         """See the loss and the accuracy, in [0, 1], of the batch of `step`, counted from 1 over the run."""
@@ -38,8 +42,14 @@ class Callback:
         """
         return {}
 
+    def on_record(self, record: Mapping[str, Any]) -> None:
+        """See the line of an epoch, as metrics.jsonl has it."""
+
     def on_end(self, result: Result) -> None:
         """See what the run ended with; not called of a run that was stopped or failed."""
+
+    def close(self) -> None:
+        """Let go of what it holds: called last, however the run ends."""
 
 
 class SayAhead(Callback):
@@ -50,7 +60,7 @@ class SayAhead(Callback):
 
     def on_step(self, step: int, loss: float, accuracy: float) -> None:
         if self.text is not None:
-            print(self.text, file=sys.stderr)
+            note(self.text)
             self.text = None
 
 

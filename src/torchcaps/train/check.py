@@ -57,6 +57,11 @@ def check_config(config: Config) -> None:
             f"loss.smoothing is {config.loss.smoothing} of the loss {config.loss.name!r}; it is a share in [0, 1), of "
             "cross-entropies only"
         )
+    weights = config.loss.class_weights
+    if not isinstance(weights, str) and not (
+        all(weight >= 0 and math.isfinite(weight) for weight in weights) and any(weights)
+    ):
+        raise ValueError(f"loss.class_weights is {weights}; it must be 'balanced', or a number of 0 or above a class")
     if not 0 <= config.average < 1:
         raise ValueError(f"average is {config.average}; it is a decay in [0, 1), such as 0.999")
     if config.optimiser.nesterov and (config.optimiser.name != "sgd" or not config.optimiser.momentum):
@@ -89,6 +94,10 @@ def check_names(config: Config) -> None:
         value = getattr(config.data, name)
         if value is not None and not (value.isprintable() and len(value) <= LONGEST):
             raise ValueError(f"data.{name} is {value[:80]!r}; it must be a name of `torchcaps list data`, or KIND:PATH")
+    for name, form in (("start", r"(.+ [0-9a-f]{64})?"), ("continued", r"(.+ \d{1,9} [0-9a-f]{64})?")):
+        value = getattr(config, name)
+        if not re.fullmatch(form, value) or not value.isprintable() or len(value) > LONGEST:
+            raise ValueError(f"{name} is {value[:80]!r}; it must be the name of a run, its epochs, and a SHA-256")
     for changed in config.changed:
         if not changed.isprintable() or len(changed) > LONGEST:
             raise ValueError(f"changed holds {changed[:80]!r}; it must be NAME=VALUE")
@@ -103,7 +112,7 @@ def check_out(out: Path) -> None:
 
 
 def find(config: Config, name: str) -> float | None:
-    """The number that `name`, with dots, is in `config`."""
+    """Return the number that `name`, with dots, is in `config`."""
     value = config
     for part in name.split("."):
         value = getattr(value, part)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+
+from torchcaps.terminal import warn
 
 
 def compile_module(module: nn.Module, device: torch.device) -> bool:
@@ -23,7 +23,7 @@ def compile_module(module: nn.Module, device: torch.device) -> bool:
 
 
 def obstacle(device: torch.device) -> str:
-    """Why nothing can be compiled for `device`, found by compiling something small; empty where it can be."""
+    """Return why nothing can be compiled for `device`, found by compiling something small; empty where it can be."""
     try:
         torch.compile(_doubled)(torch.ones(2, device=device))
     except Exception as error:  # which one it is depends on the compiler that is missing, and on torch's version
@@ -37,6 +37,4 @@ def _doubled(values: Tensor) -> Tensor:
 
 @rank_zero_only
 def _warn(reason: str) -> None:
-    logging.getLogger("torchcaps").warning(
-        "torchcaps: compile is on, but this machine cannot: %s; not compiled", reason
-    )
+    warn(f"compile is on, but this machine cannot: {reason}; not compiled")

@@ -6,6 +6,9 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from torchcaps.terminal import printable
 
 
 class Display:
@@ -37,7 +40,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line about the run."""
         if self.enabled:
-            self.console.print(text)
+            self.console.print(Text(printable(text)))  # a string would be read as markup
 
     def start_epoch(self, epoch: int) -> None:
         """Begin the epoch that has `epoch` before it."""
@@ -73,4 +76,4 @@ class Display:
                 f"validation: loss {record['validation_loss']:.4f}, accuracy {record['validation_accuracy']:.2%}"
             )
         parts.append(f"{record['images_per_second']:.0f} images/s")
-        self.console.print("  ".join(parts))
+        self.say("  ".join(parts))

@@ -11,13 +11,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.config import Config
+from torchcaps.config import Config, DataConfig
 from torchcaps.data import Batches, Data
 from torchcaps.data.classes import with_classes
+from torchcaps.forms import InputForm
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
 from torchcaps.models.shapes import check_shapes, read_shapes
-from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights, present
+from torchcaps.terminal import warn
+from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
 
@@ -33,7 +35,8 @@ def evaluate(
     parts: bool = False,
     watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
-    """Mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all processes.
+    """Return mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all
+    processes.
 
     The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each
     class that an overlapped image shows, whose reconstruction is compared with its own part. It goes by the inner
@@ -43,7 +46,7 @@ def evaluate(
     """
     model.eval()
     several = [batches] if isinstance(batches, Batches) else batches
-    meter = Meter(fabric.device, several[0].images.shown, threshold)
+    meter = Meter(fabric.device, several[0].images.shown, threshold, classes=num_classes)
     for split, step, (images, labels) in ((each, *found) for each in several for found in enumerate(each.epoch(0))):
         if not len(labels):
             continue
@@ -62,7 +65,10 @@ def evaluate(
 
 
 def match_data(path: str | Path, data: Data) -> Data:
-    """`data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained with.
+    """Return `data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained
+    with.
+
+    A run of format 1 may not know the names; that they are not matched is said.
 
     Raises:
         ValueError: when they have a class that the model has not, and when their images have another shape.
@@ -75,6 +81,8 @@ def match_data(path: str | Path, data: Data) -> Data:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         data = replace(data, train=train, validation=validation, test=test)
+    else:
+        warn(f"{path} does not say the names of its classes: those of the data are taken in their order")
     for name, value in (
         ("num_classes", data.num_classes),
         ("in_channels", data.channels),
@@ -88,10 +96,23 @@ def match_data(path: str | Path, data: Data) -> Data:
     return data
 
 
-def load_run(path: str | Path) -> tuple[Model, Config]:
-    """The model that a run selected, on the CPU and in evaluation mode, and the run's config.
+def check_sides(data: DataConfig, form: InputForm | None) -> None:
+    """Raise ValueError unless `data` bring pictures to the sizes of `form`; none are made that no model takes."""
+    if form is None:
+        return
+    size = form.size if data.image_size is None else (data.image_size, data.image_size)
+    asked = {"image_size": size, "pad": data.pad, "crop": data.crop, "enlarge": data.enlarge}
+    for name, value in asked.items():
+        taken = form.size if name == "image_size" else getattr(form, name)
+        if value != taken:
+            raise ValueError(f"data.{name} is {value}, but the model of the run was trained with {taken}")
 
-    Of an unfinished run it is the best model so far, or the last one before the first epoch has ended.
+
+def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, Config]:
+    """Return the model that a run selected, on the CPU and in evaluation mode, and the run's config.
+
+    Of an unfinished run it is the best model so far, or the last one before the first epoch has ended. A run that was
+    given a module takes it again, as `model`, and loads the weights into it.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or holds no checkpoint yet.
@@ -100,10 +121,7 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
     run = RunFolder(Path(path))
     config = run.read_config()
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
-    folder = run.best if present(run.best) else run.last
-    found = present(folder)
-    if found is None:
-        raise FileNotFoundError(f"no checkpoint in {folder}")
+    found = run.selected
     try:
         check_sum(found / MODEL)
     except (OSError, ValueError) as error:
@@ -112,10 +130,17 @@ def load_run(path: str | Path) -> tuple[Model, Config]:
         shapes = read_shapes(found / MODEL)
     except (OSError, ValueError) as error:
         raise damaged(found / MODEL, error) from error
+    manifest = run.read_manifest()
     try:
-        check_shapes(run.rebuild, shapes)
+        if model is None:
+            check_shapes(run.rebuild, shapes, manifest)
     except ValueError as error:
         raise damaged(run.path / "model.json", error) from error
-    model = convert_conv2d_weight_memory_format(run.rebuild(), torch.channels_last)
-    load_weights(folder, model)
-    return model.eval(), config
+    try:
+        check_sides(config.data, manifest.input)
+    except ValueError as error:
+        raise damaged(run.path / "config.json", error) from error
+    rebuilt = run.rebuild(model)
+    rebuilt = convert_conv2d_weight_memory_format(rebuilt.cpu() if model is not None else rebuilt, torch.channels_last)
+    load_weights(found, rebuilt)
+    return rebuilt.eval(), config

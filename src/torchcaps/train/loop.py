@@ -14,47 +14,51 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from lightning_fabric.loggers.logger import Logger
+from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config, to_plain
-from torchcaps.data import load_data
-from torchcaps.losses import multi_hot, score_threshold
+from torchcaps.kernels.timing import TIMED
+from torchcaps.layers import choose, chosen_forms, set_forms
+from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.manifest import Manifest
-from torchcaps.models import Model, create_model
+from torchcaps.models import Model
 from torchcaps.plugins import check_imports, import_handed_on
+from torchcaps.ranks import given_ranks
+from torchcaps.terminal import warn
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
 from torchcaps.train.callbacks import Callback, check_callbacks, tell_epoch
 from torchcaps.train.check import check_config
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
+from torchcaps.train.classes import check_classes, find_weights
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
+from torchcaps.train.devices import choose_compile, is_depthwise, settled
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
+from torchcaps.train.given import Given, give
 from torchcaps.train.interrupt import Interrupted, Interruption
-from torchcaps.train.machine import (
-    build_fabric,
-    choose_compile,
-    describe_environment,
-    is_depthwise,
-    keep_threads,
-    launch,
-    name_shortage,
-)
+from torchcaps.train.loggers import Logged, Name
+from torchcaps.train.machine import describe_environment, keep_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
-from torchcaps.train.optim import build_schedule
+from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
-from torchcaps.train.run import Result, RunFolder, create_run, find_unfinished
+from torchcaps.train.processes import build_fabric, join_ranks, launch, name_shortage
+from torchcaps.train.readback import Readback
+from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part
+from torchcaps.train.start import open_run
 from torchcaps.train.statistics import count_batches, measure_statistics
 
 _ALONE = threading.Lock()  # held by the one run that a process trains
@@ -62,18 +66,33 @@ CLOCK_STEPS = 10  # steps between looks at the clock where several processes mus
 
 
 def fit(
-    config: Config, resume: bool = False, callbacks: Sequence[Callback] = (), max_minutes: float | None = None
+    config: Config,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    max_minutes: float | None = None,
+    *,
+    start: str | Path | None = None,
+    model: nn.Module | None = None,
+    data: Any = None,
+    loggers: Sequence[Name | Logger] = (),
 ) -> Result:
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
     With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
-    same.
+    same. Where torchrun or srun has started processes together, this one is a part of their one run.
 
     Args:
-        config: all that determines the run.
-        resume: continue the newest unfinished run of this config, and end as if it had never stopped.
+        config: all that determines the run, but for what is given below.
+        resume: continue the newest unfinished run of this config, and end as if it had never stopped; where there is
+            none, go on from the end of a finished one of fewer epochs.
         callbacks: what looks at the run as it goes, and cannot change it, see `torchcaps.train.Callback`.
         max_minutes: after which the run is saved and stopped, as a signal would stop it.
+        start: folder of a run, whose weights this one begins with where names and shapes agree.
+        model: a module from images to scores [b, classes] or `Output`, in place of `config.model`; in one process it
+            has the selected weights at the end. The run records it as "external", and loading it takes it again.
+        data: in place of `config.data.name`, see `torchcaps.data.given.given_data`; "external" as well. Batches of a
+            DataLoader are its own; a run that is stopped within an epoch begins that epoch again.
+        loggers: of Fabric, or csv, tensorboard and wandb, see `torchcaps.train.loggers`.
 
     Raises:
         ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume;
@@ -84,7 +103,10 @@ def fit(
         Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came, or `max_minutes` were over; the
             run is saved. It is a `KeyboardInterrupt`.
     """
+    given = give(start, model, data)
+    config = given.settle(join_ranks(config), resume)
     check_config(config)
+    callbacks = (*callbacks, *([Logged(loggers)] if loggers else []))
     check_callbacks(config, callbacks)
     fabric = build_fabric(config)
     if not _ALONE.acquire(blocking=False):
@@ -94,22 +116,28 @@ def fit(
         )
     with ExitStack() as stack:
         stack.callback(_ALONE.release)
-        interruption = Interruption(config.processes > 1, max_minutes)
-        if config.processes > 1:
+        spawned = config.processes > 1 and given_ranks() is None
+        interruption = Interruption(spawned, max_minutes)
+        if spawned:
             stack.enter_context(interruption)
-        ended = launch(fabric, partial(_train, config, resume, interruption, tuple(callbacks)))
+        ended = launch(fabric, partial(_train, config, resume, interruption, callbacks, given))
     if isinstance(ended, Interrupted):
         raise ended
     return ended
 
 
 def _train(
-    config: Config, resume: bool, interruption: Interruption, callbacks: Sequence[Callback], fabric: Fabric
+    config: Config,
+    resume: bool,
+    interruption: Interruption,
+    callbacks: Sequence[Callback],
+    given: Given,
+    fabric: Fabric,
 ) -> Result | Interrupted:
     import_handed_on()
     check_imports(config.imports, f"the run {config.recipe}")
-    with name_shortage(config, fabric.device):
-        trainer = Trainer(fabric, config, resume, interruption, callbacks)
+    with name_shortage(config, fabric.device), settled(fabric.device):
+        trainer = Trainer(fabric, config, resume, interruption, callbacks, given)
         try:
             return trainer.run()
         except Interrupted as stop:  # returned: several processes end together
@@ -126,15 +154,17 @@ class Trainer:
         resume: bool,
         interruption: Interruption | None = None,
         callbacks: Sequence[Callback] = (),
+        given: Given = Given(),  # noqa: B008 - it is frozen
     ):
         self.fabric, self.config, self.callbacks = fabric, config, callbacks
         self.interruption = interruption or Interruption()
         if fabric.device.type == "cpu":
             keep_freed_memory()
         with fabric.rank_zero_first():
-            self.data = load_data(config.data, fabric.device)
+            self.data = given.load_data(config.data, fabric.device)
             if not len(self.data.test):
                 raise ValueError(f"the test split of {config.data.name} is empty: a run ends with measuring it")
+        check_classes(config, self.data)
         self.batches = self.data.training(
             config.data, config.batch_size, config.seed, fabric.global_rank, fabric.world_size
         )
@@ -145,13 +175,20 @@ class Trainer:
             "image_size": self.data.image_size,
             **config.model.options,
         }
-        check_memory(self.shape, config, fabric.device)
+        if given.model is None:
+            check_memory(self.shape, config, fabric.device)
         fabric.seed_everything(config.seed, verbose=False)
-        self.model = convert_conv2d_weight_memory_format(create_model(**self.shape), torch.channels_last)
+        model = given.create_model(self.shape, config)
+        if given.start is not None and (said := given.start.give(model)) and fabric.is_global_zero:
+            warn(said)
+        self.model = convert_conv2d_weight_memory_format(model, torch.channels_last)
         fabric.to_device(self.model)
         check_stages(self.model, config)
-        self.phases = build_phases(self.model, config)
+        weights = find_weights(config, self.data.train)
+        self.phases = build_phases(self.model, config, None if weights is None else weights.to(fabric.device))
+        self.criterion = build_criterion(config.loss)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
+        self.first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
         follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         depthwise = config.compile == "auto" and is_depthwise(config.model)
@@ -164,39 +201,72 @@ class Trainer:
         self.measured = count_batches(self.model, self.batches, config.epochs, averaged=self.average is not None)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
+        self.fresh = False  # whether the folder is new: until a step is done, nothing is lost with it
         self.folder = self._open(resume)
         self.clock = self.saved = time.monotonic()
         self.cpu_clock = time.process_time()
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What the run holds beside its weights; the first process asks for it, since files are read for it."""
+        """Return what the run holds beside its weights; the first process asks for it, since files are read for it."""
         return describe_run(self.config, self.data, self.shape, self.model.scores)
 
     def _open(self, resume: bool) -> RunFolder:
-        """The folder of the run, the same one in all processes; only the first process writes to it."""
+        """Return the folder of the run, the same one in all processes; only the first process writes to it."""
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
-        folder = find_unfinished(self.config) if resume else create_run(self.config)
+        before = runs_of(self.config)
+        folder = open_run(self.config, resume)
+        self.fresh = folder not in before
         self._held.enter_context(folder.hold())
         return self.fabric.broadcast(folder)
 
     def run(self) -> Result:
-        """Train to the end, then test the selected weights; from the checkpoint of the folder, where there is one."""
-        with self._held:
-            begun = present(self.folder.last)
-            if begun:
-                self.load()
-                keep_threads(self.folder.read("environment.json"), self.fabric.device)
-            if self.fabric.is_global_zero:
-                self.folder.write("model.json", to_plain(self.manifest))
-                ours = {"compiled": self.compiled} | self.statistics
-                self.folder.write("environment.json", describe_environment(self.fabric) | ours)
-            if not begun:
-                self.save()
-            with self.interruption:
-                self._train()
-            return self._test()
+        """Train to the end, then test the selected weights; from the checkpoint of the folder, where there is one.
+
+        Where it fails before its first step is done, for another reason than its numbers, it leaves no folder.
+        """
+        try:
+            with self._held, ExitStack() as closing:
+                for callback in self.callbacks:
+                    closing.callback(callback.close)
+                return self._run()
+        except Exception as error:
+            if self.fresh and not isinstance(error, FloatingPointError):
+                self.folder.remove()
+            raise
+
+    def _run(self) -> Result:
+        begun = present(self.folder.last)
+        if begun:
+            self.load()
+            keep_threads(self.folder.read("environment.json"), self.fabric.device)
+        forms = self.choose()
+        if self.fabric.is_global_zero:
+            self.folder.write("model.json", to_plain(self.manifest))
+            ours = {"compiled": self.compiled} | self.statistics | forms
+            self.folder.write("environment.json", describe_environment(self.fabric) | ours)
+        if not begun:
+            self.save()
+        for callback in self.callbacks:
+            callback.on_start(self.folder.path, self.config)
+        with self.interruption:
+            self._train()
+        return self._test()
+
+    def choose(self) -> dict[str, Any]:
+        """Have capsule layers take the faster form on a GPU, see `torchcaps.choose`; what a checkpoint says stands.
+
+        Returns what is written down of it. Kernels are tried here, before a step is compiled. On a CPU nothing is done.
+        """
+        device = self.fabric.device
+        if device.type not in TIMED:
+            return {}
+        share = self.config.batch_size // self.fabric.world_size
+        images = torch.zeros(share, self.data.channels, *self.data.image_size, device=device)
+        with self.fabric.autocast():
+            found = choose(self.model, images.contiguous(memory_format=torch.channels_last), self.compiled, keep=True)
+        return {"forms": {name: choice._asdict() for name, choice in found.items()}} if found else {}
 
     def _train(self) -> None:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
@@ -223,6 +293,7 @@ class Trainer:
             test_label_accuracy=test.label_accuracy,
             test_xnodr_top2=test.xnodr_top2,
             test_top5_accuracy=test.top5_accuracy,
+            test_mean_class_accuracy=self._by_class("test", test).get("test_mean_class_accuracy"),
             validation_accuracy=position.selected_accuracy,
             selected_epoch=position.selected_epoch,
             parameters=sum(p.numel() for p in self.model.deployed().parameters() if p.requires_grad),
@@ -238,16 +309,17 @@ class Trainer:
         return result
 
     def train_epoch(self, display: Display) -> None:
-        """The steps that remain of the epoch.
+        """Take the steps that remain of the epoch.
 
-        What a step returned is read one step later, when the device is done with it: it need not be waited for.
+        What a step returned begins its way to the host at once, and is read while the next step is under way: the
+        device never waits.
         """
         position, steps = self.position, len(self.batches)
         enter_stage(self.model, self.config, position.epoch)
         display.start_epoch(position.epoch)
         pending = None
         for images, labels in self.batches.epoch(position.epoch, start=position.step):
-            values = self.step(images, labels)
+            values = Readback(self.step(images, labels))
             if pending is not None:
                 self.report(display, *pending)
             position.step += 1
@@ -255,13 +327,16 @@ class Trainer:
             if pause := self._pause():
                 self.report(display, *pending)
                 pending = None
-                self.save()
+                if not self.batches.restarts or position.step == len(self.batches):
+                    self.save()
                 self._stop_if(pause == "stop")
         if pending is not None:
             self.report(display, *pending)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """All phases on this process's share of a batch; returns loss and accuracy of all as [2], on the device."""
+        """Take all phases on this process's share of a batch; returns loss and accuracy of all as [2], on the
+        device.
+        """
         done = self.position.epoch * len(self.batches) + self.position.step
         draws = np.random.SeedSequence((self.config.seed, done, self.fabric.global_rank))
         torch.manual_seed(int(draws.generate_state(1)[0]))
@@ -283,7 +358,7 @@ class Trainer:
             torch.distributed.all_reduce(values)
         return values / self.fabric.world_size
 
-    def report(self, display: Display, step: int, values: Tensor) -> None:
+    def report(self, display: Display, step: int, values: Readback) -> None:
         """Show what `step`, counted from 1 over the run, returned.
 
         Raises:
@@ -292,6 +367,7 @@ class Trainer:
         loss, accuracy = values.tolist()
         if not math.isfinite(loss):
             raise spoilt(self, f"the loss is {loss}", step)
+        self.fresh = False
         self._tick()
         done = self.position.step * self.config.batch_size
         display.step(step, loss, accuracy, done / self.position.epoch_seconds)
@@ -321,6 +397,7 @@ class Trainer:
                 "train_accuracy": train.accuracy,
                 "validation_loss": validation.loss if validation else None,
                 "validation_accuracy": validation.accuracy if validation else None,
+                **self._by_class("validation", validation),
                 "lr": self.schedule.get_last_lr()[0],
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds,
@@ -331,7 +408,9 @@ class Trainer:
             }
         )
         self.meter.reset()
-        if position.select(validation) and self.fabric.is_global_zero:
+        for callback in self.callbacks:
+            callback.on_record(position.history[-1])
+        if position.select(validation, self.config.select) and self.fabric.is_global_zero:
             save_checkpoint(self.folder.best, model, manifest=self.manifest)
         if self.fabric.is_global_zero:
             self.folder.write_metrics(position.history)
@@ -339,8 +418,14 @@ class Trainer:
         display.end_epoch(position.history[-1])
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
 
+    def _by_class(self, split: str, score: Score | None) -> dict[str, float | None]:
+        """Return the mean of the classes' accuracies, where it selects."""
+        if self.config.select == "accuracy" or score is None:
+            return {}
+        return {f"{split}_mean_class_accuracy": score.mean_class_accuracy}
+
     def _test_beside(self, model: Model) -> dict[str, float]:
-        """Loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
+        """Return loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
         if not self.config.test_curve:
             return {}
         test = self.evaluate("test", model)
@@ -348,7 +433,9 @@ class Trainer:
         return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
     def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
-        """What the model added to the loss of the epoch, and each term of it, without its weight; of others nothing."""
+        """Return what the model added to the loss of the epoch, and each term of it, without its weight; of others
+        nothing.
+        """
         if not penalties:
             return {}
         added, *terms = penalties
@@ -356,11 +443,15 @@ class Trainer:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """What is written down where the batch-norm statistics of evaluations are measured apart from training's."""
+        """Return what is written down where the batch-norm statistics of evaluations are measured apart from
+        training's.
+        """
         return {"statistics_batches": self.measured} if self.measured else {}
 
     def evaluated(self) -> Model:
-        """The model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes call it."""
+        """Return the model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes
+        call it.
+        """
         model = self.model if self.average is None else self.average.averaged(self.model)
         if not self.measured:
             return model
@@ -371,9 +462,8 @@ class Trainer:
     def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
-        criterion, threshold = self.phases[0].loss, score_threshold(self.config.loss)
-        parts = self.config.loss.reconstruction > 0
-        return evaluate(fabric, model, batches, criterion, self.data.num_classes, threshold, parts)
+        threshold, parts = score_threshold(self.config.loss), self.config.loss.reconstruction > 0
+        return evaluate(fabric, model, batches, self.criterion, self.data.num_classes, threshold, parts)
 
     def save(self) -> None:
         """Write the checkpoint that `load` reads; all processes call it, the first one writes.
@@ -388,6 +478,7 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "meter": self.meter.state(),
+            **({"forms": forms} if (forms := chosen_forms(self.model)) else {}),
             **({"average": self.average.state()} if self.average is not None else {}),
         }
         if self.fabric.is_global_zero:
@@ -416,24 +507,31 @@ class Trainer:
         self.position = position
         for phase, values in zip(self.phases, state["optimizers"], strict=True):
             phase.optimizer.load_state_dict(values)
-        self.schedule.load_state_dict(state["schedule"])
+        if "epochs" in state:  # of a shorter run, whose schedule is another
+            follow_on(self.schedule, self.first_rates, position.epoch * len(self.batches))
+            follow_schedule(self.phases)
+        else:
+            self.schedule.load_state_dict(state["schedule"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.meter.load(state["meter"], self.fabric.global_rank)
+        set_forms(self.model, state.get("forms", {}))
         if self.average is not None:
             self.average.load(state["average"])
 
     def _stop_if(self, stop: bool) -> None:
         if stop:
             step = self.position.epoch * len(self.batches) + self.position.step
-            total = self.config.epochs * len(self.batches)
-            raise Interrupted(f"stopped after step {step} of {total}, saved in {self.folder.path}")
+            total, saved = self.config.epochs * len(self.batches), f"saved in {self.folder.path}"
+            if self.batches.restarts and 0 < self.position.step < len(self.batches):
+                saved += f" as it was at the end of epoch {self.position.epoch}: a DataLoader begins an epoch anew"
+            raise Interrupted(f"stopped after step {step} of {total}, {saved}")
 
     def _pause(self) -> Literal["", "save", "stop"]:
-        """What is to be done between two steps, the same in all processes: nothing, save, or save and stop."""
+        """Return what is to be done between two steps, the same in all processes: nothing, save, or save and stop."""
         last = self.position.step == len(self.batches)
         if self.fabric.world_size > 1 and self.position.step % CLOCK_STEPS and not last:
             return ""
-        due = time.monotonic() - self.saved >= self.config.checkpoint_every and not last
+        due = time.monotonic() - self.saved >= self.config.checkpoint_every and not (last or self.batches.restarts)
         return self.fabric.broadcast("stop" if self.interruption.asked else "save" if due else "")
 
     def _tick(self) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchcaps.config import Config, OptimiserConfig
+from torchcaps.memory import free_memory
 from torchcaps.models import create_model
 from torchcaps.models.registry import find_factory
 
@@ -23,7 +22,6 @@ SMALLER = {  # option: factors that are tried in turn; a larger stride and a sma
     "channels": (1 / 2, 1 / 4, 1 / 8),
 }
 SIDES = (1 / 2, 1 / 4, 1 / 8)
-CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def check_memory(shape: dict[str, Any], config: Config, device: torch.device) -> None:
@@ -55,20 +53,20 @@ def check_memory(shape: dict[str, Any], config: Config, device: torch.device) ->
 
 
 def weight_bytes(shape: dict[str, Any]) -> int:
-    """Bytes of the parameters and buffers of a network, which is built without memory for them."""
+    """Return bytes of the parameters and buffers of a network, which is built without memory for them."""
     with torch.device("meta"):
         model = create_model(**{name: value for name, value in shape.items() if name != "pretrained"})
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def moments(optimiser: OptimiserConfig) -> int:
-    """Numbers that an optimiser keeps for each weight."""
+    """Return numbers that an optimiser keeps for each weight."""
     kept = {"adam": 2, "adamw": 2, "rmsprop": 1}.get(optimiser.name, 0)
     return kept + (optimiser.name in ("sgd", "rmsprop") and optimiser.momentum > 0)
 
 
 def suggest(shape: dict[str, Any], most: float, side: str = "--data.image-size") -> Iterator[str]:
-    """Flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind.
+    """Yield flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind.
 
     `side` is the flag that the size of its images follows.
     """
@@ -92,39 +90,3 @@ def _first(shape: dict[str, Any], tried: Iterator[dict[str, Any]], most: float, 
                 (value,) = change.values()
                 yield f"{flag} {value[0] if isinstance(value, tuple) else value} ({weights / 1e9:.3g} GB)"
                 return
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process may take on `device`: of a GPU all that it has; None where the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    limits = [_available(), *(_read_number(Path(path)) for path in CGROUPS), _limit()]
-    return min((limit for limit in limits if limit), default=None)
-
-
-def _available() -> int | None:
-    """What is free, or would be freed, where the system tells (Linux); else all that is built in (macOS)."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable"):
-                return 1024 * int(line.split()[1])
-    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
-
-
-def _read_number(path: Path) -> int | None:
-    """The limit of a container."""
-    with suppress(OSError, ValueError):
-        return int(path.read_text(encoding="ascii"))
-    return None
-
-
-def _limit() -> int | None:
-    """The limit of a process (ulimit -v)."""
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return None
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else soft

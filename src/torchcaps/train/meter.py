@@ -20,10 +20,11 @@ class Score(NamedTuple):
     xnodr_top2: float | None = None  # of label sets: see `metrics.xnodr_top2`
     top5_accuracy: float | None = None  # of single labels of six classes or more: share among the five highest scores
     penalties: tuple[float, ...] = ()  # mean per image of what the model added to the loss, and of each of its terms
+    mean_class_accuracy: float | None = None  # of single labels: mean over the classes that there are of their accuracy
 
     @property
     def accuracy(self) -> float:
-        """Share in [0, 1]; of label sets, the share that is matched exactly."""
+        """Return share in [0, 1]; of label sets, the share that is matched exactly."""
         return (self.images - self.errors) / self.images
 
 
@@ -35,9 +36,17 @@ class Meter:
         shown: labels of each image; None where images differ in it.
         threshold: score above which a class is predicted, where that is so.
         terms: of the penalty that the model adds to the loss.
+        classes: of single labels, whose accuracies are counted apart; 0: they are not.
     """
 
-    def __init__(self, device: torch.device, shown: int | None = 1, threshold: float = 0.5, terms: int = 0):
+    def __init__(
+        self,
+        device: torch.device,
+        shown: int | None = 1,
+        threshold: float = 0.5,
+        terms: int = 0,
+        classes: int = 0,
+    ):
         self.shown, self.threshold = shown, threshold
         self.loss = torch.zeros((), device=device)  # summed over images
         # Of images, of those with label sets, of those that are right, of labels, of labels found, and of XnODR's top 2
@@ -45,6 +54,7 @@ class Meter:
         self.counts = torch.zeros(6, dtype=torch.int64, device=device)
         # What the model added to the loss, and each term of it; where it adds nothing none.
         self.penalties = torch.zeros(1 + terms if terms else 0, device=device)
+        self.by_class = torch.zeros(2, classes, dtype=torch.int64, device=device)  # images of each, and right ones
         self.classes = 0  # of the scores; of so few as five a top 5 says nothing
 
     def update(self, loss: Tensor, scores: Tensor, labels: Tensor, penalties: Tensor | None = None) -> Tensor:
@@ -61,23 +71,33 @@ class Meter:
         else:
             right = scores.argmax(1) == labels
             self.classes = scores.shape[1]
+            if self.by_class.numel():
+                self.by_class.scatter_add_(
+                    1, labels.expand(2, -1), torch.stack([torch.ones_like(labels), right]).long()
+                )
             best = scores.topk(min(TOP, self.classes), 1).indices
             sums = [right, torch.ones_like(labels), right, (best == labels.unsqueeze(1)).any(1)]
-        images = torch.tensor([len(labels), len(labels) * several], device=labels.device)
         self.loss += loss * len(labels)
-        self.counts += torch.cat([images, torch.stack([each.sum() for each in sums])])
+        self.counts[: 1 + several] += len(labels)  # a number that the host knows goes with the call, and is no copy
+        self.counts[2:] += torch.stack([each.sum() for each in sums])
         if penalties is not None:
             self.penalties += penalties * len(labels)
         return right
 
     def compute(self) -> Score:
-        """What has been taken in since the last reset."""
+        """Return what has been taken in since the last reset."""
         loss, counts, penalties = self.loss.clone(), self.counts.clone(), self.penalties.clone()
         if distributed.is_initialized():
             for each in (loss, counts, penalties)[: 3 if len(penalties) else 2]:
                 distributed.all_reduce(each)
+        by_class = self.by_class.clone()
+        if distributed.is_initialized() and by_class.numel():
+            distributed.all_reduce(by_class)
         images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
+        if by_class.sum():
+            there, found_right = by_class[:, by_class[0] > 0].double()
+            score = score._replace(mean_class_accuracy=float((found_right / there).mean()))
         score = score._replace(penalties=tuple((penalties / images).tolist()))
         if several:
             return score._replace(label_accuracy=found / labels, xnodr_top2=top / images)
@@ -89,7 +109,9 @@ class Meter:
         self.penalties.zero_()
 
     def state(self) -> dict[str, Tensor]:
-        """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
+        """Return the sums of each process, [processes, ...]: added up, what `load` continues would end with other
+        bits.
+        """
         sums = {"loss": self.loss.clone(), "counts": self.counts.clone()}
         if len(self.penalties):
             sums["penalties"] = self.penalties.clone()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torchcaps.train.meter import Score
+
+Measure = Literal["accuracy", "mean-class-accuracy"]
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Position:
     selected_loss: float = math.inf  # the same; it decides between epochs of equal accuracy
     history: list[dict] = field(default_factory=list)  # the lines of metrics.jsonl
     cpu_seconds: float = 0.0  # of all threads of this process, as far as the last look at the clock
+    selected_by: float | None = None  # what the selected epoch has of the measure that selects
 
     def end_epoch(self, record: dict) -> None:
         """Begin the next epoch; `record` is the line of the one that has ended."""
@@ -30,12 +34,24 @@ class Position:
         self.seconds += self.epoch_seconds
         self.epoch_seconds = 0.0
 
-    def select(self, validation: Score | None) -> bool:
-        """Whether the epoch that has ended is the best so far, which is noted; without validation each is."""
-        best = self.selected_accuracy, -self.selected_loss
-        if validation is not None and best[0] is not None and not (validation.accuracy, -validation.loss) > best:
+    def select(self, validation: Score | None, by: Measure = "accuracy") -> bool:
+        """Return whether the epoch that has ended is the best so far, which is noted; without validation each is.
+
+        `by` is the measure that decides, and the loss where it is equal.
+        """
+        value = None if validation is None else measured(validation, by)
+        best = self.selected_accuracy if self.selected_by is None else self.selected_by
+        if validation is not None and best is not None and not (value, -validation.loss) > (best, -self.selected_loss):
             return False
         self.selected_epoch = self.epoch
         if validation is not None:
             self.selected_accuracy, self.selected_loss = validation.accuracy, validation.loss
+            self.selected_by = value
         return True
+
+
+def measured(score: Score, by: Measure) -> float:
+    """Return what `score` has of the measure `by` that selects."""
+    value = score.accuracy if by == "accuracy" else score.mean_class_accuracy
+    assert value is not None, by
+    return value

@@ -13,28 +13,32 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from torch import nn
+
 from torchcaps import manifest as manifests
-from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.config import EXTERNAL, Config, from_plain, to_plain
 from torchcaps.files import read_plain
 from torchcaps.locking import hold
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import SHAPE, Manifest
 from torchcaps.models import Model
+from torchcaps.models.external import as_model
 from torchcaps.models.smaller import rebuild
 from torchcaps.names import check_fields
 from torchcaps.plugins import check_imports
 from torchcaps.revisions import check_same
 from torchcaps.train.check import check_names, check_out
-from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.checkpoint import damaged, present, write_text
 from torchcaps.train.describe import complete
 
 LOCK = ".lock"
 # May differ between a run and its continuation: the result does not depend on them.
-_FREE = ("changed", "out", "checkpoint_every", "test_curve")
+_FREE = ("changed", "out", "checkpoint_every", "test_curve", "continued")
 
 
 class Result(NamedTuple):
@@ -55,6 +59,7 @@ class Result(NamedTuple):
     statistics_batches: int | None = (
         None  # that batch norm is measured on for evaluations; None: statistics are running
     )
+    test_mean_class_accuracy: float | None = None  # where it selects, see `Config.select`
 
 
 class RunFolder(NamedTuple):
@@ -69,11 +74,24 @@ class RunFolder(NamedTuple):
         return self.path / "best"
 
     @property
+    def selected(self) -> Path:
+        """Return the folder of the weights that the run selected: of an unfinished one the best so far, or the last.
+
+        Raises:
+            FileNotFoundError: where there are none yet.
+        """
+        folder = self.best if present(self.best) else self.last
+        found = present(folder)
+        if found is None:
+            raise FileNotFoundError(f"no checkpoint in {folder}")
+        return found
+
+    @property
     def finished(self) -> bool:
         return (self.path / "result.json").exists()
 
     def read_config(self) -> Config:
-        """The config of the run.
+        """Return the config of the run.
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
@@ -88,7 +106,7 @@ class RunFolder(NamedTuple):
             raise damaged(self.path / "config.json", error) from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """The JSON file `name` of the folder; raises as `read_config`."""
+        """Return the JSON file `name` of the folder; raises as `read_config`."""
         if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
@@ -100,7 +118,7 @@ class RunFolder(NamedTuple):
         return content
 
     def read_manifest(self) -> Manifest:
-        """What the run says of its model in model.json; of a run of format 1, what follows from its config too.
+        """Return what the run says of its model in model.json; of a run of format 1, what follows from its config too.
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
@@ -113,13 +131,25 @@ class RunFolder(NamedTuple):
         except ValueError as error:
             raise damaged(self.path / "model.json", error) from error
 
-    def rebuild(self) -> Model:
-        """The model of the run, as the run computed it, to load weights into.
+    def rebuild(self, module: nn.Module | None = None) -> Model:
+        """Return the model of the run, as the run computed it, to load weights into; `module` where the run was
+        given one.
 
         Raises as `read_manifest`, and ValueError for a revision that is no longer to be had, and for code of the
-        user's own that was not imported.
+        user's own that was not imported, or a module that was not given.
         """
         manifest = self.read_manifest()
+        if manifest.name == EXTERNAL:
+            if module is None:
+                raise ValueError(
+                    f"{self.path} was trained with a module that was handed to fit: in Python, give it again, as "
+                    f"torchcaps.load({str(self.path)!r}, model=...) or torchcaps.train.load_run(...)"
+                )
+            return as_model(module, {name: manifest.model[name] for name in SHAPE if name in manifest.model})
+        if module is not None:
+            raise ValueError(
+                f"{self.path} was trained with {manifest.name}, which is built from its record: give no model"
+            )
         check_imports(self.read_config().imports, str(self.path))
         try:
             return rebuild(manifest)
@@ -127,7 +157,9 @@ class RunFolder(NamedTuple):
             raise ValueError(f"{self.path / 'model.json'}: {error}") from error
 
     def read_revisions(self) -> dict[str, int]:
-        """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
+        """Return the revisions above 1 that the run was made with; none before model.json is written, as nothing is
+        then.
+        """
         if not (self.path / "model.json").exists():
             return {}
         try:
@@ -144,7 +176,7 @@ class RunFolder(NamedTuple):
                 raise ValueError(f"cannot resume {self.path}: {error}") from error
 
     def read_result(self) -> dict[str, Any]:
-        """The fields of result.json; raises as `read_config`."""
+        """Return the fields of result.json; raises as `read_config`."""
         plain = self.read("result.json")
         try:
             kinds = {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"}
@@ -168,10 +200,14 @@ class RunFolder(NamedTuple):
 
     @property
     def in_use(self) -> bool:
-        """Whether a process is training in this folder."""
+        """Return whether a process is training in this folder."""
         held = hold(self.path / LOCK)
         with held or nullcontext():
             return held is None
+
+    def remove(self) -> None:
+        """Take the folder away: of a run that could not begin."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""
@@ -196,7 +232,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _candidates(config: Config) -> itertools.chain[Path]:
-    """The names that the folder of such a run may have, in the order in which they are taken."""
+    """Return the names that the folder of such a run may have, in the order in which they are taken."""
     name = f"{config.recipe or config.model.name}-{config.seed}"
     return itertools.chain([config.out / name], (config.out / f"{name}-{number}" for number in itertools.count(2)))
 
@@ -222,31 +258,46 @@ def create_run(config: Config) -> RunFolder:
     raise AssertionError("the candidates never end")
 
 
+def runs_of(config: Config) -> list[RunFolder]:
+    """Return folders of the same recipe and seed, oldest first."""
+    folders = map(RunFolder, itertools.takewhile(Path.exists, _candidates(config)))
+    return [run for run in folders if (run.path / "config.json").exists()]
+
+
 def unfinished_runs(config: Config) -> list[RunFolder]:
-    """Folders of the same recipe and seed that hold no result yet, oldest first."""
-    folders = itertools.takewhile(Path.exists, _candidates(config))
-    return [run for run in map(RunFolder, folders) if (run.path / "config.json").exists() and not run.finished]
+    """Return folders of the same recipe and seed that hold no result yet, oldest first."""
+    return [run for run in runs_of(config) if not run.finished]
 
 
 def find_unfinished(config: Config) -> RunFolder:
-    """The newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
+    """Return the newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
 
     Raises:
         ValueError: when there is none, naming what differs in the newest unfinished run of the recipe and seed.
     """
     runs = unfinished_runs(config)
     for run in reversed(runs):
-        if not _differences(to_plain(run.read_config()), to_plain(config)):
+        if not differences(run.read_config(), config):
             run.check_revisions()
             return run
     if not runs:
-        raise ValueError(f"nothing to resume: {next(_candidates(config))} does not exist or is finished")
-    differences = _differences(to_plain(runs[-1].read_config()), to_plain(config))
-    raise ValueError(f"cannot resume {runs[-1].path}, which was started with other values: {'; '.join(differences)}")
+        raise ValueError(
+            f"nothing to resume: {next(_candidates(config))} does not exist or is finished; a finished run goes on "
+            "where --epochs says more"
+        )
+    found = differences(runs[-1].read_config(), config)
+    raise ValueError(f"cannot resume {runs[-1].path}, which was started with other values: {'; '.join(found)}")
+
+
+def differences(there: Config, asked: Config) -> list[str]:
+    """Return what the config of a run and one that is asked for do not share, of what must be equal to go on with
+    it.
+    """
+    return _differences(to_plain(there), to_plain(asked))
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Descriptions of the values that two plain configs do not share."""
+    """Return descriptions of the values that two plain configs do not share."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)

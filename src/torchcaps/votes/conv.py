@@ -45,26 +45,36 @@ class ConvVotes(AffineVotes):
                 f"{weight.shape[3]} of {rows * weight.shape[4]}"
             )
         self.kernel, self.stride, self.padding = tuple(weight.shape[1:3]), stride, padding
+        self.strides, self.paddings = self.along(stride, padding)
         self.image = (image[0], image[1])
-        for size, k in zip(self.image, self.kernel, strict=True):
-            if size + 2 * padding < k:
+        for size, k, pad in zip(self.image, self.kernel, self.paddings, strict=True):
+            if size + 2 * pad < k:
                 raise ValueError(
                     f"capsules of {image[0]}x{image[1]} positions are too small for a kernel of "
                     f"{self.kernel[0]}x{self.kernel[1]} with padding {padding}"
                 )
-        space = tuple((n + 2 * padding - k) // stride + 1 for n, k in zip(self.image, self.kernel, strict=True))
+        space = tuple(
+            (n + 2 * pad - k) // step + 1
+            for n, k, step, pad in zip(self.image, self.kernel, self.strides, self.paddings, strict=True)
+        )
         self.capsules = capsules
         activations, present = capsules.activations, None
         if activations is not None:
             activations = self._windows(activations).flatten(2)
         if padding > 0:
             present = self._windows(torch.ones(1, *self.image, types, device=weight.device)).flatten(2)[0] > 0
+        self.windows = (space[0], space[1])  # rows and columns of them
         super().__init__(weight.flatten(1, 3), rows, space, activations, present, binary)
+
+    @staticmethod
+    def along(stride: int, padding: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return stride and padding by rows and by columns."""
+        return (stride, stride), (padding, padding)
 
     def binarized(self, threshold: Threshold = "zero") -> ConvVotes:
         children = binary_children(self.capsules, self.rows, threshold)
         weight = binary_weight(self.weight, threshold).unflatten(1, (*self.kernel, -1))
-        return ConvVotes(children, weight, self.rows, self.stride, self.padding, binary=True)
+        return type(self)(children, weight, self.rows, self.stride, self.padding, binary=True)
 
     def _gather(self) -> Tensor:  # [b, p, i, r, c]
         poses = self.capsules.poses
@@ -72,28 +82,32 @@ class ConvVotes(AffineVotes):
         return windows.unflatten(-1, poses.shape[-2:]).flatten(2, 3).unflatten(-1, (self.rows, -1))
 
     def _windows(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """[b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
-        x = F.pad(x, (0, 0) + (self.padding,) * 4, value=fill)
-        windows = x.unfold(1, self.kernel[0], self.stride).unfold(2, self.kernel[1], self.stride)
+        """Map [b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
+        (down, right), (above, beside) = self.strides, self.paddings
+        x = F.pad(x, (0, 0, beside, beside, above, above), value=fill)
+        windows = x.unfold(1, self.kernel[0], down).unfold(2, self.kernel[1], right)
         return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
 
     def _sum(self, weight: Tensor) -> Tensor:
-        """A convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as channels."""
+        """Return a convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as
+        channels.
+        """
         poses, kernel = self.capsules.poses, weight.unflatten(1, (*self.kernel, -1))
         b = poses.shape[0]
         maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
         filters = kernel.permute(0, 5, 3, 4, 1, 2).flatten(0, 1).flatten(1, 2)  # [(j m), (i c), kh, kw]
-        out = F.conv2d(maps, filters, stride=self.stride, padding=self.padding)  # [(b r), (j m), *space]
+        out = F.conv2d(maps, filters, stride=self.strides, padding=self.paddings)  # [(b r), (j m), *space]
         out = out.unflatten(1, (self.parents, -1)).unflatten(0, (b, self.rows))  # [b, r, j, m, *space]
         return out.permute(0, 4, 5, 2, 1, 3).flatten(-2).flatten(1, 2)  # [b, p, j, d]
 
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
-        """The windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then go back.
+        """Return the windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then
+        go back.
 
         The fill is finite: a row of nothing but -inf would be NaN.
         """
         if logits is None:
-            logits = torch.zeros(1, self.space[0] * self.space[1], self.children, 1, device=self.weight.device)
+            logits = torch.zeros(1, self.windows[0] * self.windows[1], self.children, 1, device=self.weight.device)
             return self._compete_over_image(logits.to(widen(self.weight.new_empty(0)).dtype)) / self.parents
         logits = widen(logits)
         seen = logits.logsumexp(-1).unflatten(2, (self.kernel[0] * self.kernel[1], -1))  # [b, p, k, i]
@@ -112,13 +126,51 @@ class ConvVotes(AffineVotes):
         return share.exp()
 
     def _positions_that_see(self) -> Tensor:
-        """For each place of a child and each kernel offset the position whose window has it there, or -1: [h w, k]."""
+        """Return for each place of a child and each kernel offset the position whose window has it there, or -1: [h
+        w, k].
+        """
         along = []
-        for size, k, count in zip(self.image, self.kernel, self.space, strict=True):
-            start = torch.arange(size)[:, None] + self.padding - torch.arange(k)  # of the window, times the stride
-            position = start.div(self.stride, rounding_mode="floor")
-            valid = (start % self.stride == 0) & (position >= 0) & (position < count)
+        for size, k, count, step, pad in zip(
+            self.image, self.kernel, self.windows, self.strides, self.paddings, strict=True
+        ):
+            start = torch.arange(size)[:, None] + pad - torch.arange(k)  # of the window, times the stride
+            position = start.div(step, rounding_mode="floor")
+            valid = (start % step == 0) & (position >= 0) & (position < count)
             along.append(torch.where(valid, position, -1))  # [size, k]
         rows, columns = along[0][:, None, :, None], along[1][None, :, None, :]
-        both = torch.where((rows >= 0) & (columns >= 0), rows * self.space[1] + columns, -1)
+        both = torch.where((rows >= 0) & (columns >= 0), rows * self.windows[1] + columns, -1)
         return both.flatten(2).flatten(0, 1)
+
+
+class SequenceVotes(ConvVotes):
+    """The sums of `ConvVotes` along one dimension: a sequence is an image of one row, whose windows have one.
+
+    Args:
+        capsules: children, poses [b, t, i, d] and activations [b, t, i] or None.
+        weight: [j, 1, kernel, i, columns, m].
+        rows: rows of a pose, at least 1.
+        stride, padding: of the windows, along the sequence.
+        binary: see `AffineVotes`.
+
+    Raises:
+        ValueError: as `ConvVotes`.
+    """
+
+    def __init__(
+        self,
+        capsules: Capsules,
+        weight: Tensor,
+        rows: int = 1,
+        stride: int = 1,
+        padding: int = 0,
+        binary: bool = False,
+    ):
+        if capsules.poses.ndim == 4:
+            active = capsules.activations
+            capsules = Capsules(capsules.poses.unsqueeze(1), None if active is None else active.unsqueeze(1))
+        super().__init__(capsules, weight, rows, stride, padding, binary)
+        self.space = self.windows[1:]
+
+    @staticmethod
+    def along(stride: int, padding: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return (1, stride), (0, padding)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from torchcaps.kernels import tiles as tiling
 from torchcaps.kernels.tiles import (
     by_children,
     by_images,
@@ -23,6 +24,7 @@ from torchcaps.kernels.tiles import (
     row_at,
     votes_of,
 )
+from torchcaps.kernels.window_tiles import runs_of
 
 
 def forward(
@@ -33,11 +35,11 @@ def forward(
         rows = poses.unflatten(-1, (-1, weight.shape[2]))
         return torch.einsum("birc,jicm->bjrm", rows, weight).flatten(2) / weight.shape[0]
     sizes = geometry(poses, weight)
+    inputs = poses, columns_first(weight), state, *_start(initial, state)
+    seen = _claims(inputs, state, sizes, xnor, binary, back=False)
     grid, share = by_images(sizes)
     out = state.new_empty(grid[1], *state.shape)
-    _forward_kernel[grid](
-        poses, columns_first(weight), state, *_start(initial, state), out, share, xnor, binary, **sizes
-    )
+    _forward_kernel[grid](*inputs, seen, out, share, xnor, binary, **sizes)
     return out.sum(0)
 
 
@@ -57,7 +59,8 @@ def backward(
         d_poses = torch.einsum("bjrm,jicm->birc", given, weight).flatten(2) / weight.shape[0]
         return d_poses, torch.einsum("bjrm,birc->jicm", given, rows) / weight.shape[0], None, None
     sizes, packed, start = geometry(poses, weight), columns_first(weight), _start(initial, state)
-    inputs = poses, packed, state, *start, gradient
+    seen = _claims((poses, packed, state, *start), gradient, sizes, xnor, binary, back=True)
+    inputs = poses, packed, state, *start, gradient, seen
     grid, share = by_images(sizes)
     d_state = state.new_zeros(grid[1], *state.shape)
     if not last:
@@ -69,90 +72,159 @@ def backward(
     return d_poses, parents_first(d_weight.sum(0)), d_state.sum(0), d_initial.sum(0)
 
 
+def _claims(inputs: tuple, gradient: Tensor, sizes: dict[str, int], xnor: bool, binary: bool, back: bool) -> Tensor:
+    """Return what tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all."""
+    state = inputs[2]
+    if not sizes["TILED"]:
+        return state.new_empty(0)
+    tiles = triton.cdiv(sizes["count"], sizes["T"])
+    runs, share = runs_of(sizes["children"], triton.cdiv(tiling.PROGRAMS, tiles))
+    seen = state.new_empty(sizes["count"], sizes["children"], 3)
+    _claim_kernel[(tiles, runs)](*inputs, gradient, seen, share, xnor, binary, back, **sizes)
+    return seen
+
+
 def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
-    """Initial logits and whether there are any."""
+    """Return initial logits and whether there are any."""
     return (state, False) if initial is None else (initial, True)
 
 
 @triton.jit
-def _cancelled(
-    votes, poses, weight, image, last, child, children, J, R, C, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr
-):
-    """0 for what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
-    at, there = column_at(image, last, child, children, 0, R, C, RP)
-    u = tl.abs(tl.load(poses + at, mask=there, other=0.0))
-    at, there = row_at(child, 0, J, C, M, JP, MP)
-    w = tl.abs(tl.load(weight + at, mask=there, other=0.0))
-    return tl.where(tl.abs(votes) < 0.5 * u[:, None, :, None] * w[None, :, None, :], 0.0, votes)
+def _votes(
+    poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr, BINARY: tl.constexpr,
+    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
+):  # fmt: skip
+    """Return votes of one child, [t, j, r, m]; BINARY with 0 for what is less than half a term of its sum, where
+    terms differ in sign alone: rounding left it.
+    """
+    votes = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
+    if BINARY:
+        at, there = column_at(image, last, child, children, 0, R, C, RP)
+        u = tl.abs(tl.load(poses + at, mask=there, other=0.0))
+        at, there = row_at(child, 0, J, C, M, JP, MP, j0)
+        w = tl.abs(tl.load(weight + at, mask=there, other=0.0))
+        votes = tl.where(tl.abs(votes) < 0.5 * u[:, None, :, None] * w[None, :, None, :], 0.0, votes)
+    return votes
 
 
 @triton.jit
 def _scale(votes, R, M):
-    """Mean size of a vote's elements, [t, j]."""
+    """Return mean size of a vote's elements, [t, j]."""
     return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
 
 
 @triton.jit
-def _couple(
-    votes, state, initial, child, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr
-):  # fmt: skip
-    """Softmax over parents of one child's logits, [t, j]."""
-    j = tl.arange(0, JP)
+def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr):
+    """Return logits of one child, [t, j], -inf beyond the last parent."""
+    j = j0 + tl.arange(0, JP)
     if XNOR:
         logits = tl.sum(tl.sum(tl.where(votes > 0, state, -state), 3), 2) * _scale(votes, R, M)
     else:
         logits = inner(votes, state)
     if STARTS:
         logits += tl.load(initial + child * J + j, mask=j < J, other=0.0)[None, :]
-    logits = tl.where((j < J)[None, :], logits, float("-inf"))
-    e = tl.exp(logits - tl.max(logits, 1)[:, None])
-    return e / tl.sum(e, 1)[:, None]
+    return tl.where((j < J)[None, :], logits, float("-inf"))
 
 
 @triton.jit
-def _change(votes, coupling, gradient):
-    """Gradient of the logits, [t, j]."""
+def _softmax(logits, seen, pair, real, TILED: tl.constexpr):
+    """Return the softmax over parents, [t, j]: over all of them, where this tile has a part."""
+    if TILED:
+        most = tl.load(seen + pair, mask=real, other=0.0)
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+    else:
+        most = tl.max(logits, 1)
+        whole = tl.sum(tl.exp(logits - most[:, None]), 1)
+    return tl.exp(logits - most[:, None]) / whole[:, None]
+
+
+@triton.jit
+def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
+    """Return the gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
     of_coupling = inner(votes, gradient)
-    return coupling * (of_coupling - tl.sum(coupling * of_coupling, 1)[:, None])
+    if TILED:
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+        mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
+    else:
+        mean = tl.sum(coupling * of_coupling, 1)
+    return coupling * (of_coupling - mean[:, None])
+
+
+@triton.jit
+def _claim_kernel(
+    poses, weight, state, initial, STARTS: tl.constexpr, gradient, seen, share, XNOR: tl.constexpr,
+    BINARY: tl.constexpr, BACK: tl.constexpr, count, children,
+    J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+):  # fmt: skip
+    """Compute of each image and child, over all parents, in `seen` [b, i, 3]: the largest logit, the sum of e^(l - it),
+    and BACK the sum of e^(l - it) times the gradient of the coupling. Tiles follow each other, and each moves the
+    sums to the largest logit so far.
+    """
+    image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
+    real = image < count
+    for j0 in range(0, J, JP):
+        at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
+        q = tl.load(state + at, mask=mask, other=0.0)
+        begun = real & (j0 > 0)
+        for child in range(run * share, tl.minimum(run * share + share, children)):
+            v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
+            logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
+            pair = (image * children + child) * 3
+            before = tl.load(seen + pair, mask=begun, other=float("-inf"))
+            most = tl.maximum(before, tl.max(logits, 1))
+            e, kept = tl.exp(logits - most[:, None]), tl.exp(before - most)
+            whole = tl.load(seen + pair + 1, mask=begun, other=0.0) * kept + tl.sum(e, 1)
+            tl.store(seen + pair, most, mask=real)
+            tl.store(seen + pair + 1, whole, mask=real)
+            if BACK:
+                g = tl.load(gradient + at, mask=mask, other=0.0)
+                sums = tl.load(seen + pair + 2, mask=begun, other=0.0) * kept + tl.sum(e * inner(v, g), 1)
+                tl.store(seen + pair + 2, sums, mask=real)
+        tl.debug_barrier()  # what a thread has stored another may load
 
 
 @triton.jit
 def _forward_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, out, share, XNOR: tl.constexpr, BINARY: tl.constexpr,
+    poses, weight, state, initial, STARTS: tl.constexpr, seen, out, share, XNOR: tl.constexpr, BINARY: tl.constexpr,
     count, children,
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the images of this program and its run of children."""
+    """Compute: out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
-    at, mask = parents_at(image, count, J, R, M, JP, RP, MP)
+    j0 = tl.program_id(2) * JP
+    at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
     q = tl.load(state + at, mask=mask, other=0.0)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
-        v = votes_of(poses, weight, image, count, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
-        if BINARY:
-            v = _cancelled(v, poses, weight, image, count, child, children, J, R, C, M, JP, RP, MP)
-        total += _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR)[:, :, None, None] * v
+        v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
+        logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
+        coupling = _softmax(logits, seen, (image * children + child) * 3, image < count, TILED)
+        total += coupling[:, :, None, None] * v
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
 
 @triton.jit
 def _state_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, gradient, out, share, XNOR: tl.constexpr, BINARY: tl.constexpr,
-    count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    poses, weight, state, initial, STARTS: tl.constexpr, gradient, seen, out, share,
+    XNOR: tl.constexpr, BINARY: tl.constexpr, count, children,
+    J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the state, like `_forward_kernel`'s sums."""
+    """Compute: gradient of the state, like `_forward_kernel`'s sums."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
-    at, mask = parents_at(image, count, J, R, M, JP, RP, MP)
+    j0 = tl.program_id(2) * JP
+    at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
     q = tl.load(state + at, mask=mask, other=0.0)
     g = tl.load(gradient + at, mask=mask, other=0.0)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
-        v = votes_of(poses, weight, image, count, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
-        if BINARY:
-            v = _cancelled(v, poses, weight, image, count, child, children, J, R, C, M, JP, RP, MP)
-        change = _change(v, _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR), g)
+        v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
+        pair = (image * children + child) * 3
+        logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
+        coupling = _softmax(logits, seen, pair, image < count, TILED)
+        change = _change(v, coupling, g, seen, pair, image < count, TILED)
         if XNOR:
             size = (change * _scale(v, R, M))[:, :, None, None]
             total += tl.where(v > 0, size, -size)
@@ -163,37 +235,37 @@ def _state_kernel(
 
 @triton.jit
 def _child_kernel(
-    poses, weight, state, initial, STARTS: tl.constexpr, gradient, d_poses, d_weight, d_initial, share,
-    XNOR: tl.constexpr, BINARY: tl.constexpr, LAST: tl.constexpr,
-    count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    poses, weight, state, initial, STARTS: tl.constexpr, gradient, seen, d_poses, d_weight, d_initial, share,
+    XNOR: tl.constexpr, BINARY: tl.constexpr, LAST: tl.constexpr, count, children,
+    J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one child in `share` images, which no other program has."""
+    """Compute: gradients of one child in `share` images, which no other program has: tile after tile."""
     child, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    j = tl.arange(0, JP)
     last = tl.minimum(run * share + share, count)
-    of_initial = tl.zeros((JP,), poses.dtype.element_ty)
-    for start in range(run * share, last, T):
-        image = start + tl.arange(0, T)
-        at, mask = parents_at(image, last, J, R, M, JP, RP, MP)
-        q = tl.load(state + at, mask=mask, other=0.0)
-        g = tl.load(gradient + at, mask=mask, other=0.0)
-        v = votes_of(poses, weight, image, last, child, children, J, R, C, M, q.dtype, T, JP, RP, MP)
-        if BINARY:
-            v = _cancelled(v, poses, weight, image, last, child, children, J, R, C, M, JP, RP, MP)
-        coupling = _couple(v, q, initial, child, J, R, M, JP, STARTS, XNOR)
-        change = _change(v, coupling, g)
-        of_initial += tl.sum(tl.where((image < last)[:, None], change, 0.0), 0)
-        if LAST:
-            follow = tl.zeros_like(v)
-        elif XNOR:  # straight through the sign, where |v| <= 1
-            follow = tl.where(tl.abs(v) <= 1, q * (change * _scale(v, R, M))[:, :, None, None], 0.0)
-        else:
-            follow = change[:, :, None, None] * q
-        d_votes = coupling[:, :, None, None] * g + follow
-        begin, done = run * children * C * J * M, start - run * share
-        give_back(
-            d_votes, poses, weight, d_poses, d_weight, image, done, last, begin, child, children,
-            J, R, C, M, JP, RP, MP,
-        )  # fmt: skip
-    tl.store(d_initial + (run * children + child) * J + j, of_initial, mask=j < J)
+    begin = run * children * C * J * M
+    for j0 in range(0, J, JP):
+        of_initial = tl.zeros((JP,), poses.dtype.element_ty)
+        for start in range(run * share, last, T):
+            image = start + tl.arange(0, T)
+            pair, real = (image * children + child) * 3, image < last
+            at, mask = parents_at(image, last, J, R, M, JP, RP, MP, j0)
+            q = tl.load(state + at, mask=mask, other=0.0)
+            g = tl.load(gradient + at, mask=mask, other=0.0)
+            v = _votes(poses, weight, image, last, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
+            logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
+            coupling = _softmax(logits, seen, pair, real, TILED)
+            change = _change(v, coupling, g, seen, pair, real, TILED)
+            of_initial += tl.sum(tl.where(real[:, None], change, 0.0), 0)
+            if LAST:
+                follow = tl.zeros_like(v)
+            elif XNOR:  # straight through the sign, where |v| <= 1
+                follow = tl.where(tl.abs(v) <= 1, q * (change * _scale(v, R, M))[:, :, None, None], 0.0)
+            else:
+                follow = change[:, :, None, None] * q
+            give_back(
+                coupling[:, :, None, None] * g + follow, poses, weight, d_poses, d_weight, image, start - run * share,
+                last, begin, child, children, J, R, C, M, JP, RP, MP, j0,
+            )  # fmt: skip
+        j = j0 + tl.arange(0, JP)
+        tl.store(d_initial + (run * children + child) * J + j, of_initial, mask=j < J)

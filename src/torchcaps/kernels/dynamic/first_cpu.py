@@ -25,7 +25,7 @@ GROUP = 8  # children that are gathered at once
 
 
 def forward(poses: Tensor, weight: Tensor) -> Tensor:
-    """sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     images, children, size = poses.shape
     pose = size // weight.shape[2] * weight.shape[3]
     spans = ranges(children)
@@ -36,7 +36,7 @@ def forward(poses: Tensor, weight: Tensor) -> Tensor:
 
 
 def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of poses and weight."""
+    """Return gradients of poses and weight."""
     outs = torch.empty_like(poses), torch.empty_like(weight)
     inputs = arrays(poses, weight, to_lanes(gradient), *outs)
     run(lambda part, first, end: _backward(*inputs, first, end), ranges(poses.shape[1]))

@@ -24,12 +24,13 @@ class _Arrays(NamedTuple):
     poses: np.ndarray  # [b, places, n, r c]
     activations: np.ndarray  # [b, places, n]
     weight: np.ndarray  # in lanes
-    state: tuple[np.ndarray, ...]  # mean, precision and prior, [positions, j, d | 1]; each empty where there is none
+    state: tuple[np.ndarray, ...]  # mean, scale and prior, [positions, j, d | 1]; each empty where there is none
     source: np.ndarray  # see `window_places`
 
 
 def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over windows.
+    """Return weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over
+    windows.
 
     See `op.em_step`.
     """
@@ -53,7 +54,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
 
 
 def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:
-    """Gradients of poses, weight and activations, and the sums that `sums.of_parents` takes.
+    """Return gradients of poses, weight and activations, and the sums that `sums.of_parents` takes.
 
     `claims` are what `forward` gave last. Threads take whole images, since windows of one image share children.
     """
@@ -75,15 +76,15 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
 
     run(work, spans)
     found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]
-    state = inputs.mean, inputs.precision, inputs.prior
+    state = inputs.mean, inputs.scale, inputs.prior
     return [*found, *(each.view(x.shape) for each, x in zip(sums, state, strict=True) if x is not None)]
 
 
 def _arrays(inputs: Inputs, geometry: Geometry) -> _Arrays:
-    poses, weight, activations, mean, precision, prior = inputs
+    poses, weight, activations, mean, scale, prior = inputs
     children, activity, lanes = arrays(poses.flatten(1, 2), activations.flatten(1, 2), parents_to_lanes(weight))
     none = poses.new_empty(0, 0, 0)
-    state = [none if x is None else x.flatten(0, 1) for x in (mean, precision)]
+    state = [none if x is None else x.flatten(0, 1) for x in (mean, scale)]
     state.append(none if prior is None else prior.flatten(0, 1).unsqueeze(-1))
     source = window_places(*poses.shape[1:3], *weight.shape[1:3], geometry.stride, geometry.padding)
     return _Arrays(children, activity, lanes, tuple(arrays(*state)), source)

@@ -14,7 +14,7 @@ from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_v
 
 @triton.jit
 def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
-    """m, G, V and H of README.md."""
+    """Return m, G, V and H of README.md."""
     m = tl.load(mean + at, mask=mask, other=0.0)
     g = tl.load(of_mean + at, mask=mask, other=0.0)
     v = tl.load(of_square + at, mask=mask, other=0.0)
@@ -23,51 +23,55 @@ def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
 
 @triton.jit
 def _change(votes, m, g, v, h):
-    """Gradient of the weight of each pair, [t, j]."""
+    """Return gradient of the weight of each pair, [t, j]."""
     y = votes - m
     return h + inner(y, g + v * y)
 
 
 @triton.jit
 def activation_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
     share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the activations of children that compete over all windows; see `child_kernel`."""
+    """Compute: gradient of the activations of children that compete over all windows; see `child_kernel`."""
     n = tl.program_id(0)
     first = tl.program_id(1).to(tl.int64) * share
     last = tl.minimum(first + share, count)
     for k in range(KH * KW):
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
-            place, real = numbers_at(position, last, J, JP)
-            mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
-            m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
             child, present = child_at(
                 position, k, n, last, height, width, across, places, stride, padding, types, KW, 1
             )
-            votes = window_votes(
-                poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
-            )
-            c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)
-            da = tl.load(d_activations + child, mask=present, other=0.0) + tl.sum(c * _change(votes, m, g, v, h), 1)
-            tl.store(d_activations + child, da, mask=present)
-            tl.debug_barrier()  # what a thread has stored another may load
+            for j0 in range(0, J, JP):
+                at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
+                place, real = numbers_at(position, last, J, JP, j0)
+                mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
+                m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
+                votes = window_votes(
+                    poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M,
+                    T, JP, RP, MP, j0,
+                )  # fmt: skip
+                c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+                da = tl.load(d_activations + child, mask=present, other=0.0)
+                da += tl.sum(c * _change(votes, m, g, v, h), 1)
+                tl.store(d_activations + child, da, mask=present)
+                tl.debug_barrier()  # what a thread has stored another may load
 
 
 @triton.jit
 def child_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
     d_poses, d_weight, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Children of one type in `share` positions, which no other program has, and their part of the weights' gradient.
+    """Compute: children of one type in `share` positions, which no other program has, and their part of the weights'
+    gradient.
 
     Windows share a child only at different offsets, which come one after another. The gradient of activations is there
     already with WHOLE, and else made here.
@@ -80,80 +84,86 @@ def child_kernel(
         own = part * KH * KW * types * C * J * M + matrix
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
-            place, real = numbers_at(position, last, J, JP)
-            mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
-            m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
             child, present = child_at(
                 position, k, n, last, height, width, across, places, stride, padding, types, KW, 1
             )
-            votes = window_votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP)
-            c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)
-            change = _change(votes, m, g, v, h)
-            w = c * tl.load(activations + child, mask=present, other=0.0)[:, None]
-            da = tl.load(d_activations + child, mask=present, other=0.0)
-            if not WHOLE:
-                own_da = tl.sum(c * change, 1)
-                tl.store(d_activations + child, da + own_da, mask=present)
-                da = own_da
-            d_votes = w[:, :, None, None] * (g + 2 * v * (votes - m))
-            if ROUTED:
-                l = (w * (change - da[:, None]))[:, :, None, None]
-                if DOT:
-                    d_votes += l * mu
-                else:
-                    d_votes -= 2 * l * p * (votes - mu)
-            for column in range(C):
-                u, where, r = column_of(poses, child * R * C, present, column, R, C, RP)
-                row, _, _ = row_of(weight, matrix, column, J, M, JP, MP)
-                d_u = tl.sum(tl.sum(d_votes * row[None, :, None, :], 3), 1)
-                inside = present[:, None] & (r < R)[None, :]
-                tl.store(d_poses + where, tl.load(d_poses + where, mask=inside, other=0.0) + d_u, mask=inside)
-                d_row, lies, exists = row_of(d_weight, own, column, J, M, JP, MP)
-                d_row += tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
-                tl.store(d_weight + lies, d_row, mask=exists)
-            tl.debug_barrier()  # what a thread has stored another may load
+            a = tl.load(activations + child, mask=present, other=0.0)
+            for j0 in range(0, J, JP):
+                at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
+                place, real = numbers_at(position, last, J, JP, j0)
+                mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
+                m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
+                votes = window_votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP, j0)
+                c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+                change = _change(votes, m, g, v, h)
+                w = c * a[:, None]
+                da = tl.load(d_activations + child, mask=present, other=0.0)
+                if not WHOLE:
+                    own_da = tl.sum(c * change, 1)
+                    tl.store(d_activations + child, da + own_da, mask=present)
+                    da = own_da
+                d_votes = w[:, :, None, None] * (g + 2 * v * (votes - m))
+                if ROUTED:
+                    l = (w * (change - da[:, None]))[:, :, None, None]
+                    if DOT:
+                        d_votes += l * mu
+                    else:
+                        d_votes -= 2 * l * (s * (votes - mu)) * s
+                for column in range(C):
+                    u, where, r = column_of(poses, child * R * C, present, column, R, C, RP)
+                    row, _, _ = row_of(weight, matrix, column, J, M, JP, MP, j0)
+                    d_u = tl.sum(tl.sum(d_votes * row[None, :, None, :], 3), 1)
+                    inside = present[:, None] & (r < R)[None, :]
+                    tl.store(d_poses + where, tl.load(d_poses + where, mask=inside, other=0.0) + d_u, mask=inside)
+                    d_row, lies, exists = row_of(d_weight, own, column, J, M, JP, MP, j0)
+                    d_row += tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
+                    tl.store(d_weight + lies, d_row, mask=exists)
+                tl.debug_barrier()  # what a thread has stored another may load
 
 
 @triton.jit
 def state_kernel(
-    poses, weight, activations, mean, precision, prior, seen, found, of_mean, of_square, of_weight, d_activations,
-    first, second, third, count, height, width, across, places, stride, padding, types,
+    poses, weight, activations, mean, scale, prior, seen, found, of_mean, of_square, of_weight, d_activations,
+    first, second, third, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The sums l e, l e^2 [t, j, r, m] and l [t, j] of the positions of this program, or with DOT l v and l."""
-    position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
-    place, real = numbers_at(position, count, J, JP)
-    mu, p, q = state_of(mean, precision, prior, at, mask, place, real, ROUTED, DOT)
+    """Compute: the sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like
+    `forward_kernel`'s.
+    """
+    position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
+    j0 = tl.program_id(2) * JP
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
+    place, real = numbers_at(position, count, J, JP, j0)
+    mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
     m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
     of_mu = tl.zeros((T, JP, RP, MP), mu.dtype)
-    of_p = tl.zeros((T, JP, RP, MP), mu.dtype)
+    of_s = tl.zeros((T, JP, RP, MP), mu.dtype)
     of_q = tl.zeros((T, JP), mu.dtype)
-    for k in range(KH * KW):
-        for n in range(types):
-            child, present = child_at(
-                position, k, n, count, height, width, across, places, stride, padding, types, KW, 1
-            )
-            votes = window_votes(
-                poses, child * R * C, present, weight, (k * types + n) * C * J * M, mu, J, R, C, M, T, JP, RP, MP
-            )
-            c = coupling_of(votes, mu, p, q, seen, child, present, J, JP, ROUTED, DOT, WHOLE)
-            change = _change(votes, m, g, v, h)
-            da = tl.load(d_activations + child, mask=present, other=0.0) if WHOLE else tl.sum(c * change, 1)
-            a = tl.load(activations + child, mask=present, other=0.0)
-            l = c * a[:, None] * (change - da[:, None])
-            of_q += l
-            if DOT:
-                of_mu += l[:, :, None, None] * votes
-            else:
-                e = votes - mu
-                le = l[:, :, None, None] * e
-                of_mu += le
-                of_p += le * e
-    tl.store(first + at, of_mu, mask=mask)
+    for index in range(run * share, tl.minimum(run * share + share, KH * KW * types)):
+        child, present = child_at(
+            position, index // types, index % types, count, height, width, across, places, stride, padding, types,
+            KW, 1,
+        )  # fmt: skip
+        votes = window_votes(
+            poses, child * R * C, present, weight, index * C * J * M, mu, J, R, C, M, T, JP, RP, MP, j0
+        )
+        c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
+        change = _change(votes, m, g, v, h)
+        da = tl.load(d_activations + child, mask=present, other=0.0) if WHOLE else tl.sum(c * change, 1)
+        a = tl.load(activations + child, mask=present, other=0.0)
+        l = c * a[:, None] * (change - da[:, None])
+        of_q += l
+        if DOT:
+            of_mu += l[:, :, None, None] * votes
+        else:
+            e = votes - mu
+            le = l[:, :, None, None] * (s * e)
+            of_mu += le
+            of_s += le * e
+    begin = run.to(tl.int64) * count * J
+    tl.store(first + begin * R * M + at, of_mu, mask=mask)
     if not DOT:
-        tl.store(second + at, of_p, mask=mask)
-    tl.store(third + place, of_q, mask=real)
+        tl.store(second + begin * R * M + at, of_s, mask=mask)
+    tl.store(third + begin + place, of_q, mask=real)

@@ -7,7 +7,9 @@ from torchcaps.kernels.simd import LANES, compiled, load, store, total, zeros
 
 @compiled
 def differentiate_activation(votes, coupling, mean, found, count, rows, change, da):
-    """change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c change."""
+    """Compute: change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c
+    change.
+    """
     of_mean, of_square, of_weight = found
     blocks, height, m, _ = votes.shape
     for t in range(count):
@@ -42,11 +44,11 @@ def differentiate_uniform(votes, a, mean, found, count, rows):
 
 @compiled
 def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums):
-    """Turn votes into their gradient a c (G + 2 V y) - 2 P l e, where l = a c (change - da) is that of the logit.
+    """Turn votes into their gradient a c (G + 2 V y) - 2 s^2 l e, where l = a c (change - da) is that of the logit.
 
-    e = v - the mean before, of given = mean, P and prior. To sums go l e, l e^2 and l.
+    e = v - the mean before, of given = mean, s and prior. To sums go l s e, l s e^2 and l.
     """
-    before, precision, _ = given
+    before, scale, _ = given
     of_mean, of_square, _ = found
     first, second, d_prior = sums
     blocks, height, m, _ = votes.shape
@@ -61,10 +63,11 @@ def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, co
             for k in range(at, at + rows * m * LANES, LANES):
                 v = load(votes, k)
                 e, vy = v - load(before, k), load(of_square, k) * (v - load(mean, k))
-                le = l * e
+                s = load(scale, k)
+                le = l * (s * e)
                 store(first, k, load(first, k) + le)
                 store(second, k, load(second, k) + le * e)
-                store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * load(precision, k))
+                store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * s)
 
 
 @compiled

@@ -14,7 +14,7 @@ class Inputs(NamedTuple):
     weight: Tensor
     activations: Tensor
     mean: Tensor | None
-    precision: Tensor | None
+    scale: Tensor | None
     prior: Tensor | None
 
 

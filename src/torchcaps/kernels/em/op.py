@@ -26,7 +26,7 @@ def em_step(
     weight: Tensor,
     activations: Tensor,
     mean: Tensor | None,
-    precision: Tensor | None,
+    scale: Tensor | None,
     prior: Tensor | None,
     rows: int,
     stride: int,
@@ -34,18 +34,18 @@ def em_step(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
+    """Return E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
 
-    With c_ij = softmax of prior_j - sum_d precision_j (v_ij - mean_j)^2 over the parents that compete, or of prior_j +
-    sum_d mean_j v_ij where there is no precision, w_ij = c_ij a_i and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i
+    With c_ij = softmax of prior_j - sum_d (scale_j (v_ij - mean_j))^2 over the parents that compete, or of prior_j +
+    sum_d mean_j v_ij where there is no scale, w_ij = c_ij a_i and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i
     s_ij v_ij, sum_i s_ij (v_ij - m_j)^2 and sum_i w_ij.
 
     Args:
         poses: children [b, h, w, n, rows * c], any of the floating types, as all that follow.
         weight: [j, kernel height, kernel width, n, c, m].
         activations: a, [b, h, w, n].
-        mean, precision, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
-            counts the positions of the windows. precision None compares by dot product; all None, in a first
+        mean, scale, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
+            counts the positions of the windows. Without a scale they are compared by dot product; all None, in a first
             iteration, not at all: then w_ij = a_i.
         rows, stride, padding, whole: see `Geometry`.
         eps: floor of the sum of weights where it divides.
@@ -55,8 +55,8 @@ def em_step(
         w, n, 2] or empty.
     """
     if not len(poses):
-        return _result(poses, weight, activations, mean, precision, prior, rows, stride, padding, whole, eps)
-    inputs = Inputs(*_alike(poses, weight, activations, mean, precision, prior))
+        return _result(poses, weight, activations, mean, scale, prior, rows, stride, padding, whole, eps)
+    inputs = Inputs(*_alike(poses, weight, activations, mean, scale, prior))
     geometry = Geometry(rows, stride, padding, whole)
     centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
     return *moments(centre, square, total, eps), seen
@@ -71,7 +71,7 @@ def em_step_backward(
     weight: Tensor,
     activations: Tensor,
     mean: Tensor | None,
-    precision: Tensor | None,
+    scale: Tensor | None,
     prior: Tensor | None,
     found_mean: Tensor,
     found_variance: Tensor,
@@ -83,24 +83,26 @@ def em_step_backward(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
+    """Return gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
 
     Votes are computed anew. The arguments from `found_mean` on are what `em_step` gave and took.
     """
-    inputs = poses, weight, activations, mean, precision, prior
+    inputs = poses, weight, activations, mean, scale, prior
     if not len(poses):
         return none_yet(*inputs)
     d_mean, d_variance, d_total, *given = _alike(d_mean, d_variance, d_total, *inputs)
     result = of_votes(d_mean, d_variance, d_total, found_mean, found_variance, found_total, eps)
     wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
     of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
-    found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.precision)))
+    found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.scale)))
     outs = [poses.new_empty(0) if x is None else as_promised(next(found), x) for x in inputs]
     return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
 
 
 def _home(x: Tensor) -> Any:
-    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
+    use.
+    """
     if x.device.type == "cpu":
         from torchcaps.kernels.em import cpu as home
     else:
@@ -109,7 +111,7 @@ def _home(x: Tensor) -> Any:
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:
-    """All of them contiguous, and in the widest of their types, float32 at least."""
+    """Return all of them contiguous, and in the widest of their types, float32 at least."""
     wide = widest(*(x for x in tensors if x is not None), at_least=torch.float32)
     return [None if x is None else x.to(wide).contiguous() for x in tensors]
 
@@ -120,7 +122,7 @@ def _result(
     weight: Tensor,
     activations: Tensor,
     mean: Tensor | None,
-    precision: Tensor | None,
+    scale: Tensor | None,
     prior: Tensor | None,
     rows: int,
     stride: int,
@@ -128,7 +130,7 @@ def _result(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = [x for x in (poses, weight, activations, mean, precision, prior) if x is not None]
+    given = [x for x in (poses, weight, activations, mean, scale, prior) if x is not None]
     wide = widest(*given, at_least=torch.float32)
     images, height, width, types, _ = poses.shape
     places = 1
@@ -151,11 +153,11 @@ def _(
     weight: Tensor,
     activations: Tensor,
     mean: Tensor | None,
-    precision: Tensor | None,
+    scale: Tensor | None,
     prior: Tensor | None,
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = poses, weight, activations, mean, precision, prior
+    inputs = poses, weight, activations, mean, scale, prior
     outs = [poses.new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs]
     return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
 
@@ -188,14 +190,14 @@ def _(
     weight: Any,
     activations: Any,
     mean: Any,
-    precision: Any,
+    scale: Any,
     prior: Any,
     rows: int,
     *_: Any,
     out_shape: Any,
     **__: Any,
 ) -> int:
-    """Mean and squares, and with a state the logits: products with W."""
+    """Return mean and squares, and with a state the logits: products with W."""
     return (2 if mean is None else 3) * _products(weight, out_shape[0], rows)
 
 
@@ -208,14 +210,14 @@ def _(
     weight: Any,
     activations: Any,
     mean: Any,
-    precision: Any,
+    scale: Any,
     *others: Any,
     **__: Any,
 ) -> int:
-    """Two for each product, and all but that of the mean anew."""
+    """Return two for each product, and all but that of the mean anew."""
     return (5 if mean is None else 8) * _products(weight, d_mean, others[5])
 
 
 def _products(weight: Any, parents: Any, rows: int) -> int:
-    """FLOPs of making all votes once, or of a product as large."""
+    """Return FLOPs of making all votes once, or of a product as large."""
     return 2 * parents[0] * parents[1] * rows * math.prod(weight)

@@ -13,7 +13,7 @@ def plain(
     weight: Tensor,
     activations: Tensor,
     mean: Tensor | None,
-    precision: Tensor | None,
+    scale: Tensor | None,
     prior: Tensor | None,
     rows: int,
     stride: int,
@@ -26,11 +26,7 @@ def plain(
     assert votes.activations is not None
     weights = votes.activations.unsqueeze(-1)  # [b, p, i, j | 1]
     if mean is not None and prior is not None:
-        if precision is None:
-            logits = votes.agree(mean)
-        else:
-            scale = precision.sqrt()
-            logits = -votes.distance(scale, -mean * scale)
+        logits = votes.agree(mean) if scale is None else -votes.distance(scale, -mean * scale)
         coupling = votes.compete(logits + prior.unsqueeze(2), scope="image" if whole else "window")
         weights = weights * coupling
     else:

@@ -27,22 +27,22 @@ def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[
 def of_votes(
     d_mean: Tensor, d_variance: Tensor, d_total: Tensor, mean: Tensor, variance: Tensor, total: Tensor, eps: float
 ) -> Result:
-    """What the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
+    """Return what the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
     total = total.unsqueeze(-1)
     least = total.clamp_min(eps)
-    of_mean = d_mean - 2 * d_variance * mean * (1 - total / least)
+    of_mean = d_mean - 2 * d_variance * (mean * (1 - total / least))  # mostly 0, however large the gradient is
     moved = torch.where(total >= eps, -d_variance * variance, of_mean * mean).sum(-1, keepdim=True)
     found = mean, of_mean / least, d_variance / least, d_total.unsqueeze(-1) + moved / least
     return Result(*(each.contiguous() for each in found))
 
 
-def of_parents(sums: list[Tensor], precision: Tensor | None) -> list[Tensor]:
-    """Gradients of the parents that votes were compared with: mean, precision where there is one, and prior.
+def of_parents(sums: list[Tensor], scale: Tensor | None) -> list[Tensor]:
+    """Return gradients of the parents that votes were compared with: mean, scale where there is one, and prior.
 
-    Of the sums of l e, l e^2 and l, with l the gradient of a logit and e = v - mean. Without precision they are those
-    of l v and l, which are the gradients; in a first iteration there are none.
+    Of the sums of l s e, l s e^2 and l, with s the scale, l the gradient of a logit and e = v - mean. Without a scale
+    they are those of l v and l, which are the gradients; in a first iteration there are none.
     """
-    if precision is None:
+    if scale is None:
         return sums
     first, second, d_prior = sums
-    return [2 * precision * first, -second, d_prior]
+    return [2 * scale * first, -2 * second, d_prior]

@@ -50,7 +50,7 @@ def backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift."""
+    """Return gradients for poses, weight, scale and shift."""
     children, parents, pose = weight.shape[1], weight.shape[0], of_total.shape[2]
     spans = ranges(children)
     outs = torch.empty_like(poses), torch.empty_like(weight)
@@ -63,14 +63,14 @@ def backward(
 
 @compiled
 def _place(affine, child, parent):
-    """Where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
+    """Return where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
     children, parents, pose = affine.shape
     return ((child if children > 1 else 0) * parents + (parent if parents > 1 else 0)) * pose
 
 
 @compiled
 def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
-    """out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
+    """Return out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
     square = zeros(out)
     for d in range(pose):
         x = load(votes, at + d * LANES) * broadcast(scale, place + d) + broadcast(shift, place + d)
@@ -85,7 +85,7 @@ def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
 
 @compiled
 def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_squares):
-    """out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
+    """Compute: out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = out_total.shape
     size = poses.shape[2]
@@ -114,7 +114,7 @@ def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_sq
 def _backward(
     of_total, of_squares, poses, weight, scale, shift, out_poses, out_weight, out_scale, out_shift, l2, eps, first, end
 ):
-    """Gradients of the children from `first` to `end`."""
+    """Compute: gradients of the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = of_total.shape
     size = poses.shape[2]
@@ -149,7 +149,8 @@ def _backward(
 
 @compiled
 def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, out, n, sums):
-    """out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2, d, 16].
+    """Compute: out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2,
+    d, 16].
 
     With x = scale v + shift: c of_total + 2 c^2 x of_squares, less c^3 x times the gradient of c = 1 / |x|.
     """

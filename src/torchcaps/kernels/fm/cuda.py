@@ -47,7 +47,7 @@ def backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift."""
+    """Return gradients for poses, weight, scale and shift."""
     sizes, packed = geometry(poses, weight), columns_first(weight)
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
@@ -59,7 +59,7 @@ def backward(
 
 
 def _strides(affine: Tensor) -> tuple[int, int]:
-    """How far [i | 1, j | 1, d] goes on for the next child and the next parent."""
+    """Return how far [i | 1, j | 1, d] goes on for the next child and the next parent."""
     children, parents, _ = affine.shape
     return (affine.stride(0) if children > 1 else 0), (affine.stride(1) if parents > 1 else 0)
 
@@ -67,10 +67,12 @@ def _strides(affine: Tensor) -> tuple[int, int]:
 @triton.jit
 def _normal(
     votes, scale, shift, by_child, by_parent, child, eps, L2: tl.constexpr, J, R, M,
-    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
 ):  # fmt: skip
-    """x = scale v + shift [t, j, r, m], the scale, 1 / |x| [t, j, 1, 1], and whether |x|^2 is more than its floor."""
-    j = tl.arange(0, JP)[None, :, None, None]
+    """Return x = scale v + shift [t, j, r, m], the scale, 1 / |x| [t, j, 1, 1], and whether |x|^2 is more than its
+    floor.
+    """
+    j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
     at, there = child * by_child + j * by_parent + r * M + m, (j < J) & (r < R) & (m < M)
@@ -88,17 +90,18 @@ def _normal(
 def _forward_kernel(
     poses, weight, scale, shift, by_child, by_parent, out_total, out_squares, share, L2: tl.constexpr, eps,
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the images of this program and its run of children."""
+    """Compute: out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
-    at, mask = parents_at(image, count, J, R, M, JP, RP, MP)
+    j0 = tl.program_id(2) * JP
+    at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
     dtype = poses.dtype.element_ty
     total = tl.zeros((T, JP, RP, MP), dtype)
     squares = tl.zeros((T, JP, RP, MP), dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
-        v = votes_of(poses, weight, image, count, child, children, J, R, C, M, dtype, T, JP, RP, MP)
-        x, _, c, _ = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP)
+        v = votes_of(poses, weight, image, count, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
+        x, _, c, _ = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
         total += c * x
         squares += c * x * c * x
     begin = run * count * J * R * M
@@ -111,31 +114,33 @@ def _child_kernel(
     poses, weight, scale, shift, by_child, by_parent, of_total, of_squares, d_poses, d_weight, d_scale, d_shift, share,
     L2: tl.constexpr, eps,
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one child in `share` images, which no other program has."""
+    """Compute: gradients of one child in `share` images, which no other program has: tile after tile."""
     child, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
     last = tl.minimum(run * share + share, count)
     dtype = poses.dtype.element_ty
-    of_scale = tl.zeros((1, JP, RP, MP), dtype)
-    of_shift = tl.zeros((1, JP, RP, MP), dtype)
-    for start in range(run * share, last, T):
-        image = start + tl.arange(0, T)
-        at, mask = parents_at(image, last, J, R, M, JP, RP, MP)
-        g = tl.load(of_total + at, mask=mask, other=0.0)
-        h = 2 * tl.load(of_squares + at, mask=mask, other=0.0)
-        v = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP)
-        x, a, c, free = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP)
-        d_x = c * (g + c * h * x)
-        bent = tl.where(free, inner(d_x, x)[:, :, None, None] * c * c, 0.0)  # of c = 1 / |x|
-        d_x -= bent * x
-        of_scale += tl.sum(d_x * v, 0)[None]
-        of_shift += tl.sum(d_x, 0)[None]
-        begin, done = run * children * C * J * M, start - run * share
-        give_back(
-            d_x * a, poses, weight, d_poses, d_weight, image, done, last, begin, child, children,
-            J, R, C, M, JP, RP, MP,
-        )  # fmt: skip
-    at, there = parents_at(run * children + child + tl.arange(0, 1), (run + 1) * children, J, R, M, JP, RP, MP)
-    tl.store(d_scale + at, of_scale, mask=there)
-    tl.store(d_shift + at, of_shift, mask=there)
+    begin = run * children * C * J * M
+    for j0 in range(0, J, JP):
+        of_scale = tl.zeros((1, JP, RP, MP), dtype)
+        of_shift = tl.zeros((1, JP, RP, MP), dtype)
+        for start in range(run * share, last, T):
+            image = start + tl.arange(0, T)
+            at, mask = parents_at(image, last, J, R, M, JP, RP, MP, j0)
+            g = tl.load(of_total + at, mask=mask, other=0.0)
+            h = 2 * tl.load(of_squares + at, mask=mask, other=0.0)
+            v = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
+            x, a, c, free = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
+            d_x = c * (g + c * h * x)
+            bent = tl.where(free, inner(d_x, x)[:, :, None, None] * c * c, 0.0)  # of c = 1 / |x|
+            d_x -= bent * x
+            of_scale += tl.sum(d_x * v, 0)[None]
+            of_shift += tl.sum(d_x, 0)[None]
+            give_back(
+                d_x * a, poses, weight, d_poses, d_weight, image, start - run * share, last, begin, child, children,
+                J, R, C, M, JP, RP, MP, j0,
+            )  # fmt: skip
+        place = run * children + child + tl.arange(0, 1)
+        at, there = parents_at(place, (run + 1) * children, J, R, M, JP, RP, MP, j0)
+        tl.store(d_scale + at, of_scale, mask=there)
+        tl.store(d_shift + at, of_shift, mask=there)

@@ -12,20 +12,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.tiles import inner, parents_at
+from torchcaps.kernels.tiles import FUSION, inner, parents_at
 from torchcaps.kernels.types import widest
-from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_votes
+from torchcaps.kernels.window_tiles import child_at, column_of, pad, row_of, runs_of, summed, window_votes
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with query, gradient and sums
-PROGRAMS = 1024  # wanted, of those that own one type of children and a share of the images
+PROGRAMS = 1024  # wanted
 
 
 def forward(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
     """See `op.attend`."""
     arrays, sizes = _inputs(poses, weight, query, rows, stride, padding)
-    out = torch.empty_like(arrays[2])
-    _forward_kernel[_tiles(query, sizes)](*arrays, out, **sizes)
-    return out
+    seen = _claims(arrays, arrays[2], sizes, back=False)
+    grid, share = _by_positions(sizes)
+    out = arrays[2].new_empty(grid[1], *query.shape)
+    _forward_kernel[grid](*arrays, seen, out, share, **sizes)
+    return summed(out)
 
 
 def backward(
@@ -34,30 +36,52 @@ def backward(
     """See `op.attend_backward`."""
     arrays, sizes = _inputs(poses, weight, query, rows, stride, padding)
     gradient = gradient.contiguous()
-    d_query = torch.empty_like(arrays[2])
-    _query_kernel[_tiles(query, sizes)](*arrays, gradient, d_query, **sizes)
+    seen = _claims(arrays, gradient, sizes, back=True)
+    grid, share = _by_positions(sizes)
+    d_query = arrays[2].new_empty(grid[1], *query.shape)
+    _query_kernel[grid](*arrays, gradient, seen, d_query, share, **sizes)
     images, types = poses.shape[0], poses.shape[3]
     share = -(-images // max(1, PROGRAMS // types))  # images of a program
     d_poses = torch.zeros_like(arrays[0], dtype=d_query.dtype)
     d_weight = d_query.new_zeros(-(-images // share), *arrays[1].shape)
     grid = (types, len(d_weight))
-    _child_kernel[grid](*arrays, gradient, d_poses, d_weight, share * query.shape[1], **sizes)
-    return d_poses, d_weight.sum(0).permute(4, 0, 1, 2, 3, 5), d_query
+    _child_kernel[grid](*arrays, gradient, seen, d_poses, d_weight, share * query.shape[1], **sizes)
+    return d_poses, d_weight.sum(0).permute(4, 0, 1, 2, 3, 5), summed(d_query)
 
 
-def _tiles(query: Tensor, sizes: dict[str, int]) -> tuple[int]:
-    return (triton.cdiv(query.shape[0] * query.shape[1], sizes["T"]),)
+def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
+    """Return a grid of (tiles of positions, runs of children, tiles of parents), and how many children are in a run."""
+    tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
+    runs, share = runs_of(_children(sizes), triton.cdiv(PROGRAMS, tiles * across))
+    return (tiles, runs, across), share
+
+
+def _children(sizes: dict[str, int]) -> int:
+    """Return of a window."""
+    return sizes["KH"] * sizes["KW"] * sizes["types"]
+
+
+def _claims(arrays: tuple[Tensor, Tensor, Tensor], gradient: Tensor, sizes: dict[str, int], back: bool) -> Tensor:
+    """Return what tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all of
+    them.
+    """
+    if not sizes["TILED"]:
+        return arrays[2].new_empty(0)
+    tiles = triton.cdiv(sizes["count"], sizes["T"])
+    runs, share = runs_of(_children(sizes), triton.cdiv(PROGRAMS, tiles))
+    seen = arrays[2].new_empty(sizes["count"], _children(sizes), 3)
+    _claim_kernel[(tiles, runs)](*arrays, gradient, seen, share, back, **sizes)
+    return seen
 
 
 def _inputs(
     poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, int]]:
-    """Contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
+    """Return contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
     query = query.to(widest(poses, weight, query, at_least=torch.float32)).contiguous()
     images, height, width, types, _ = poses.shape
     parents, kh, kw, _, columns, m = weight.shape
-    padded = {"JP": parents, "RP": rows, "MP": m}
-    padded = {name: triton.next_power_of_2(size) for name, size in padded.items()}
+    padded = pad(parents, rows, m)
     per_position = padded["JP"] * padded["RP"] * padded["MP"]
     across = (width + 2 * padding - kw) // stride + 1
     sizes = {
@@ -75,87 +99,139 @@ def _inputs(
         "R": rows,
         "C": columns,
         "M": m,
+        "TILED": padded["JP"] < parents,
         "T": max(1, ELEMENTS // per_position),
         "num_warps": 4 if per_position <= ELEMENTS else 8,
+        **FUSION,
         **padded,
     }
     return (poses.contiguous(), weight.permute(1, 2, 3, 4, 0, 5).contiguous(), query), sizes
 
 
 @triton.jit
-def _couple(votes, query, J, JP: tl.constexpr):
-    """Softmax over parents, [t, j]."""
-    there = (tl.arange(0, JP) < J)[None, :]
+def _couple(votes, query, seen, pair, real, j0, J, JP: tl.constexpr, TILED: tl.constexpr):
+    """Return softmax over parents, [t, j]: of all of them, where this tile has a part."""
+    there = (j0 + tl.arange(0, JP) < J)[None, :]
     logits = tl.where(there, inner(votes, query), float("-inf"))
-    e = tl.exp(logits - tl.max(logits, 1)[:, None])
-    return e / tl.sum(e, 1)[:, None]
+    if TILED:
+        most = tl.load(seen + pair, mask=real, other=0.0)
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+    else:
+        most = tl.max(logits, 1)
+        whole = tl.sum(tl.exp(logits - most[:, None]), 1)
+    return tl.exp(logits - most[:, None]) / whole[:, None]
 
 
 @triton.jit
-def _change(votes, coupling, gradient):
-    """Gradient of the logits, [t, j]."""
+def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
+    """Return gradient of the logits, [t, j]: the agreement with the gradient, less its mean over all parents."""
     agreement = inner(votes, gradient)
-    return coupling * (agreement - tl.sum(coupling * agreement, 1)[:, None])
+    if TILED:
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+        mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
+    else:
+        mean = tl.sum(coupling * agreement, 1)
+    return coupling * (agreement - mean[:, None])
+
+
+@triton.jit
+def _claim_kernel(
+    poses, weight, query, gradient, seen, share, BACK: tl.constexpr,
+    count, height, width, across, places, stride, padding, types,
+    KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+):  # fmt: skip
+    """Compute: of each position and child of its window, over all parents, in `seen` [positions, i, 3]: the largest
+    logit, the sum of e^(l - it), and BACK the sum of e^(l - it) times the agreement with the gradient. Tiles follow
+    each other, and each moves the sums to the largest logit so far.
+    """
+    position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
+    real, children = position < count, KH * KW * types
+    for j0 in range(0, J, JP):
+        at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
+        q = tl.load(query + at, mask=mask, other=0.0)
+        there = (j0 + tl.arange(0, JP) < J)[None, :]
+        begun = real & (j0 > 0)
+        for index in range(run * share, tl.minimum(run * share + share, children)):
+            child, present = child_at(
+                position, index // types, index % types, count, height, width, across, places, stride, padding, types,
+                KW, R * C,
+            )  # fmt: skip
+            votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
+            logits = tl.where(there, inner(votes, q), float("-inf"))
+            pair = (position * children + index) * 3
+            before = tl.load(seen + pair, mask=begun, other=float("-inf"))
+            most = tl.maximum(before, tl.max(logits, 1))
+            e, kept = tl.exp(logits - most[:, None]), tl.exp(before - most)
+            whole = tl.load(seen + pair + 1, mask=begun, other=0.0) * kept + tl.sum(e, 1)
+            tl.store(seen + pair, most, mask=real)
+            tl.store(seen + pair + 1, whole, mask=real)
+            if BACK:
+                g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
+                agreed = tl.load(seen + pair + 2, mask=begun, other=0.0) * kept + tl.sum(e * inner(votes, g), 1)
+                tl.store(seen + pair + 2, agreed, mask=real)
+        tl.debug_barrier()  # what a thread has stored another may load
 
 
 @triton.jit
 def _forward_kernel(
-    poses, weight, query, out, count, height, width, across, places, stride, padding, types,
+    poses, weight, query, seen, out, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [t, j, r, m] of the positions of this program."""
-    position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
+    """Compute: out [runs, t, j, r, m] of the positions, the run of children and the tile of parents of this program."""
+    position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
+    j0, children = tl.program_id(2) * JP, KH * KW * types
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
     q = tl.load(query + at, mask=mask, other=0.0)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
-    for k in range(KH * KW):
-        for n in range(types):
-            child, present = child_at(
-                position, k, n, count, height, width, across, places, stride, padding, types, KW, R * C
-            )
-            votes = window_votes(
-                poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP
-            )
-            total += _couple(votes, q, J, JP)[:, :, None, None] * votes
-    tl.store(out + at, total, mask=mask)
+    for index in range(run * share, tl.minimum(run * share + share, children)):
+        child, present = child_at(
+            position, index // types, index % types, count, height, width, across, places, stride, padding, types,
+            KW, R * C,
+        )  # fmt: skip
+        votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
+        pair = (position * children + index) * 3
+        total += _couple(votes, q, seen, pair, position < count, j0, J, JP, TILED)[:, :, None, None] * votes
+    tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
 
 @triton.jit
 def _query_kernel(
-    poses, weight, query, gradient, out, count, height, width, across, places, stride, padding, types,
+    poses, weight, query, gradient, seen, out, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i l v of the positions of this program."""
-    position = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T)
-    at, mask = parents_at(position, count, J, R, M, JP, RP, MP)
+    """Compute: out = sum_i l v, like `_forward_kernel`'s sums."""
+    position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
+    j0, children, real = tl.program_id(2) * JP, KH * KW * types, position < count
+    at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
     q = tl.load(query + at, mask=mask, other=0.0)
     g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
     total = tl.zeros((T, JP, RP, MP), q.dtype)
-    for k in range(KH * KW):
-        for n in range(types):
-            child, present = child_at(
-                position, k, n, count, height, width, across, places, stride, padding, types, KW, R * C
-            )
-            votes = window_votes(
-                poses, child, present, weight, (k * types + n) * C * J * M, q, J, R, C, M, T, JP, RP, MP
-            )
-            change = _change(votes, _couple(votes, q, J, JP), g)
-            total += change[:, :, None, None] * votes
-    tl.store(out + at, total, mask=mask)
+    for index in range(run * share, tl.minimum(run * share + share, children)):
+        child, present = child_at(
+            position, index // types, index % types, count, height, width, across, places, stride, padding, types,
+            KW, R * C,
+        )  # fmt: skip
+        votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
+        pair = (position * children + index) * 3
+        coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
+        total += _change(votes, coupling, g, seen, pair, real, TILED)[:, :, None, None] * votes
+    tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
 
 @triton.jit
 def _child_kernel(
-    poses, weight, query, gradient, d_poses, d_weight, share,
+    poses, weight, query, gradient, seen, d_poses, d_weight, share,
     count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Children of one type in `share` positions, which no other program has, and their part of the weights' gradient.
+    """Compute: children of one type in `share` positions, which no other program has, and their part of the weights'
+    gradient.
 
-    Windows share a child only at different offsets, which come one after another.
+    Windows share a child only at different offsets, which come one after another, as tiles of parents do.
     """
     n, part = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = part * share
@@ -165,22 +241,25 @@ def _child_kernel(
         own = part * KH * KW * types * C * J * M + w
         for start in range(first, last, T):
             position = start + tl.arange(0, T)
-            at, mask = parents_at(position, last, J, R, M, JP, RP, MP)
-            q = tl.load(query + at, mask=mask, other=0.0)
-            g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
             child, present = child_at(
                 position, k, n, last, height, width, across, places, stride, padding, types, KW, R * C
             )
-            votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP)
-            coupling = _couple(votes, q, J, JP)
-            d_votes = coupling[:, :, None, None] * g + _change(votes, coupling, g)[:, :, None, None] * q
-            for c in range(C):
-                u, place, r = column_of(poses, child, present, c, R, C, RP)
-                row, _, _ = row_of(weight, w, c, J, M, JP, MP)
-                d_u = tl.sum(tl.sum(d_votes * row.to(q.dtype)[None, :, None, :], 3), 1)
-                inside = present[:, None] & (r < R)[None, :]
-                tl.store(d_poses + place, tl.load(d_poses + place, mask=inside, other=0.0) + d_u, mask=inside)
-                d_row, where, real = row_of(d_weight, own, c, J, M, JP, MP)
-                d_row += tl.sum(tl.sum(d_votes * u.to(q.dtype)[:, None, :, None], 2), 0)
-                tl.store(d_weight + where, d_row, mask=real)
-            tl.debug_barrier()  # what a thread has stored another may load
+            pair, real = (position * (KH * KW * types) + k * types + n) * 3, position < last
+            for j0 in range(0, J, JP):
+                at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
+                q = tl.load(query + at, mask=mask, other=0.0)
+                g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
+                votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP, j0)
+                coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
+                change = _change(votes, coupling, g, seen, pair, real, TILED)
+                d_votes = coupling[:, :, None, None] * g + change[:, :, None, None] * q
+                for c in range(C):
+                    u, place, r = column_of(poses, child, present, c, R, C, RP)
+                    row, _, _ = row_of(weight, w, c, J, M, JP, MP, j0)
+                    d_u = tl.sum(tl.sum(d_votes * row.to(q.dtype)[None, :, None, :], 3), 1)
+                    inside = present[:, None] & (r < R)[None, :]
+                    tl.store(d_poses + place, tl.load(d_poses + place, mask=inside, other=0.0) + d_u, mask=inside)
+                    d_row, where, exists = row_of(d_weight, own, c, J, M, JP, MP, j0)
+                    d_row += tl.sum(tl.sum(d_votes * u.to(q.dtype)[:, None, :, None], 2), 0)
+                    tl.store(d_weight + where, d_row, mask=exists)
+                tl.debug_barrier()  # what a thread has stored another may load

@@ -3,6 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("examples");
   const percent = (p) => (100 * p).toFixed(1) + "%";
+  const scored = (p) => (data.word === "probability" ? percent(p) : p.toFixed(2));
   const names = (list) => list.map((n) => data.classes[n]).join(" + ") || "nothing";
 
   function make(tag, attributes = {}, ...children) {
@@ -32,6 +33,10 @@
     return make("div", { class: art ? "tile art" : "tile", style }, picture);
   }
 
+  /** What the page says at the first use of terms. */
+  const explain = (part) => (data.terms[part] || []).map(([term, said]) =>
+    make("p", { class: "term" }, make("dfn", {}, term), " " + said));
+
   const view = (node, ...name) => make("div", {}, node, make("div", { class: "name" }, ...name));
 
   /** Names of classes, each with the colour that it is decoded in. */
@@ -59,7 +64,7 @@
           style: { "--share": percent(p) },
           ...(example.decodes ? { onclick: (event) => decode(position, event.currentTarget) } : {}),
         },
-        make("span", {}, data.classes[label]), make("u"), make("em", {}, percent(p)),
+        make("span", {}, data.classes[label]), make("u"), make("em", {}, scored(p)),
       );
     });
     const longest = Math.min(16, Math.max(3, ...example.classes.map((label) => data.classes[label].length + 1)));
@@ -72,9 +77,41 @@
     const told = example.right
       ? make("span", {}, `found ${names(example.predicted)}, which is right`)
       : make("span", { class: "bad" }, `found ${names(example.predicted)}, is ${names(example.targets)}`);
-    const hint = example.decodes ? "Choose a class to decode the image from its pose." : "";
-    return make("div", { class: "detail" }, make("div", { class: "views" }, ...views),
+    const hint = example.decodes ? `The ${data.word} of each class; choose one to decode the image from its pose.` : `The ${data.word} of each class.`;
+    const wide = example.sweep ? "" : " wide";
+    return make("div", { class: "detail" + wide }, make("div", { class: "views" }, ...views),
       make("div", { class: "classes", style: { "--names": `${longest}ch` } }, make("p", {}, told, make("br"), make("span", { class: "note" }, hint)), ...rows));
+  }
+
+  /** A row for each of `dimensions`: the image decoded while that one is moved. */
+  function strips(sheet, dimensions) {
+    const [width, height] = data.aspect.split(" / ").map(Number);
+    const rows = dimensions.map((dimension) => {
+      const strip = make("i", { class: "picture" });
+      strip.style.backgroundImage = `url(${sheet.uri})`;
+      strip.style.backgroundSize = `100% ${100 * sheet.rows}%`;
+      strip.style.backgroundPosition = `0 ${sheet.rows > 1 ? (100 * dimension) / (sheet.rows - 1) : 0}%`;
+      const ratio = `${sheet.columns * width} / ${height}`;
+      const frame = make("div", { class: data.art ? "tile art" : "tile", style: { "aspect-ratio": ratio } }, strip);
+      return make("div", { class: "strip", role: "img", "aria-label": `dimension ${dimension} moved` },
+        make("span", { class: "name" }, `dim ${dimension}`), frame);
+    });
+    const ends = make("div", { class: "strip ends" }, make("span"),
+      make("div", { class: "name" }, make("span", {}, `−${data.reach}`), make("span", {}, "the pose as it is"), make("span", {}, `+${data.reach}`)));
+    return make("div", { class: "strips" }, ends, ...rows);
+  }
+
+  /** The picture that the page opens on: the dimensions of the pose that change the image most. */
+  function grid(example) {
+    const [first, rest] = [example.telling.slice(0, data.telling), example.telling.slice(data.telling)];
+    const more = rest.length
+      ? [make("details", {}, make("summary", {}, `The other ${rest.length} dimensions, which change it less`), strips(example.sweep, rest))]
+      : [];
+    return make("div", { class: "lead" },
+      make("h3", {}, `Pose sweep: what the capsule of ${data.classes[example.winner]} knows about this image`),
+      ...explain("sweep"),
+      make("p", { class: "note" }, `A row for each dimension, those first that change the image most; each is moved by up to ${data.reach} to both sides.`),
+      strips(example.sweep, first), ...more);
   }
 
   function sweeps(example) {
@@ -99,12 +136,10 @@
     const swing = Array.from({ length: 4 * middle }, (_, n) => middle + (n < middle ? n : n < 3 * middle ? 2 * middle - n : n - 4 * middle));
     const play = player("Move all", swing, 90, (position) => setters.forEach((set) => set(position)));
     const back = make("button", { class: "plain", onclick: () => { play.stop(); setters.forEach((set) => set(middle)); } }, "Back to the pose");
-    const sheetImage = make("img", { class: data.art ? "grid-sheet art" : "grid-sheet", src: sheet.uri, alt: "every dimension, a row each" });
-    return make("div", { class: "part" },
-      make("h3", {}, `Pose sweep: the capsule of ${data.classes[example.winner]}, one dimension moved at a time`),
-      make("p", { class: "note" }, `One element of the pose is moved, by up to ${data.reach} to both sides, and the capsule decoded.`),
-      make("div", { class: "bar" }, play.button, back), make("div", { class: "cards" }, ...cards),
-      make("details", {}, make("summary", {}, `As a grid: a row for each dimension, from −${data.reach} to +${data.reach}`), sheetImage));
+    const node = make("details", { class: "part" }, make("summary", {}, "Move each dimension by hand"),
+      make("div", { class: "bar" }, play.button, back), make("div", { class: "cards" }, ...cards));
+    node.addEventListener("toggle", () => node.open || play.stop());
+    return node;
   }
 
   let layerChosen = -1;
@@ -129,7 +164,7 @@
     const said = "A place is the middle of the field that its capsules see. Orange places give a parent more than an " +
       "equal share of what they give in all, blue ones less. The bar is the parent's length or activation.";
     const title = make("h3", {}, "Routing: which parent each part goes to");
-    const node = make("div", { class: "part" }, title, make("p", { class: "note" }, said), ...choice, body);
+    const node = make("div", { class: "part" }, title, ...explain("routing"), make("p", { class: "note" }, said), ...choice, body);
     return { node, stop: () => stop() };
   }
 
@@ -187,7 +222,7 @@
     const said = "Lines join the two parts of each of the strongest pairs: those whose votes for this parent have the largest " +
       "products, of which FM agreement is the sum. The number is the parent's activation. Parts that stand nowhere in " +
       "the image, as those of a deep network do, stand on a circle, the first at its top.";
-    return make("div", { class: "part" }, make("h3", {}, "Agreement: which pairs of parts made a parent"),
+    return make("div", { class: "part" }, make("h3", {}, "Agreement: which pairs of parts made a parent"), ...explain("agreement"),
       make("p", { class: "note" }, said), ...layers);
   }
 
@@ -236,15 +271,15 @@
   function open(example, button) {
     leave();
     press(thumbs, button);
-    const parts = [detail(example)];
-    if (example.sweep) parts.push(sweeps(example));
-    else if (example.decodes) parts.push(make("p", { class: "note" }, "No pose sweep was kept of this image, to keep the page small."));
-    if (example.agreed.length) parts.push(agreement(example));
+    const seen = make("div", {}, ...explain("detail"), detail(example));
+    const parts = example.sweep ? [make("div", { class: "opening" }, grid(example), seen), sweeps(example)] : [seen];
+    if (!example.sweep && example.decodes) parts.push(make("p", { class: "note" }, "No pose sweep was kept of this image, to keep the page small."));
     if (example.routed.length) {
       const made = routing(example);
       leave = made.stop;
       parts.push(made.node);
     }
+    if (example.agreed.length) parts.push(agreement(example));
     body.replaceChildren(...parts);
   }
 

@@ -22,7 +22,7 @@ BENCHMARKS = (
     "encapnet.py",
     "feedback.py",
     "six_layers.py",
-    "data.py",
+    "batches.py",
 )
 
 

@@ -1,0 +1,117 @@
+"""How Byerly, Kalganova and Dear (2020) change MNIST's digits, and Efficient-CapsNet after them.
+
+In this order: half of the images are turned; each is moved along both axes, so far that no ink is lost; its width is
+squeezed by 1 to 7 pixels and black put beside it; a patch of 4x4 pixels is black. Numbers are drawn from a normal
+distribution with a deviation of 0.33, cut at 1: small changes are frequent.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DEVIATION = 0.33
+ANGLE = 30  # degrees at most, in whole ones
+SQUEEZE = 7  # pixels at most
+PATCH, NEAREST, FARTHEST = 4, 4, 2  # side of the patch; its corner's distance from the first and the last place
+TAPS = 3  # lobes of Lanczos' kernel
+
+
+def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
+    """Return changed images [b, c, h, w] of the type of `pixels`, white on black.
+
+    Args:
+        pixels: [b, c, h, w], any type from 0 on.
+        uniform: float64 [b, 12] in [0, 1): a coin, whether the image is turned; two for a normal number each, of the
+            turn, the shifts down and to the right, and the squeeze; three coins in one; the corner of the patch.
+    """
+    uniform = uniform.cpu()
+    coin, rest = uniform[:, 0] < 0.5, uniform[:, 1:]
+    turn, down, right, squeeze = (_normal(rest[:, 2 * n], rest[:, 2 * n + 1]) for n in range(4))
+    coins = (rest[:, 8] * 8).long()
+    angle = torch.where(coin, (ANGLE * turn.clamp(-1, 1)).trunc(), 0.0)
+    images = _turn(pixels.float(), angle.float())
+    images = _shift_within(images, down.abs(), right.abs(), coins % 2 > 0, coins // 2 % 2 > 0)
+    images = _squeeze(images, (SQUEEZE * squeeze.abs() + 1).long().clamp(1, SQUEEZE), coins // 4)
+    images = _cut(images, rest[:, 9:11])
+    if pixels.is_floating_point():
+        return images.to(pixels.dtype)
+    return images.round_().clamp_(0, torch.iinfo(pixels.dtype).max).to(pixels.dtype)
+
+
+def _normal(first: Tensor, second: Tensor) -> Tensor:
+    """Return normal with `DEVIATION`, of two uniform numbers (Box and Muller)."""
+    return DEVIATION * (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()
+
+
+def _turn(images: Tensor, angle: Tensor) -> Tensor:
+    """Return turned counter-clockwise about the middle by `angle` [b] in degrees, bilinear; zeros enter."""
+    _, _, h, w = images.shape
+    radians = angle.to(images.device) * (math.pi / 180)
+    cos, sin = radians.cos()[:, None, None], radians.sin()[:, None, None]
+    y = (torch.arange(h, device=images.device) - (h - 1) / 2)[:, None]
+    x = torch.arange(w, device=images.device) - (w - 1) / 2
+    grid = torch.stack([(cos * x - sin * y) * (2 / w), (sin * x + cos * y) * (2 / h)], -1)
+    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+
+
+def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left: Tensor) -> Tensor:
+    """Return moved by shares `down` and `right` [b] of the margin of ink, on the sides that `up` and `left` choose."""
+    ink = images.amax(1) > 0  # [b, h, w]
+    rows = _move(_margins(ink.any(2).cpu()), down, up)
+    columns = _move(_margins(ink.any(1).cpu()), right, left)
+    _, _, h, w = images.shape
+    y = (torch.arange(h) - rows[:, None]) % h  # what leaves is black, and enters again
+    x = (torch.arange(w) - columns[:, None]) % w
+    number = torch.arange(len(images))[:, None, None]
+    number, y, x = (each.to(images.device) for each in (number, y[:, :, None], x[:, None]))
+    return images[number, :, y, x].movedim(-1, 1)
+
+
+def _margins(there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return empty lines before and after those that hold ink, of bool [b, n]; 0 where there is no ink."""
+    some = there.any(1)
+    return there.long().argmax(1) * some, there.flip(1).long().argmax(1) * some
+
+
+def _move(margins: tuple[Tensor, Tensor], share: Tensor, back: Tensor) -> Tensor:
+    """Return whole pixels [b], negative where `back`."""
+    before, after = margins
+    step = (share.clamp(max=1) * torch.where(back, before, after)).long()
+    return torch.where(back, -step, step)
+
+
+def _squeeze(images: Tensor, by: Tensor, further: Tensor) -> Tensor:
+    """Return narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns before it."""
+    width = images.shape[3]
+    matrix = torch.stack([_lanczos(width, int(k), int(more)) for k, more in zip(by, further, strict=True)])  # [b, w, w]
+    return torch.einsum("bchw,bvw->bchv", images, matrix.to(images.device, images.dtype))
+
+
+def _lanczos(width: int, by: int, further: int) -> Tensor:
+    """Return the matrix [width, width] from columns to those of the narrower image with black beside it."""
+    narrow = max(1, width - by)
+    ratio = width / narrow
+    centre = (torch.arange(narrow, dtype=torch.float64) + 0.5) * ratio - 0.5
+    gap = (torch.arange(width, dtype=torch.float64) - centre[:, None]) / ratio
+    weight = torch.where(gap.abs() < TAPS, torch.sinc(gap) * torch.sinc(gap / TAPS), 0.0)
+    matrix = torch.zeros(width, width, dtype=torch.float64)
+    start = min(by // 2 + further, width - narrow)
+    matrix[start : start + narrow] = weight / weight.sum(1, keepdim=True)
+    return matrix
+
+
+def _cut(images: Tensor, corner: Tensor) -> Tensor:
+    """Return a black patch whose corner is uniform from 4 to 6 short of the end, 22 of 28; `corner` [b, 2] in [0,
+    1).
+    """
+    _, _, h, w = images.shape
+    room = torch.tensor([max(1, n - PATCH - FARTHEST - NEAREST + 1) for n in (h, w)], dtype=torch.float64)
+    top, left = (NEAREST + (corner * room).long()).unbind(1)
+    rows = (torch.arange(h) >= top[:, None]) & (torch.arange(h) < top[:, None] + PATCH)
+    columns = (torch.arange(w) >= left[:, None]) & (torch.arange(w) < left[:, None] + PATCH)
+    patch = (rows[:, :, None] & columns[:, None])[:, None].to(images.device)
+    return images.masked_fill(patch, 0)

@@ -1,0 +1,143 @@
+"""All measures of one network, and of the one that a run selected: `torchcaps examine RUN`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torchcaps.config import from_plain, to_plain
+from torchcaps.data import load_data
+from torchcaps.examine.capsules import measure_layers
+from torchcaps.examine.equivariance import measure_equivariance
+from torchcaps.examine.found import Examination
+from torchcaps.examine.negation import measure_negation
+from torchcaps.examine.placebos import coupled_layers, measure_placebos, stacks_of
+from torchcaps.examine.robustness import measure_robustness
+from torchcaps.examine.sample import Sample
+from torchcaps.examine.trees import measure_trees
+from torchcaps.files import own_folder, read_plain, replace_text
+from torchcaps.inspect.evaluation import SplitName
+from torchcaps.layers import CapsuleLayer
+from torchcaps.models import Model
+from torchcaps.names import LARGEST
+from torchcaps.train.evaluation import load_run, match_data
+from torchcaps.train.processes import build_fabric
+from torchcaps.train.run import RunFolder
+
+FILE = "examination.json"
+IMAGES = 500
+T = TypeVar("T")
+
+
+def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
+    """Return all measures of `model`, left as it was but in evaluation mode; a measure that does not apply says so."""
+    model.eval()
+    absent: dict[str, str] = {}
+    stacks, coupled = stacks_of(model), coupled_layers(model)
+    layers = [each for stack in stacks.values() for each in stack.layers if isinstance(each, CapsuleLayer)]
+    routings = sorted({each.routing.spec.name for each in layers})
+    unrouted = "the network has no layer of routed capsules"
+    uncoupled = f"routing {', '.join(routings)} shares no child out by couplings" if routings else unrouted
+
+    def measure(name: str, why_not: str, function: Callable[[], Sequence[T]], otherwise: str = "") -> tuple[T, ...]:
+        found = () if why_not else tuple(function())
+        if not found:
+            absent[name] = why_not or otherwise
+        return found
+
+    right = (sample.answers(model) == sample.targets).all(1).double().mean().item()
+    need, route = ("" if coupled else uncoupled), ("" if stacks else unrouted)
+    no_class = "its class capsules are not those of a routed layer with couplings"
+    return Examination(
+        split,
+        len(sample),
+        right,
+        max(each.iterations for each in stacks.values()) if stacks else None,
+        measure("placebos", need, lambda: measure_placebos(model, sample)),
+        measure("layers", route, lambda: measure_layers(model, sample)),
+        measure("trees", need, lambda: measure_trees(model, sample), no_class),
+        measure("negation", route, lambda: measure_negation(model, sample)),
+        measure("robustness", "", lambda: measure_robustness(model, sample)),
+        measure(
+            "equivariance", "", lambda: measure_equivariance(model, sample), "the network has no capsule of each class"
+        ),
+        absent,
+    )
+
+
+def examine_run(
+    path: str | Path, split: SplitName | None = None, images: int = IMAGES, device: str = "auto"
+) -> Examination:
+    """Examine the model that a run selected, on its own data.
+
+    Args:
+        path: the folder of the run.
+        split: whose images are looked at; None: of a finished run the test split, else the validation split.
+        images: at most, evenly spaced in the split.
+        device: auto, cpu, cuda or mps.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
+        ValueError: when the run has no such split, and for a number of images below 1.
+    """
+    model, config = load_run(path)
+    fabric = build_fabric(replace(config, device=device, processes=1))
+    data = match_data(path, load_data(config.data, fabric.device))
+    if split is None:
+        split = "test" if RunFolder(Path(path)).finished else "validation" if len(data.validation) else "train"
+    if not len(getattr(data, split)):
+        raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
+    sample = Sample(data.evaluation(split, config.batch_size), config.loss, images)
+    fabric.to_device(model)
+    return examine(model, sample, split)
+
+
+def write_examination(found: Examination, folder: Path) -> Path:
+    """Write it to `folder` as examination.json, which is returned."""
+    path = own_folder(folder, make=True) / FILE
+    replace_text(path, json.dumps(to_plain(found), indent=2) + "\n")
+    return path
+
+
+def read_examination(folder: Path) -> Examination | None:
+    """Return what stands in a folder's examination.json; None where there is none.
+
+    Raises:
+        ValueError: when it is damaged.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        plain = json.loads(read_plain(path))
+        if not isinstance(plain, dict):
+            raise ValueError(f"it holds a {type(plain).__name__}, not an object")
+        _check_numbers(plain)
+        return check_examination(from_plain(Examination, plain))
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({str(error)[:200]}): take it away, or examine the run anew") from error
+
+
+def check_examination(found: Examination) -> Examination:
+    """Return `found`, whose curves have as many points as values.
+
+    Raises:
+        ValueError: where they have not.
+    """
+    for curve in found.robustness:
+        if not len(curve.values) == len(curve.accuracy) == len(curve.kept):
+            raise ValueError(f"the curve by {curve.by!r} has not as many points as values")
+    return found
+
+
+def _check_numbers(plain: Any) -> None:
+    """Raise ValueError for a number in `plain` that is not finite, or beyond use."""
+    if isinstance(plain, dict | list):
+        for each in plain.values() if isinstance(plain, dict) else plain:
+            _check_numbers(each)
+    elif isinstance(plain, int | float) and not (math.isfinite(plain) and abs(plain) <= LARGEST):
+        raise ValueError(f"it holds the number {plain}")

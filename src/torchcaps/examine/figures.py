@@ -1,0 +1,31 @@
+"""Curves of accuracy on changed images, as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torchcaps.examine.found import Curve
+from torchcaps.inspect.figures import INK, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UNITS = {"angle": "angle (degrees)", "shift": "shift (pixels)", "scale": "scale", "shear": "shear (degrees)"}
+
+
+def draw_robustness(curves: Sequence[Curve]) -> Figure:
+    """Return a panel for each change: accuracy, and what is kept of the images that are right unchanged."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    with style():
+        figure = Figure(figsize=(2.4 * max(len(curves), 1), 2.4), layout="constrained")
+        panels = figure.subplots(1, max(len(curves), 1), sharey=True, squeeze=False)[0]
+        for axes, curve in zip(panels, curves, strict=False):
+            axes.plot(curve.values, curve.accuracy, ".-", color=INK["accent"], label="accuracy")
+            axes.plot(curve.values, curve.kept, ".--", color=INK["second"], label="kept")
+            axes.set(xlabel=UNITS.get(curve.by, curve.by), ylim=(0, 1.02))
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        panels[0].legend()
+    return figure

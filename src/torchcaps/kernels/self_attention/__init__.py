@@ -1,0 +1,1 @@
+"""The fused step of self-attention routing."""

@@ -1,0 +1,165 @@
+"""Variational Bayes routing (Ribeiro, Leontidis and Kollias, AAAI 2020): EM with a posterior for each parameter.
+
+Weights of the mixture have a Dirichlet posterior, means and precisions a Gauss-Wishart one, here with a diagonal scale.
+It has EM's shape: means and squares of votes, a distance, a softmax over all parents that see a child. All stays in the
+log domain; the released code takes exponentials of densities, and its users report NaN.
+
+As in the released code the first assignments are 1 / J at each position, the later ones are shared over all windows
+that see a child, and batch norm without gain and bias stands behind both outputs: it takes out the costs beta_a and
+beta_u, which therefore learn nothing (they are kept, since published counts have them).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchcaps.capsules import Capsules, widen
+from torchcaps.names import check_choice
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
+from torchcaps.votes import Scope, Votes
+
+
+class Posterior(NamedTuple):
+    """State: what the assignments need of the parents."""
+
+    mean: Tensor  # m, [b, p, j, d]
+    scale: Tensor  # P, the inverse scale of the precision, [b, p, j, d]
+    total: Tensor  # R_j, the sum of assignments, [b, p, j]
+
+
+def digamma(x: Tensor) -> Tensor:
+    """Return the derivative of log gamma, of x > 0; in exports by `digamma_series`, since ONNX has none."""
+    return digamma_series(x) if torch.compiler.is_exporting() else torch.digamma(x)
+
+
+def digamma_series(x: Tensor) -> Tensor:
+    """Return `digamma` to within 1e-11: six steps up, then its asymptotic series."""
+    below = sum(1 / (x + n) for n in range(6))
+    y = x + 6
+    z = 1 / y.square()
+    series = z * (1 / 12 - z * (1 / 120 - z * (1 / 252 - z * (1 / 240 - z * (1 / 132 - z * 691 / 32760)))))
+    return y.log() - 0.5 / y - series - below
+
+
+class Standardise(nn.BatchNorm1d):
+    """Batch norm without gain and bias, by type of capsule: over images, positions and elements of a pose.
+
+    Args:
+        types: j.
+        momentum: of the running statistics.
+    """
+
+    def __init__(self, types: int, momentum: float = 0.1):
+        super().__init__(types, momentum=momentum, affine=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return [b, p, j, d] in the same shape and type; one number of a type is 0."""
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        if self.training:
+            mean, variance = input.mean((0, 1, 3)), input.var((0, 1, 3), correction=0)
+            with torch.no_grad():
+                count = input.shape[0] * input.shape[1] * input.shape[3]
+                unbiased = variance * (count / max(count - 1, 1))
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        else:
+            mean, variance = (each.to(input.dtype) for each in (self.running_mean, self.running_var))
+        return (input - mean[:, None]) * torch.rsqrt(variance[:, None] + self.eps)
+
+
+@register_routing
+class VariationalBayes(Routing[Posterior | None]):
+    """Posteriors of a Gaussian mixture, one component a parent; priors alpha 1, m 0, kappa 1, Psi 1, nu d + 1.
+
+    With R_ij times the children's activations, and R_j their sum: mean mu of the votes, kappa_j = 1 + R_j, m_j = R_j
+    mu_j / kappa_j, P_j = 1 + sum_i R_ij (vote - mu)^2 + R_j / kappa_j mu^2. Assignments: R_ij proportional to
+    exp(E ln pi_j + E ln N(vote_ij)). Poses are the standardised m; activations the sigmoid of the standardised
+    beta_a - beta_u - exp(E ln pi_j) H_j, with H_j the expected entropy of the component.
+
+    Args:
+        sizes: of the layer.
+        scope: a child competes over all windows that see it ("image", the released code's) or at each position apart.
+        rounds: iterations whose running statistics are kept apart, at least 1; further ones share the last.
+        eps: floor of the sum of assignments where it divides, in capsules.
+    """
+
+    spec = Spec(
+        name="variational-bayes",
+        paper="Ribeiro et al. 2020",
+        time="R b I J d d'",
+        memory="R b I J",
+        iterative=True,
+        couplings=True,
+        needs_activations=True,
+        gives_activations=True,
+        loss="normalised-cross-entropy",
+    )
+
+    def __init__(self, sizes: Sizes, scope: Scope = "image", rounds: int = 3, eps: float = 1e-8):
+        super().__init__(sizes)
+        check_choice("scope", scope, ("window", "image"))
+        if rounds < 1:
+            raise ValueError(f"rounds is {rounds}; the statistics of at least 1 iteration are kept")
+        self.scope: Scope = scope
+        self.eps = eps
+        self.beta_a = nn.Parameter(torch.zeros(sizes.parents))
+        self.beta_u = nn.Parameter(torch.zeros(sizes.parents))
+        self.pose_norms = nn.ModuleList(Standardise(sizes.parents) for _ in range(rounds))
+        self.active_norms = nn.ModuleList(Standardise(sizes.parents) for _ in range(rounds))
+
+    def couple(self, votes: Votes, state: Posterior | None, t: int) -> Tensor:
+        if state is None:
+            return votes.compete(None)
+        nu = self.freedom(state)
+        scale = (0.5 * nu.unsqueeze(-1) / state.scale).sqrt()  # [b, p, j, d]
+        apart = votes.distance(scale, -state.mean * scale)  # [b, p, i, j], nu / 2 (vote - m)^2 / P
+        d = self.sizes.pose
+        known = expected_log_share(state) + 0.5 * (
+            expected_log_precision(state, nu) - d * math.log(2 * math.pi) - d / (1 + state.total)
+        )
+        return self.compete(votes, known.unsqueeze(2) - apart)
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        return votes.compete(logits, scope=self.scope)
+
+    def update(self, votes: Votes, coupling: Tensor, state: Posterior | None, t: int) -> tuple[Capsules, Posterior]:
+        assert votes.activations is not None
+        weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
+        total = weights.sum(2).expand(-1, -1, votes.parents)  # R_j, [b, p, j]
+        share = weights / weights.sum(2, keepdim=True).clamp_min(self.eps)
+        mu, r = widen(votes.combine(share)), total.unsqueeze(-1)
+        scale = 1 + r * votes.squares(share, shift=-mu) + r / (1 + r) * mu.square()
+        found = Posterior(mu * r / (1 + r), scale, total)
+        return self.parents(found, t), found
+
+    def freedom(self, state: Posterior) -> Tensor:
+        """Return nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
+        return self.sizes.pose + 1 + state.total
+
+    def parents(self, state: Posterior, t: int) -> Capsules:
+        """Return capsules of the posterior of iteration `t`."""
+        d = self.sizes.pose
+        entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - expected_log_precision(state, self.freedom(state)))
+        cost = expected_log_share(state).exp() * entropy  # [b, p, j]
+        logit = self.beta_a - self.beta_u - cost
+        t = min(t, len(self.pose_norms) - 1)
+        poses, logit = self.pose_norms[t](state.mean), self.active_norms[t](logit.unsqueeze(-1)).squeeze(-1)
+        return Capsules(poses, logit.sigmoid())
+
+
+def expected_log_share(state: Posterior) -> Tensor:
+    """Return E ln pi_j of the Dirichlet posterior over the types at a position, [b, p, j]."""
+    alpha = 1 + state.total
+    return digamma(alpha) - digamma(alpha.sum(-1, keepdim=True))
+
+
+def expected_log_precision(state: Posterior, nu: Tensor) -> Tensor:
+    """Return E ln |Lambda_j| of the Wishart posterior, [b, p, j]."""
+    d = state.scale.shape[-1]
+    steps = torch.arange(d, device=nu.device, dtype=nu.dtype)
+    return digamma((nu.unsqueeze(-1) - steps) / 2).sum(-1) + d * math.log(2) - state.scale.log().sum(-1)

@@ -1,0 +1,69 @@
+"""The changes of digits that Efficient-CapsNet is trained on."""
+
+from __future__ import annotations
+
+import torch
+
+from torchcaps.config import AugmentConfig
+from torchcaps.data import byerly
+from torchcaps.data.splits import mix
+from torchcaps.data.transforms import augment, draw
+
+
+def uniform(count: int) -> torch.Tensor:
+    return torch.rand(count, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def test_digits_are_changed_and_stay_white_on_black() -> None:
+    pixels = torch.zeros(64, 1, 28, 28, dtype=torch.uint8)
+    pixels[:, :, 8:20, 10:18] = 255
+    changed = byerly.change_digits(pixels, uniform(64))
+    assert changed.dtype == torch.uint8 and changed.shape == pixels.shape
+    assert (changed != pixels).flatten(1).any(1).all()
+    assert torch.equal(changed, byerly.change_digits(pixels, uniform(64)))
+
+
+def test_shifts_lose_no_ink() -> None:
+    images = torch.zeros(4, 1, 9, 7)
+    images[:, :, 2:5, 1:3] = 1
+    one, zero = torch.ones(4).double(), torch.zeros(4).double()
+    back = torch.tensor([True, False, True, False])
+    for down, right in ((one, zero), (zero, one), (2 * one, 2 * one)):
+        moved = byerly._shift_within(images, down, right, back, back)
+        assert torch.equal(moved.sum((1, 2, 3)), images.sum((1, 2, 3)))
+    moved = byerly._shift_within(images, one, one, back, back)
+    assert moved[0, 0, :3, :2].all() and moved[1, 0, 6:, 5:].all()  # to the border, and no further
+    assert torch.equal(byerly._shift_within(0 * images, one, one, back, back), 0 * images)
+
+
+def test_squeezed_images_are_narrower_by_whole_pixels() -> None:
+    images = torch.ones(2, 1, 5, 28)
+    narrow = byerly._squeeze(images, torch.tensor([7, 1]), torch.tensor([1, 0]))
+    there = (narrow[:, 0, 0] > 0.5).long()
+    assert there.sum(1).tolist() == [21, 27] and there.argmax(1).tolist() == [4, 0]
+    torch.testing.assert_close(narrow[0, 0, 0, 4:25], torch.ones(21))
+
+
+def test_a_patch_of_four_pixels_is_black() -> None:
+    corners = torch.tensor([[0.0, 0.0], [0.999, 0.999], [0.5, 0.2]]).double()
+    cut = byerly._cut(torch.ones(3, 1, 28, 28), corners)
+    assert (cut == 0).sum((1, 2, 3)).tolist() == [16] * 3
+    first = [(each[0] == 0).nonzero()[0].tolist() for each in cut]
+    assert first[0] == [4, 4] and first[1] == [22, 22]
+
+
+def test_turns_are_known_and_numbers_normal() -> None:
+    images = torch.rand(1, 1, 5, 5)
+    turned = byerly._turn(images, torch.tensor([90.0]))
+    torch.testing.assert_close(turned, images.rot90(1, (2, 3)), atol=1e-5, rtol=0)
+    first, second = torch.rand(2, 100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    normal = byerly._normal(first, second)
+    assert abs(normal.std().item() - byerly.DEVIATION) < 0.01 and abs(normal.mean().item()) < 0.01
+
+
+def test_other_draws_stay_as_they_are() -> None:
+    pixels = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    plain, more = AugmentConfig(shift=2, rotate=5.0), AugmentConfig(shift=2, rotate=5.0, byerly=True)
+    draws = [draw(each, 6, mix(0, 1)) for each in (plain, more)]
+    assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+    assert not torch.equal(augment(pixels, plain, draws[0]), augment(pixels, more, draws[1]))

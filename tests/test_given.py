@@ -1,0 +1,327 @@
+"""`fit` with a module, tensors, a Dataset or DataLoaders of the user's own, and loggers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+import torchcaps
+from torchcaps.cli import main, training
+from torchcaps.config import AugmentConfig, Config, DataConfig, LossConfig
+from torchcaps.cost import measure_cost
+from torchcaps.data.digest import digest
+from torchcaps.data.given import given_data
+from torchcaps.deploy.export import export_pt2
+from torchcaps.models import Output, create_model
+from torchcaps.papers import registry
+from torchcaps.train import Interrupted, RunFolder, fit, load_run
+from torchcaps.train.loggers import flatten
+
+GENERATOR = torch.Generator().manual_seed(0)
+LABELS = torch.arange(60) % 3
+FLOATS = torch.randn(60, 2, 6, 5, generator=GENERATOR) + LABELS[:, None, None, None]
+BYTES = torch.randint(0, 255, (60, 1, 6, 6), generator=GENERATOR, dtype=torch.uint8) // 4 + 60 * LABELS[
+    :, None, None, None
+].to(torch.uint8)
+
+
+class Net(nn.Module):
+    def __init__(self, size: int = 60, classes: int = 3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(size, 8), nn.ReLU(), nn.Linear(8, classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class Pairs(Dataset[Any]):
+    """Items as torchvision gives them, with the names of the classes."""
+
+    classes = ("low", "middle", "high")
+
+    def __init__(self, images: Any, labels: Tensor):
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return self.images[row], int(self.labels[row])
+
+
+def own_config(out: Path, **changes: Any) -> Config:
+    """A recipe for logits, of two epochs of four batches."""
+    return tiny_config(out, **({"loss": LossConfig("cross-entropy"), "batch_size": 10} | changes))
+
+
+def test_a_module_and_tensors_of_floats(tmp_path: Path) -> None:
+    module = Net()
+    result = fit(own_config(tmp_path), model=module, data=(FLOATS, LABELS))
+    run = RunFolder(result.folder)
+    config, manifest = run.read_config(), run.read_manifest()
+    assert (config.model.name, config.data.name) == ("external", "external")
+    assert manifest.model == {"name": "external", "num_classes": 3, "in_channels": 2, "image_size": (6, 5)}
+    assert manifest.input is None and manifest.data.train.of == "arrays"
+    assert result.test_images == 12 and len(manifest.data.train.sha256) == 64
+    with pytest.raises(
+        ValueError, match=r"handed to fit: in Python, give it again, as torchcaps\.load\('.*model=\.\.\."
+    ):
+        load_run(result.folder)
+    loaded, _ = load_run(result.folder, Net())
+    trained = module.eval()(FLOATS)  # the module has the selected weights
+    assert torch.equal(loaded(FLOATS).scores, trained)
+    with pytest.raises(ValueError, match="is damaged or not of this run"):
+        load_run(result.folder, Net(classes=4))
+    assert main(["evaluate", str(result.folder)]) == 2
+    again = fit(own_config(tmp_path), model=Net(), data=(FLOATS, LABELS), start=result.folder)
+    assert RunFolder(again.folder).read_config().start.startswith("tiny-0 ")
+    with pytest.raises(ValueError, match=r"model\.name is 'external': fit needs the model itself again"):
+        fit(config)
+
+
+def test_pictures_in_tensors_are_changed_as_any_are_and_the_run_answers_for_new_ones(tmp_path: Path) -> None:
+    config = own_config(
+        tmp_path, data=DataConfig(standardise="dataset", image_size=8, augment=AugmentConfig(shift=1, brightness=0.1))
+    )
+    result = fit(config, model=Net(64), data={"train": (BYTES, LABELS), "test": (BYTES[:9], LABELS[:9])})
+    assert result.test_images == 9
+    classifier = torchcaps.load(result.folder, model=Net(64))
+    assert classifier(BYTES[0, 0].numpy()).label in ("0", "1", "2") and classifier.input.image_size == (8, 8)
+    with pytest.raises(ValueError, match="give it again"):
+        torchcaps.load(result.folder)
+    named = fit(
+        tiny_config(tmp_path / "named", batch_size=16), data=(BYTES, LABELS)
+    )  # a registered model needs no module again
+    assert load_run(named.folder)[1].data.name == "external"
+    assert main(["evaluate", str(named.folder)]) == 2
+
+
+def test_a_dataset_is_split_and_its_classes_have_their_names(tmp_path: Path) -> None:
+    arrays = [np.repeat(image.permute(1, 2, 0).numpy(), 3, 2) for image in BYTES]
+    data = given_data(Pairs(arrays, LABELS), DataConfig(validation=0.25))
+    assert data.train.classes == ("low", "middle", "high") and data.train.shape == (3, 6, 6)
+    assert [len(each) for each in (data.train, data.validation, data.test)] == [36, 12, 12]
+    images, labels = next(iter(data.training(DataConfig(), 12, seed=0).epoch(0)))
+    assert images.dtype == torch.float32 and images.max() <= 1 and labels.dtype == torch.int64
+    assert digest(data.train).images == 36 and not digest(data.train).sha256
+    result = fit(own_config(tmp_path), model=Net(), data=Pairs(FLOATS, LABELS))
+    assert RunFolder(result.folder).read_manifest().classes == Pairs.classes
+    tensors = fit(own_config(tmp_path / "b"), model=Net(), data=TensorDataset(FLOATS, LABELS))
+    assert RunFolder(tensors.folder).read_manifest().data.train.sha256
+
+
+def test_a_dataset_and_its_tensors_give_the_same_batches() -> None:
+    config = DataConfig(standardise="dataset", augment=AugmentConfig(flip=True, shift=1))
+    both = [given_data(each, config) for each in ((FLOATS, LABELS), Pairs(FLOATS, LABELS))]
+    first, second = (next(iter(each.training(config, 8, seed=3).epoch(1))) for each in both)
+    torch.testing.assert_close(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    torch.testing.assert_close(both[0].mean, both[0].train.fetch(torch.arange(len(both[0].train))).mean((0, 2, 3)))
+
+
+def loaders(shuffle: bool = True) -> dict[str, DataLoader[Any]]:
+    whole = TensorDataset(FLOATS, LABELS)
+    return {
+        "train": DataLoader(whole, 16, shuffle=shuffle),
+        "validation": DataLoader(whole, 16),
+        "test": DataLoader(whole, 16),
+    }
+
+
+def curve(folder: Path) -> list[float]:
+    return [json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_stopped_run_of_a_loader_begins_the_epoch_again_and_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    first = Net().state_dict()
+
+    def fresh() -> Net:
+        net = Net()
+        net.load_state_dict(first)
+        return net
+
+    whole = fit(own_config(tmp_path / "whole"), model=fresh(), data=loaders())
+    config = own_config(tmp_path / "cut")
+    with pytest.raises(Interrupted, match=r"after step 1 of 8, saved in .* at the end of epoch 0: a DataLoader begins"):
+        fit(config, model=fresh(), data=loaders(), max_minutes=0)
+    cut = fit(config, resume=True, model=fresh(), data=loaders())
+    assert curve(cut.folder) == curve(whole.folder) and RunFolder(cut.folder).read_config().batch_size == 16
+
+
+def test_label_sets_are_rows_of_0_and_1(tmp_path: Path) -> None:
+    sets = torch.stack([LABELS == 0, LABELS > 0, LABELS == 2], 1).float()
+    config = own_config(tmp_path, loss=LossConfig("binary-cross-entropy"))
+    result = fit(config, model=Net(), data=(FLOATS, sets))
+    assert result.test_label_accuracy is not None
+    with pytest.raises(ValueError, match=r"select is 'mean-class-accuracy', which is of images that show one class"):
+        fit(replace(config, select="mean-class-accuracy"), model=Net(), data=(FLOATS, sets))
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self):
+        while True:
+            yield FLOATS[0], 0
+
+
+class Empty(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "kind": ({"data": 3}, r"data train is a int; it must be a pair of tensors"),
+    "split": ({"data": {"train": (FLOATS, LABELS), "trial": 1}}, "data has a split 'trial'; splits are called train"),
+    "no-train": ({"data": {"test": (FLOATS, LABELS)}}, "data has no 'train'"),
+    "type": ({"data": (FLOATS.long(), LABELS)}, r"images torch\.int64 \[60, 2, 6, 5\]; they must be uint8 or floats"),
+    "labels": ({"data": (FLOATS, LABELS[:9])}, r"labels torch\.int64 \[9\] of 60 images"),
+    "halves": ({"data": (FLOATS, LABELS + 0.5)}, "they must be a whole number each"),
+    "negative": ({"data": (FLOATS, LABELS - 1)}, "label -1 is outside"),
+    "nan": ({"data": (FLOATS / 0, LABELS)}, "values that are not finite"),
+    "endless": ({"data": Endless()}, "put it into a DataLoader"),
+    "no-length": ({"data": DataLoader(Endless(), 4)}, "does not know its length"),
+    "no-test": ({"data": DataLoader(TensorDataset(FLOATS, LABELS), 4)}, "a DataLoader cannot be split"),
+    "mixed": ({"data": loaders() | {"test": (FLOATS, LABELS)}}, "test is no DataLoader, but others are"),
+    "other-type": (
+        {"data": {"train": (BYTES, LABELS), "test": (BYTES / 255, LABELS)}},
+        "not both uint8 or both floats",
+    ),
+    "outputs": ({"model": Net(classes=4)}, r"Net, for images \[2, 2, 6, 5\], returns \[2, 4\]; it must return"),
+    "shape": ({"model": Empty()}, r"Empty, for images .*, returns \[2\]; it must return scores \[2, 3\]"),
+    "size": ({"model": Net(7)}, r"Net, for images \[2, 2, 6, 5\], fails: .*shapes"),
+    "processes": ({"data": loaders(), "processes": 2, "batch_size": 16}, "each of which would see all of it"),
+    "augment": ({"data": loaders(), "config": DataConfig(augment=AugmentConfig(flip=True))}, "a DataLoader gives are"),
+    "size-of-floats": ({"config": DataConfig(image_size=9)}, r"data\.image_size is 9, but images that are floats"),
+    "loss": ({"loss": LossConfig("margin")}, "scores of the module are outside .*: take 'cross-entropy'"),
+    "logger": ({"loggers": ["paper"]}, "log is 'paper'; it must be 'csv', 'tensorboard' or 'wandb'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_is_said_in_a_line(tmp_path: Path, name: str) -> None:
+    given, message = BAD[name]
+    changes = {key: given[key] for key in ("processes", "batch_size", "loss") if key in given}
+    config = own_config(tmp_path, data=given.get("config", DataConfig()), **changes)
+    more = {key: given[key] for key in ("model", "data", "loggers") if key in given}
+    with pytest.raises(ValueError, match=message):
+        fit(config, **({"model": Net(), "data": (FLOATS, LABELS)} | more))
+    assert not list(tmp_path.iterdir())
+
+
+def test_cost_and_exports_ask_the_model_for_its_input(tmp_path: Path) -> None:
+    model = create_model("capsnet", image_size=(20, 24), in_channels=2, num_classes=3, channels=8, primary=2)
+    assert model.input_shape == (2, 20, 24)
+    assert measure_cost(model) == measure_cost(model, (20, 24), 2)
+    result = fit(own_config(tmp_path), model=Net(), data=(FLOATS, LABELS))
+    own, _ = load_run(result.folder, Net())
+    assert own.input_shape == (2, 6, 5) and measure_cost(own).multiply_adds == 60 * 8 + 8 * 3
+    written = export_pt2(own, tmp_path / "own.pt2")
+    assert written.difference == 0
+    own.origin = None
+    with pytest.raises(ValueError, match="does not say what it was made for: give image_size and channels"):
+        measure_cost(own)
+    with pytest.raises(ValueError, match="does not say what it was made for: give channels, height, width"):
+        export_pt2(own, tmp_path / "own.pt2")
+
+
+def test_a_module_that_returns_an_output_and_says_its_scores(tmp_path: Path) -> None:
+    class Said(Net):
+        scores = "length"
+
+        def forward(self, images: Tensor) -> Any:
+            return Output(self.layers(images).sigmoid())
+
+    result = fit(own_config(tmp_path, loss=LossConfig("margin")), model=Said(), data=(FLOATS, LABELS))
+    score = RunFolder(result.folder).read_manifest().score
+    assert score is not None and score.kind == "length"
+    with pytest.raises(ValueError, match="the scores of the module are lengths: take 'margin'"):
+        fit(own_config(tmp_path), model=Said(), data=(FLOATS, LABELS))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    config = tiny_config(tmp_path / "runs", epochs=2)
+    monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    return config
+
+
+def test_the_csv_has_each_step_and_each_epoch(recipe: Config) -> None:
+    assert main(["train", "tiny", "--log", "csv"]) == 0
+    run = recipe.out / "tiny-0"
+    rows = list(csv.DictReader((run / "csv" / "version_0" / "metrics.csv").open()))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {int(row["step"]): float(row["step_loss"]) for row in rows if row["step_loss"]}
+    assert list(steps) == list(range(1, 11))
+    ends = {int(row["step"]): float(row["validation_accuracy"]) for row in rows if row.get("validation_accuracy")}
+    assert ends == {line["step"]: pytest.approx(line["validation_accuracy"]) for line in lines}
+    assert [row for row in rows if row.get("test_accuracy")]
+
+
+def test_tensorboard_sees_each_step_and_each_epoch(recipe: Config) -> None:
+    pytest.importorskip("tensorboard", reason="the extra log is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
+
+    assert main(["train", "tiny", "--log", "tensorboard"]) == 0
+    seen = EventAccumulator(str(recipe.out / "tiny-0" / "tensorboard" / "version_0"))
+    seen.Reload()
+    assert [each.step for each in seen.Scalars("step_loss")] == list(range(1, 11))
+    assert [each.step for each in seen.Scalars("validation_accuracy")] == [5, 10]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_sees_a_run_offline(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra log is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert main(["train", "tiny", "--log", "wandb"]) == 0
+    assert list((recipe.out / "tiny-0" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_logger_that_is_not_installed_says_what_to_install(
+    recipe: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torchcaps.train.loggers.find_spec", lambda name: None)
+    assert main(["train", "tiny", "--log", "wandb"]) == 2
+    assert 'this needs wandb, which is not installed: pip install "torchcaps[log]"' in capsys.readouterr().err
+    assert not recipe.out.exists()
+
+
+def test_records_in_records_have_both_names() -> None:
+    record = {"loss": 1, "penalties": {"a": 2.0}, "none": None, "text": "x", "flag": True}
+    assert flatten(record) == {"loss": 1.0, "penalties/a": 2.0}
+
+
+def test_runs_are_listed_with_what_was_asked_and_what_came_out(
+    recipe: Config, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["train", "tiny", "--epochs", "1"]) == 0
+    assert main(["train", "tiny", "--seed", "1", "--model.options", "width", "2"]) == 0
+    assert main(["train", "tiny", "--seed", "2", "--max-minutes", "0"]) == 130
+    (recipe.out / "broken").mkdir()
+    (recipe.out / "broken" / "config.json").write_text("{")
+    capsys.readouterr()
+    assert main(["runs", str(recipe.out)]) == 0
+    said = capsys.readouterr()
+    rows = said.out.splitlines()
+    assert rows[0].split()[:3] == ["name", "model", "data"] and "config.json is damaged" in said.err
+    assert [row.split()[0] for row in rows[1:]] == ["tiny-0", "tiny-1", "tiny-2"]
+    assert "finished" in rows[1] and "epochs=1" in rows[1] and "1/1" in rows[1]
+    assert "0/2" in rows[3] and "unfinished" in rows[3] and "model.options.width=2" in rows[2]
+    assert main(["runs", str(recipe.out), "--json", "--sort", "test"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["name"] for each in found][2] == "tiny-2" and found[0]["test"] >= found[1]["test"]
+    result = json.loads((recipe.out / found[0]["name"] / "result.json").read_text())
+    assert found[0]["result"] == result and found[2]["state"] == "unfinished"
+    assert main(["runs", str(tmp_path / "none")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

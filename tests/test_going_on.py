@@ -1,0 +1,253 @@
+"""Runs that begin with another's weights or go on from a finished one, and what is done about unequal classes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import tiny, tiny_config
+
+from torchcaps.cli import main, training
+from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ScheduleConfig
+from torchcaps.data import Batches, load_data
+from torchcaps.data.splits import balanced
+from torchcaps.losses import build_criterion
+from torchcaps.models import Output
+from torchcaps.papers import create_recipe, registry
+from torchcaps.report.reproduce import reproduce_command
+from torchcaps.train import Result, RunFolder, fit
+from torchcaps.train.classes import find_weights
+from torchcaps.train.given import give
+from torchcaps.train.loop import Trainer
+from torchcaps.train.meter import Meter, Score
+from torchcaps.train.position import Position
+from torchcaps.train.processes import build_fabric
+from torchcaps.train.start import find_start, take_weights
+
+KEPT = ("conv.weight", "conv.bias", "decoder.bias")  # tensors of `tiny` whose shape has nothing of the classes
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without times."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "second" not in key} for line in found]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A run of one epoch."""
+    return fit(tiny_config(tmp_path_factory.mktemp("finished"), epochs=1))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The recipe `tiny`, of one epoch, without its report."""
+    config = tiny_config(tmp_path / "runs", epochs=1)
+    monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
+    monkeypatch.setattr(training, "report", lambda *args: None)
+    return config
+
+
+def test_other_class_counts_keep_the_stem_and_what_is_new_is_named(finished: Result) -> None:
+    start, kept = find_start(finished.folder), load_file(finished.folder / "best" / "model.safetensors")
+    model = tiny(3, 1, (8, 8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = start.give(model)
+    assert "but for 4 of 7 tensors: scale [3] (there [10]), head.weight [3, 36] (there [10, 36])" in said
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[name] if name in KEPT else before[name]), name
+    assert "all 7 tensors" in start.give(tiny(10, 1, (8, 8)))
+    with pytest.raises(ValueError, match="holds no tensor that has the name"):
+        start.give(torch.nn.Linear(2, 2))
+    with pytest.raises(FileNotFoundError, match="is not the folder of a run"):
+        find_start(finished.folder.parent)
+
+
+def test_what_shares_memory_is_taken_once() -> None:
+    weight = torch.zeros(2)
+    assert take_weights({"a": weight, "b": weight, "c": torch.zeros(1)}, {"a": torch.ones(2)}) == ["c"]
+    assert weight.tolist() == [1, 1]
+
+
+def test_a_run_from_another_begins_with_its_weights_and_says_so(
+    finished: Result, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, given = tiny_config(tmp_path), give(finished.folder, None, None)
+    trainer = Trainer(build_fabric(config), given.settle(config, False), False, given=given)
+    kept = load_file(finished.folder / "best" / "model.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
+    assert f"the weights are those of {finished.folder} at first, all 7 tensors of them" in caplog.text
+    trainer._held.close()
+
+
+def test_the_record_says_whose_weights_they_were(
+    finished: Result, recipe: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tiny", "--from", str(finished.folder)]) == 0
+    run = RunFolder(recipe.out / "tiny-0")
+    config = run.read_config()
+    name, digest = config.start.split()
+    assert name == "tiny-0" and len(digest) == 64 and config.changed == (f"start={config.start}",)
+    assert "--from tiny-0" in reproduce_command(config, run.path)
+    with pytest.raises(ValueError, match=r"began with the weights of tiny-0: give its folder as start"):
+        fit(config)
+    assert main(["train", "tiny", "--from", "nowhere"]) == 2
+    assert "nowhere is not the folder of a run" in capsys.readouterr().err
+    assert main(["train", "tiny", "--start", "x"]) == 2
+    assert "--start is written by the command line itself" in capsys.readouterr().err
+
+
+def test_more_epochs_go_on_from_the_end_of_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short, long = tiny_config(tmp_path / "a", epochs=1), tiny_config(tmp_path / "a", epochs=2)
+    before = fit(short)
+    kept = {path: path.read_bytes() for path in before.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    after, whole = fit(long, resume=True), fit(replace(long, out=tmp_path / "b"))
+    assert after.folder.name == "tiny-0-2" and lines(after.folder) == lines(whole.folder)
+    ours, theirs = (load_file(each.folder / "last" / "model.safetensors") for each in (after, whole))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert {path: path.read_bytes() for path in kept} == kept
+    config = RunFolder(after.folder).read_config()
+    assert config.continued.startswith("tiny-0 1 ") and not config.start
+    digits = replace(create_recipe("digits"), epochs=20, continued=f"digits-0 10 {'a' * 64}")
+    first, again = reproduce_command(digits, after.folder).split(" && ")
+    assert "--epochs 10" in first and again == first.replace("--epochs 10", "--epochs 20") + " --resume"
+    with pytest.raises(ValueError, match=r"does not exist or is finished; a finished run goes on where --epochs says"):
+        fit(long, resume=True)
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cosine", "step"])
+def test_the_rate_goes_on_as_in_the_longer_run(tmp_path: Path, name: Any) -> None:
+    schedule = ScheduleConfig(name, milestones=(1,) if name == "step" else ())
+    config = tiny_config(tmp_path / "a", epochs=1, schedule=schedule)
+    fit(config)
+    longer = replace(config, epochs=3)
+    after, whole = fit(longer, resume=True), fit(replace(longer, out=tmp_path / "b"))
+    rates = [[line["lr"] for line in lines(each.folder)] for each in (after, whole)]
+    assert rates[0][1:] == pytest.approx(rates[1][1:], rel=1e-6, abs=1e-12)
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Trainer.step
+
+    def fail(self: Trainer, images: Any, labels: Any, at: int = 0) -> Any:
+        if self.position.step == at:
+            raise RuntimeError("out of memory")
+        return step(self, images, labels)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="try --batch-size"):
+        patch.setattr(Trainer, "step", fail)
+        fit(tiny_config(tmp_path / "first"))
+    assert not list((tmp_path / "first").iterdir())
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Trainer, "step", lambda self, images, labels: fail(self, images, labels, 3))
+        fit(tiny_config(tmp_path / "third"))
+    assert (tmp_path / "third" / "tiny-0" / "config.json").exists()
+    with pytest.raises(ValueError, match="class_weights has 2 numbers"):
+        fit(tiny_config(tmp_path / "data", loss=LossConfig(class_weights=(1.0, 2.0))))
+    assert not (tmp_path / "data").exists()
+
+
+def test_resuming_is_hinted_at_where_it_would_work(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "tiny"]) == 0
+    (recipe.out / "tiny-0" / "result.json").unlink()
+    assert main(["train", "tiny", "--optimiser.lr", "0.01"]) == 0
+    assert "--resume" not in capsys.readouterr().err
+    assert main(["train", "tiny"]) == 0
+    assert "tiny-0 is unfinished; the same command with --resume continues it" in capsys.readouterr().err
+    assert main(["train", "tiny", "--epochs", "2"]) == 0
+    assert "tiny-0-3 ended after 1 epochs; the same command with --resume continues it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"]
+)
+def test_a_weighted_loss_is_the_mean_of_each_images_loss_times_its_weight(name: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(6, 3, dtype=torch.float64, generator=generator)
+    labels, weights = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([0.5, 2.0, 3.0])
+    targets, images = torch.nn.functional.one_hot(labels, 3).double(), torch.zeros(6, 1, 1, 1)
+    plain = build_criterion(LossConfig(name))
+    each = [plain(Output(scores[n : n + 1]), images[n : n + 1], targets[n : n + 1]) for n in range(6)]
+    expected = sum(float(weights[label]) * float(loss) for label, loss in zip(labels, each, strict=True)) / 6
+    weighted = build_criterion(LossConfig(name), weights)
+    assert float(weighted(Output(scores), images, targets)) == pytest.approx(expected, rel=1e-9)
+    same = build_criterion(LossConfig(name), torch.ones(3))(Output(scores), images, targets)
+    assert float(same) == pytest.approx(float(plain(Output(scores), images, targets)), rel=1e-9)
+    several = torch.tensor([[1, 1, 0.0], [0, 0, 0]])
+    found = build_criterion(LossConfig("squared-hinge"), weights)(Output(scores[:2]), images[:2], several)
+    pair = [plain_of(scores[n : n + 1], several[n : n + 1]) for n in range(2)]
+    assert float(found) == pytest.approx((1.25 * pair[0] + pair[1]) / 2, rel=1e-9)
+
+
+def plain_of(scores: torch.Tensor, targets: torch.Tensor) -> float:
+    return float(build_criterion(LossConfig("squared-hinge"))(Output(scores), torch.zeros(1, 1, 1, 1), targets))
+
+
+def test_balanced_weights_count_each_class_alike(tmp_path: Path) -> None:
+    train = load_data(DataConfig("digits")).train
+    config = tiny_config(tmp_path, loss=LossConfig(class_weights="balanced"))
+    weights, counts = find_weights(config, train), torch.bincount(train.targets(torch.arange(len(train))))
+    assert weights is not None
+    torch.testing.assert_close(weights * counts, torch.full((10,), len(train) / 10))
+    assert find_weights(tiny_config(tmp_path), train) is None
+    with pytest.raises(ValueError, match=r"class_weights has 2 numbers, but digits has 10 classes: 0, 1"):
+        find_weights(tiny_config(tmp_path, loss=LossConfig(class_weights=(1.0, 2.0))), train)
+    for wrong in ((0.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="class_weights is"):
+            fit(tiny_config(tmp_path, loss=LossConfig(class_weights=wrong)))
+    stream = load_data(DataConfig("multimnist", limit=50, compose=ComposeConfig(base="digits"))).train
+    with pytest.raises(ValueError, match="have no list to count: give a number a class"):
+        find_weights(config, stream)
+    with pytest.raises(ValueError, match=r"data\.balance is of images that show one class each"):
+        Batches(stream, 2, shuffle=True, balance=True)
+
+
+def test_balanced_batches_show_each_class_as_often_as_any_other() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 7 + [2] * 3)
+    for epoch in range(2):
+        order = balanced(labels, 0, epoch)
+        assert len(order) == 60 and torch.equal(order, balanced(labels, 0, epoch))
+        assert (labels[order].reshape(20, 3).sort(1).values == torch.arange(3)).all()
+        rare = order[labels[order] == 2]
+        assert all(sorted(rare[n : n + 3].tolist()) == [57, 58, 59] for n in range(0, 18, 3))
+    assert not torch.equal(balanced(labels, 0, 0), balanced(labels, 0, 1))
+    data = load_data(DataConfig("digits"))
+    batches = data.training(DataConfig("digits", balance=True), 20, seed=1)
+    for _, shown in batches.epoch(0):
+        assert torch.bincount(shown, minlength=10).tolist() == [2] * 10
+    halves = [data.training(DataConfig("digits", balance=True), 20, 1, rank, 2) for rank in range(2)]
+    joint = torch.cat([next(iter(half.epoch(3)))[1] for half in halves])
+    assert torch.equal(joint, next(iter(batches.epoch(3)))[1])
+
+
+def test_the_mean_of_the_classes_selects_where_it_is_asked_to() -> None:
+    meter = Meter(torch.device("cpu"), classes=3)
+    scores = torch.eye(3)[torch.tensor([0, 0, 0, 0, 1])]
+    meter.update(torch.tensor(0.0), scores, torch.tensor([0, 0, 0, 1, 1]))
+    assert meter.compute().mean_class_accuracy == pytest.approx((1 + 0.5) / 2)  # of class 2 there is no image
+    common = Score(1.0, 1, 10, mean_class_accuracy=0.5)
+    fair = Score(1.0, 2, 10, mean_class_accuracy=0.8)
+    for by, best in (("accuracy", 1), ("mean-class-accuracy", 2)):
+        position = Position(epoch=1)
+        assert position.select(common, by)
+        position.epoch = 2
+        assert position.select(fair, by) == (best == 2) and position.selected_epoch == best
+    older = Position(epoch=5, selected_epoch=2, selected_accuracy=0.95, selected_loss=0.0)  # of an older checkpoint
+    assert not older.select(common)
+
+
+def test_each_is_a_flag(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--loss.name normalised-cross-entropy --loss.smoothing 0.1 --loss.class-weights balanced --data.balance"
+    assert main(["train", "tiny", *flags.split(), "--average", "0.9", "--select", "mean-class-accuracy"]) == 0
+    run = RunFolder(recipe.out / "tiny-0")
+    config, (line,) = run.read_config(), lines(run.path)
+    assert config.loss == LossConfig("normalised-cross-entropy", smoothing=0.1, class_weights="balanced")
+    assert config.data.balance and config.average == 0.9 and config.select == "mean-class-accuracy"
+    assert 0 < line["validation_mean_class_accuracy"] < 1
+    assert run.read_result()["test_mean_class_accuracy"] > 0
+    assert training.parse_flags(recipe, ["--loss.class-weights", "1", "2.5"])[0].loss.class_weights == (1.0, 2.5)

@@ -1,0 +1,107 @@
+"""The site: its pages are complete and true to the registries, its tutorials run, and it builds without a warning."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torchcaps.report.terms import TERMS, Explained
+from torchcaps.routing import list_routings, routing_class
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+EXAMPLES = sorted((DOCS / "examples").glob("plot_*.py"))
+BUILDER = "sphinx"
+ROUTINGS = [
+    spec.name for spec in list_routings() if routing_class(spec.name).__module__.startswith("torchcaps.")
+]  # not those that other tests register
+
+
+def listed(page: Path) -> list[Path]:
+    """The pages that the toctrees of a page name."""
+    trees = re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    names = [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    return [(page.parent / re.sub(r".*<(.*)>", r"\1", name)).resolve() for name in names]
+
+
+def test_every_page_is_in_the_contents_once() -> None:
+    contents = listed(DOCS / "index.md") + listed(DOCS / "understand" / "votes.md")
+    pages = [page for page in DOCS.rglob("*.md") if not {"generated", "tutorials"} & {*page.parts}]
+    assert sorted(page.with_suffix("") for page in pages if page != DOCS / "index.md") == sorted(
+        page for page in contents if page.is_relative_to(DOCS) and not {"generated", "tutorials"} & {*page.parts}
+    )
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_every_routing_has_a_page_of_all_parts(routing: str) -> None:
+    page = (DOCS / "understand" / f"routing-{routing}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert headings == [
+        "The idea",
+        "The formula",
+        "Its couplings",
+        "What it costs",
+        "When to use it",
+        "What its paper claims, and what was measured",
+    ]
+    assert "$$" in page or "routing-xnodr.md" in page
+    for part in ("couplings", "cost", "claims"):
+        assert f"```{{include}} ../generated/_{part}-{routing}.md\n```" in page
+
+
+def test_routings_and_modules_of_the_generated_pages_are_those_that_there_are() -> None:
+    tree = ast.parse((DOCS / "site_pages.py").read_text(encoding="utf-8"))
+    tables = {
+        node.target.id if isinstance(node, ast.AnnAssign) else node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign | ast.Assign)
+        and isinstance(node.target if isinstance(node, ast.AnnAssign) else node.targets[0], ast.Name)
+    }
+    claims, variables, modules = (ast.literal_eval(tables[name]) for name in ("CLAIMS", "VARIABLES", "MODULES"))
+    assert set(claims) == set(ROUTINGS)
+    assert all(importlib.util.find_spec(module) for module in modules)
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    assert set(re.findall(r"TORCHCAPS_[A-Z_]+", source)) <= set(variables)
+
+
+def test_terms_are_explained_once() -> None:
+    explained = Explained()
+    assert explained.first("pose", "vote", "pose") == [("pose", TERMS["pose"]), ("vote", TERMS["vote"])]
+    assert explained.first("vote", "capsule") == [("capsule", TERMS["capsule"])]
+    assert all(text.endswith(".") and len(text) < 300 for text in TERMS.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_tutorials_run(example: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(example)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+    if importlib.util.find_spec(BUILDER) is None:
+        pytest.skip("Sphinx is not installed: pip install -e '.[docs]'")
+    words = ["-b", "html", "-c", "docs", "-d", str(tmp_path / "read"), "-n", "-W", "--keep-going", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-m", BUILDER, *words, ".", str(tmp_path / "site")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report.html" not in os.listdir(tmp_path / "site")
+    for page in ("index.html", "docs/understand/routing-em.html", "docs/tutorials/plot_1_digits.html"):
+        text = (tmp_path / "site" / page).read_text(encoding="utf-8")
+        assert not re.search(r"(?:src|href)=\"https?://[^\"]*\.(?:js|css)", text), page
