@@ -12,6 +12,7 @@ BENCHMARKS = (
     "stem.py",
     "routing.py",
     "kernels.py",
+    "first_step.py",
     "networks.py",
     "scale.py",
     "fold.py",

@@ -229,5 +229,5 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """A value inside a table of Markdown: one line, and no markup of its own."""
+    """Return a value inside a table of Markdown: one line, and no markup of its own."""
     return re.sub(r"([|`<>\[\]])", r"\\\1", printable(str(value)))

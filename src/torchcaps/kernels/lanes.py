@@ -12,18 +12,15 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcaps.kernels.products import multiply, outer_row
 from torchcaps.kernels.simd import (
     LANES,
-    broadcast,
     compiled,
     exp,
     inlined,
     load,
-    put,
     select,
     store,
-    store_totals,
-    total,
     transpose,
     zeros,
 )
@@ -61,6 +58,13 @@ def room(shape, like):
     space = np.empty(size + 64 // like.itemsize, like.dtype)
     skip = (-space.ctypes.data % 64) // like.itemsize
     return space[skip : skip + size].reshape(shape)
+
+
+@inlined
+def clear(out, at, vectors):
+    """Put zeros in `vectors` times 16 places of `out` from `at` on; a slice would cost its compiler seconds."""
+    for k in range(at, at + vectors * LANES, LANES):
+        store(out, k, zeros(out))
 
 
 @compiled
@@ -108,7 +112,7 @@ def scatter(lanes, first, count, out):
 def vote(u, at, w, to, rows, columns, m, out, into, add):
     """Compute: out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
     for r in range(rows):
-        _multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
+        multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
 @compiled
@@ -147,69 +151,7 @@ def back(v, at, w, to, rows, columns, m, out, into):
     on.
     """
     for r in range(rows):
-        _multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
-
-
-@inlined
-def _multiply(x, left, length, w, to, down, along, out, into, width, add):
-    """Compute: out [width, 16] = or += x [length, 16] times a matrix whose rows are `down` and columns `along` apart.
-
-    Eight sums at once: as many products as a core has under way until the first of them is there.
-    """
-    k, end = into, into + width * LANES
-    while k + 8 * LANES <= end:
-        a0 = load(out, k) if add else zeros(out)
-        a1 = load(out, k + LANES) if add else zeros(out)
-        a2 = load(out, k + 2 * LANES) if add else zeros(out)
-        a3 = load(out, k + 3 * LANES) if add else zeros(out)
-        a4 = load(out, k + 4 * LANES) if add else zeros(out)
-        a5 = load(out, k + 5 * LANES) if add else zeros(out)
-        a6 = load(out, k + 6 * LANES) if add else zeros(out)
-        a7 = load(out, k + 7 * LANES) if add else zeros(out)
-        for c in range(length):
-            one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * broadcast(w, q)
-            a1 = a1 + one * broadcast(w, q + along)
-            a2 = a2 + one * broadcast(w, q + 2 * along)
-            a3 = a3 + one * broadcast(w, q + 3 * along)
-            a4 = a4 + one * broadcast(w, q + 4 * along)
-            a5 = a5 + one * broadcast(w, q + 5 * along)
-            a6 = a6 + one * broadcast(w, q + 6 * along)
-            a7 = a7 + one * broadcast(w, q + 7 * along)
-        store(out, k, a0)
-        store(out, k + LANES, a1)
-        store(out, k + 2 * LANES, a2)
-        store(out, k + 3 * LANES, a3)
-        store(out, k + 4 * LANES, a4)
-        store(out, k + 5 * LANES, a5)
-        store(out, k + 6 * LANES, a6)
-        store(out, k + 7 * LANES, a7)
-        k += 8 * LANES
-        to += 8 * along
-    while k + 4 * LANES <= end:
-        a0 = load(out, k) if add else zeros(out)
-        a1 = load(out, k + LANES) if add else zeros(out)
-        a2 = load(out, k + 2 * LANES) if add else zeros(out)
-        a3 = load(out, k + 3 * LANES) if add else zeros(out)
-        for c in range(length):
-            one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * broadcast(w, q)
-            a1 = a1 + one * broadcast(w, q + along)
-            a2 = a2 + one * broadcast(w, q + 2 * along)
-            a3 = a3 + one * broadcast(w, q + 3 * along)
-        store(out, k, a0)
-        store(out, k + LANES, a1)
-        store(out, k + 2 * LANES, a2)
-        store(out, k + 3 * LANES, a3)
-        k += 4 * LANES
-        to += 4 * along
-    while k < end:
-        a0 = load(out, k) if add else zeros(out)
-        for c in range(length):
-            a0 = a0 + load(x, left + c * LANES) * broadcast(w, to + c * down)
-        store(out, k, a0)
-        k += LANES
-        to += along
+        multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
 
 
 @compiled
@@ -218,40 +160,4 @@ def outer(u, at, v, parts, rows, columns, m, out, into):
     of v.
     """
     for c in range(columns):
-        s = 0
-        while s + 8 <= m:
-            a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = zeros(v)
-            for n in range(parts * rows):
-                x = load(u, at + (n * columns + c) * LANES)
-                k = (n * m + s) * LANES
-                a0 = a0 + x * load(v, k)
-                a1 = a1 + x * load(v, k + LANES)
-                a2 = a2 + x * load(v, k + 2 * LANES)
-                a3 = a3 + x * load(v, k + 3 * LANES)
-                a4 = a4 + x * load(v, k + 4 * LANES)
-                a5 = a5 + x * load(v, k + 5 * LANES)
-                a6 = a6 + x * load(v, k + 6 * LANES)
-                a7 = a7 + x * load(v, k + 7 * LANES)
-            store_totals(out, into + c * m + s, a0, a1, a2, a3)
-            store_totals(out, into + c * m + s + 4, a4, a5, a6, a7)
-            s += 8
-        while s + 4 <= m:
-            a0 = zeros(v)
-            a1 = zeros(v)
-            a2 = zeros(v)
-            a3 = zeros(v)
-            for n in range(parts * rows):
-                x = load(u, at + (n * columns + c) * LANES)
-                k = (n * m + s) * LANES
-                a0 = a0 + x * load(v, k)
-                a1 = a1 + x * load(v, k + LANES)
-                a2 = a2 + x * load(v, k + 2 * LANES)
-                a3 = a3 + x * load(v, k + 3 * LANES)
-            store_totals(out, into + c * m + s, a0, a1, a2, a3)
-            s += 4
-        while s < m:
-            a0 = zeros(v)
-            for n in range(parts * rows):
-                a0 = a0 + load(u, at + (n * columns + c) * LANES) * load(v, (n * m + s) * LANES)
-            put(out, into + c * m + s, total(a0))
-            s += 1
+        outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -33,13 +34,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from torchcaps.terminal import warn
+
 LANES = 16  # numbers in a vector: a register of AVX-512 in float32; elsewhere LLVM takes two or four registers for one
 LOG2 = (0.693359375, -2.121944400546905827679e-4)  # log(2) in two parts, the first so short that n times it is exact
-_CONTRACT = ("contract",)
+CONTRACT = ("contract",)
 _EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
 
 
@@ -82,6 +85,27 @@ def inlined(function: Callable) -> Any:
     return njit(inline="always", error_model="numpy")(function)
 
 
+class _Announcement(event.Listener):
+    """Says once a process that kernels are being compiled, to whom looks at a terminal or at a notebook."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        ours = event.data["dispatcher"].py_func.__module__.startswith("torchcaps.")
+        if ours and not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            self.said = True
+            warn(
+                "compiling kernels for this processor, once per machine: some seconds a routing "
+                "(torchcaps warm does it ahead)"
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Say nothing."""
+
+
+event.register("numba:compile", _Announcement())
+
+
 @cache
 def _source(folder: Path) -> str:
     """Return a digest of the files that a function in `folder` may be made of."""
@@ -89,7 +113,7 @@ def _source(folder: Path) -> str:
     return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
     vector = ir.VectorType(scalar.type, LANES)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
@@ -99,8 +123,13 @@ def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(vector, [value] * LANES)
 
 
+def data_of(context: Any, builder: Any, array: types.Array, value: Any) -> Any:
+    """Return the address of the first number of a contiguous array."""
+    return context.make_array(array)(context, builder, value).data
+
+
 def _pointer(context: Any, builder: Any, array: types.Array, value: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(array)(context, builder, value).data, [index])
+    return builder.gep(data_of(context, builder, array, value), [index])
 
 
 def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
@@ -115,7 +144,7 @@ def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
 
     def lower(context: Any, builder: Any, signature: Any, args: list) -> Any:
         wide = [
-            x if isinstance(kind, Lanes) else _splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
+            x if isinstance(kind, Lanes) else splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
         ]
         return emit(builder, *wide)
 
@@ -123,9 +152,9 @@ def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
         lower_builtin(op, *kinds)(lower)
 
 
-_operator(operator.add, lambda builder, x, y: builder.fadd(x, y, flags=_CONTRACT))
-_operator(operator.sub, lambda builder, x, y: builder.fsub(x, y, flags=_CONTRACT))
-_operator(operator.mul, lambda builder, x, y: builder.fmul(x, y, flags=_CONTRACT))
+_operator(operator.add, lambda builder, x, y: builder.fadd(x, y, flags=CONTRACT))
+_operator(operator.sub, lambda builder, x, y: builder.fsub(x, y, flags=CONTRACT))
+_operator(operator.mul, lambda builder, x, y: builder.fmul(x, y, flags=CONTRACT))
 _operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
 
 
@@ -160,7 +189,7 @@ def broadcast(typingctx, array, index):
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
-        return _splat(builder, builder.load(_pointer(context, builder, array, *args)))
+        return splat(builder, builder.load(_pointer(context, builder, array, *args)))
 
     return lanes(array, types.intp), emit
 
@@ -218,7 +247,7 @@ def total(typingctx, x):
     """Return the sum of the 16 numbers."""
 
     def emit(context, builder, signature, args):
-        return _call(builder, "vector.reduce.fadd", args[0], ir.Constant(args[0].type.element, -0.0))
+        return sum_lanes(builder, args[0])
 
     return x.scalar(x), emit
 
@@ -228,27 +257,34 @@ def store_totals(typingctx, array, index, a, b, c, d):
     """Put the sums of four vectors into a contiguous `array` from `index` on."""
 
     def emit(context, builder, signature, args):
-        def pick(x: Any, y: Any, places: list[int]) -> Any:
-            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
-
-        def add(x: Any, y: Any) -> Any:
-            return builder.fadd(x, y)
-
-        def fold(x: Any, y: Any, low: list[int]) -> Any:
-            """Return x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
-            first = [four + k for four in range(0, LANES, 4) for k in low]
-            return add(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
-
-        # sums over half as many places in each step, while twice as many of the four share a vector
-        pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in (args[2:4], args[4:6])]  # a b a b, c d c d
-        fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
-        eight = add(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
-        sums = add(pick(eight, eight, [*range(4)]), pick(eight, eight, [*range(4, 8)]))
-        pointer = _pointer(context, builder, array, *args[:2])
+        pointer, sums = _pointer(context, builder, array, *args[:2]), sum_lanes_of_four(builder, *args[2:])
         builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, a, a, a), emit
+
+
+def sum_lanes(builder: Any, x: Any) -> Any:
+    """Return the sum of the 16 numbers of a vector, in any order."""
+    return _call(builder, "vector.reduce.fadd", x, ir.Constant(x.type.element, -0.0))
+
+
+def sum_lanes_of_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return the sums of four vectors, as one vector of four."""
+
+    def pick(x: Any, y: Any, places: list[int]) -> Any:
+        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
+
+    def fold(x: Any, y: Any, low: list[int]) -> Any:
+        """Return x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
+        first = [four + k for four in range(0, LANES, 4) for k in low]
+        return builder.fadd(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
+
+    # sums over half as many places in each step, while twice as many of the four share a vector
+    pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in ((a, b), (c, d))]  # a b a b, c d c d
+    fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
+    eight = builder.fadd(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
+    return builder.fadd(pick(eight, eight, [*range(4)]), pick(eight, eight, [*range(4, 8)]))
 
 
 @inline
@@ -317,12 +353,12 @@ def exp(typingctx, x):
         shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2))), magic)
         n = builder.fsub(shifted, magic)
         r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))  # exact, since the first part is short
-        r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=_CONTRACT), flags=_CONTRACT)
+        r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=CONTRACT), flags=CONTRACT)
         # e^r = 1 + r (1 + r / 2 (1 + r / 3 ...)), from the innermost bracket outwards
         series = number(1 / math.factorial(degree))
         for k in reversed(range(degree)):
-            product = builder.fmul(series, r, flags=_CONTRACT)
-            series = builder.fadd(product, number(1 / math.factorial(k)), flags=_CONTRACT)
+            product = builder.fmul(series, r, flags=CONTRACT)
+            series = builder.fadd(product, number(1 / math.factorial(k)), flags=CONTRACT)
         # times 2^n: a float's exponent stands above its mantissa, so n, moved up by as many bits, is added to its bits
         power = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [bits] * LANES))
         return builder.bitcast(builder.add(builder.bitcast(series, whole), power), vector)

@@ -138,7 +138,7 @@ class PackedLayer(CapsuleLayer):
         return self._made
 
     def _build(self) -> PackedLoop | None:
-        """The loop where the layer fits it and numba is there; that numba is not is said."""
+        """Return the loop where the layer fits it and numba is there; that numba is not is said."""
         if refuses(self) is not None:
             return None
         if "cpu" not in DEVICES:

@@ -10,6 +10,7 @@ from torchcaps.kernels.lanes import (
     arrays,
     back,
     blocks,
+    clear,
     from_lanes,
     gather,
     outer,
@@ -213,7 +214,7 @@ def _backward(
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for n in range(parts):
             to = n * parents * pose * LANES
             for i in range(count):
@@ -225,7 +226,7 @@ def _backward(
             at = i * parts * size * LANES
             _initial(logits[i], out_initial, start + i)
             if last:
-                logits[i] = 0
+                clear(logits, i * parts * parents * LANES, parts * parents)
             _children(
                 u,
                 at,

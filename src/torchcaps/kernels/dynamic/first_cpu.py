@@ -5,8 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, votes_of
-from torchcaps.kernels.simd import LANES, compiled
+from torchcaps.kernels.lanes import (
+    arrays,
+    back,
+    blocks,
+    clear,
+    from_lanes,
+    gather,
+    outer,
+    room,
+    scatter,
+    to_lanes,
+    votes_of,
+)
+from torchcaps.kernels.simd import LANES, compiled, load, store
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -56,11 +68,13 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
     dv = room((parents, parts, pose, LANES), poses)  # parents first: the same for every child
     for n in range(parts):
         for j in range(parents):
-            dv[j, n] = gradient[n, j]
+            to, at = (j * parts + n) * pose * LANES, (n * parents + j) * pose * LANES
+            for k in range(0, pose * LANES, LANES):
+                store(dv, to + k, load(gradient, at + k))
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for i in range(count):
             for j in range(parents):
                 at, to = i * parts * size * LANES, (j * children + start + i) * columns * m

@@ -129,7 +129,9 @@ def state_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like `forward_kernel`'s."""
+    """Compute: the sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like
+    `forward_kernel`'s.
+    """
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)

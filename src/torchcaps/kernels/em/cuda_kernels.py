@@ -29,7 +29,7 @@ def numbers_at(position, count, J, JP: tl.constexpr, j0=0):
 
 @triton.jit
 def state_of(mean, scale, prior, at, mask, place, real, ROUTED: tl.constexpr, DOT: tl.constexpr):
-    """Mean, scale and prior of the parents that votes are compared with; zeros where there is none."""
+    """Return mean, scale and prior of the parents that votes are compared with; zeros where there is none."""
     mu = tl.load(mean + at, mask=mask & ROUTED, other=0.0)
     s = tl.load(scale + at, mask=mask & (ROUTED and not DOT), other=0.0)
     return mu, s, tl.load(prior + place, mask=real & ROUTED, other=0.0)
@@ -37,7 +37,7 @@ def state_of(mean, scale, prior, at, mask, place, real, ROUTED: tl.constexpr, DO
 
 @triton.jit
 def _logits(votes, mu, s, q, j0, J, JP: tl.constexpr, DOT: tl.constexpr):
-    """[t, j], -inf beyond the last parent."""
+    """Return [t, j], -inf beyond the last parent."""
     if DOT:
         logits = q + inner(votes, mu)
     else:

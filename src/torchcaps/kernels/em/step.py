@@ -69,7 +69,7 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
 def _judges(
     routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
+    """Return mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
     if isinstance(state, Clusters):

@@ -37,7 +37,7 @@ def of_votes(
 
 
 def of_parents(sums: list[Tensor], scale: Tensor | None) -> list[Tensor]:
-    """Gradients of the parents that votes were compared with: mean, scale where there is one, and prior.
+    """Return gradients of the parents that votes were compared with: mean, scale where there is one, and prior.
 
     Of the sums of l s e, l s e^2 and l, with s the scale, l the gradient of a logit and e = v - mean. Without a scale
     they are those of l v and l, which are the gradients; in a first iteration there are none.

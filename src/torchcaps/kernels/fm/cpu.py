@@ -7,7 +7,19 @@ from torch import Tensor
 
 from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
 from torchcaps.kernels.fm.moments_cpu import forward as moments
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import (
+    arrays,
+    back,
+    blocks,
+    clear,
+    from_lanes,
+    gather,
+    outer,
+    room,
+    scatter,
+    to_lanes,
+    vote,
+)
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -116,12 +128,12 @@ def _backward(
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for i in range(count):
             at, child = i * parts * size * LANES, start + i
             for j in range(parents):
                 to, place = (j * children + child) * columns * m, _place(scale, child, j)
-                sums[:] = 0
+                clear(sums, 0, 2 * pose)
                 vote(u, at, weight, to, parts * rows, columns, m, v, 0, False)
                 for n in range(parts):
                     c, free = _normal(v, n * pose * LANES, scale, shift, place, pose, l2, eps, normal)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, room, scatter, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, clear, gather, outer, room, scatter, vote
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -50,7 +50,7 @@ def _summary(u, mask, images, rows, columns, centred, mean, out):
     """
     parts = u.shape[0]
     gram = np.empty((columns, columns), u.dtype)
-    out[:] = 0
+    clear(out, 0, rows * (columns // LANES + 1) * columns)
     for r in range(rows):
         for c in range(columns):
             k = r * columns + c
@@ -116,16 +116,18 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
     change = room(summary.shape, poses)
     half = room((columns // LANES + 1, m, LANES), poses)
     dv = room(half.shape, poses)
-    dv[:] = 0
+    clear(dv, 0, (columns // LANES + 1) * m)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
         for i in range(start, start + count):
             _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
-            change[:] = 0
+            clear(change, 0, rows * (columns // LANES + 1) * columns)
             for j in range(parents):
                 to = (j * children + i) * columns * m
-                out_weight[j, i] = 0
+                for e in range(columns):
+                    for s in range(m):
+                        out_weight[j, i, e, s] = 0
                 for r in range(rows):
                     _through(summary, r, weight, to, columns, m, half)
                     for s in range(m):
