@@ -84,9 +84,26 @@ RUNS: dict[str, Config] = {
     "model encapnet-v*": tiny_run("encapnet-v1", 16, types=4, lengths=(1, 1), poses=(2, 4)),
     "model encapnet-v2": tiny_run("encapnet-v2", 16, types=4, lengths=(1, 1), poses=(2, 4), shallow=1),
     "model encapnet-resnet*": tiny_run("encapnet-resnet", 16, LOGITS, channels=4, blocks=(1, 1)),
+    "model efficient-capsnet-*": tiny_run("efficient-capsnet-mnist", 16, widths=(4, 4, 4, 16), decoder=False),
+    "model self-routing-*": tiny_run(
+        "self-routing-2-cifar10", 16, LossConfig("normalised-cross-entropy"), lr=1.0, width=4, capsules=4, pose=4
+    ),
+    "model variational-bayes-*": tiny_run(
+        "variational-bayes-64-8-16-16",
+        16,
+        LossConfig("normalised-cross-entropy"),
+        channels=8,
+        primary=2,
+        capsules=(3, 3),
+    ),
+    "model resnet20-*": tiny_run("resnet20-cifar10", 16, LOGITS, width=4),
+    "model *-twin": tiny_run("capsnet-twin", 28, channels=8, primary=2, decoder=False),
     **{
         f"routing {name}": replace(
-            tiny_run(f"small-resnet.{name}", 16, LOGITS, width=4, scaled=True), coefficients=CoefficientConfig(lr=0.05)
+            tiny_run(
+                f"small-resnet.{name}", 16, LOGITS, lr=1.0 if name == "self-routing" else 0.01, width=4, scaled=True
+            ),
+            coefficients=CoefficientConfig(lr=0.05),
         )
         for name in (
             "discriminative",
@@ -95,7 +112,10 @@ RUNS: dict[str, Config] = {
             "fm",
             "inverted-attention",
             "inverted-attention-c",
+            "self-attention",
+            "self-routing",
             "uniform",
+            "variational-bayes",
             "xnidr",
             "xnodr",
             "xnodr-xnidr",

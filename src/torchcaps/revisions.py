@@ -30,6 +30,9 @@ _ROUTINGS = {  # of models whose options do not name one; a test compares them w
     "em-*": "em",
     "capnet-6-dynamic": "dynamic",
     "capnet-6-em": "em",
+    "efficient-capsnet-*": "self-attention",
+    "self-routing-*": "self-routing",
+    "variational-bayes-*": "variational-bayes",
 }
 
 
@@ -103,7 +106,7 @@ def _by_element(config: Config) -> bool:
     return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
 
 
-_SLOW = ("fm-resnet-*", "cnn-affnist")  # whose batch norm has Keras' momentum, a tenth of torch's
+_SLOW = ("fm-resnet-*", "cnn-affnist", "efficient-capsnet-*")  # whose batch norm has Keras' momentum
 _WITHOUT_NORM = (
     "capsnet",
     "discriminative-*",
