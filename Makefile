@@ -21,7 +21,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)  ## time what is claimed to be fast; run it while nothing else runs
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/everything.py
 
 docs: $(DOCS)  ## build the site in build/site; a warning or a broken link fails it
 	$(BIN)/python -m sphinx -b html -c docs -n -W --keep-going -q . build/site

@@ -28,7 +28,7 @@ RUNS = {
     "test-devices": ("-m", "pytest", "-q", "tests/test_on_device.py", "-m", "device"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),
     "routings": ("benchmarks/routing.py", "--device", "cuda", "--repeats", "21"),
-    **{name: ("benchmarks/train.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},
+    **{name: ("benchmarks/cell.py", cell, "--device", "cuda") for name, cell in TRAINED.items()},
 }
 
 

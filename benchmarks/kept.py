@@ -25,7 +25,8 @@ from torchcaps.revisions import revisions_of
 from torchcaps.tables.lines import append_line
 from torchcaps.tables.records import config_hash
 from torchcaps.train import fit, load_run
-from torchcaps.train.machine import build_fabric, describe_machine
+from torchcaps.train.machine import describe_machine
+from torchcaps.train.processes import build_fabric
 
 PATH = RESULTS / "kept.jsonl"
 PENALTIES = (3.2, 5.12, 6.4, 7.68, 9.6, 12.8)  # lambda of Eq. 14, over batches of 64

@@ -25,7 +25,7 @@ from torchcaps.tables.cells import Train
 from torchcaps.tables.lines import append_line
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 VARIANTS: dict[str, dict[str, Option]] = {
     "paper": {},

@@ -22,11 +22,12 @@ from report import RESULTS
 from torchcaps.config import CoefficientConfig, Config, Option
 from torchcaps.papers.discriminative import Data, narrow, system
 from torchcaps.revisions import revisions_of
-from torchcaps.routing.discriminative import Discriminative, collapsed
+from torchcaps.routing.discriminative import Discriminative
 from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.display import Display
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, describe_machine
+from torchcaps.train.machine import describe_machine
+from torchcaps.train.processes import build_fabric
 
 PATH = RESULTS / "starts.jsonl"
 IMAGES, EPOCHS = 20_000, 5  # of the training split, half of which is held out
@@ -86,7 +87,7 @@ def train(config: Config) -> dict[str, object]:
     coefficient = routing.coefficient.detach()
     return {
         "validation_accuracy": trainer.position.history[-1]["validation_accuracy"],
-        "collapsed": collapsed(routing),
+        "collapsed": routing.collapsed(),
         "coefficients": {"mean": coefficient.mean().item(), "std": coefficient.std().item()},
     }
 

@@ -22,7 +22,8 @@ from torchcaps.tables.cells import Train
 from torchcaps.tables.records import append_record, config_hash, read_records
 from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, describe_environment
+from torchcaps.train.machine import describe_environment
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder, find_unfinished
 
 FILE = Path("results") / "tuning.jsonl"

@@ -176,7 +176,7 @@ def reproduced(results: str, *patterns: str) -> str:
     return markdown(rows)
 
 
-def core_hours(record: dict[str, Any]) -> float:
+def core_hours(record: Record) -> float:
     """Of one run: what its threads computed, or where an older record does not say, the time that they were held."""
     if record.get("cpu_seconds") is not None:
         return record["cpu_seconds"] / 3600

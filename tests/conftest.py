@@ -1,4 +1,4 @@
-"""What all tests share: where they run side by side, each process takes one core; where no GPU is, CUDA is interpreted.
+"""What all tests share: where programs lie, one core for each process beside others, CUDA interpreted where no GPU is.
 
 Triton decides when it is first imported whether its kernels run in its interpreter.
 """
@@ -6,12 +6,16 @@ Triton decides when it is first imported whether its kernels run in its interpre
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 
 import torch
 
+# The programs of these folders are run as files, and import each other by name; so do the tests of them.
+sys.path.extend(str(Path(__file__).parent.parent / folder) for folder in ("benchmarks", "docs"))
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 if not torch.cuda.is_available():

@@ -83,27 +83,24 @@ RUNS: dict[str, Config] = {
     "model encapnet-6-*-feedback": tiny_run("encapnet-6-master-feedback", 16, types=4, channels=4, weight=0.1),
     "model encapnet-v*": tiny_run("encapnet-v1", 16, types=4, lengths=(1, 1), poses=(2, 4)),
     "model encapnet-v2": tiny_run("encapnet-v2", 16, types=4, lengths=(1, 1), poses=(2, 4), shallow=1),
-    "model encapnet-resnet*": tiny_run("encapnet-resnet", 16, LOGITS, channels=4, blocks=(1, 1)),
-    "model efficient-capsnet-*": tiny_run("efficient-capsnet-mnist", 16, widths=(4, 4, 4, 16), decoder=False),
+    "model efficient-capsnet-*": tiny_run("efficient-capsnet-mnist", 20, widths=(4, 4, 4, 16), decoder=False),
     "model self-routing-*": tiny_run(
-        "self-routing-2-cifar10", 16, LossConfig("normalised-cross-entropy"), lr=1.0, width=4, capsules=4, pose=4
+        "self-routing-1-cifar10", 16, LossConfig("normalised-cross-entropy"), width=2, capsules=2, pose=4
     ),
+    "model resnet20-*": tiny_run("resnet20-cifar10", 16, LOGITS, width=2),
     "model variational-bayes-*": tiny_run(
         "variational-bayes-64-8-16-16",
-        16,
+        20,
         LossConfig("normalised-cross-entropy"),
-        channels=8,
+        channels=4,
         primary=2,
-        capsules=(3, 3),
+        capsules=(2, 2),
     ),
-    "model resnet20-*": tiny_run("resnet20-cifar10", 16, LOGITS, width=4),
-    "model *-twin": tiny_run("capsnet-twin", 28, channels=8, primary=2, decoder=False),
+    "model *-twin": tiny_run("small-resnet.dynamic-twin", 16, LOGITS, width=4, scaled=True),
+    "model encapnet-resnet*": tiny_run("encapnet-resnet", 16, LOGITS, channels=4, blocks=(1, 1)),
     **{
         f"routing {name}": replace(
-            tiny_run(
-                f"small-resnet.{name}", 16, LOGITS, lr=1.0 if name == "self-routing" else 0.01, width=4, scaled=True
-            ),
-            coefficients=CoefficientConfig(lr=0.05),
+            tiny_run(f"small-resnet.{name}", 16, LOGITS, width=4, scaled=True), coefficients=CoefficientConfig(lr=0.05)
         )
         for name in (
             "discriminative",

@@ -105,7 +105,7 @@ def oracle(module, capsules, iterations):
         case "variational-bayes":
             norm = routing.pose_norms[0].eps
             betas = get["beta_a"], get["beta_u"]
-            return oracles.variational_bayes(truth, iterations, routing.scope, *betas, routing.eps, norm)
+            return oracles.variational_bayes(truth, iterations, routing.scope, *betas, 1e-300, norm)
         case "discriminative":
             return oracles.discriminative_parents(truth, get["coefficient"], bias), None
     raise AssertionError(f"routing {routing.spec.name} has no oracle: write one")

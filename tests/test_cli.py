@@ -237,7 +237,7 @@ def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsy
 def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     recipe: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchcaps.tables.measure.step_seconds", lambda config, batch, device: 6.0)
+    monkeypatch.setattr("torchcaps.tables.ahead.step_seconds", lambda config, batch, device: 6.0)
     assert main(["train", "tiny", "--epochs", "4", "--batch-size", "100", "--dry-run"]) == 0
     said = capsys.readouterr().out
     seconds = 6 * 4 * (12 + 144 / 100 / 3)

@@ -15,8 +15,8 @@ from torchcaps.layers.decoders import DeconvDecoder, chosen_poses
 from torchcaps.losses import build_criterion, multi_hot, reconstruction_loss
 from torchcaps.models import create_model
 from torchcaps.train import build_phases
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.phases import Batch, LossModule, step_weights
+from torchcaps.train.processes import build_fabric
 
 PAIRS = DataConfig("multimnist", compose=ComposeConfig(base="digits", held=64))
 

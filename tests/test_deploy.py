@@ -24,6 +24,7 @@ from torchcaps.deploy.classifier import Answer
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
+from torchcaps.models import Model
 from torchcaps.train import RunFolder
 from torchcaps.train import fit as fit_run
 
@@ -84,7 +85,7 @@ def test_a_classifier_names_what_it_says(run: Path, tmp_path: Path) -> None:
     assert one.top(5) == [(name, one.probabilities[name]) for name in CLASSES]
     capsule = one.capsules["cat"]
     assert capsule.pose.shape == (16,) and capsule.activation == pytest.approx(one.scores["cat"], abs=1e-6)
-    assert isinstance(classifier.model, torchcaps.Model) and not classifier.model.training
+    assert isinstance(classifier.model, Model) and not classifier.model.training
     assert classifier.classes == CLASSES and classifier.manifest.data.name == "folder:images"
 
 

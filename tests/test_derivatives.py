@@ -207,7 +207,7 @@ def test_packed_layers_have_derivatives_without_gradients_too():
 
     with torch.no_grad():
         looped = function(poses)
-        out, slope = jvp(function, (poses,), (direction,))
+        out, slope = jvp(function, (poses,), (direction,))  # pyright: ignore[reportAssignmentType] - no aux
         found = vmap(function)(torch.stack([poses, -poses]))
     torch.testing.assert_close(out, looped, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0], looped, rtol=1e-4, atol=1e-5)

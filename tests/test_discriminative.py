@@ -8,8 +8,8 @@ from layers import PLACED, children, layer, seen
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
-from torchcaps.routing import create_routing
-from torchcaps.routing.discriminative import collapsed, shrink_after, warn_of_collapse
+from torchcaps.routing import Routing, Spec, create_routing
+from torchcaps.routing.coefficients import follow_steps, warn_of_collapse
 
 
 @pytest.mark.parametrize(("norm", "absent"), [("l1", 1.0), ("l2", 1.0), ("rows", 1.0), ("l2", 0.25)])
@@ -87,7 +87,7 @@ def test_a_proximal_step_is_the_gradient_step_and_then_a_soft_threshold(norm, we
         wanted[i, j] = moved[i, j] * max(0, 1 - lr / len(targets) * weight / size)
 
     optimizer = torch.optim.SGD(stack.coefficients(), lr=lr)
-    shrink_after(optimizer, stack.modules(), len(targets))
+    follow_steps(optimizer, stack.modules(), len(targets))
     coefficient.grad = gradient
     optimizer.step()
     np.testing.assert_allclose(coefficient.detach(), wanted, rtol=1e-10, atol=1e-14)
@@ -107,7 +107,7 @@ def test_the_subgradient_makes_no_exact_zero_and_its_penalty_is_zero_at_zero():
 def test_shrinking_leaves_other_coefficients_alone():
     plain = create_routing("discriminative", 2, 2, 2, norm="l1")
     optimizer = torch.optim.SGD(plain.coefficients(), lr=0.1)
-    shrink_after(optimizer, [plain, torch.nn.Linear(1, 1)], batch=1)
+    follow_steps(optimizer, [plain, torch.nn.Linear(1, 1)], batch=1)
     plain.coefficient.grad = torch.zeros(2, 2)
     optimizer.step()
     assert torch.equal(plain.coefficient, torch.full((2, 2), 0.1))
@@ -124,14 +124,14 @@ def test_several_classes_may_be_there_at_once():
 
 def test_parents_whose_coefficients_vanish_are_named():
     routing = create_routing("discriminative", 4, 3, 2, initial=-0.5)
-    assert collapsed(routing) == []
+    assert routing.collapsed() == []
     with torch.no_grad():
         routing.coefficient[:, 1] = 0.049
-        assert collapsed(routing) == [1]
+        assert routing.collapsed() == [1]
         routing.coefficient[:, 0] = torch.tensor([0.0, 0.0, 0.0, 20.0])  # the others are small beside it
-        assert collapsed(routing) == [1, 2]
+        assert routing.collapsed() == [1, 2]
         routing.coefficient[:] = 0.01  # all have shrunk alike
-        assert collapsed(routing) == [0, 1, 2]
+        assert routing.collapsed() == [0, 1, 2]
 
 
 def test_a_collapse_is_logged_once_for_each_parent(caplog):
@@ -145,7 +145,7 @@ def test_a_collapse_is_logged_once_for_each_parent(caplog):
         optimizer.zero_grad()
         (-stack.objective(stack(capsules), targets)).backward()
         optimizer.step()
-    assert collapsed(stack.layers[0].routing) == [1]
+    assert stack.layers[0].routing.collapsed() == [1]
     (record,) = caplog.records
     assert "collapse of layers.0.routing: the coefficients of parents 1 have" in record.getMessage()
 
@@ -186,3 +186,50 @@ def test_fixed_coefficients_are_a_linear_capsule_layer():
 def test_only_constant_couplings_fold():
     with pytest.raises(ValueError, match="'dynamic' has no constant coupling"):
         CapsuleLayer(ConvTransform(1, 2, 4, 4), "dynamic").fold()
+
+
+class Weighted(Routing[None]):
+    """Somebody's routing of constant shares, which learns them by a goal of its own."""
+
+    spec = Spec("weighted", "nobody", "b I J d d'", "b J d", iterative=False, couplings=True, objective=True)
+
+    def __init__(self, sizes):
+        super().__init__(sizes)
+        self.keep_bias(True)
+        self.share = torch.nn.Parameter(torch.rand(sizes.children, sizes.parents))
+        self.told = []
+
+    def couple(self, votes, state, t):
+        return self.share
+
+    def update(self, votes, coupling, state, t):
+        return Capsules(squash(self.add_bias(votes.combine(coupling)))), None
+
+    def constant_coupling(self):
+        return self.share
+
+    def coefficients(self):
+        return [self.share]
+
+    def after_step(self, lr, batch):
+        self.told.append((lr, batch))
+
+    def collapsed(self):
+        return [2]
+
+
+def test_a_routing_of_somebody_elses_is_folded_told_of_steps_and_looked_at(caplog):
+    """Whoever folds a layer or trains coefficients asks the routing, and knows no algorithm."""
+    transform = LinearTransform(5, 3, 4, 4)
+    module, poses = CapsuleLayer(transform, Weighted(transform.sizes)), Capsules(torch.randn(2, 5, 4))
+    module.routing.bias.data.normal_()
+    torch.testing.assert_close(module.fold()(poses).capsules.poses, module(poses).capsules.poses)
+
+    optimizer = torch.optim.SGD(module.routing.coefficients(), lr=0.25)
+    follow_steps(optimizer, module.modules(), batch=8)
+    warn_of_collapse(optimizer, dict(module.named_modules()), every=1)
+    module.routing.share.grad = torch.zeros(5, 3)
+    with caplog.at_level("WARNING", logger="torchcaps"):
+        optimizer.step()
+    assert module.routing.told == [(0.25, 8)]
+    assert "collapse of routing: the coefficients of parents 2 have" in caplog.records[0].getMessage()

@@ -18,8 +18,8 @@ from torchcaps.models import Model
 from torchcaps.revisions import revisions_of
 from torchcaps.train import build_phases, fit, loop
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, launch
 from torchcaps.train.phases import Batch, step_apart
+from torchcaps.train.processes import build_fabric, launch
 
 NARROW = {"channels": 4, "primary": 2, "kernel": 3}
 

@@ -127,6 +127,13 @@ def test_a_command_names_the_extra_that_it_needs(package):
     assert done.stderr.strip() == f"torchcaps: error: {wanted}"
 
 
+def test_fit_names_the_extra_that_it_needs():
+    code = "import torchcaps\ntry:\n    torchcaps.fit\nexcept ModuleNotFoundError as error:\n    print(error)"
+    done = python(["lightning_fabric"], code)
+    wanted = 'this needs lightning_fabric, which is not installed: pip install "torchcaps[train]"'
+    assert done.stdout.strip() == wanted, done.stderr
+
+
 def test_a_missing_package_that_is_no_extra_stays_what_it_is():
     error = ModuleNotFoundError("No module named 'mine'", name="mine")
     assert missing_extra(error) == "No module named 'mine'"

@@ -23,7 +23,7 @@ from torchcaps.models.encapnet.feedback import Feedback, WithFeedback, stage_sha
 from torchcaps.models.encapnet.six import AsCapsules
 from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.train import fit
-from torchcaps.train.machine import build_fabric, launch
+from torchcaps.train.processes import build_fabric, launch
 
 NARROW = {
     "encapnet-v1": {"types": 2, "lengths": (1, 1), "poses": (2, 4)},

@@ -270,7 +270,7 @@ def test_the_csv_has_each_step_and_each_epoch(recipe: Config) -> None:
 
 def test_tensorboard_sees_each_step_and_each_epoch(recipe: Config) -> None:
     pytest.importorskip("tensorboard", reason="the extra log is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     assert main(["train", "tiny", "--log", "tensorboard"]) == 0
     seen = EventAccumulator(str(recipe.out / "tiny-0" / "tensorboard" / "version_0"))

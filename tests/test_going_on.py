@@ -24,9 +24,9 @@ from torchcaps.train import Result, RunFolder, fit
 from torchcaps.train.classes import find_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.position import Position
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.start import find_start, take_weights
 
 KEPT = ("conv.weight", "conv.bias", "decoder.bias")  # tensors of `tiny` whose shape has nothing of the classes

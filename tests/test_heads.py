@@ -9,10 +9,11 @@ import timm
 import torch
 from torch import nn
 
-from torchcaps import Capsules, create_model, lengths, list_models, squash
+from torchcaps import Capsules, create_model, list_models
 from torchcaps.backbones.timm_backbone import TimmBackbone, halved
+from torchcaps.capsules import lengths, squash
 from torchcaps.cost import measure_cost
-from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCaps, XnorConv2d, use_implementation
+from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCapsules, XnorConv2d, use_implementation
 from torchcaps.models import CapsuleHead, HeadedModel, rebuild_model
 from torchcaps.models.primary_heads import PrimaryHead, start
 from torchcaps.routing import list_routings
@@ -40,11 +41,11 @@ def on_meta(name, **options):
         ("mobilenetv2_100.linear", {"hidden": (512, 256, 128)}, 3_045_258),
         ("mobilenetv2_100.linear", {"hidden": (1024, 512)}, 2_223_872 + 1_841_674),
         ("resnet50.xnidr", {}, 23_835_712),
-        # PrimaryCaps has a bias in place of the scale and shift of batch norm
+        # PrimaryCapsules has a bias in place of the scale and shift of batch norm
         ("mobilenetv2_100.primary.xnodr", {}, 2_428_672 - 2 * 1280 + 1280),
         ("mobilenetv2_100.xnor-primary.xnidr", {"small_stem": True, "image_size": 32}, 2_427_392),
         ("resnet50.primary.xnidr", {}, 23_835_712 - 2 * 2048 + 2048),
-        # 32 types on a 2x2 map: PrimaryCaps, 3x3 capsules, W
+        # 32 types on a 2x2 map: PrimaryCapsules, 3x3 capsules, W
         (
             "mobilenetv2_100.convcaps.xnodr",
             {"small_stem": True, "image_size": 32},
@@ -166,7 +167,7 @@ def test_a_capsule_is_made_of_neighbouring_features():
 
 def test_a_map_of_features_passes_through_primary_capsules():
     head, maps = CapsuleHead("xnidr", (6, 3, 2), 4, primary=5), torch.rand(2, 6, 3, 2)
-    assert isinstance(head.primary, PrimaryCaps)
+    assert isinstance(head.primary, PrimaryCapsules)
     assert head(maps).capsules[0].poses.shape == (2, 3, 2, 5, 8)
     assert head.stack.layers[0].transform.shape == (4, 5 * 3 * 2, 8, 16)
 

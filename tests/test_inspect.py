@@ -14,26 +14,28 @@ from torchcaps.capsules import Capsules, lengths
 from torchcaps.cli import parse_flags
 from torchcaps.config import Config, DataConfig, LossConfig
 from torchcaps.data import load_data
-from torchcaps.inspect import (
-    Measured,
-    calibrate,
-    class_accuracy,
-    confusion,
-    decode_classes,
-    pose_sweep,
-    trace_routing,
-    worst,
-)
+from torchcaps.inspect import decode_classes, pose_sweep, trace_routing
 from torchcaps.inspect.couplings import Box, share_maps
 from torchcaps.inspect.examples import CLASSES, _classes, look_into
-from torchcaps.inspect.measured import Watch, calibrate_measured, choose_right, measure, to_probabilities
+from torchcaps.inspect.measured import (
+    Measured,
+    Watch,
+    calibrate,
+    calibrate_measured,
+    choose_right,
+    class_accuracy,
+    confusion,
+    measure,
+    to_probabilities,
+    worst,
+)
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
 from torchcaps.models import Model, Output, create_model
 from torchcaps.papers import create_recipe
 from torchcaps.report import reproduce_command
 from torchcaps.routing import Step, list_routings
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 SHARED = [spec.name for spec in list_routings() if spec.couplings]
 SMALL = {"channels": 4, "primary": 2, "kernel": 3, "class_pose": 4}
@@ -44,7 +46,7 @@ class Two(Model):
 
     def __init__(self, routing: str):
         super().__init__()
-        self.primary = PrimaryCaps(1, 2, 4, kernel=3, stride=1)
+        self.primary = PrimaryCapsules(1, 2, 4, kernel=3, stride=1)
         conv = ConvTransform(2, 3, 4, 4, kernel=3, stride=2, padding=1)
         linear = LinearTransform(3 * 3 * 4, 4, 4, 5)
         self.stack = CapsuleStack([CapsuleLayer(conv, routing), CapsuleLayer(linear, routing)])

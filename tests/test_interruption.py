@@ -23,7 +23,7 @@ from torchcaps.train import Interrupted, fit, loop
 from torchcaps.train.checkpoint import load_state, present
 from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interruption
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 CLOCK = ("seconds", "images_per_second")

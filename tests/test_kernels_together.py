@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.layers.transforms import Transform
-from torchcaps.train.machine import build_fabric, launch
+from torchcaps.train.processes import build_fabric, launch
 
 LINEAR = ("dynamic", "xnodr", "xnidr", "xnodr-xnidr", "em", "fm", "inverted-attention", "inverted-attention-c")
 CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c")

@@ -29,8 +29,8 @@ from torchcaps.tables.cells import Cell
 from torchcaps.tables.measure import build_network, image_shape, model_arguments
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+from torchcaps.train.processes import build_fabric
 
 SIZE = 2  # of the batch: EM routing among 2,048 parents takes half a minute for each image
 LONG = (pytest.mark.slow, pytest.mark.timeout(1200))

@@ -23,7 +23,7 @@ from torchcaps.report.reproduce import reproduce_command
 from torchcaps.train import RunFolder, fit
 from torchcaps.train.checkpoint import load_weights
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 
 @register_model("staged-tiny")

@@ -12,7 +12,7 @@ import torch
 
 from torchcaps import plugins
 from torchcaps.capsules import Capsules, squash
-from torchcaps.routing import Routing, interface, list_routings, routing_class
+from torchcaps.routing import Routing, list_routings, registry, routing_class
 from torchcaps.routing.interface import Spec
 from torchcaps.testing import check_routing
 
@@ -38,7 +38,7 @@ class Mine(Routing):
 @pytest.fixture(autouse=True)
 def registered_here_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers leaves the one list with it: other tests show the list."""
-    monkeypatch.setattr(interface, "_ROUTINGS", dict(interface._ROUTINGS))
+    monkeypatch.setattr(registry, "_ROUTINGS", dict(registry._ROUTINGS))
 
 
 class Plain(Routing):

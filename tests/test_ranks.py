@@ -23,7 +23,7 @@ from torchcaps.tables.fill import choose_cells, plan
 from torchcaps.tables.parts import read_part, take_part
 from torchcaps.tables.records import append_record, config_hash, merge_records, read_records
 from torchcaps.train import RunFolder
-from torchcaps.train.machine import join_ranks
+from torchcaps.train.processes import join_ranks
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +43,8 @@ ROOMS = """
     scores
     forms
     config
-    plugins shell names extras locking lazy files ranks
-    memory terminal
+    plugins shell names lazy locking files ranks
+    extras memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")
@@ -136,3 +138,72 @@ def test_a_paper_has_one_name_in_all_rooms_below_it():
     """EncapNet and FM agreement are folders of models as they are files of papers; so is inverted attention."""
     for paper in ("capsnet", "discriminative", "encapnet", "fm", "inverted_attention"):
         assert {f"torchcaps.papers.{paper}", f"torchcaps.models.{paper}"} <= MODULES.keys()
+
+
+def test_no_room_above_routing_knows_the_algorithm_with_coefficients():
+    """They ask `Routing` for what it does; cells and names of models are no knowledge of a class."""
+    imported = [each for each in ARROWS if each.target == "torchcaps.routing.discriminative"]
+    assert {each.source for each in imported} == {"torchcaps.routing"}
+
+
+def homes() -> dict[str, str]:
+    """The module of each name that a package hands out on first use."""
+    found = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if path.name == "__init__.py" else ():
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
+                for home, given in ast.literal_eval(node.value).items():
+                    found |= {f"{name}.{each}": f"{name}.{home}" for each in given}
+    return found
+
+
+HOMES = homes()
+
+
+def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str]]:
+    """What a module imports, ours by module and others by package, and whether in a function; not what types need."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        named = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            whole = [f"{node.module}.{each.name}" for each in node.names]
+            whole = [HOMES.get(each, each) for each in whole]
+            named = [each if each in MODULES else node.module or "" for each in whole]
+        yield from ((inside, each if each in MODULES else each.split(".")[0]) for each in named)
+        yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
+
+
+IMPORTS = {name: list(imports(ast.parse(path.read_text(encoding="utf-8")))) for name, path in MODULES.items()}
+
+
+@cache
+def brought(module: str) -> frozenset[str]:
+    """The packages that the import of a module, ours or not, brings, but for those of Python itself."""
+    seen, todo = set(), [module]
+    while todo:
+        if (name := todo.pop()) not in seen:
+            seen.add(name)
+            parts = name.split(".") if name in MODULES else []
+            todo += [".".join(parts[:n]) for n in range(1, len(parts))]
+            todo += [each for inside, each in IMPORTS.get(name, []) if not inside]
+    return frozenset(seen - MODULES.keys() - sys.stdlib_module_names)
+
+
+def test_an_import_in_a_function_has_a_reason() -> None:
+    """It brings a package that its module does without, one system has it alone, or a command imports what it runs."""
+    commands = [name for name in MODULES if room_of(name) in ("cli", "__main__")]
+    systems = {"resource", "ctypes"}
+    late = [(name, each) for name in MODULES.keys() - {*commands} for inside, each in IMPORTS[name] if inside]
+    assert len(late) > 50
+    assert [(name, each) for name, each in late if not brought(each) - brought(name) and each not in systems] == []
+
+
+def test_the_page_draws_the_rooms_as_they_are() -> None:
+    """Each once, and none above one that it stands upon."""
+    page = Path(__file__).parent.parent / "docs" / "architecture.md"
+    drawing = page.read_text(encoding="utf-8").partition("```\nsrc/torchcaps/\n")[2].partition("```")[0]
+    drawn = re.findall(r"^  (\w+)(?:/|\.py) ", drawing, re.MULTILINE)
+    assert sorted(drawn) == sorted(ORDER.keys() - {"__main__"})
+    heights = [ORDER[room] for room in drawn]
+    assert heights == sorted(heights, reverse=True)

@@ -11,7 +11,7 @@ from torchcaps.inspect.figures import draw_kept
 from torchcaps.inspect.measured import measure
 from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
 from torchcaps.inspect.transplants import draw_transplants, transplant
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 DIGITS = DataConfig("digits")
 

@@ -29,7 +29,7 @@ from torchcaps.data import Batches, Images, load_data
 from torchcaps.models import Model, create_model
 from torchcaps.revisions import revisions_of
 from torchcaps.train import RunFolder, fit, loop
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.statistics import count_batches, list_norms, measure_statistics
 
 SMALL: dict[str, Option] = {"blocks": (1, 1), "width": 8, "primary": 2, "pose": 4, "capsules": ()}

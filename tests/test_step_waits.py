@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchcaps.config import LossConfig, ModelConfig
 from torchcaps.layers import use_implementation
-from torchcaps.train import machine, readback
+from torchcaps.train import devices, readback
+from torchcaps.train.devices import describe_settings, settled
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, describe_settings, settled
 from torchcaps.train.meter import Meter
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.readback import Readback
 
 aten = torch.ops.aten
@@ -122,16 +123,16 @@ def test_what_a_step_gives_is_read_when_its_event_has_come(monkeypatch):
 
 
 def test_settings_of_a_gpu_are_the_runs_own_and_said(monkeypatch):
-    before = machine._settings()
+    before = devices._settings()
     try:
-        machine._settle("medium", False, False)
+        devices._settle("medium", False, False)
         with settled(torch.device("cuda")):
             assert describe_settings(torch.device("cuda")) == {
                 "tf32": {"convolutions": True, "products": False},
                 "cudnn_benchmark": True,
             }
-        assert machine._settings() == ("medium", False, False)
+        assert devices._settings() == ("medium", False, False)
         with settled(torch.device("cpu")):
-            assert machine._settings() == ("medium", False, False) and describe_settings(torch.device("cpu")) == {}
+            assert devices._settings() == ("medium", False, False) and describe_settings(torch.device("cpu")) == {}
     finally:
-        machine._settle(*before)
+        devices._settle(*before)

@@ -21,7 +21,7 @@ from torchcaps import shell
 from torchcaps.cli import main, tables
 from torchcaps.inspect import figures
 from torchcaps.tables import measure
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
 SOURCES = sorted(Path(torchcaps.__file__).parent.rglob("*.py"))

@@ -18,8 +18,9 @@ from torchcaps.losses import build_criterion
 from torchcaps.models import Model
 from torchcaps.tables.records import describe_run
 from torchcaps.train import evaluate, fit, load_run, loop
+from torchcaps.train.devices import choose_compile, choose_device, choose_precision, is_depthwise
 from torchcaps.train.display import Display
-from torchcaps.train.machine import build_fabric, choose_compile, choose_device, choose_precision, is_depthwise
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 EVERYTHING = {"norm": True, "dropout": 0.2}  # all that a checkpoint must bring back: buffers, random numbers

@@ -20,8 +20,8 @@ from torchcaps.losses import build_criterion, multi_hot
 from torchcaps.models import Model, create_model
 from torchcaps.train import build_phases, evaluate, load_run
 from torchcaps.train.loop import Trainer
-from torchcaps.train.machine import build_fabric, launch
 from torchcaps.train.phases import Batch, LossModule, step_apart, step_phases, step_weights
+from torchcaps.train.processes import build_fabric, launch
 
 TWO_STEPS = CoefficientConfig(lr=0.1, steps=2)
 

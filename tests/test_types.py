@@ -7,10 +7,10 @@ import torch
 from layers import children, layer
 from routings import UNFIT, every_first, every_variant
 
-from torchcaps import pack
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
 from torchcaps.layers import CapsuleLayer, LinearTransform
+from torchcaps.packed import pack
 
 every_layer = pytest.mark.parametrize("name", ["linear-vector", "conv-padded"])
 every_half = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])

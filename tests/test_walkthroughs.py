@@ -15,7 +15,7 @@ from PIL import Image
 
 from torchcaps import plugins
 from torchcaps.cli import main, training
-from torchcaps.routing import interface
+from torchcaps.routing import registry
 from torchcaps.train import RunFolder
 
 PAGE = (Path(__file__).parent.parent / "docs" / "walkthroughs.md").read_text(encoding="utf-8")
@@ -36,10 +36,10 @@ def says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Be as a process that has imported no file yet."""
     monkeypatch.setattr(plugins, "_LOADED", {})
-    monkeypatch.setattr(interface, "_ROUTINGS", dict(OURS))
+    monkeypatch.setattr(registry, "_ROUTINGS", dict(OURS))
 
 
-OURS = dict(interface._ROUTINGS)
+OURS = dict(registry._ROUTINGS)
 
 
 def blocks(title: str) -> list[tuple[str, str]]:

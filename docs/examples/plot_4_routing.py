@@ -10,8 +10,8 @@ A routing is two methods: how children are shared out, and what parents are made
 
 import torch
 
-from torchcaps import CapsuleLayer, Capsules, lengths
-from torchcaps.capsules import squash
+from torchcaps import CapsuleLayer, Capsules
+from torchcaps.capsules import lengths, squash
 from torchcaps.layers import LinearTransform
 from torchcaps.routing import Routing, register_routing
 from torchcaps.routing.interface import Spec

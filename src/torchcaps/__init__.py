@@ -1,6 +1,7 @@
 """Capsule networks in PyTorch: every efficient way to route capsules, verified and fast.
 
-The names below are imported on first use, so that the command line can answer without importing torch.
+The names below, to build a network, train it and use it, are imported on first use, so that the command line can
+answer without importing torch. Only `fit` needs more than torch: what `pip install "torchcaps[train]"` brings.
 """
 
 from typing import TYPE_CHECKING
@@ -8,33 +9,48 @@ from typing import TYPE_CHECKING
 from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
-    from torchcaps.capsules import Capsules, lengths, squash
+    from torchcaps.capsules import Capsules
+    from torchcaps.config import Config
     from torchcaps.deploy import load
-    from torchcaps.layers import CapsuleLayer, CapsuleStack, choose
-    from torchcaps.models import CapsuleHead, HeadedModel, Model, Output, create_model, list_models
-    from torchcaps.packed import pack
-    from torchcaps.routing import Routing, create_routing, list_routings
-    from torchcaps.votes import ConvVotes, LinearVotes, Votes
+    from torchcaps.layers import (
+        CapsuleLayer,
+        CapsuleStack,
+        ConvTransform,
+        LinearTransform,
+        PooledTransform,
+        PrimaryCapsules,
+    )
+    from torchcaps.layers import choose as choose
+    from torchcaps.models import CapsuleHead, HeadedModel, create_model, list_models, register_model
+    from torchcaps.routing import Routing, create_routing, list_routings, register_routing
+    from torchcaps.train import fit
 
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
-    "capsules": ("Capsules", "lengths", "squash"),
+    "capsules": ("Capsules",),
+    "config": ("Config",),
     "deploy": ("load",),
-    "layers": ("CapsuleLayer", "CapsuleStack", "choose"),
-    "packed": ("pack",),
-    "models": ("CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models"),
-    "routing": ("Routing", "create_routing", "list_routings"),
-    "votes": ("ConvVotes", "LinearVotes", "Votes"),
+    "layers": (
+        "CapsuleLayer",
+        "CapsuleStack",
+        "ConvTransform",
+        "LinearTransform",
+        "PooledTransform",
+        "PrimaryCapsules",
+        "choose",
+    ),
+    "models": ("CapsuleHead", "HeadedModel", "create_model", "list_models", "register_model"),
+    "routing": ("Routing", "create_routing", "list_routings", "register_routing"),
+    "train": ("fit",),
 }
 
 __all__ = [  # noqa: RUF022 - in the order in which data flows
-    "Capsules", "lengths", "squash",
-    "Votes", "LinearVotes", "ConvVotes",
-    "Routing", "create_routing", "list_routings",
-    "CapsuleLayer", "CapsuleStack", "choose", "pack",
-    "CapsuleHead", "HeadedModel", "Model", "Output", "create_model", "list_models",
-    "load",
+    "LinearTransform", "ConvTransform", "PooledTransform",
+    "PrimaryCapsules", "CapsuleLayer", "CapsuleStack", "CapsuleHead", "HeadedModel", "Capsules",
+    "Routing", "register_routing", "create_routing", "list_routings",
+    "create_model", "list_models", "register_model",
+    "Config", "fit", "load",
 ]  # fmt: skip
 
 __getattr__ = resolver(__name__, _HOMES)

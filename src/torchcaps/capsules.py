@@ -32,7 +32,9 @@ def autocast_type(device: torch.device) -> torch.dtype | None:
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in a precision fit for sums of squares: float32 at least (half precision overflows at |pose| = 256)."""
+    """Return `x` in a precision fit for sums of squares: float32 at least (half precision overflows at |pose| =
+    256).
+    """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -42,7 +44,7 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def saturate(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` in `dtype`; what is too large for it becomes its largest number instead of an infinity."""
+    """Return `x` in `dtype`; what is too large for it becomes its largest number instead of an infinity."""
     limit = torch.finfo(dtype).max
     return x.clamp(-limit, limit).to(dtype)
 
@@ -70,7 +72,7 @@ def squash_exponential(poses: Tensor, eps: float = 1e-24) -> Tensor:
 
 
 def lengths(poses: Tensor, eps: float = 1e-24) -> Tensor:
-    """Euclidean length of each pose: [..., d] -> [...], in float32 at least; its gradient at zero is zero."""
+    """Return euclidean length of each pose: [..., d] -> [...], in float32 at least; its gradient at zero is zero."""
     return torch.sqrt(widen(poses).square().sum(-1).clamp_min(eps))
 
 
@@ -89,7 +91,7 @@ class _Sign(torch.autograd.Function):
 
 
 def sign(x: Tensor, threshold: Tensor | None = None) -> Tensor:
-    """1 where `x` lies above the threshold, a constant that broadcasts to it (0 where None), and -1 elsewhere.
+    """Return 1 where `x` lies above the threshold, a constant that broadcasts to it (0 where None), and -1 elsewhere.
 
     The sign of 0 is -1: what comes out of a ReLU is about half exact zeros, which must not look like the positive half.
     The gradient is 1 where |x - threshold| <= 1 and 0 elsewhere (straight through).
@@ -102,7 +104,7 @@ def sign(x: Tensor, threshold: Tensor | None = None) -> Tensor:
 
 
 def binarize(x: Tensor, dim: int = -1, threshold: Tensor | None = None) -> Tensor:
-    """`sign` of x times the mean of |x| along `dim`: an xnorized vector, in the shape and type of `x`.
+    """Return `sign` of x times the mean of |x| along `dim`: an xnorized vector, in the shape and type of `x`.
 
     No gradient flows through the scale (Sun et al., XnODR and XnIDR, Table 2 and 3).
     """
@@ -110,7 +112,7 @@ def binarize(x: Tensor, dim: int = -1, threshold: Tensor | None = None) -> Tenso
 
 
 def midpoint(x: Tensor, dims: Sequence[int]) -> Tensor:
-    """(min + max) / 2 over `dims`, which stay with size 1: where min-max normalisation crosses a half.
+    """Return (min + max) / 2 over `dims`, which stay with size 1: where min-max normalisation crosses a half.
 
     The threshold of Sun et al., appendix A (Eq. 16 and 17, with the raw comparison).
     """

@@ -218,7 +218,7 @@ class Config(Checked):
 
 
 def to_plain(config: Any) -> Any:
-    """A config, or one of its parts, as what JSON can hold: dictionaries, lists, strings, numbers and None."""
+    """Return a config, or one of its parts, as what JSON can hold: dictionaries, lists, strings, numbers and None."""
     if is_dataclass(config):
         return {each.name: to_plain(getattr(config, each.name)) for each in fields(config)}
     if isinstance(config, tuple):
@@ -229,7 +229,7 @@ def to_plain(config: Any) -> Any:
 
 
 def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
-    """The config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
+    """Return the config of type `kind` that `to_plain` wrote; what an older version did not write takes its default.
 
     Raises:
         ValueError: for a name that `kind` does not have, for one without a default that is not there, and for a
@@ -250,7 +250,7 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
 
 @cache
 def _kinds(kind: type) -> dict[str, Any]:
-    """The types of the fields of a part of a config."""
+    """Return the types of the fields of a part of a config."""
     return typing.get_type_hints(kind)
 
 

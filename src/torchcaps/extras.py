@@ -23,7 +23,7 @@ EXTRAS = {  # by the name that is imported; pyproject.toml has the packages, and
 
 
 def missing_extra(error: ModuleNotFoundError) -> str:
-    """What to install, in one line, where `error` is of an optional package; else what the error says itself."""
+    """Return what to install, in one line, where `error` is of an optional package; else what the error says itself."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return str(error)

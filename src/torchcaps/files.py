@@ -17,7 +17,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A fresh file beside `path`, to be written in the block, that then takes its place in one step.
+    """Return a fresh file beside `path`, to be written in the block, that then takes its place in one step.
 
     It is created exclusively, with the mode that a new file has, and has the suffix of `path`, by which some writers
     choose their format. Where the block fails it is removed, and `path` is as it was.
@@ -67,7 +67,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def own_folder(folder: Path, make: bool = False) -> Path:
-    """`folder`, made where `make` says so and it is missing.
+    """Return `folder`, made where `make` says so and it is missing.
 
     Raises:
         ValueError: when it is a link, which may lead out of the folder that it stands in, or no folder.
@@ -97,7 +97,7 @@ def check_plain(path: Path) -> None:
 
 
 def read_plain(path: Path) -> str:
-    """The text of the plain file `path`, in UTF-8.
+    """Return the text of the plain file `path`, in UTF-8.
 
     Raises:
         FileNotFoundError: when there is none.

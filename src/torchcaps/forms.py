@@ -64,12 +64,12 @@ class InputForm:
 
     @property
     def mode(self) -> str | None:
-        """Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
+        """Return Pillow's name of the pictures that are taken: L (grey) or RGB; None where only arrays can be given."""
         return {1: "L", 3: "RGB"}.get(self.channels)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of what the model takes."""
+        """Return height and width of what the model takes."""
         side = self.enlarge or self.crop or self.pad
         return (side, side) if side else (self.size[0], self.size[1])
 
@@ -91,7 +91,7 @@ class ScoreForm:
 
     @property
     def reading(self) -> str:
-        """How scores become probabilities, in words."""
+        """Return how scores become probabilities, in words."""
         return {
             "softmax": "the softmax of the scores; those of all classes add up to 1",
             "share": "of each score its share of their sum; those of all classes add up to 1",

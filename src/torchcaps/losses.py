@@ -28,7 +28,8 @@ _FORMS: dict[LossName, tuple[ScoreKind, Reading]] = {  # what it takes scores fo
 
 class Criterion(Protocol):
     def __call__(self, output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
-        """The loss, a scalar, of images [b, c, h, w] and targets [b, classes], at `progress` in [0, 1] of the run.
+        """Return the loss, a scalar, of images [b, c, h, w] and targets [b, classes], at `progress` in [0, 1] of the
+        run.
 
         In place of the images may stand the parts [b, m, c, h, w] that are to be reconstructed one by one.
         """
@@ -36,7 +37,7 @@ class Criterion(Protocol):
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded.
+    """Return targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded.
 
     No device is waited for.
     """
@@ -48,7 +49,7 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
 def margin_loss(
     scores: Tensor, targets: Tensor, positive: float = 0.9, negative: float = 0.1, weight: float = 0.5
 ) -> Tensor:
-    """Sabour et al. 2017, Eq. 4: summed over the classes, averaged over the batch.
+    """Return Sabour et al. 2017, Eq. 4: summed over the classes, averaged over the batch.
 
     T max(0, m+ - |v|)^2 + weight (1 - T) max(0, |v| - m-)^2, with `scores` |v| and `targets` T, both [b, classes].
     """
@@ -59,7 +60,7 @@ def margin_loss(
 
 
 def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
-    """Hinton et al. 2018, Eq. 3: sum over classes i other than t of max(0, margin - (a_t - a_i))^2, batch mean.
+    """Return Hinton et al. 2018, Eq. 3: sum over classes i other than t of max(0, margin - (a_t - a_i))^2, batch mean.
 
     `scores` are activations [b, classes] in [0, 1]. Of several labels each is a t in turn, and no label is an i.
     """
@@ -70,7 +71,8 @@ def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
 
 
 def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """max(0, 1 - y s)^2 with y = 1 for classes that are there and -1 for others, averaged over classes and batch.
+    """Return max(0, 1 - y s)^2 with y = 1 for classes that are there and -1 for others, averaged over classes and
+    batch.
 
     The loss of XNOR-Net that Sun et al. 2023 train XnODR and XnIDR with, averaged as Keras' `squared_hinge` is.
     """
@@ -78,12 +80,12 @@ def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Softmax cross-entropy of logits [b, classes]; several labels share the probability equally."""
+    """Return softmax cross-entropy of logits [b, classes]; several labels share the probability equally."""
     return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True))
 
 
 def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
-    """-log(s_t / sum_j s_j) of activations [b, classes] of at least 0, which need not sum to one, cut at `eps`.
+    """Return -log(s_t / sum_j s_j) of activations [b, classes] of at least 0, which need not sum to one, cut at `eps`.
 
     What Keras' categorical cross-entropy makes of activations: Zhao et al. 2020's code feeds it |s|^2 / (1 + |s|^2).
     """
@@ -94,7 +96,8 @@ def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7)
 
 
 def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of the sigmoid of logits [b, classes] with each label by itself, averaged over classes and batch.
+    """Return cross-entropy of the sigmoid of logits [b, classes] with each label by itself, averaged over classes
+    and batch.
 
     The loss for several labels of Tsai et al. 2020.
     """
@@ -102,12 +105,14 @@ def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def smooth(targets: Tensor, share: float) -> Tensor:
-    """Targets [b, classes] of 0 and 1 of which `share` in [0, 1) is spread over all classes (Szegedy et al. 2016)."""
+    """Return targets [b, classes] of 0 and 1 of which `share` in [0, 1) is spread over all classes (Szegedy et al.
+    2016).
+    """
     return (1 - share) * targets + share * targets.mean(1, keepdim=True)
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1].
+    """Return squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1].
 
     Of parts, both [b, m, c, h, w], it is summed over all parts of an image.
     """
@@ -115,15 +120,16 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def score_threshold(config: LossConfig) -> float:
-    """The score above which a class counts as shown: of binary cross-entropy the logit of the threshold, which is a
-    probability there."""
+    """Return the score above which a class counts as shown: of binary cross-entropy the logit of the threshold,
+    which is a probability there.
+    """
     if config.name != "binary-cross-entropy":
         return config.threshold
     return math.log(config.threshold / (1 - config.threshold))
 
 
 def takes_scores(loss: LossName, scores: ScoreKind | None) -> bool:
-    """Whether `loss` is meant for scores of this kind: logits are one, lengths and probabilities the other.
+    """Return whether `loss` is meant for scores of this kind: logits are one, lengths and probabilities the other.
 
     True of scores of which nobody says what they are.
     """
@@ -131,14 +137,14 @@ def takes_scores(loss: LossName, scores: ScoreKind | None) -> bool:
 
 
 def usual_loss(scores: ScoreKind | None, shown: int | None = 1) -> LossName:
-    """The loss for scores of this kind, of images that show one class each or (`shown` another number) a set."""
+    """Return the loss for scores of this kind, of images that show one class each or (`shown` another number) a set."""
     if scores == "logit":
         return "cross-entropy" if shown == 1 else "binary-cross-entropy"
     return "spread" if scores == "probability" and shown == 1 else "margin"
 
 
 def score_form(config: LossConfig, shown: int | None = 1, scores: ScoreKind | None = None) -> ScoreForm:
-    """What the scores of a model are that was trained with the loss that `config` describes.
+    """Return what the scores of a model are that was trained with the loss that `config` describes.
 
     Args:
         config: the loss; it says how its scores are read, as `inspect.measured.READINGS` does in words.
@@ -150,7 +156,7 @@ def score_form(config: LossConfig, shown: int | None = 1, scores: ScoreKind | No
 
 
 def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:
-    """The loss that `config` names, of scores and targets [b, classes] and the progress of the run in [0, 1]."""
+    """Return the loss that `config` names, of scores and targets [b, classes] and the progress of the run in [0, 1]."""
     first, last = config.spread_margin
     losses: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
         "margin": lambda scores, targets, _: margin_loss(scores, targets),
@@ -166,8 +172,9 @@ def score_loss(config: LossConfig) -> Callable[[Tensor, Tensor, float], Tensor]:
 def weigh(
     loss: Callable[[Tensor, Tensor, float], Tensor], weights: Tensor
 ) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    """`loss`, a mean over images, of scores, targets, labels [b, classes] of 0 and 1, and the progress of the run, in
-    which each image counts by the mean of the `weights` [classes] of its labels; one without labels by 1."""
+    """Return `loss`, a mean over images, of scores, targets, labels [b, classes] of 0 and 1, and the progress of the
+    run, in which each image counts by the mean of the `weights` [classes] of its labels; one without labels by 1.
+    """
 
     def weighted(scores: Tensor, targets: Tensor, labels: Tensor, progress: float) -> Tensor:
         each = torch.func.vmap(lambda row, target: loss(row[None], target[None], progress))(scores, targets)  # [b]
@@ -179,8 +186,8 @@ def weigh(
 
 
 def build_criterion(config: LossConfig, weights: Tensor | None = None) -> Criterion:
-    """The loss that `config` describes: of the scores, of the reconstruction where it has a weight, and the penalty
-    that the model adds, where it does: see `added_penalty`.
+    """Return the loss that `config` describes: of the scores, of the reconstruction where it has a weight, and the
+    penalty that the model adds, where it does: see `added_penalty`.
 
     Args:
         config: the loss; its `class_weights` are left to `weights`.
@@ -213,7 +220,8 @@ def build_criterion(config: LossConfig, weights: Tensor | None = None) -> Criter
 
 
 def added_penalty(config: LossConfig, output: Output, progress: float = 1.0) -> Tensor | None:
-    """What a model adds to its loss, a scalar, at `progress` in [0, 1] of the run; None of one that adds nothing.
+    """Return what a model adds to its loss, a scalar, at `progress` in [0, 1] of the run; None of one that adds
+    nothing.
 
     `output.aux["penalty"]` has the weight that the model gives it; with `config.penalty` it is that times the sum of
     `output.aux["penalties"]`, the terms without a weight. Both rise from 0 where a warm-up is asked for.

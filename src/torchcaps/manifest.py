@@ -83,7 +83,7 @@ class Manifest:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What `create_model` is called with today to compute what the run computed.
+        """Return what `create_model` is called with today to compute what the run computed.
 
         Raises:
             ValueError: when that is no longer to be had; names the revision, see `torchcaps.revisions`.
@@ -93,7 +93,7 @@ class Manifest:
 
     @property
     def missing(self) -> list[str]:
-        """What an older run did not write down, in words."""
+        """Return what an older run did not write down, in words."""
         dataset = self.input is not None and self.input.standardise == "dataset" and not self.input.mean
         there = {
             CLASSES: bool(self.classes),
@@ -105,11 +105,11 @@ class Manifest:
         return [what for what, known in there.items() if not known]
 
     def to_json(self) -> str:
-        """For the metadata of a file; `from_json` reads it."""
+        """Return it for the metadata of a file; `from_json` reads it."""
         return json.dumps(self.to_plain())
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON can hold it, in the newest format, whatever it was read from; `read` takes it."""
+        """Return it as JSON can hold it, in the newest format, whatever it was read from; `read` takes it."""
         return to_plain(replace(self, format=FORMAT))
 
 
@@ -136,7 +136,7 @@ def check_model(model: Mapping[str, Any]) -> None:
 
 
 def from_json(text: str) -> Manifest:
-    """The manifest in the metadata of a file; raises ValueError as `read`."""
+    """Return the manifest in the metadata of a file; raises ValueError as `read`."""
     try:
         plain = json.loads(text)
     except RecursionError as error:
@@ -147,7 +147,7 @@ def from_json(text: str) -> Manifest:
 
 
 def read(plain: Mapping[str, Any]) -> Manifest:
-    """The manifest that `plain`, read from JSON, describes.
+    """Return the manifest that `plain`, read from JSON, describes.
 
     Of format 1, which is a flat object of what `create_model` was called with, there is the model alone.
 

@@ -14,7 +14,7 @@ CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 
 
 def free_memory(device: torch.device | str = "cpu") -> int | None:
-    """Bytes that a process may take on `device`: of a GPU all that it has; None where the system does not tell."""
+    """Return the bytes that a process may take on `device`: of a GPU all that it has; None where no system tells."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -24,7 +24,7 @@ def free_memory(device: torch.device | str = "cpu") -> int | None:
 
 
 def _available() -> int | None:
-    """What is free, or would be freed, where the system tells (Linux); else all that is built in (macOS)."""
+    """Return what is free, or would be freed, where the system tells (Linux); else all that is built in (macOS)."""
     with suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable"):
@@ -35,14 +35,14 @@ def _available() -> int | None:
 
 
 def _read_number(path: Path) -> int | None:
-    """The limit of a container."""
+    """Return the limit of a container."""
     with suppress(OSError, ValueError):
         return int(path.read_text(encoding="ascii"))
     return None
 
 
 def _limit() -> int | None:
-    """The limit of a process (ulimit -v)."""
+    """Return the limit of a process (ulimit -v)."""
     try:
         import resource
     except ImportError:  # on Windows

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def predict(scores: Tensor, shown: int | None, threshold: float = 0.5) -> Tensor:
-    """The predicted classes, bool [b, classes]: the `shown` of the highest scores, or all above `threshold`."""
+    """Return the predicted classes, bool [b, classes]: the `shown` of the highest scores, or all above `threshold`."""
     if shown is None:
         return scores > threshold
     best = scores.topk(shown, 1).indices
@@ -19,18 +19,19 @@ def predict(scores: Tensor, shown: int | None, threshold: float = 0.5) -> Tensor
 
 
 def exact_match(predicted: Tensor, targets: Tensor) -> Tensor:
-    """The share of images whose predicted classes are exactly those shown; here bool [b], to be averaged."""
+    """Return the share of images whose predicted classes are exactly those shown; here bool [b], to be averaged."""
     return (predicted == targets.bool()).all(1)
 
 
 def labels_found(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Per-digit accuracy: of all digits shown in all images, the share that is among the predicted; here their number
-    in each image, int64 [b], to be summed and divided by the sum of `targets`."""
+    """Return per-digit accuracy: of all digits shown in all images, the share that is among the predicted; here
+    their number in each image, int64 [b], to be summed and divided by the sum of `targets`.
+    """
     return (predicted & targets.bool()).sum(1)
 
 
 def xnodr_top2(scores: Tensor, targets: Tensor) -> Tensor:
-    """XnODR's "Top2": the share of images whose smallest digit is among the two highest scores; here bool [b].
+    """Return XnODR's "Top2": the share of images whose smallest digit is among the two highest scores; here bool [b].
 
     It credits one digit of two, and is what Keras' top-k accuracy makes of a target with two ones.
     """

@@ -13,7 +13,7 @@ LARGEST = 1e18  # that a number in a record may be, which has no use for more
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
-    """The error to raise when no `kind` is called `name`; `hint` says where all of them are listed."""
+    """Return the error to raise when no `kind` is called `name`; `hint` says where all of them are listed."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     nearest = f"; the nearest is {near[0]!r}" if near else ""
     return ValueError(f"no {kind} is named {name!r}{nearest}" + (f" ({hint})" if hint else ""))
@@ -32,7 +32,9 @@ def check_options(owner: str, function: Callable[..., object], options: Mapping[
 
 
 def fits(value: object, kind: Any) -> bool:
-    """Whether `value` is of the type `kind`; an int is a float, a bool is no number. Of what is not known: True."""
+    """Return whether `value` is of the type `kind`; an int is a float, a bool is no number. Of what is not known:
+    True.
+    """
     if kind is Any:
         return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -74,7 +76,7 @@ def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any], needed: 
 
 
 def describe_type(kind: Any) -> str:
-    """`kind` as a user may read it, e.g. "int", "float or None", "'none', 'image' or 'dataset'"."""
+    """Return `kind` as a user may read it, e.g. "int", "float or None", "'none', 'image' or 'dataset'"."""
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) not in (typing.Union, types.UnionType, typing.Literal):
         return getattr(kind, "__name__", str(kind)) if not arguments else str(kind)

@@ -24,12 +24,12 @@ class Ranks(NamedTuple):
 
     @property
     def node(self) -> int:
-        """The machine's number."""
+        """Return the machine's number."""
         return self.rank // self.here
 
 
 def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
-    """What the environment says of the processes that were started together; None where this one is alone.
+    """Return what the environment says of the processes that were started together; None where this one is alone.
 
     Raises:
         ValueError: for machines with unequal numbers of processes, and for variables that are none of theirs.
@@ -57,7 +57,7 @@ def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
 
 
 def _of_slurm(variables: Mapping[str, str]) -> Ranks:
-    """Of a step of srun. A batch script without srun has no step, and is one process."""
+    """Return of a step of srun. A batch script without srun has no step, and is one process."""
     world, rank, local = (int(variables[name]) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"))
     machines = int(variables.get("SLURM_STEP_NUM_NODES", "1"))
     here = variables.get("SLURM_STEP_TASKS_PER_NODE", str(world // machines))  # such as 4, or 4(x2), or 4,3
@@ -70,7 +70,7 @@ def _of_slurm(variables: Mapping[str, str]) -> Ranks:
 
 
 def first_host(names: str) -> str:
-    """The first of SLURM's list of hosts, such as node[01-04,7],other."""
+    """Return the first of SLURM's list of hosts, such as node[01-04,7],other."""
     found = re.fullmatch(r"([^,\[]*)(?:\[(\w+)[^]]*\])?([^,]*).*", names)
     assert found is not None, names
     return found[1] + (found[2] or "") + (found[3] or "")

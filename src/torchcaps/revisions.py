@@ -50,12 +50,12 @@ class Revision:
 
     @property
     def key(self) -> str:
-        """What the number is recorded under, e.g. "routing dynamic"."""
+        """Return what the number is recorded under, e.g. "routing dynamic"."""
         return f"{self.kind} {self.name}"
 
 
 def routing_of(model: ModelConfig) -> str | None:
-    """The registered name of the routing in a model; None for a network without one."""
+    """Return the registered name of the routing in a model; None for a network without one."""
     options = model.options
     if model.name.endswith("-twin"):
         return None
@@ -70,17 +70,17 @@ def routing_of(model: ModelConfig) -> str | None:
 
 
 def with_model(*patterns: str) -> Callable[[Config], bool]:
-    """Whether the model of a config has a name that one of the shell `patterns` matches."""
+    """Return whether the model of a config has a name that one of the shell `patterns` matches."""
     return lambda config: any(fnmatchcase(config.model.name, pattern) for pattern in patterns)
 
 
 def with_routing(*names: str) -> Callable[[Config], bool]:
-    """Whether the model of a config routes by one of `names`."""
+    """Return whether the model of a config routes by one of `names`."""
     return lambda config: routing_of(config.model) in names
 
 
 def _ascends(config: Config) -> bool:
-    """Whether the model of a config has coefficients that are learnt by a goal of their own."""
+    """Return whether the model of a config has coefficients that are learnt by a goal of their own."""
     return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)
 
 
@@ -88,25 +88,29 @@ _PREACTIVATED: dict[str, Option] = {"activated_stem": False, "activated_projecti
 
 
 def _preactivated_otherwise(config: Config) -> bool:
-    """Whether the residual network of FM agreement is another than the one of revision 1."""
+    """Return whether the residual network of FM agreement is another than the one of revision 1."""
     options = config.model.options
     return any(options.get(name, not value) != value for name, value in _PREACTIVATED.items())
 
 
 def _gains_in_many_dimensions(config: Config) -> bool:
-    """Whether kernels alone decay, beside a batch norm of votes whose gains have three dimensions."""
+    """Return whether kernels alone decay, beside a batch norm of votes whose gains have three dimensions."""
     each = config.model.options.get("batch_norm", "pair" if config.model.name == "fm-resnet-smallnorb" else "element")
     return config.optimiser.decay == "kernels" and each in ("child", "pair")
 
 
 def _by_element(config: Config) -> bool:
-    """Whether a network of capsules has feedback whose generators are grouped by the elements of a pose."""
+    """Return whether a network of capsules has feedback whose generators are grouped by the elements of a pose."""
     options = config.model.options
     grouped = options.get("groups", "pose") == "pose" and options.get("generator", "capsules") == "capsules"
     return grouped and with_model("encapnet-6-*-feedback", "encapnet-v*-feedback")(config)
 
 
-_SLOW = ("fm-resnet-*", "cnn-affnist", "efficient-capsnet-*")  # whose batch norm has Keras' momentum
+_SLOW = (
+    "fm-resnet-*",
+    "cnn-affnist",
+    "efficient-capsnet-*",
+)  # whose batch norm has Keras' momentum, a tenth of torch's
 _WITHOUT_NORM = (
     "capsnet",
     "discriminative-*",
@@ -115,15 +119,18 @@ _WITHOUT_NORM = (
 
 
 def _norm_momentum(model: ModelConfig) -> float | None:
-    """The momentum of the slowest batch norm in a model, by its name; None without one."""
+    """Return the momentum of the slowest batch norm in a model, by its name; None without one."""
     if any(fnmatchcase(model.name, pattern) for pattern in _SLOW):
         return 0.01
     without = any(fnmatchcase(model.name, pattern) for pattern in _WITHOUT_NORM)
-    return None if without and routing_of(model) != "fm" else 0.1
+    twin = model.name.endswith("-twin")
+    return None if without and not twin and routing_of(model) != "fm" else 0.1
 
 
 def _few_steps(config: Config) -> bool:
-    """Whether a run is too short for running statistics of batch norm; where the data are the user's own, it may be."""
+    """Return whether a run is too short for running statistics of batch norm; where the data are the user's own, it
+    may be.
+    """
     momentum = _norm_momentum(config.model)
     if momentum is None:
         return False
@@ -137,7 +144,7 @@ def _few_steps(config: Config) -> bool:
 
 
 def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
-    """Whether the model of a config agrees by `routing` with its own default; with R = 1 nothing agrees."""
+    """Return whether the model of a config agrees by `routing` with its own default; with R = 1 nothing agrees."""
 
     def concerns(config: Config) -> bool:
         model = config.model
@@ -223,12 +230,13 @@ REVISIONS: tuple[Revision, ...] = (
 
 
 def revision(kind: Kind, name: str) -> int:
-    """The present revision, 1 where nothing was changed."""
+    """Return the present revision, 1 where nothing was changed."""
     return max((each.number for each in REVISIONS if (each.kind, each.name) == (kind, name)), default=1)
 
 
 def revisions_of(config: Config, trained: bool = True) -> dict[str, int]:
-    """The revisions above 1 of the parts of `config`, by their keys, sorted: what enters hash, line and model.json.
+    """Return the revisions above 1 of the parts of `config`, by their keys, sorted: what enters hash, line and
+    model.json.
 
     Those of training alone are left out of what is not `trained`, such as a count of parameters.
     """
@@ -240,7 +248,7 @@ def revisions_of(config: Config, trained: bool = True) -> dict[str, int]:
 
 
 def read_older(model: ModelConfig, recorded: Mapping[str, int]) -> dict[str, Option]:
-    """The options that make of `model`, which a run wrote down, what that run computed.
+    """Return the options that make of `model`, which a run wrote down, what that run computed.
 
     Args:
         model: name and options, as the run has them.

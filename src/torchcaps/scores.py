@@ -8,7 +8,7 @@ from torchcaps.forms import ScoreForm
 
 
 def to_probabilities(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
-    """Scores [n, classes] as probabilities in [0, 1], as `form.to_probability` says: float32 [n, classes]."""
+    """Return scores [n, classes] as probabilities in [0, 1], as `form.to_probability` says: float32 [n, classes]."""
     scores = np.asarray(scores, np.float32)
     match form.to_probability:
         case "softmax":
@@ -23,20 +23,23 @@ def to_probabilities(scores: np.ndarray, form: ScoreForm) -> np.ndarray:
 
 
 def score_word(form: ScoreForm) -> str:
-    """What the numbers of `to_probabilities` are called: a probability only where the scores are made to be one."""
+    """Return what the numbers of `to_probabilities` are called: a probability only where the scores are made to be
+    one.
+    """
     if form.to_probability != "none" or form.kind == "probability":
         return "probability"
     return "length" if form.kind == "length" else "score"
 
 
 def show_score(value: float, word: str) -> str:
-    """A number of `to_probabilities` as people read it: a probability in per cent, what has another `score_word` as the
-    number that it is."""
+    """Return a number of `to_probabilities` as people read it: a probability in per cent, what has another
+    `score_word` as the number that it is.
+    """
     return f"{value:.1%}" if word == "probability" else f"{value:.2f}"
 
 
 def shown_classes(scores: np.ndarray, form: ScoreForm) -> list[np.ndarray]:
-    """Of each row of scores [n, classes] the classes that its picture shows, int64, the highest score first.
+    """Return for each row of scores [n, classes] the classes that its picture shows, int64, the highest score first.
 
     As many as `form.shown` says; where that is None, those whose score exceeds `form.threshold`, which may be none.
     """

@@ -9,5 +9,5 @@ from collections.abc import Iterable
 
 
 def typed(words: Iterable[str]) -> str:
-    """`words` as one line for the shell of the system, quoted where it needs that."""
+    """Return `words` as one line for the shell of the system, quoted where it needs that."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -7,7 +7,7 @@ import sys
 
 
 def printable(text: str) -> str:
-    """`text` with what is no plain character written out: controls, line ends, what turns the direction of writing."""
+    """Return `text` with what is no plain character written out: controls, line ends, what turns the direction."""
     return "".join(each if each.isprintable() or each == "\t" else _written_out(ord(each)) for each in text)
 
 

@@ -70,7 +70,7 @@ class _Alone(nn.Module):
 
 
 def _layer(cls: Callable[[Sizes], Routing], dtype: torch.dtype = torch.float64) -> CapsuleLayer:
-    """A layer by plain steps, whose every parameter is random, so that no term hides behind a zero."""
+    """Return a layer by plain steps, whose every parameter is random, so that no term hides behind a zero."""
     torch.manual_seed(0)
     transform = LinearTransform(CHILDREN, PARENTS, CHILD_POSE, POSE)
     layer = CapsuleLayer(transform, cls(transform.sizes), implementation="plain")
@@ -113,7 +113,7 @@ def _check_oracle(cls: Callable[[Sizes], Routing], oracle: Oracle, iterations: i
 
 
 def _check_permutations(cls: Callable[[Sizes], Routing], iterations: int) -> None:
-    """The order of children does not matter, and that of the parents only to the parents."""
+    """Check that the order of children does not matter, and that of the parents only to the parents."""
     layer, children = _layer(cls).eval(), _children()
     children_order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
     parents_order = torch.tensor([2, 0, 1])
@@ -132,7 +132,7 @@ def _check_permutations(cls: Callable[[Sizes], Routing], iterations: int) -> Non
 
 
 def _check_extremes(cls: Callable[[Sizes], Routing], iterations: int) -> None:
-    """Children of no length, of nearly none, and very long ones leave all numbers finite, gradients too."""
+    """Check that children of no length, of nearly none, and very long ones leave all numbers finite, gradients too."""
     for size in (0.0, 1e-20, 1e4):
         layer, children = _layer(cls, torch.float32), _children(torch.float32)
         poses = (children.poses * size).requires_grad_()
@@ -176,7 +176,7 @@ def _check_gradients(cls: Callable[[Sizes], Routing], iterations: int) -> None:
 
 
 def _check_derivatives(cls: Callable[[Sizes], Routing], iterations: int) -> None:
-    """In forward mode, as `torch.func.jvp` takes them, they are those of backward."""
+    """Check that derivatives in forward mode, as `torch.func.jvp` takes them, are those of backward."""
     module, children = _Alone(_layer(cls), iterations).eval(), _children()
     assert children.activations is not None
     activations = children.activations
@@ -193,7 +193,7 @@ def _check_derivatives(cls: Callable[[Sizes], Routing], iterations: int) -> None
 
 
 def _check_memory(cls: Callable[[Sizes], Routing], iterations: int) -> None:
-    """The state is sized like the parents, and what is held for backward is less than the votes."""
+    """Check that the state is sized like the parents, and what is held for backward is less than the votes."""
     children, parents, pose, batch = 96, 8, 16, 16
     transform = LinearTransform(children, parents, CHILD_POSE, pose)
     layer = CapsuleLayer(transform, cls(transform.sizes), implementation="plain")
@@ -212,7 +212,7 @@ def _check_memory(cls: Callable[[Sizes], Routing], iterations: int) -> None:
 
 @contextmanager
 def _held(known: set[int]) -> Iterator[dict[int, int]]:
-    """Numbers that autograd holds, by their memory, but for those `known`."""
+    """Return numbers that autograd holds, by their memory, but for those `known`."""
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

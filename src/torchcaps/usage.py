@@ -19,13 +19,14 @@ import tyro
 from torchcaps.extras import EXTRAS, missing_extra
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130  # exit statuses
+ADDRESS = ""  # of the project, for faults to be reported; empty until it has one, and it stands nowhere else
 USER_ERRORS = (ValueError, FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, MemoryError)
 EXPECTED = (FloatingPointError, OSError)  # nobody's mistake, and said in full by their messages
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def bind(commands: Mapping[str, Callable[..., None]], args: Sequence[str], **options: Any) -> Callable[..., None]:
-    """The function of `commands` that `args` name, with the arguments that they give; `options` are tyro's.
+    """Return the function of `commands` that `args` name, with the arguments that they give; `options` are tyro's.
 
     Raises:
         ValueError: for a wrong command line.
@@ -51,13 +52,14 @@ def usage_errors() -> Iterator[None]:
 
 
 def read_box(box: str) -> str:
-    """What a box of tyro's says: its first part, the nearest of the flags that it suggests, and how to get help.
+    """Return what a box of tyro's says: its first part, the nearest of the flags that it suggests, and how to get help.
 
     A box is a title and parts between rules, framed, or with rules of "-" and no frame where only ASCII can be printed.
     """
     rows = [_ESCAPES.sub("", row).strip(" │") for row in box.strip().splitlines()[1:]]
     parts = " ".join("\0" if "─" in row or set(row) == {"-"} else row for row in rows).split("\0")
-    first, *others = (part for part in (" ".join(part.split()) for part in parts) if part)
+    said = [part for part in (" ".join(part.split()) for part in parts) if part]
+    first, *others = said or ["the command line is wrong"]  # a box may be empty
     shown = first.removesuffix(".")
     typed = re.search(r"(--\S+?),?(\s|$)", first)
     known = re.findall(r"--[a-z][\w.-]*", " ".join(each for each in others if each.startswith("Perhaps you meant")))
@@ -69,18 +71,19 @@ def read_box(box: str) -> str:
 
 
 def describe(error: Exception, debug: bool) -> tuple[str, int]:
-    """One line for `error`, and the exit status."""
+    """Return one line for `error`, and the exit status."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in EXTRAS:
         return missing_extra(error), USER_ERROR
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, USER_ERRORS):
         return message, USER_ERROR
     expected = debug or isinstance(error, EXPECTED)
-    return message if expected else f"{message} ({type(error).__name__}; --debug shows where)", FAULT
+    told = f"; please report it at {ADDRESS}" if ADDRESS else ""
+    return message if expected else f"{message} ({type(error).__name__}; --debug shows where{told})", FAULT
 
 
 def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """A function with the signature and the help of `command` that returns the call in place of making it."""
+    """Return a function with the signature and the help of `command` that returns the call in place of making it."""
 
     @functools.wraps(command)
     def wait(*args: Any, **kwargs: Any) -> Callable[..., None]:

@@ -76,7 +76,8 @@ class ResNetBackbone(Backbone):
 
 
 def capsule_resnet(in_channels: int, channels: int = 128) -> ResNetBackbone:
-    """The ResNet backbone of Tsai et al. (ICLR 2020, appendix A.1): 32x32 pixels to 16x16 positions of `channels`.
+    """Return the ResNet backbone of Tsai et al. (ICLR 2020, appendix A.1): 32x32 pixels to 16x16 positions of
+    `channels`.
 
     Three blocks of half the channels, then four with stride 2 in the first one. The text gives all four the stride, but
     names 16x16 positions. 1,340,224 parameters for three colours and 128 channels.

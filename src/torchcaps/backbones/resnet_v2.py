@@ -94,5 +94,5 @@ class ResNetV2(Backbone):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [b, c, h, w] -> features [b, channels, h', w']; each stage but the first has rounded h / 2 up."""
+        """Map images [b, c, h, w] -> features [b, channels, h', w']; each stage but the first has rounded h / 2 up."""
         return self.norm(self.blocks(self.stem(images))).relu()

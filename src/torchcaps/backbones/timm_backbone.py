@@ -69,7 +69,9 @@ class TimmBackbone(nn.Module):
         return maps if whole else halved(maps).flatten(1)
 
     def _measure(self, name: str, in_channels: int, image_size: tuple[int, int]) -> tuple[int, ...]:
-        """Shape of one image's features; the weights are fresh, so that what passes through tells nothing else."""
+        """Return shape of one image's features; the weights are fresh, so that what passes through tells nothing
+        else.
+        """
         image = next(self.model.parameters()).new_zeros(1, in_channels, *image_size)
         training = self.training
         try:
@@ -85,7 +87,7 @@ class TimmBackbone(nn.Module):
 
 
 def halved(maps: Tensor) -> Tensor:
-    """[b, c, h, w] -> [b, c, ceil(h / 2), ceil(w / 2)]: means over 2x2, as Keras' "same" pooling has them."""
+    """Map [b, c, h, w] -> [b, c, ceil(h / 2), ceil(w / 2)]: means over 2x2, as Keras' "same" pooling has them."""
     return F.avg_pool2d(maps, 2, ceil_mode=True, count_include_pad=False)
 
 

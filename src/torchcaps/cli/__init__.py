@@ -28,6 +28,7 @@ from torchcaps.cli.runs import runs
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import check_reproduce, reproduce, table
 from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
+from torchcaps.cli.warming import warm
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
 from torchcaps.ranks import given_ranks
@@ -52,6 +53,7 @@ COMMANDS = {
     "fold": fold,
     "list": list_names,
     "cost": cost,
+    "warm": warm,
     "data": data,
 }
 
@@ -108,7 +110,7 @@ def _leave_pipe(error: BrokenPipeError, debug: bool) -> int:
 
 
 def take_imports(args: Sequence[str]) -> list[str]:
-    """`args` without each --import FILE, whose file is imported.
+    """Return `args` without each --import FILE, whose file is imported.
 
     Raises:
         FileNotFoundError, ValueError: where it cannot be, and for --import without a file.

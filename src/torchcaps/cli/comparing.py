@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
-    """`args` with --data NAME and --data-root PATH, as they were called first, by the names that they have now."""
+    """Return `args` with --data NAME and --data-root PATH, as they were called first, by the names that they have
+    now.
+    """
     names = {"--data": "--data.name", "--data-root": "--data.root"}
     split = (word.partition("=") for word in args)
     return [names.get(word, word) + joined + value for word, joined, value in split]

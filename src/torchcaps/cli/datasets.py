@@ -18,7 +18,7 @@ DEFAULT_DATA = DataConfig()
 
 
 def data_list(root: Path | None = None, json: bool = False) -> None:
-    """What each data set is, its licence and size, where it is looked for, and whether it is there.
+    """Show what each data set is, its licence and size, where it is looked for, and whether it is there.
 
     Args:
         root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder

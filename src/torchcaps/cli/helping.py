@@ -57,12 +57,12 @@ COMMON = {  # fields of a config, and what is said of them
 
 
 def wants_help(flags: Sequence[str]) -> bool:
-    """Whether `flags` ask for the short help."""
+    """Return whether `flags` ask for the short help."""
     return any(flag in HELP for flag in flags)
 
 
 def short_help(config: Config, recipe: str) -> str:
-    """What `torchcaps train RECIPE --help` says, in lines no wider than the terminal."""
+    """Return what `torchcaps train RECIPE --help` says, in lines no wider than the terminal."""
     rows = [(f"--{name}", "", about) for name, about in BEFORE.items()]
     rows += [(f"--{name.replace('_', '-')}", _default(config, name), about) for name, about in COMMON.items()]
     lines = [
@@ -79,7 +79,7 @@ def short_help(config: Config, recipe: str) -> str:
 
 
 def columns(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Rows of three cells, aligned, each in one line of the terminal."""
+    """Return rows of three cells, aligned, each in one line of the terminal."""
     first, second = (max(len(row[n]) for row in rows) for n in (0, 1))
     width = max(60, get_terminal_size((100, 24)).columns)
     room = max(20, width - min(first, 28) - min(second, 24) - 6)
@@ -90,7 +90,7 @@ def columns(rows: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def list_options(model: ModelConfig) -> list[tuple[str, str, str]]:
-    """Each option of a model: its name, what it is by default (or by the recipe), and its type.
+    """Return each option of a model: its name, what it is by default (or by the recipe), and its type.
 
     Those of its routing stand behind, with "routing_" before their names.
 
@@ -115,7 +115,7 @@ def list_options(model: ModelConfig) -> list[tuple[str, str, str]]:
 
 
 def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments of a function or class, and their types."""
+    """Return the arguments of a function or class, and their types."""
     hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     return {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
 

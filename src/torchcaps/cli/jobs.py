@@ -34,7 +34,7 @@ class Command:
         return status
 
     def checkpoint(self) -> Any:
-        """What is submitted in place of a job that is put off."""
+        """Return what is submitted in place of a job that is put off."""
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports] - an extra
 
         return DelayedSubmission(Command(self.words))
@@ -48,7 +48,7 @@ def submit_parts(
     where: Literal["slurm", "local"],
     settings: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Submit a command once for each of the parts `numbers` of `parts`; yields each part and the name of its job.
+    """Yield submit a command once for each of the parts `numbers` of `parts`; yields each part and the name of its job.
 
     Args:
         words: of the command, without its --part.
@@ -78,7 +78,7 @@ def submit_parts(
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE as names and values: numbers are numbers.
+    """Return NAME=VALUE as names and values: numbers are numbers.
 
     Raises:
         ValueError: for another form.

@@ -49,14 +49,14 @@ def list_names(
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of equally many cells, aligned."""
+    """Print rows of equally many cells, aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_lines(rows: Iterable[tuple[str, str]]) -> None:
-    """Names, and what is said of each, in two columns."""
+    """Print names, and what is said of each, in two columns."""
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, about in rows:

@@ -10,7 +10,7 @@ from torchcaps.config import Option
 
 
 def listed(options: Mapping[str, Option]) -> dict[str, Option]:
-    """`options`, in which whole numbers joined by commas, as `8,8,8`, are the tuples that they stand for."""
+    """Return `options`, in which whole numbers joined by commas, as `8,8,8`, are the tuples that they stand for."""
     return {
         name: tuple(int(number) for number in value.split(","))
         if isinstance(value, str) and re.fullmatch(r"-?\d+(,-?\d+)+", value)
@@ -20,5 +20,5 @@ def listed(options: Mapping[str, Option]) -> dict[str, Option]:
 
 
 def show_option(value: Any) -> str:
-    """A value as it is typed: a list is its numbers with commas between."""
+    """Return a value as it is typed: a list is its numbers with commas between."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -86,7 +86,7 @@ def _listed() -> list[str]:
 
 
 def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
-    """`found`, with a bar on the terminal where the results go elsewhere."""
+    """Yield `found`, with a bar on the terminal where the results go elsewhere."""
     if sys.stdout.isatty() or not sys.stderr.isatty():
         yield from found
         return
@@ -97,7 +97,7 @@ def _with_progress(found: Iterable[Any], total: int) -> Iterator[Any]:
 
 
 def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """A line a picture, as soon as it is known; what is no probability is called what it is."""
+    """Write a line a picture, as soon as it is known; what is no probability is called what it is."""
     from torchcaps.scores import score_word, show_score
 
     several, names, word = classifier.score.shown != 1, max(map(len, classifier.classes)), score_word(classifier.score)
@@ -113,7 +113,7 @@ def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width
 
 
 def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """One array, an element a line."""
+    """Write one array, an element a line."""
     first = True
     say("[", end="")
     for path, each in found:
@@ -132,8 +132,9 @@ def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width:
 
 
 def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """Columns picture, label and probability, then those of the next likeliest; of several classes all that are shown
-    in one column more, with | between them."""
+    """Write the columns picture, label and probability, then those of the next likeliest; of several classes all
+    that are shown in one column more, with | between them.
+    """
     several = classifier.score.shown != 1
     cell = printable if sys.stdout.isatty() else str  # elsewhere a name is data
     table = tables.writer(sys.stdout, lineterminator="\n")

@@ -48,7 +48,9 @@ def runs(
 
 
 def list_runs(folder: Path) -> list[dict[str, Any]]:
-    """What the runs in `folder` say of themselves; one that is damaged is named on standard error and passed over."""
+    """Return what the runs in `folder` say of themselves; one that is damaged is named on standard error and passed
+    over.
+    """
     from torchcaps.train import RunFolder
 
     found = []
@@ -61,7 +63,7 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def describe(run: RunFolder) -> dict[str, Any]:
-    """A run in one record: `epochs` are those that are done, `asked` those of its config.
+    """Return a run in one record: `epochs` are those that are done, `asked` those of its config.
 
     Raises:
         OSError, ValueError: when a file of it is damaged.
@@ -94,7 +96,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
 
 
 def sort_runs(found: Sequence[dict[str, Any]], by: Column) -> list[dict[str, Any]]:
-    """The runs in the order of a column; those that lack it stand last."""
+    """Return the runs in the order of a column; those that lack it stand last."""
     there = [each for each in found if each[by] is not None]
     ordered = sorted(there, key=lambda each: each[by], reverse=by in LARGEST_FIRST)
     return [*ordered, *(each for each in found if each[by] is None)]

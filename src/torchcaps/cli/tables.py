@@ -190,7 +190,8 @@ def table(
 
 
 def find_results(results: Path) -> Path:
-    """The folder `results` where it has lines, else that of the checkout which the package is in; says what it takes.
+    """Return the folder `results` where it has lines, else that of the checkout which the package is in; says what
+    it takes.
 
     Without either, all that is measured would be shown as not run.
     """

@@ -109,13 +109,13 @@ def hint(config: Config) -> None:
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:
-    """Names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
+    """Return names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
     names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name) for name in names)
 
 
 def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> Config:
-    """`config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
+    """Return `config`, which flags made of `base`, with what follows from its model and data; what is chosen is said.
 
     Raises:
         ValueError: for a loss by a flag that contradicts what the model's scores are.
@@ -131,7 +131,9 @@ def finish(recipe: str, base: Config, config: Config, given: frozenset[str]) -> 
 
 
 def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Path | None:
-    """The folder of a run of `config` that has just ended without a result; `before` were there when it began."""
+    """Return the folder of a run of `config` that has just ended without a result; `before` were there when it
+    began.
+    """
     from torchcaps.train import unfinished_runs
     from torchcaps.train.run import find_unfinished
 
@@ -162,7 +164,7 @@ def report(folder: Path, reason: str = "") -> None:
 
 
 def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
-    """The value of --budget among `flags`, None where it is not there, and the other flags.
+    """Return the value of --budget among `flags`, None where it is not there, and the other flags.
 
     Raises:
         ValueError: where no value follows it.
@@ -179,13 +181,13 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
 
 
 def parse_flags(recipe: Config, flags: Sequence[str]) -> tuple[Config, bool]:
-    """`recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
+    """Return `recipe` with what `flags` say in its place, and whether to resume; see `read_flags`."""
     asked = read_flags(recipe, flags)
     return asked.config, asked.resume
 
 
 def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFlags:
-    """`recipe` with what `flags` say in its place, and what they say of the run.
+    """Return `recipe` with what `flags` say in its place, and what they say of the run.
 
     Options of the model add to the recipe's: tyro would make one fixed flag of each that the recipe has, and no other.
     Those of the recipe's model are dropped where the flags name another one, which may call other things by the same
@@ -231,7 +233,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
-    """What of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
+    """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
     places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
     places |= {"data.root", "data.download", "continued"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
@@ -251,7 +253,7 @@ def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def print_result(result: Result) -> None:
-    """A table of what came out, and the folder that holds it."""
+    """Print a table of what came out, and the folder that holds it."""
     table = Table(show_header=False)
     table.add_row("test accuracy", f"{result.test_accuracy:.2%}")
     table.add_row("test errors", f"{result.test_errors} of {result.test_images}")

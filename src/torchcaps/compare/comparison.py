@@ -69,13 +69,15 @@ class Comparison:
 
     @property
     def id(self) -> str:
-        """BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their folders."""
+        """Return BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their
+        folders.
+        """
         kind, colon, path = self.data.partition(":")
         name = f"{kind}-{Path(path).expanduser().absolute().name}" if colon else self.data
         return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
-        """One cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
+        """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
         field, *values = self.varied
         rows = [
             (head, f"{head}@{field}={value}", value) for head in heads for value in values if self.takes(head, value)
@@ -88,7 +90,7 @@ class Comparison:
 
     @property
     def varied(self) -> tuple[str, ...]:
-        """The field that makes rows, and its values as texts; ("",) where there is none.
+        """Return the field that makes rows, and its values as texts; ("",) where there is none.
 
         Raises:
             ValueError: for more than one of sweep, fractions and depths, and for shares or depths that cannot be.
@@ -107,7 +109,9 @@ class Comparison:
         return self.sweep or ("",)
 
     def train(self, head: str, value: str | None) -> Train:
-        """How a row is filled: of a share of the data in more passes over them, by the root of what they are fewer."""
+        """Return how a row is filled: of a share of the data in more passes over them, by the root of what they are
+        fewer.
+        """
         more = round(float(value) ** -0.5) if self.fractions and value is not None else 1
         build = partial(self.config, head, value)
         if more == 1:
@@ -116,16 +120,16 @@ class Comparison:
         return Train(lambda: grow(build()), Narrow(f"{more}x-epochs", change=grow), grow)
 
     def takes(self, head: str, value: str) -> bool:
-        """Whether a head has a row of this value: a head without capsules has no depth but one."""
+        """Return whether a head has a row of this value: a head without capsules has no depth but one."""
         return not self.depths or value == "1" or not (head == LINEAR or is_network(head))
 
     @property
     def home(self) -> str:
-        """What the names of the cells begin with."""
+        """Return what the names of the cells begin with."""
         return f"compare/{self.id}"
 
     def config(self, head: str, value: str | None = None) -> Config:
-        """The complete config of one head, of the budget `full`, with a `value` of the sweep.
+        """Return the complete config of one head, of the budget `full`, with a `value` of the sweep.
 
         Raises:
             ValueError: for a field that no config has, and a value that it does not take.
@@ -176,12 +180,14 @@ def _repeat(more: int, config: Config) -> Config:
 
 
 def usual_data(name: str) -> DataConfig:
-    """Shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels standardised."""
+    """Return shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels
+    standardised.
+    """
     return DataConfig(name, standardise="dataset", augment=AugmentConfig(shift=4, flip=name in MIRRORED))
 
 
 def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
-    """What is usual for the set that `data` names, with the fields of it that flags gave.
+    """Return what is usual for the set that `data` names, with the fields of it that flags gave.
 
     Pictures of any size are brought to the largest of 32, 48 and 64 pixels a side that they have.
 
@@ -217,7 +223,7 @@ def _with(config: Any, path: Sequence[str], value: object) -> Any:
 
 
 def replace_field(config: Config, name: str, text: str) -> Config:
-    """`config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
+    """Return `config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
 
     Raises:
         ValueError: for a field that it does not have, and a value that it does not take.
@@ -238,7 +244,7 @@ def replace_field(config: Config, name: str, text: str) -> Config:
 
 
 def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of all fields of a plain config, with dots."""
+    """Yield names of all fields of a plain config, with dots."""
     for name, value in plain.items():
         if isinstance(value, dict):
             yield from list_fields(value, f"{prefix}{name}.")
@@ -247,7 +253,8 @@ def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[tuple[str, str]]:
-    """Names of cells, and of the file that has another content now than in all their runs, which do not count any more.
+    """Yield names of cells, and of the file that has another content now than in all their runs, which do not count
+    any more.
 
     A cell of another comparison with the same name is the same.
     """
@@ -261,12 +268,12 @@ def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[
 
 
 def is_network(head: str) -> bool:
-    """Whether a row is a plain network of timm's, such as "resnet18.linear"."""
+    """Return whether a row is a plain network of timm's, such as "resnet18.linear"."""
     return head.endswith(f".{LINEAR}")
 
 
 def all_heads() -> list[str]:
-    """The controls, then every other routing by name, and its twin where `twin` is of another size."""
+    """Return the controls, then every other routing by name, and its twin where `twin` is of another size."""
     from torchcaps.models.heads import takes_vectors
     from torchcaps.routing import list_routings
 
@@ -276,7 +283,8 @@ def all_heads() -> list[str]:
 
 
 def choose_heads(wanted: Sequence[str]) -> list[str]:
-    """`wanted`, or all heads where none is; the controls are always among them, in front, and twins behind theirs.
+    """Return `wanted`, or all heads where none is; the controls are always among them, in front, and twins behind
+    theirs.
 
     Args:
         wanted: names of routings or shell patterns of them, and plain networks of timm's, such as "resnet18.linear",

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.config import Config
+from torchcaps.plugins import import_handed_on
 from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.measure import (
+    build_network,
+    image_shape,
+    latency,
+    peak_memory,
+    reset_peak,
+    step_memory,
+    step_seconds,
+)
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, count_hash, read_records
 
@@ -51,7 +61,7 @@ def record_missing(cells: Sequence[Cell], path: Path, device: str, say: Callable
 
 
 def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
-    """Parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
+    """Return parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
 
     The memory is that of a training step of 128 images, beyond what the process held before it.
     """
@@ -59,17 +69,8 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
     from torchcaps.cost import measure_cost
     from torchcaps.cost.operations import CONVENTION
-    from torchcaps.plugins import import_handed_on
-    from torchcaps.tables.measure import (
-        build_network,
-        image_shape,
-        latency,
-        peak_memory,
-        reset_peak,
-        step_memory,
-        step_seconds,
-    )
-    from torchcaps.train.machine import choose_device, describe_machine
+    from torchcaps.train.devices import choose_device
+    from torchcaps.train.machine import describe_machine
 
     import_handed_on()
     place = choose_device(device)
@@ -95,12 +96,14 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
 
 def counts_are_current(cost: Record) -> bool:
-    """Whether multiply-adds and operations are those of plain steps; before, they were of what the machine ran."""
+    """Return whether multiply-adds and operations are those of plain steps; before, they were of what the machine
+    ran.
+    """
     return "convention" in cost
 
 
 def find_costs(records: Sequence[Record], cell: Cell) -> Record | None:
-    """The newest line of `cell`'s costs; None where there is none."""
+    """Return the newest line of `cell`'s costs; None where there is none."""
     assert isinstance(cell.how, Train)
     wanted = (cell.id, COST, count_hash(cell.how.build()))
     found = [each for each in records if (each.get("cell"), each.get("budget"), each.get("config_hash")) == wanted]

@@ -23,7 +23,7 @@ def _placebo(name: str) -> Number:
 
 
 def _top(value: str) -> Number:
-    """Of the last iteration of the class capsules, or the layer nearest to them."""
+    """Return of the last iteration of the class capsules, or the layer nearest to them."""
 
     def read(found: Examination) -> float | None:
         values = getattr(found.layers[-1], value) if found.layers else ()
@@ -97,7 +97,9 @@ def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
 def find_examinations(
     records: Sequence[Record], config: Config, seeds: Sequence[int] | None = None
 ) -> list[Examination]:
-    """What was found in runs of `config`, by seed, the newest of each; of `seeds` alone, where they are given."""
+    """Return what was found in runs of `config`, by seed, the newest of each; of `seeds` alone, where they are
+    given.
+    """
     wanted = config_hash(config)
     by_seed = {
         each["seed"]: each["examination"]
@@ -108,7 +110,7 @@ def find_examinations(
 
 
 def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[str]:
-    """Lines of a table of them, by head; none where no head was examined."""
+    """Return lines of a table of them, by head; none where no head was examined."""
     if not any(found.values()):
         return []
 
@@ -123,7 +125,9 @@ def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[st
 
 
 def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
-    """Lines of a table of each layer of capsules, bottom first, of each row that was examined: means over the runs."""
+    """Return lines of a table of each layer of capsules, bottom first, of each row that was examined: means over the
+    runs.
+    """
     rows = []
     for head, examinations in found.items():
         layers = [each.layers for each in examinations if each.layers]

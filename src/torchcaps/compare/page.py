@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
-    """What the lines hold of each head."""
+    """Return what the lines hold of each head."""
     rows = []
     for cell in comparison.cells(heads):
         assert cell.build is not None
@@ -59,7 +59,7 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
 
 
 def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
-    """The table, the controls in front and the others by accuracy, with where the numbers come from."""
+    """Return the table, the controls in front and the others by accuracy, with where the numbers come from."""
     lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
     lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
     lines += [_line(_cells(row)) for row in ranked(rows)]
@@ -72,12 +72,12 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The controls in front, then the others from the most accurate down; what has no run comes last."""
+    """Return the controls in front, then the others from the most accurate down; what has no run comes last."""
     return sorted(rows, key=lambda row: (not is_control(row.head), -_accuracy(row)))
 
 
 def is_control(head: str) -> bool:
-    """Whether a row is a control, with whatever value of a sweep."""
+    """Return whether a row is a control, with whatever value of a sweep."""
     head = head.partition("@")[0]
     return head in CONTROLS or head.endswith(f"-{TWIN}")
 
@@ -87,7 +87,7 @@ def _accuracy(row: Row) -> float:
 
 
 def show_accuracy(row: Row) -> str:
-    """Mean ± standard deviation (runs)."""
+    """Return mean ± standard deviation (runs)."""
     if row.accuracy is None or not row.accuracy.values:
         return "not run"
     deviation = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"
@@ -114,7 +114,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
-    """Which routings lie above each control by more than both standard deviations together."""
+    """Return which routings lie above each control by more than both standard deviations together."""
     by_head = {row.head: row for row in rows if _accuracy(row) and _deviation(row) is not None}
     said = []
     for control in CONTROLS:
@@ -132,12 +132,12 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
 
 
 def _deviation(row: Row) -> float | None:
-    """None for less than two runs, of which nothing can be said."""
+    """Return the deviation; None for less than two runs, of which nothing can be said."""
     return None if row.accuracy is None else row.accuracy.std
 
 
 def _sources(rows: Sequence[Row]) -> list[str]:
-    """Where accuracies and costs were measured."""
+    """Return where accuracies and costs were measured."""
     lines = []
     runs = [record for row in rows if row.accuracy is not None for record in row.accuracy.records]
     for what, found in (("Runs", runs), ("Costs", [row.cost for row in rows if row.cost is not None])):
@@ -150,7 +150,7 @@ def _sources(rows: Sequence[Row]) -> list[str]:
 
 
 def older_counts(rows: Sequence[Row]) -> list[str]:
-    """What is said below a table whose numbers are not all counted as they are now."""
+    """Return what is said below a table whose numbers are not all counted as they are now."""
     if all(row.cost is None or counts_are_current(row.cost) for row in rows):
         return []
     return [f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel."]
@@ -190,7 +190,9 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
-    """The heads, from the least accurate up, beside `axes` with a line from each to its point, no name on another."""
+    """Write the names of the heads, from the least accurate up, beside `axes` with a line from each to its point, no
+    name on another.
+    """
     from torchcaps.inspect.figures import INK
 
     low, high = axes.get_ylim()
@@ -210,7 +212,7 @@ def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
-    """`places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
+    """Return `places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
     groups: list[tuple[float, int]] = []  # middle and size of what has been pushed together
     for place in places:
         middle, size = place, 1

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 def suffix(comparison: Comparison) -> str:
-    """What stands behind the name of the files of a comparison: of shares or depths, as each has rows of its own."""
+    """Return what stands behind the name of the files of a comparison: of shares or depths, as each has rows of its
+    own.
+    """
     return "-fractions" if comparison.fractions else "-depth" if comparison.depths else ""
 
 
 def by_share(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]:
-    """Of each head the shares that have runs, ascending, with mean accuracy and its standard deviation (0 of one)."""
+    """Return of each head the shares that have runs, ascending, with mean accuracy and its standard deviation (0 of
+    one).
+    """
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for row in rows:
         head, _, value = row.head.partition("@data.fraction=")
@@ -29,7 +33,7 @@ def by_share(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]
 
 
 def draw_shares(rows: Sequence[Row]) -> Figure:
-    """A line for each head, over the share of the training data on a logarithmic axis; controls are dashed."""
+    """Return a line for each head, over the share of the training data on a logarithmic axis; controls are dashed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 

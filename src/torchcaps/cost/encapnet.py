@@ -18,38 +18,40 @@ class Mapping(NamedTuple):
 
     @property
     def capsules(self) -> int:
-        """At all positions."""
+        """Return how many there are at all positions."""
         return self.types * self.side**2
 
 
 def mapping_channels(layer: Mapping) -> int:
-    """Output channels of the transform kernel: each type of child makes a pose for each parent."""
+    """Return output channels of the transform kernel: each type of child makes a pose for each parent."""
     return layer.out_pose * layer.types * layer.capsules
 
 
 def mapping_parameters(layer: Mapping) -> int:
-    """Of the transform kernel, which all positions of a type share."""
+    """Return the parameters of the transform kernel, which all positions of a type share."""
     return layer.in_pose * mapping_channels(layer)
 
 
 def routing_coefficients(layer: Mapping) -> int:
-    """c_ij: one for each child and parent."""
+    """Return c_ij: one for each child and parent."""
     return layer.capsules**2
 
 
 def unshared_factor(layer: Mapping) -> int:
-    """How many times more parameters the kernel would have, were it not shared by the positions."""
+    """Return how many times more parameters the kernel would have, were it not shared by the positions."""
     return layer.side**2
 
 
 def mapping_reduction(layer: Mapping) -> int:
-    """n2^2 (section 3.1), n2 being the types: two 1x1 mappings, each type to itself alone, have so many times less."""
+    """Return n2^2 (section 3.1), n2 being the types: two 1x1 mappings, each type to itself alone, have so many times
+    less.
+    """
     two_branches = 2 * layer.types * layer.in_pose * layer.out_pose
     return mapping_parameters(layer) // two_branches
 
 
 def routing_reduction(layer: Mapping) -> int:
-    """S^4 / d2 (section 3.1)."""
+    """Return S^4 / d2 (section 3.1)."""
     return layer.side**4 // layer.out_pose
 
 

@@ -30,7 +30,7 @@ class Cost:
 
 
 def measure_cost(model: Model, image_size: int | tuple[int, int] | None = None, channels: int | None = None) -> Cost:
-    """The cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
+    """Return the cost of `model` on its own device and in its own type, for images of `channels` x `image_size`.
 
     Multiply-adds are half the FLOPs of a forward pass in evaluation mode. Both they and the operations are those of
     plain steps, see `torchcaps.cost.operations`; memory is that of the model's own implementation. `model` is left as
@@ -72,7 +72,7 @@ def measure_cost(model: Model, image_size: int | tuple[int, int] | None = None, 
 
 
 def count_cost(name: str, **arguments: Any) -> Cost:
-    """The cost of a registered model of any size: it is built without memory, and nothing is computed.
+    """Return the cost of a registered model of any size: it is built without memory, and nothing is computed.
 
     Args:
         name: as `create_model` takes it.
@@ -85,14 +85,14 @@ def count_cost(name: str, **arguments: Any) -> Cost:
 
 
 def count_multiply_adds(model: Model, images: Tensor) -> int:
-    """Multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
+    """Return multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
     with torch.no_grad(), plain_steps(model), FlopCounterMode(display=False) as counter:
         model.eval()(images)
     return counter.get_total_flops() // 2
 
 
 def held_bytes(model: Model, images: Tensor) -> int:
-    """Bytes of the distinct storages that autograd holds after a forward pass on `images` in training mode.
+    """Return bytes of the distinct storages that autograd holds after a forward pass on `images` in training mode.
 
     Parameters and constants are among them. The difference between two batches of two images or more is free of both,
     and batch normalisation works on either.

@@ -42,12 +42,12 @@ class PublishedCost:
 
     @property
     def value(self) -> float:
-        """What is printed, as a number; a percentage as it stands."""
+        """Return what is printed, as a number; a percentage as it stands."""
         return float(self._digits) * self._unit
 
     @property
     def reproduced(self) -> bool:
-        """Whether `computed` rounds to what is printed."""
+        """Return whether `computed` rounds to what is printed."""
         if self.computed is None:
             return False
         decimals = len(self._digits.partition(".")[2])
@@ -55,7 +55,7 @@ class PublishedCost:
 
     @property
     def ours(self) -> int | None:
-        """Trainable parameters, or operations by our convention, of our network; None where there is none."""
+        """Return trainable parameters, or operations by our convention, of our network; None where there is none."""
         if self.network is None:
             return None
         return _count(self.network, self.part)[self.quantity]
@@ -70,7 +70,7 @@ class PublishedCost:
 
 
 def published_costs(paper: str | None = None, table: str | None = None) -> tuple[PublishedCost, ...]:
-    """The cells of all papers, of one, or of one of its tables, in the order in which they are printed.
+    """Return the cells of all papers, of one, or of one of its tables, in the order in which they are printed.
 
     Raises:
         ValueError: for a paper or a table without costs; the nearest is named.
@@ -84,7 +84,9 @@ def published_costs(paper: str | None = None, table: str | None = None) -> tuple
 
 
 def cost_table(cells: Iterable[PublishedCost], ours: bool = True) -> str:
-    """Markdown: what is printed, by the paper's convention, reproduced or why not, and `ours`, which builds models."""
+    """Return Markdown: what is printed, by the paper's convention, reproduced or why not, and `ours`, which builds
+    models.
+    """
     head = ["where", "row", "column", "printed", "their convention", *(["ours"] if ours else []), "reproduced"]
     lines = [head, ["---"] * len(head)]
     for cell in cells:
@@ -105,7 +107,7 @@ def _cells(paper: str) -> tuple[PublishedCost, ...]:
 
 @cache
 def _count(network: Network, part: str) -> dict[str, int]:
-    """On the meta device, where nothing is computed."""
+    """Count on the meta device, where nothing is computed."""
     import torch
 
     from torchcaps.cost.operations import count_operations

@@ -26,84 +26,86 @@ class Layer(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """W [capsin, capsout, dimin, dimout]."""
+        """Return W [capsin, capsout, dimin, dimout]."""
         return self.capsin * self.capsout * self.dimin * self.dimout
 
 
 def speed_up(operations: int, full_precision: int) -> float:
-    """Eq. 9: operations over what they become when 64 are one, and some stay in full precision."""
+    """Return, by Eq. 9, operations over what they become when 64 are one, and some stay in full precision."""
     return operations / (operations / BINARY_OPERATIONS_A_CLOCK + full_precision)
 
 
 def xnodr_speed_up(layer: Layer) -> float:
-    """Eq. 12; it carries one dim_out too many."""
+    """Return Eq. 12; it carries one dim_out too many."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2 * layer.dimin, layer.dimin)
 
 
 def xnodr_speed_up_by_eq_11(layer: Layer) -> float:
-    """The same by Eq. 11, which adds the parents where Eq. 12 adds the elements of a child."""
+    """Return the same by Eq. 11, which adds the parents where Eq. 12 adds the elements of a child."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2 * layer.dimin, layer.capsout)
 
 
 def xnidr_speed_up(layer: Layer) -> float:
-    """Eq. 15."""
+    """Return Eq. 15."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2, layer.dimout)
 
 
 def xnodr_bops(layer: Layer) -> int:
-    """Table 5: 3 N J D."""
+    """Return, by Table 5, 3 N J D."""
     return 3 * layer.capsin * layer.capsout * layer.dimout
 
 
 def xnidr_bops(layer: Layer) -> int:
-    """Table 5: 3 N J for each update of the logits, of which there is one less than iterations."""
+    """Return, by Table 5, 3 N J for each update of the logits, of which there is one less than iterations."""
     return 3 * (layer.iterations - 1) * layer.capsin * layer.capsout
 
 
 def xnor_flops(bops: int) -> float:
-    """Table 5: 64 binary operations are one FLOP."""
+    """Return FLOPs, of which one is 64 binary operations (Table 5)."""
     return bops / BINARY_OPERATIONS_A_CLOCK
 
 
 def binarization_flops(elements: int) -> int:
-    """Table 5: nine operations for each element that is binarized (appendix A)."""
+    """Return, by Table 5, nine operations for each element that is binarized (appendix A)."""
     return 9 * elements
 
 
 def xnodr_binarization(layer: Layer) -> int:
-    """Of the inputs, tiled once per parent, and of W."""
+    """Return the operations that binarize the inputs, tiled once per parent, and of W."""
     return binarization_flops(layer.capsin * layer.capsout * layer.dimin + layer.parameters)
 
 
 def xnidr_binarization(layer: Layer) -> int:
-    """Of the votes and of the outputs, once for each update of the logits."""
+    """Return the operations that binarize the votes and of the outputs, once for each update of the logits."""
     elements = layer.capsin * layer.capsout * layer.dimout + layer.capsout * layer.dimout
     return (layer.iterations - 1) * binarization_flops(elements)
 
 
 def projection_flops(layer: Layer) -> int:
-    """Eq. 7: two a multiply-add."""
+    """Return, by Eq. 7, two a multiply-add."""
     return 2 * layer.parameters
 
 
 def routing_flops(layer: Layer) -> int:
-    """1,660 a capsule with J = 10, D = 16, R = 3. Our reading: R sums and R - 1 agreements of 2 D, and 2 R besides."""
+    """Return 1,660 a capsule with J = 10, D = 16, R = 3. Our reading: R sums and R - 1 agreements of 2 D, and 2 R
+    besides.
+    """
     per_pair = 2 * layer.dimout * (2 * layer.iterations - 1) + 2 * layer.iterations
     return layer.capsin * layer.capsout * per_pair
 
 
 def dynamic_flops(layer: Layer) -> int:
-    """Table 9: 4,220 a capsule."""
+    """Return, by Table 9, 4,220 a capsule."""
     return projection_flops(layer) + routing_flops(layer)
 
 
 def xnodr_flops(layer: Layer) -> float:
-    """Table 5, total: routing, binarization and the XNOR operation in place of the projection."""
+    """Return, by Table 5, total, routing, binarization and the XNOR operation in place of the projection."""
     return routing_flops(layer) + xnodr_binarization(layer) + xnor_flops(xnodr_bops(layer))
 
 
 def xnidr_flops(layer: Layer) -> float:
-    """Table 5, total: N J (2 d D + 4 D R + 3 R) + 9 R (N J D + J D) + 3 R N J / 64.
+    """Return, by Table 5, total, N J (2 d D + 4 D R + 3 R) + 9 R (N J D + J D) + 3 R N J / 64.
 
     Our reading: the projection; in each of R iterations a sum, an agreement and a softmax, the binarization of votes
     and outputs, and the XNOR operation. So Table 3 runs it; the table's own binarization and BOPs, and its totals of
@@ -117,12 +119,12 @@ def xnidr_flops(layer: Layer) -> float:
 
 
 def dense_flops(widths: Sequence[int]) -> int:
-    """Tables 5 and 9, original FC layers: two a multiply-add, no biases."""
+    """Return, by Tables 5 and 9, original FC layers, two a multiply-add, no biases."""
     return 2 * sum(a * b for a, b in pairwise(widths))
 
 
 def dense_parameters(widths: Sequence[int]) -> int:
-    """Table 10, with biases."""
+    """Return Table 10, with biases."""
     return sum(a * b + b for a, b in pairwise(widths))
 
 
@@ -139,12 +141,12 @@ class Convolution(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """With batch norm's scale and shift, without a bias."""
+        """Return them with batch norm's scale and shift, without a bias."""
         return self.kernel**2 * self.inputs * self.outputs + 2 * self.outputs
 
 
 def resnet50(pixels: int, small_stem: bool = False) -> Iterator[Convolution]:
-    """Keras' ResNet-50, the v1 form, whose stages have their stride in the first 1x1 (timm has it in the 3x3).
+    """Yield Keras' ResNet-50, the v1 form, whose stages have their stride in the first 1x1 (timm has it in the 3x3).
 
     Args:
         pixels: side of an image of three channels.
@@ -166,7 +168,7 @@ def resnet50(pixels: int, small_stem: bool = False) -> Iterator[Convolution]:
 
 
 def mobilenet_v2(pixels: int, small_stem: bool = False) -> Iterator[Convolution]:
-    """MobileNet V2; `small_stem` has stride 1 in the first convolution."""
+    """Yield MobileNet V2; `small_stem` has stride 1 in the first convolution."""
     side = pixels if small_stem else math.ceil(pixels / 2)
     yield Convolution(3, 3, 32, side**2)
     channels = 32
@@ -184,17 +186,19 @@ def mobilenet_v2(pixels: int, small_stem: bool = False) -> Iterator[Convolution]
 
 
 def body_parameters(convolutions: Iterator[Convolution], biases: bool = False) -> int:
-    """Trainable parameters of a body; Keras' ResNet-50 has `biases` in its convolutions."""
+    """Return trainable parameters of a body; Keras' ResNet-50 has `biases` in its convolutions."""
     return sum(each.parameters + biases * each.outputs for each in convolutions)
 
 
 def resnet50_body_flops(pixels: int, small_stem: bool = False) -> int:
-    """Table 4: multiply-adds, and one for each element of a sum with a shortcut that has no convolution."""
+    """Return, by Table 4, multiply-adds, and one for each element of a sum with a shortcut that has no convolution."""
     return sum(each.multiply_adds + each.added for each in resnet50(pixels, small_stem))
 
 
 def mobilenet_v2_body_flops(pixels: int, small_stem: bool = False) -> int:
-    """Table 4: the same, the last mean, and the first convolution a second time, which is no convention but fits."""
+    """Return, by Table 4, the same, the last mean, and the first convolution a second time, which is no convention
+    but fits.
+    """
     first, *others = mobilenet_v2(pixels, small_stem)
     last = others[-1]
     return (

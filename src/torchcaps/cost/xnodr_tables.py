@@ -88,7 +88,7 @@ TABLE_9_TOTALS = ("68.18M", "17.84M", "17.84M", "38.81M")
 
 
 def cells() -> Iterator[PublishedCost]:
-    """All of them, in the order of the paper."""
+    """Yield all of them, in the order of the paper."""
     yield from (each for each in _networks() if each.table == "table4")
     yield from _quoted()
     yield from _table5()
@@ -105,7 +105,9 @@ def _cell(
 
 
 def features(family: Family, upsampled: bool, pixels: int) -> int:
-    """What the dense head sees: pooled features, but of ResNet-50 without upsampling a flattened map, halved by 2x2."""
+    """Return what the dense head sees: pooled features, but of ResNet-50 without upsampling a flattened map, halved
+    by 2x2.
+    """
     last = list(xnodr.resnet50(pixels, True) if family is RESNET else xnodr.mobilenet_v2(pixels, True))[-1]
     if family is MOBILENET or upsampled:
         return last.outputs
@@ -114,14 +116,16 @@ def features(family: Family, upsampled: bool, pixels: int) -> int:
 
 
 def head_flops(family: Family, head: str, upsampled: bool, pixels: int) -> float:
-    """By the paper's convention."""
+    """Return the operations of a head by the paper's convention."""
     if not head:
         return xnodr.dense_flops((features(family, upsampled, pixels), *family.hidden, 10))
     return {"XnODR": xnodr.xnodr_flops, "XnIDR": xnodr.xnidr_flops, "DR": xnodr.dynamic_flops}[head](family.layer)
 
 
 def network_parameters(family: Family, head: str, upsampled: bool, pixels: int) -> int:
-    """Of Keras' ResNet-50, whose convolutions have biases, or MobileNet V2, and the head; trainable ones."""
+    """Return those of Keras' ResNet-50, whose convolutions have biases, or MobileNet V2, and the head; trainable
+    ones.
+    """
     convolutions = (xnodr.resnet50 if family is RESNET else xnodr.mobilenet_v2)(pixels, not upsampled)
     body = xnodr.body_parameters(convolutions, biases=family is RESNET)
     if head:
@@ -130,7 +134,7 @@ def network_parameters(family: Family, head: str, upsampled: bool, pixels: int) 
 
 
 def our_network(family: Family, head: str, upsampled: bool, pixels: int) -> Network:
-    """The same network of ours."""
+    """Return the same network of ours."""
     options: dict[str, Any] = {} if upsampled else {"small_stem": True}
     if not head:
         options["hidden"] = family.hidden

@@ -24,7 +24,7 @@ VERSIONS = 32
 
 
 def read_affnist(root: Path, config: DataConfig) -> Splits:
-    """All three splits: 2.4 GB of training and validation images with all 32 versions, and 0.5 GB to test.
+    """Return all three splits: 2.4 GB of training and validation images with all 32 versions, and 0.5 GB to test.
 
     Raises:
         FileNotFoundError: for a file that is not there.
@@ -35,12 +35,12 @@ def read_affnist(root: Path, config: DataConfig) -> Splits:
 
 
 def read_affnist_test(root: Path, config: DataConfig) -> Images:
-    """The test split alone; raises as `read_affnist`."""
+    """Return the test split alone; raises as `read_affnist`."""
     return read_batches(root, "test", config.copies)
 
 
 def read_batches(root: Path, split: str, copies: int) -> Images:
-    """The images of files 1 .. `copies` of `split`, file by file."""
+    """Return the images of files 1 .. `copies` of `split`, file by file."""
     if not 1 <= copies <= VERSIONS:
         raise ValueError(f"data.copies is {copies}: affNIST has 1 .. {VERSIONS} versions of each digit")
     folder = root / "affNIST" / f"{split}_batches"
@@ -50,7 +50,7 @@ def read_batches(root: Path, split: str, copies: int) -> Images:
 
 
 def read_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels uint8 [n, 1, 40, 40] and labels int64 [n] of one file."""
+    """Return pixels uint8 [n, 1, 40, 40] and labels int64 [n] of one file."""
     from scipy.io import loadmat
 
     if not path.is_file():

@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def read_npz(path: Path, config: DataConfig) -> Splits:
-    """The arrays in the file `path`.
+    """Return the arrays in the file `path`.
 
     Images are NHW, NHWC or NCHW (`config.order`), of uint8; of uint16, whose upper eight bits are kept; of bool, as
     black and white; or of other integers or floats, all in [0, 255] or, of floats, all in [0, 1]. Labels are integers
@@ -42,7 +42,7 @@ def read_npz(path: Path, config: DataConfig) -> Splits:
 
 
 def npz_splits(path: Path, classes: tuple[str, ...] | None, order: Order = "auto") -> Splits:
-    """As `read_npz`; labels are whole numbers that index `classes`, where these are given."""
+    """Return what `read_npz` does; labels are whole numbers that index `classes`, where these are given."""
     arrays = _load_arrays(path)
     splits = {"train": "train", "test": "test"}
     if given := next((name for name in SPLITS["validation"] if f"x_{name}" in arrays), None):
@@ -68,7 +68,7 @@ def npz_splits(path: Path, classes: tuple[str, ...] | None, order: Order = "auto
 
 
 def channels_first(array: np.ndarray) -> Tensor:
-    """uint8 [n, h, w] or [n, h, w, c] -> [n, c, h, w]."""
+    """Map uint8 [n, h, w] or [n, h, w, c] -> [n, c, h, w]."""
     if array.ndim == 3:
         return torch.from_numpy(np.ascontiguousarray(array)[:, None])
     return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
@@ -93,7 +93,7 @@ def _load_arrays(path: Path) -> Arrays:
 
 
 def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    """Labels [n], of integers or strings."""
+    """Return labels [n], of integers or strings."""
     if array.dtype.kind not in "iubUS" or array.ndim not in (1, 2) or array[:1].size > 1:
         raise ValueError(
             f"{path}: {key} must be integers or strings [n] or [n, 1], got {array.dtype} {list(array.shape)}"
@@ -102,7 +102,7 @@ def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
 
 
 def _encode(path: Path, labels: Arrays, classes: tuple[str, ...] | None) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
-    """The labels of each split as indices int64 [n] into the classes, and these."""
+    """Return the labels of each split as indices int64 [n] into the classes, and these."""
     if classes is not None:
         return {split: (torch.from_numpy(found.astype(np.int64)), classes) for split, found in labels.items()}
     values = np.unique(labels["train"])
@@ -119,7 +119,7 @@ def _encode(path: Path, labels: Arrays, classes: tuple[str, ...] | None) -> dict
 
 
 def _to_bytes(path: Path, arrays: Arrays) -> Arrays:
-    """The images of all splits as uint8, by one rule for all.
+    """Return the images of all splits as uint8, by one rule for all.
 
     Raises:
         ValueError: for other types or ranges, and for types that differ.
@@ -161,7 +161,7 @@ def _to_bytes(path: Path, arrays: Arrays) -> Arrays:
 
 
 def _finite(array: np.ndarray) -> np.ndarray:
-    """Which images have no NaN or infinite value: bool [n]."""
+    """Return which images have no NaN or infinite value: bool [n]."""
     return np.asarray(np.isfinite(array).reshape(len(array), -1).all(1))
 
 
@@ -173,7 +173,7 @@ def _round(array: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _channels_first(path: Path, key: str, array: np.ndarray, order: Order) -> Tensor:
-    """Images as `order` says -> uint8 [n, c, h, w].
+    """Map images as `order` says -> uint8 [n, c, h, w].
 
     Raises:
         ValueError: for other than three or four axes, and where `order` is "auto" and may be nhwc or nchw.
@@ -192,7 +192,8 @@ def _channels_first(path: Path, key: str, array: np.ndarray, order: Order) -> Te
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether [n, a, b, c] can only be c channels of a x b pixels: of few channels, and a is no such number, or the
-    pixels are a square, which they would not be otherwise."""
+    """Return whether [n, a, b, c] can only be c channels of a x b pixels: of few channels, and a is no such number,
+    or the pixels are a square, which they would not be otherwise.
+    """
     _, a, b, c = shape
     return c <= MOST_CHANNELS and (a > MOST_CHANNELS or (a == b and b != c))

@@ -72,12 +72,12 @@ class Batches:
                 raise ValueError("augment.alternate is of images that come again each epoch; a stream's do not")
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the steps of an epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + bool(rest and not self.drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of `epoch` from step `start` on: images float32 [b, c, h, w] and labels int64 [b].
+        """Return the batches of `epoch` from step `start` on: images float32 [b, c, h, w] and labels int64 [b].
 
         The images are in [0, 1] unless standardised or unclipped sums. Several views come as [b, v, c, h, w], label
         sets as uint8 [b, classes] of 0 and 1.
@@ -92,7 +92,8 @@ class Batches:
         return self._generate(epoch, start, batches)
 
     def parts(self, epoch: int, step: int) -> Parts | None:
-        """What the images of a step of `epoch` are made of, changed as these are; None where they show one object.
+        """Return what the images of a step of `epoch` are made of, changed as these are; None where they show one
+        object.
 
         Pixels are float32 [b, m, c, h, w], those of the first view. They are drawn anew, as all is a function of the
         epoch and the step.
@@ -123,23 +124,25 @@ class Batches:
         return permutation(len(self.images), seed)
 
     def _joint(self, step: int) -> int:
-        """The size of the joint batch of `step`."""
+        """Return the size of the joint batch of `step`."""
         return min(self.batch_size, len(self.images) - step * self.batch_size)
 
     def _rows(self, step: int) -> slice:
-        """The rows of the joint batch that this process takes: contiguous, and as many as any other or one fewer."""
+        """Return the rows of the joint batch that this process takes: contiguous, and as many as any other or one
+        fewer.
+        """
         joint = self._joint(step)
         return slice(self.rank * joint // self.world, (self.rank + 1) * joint // self.world)
 
     def _prepare(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
-        """Images as a network takes them; so enlarged last, that all before is done at their own size."""
+        """Return images as a network takes them; so enlarged last, that all before is done at their own size."""
         images = self._evaluated(pixels) if self.augment is None else self._changed(pixels, indices, epoch, step)
         if self.enlarge is None:
             return images
         return transforms.enlarge(images.flatten(0, -4), self.enlarge).unflatten(0, images.shape[:-3])
 
     def _changed(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
-        """As they are trained on: [b, c, h, w], each by its own draws."""
+        """Return images as they are trained on: [b, c, h, w], each by its own draws."""
         assert self.augment is not None
         joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
         draws = joint.rows(self._rows(step))
@@ -154,7 +157,7 @@ class Batches:
         return self._standardise(transforms.augment(pixels, self.augment, draws))
 
     def _evaluated(self, pixels: Tensor) -> Tensor:
-        """As they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
+        """Return images as they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
         if self.cut is None:
             return self._standardise(transforms.to_float(pixels))
         if self.standardise_first:

@@ -21,7 +21,7 @@ TAPS = 3  # lobes of Lanczos' kernel
 
 
 def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
-    """Changed images [b, c, h, w] of the type of `pixels`, white on black.
+    """Return changed images [b, c, h, w] of the type of `pixels`, white on black.
 
     Args:
         pixels: [b, c, h, w], any type from 0 on.
@@ -43,12 +43,12 @@ def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
-    """Normal with `DEVIATION`, of two uniform numbers (Box and Muller)."""
+    """Return normal with `DEVIATION`, of two uniform numbers (Box and Muller)."""
     return DEVIATION * (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()
 
 
 def _turn(images: Tensor, angle: Tensor) -> Tensor:
-    """Turned counter-clockwise about the middle by `angle` [b] in degrees, bilinear; zeros enter."""
+    """Return turned counter-clockwise about the middle by `angle` [b] in degrees, bilinear; zeros enter."""
     _, _, h, w = images.shape
     radians = angle.to(images.device) * (math.pi / 180)
     cos, sin = radians.cos()[:, None, None], radians.sin()[:, None, None]
@@ -59,7 +59,7 @@ def _turn(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left: Tensor) -> Tensor:
-    """Moved by shares `down` and `right` [b] of the margin of ink, on the sides that `up` and `left` choose."""
+    """Return moved by shares `down` and `right` [b] of the margin of ink, on the sides that `up` and `left` choose."""
     ink = images.amax(1) > 0  # [b, h, w]
     rows = _move(_margins(ink.any(2).cpu()), down, up)
     columns = _move(_margins(ink.any(1).cpu()), right, left)
@@ -72,27 +72,27 @@ def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left:
 
 
 def _margins(there: Tensor) -> tuple[Tensor, Tensor]:
-    """Empty lines before and after those that hold ink, of bool [b, n]; 0 where there is no ink."""
+    """Return empty lines before and after those that hold ink, of bool [b, n]; 0 where there is no ink."""
     some = there.any(1)
     return there.long().argmax(1) * some, there.flip(1).long().argmax(1) * some
 
 
 def _move(margins: tuple[Tensor, Tensor], share: Tensor, back: Tensor) -> Tensor:
-    """Whole pixels [b], negative where `back`."""
+    """Return whole pixels [b], negative where `back`."""
     before, after = margins
     step = (share.clamp(max=1) * torch.where(back, before, after)).long()
     return torch.where(back, -step, step)
 
 
 def _squeeze(images: Tensor, by: Tensor, further: Tensor) -> Tensor:
-    """Narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns before it."""
+    """Return narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns before it."""
     width = images.shape[3]
     matrix = torch.stack([_lanczos(width, int(k), int(more)) for k, more in zip(by, further, strict=True)])  # [b, w, w]
     return torch.einsum("bchw,bvw->bchv", images, matrix.to(images.device, images.dtype))
 
 
 def _lanczos(width: int, by: int, further: int) -> Tensor:
-    """The matrix [width, width] from columns to those of the narrower image with black beside it."""
+    """Return the matrix [width, width] from columns to those of the narrower image with black beside it."""
     narrow = max(1, width - by)
     ratio = width / narrow
     centre = (torch.arange(narrow, dtype=torch.float64) + 0.5) * ratio - 0.5
@@ -105,7 +105,9 @@ def _lanczos(width: int, by: int, further: int) -> Tensor:
 
 
 def _cut(images: Tensor, corner: Tensor) -> Tensor:
-    """A black patch whose corner is uniform from 4 to 6 short of the end, 22 of 28; `corner` [b, 2] in [0, 1)."""
+    """Return a black patch whose corner is uniform from 4 to 6 short of the end, 22 of 28; `corner` [b, 2] in [0,
+    1).
+    """
     _, _, h, w = images.shape
     room = torch.tensor([max(1, n - PATCH - FARTHEST - NEAREST + 1) for n in (h, w)], dtype=torch.float64)
     top, left = (NEAREST + (corner * room).long()).unbind(1)

@@ -66,7 +66,7 @@ class Mapped:
         return self.labels[indices.to(self.labels.device, non_blocking=True)]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """`fetch` of each of `batches`, one batch ahead."""
+        """Yield `fetch` of each of `batches`, one batch ahead."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self.fetch, batch) for batch in batches[:1]]
             for batch in batches[1:]:
@@ -83,7 +83,7 @@ class Mapped:
 
 
 def open_cached(splits: Mapping[str, ImageFiles]) -> dict[str, Mapped] | dict[str, ImageFiles]:
-    """The splits with their pixels in files of the user's cache folder, which are made where they are not there.
+    """Return the splits with their pixels in files of the user's cache folder, which are made where they are not there.
 
     Where that folder cannot be written to or has too little room, the splits themselves, decoded whenever they are
     needed; the log says so.
@@ -105,7 +105,9 @@ def open_cached(splits: Mapping[str, ImageFiles]) -> dict[str, Mapped] | dict[st
 
 
 def digest(files: ImageFiles) -> str:
-    """A name, of 32 hexadecimal digits, of what `files` decode to: of their paths, sizes and times, and the form."""
+    """Return a name, of 32 hexadecimal digits, of what `files` decode to: of their paths, sizes and times, and the
+    form.
+    """
     from PIL import __version__ as pillow
 
     hashed = hashlib.sha256(json.dumps([VERSION, pillow, files.form]).encode())
@@ -117,7 +119,7 @@ def digest(files: ImageFiles) -> str:
 
 
 def read(path: Path, files: ImageFiles) -> np.ndarray | None:
-    """The pixels in the file `path`, mapped: uint8 [n, c, h, w]; None where it is not there or is another."""
+    """Return the pixels in the file `path`, mapped: uint8 [n, c, h, w]; None where it is not there or is another."""
     try:
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError):

@@ -29,7 +29,7 @@ def register(entry: Entry) -> Entry:
 
 
 def find(name: str) -> tuple[Entry, Path | None]:
-    """The entry of `name`, and the path of `npz:PATH`, `folder:PATH` or `list:FILE` (None for a named set).
+    """Return the entry of `name`, and the path of `npz:PATH`, `folder:PATH` or `list:FILE` (None for a named set).
 
     Raises:
         ValueError: for an unknown name, with the nearest known one; for a missing path.
@@ -47,7 +47,9 @@ def find(name: str) -> tuple[Entry, Path | None]:
 
 
 def data_root(root: Path | None = None) -> Path:
-    """The folder of the data sets: `root`, else $TORCHCAPS_DATA, else torchcaps/data in the user's cache folder."""
+    """Return the folder of the data sets: `root`, else $TORCHCAPS_DATA, else torchcaps/data in the user's cache
+    folder.
+    """
     if root is not None:
         return Path(root).expanduser()
     if chosen := os.environ.get("TORCHCAPS_DATA"):
@@ -56,7 +58,7 @@ def data_root(root: Path | None = None) -> Path:
 
 
 def cache_root() -> Path:
-    """The folder of what can be made again: $TORCHCAPS_CACHE, else torchcaps in the user's cache folder."""
+    """Return the folder of what can be made again: $TORCHCAPS_CACHE, else torchcaps in the user's cache folder."""
     if chosen := os.environ.get("TORCHCAPS_CACHE"):
         return Path(chosen).expanduser()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -64,7 +66,9 @@ def cache_root() -> Path:
 
 
 def absent(entry: Entry, root: Path) -> list[str]:
-    """The files of `entry` that are not in the data folder `root`: relative paths, none where the set is there."""
+    """Return the files of `entry` that are not in the data folder `root`: relative paths, none where the set is
+    there.
+    """
     return [group[0] for group in entry.files if not any((root / name).exists() for name in group)]
 
 

@@ -15,7 +15,7 @@ S = TypeVar("S", bound=Source)
 
 
 def with_classes(source: S, classes: tuple[str, ...]) -> S:
-    """The same images with labels that are indices into `classes`, which must hold the names of all of theirs.
+    """Return the same images with labels that are indices into `classes`, which must hold the names of all of theirs.
 
     Raises:
         ValueError: for a class that is not among them; shows both lists.
@@ -40,6 +40,6 @@ def with_classes(source: S, classes: tuple[str, ...]) -> S:
 
 
 def listed(names: tuple[str, ...], most: int = 20) -> str:
-    """The names in one line, the first of many."""
+    """Return the names in one line, the first of many."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"[{', '.join(names[:most])}{more}]"

@@ -46,7 +46,7 @@ def turn_hue(batch: Tensor, turn: Tensor) -> Tensor:
 
 
 def grey(batch: Tensor) -> Tensor:
-    """The luma of RGB images, or the only channel: [b, 1, h, w]."""
+    """Return the luma of RGB images, or the only channel: [b, 1, h, w]."""
     if batch.shape[1] == 1:
         return batch
     return (batch * batch.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)

@@ -28,7 +28,7 @@ S = TypeVar("S", bound=Stream)
 
 
 def read_overlap(root: Path, config: DataConfig) -> Splits:
-    """Overlapped objects of `compose.base`; see `overlap.Overlap`."""
+    """Return overlapped objects of `compose.base`; see `overlap.Overlap`."""
     settings = resolve(config)
     extent = 2 * (settings.shift or 0)
     extra = {name: getattr(settings, name) for name in ("objects", "single", "shift", "overlay")}
@@ -36,18 +36,18 @@ def read_overlap(root: Path, config: DataConfig) -> Splits:
 
 
 def read_shifted(root: Path, config: DataConfig) -> Splits:
-    """Images of `compose.base` at all shifts; see `viewpoints.Shifted`."""
+    """Return images of `compose.base` at all shifts; see `viewpoints.Shifted`."""
     shift = resolve(config).shift or 0
     return _streams(Shifted, root, config, lambda side: side + 2 * shift, {"shift": shift})
 
 
 def read_affine(root: Path, config: DataConfig) -> Splits:
-    """Images of `compose.base` under affNIST's transforms; see `viewpoints.Affine`."""
+    """Return images of `compose.base` under affNIST's transforms; see `viewpoints.Affine`."""
     return _streams(Affine, root, config, lambda side: round(side * AFFNIST_CANVAS), {})
 
 
 def resolve(config: DataConfig) -> ComposeConfig:
-    """The settings of `config`, and those of the named set where they are None.
+    """Return the settings of `config`, and those of the named set where they are None.
 
     Raises:
         ValueError: for a negative number.
@@ -64,7 +64,7 @@ def resolve(config: DataConfig) -> ComposeConfig:
 def _streams(
     kind: type[S], root: Path, config: DataConfig, canvas: Callable[[int], int], extra: dict[str, Any]
 ) -> Splits:
-    """The splits of a composed set; `canvas` is the side of its images from that of the base images."""
+    """Return the splits of a composed set; `canvas` is the side of its images from that of the base images."""
     settings = resolve(config)
     bases = read_base(root, config, settings)
     if not settings.per_image:
@@ -94,7 +94,7 @@ def _streams(
 
 
 def read_base(root: Path, config: DataConfig, settings: ComposeConfig) -> tuple[Images, Images, Images]:
-    """The base images of the training, validation and test streams; no image is in two of them.
+    """Return the base images of the training, validation and test streams; no image is in two of them.
 
     Raises:
         ValueError: for a base that is composed itself, or too large to be held in memory.
@@ -120,7 +120,9 @@ def read_base(root: Path, config: DataConfig, settings: ComposeConfig) -> tuple[
 
 
 def frame(pixels: Tensor) -> Tensor:
-    """Small images [n, c, h, w], enlarged to 20 pixels a side where they are below it, in the middle of black 28x28."""
+    """Return small images [n, c, h, w], enlarged to 20 pixels a side where they are below it, in the middle of black
+    28x28.
+    """
     h, w = (max(length, INK) for length in pixels.shape[2:])
     if pixels.shape[2:] != (h, w):
         pixels, h, w = enlarge(pixels, max(h, w)), max(h, w), max(h, w)

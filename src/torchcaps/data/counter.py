@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def signed(number: int) -> int:
-    """The int64 with the low 64 bits of `number`."""
+    """Return the int64 with the low 64 bits of `number`."""
     return (number + 2**63) % 2**64 - 2**63
 
 
@@ -22,12 +22,12 @@ FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
 
 def make_key(seed: np.random.SeedSequence) -> int:
-    """A key, as an int64."""
+    """Return a key, as an int64."""
     return signed(int(seed.generate_state(1, np.uint64)[0]))
 
 
 def bits(key: int, counter: Tensor) -> Tensor:
-    """64 random bits for each `counter` int64 of any shape, as int64."""
+    """Return 64 random bits for each `counter` int64 of any shape, as int64."""
     z = (counter + 1) * GAMMA + key
     z = (z ^ _right(z, 30)) * FIRST
     z = (z ^ _right(z, 27)) * SECOND
@@ -35,7 +35,7 @@ def bits(key: int, counter: Tensor) -> Tensor:
 
 
 def below(random: Tensor, limit: int | Tensor) -> Tensor:
-    """Whole numbers in 0 .. limit - 1 from random `bits`; `limit` is at most 2^31.
+    """Return whole numbers in 0 .. limit - 1 from random `bits`; `limit` is at most 2^31.
 
     The upper half of the bits as a fraction, times `limit`: uneven by less than limit / 2^32.
     """
@@ -43,10 +43,10 @@ def below(random: Tensor, limit: int | Tensor) -> Tensor:
 
 
 def unit(random: Tensor) -> Tensor:
-    """Float64 in [0, 1), of 32 bits: exact on every device."""
+    """Return Float64 in [0, 1), of 32 bits: exact on every device."""
     return _right(random, 32).double() / 2**32
 
 
 def _right(z: Tensor, by: int) -> Tensor:
-    """Shift to the right, zeros entering: torch's shift copies the sign."""
+    """Return them shifted to the right, zeros entering: torch's shift copies the sign."""
     return torch.bitwise_and(z >> by, (1 << (64 - by)) - 1)

@@ -23,7 +23,7 @@ BLOCK = 2**24  # bytes of an array that are hashed at one time
 
 
 def digest(source: Source) -> Digest:
-    """The SHA-256 of the images of a split as they were read, before they are decoded, resized or padded.
+    """Return the SHA-256 of the images of a split as they were read, before they are decoded, resized or padded.
 
     - Of files: over classes, path below the folder of the class, and bytes of each, sorted; above 2 GiB in all over
       path and size in place of the bytes, which `Digest.of` says.
@@ -67,7 +67,9 @@ def _of_files(paths: Sequence[str], shown: Sequence[list[str]]) -> Digest:
 
 
 def below(path: str, names: Sequence[str]) -> str:
-    """The part of `path` below the folder of one of the classes `names`, with slashes; its last part elsewhere."""
+    """Return the part of `path` below the folder of one of the classes `names`, with slashes; its last part
+    elsewhere.
+    """
     parts = Path(path).parts
     place = next((n for n in reversed(range(len(parts) - 1)) if parts[n] in names), len(parts) - 2)
     return "/".join(parts[place + 1 :])

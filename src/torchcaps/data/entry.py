@@ -33,11 +33,11 @@ class Entry:
 
     @property
     def takes_path(self) -> bool:
-        """Whether the name is completed by a path: `npz:PATH`, `folder:PATH`, `list:FILE`."""
+        """Return whether the name is completed by a path: `npz:PATH`, `folder:PATH`, `list:FILE`."""
         return self.name.endswith(PATHS)
 
     def facts(self) -> str:
-        """One line: classes, image size, number of images, size of the download, licence."""
+        """Return one line: classes, image size, number of images, size of the download, licence."""
         if self.image_size is None:
             return f"classes, sizes and licence are {self.licence}"
         height, width = self.image_size

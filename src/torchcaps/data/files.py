@@ -54,11 +54,11 @@ class ImageFiles:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """uint8 [b, c, h, w] of `indices` int64 [b]; ValueError, naming the file, where one cannot be read."""
+        """Return uint8 [b, c, h, w] of `indices` int64 [b]; ValueError, naming the file, where one cannot be read."""
         return self._decoder[indices.tolist()].to(self.labels.device, non_blocking=True)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """`fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead."""
+        """Yield `fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead."""
         if not self.workers:
             yield from map(self.fetch, batches)
             return
@@ -89,11 +89,11 @@ class ImageFiles:
         return replace(self, labels=self.labels.to(device))
 
     def decoded(self) -> Iterator[Tensor]:
-        """All of them, in their order: uint8 [up to `DECODE_CHUNK`, c, h, w] at one time."""
+        """Return all of them, in their order: uint8 [up to `DECODE_CHUNK`, c, h, w] at one time."""
         return self.stream(torch.arange(len(self)).split(DECODE_CHUNK))
 
     def load(self) -> Images:
-        """All of them, decoded into memory."""
+        """Return all of them, decoded into memory."""
         pixels = torch.empty(len(self), *self.shape, dtype=torch.uint8, device=self.labels.device)
         for rows, decoded in zip(pixels.split(DECODE_CHUNK), self.decoded(), strict=True):
             rows.copy_(decoded)
@@ -143,7 +143,9 @@ def _leave_interrupts(worker: int) -> None:
 def decode(
     path: str, shape: tuple[int, int, int], fit: Fit = "stretch", ground: str = "white", box: Box | None = None
 ) -> Tensor:
-    """The part of an image that `box` cuts out, as uint8 of `shape`, on the CPU; ValueError where it cannot be read."""
+    """Return the part of an image that `box` cuts out, as uint8 of `shape`, on the CPU; ValueError where it cannot
+    be read.
+    """
     pixels = read_picture(path, shape[0], ground)
     if box is not None:
         left, top, right, bottom = box

@@ -28,7 +28,7 @@ TEST_SHARE, TEST_SEED = 0.2, 0
 
 
 def read_folder(path: Path, config: DataConfig) -> Splits:
-    """The splits of the image folder `path`; see the head of this file, and `assemble`.
+    """Return the splits of the image folder `path`; see the head of this file, and `assemble`.
 
     Hidden files and folders are passed over; other files that are no pictures are named in the log.
 
@@ -51,13 +51,15 @@ def read_folder(path: Path, config: DataConfig) -> Splits:
 
 
 def split_test(whole: ImageFiles) -> dict[str, ImageFiles]:
-    """A training and a test split, where none were given: a stratified fifth is the test split, always the same."""
+    """Return a training and a test split, where none were given: a stratified fifth is the test split, always the
+    same.
+    """
     train, test = stratified(strata(whole.labels), round(TEST_SHARE * len(whole)), TEST_SEED)
     return {"train": whole.subset(train), "test": whole.subset(test)}
 
 
 def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
-    """The splits of listed files, of which only paths and labels are known: in memory, or mapped.
+    """Return the splits of listed files, of which only paths and labels are known: in memory, or mapped.
 
     They become colour when a training picture has colour and grey otherwise, unless `config.colour` says which. They
     are brought to `config.image_size`, where it is given, as `config.fit` says; without it all must have one size.
@@ -80,5 +82,7 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
 
 
 def workers(images: int) -> int:
-    """Worker processes worth starting for so many images: none for a few hundred, else one per core, up to eight."""
+    """Return worker processes worth starting for so many images: none for a few hundred, else one per core, up to
+    eight.
+    """
     return 0 if images < 512 else min(8, os.cpu_count() or 1)

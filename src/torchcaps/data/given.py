@@ -27,19 +27,20 @@ KINDS = "a pair of tensors (images, labels), a Dataset, or a DataLoader"
 
 
 def is_loader(given: object) -> bool:
-    """Whether `given`, as `fit` takes data, holds a DataLoader."""
+    """Return whether `given`, as `fit` takes data, holds a DataLoader."""
     return any(isinstance(each, DataLoader) for each in (given.values() if isinstance(given, Mapping) else [given]))
 
 
 def holds_pictures(source: Source) -> bool:
-    """Whether images of `source` are of 0 .. 255, so that another picture can be made into input as they are."""
+    """Return whether images of `source` are of 0 .. 255, so that another picture can be made into input as they are."""
     if isinstance(source, Loaded):
         return False
     return not source.fetch(torch.zeros(min(1, len(source)), dtype=torch.int64)).is_floating_point()
 
 
 def given_data(given: object, config: DataConfig, device: torch.device | str = "cpu") -> Data:
-    """The `Data` of what was handed over: one of `KINDS`, or a dictionary of them by "train", "validation", "test".
+    """Return the `Data` of what was handed over: one of `KINDS`, or a dictionary of them by "train", "validation",
+    "test".
 
     Of one alone, and where "test" is not there, a stratified fifth is the test split, always the same; the validation
     split is held out as `load_data` does. A DataLoader cannot be split: it needs its "test" beside it.
@@ -132,7 +133,7 @@ def _read_tensors(name: str, images: Tensor, labels: Tensor) -> _Read:
 
 
 def _read_items(name: str, dataset: Any) -> _Read:
-    """Each item is asked for once, for its label."""
+    """Return the labels, for which each item is asked once."""
     if not len(dataset):
         raise ValueError(f"data {name} is an empty Dataset")
     try:
@@ -147,7 +148,7 @@ def _read_items(name: str, dataset: Any) -> _Read:
 
 
 def _read_loader(name: str, loader: DataLoader[Any]) -> _Read:
-    """One epoch is read, for the labels."""
+    """Return the labels, for which one epoch is read."""
     try:
         len(loader)
     except TypeError as error:
@@ -172,7 +173,7 @@ def _check_labels(name: str, labels: Tensor, count: int) -> Tensor:
 
 
 def _classes(train: object, read: Mapping[str, _Read]) -> tuple[str, ...]:
-    """The names that a Dataset says, else numbers; as many as there are labels."""
+    """Return the names that a Dataset says, else numbers; as many as there are labels."""
     dataset = getattr(train, "dataset", train)
     said = getattr(dataset, "classes", None)
     first = read["train"].labels

@@ -28,7 +28,7 @@ PADDING = 0.1  # of the box's own height and width, on each side; the paper says
 
 
 def read_h_imagenet(root: Path, config: DataConfig) -> Splits:
-    """The images of the listed classes, decoded whenever they are needed; `config.image_size` must be given.
+    """Return the images of the listed classes, decoded whenever they are needed; `config.image_size` must be given.
 
     Raises:
         FileNotFoundError: when a folder or the list is not there.
@@ -56,7 +56,7 @@ def read_h_imagenet(root: Path, config: DataConfig) -> Splits:
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The first word of each line that is not empty and does not begin with #.
+    """Return the first word of each line that is not empty and does not begin with #.
 
     Raises:
         ValueError: when there is none, and when one is listed twice.
@@ -79,7 +79,7 @@ def write_classes(path: Path, accuracy: Mapping[str, float], count: int = 200) -
 
 
 def hardest_classes(accuracy: Mapping[str, float], count: int = 200) -> tuple[str, ...]:
-    """The `count` classes of the lowest accuracy, in the order of their names; of equals the first by name.
+    """Return the `count` classes of the lowest accuracy, in the order of their names; of equals the first by name.
 
     Raises:
         ValueError: when there are fewer classes.
@@ -90,7 +90,7 @@ def hardest_classes(accuracy: Mapping[str, float], count: int = 200) -> tuple[st
 
 
 def class_accuracy(scores: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]) -> dict[str, float]:
-    """Share of each class's images whose highest score is their own; scores [b, classes], labels int64 [b].
+    """Return share of each class's images whose highest score is their own; scores [b, classes], labels int64 [b].
 
     Classes without images are left out.
     """
@@ -102,7 +102,7 @@ def class_accuracy(scores: torch.Tensor, labels: torch.Tensor, classes: tuple[st
 
 
 def read_box(path: Path, wnid: str) -> Box:
-    """The smallest box around all objects of class `wnid` in an annotation, widened by `PADDING`.
+    """Return the smallest box around all objects of class `wnid` in an annotation, widened by `PADDING`.
 
     In shares of the image: some annotations were made on smaller copies, whose size they state.
 
@@ -140,7 +140,7 @@ def read_box(path: Path, wnid: str) -> Box:
 
 
 def _list_images(folder: Path, classes: tuple[str, ...]) -> ImageFiles:
-    """The images of `classes` in folder/WNID; their shape is not known yet."""
+    """Return the images of `classes` in folder/WNID; their shape is not known yet."""
     paths, labels, left = [], [], []
     for label, name in enumerate(classes):
         found, others, _ = list_pictures(folder / name) if (folder / name).is_dir() else ([], [], [])

@@ -21,37 +21,39 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names; a label is an index into them."""
+        """Return their names; a label is an index into them."""
         ...
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
+        """Return channels, height and width of an image."""
         ...
 
     @property
     def shown(self) -> int | None:
-        """Labels of each image; None where images differ in it."""
+        """Return labels of each image; None where images differ in it."""
         ...
 
     def __len__(self) -> int:
-        """Images of an epoch."""
+        """Return images of an epoch."""
         ...
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """The images at `indices` int64 [b], on any device: uint8 [b, c, h, w]; int16 where values exceed 255."""
+        """Return the images at `indices` int64 [b], on any device: uint8 [b, c, h, w]; int16 where values exceed
+        255.
+        """
         ...
 
     def targets(self, indices: Tensor) -> Tensor:
-        """Their labels: int64 [b], or where images have several, label sets uint8 [b, classes] of 0 and 1."""
+        """Return their labels: int64 [b], or where images have several, label sets uint8 [b, classes] of 0 and 1."""
         ...
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """`fetch` of each of the `batches` of indices in turn, prepared ahead where that saves time."""
+        """Return `fetch` of each of the `batches` of indices in turn, prepared ahead where that saves time."""
         ...
 
     def to(self, device: torch.device | str) -> Self:
-        """The same, on `device`."""
+        """Return the same, on `device`."""
         ...
 
 
@@ -69,11 +71,11 @@ class Stored(Source, Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
+        """Return int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
         ...
 
     def subset(self, indices: Tensor) -> Self:
-        """The images at `indices` int64 [m], in this order."""
+        """Return the images at `indices` int64 [m], in this order."""
         ...
 
 
@@ -125,14 +127,15 @@ class Images:
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def fit(self, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Images:
-        """The same at `size` (height, width); see the function `fit`."""
+        """Return the same at `size` (height, width); see the function `fit`."""
         if self.shape[1:] == size:
             return self
         chunks = [fit(chunk, size, how, ground) for chunk in self.pixels.split(RESIZE_CHUNK)]
         return replace(self, pixels=torch.cat(chunks))
 
     def pad(self, side: int) -> Images:
-        """The same in the middle of black squares of `side` pixels; of an odd rest the larger part is right and below.
+        """Return the same in the middle of black squares of `side` pixels; of an odd rest the larger part is right
+        and below.
 
         Raises:
             ValueError: when the images are larger.
@@ -146,7 +149,9 @@ class Images:
 
 
 def shown(labels: Tensor) -> int | None:
-    """Labels of each image: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it is not known."""
+    """Return labels of each image: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it is not
+    known.
+    """
     return 1 if labels.ndim == 1 else None
 
 
@@ -168,7 +173,7 @@ def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
 
 
 def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Tensor:
-    """Images at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
+    """Return images at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
 
     `ground` has the values of the channels that are padded with, or one for all.
     """
@@ -177,7 +182,8 @@ def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Seq
 
 
 def resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images at `size` (height, width), whatever their proportions: [n, c, h, w] -> [n, c, *size] of the same type.
+    """Return images at `size` (height, width), whatever their proportions: [n, c, h, w] -> [n, c, *size] of the same
+    type.
 
     Bilinear, with antialiasing where it shrinks, rounded to the nearest integer. uint8, or int16 from 0 on.
     """

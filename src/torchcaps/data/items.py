@@ -39,7 +39,7 @@ class Floats:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """float32 [b, c, h, w]."""
+        """Return float32 [b, c, h, w]."""
         return self.pixels[indices.to(self.pixels.device)]
 
     def targets(self, indices: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Items:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """[b, c, h, w] of uint8 or float32; ValueError, which names the item, for one of another shape."""
+        """Return [b, c, h, w] of uint8 or float32; ValueError, which names the item, for one of another shape."""
         images = []
         for row in self.rows[indices.cpu()].tolist():
             image = to_image(self.dataset[row][0])
@@ -92,7 +92,7 @@ class Items:
         return self.labels[indices.to(self.labels.device)]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """`fetch` of each of `batches`, one batch ahead."""
+        """Yield `fetch` of each of `batches`, one batch ahead."""
         with ThreadPoolExecutor(1) as reader:
             ahead = [reader.submit(self.fetch, batch) for batch in batches[:1]]
             for batch in batches[1:]:
@@ -108,8 +108,8 @@ class Items:
 
 
 def to_image(item: Any) -> Tensor:
-    """The image of an item, uint8 or float32 [c, h, w]: of a tensor [c, h, w] or [h, w], of Pillow's, or an array
-    [h, w] or [h, w, c].
+    """Return the image of an item, uint8 or float32 [c, h, w]: of a tensor [c, h, w] or [h, w], of Pillow's, or an
+    array [h, w] or [h, w, c].
 
     Raises:
         ValueError: for anything else.

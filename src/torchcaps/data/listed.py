@@ -37,7 +37,8 @@ class Row(NamedTuple):
 
 
 def read_list(path: Path, config: DataConfig) -> Splits:
-    """The splits of the pictures that the CSV file `path` names; see the head of this file, and `folder.assemble`.
+    """Return the splits of the pictures that the CSV file `path` names; see the head of this file, and
+    `folder.assemble`.
 
     Classes are the labels of the training split, in the order of their names, or of their values where all are whole
     numbers.
@@ -71,7 +72,7 @@ def read_list(path: Path, config: DataConfig) -> Splits:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The pictures that the CSV file `path` names, in its order.
+    """Return the pictures that the CSV file `path` names, in its order.
 
     Raises:
         ValueError: when it is no table in UTF-8, or a line lacks a path or a label, names a split that there is not, or
@@ -106,13 +107,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def order_names(names: set[str]) -> tuple[str, ...]:
-    """In the order of their values where all are whole numbers, else in that of the names."""
+    """Return them in the order of their values where all are whole numbers, else in that of the names."""
     numbers = all(name.lstrip("-").isdecimal() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 
 def _indicated(names: Sequence[str], header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    """The names of two or more columns behind the path that hold nothing but 0 and 1; none otherwise."""
+    """Return the names of two or more columns behind the path that hold nothing but 0 and 1; none otherwise."""
     columns = [number for number, head in enumerate(header) if number and head != "split"]
     whole = all(len(cells) == len(header) for cells in table)
     if len(columns) < 2 or not whole or any(cells[number] not in ("0", "1") for cells in table for number in columns):
@@ -144,7 +145,7 @@ def _read_row(
 
 
 def _encode(rows: Sequence[Row], classes: Sequence[str], several: bool) -> Tensor:
-    """Labels int64 [n], or label sets uint8 [n, classes]."""
+    """Return labels int64 [n], or label sets uint8 [n, classes]."""
     index = {name: number for number, name in enumerate(classes)}
     if not several:
         return torch.tensor([index[row.labels[0]] for row in rows])

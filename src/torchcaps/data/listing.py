@@ -29,7 +29,7 @@ class Listing:
     how: str  # how to get what is not there
 
     def lines(self) -> Iterator[str]:
-        """For people: the name and what it is, then its size and licence, then its place."""
+        """Yield what people read: the name and what it is, then its size and licence, then its place."""
         yield f"{self.name}: {self.about}"
         if self.image is not None:
             size = f", {self.megabytes:,} MB" if self.megabytes else ""
@@ -42,7 +42,7 @@ class Listing:
 
 
 def list_sets(root: Path) -> list[Listing]:
-    """All sets of the catalogue, as they are in the data folder `root`."""
+    """Return all sets of the catalogue, as they are in the data folder `root`."""
     return [_describe(entry, root) for entry in CATALOGUE.values()]
 
 
@@ -76,6 +76,6 @@ def _base(entry: Entry) -> str:
 
 
 def _common(entry: Entry) -> str:
-    """The folder, or the file, that the entry's files share."""
+    """Return the folder, or the file, that the entry's files share."""
     names = [group[0] for group in entry.files]
     return names[0] if len(names) == 1 else os.path.commonpath([os.path.dirname(name) or name for name in names])

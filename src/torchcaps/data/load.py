@@ -83,12 +83,12 @@ class Data:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, of the images in a batch."""
+        """Return height and width, of the images in a batch."""
         return self.cut_size if self.enlarge is None else (self.enlarge, self.enlarge)
 
     @property
     def cut_size(self) -> tuple[int, int]:
-        """Height and width, of images as they are cut and moved, before a batch is enlarged."""
+        """Return height and width, of images as they are cut and moved, before a batch is enlarged."""
         return self.train.shape[1:] if self.crop is None else (self.crop, self.crop)
 
     @property
@@ -97,18 +97,19 @@ class Data:
 
     @property
     def shown(self) -> int | None:
-        """Labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
+        """Return labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
         return self.train.shown
 
     @property
     def mean(self) -> Tensor:
-        """Mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
+        """Return mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
         return self._moments[0]
 
     @property
     def std(self) -> Tensor:
-        """What each channel is divided by: its standard deviation over the training split, 1 for a constant channel,
-        unless the config gives another: float32 [c]."""
+        """Return what each channel is divided by: its standard deviation over the training split, 1 for a constant
+        channel, unless the config gives another: float32 [c].
+        """
         return self._moments[1]
 
     @cached_property
@@ -119,13 +120,14 @@ class Data:
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
 
     def digest(self, split: Literal["train", "validation", "test"]) -> Digest:
-        """Which images `split` holds, as they were read; all of it is hashed."""
+        """Return which images `split` holds, as they were read; all of it is hashed."""
         read = self.read or Splits(self.train, self.test, self.validation)
         source = getattr(read, split)
         return Digest() if source is None else digest(source)
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
-        """Shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is dropped.
+        """Return shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is
+        dropped.
 
         With `config.balance` each class comes as often as any other.
 
@@ -150,7 +152,7 @@ class Data:
     def evaluation(
         self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
     ) -> Batches:
-        """All the images of `split` in their own order and unchanged, standardised as in training.
+        """Return all the images of `split` in their own order and unchanged, standardised as in training.
 
         They are cut from the middle where `crop` is given; those of the test split come as [b, views, c, h, w] where
         `views` is more than one.
@@ -197,8 +199,9 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
 
 
 def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu") -> Data:
-    """The `Data` of what was read: of each split as many images as asked, the validation split held out where there is
-    none, resized or padded, on `device`; see `load_data`."""
+    """Return the `Data` of what was read: of each split as many images as asked, the validation split held out where
+    there is none, resized or padded, on `device`; see `load_data`.
+    """
     train, test, validation = read
     train = _sample(train, config)
     if validation is None:
@@ -216,27 +219,29 @@ def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu
 
 
 def read_test(name: str, config: DataConfig) -> Source:
-    """The test split of the set `name`, read with the settings of `config`."""
+    """Return the test split of the set `name`, read with the settings of `config`."""
     entry, path = find(name)
     read = _call(entry.test_reader or entry.reader, path, replace(config, name=name))
     return read.test if isinstance(read, Splits) else read
 
 
 def _call(reader: str, path: Path | None, config: DataConfig) -> Any:
-    """What the function that `reader` names reads from `path`, or from the data root."""
+    """Return what the function that `reader` names reads from `path`, or from the data root."""
     module, function = reader.split(":")
     return getattr(import_module(module), function)(data_root(config.root) if path is None else path, config)
 
 
 def _sample(split: Source, config: DataConfig) -> Source:
-    """`config.limit` images of a stored `split`, class by class in proportion; streams have been told already."""
+    """Return `config.limit` images of a stored `split`, class by class in proportion; streams have been told
+    already.
+    """
     if config.limit is None or not isinstance(split, Stored) or len(split) <= config.limit:
         return split
     return split.subset(stratified(strata(split.labels), config.limit, config.split_seed)[1])
 
 
 def take_fraction(train: Source, config: DataConfig) -> Source:
-    """`config.fraction` of a stored `train`: as many images of each class as of any other, or one fewer.
+    """Return `config.fraction` of a stored `train`: as many images of each class as of any other, or one fewer.
 
     They are the first in an order of each class that `config.split_seed` draws, so that a smaller share is a part of a
     larger one. The validation split is not made smaller.
@@ -269,7 +274,7 @@ def _check_memory(splits: Sequence[Source], config: DataConfig) -> None:
 
 
 def _fit(split: Source, config: DataConfig) -> Source:
-    """`split` resized or padded as `config` says; what is not held in memory resizes its images itself."""
+    """Return `split` resized or padded as `config` says; what is not held in memory resizes its images itself."""
     if not isinstance(split, Images):
         if config.pad is not None:
             raise ValueError(f"data.pad is {config.pad}: it is of images held in memory, not of {config.name}")
@@ -300,7 +305,7 @@ def check_variation(train: Source) -> None:
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
+    """Return mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
     Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
     mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.

@@ -41,7 +41,7 @@ class Loaded:
         return replace(self, device=device)
 
     def batches(self, seed: int) -> LoaderBatches:
-        """The batches of the loader."""
+        """Return the batches of the loader."""
         return LoaderBatches(self, batch_size_of(self.loader), seed=seed)
 
 
@@ -64,7 +64,9 @@ class LoaderBatches(Batches):
         return self.images
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [b, c, h, w], of uint8 in [0, 1], and labels int64 [b] or label sets uint8 [b, classes]."""
+        """Yield images float32 [b, c, h, w], of uint8 in [0, 1], and labels int64 [b] or label sets uint8 [b,
+        classes].
+        """
         assert start == 0, start
         torch.manual_seed(int(mix(DRAWS, self.seed, epoch).generate_state(1)[0]))
         for batch in self._source.loader:
@@ -77,12 +79,14 @@ class LoaderBatches(Batches):
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int:
-    """Images of a batch of `loader`, as it says; of one with batches of its own making, as many as the first has."""
+    """Return images of a batch of `loader`, as it says; of one with batches of its own making, as many as the first
+    has.
+    """
     return loader.batch_size or len(read_batch(next(iter(loader)))[1])
 
 
 def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """The images [b, c, h, w], uint8 or float32, and the labels of a DataLoader's batch.
+    """Return the images [b, c, h, w], uint8 or float32, and the labels of a DataLoader's batch.
 
     Raises:
         ValueError: when it is not images and labels.

@@ -21,6 +21,6 @@ def say(text: str) -> None:
 
 
 def some(names: Sequence[str]) -> str:
-    """The names in one line, of many the first few and how many more there are."""
+    """Return the names in one line, of many the first few and how many more there are."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more

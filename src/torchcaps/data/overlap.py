@@ -91,13 +91,13 @@ class Overlap(Stream):
         return composed.expand(-1, self.channels, -1, -1).contiguous() if self._grey else composed
 
     def targets(self, indices: Tensor) -> Tensor:
-        """The classes that the images at `indices` int64 [b] show: uint8 [b, classes] of 0 and 1."""
+        """Return the classes that the images at `indices` int64 [b] show: uint8 [b, classes] of 0 and 1."""
         label = self.place(indices).label
         shown = torch.zeros(len(label), len(self.classes) + 1, dtype=torch.uint8, device=self.device)
         return shown.scatter_(1, label, 1)[:, :-1]
 
     def parts(self, indices: Tensor) -> Parts:
-        """What the images at `indices` int64 [b] are made of, uint8 and before they are resized."""
+        """Return what the images at `indices` int64 [b] are made of, uint8 and before they are resized."""
         place = self.place(indices)
         pixels = torch.stack([self._draw(place, m) for m in range(self.objects)], 1)
         absent = place.base == len(self.base)
@@ -106,7 +106,7 @@ class Overlap(Stream):
         return Parts(pixels, place.label.masked_fill(absent, -1), place.base.masked_fill(absent, -1))
 
     def place(self, indices: Tensor) -> Place:
-        """Which objects the images at `indices` int64 [b] show, and where."""
+        """Return which objects the images at `indices` int64 [b] show, and where."""
         indices = indices.to(self.device, non_blocking=True)
         random = self.random(indices, 1 + 3 * self.objects)
         alone = below(random[:, 0], self.single) == 0 if self.single else torch.zeros_like(indices, dtype=torch.bool)
@@ -122,7 +122,7 @@ class Overlap(Stream):
         return Place(base, label, moves + self._middle)
 
     def _other(self, random: Tensor, taken: Tensor) -> Tensor:
-        """A base image of a class that is not among `taken` int64 [b, t], each equally likely: int64 [b]."""
+        """Return a base image of a class that is not among `taken` int64 [b, t], each equally likely: int64 [b]."""
         by_class, counts, starts = self._by_class
         taken = taken.sort(1).values
         rank = below(random, len(by_class) - counts[taken].sum(1))
@@ -131,7 +131,7 @@ class Overlap(Stream):
         return by_class[rank]
 
     def _draw(self, place: Place, m: int) -> Tensor:
-        """Object m of each image, alone, where it is: uint8 [b, c, side, side] of the base's channels."""
+        """Return object m of each image, alone, where it is: uint8 [b, c, side, side] of the base's channels."""
         top, left = (self._slack - place.corner[:, m]).unbind(1)
         return self._windows[place.base[:, m], :, top, left]
 
@@ -141,7 +141,7 @@ class Overlap(Stream):
 
     @cached_property
     def _slack(self) -> Tensor:
-        """Rows and columns that a base image leaves free: int64 [2]."""
+        """Return rows and columns that a base image leaves free: int64 [2]."""
         return torch.tensor([self.side - length for length in self.base.shape[1:]], device=self.device)
 
     @cached_property
@@ -150,13 +150,15 @@ class Overlap(Stream):
 
     @cached_property
     def _windows(self) -> Tensor:
-        """The images that show a base image, or none, at every place: a view [n + 1, c, place, place, side, side]."""
+        """Return the images that show a base image, or none, at every place: a view [n + 1, c, place, place, side,
+        side].
+        """
         down, right = self._slack.tolist()
         padded = F.pad(self.base.pixels, (right, right, down, down, 0, 0, 0, 1))
         return padded.unfold(2, self.side, 1).unfold(3, self.side, 1)
 
     @cached_property
     def _by_class(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The base images sorted by class [n]; how many each class has, and where it begins, both [classes]."""
+        """Return the base images sorted by class [n]; how many each class has, and where it begins, both [classes]."""
         counts = torch.bincount(self.base.labels, minlength=len(self.classes))
         return self.base.labels.argsort(stable=True), counts, counts.cumsum(0) - counts

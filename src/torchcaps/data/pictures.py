@@ -67,7 +67,8 @@ def read_picture(file: File, channels: int, ground: str = "white") -> np.ndarray
 
 
 def convert_picture(image: Image, channels: int, ground: str = "white") -> np.ndarray:
-    """The pixels of a picture that Pillow holds, as `read_picture` gives those of a file: uint8 [channels, h, w].
+    """Return the pixels of a picture that Pillow holds, as `read_picture` gives those of a file: uint8 [channels, h,
+    w].
 
     Raises:
         ValueError: as `read_picture`, and when what is left to decode of the picture cannot be.
@@ -126,7 +127,7 @@ def describe_picture(file: File) -> Facts:
 
 
 def ground_colour(ground: str, channels: int) -> tuple[int, ...]:
-    """The colour that `ground` names, 0 .. 255 for each of `channels`: 1 (its grey, as that of pictures) or 3.
+    """Return the colour that `ground` names, 0 .. 255 for each of `channels`: 1 (its grey, as that of pictures) or 3.
 
     Raises:
         ValueError: when it is no opaque colour, and for other `channels`.
@@ -149,7 +150,7 @@ def ground_colour(ground: str, channels: int) -> tuple[int, ...]:
 
 
 def _check_request(channels: int, ground: str) -> tuple[int, ...]:
-    """The colour of `ground`, where a picture can be read in this way."""
+    """Return the colour of `ground`, where a picture can be read in this way."""
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels}: pictures are read with 1 (grey) or 3 (red, green, blue)")
     return ground_colour(ground, 3)
@@ -157,7 +158,7 @@ def _check_request(channels: int, ground: str) -> tuple[int, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The endings, in lower case, of the files that are read: all that Pillow decodes by itself."""
+    """Return the endings, in lower case, of the files that are read: all that Pillow decodes by itself."""
     from PIL import Image
 
     known = Image.registered_extensions()  # which loads all of Pillow's formats
@@ -166,7 +167,9 @@ def suffixes() -> frozenset[str]:
 
 @contextmanager
 def _opened(file: File) -> Iterator[ImageFile]:
-    """The first page of a picture, whose head has been read; closed again at the end. All errors name the file."""
+    """Return the first page of a picture, whose head has been read; closed again at the end. All errors name the
+    file.
+    """
     from PIL import Image
 
     try:
@@ -186,7 +189,9 @@ def _upright(image: Image) -> Image:
 
 
 def _orientation(image: ImageFile) -> int:
-    """The number that EXIF or XMP gives; of a PNG without decoding its pixels where nothing but pixels follows them."""
+    """Return the number that EXIF or XMP gives; of a PNG without decoding its pixels where nothing but pixels
+    follows them.
+    """
     from PIL.Image import Image
 
     known = image.format == "PNG" and image.fp is not None and _ends_in_pixels(image.fp)
@@ -195,7 +200,7 @@ def _orientation(image: ImageFile) -> int:
 
 
 def _ends_in_pixels(file: IO[bytes]) -> bool:
-    """Whether a PNG says nothing of itself behind its pixels; the position in `file` stays."""
+    """Return whether a PNG says nothing of itself behind its pixels; the position in `file` stays."""
     position, pixels = file.tell(), False
     file.seek(PNG_START)
     try:
@@ -210,7 +215,7 @@ def _ends_in_pixels(file: IO[bytes]) -> bool:
 
 
 def _has_colour(image: Image) -> bool:
-    """Whether a pixel may be other than grey; of a palette, whether one of its colours is."""
+    """Return whether a pixel may be other than grey; of a palette, whether one of its colours is."""
     if image.mode in PALETTE_MODES:
         entries = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return bool((entries != entries[:, :1]).any())
@@ -218,7 +223,7 @@ def _has_colour(image: Image) -> bool:
 
 
 def _separate(image: Image, kind: str | None) -> tuple[Image, Image | None]:
-    """A decoded picture of a format in mode L or RGB, and its opacity in mode L where it has any."""
+    """Return a decoded picture of a format in mode L or RGB, and its opacity in mode L where it has any."""
     if image.mode in DEEP_GREY:
         return _narrow(image, kind)
     if image.mode == "LAB":
@@ -231,7 +236,7 @@ def _separate(image: Image, kind: str | None) -> tuple[Image, Image | None]:
 
 
 def _narrow(image: Image, kind: str | None) -> tuple[Image, Image | None]:
-    """The upper eight bits of a grey picture of 16, and its opacity."""
+    """Return the upper eight bits of a grey picture of 16, and its opacity."""
     if image.mode == "F" or (image.mode == "I" and kind not in WIDE_FORMATS):
         raise ValueError(f"mode {image.mode} has 32 bits, and which value is white is not known: save it with 8 or 16")
     values = np.array(image).astype(np.int64)
@@ -264,7 +269,7 @@ def _from_array(pixels: np.ndarray) -> Image:
 
 
 def _lay(pixels: np.ndarray, alpha: np.ndarray, under: tuple[int, ...]) -> np.ndarray:
-    """Pixels [h, w] or [h, w, 3] over a colour, by their opacity [h, w]; all uint8, rounded to the nearest."""
+    """Return pixels [h, w] or [h, w, 3] over a colour, by their opacity [h, w]; all uint8, rounded to the nearest."""
     grey = pixels.ndim == 2
     ground = np.array(under[0] if grey else under, np.uint32)
     opacity = (alpha if grey else alpha[..., None]).astype(np.uint32)
@@ -272,7 +277,8 @@ def _lay(pixels: np.ndarray, alpha: np.ndarray, under: tuple[int, ...]) -> np.nd
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, with antialiasing where it shrinks, in whole numbers: the same pixels on every machine, without torch.
+    """Return pixels resized, bilinear, with antialiasing where it shrinks, in whole numbers: the same pixels on
+    every machine, without torch.
 
     Each differs by at most one level from those of `images.resize`, which serves arrays on any device.
     """

@@ -19,19 +19,20 @@ A = TypeVar("A", bound=Any)  # an array of numpy or torch
 
 
 def middle(size: Sequence[int], room: Sequence[int]) -> tuple[int, int]:
-    """Where an image of `size` (height, width) begins in the middle of `room`; of an odd rest the larger part is right
-    and below."""
+    """Return where an image of `size` (height, width) begins in the middle of `room`; of an odd rest the larger part
+    is right and below.
+    """
     return (room[0] - size[0]) // 2, (room[1] - size[1]) // 2
 
 
 def largest(room: Sequence[int], like: Sequence[int]) -> tuple[int, int]:
-    """The largest size (height, width) inside `room` that has the proportions of `like`, in whole pixels."""
+    """Return the largest size (height, width) inside `room` that has the proportions of `like`, in whole pixels."""
     scale = min(room[0] / like[0], room[1] / like[1])
     return min(room[0], max(1, round(like[0] * scale))), min(room[1], max(1, round(like[1] * scale)))
 
 
 def fit(pixels: A, size: tuple[int, int], how: Fit, ground: A, resize: Callable[[A, tuple[int, int]], A]) -> A:
-    """Images uint8 [..., c, h, w] brought to `size` (height, width) by `resize`: uint8 [..., c, *size].
+    """Return images uint8 [..., c, h, w] brought to `size` (height, width) by `resize`: uint8 [..., c, *size].
 
     Args:
         pixels: the images.
@@ -62,7 +63,7 @@ def fit(pixels: A, size: tuple[int, int], how: Fit, ground: A, resize: Callable[
 
 
 def crops(images: A, side: int, views: int) -> list[A]:
-    """Crops of side x side pixels of images [..., h, w]: `views` arrays [..., side, side].
+    """Return crops of side x side pixels of images [..., h, w]: `views` arrays [..., side, side].
 
     1: the middle; 5: the middle, then the four corners; 10: these, then all five mirrored (Krizhevsky et al. 2012).
     """
@@ -75,7 +76,7 @@ def crops(images: A, side: int, views: int) -> list[A]:
 
 
 def enlarge(images: np.ndarray, side: int) -> np.ndarray:
-    """Bilinear enlargement of images float32 [..., h, w], none of them larger: [..., side, side].
+    """Return bilinear enlargement of images float32 [..., h, w], none of them larger: [..., side, side].
 
     The middle of pixel i lies at (i + 1/2) h / side - 1/2 of the old ones, and the border goes on outwards; as torch's
     `interpolate` has it.
@@ -85,7 +86,7 @@ def enlarge(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def _shares(length: int, side: int) -> np.ndarray:
-    """How much each of `length` pixels gives to each of `side`: float32 [side, length]."""
+    """Return how much each of `length` pixels gives to each of `side`: float32 [side, length]."""
     place = np.maximum((np.arange(side) + 0.5) * (length / side) - 0.5, 0)
     low = np.minimum(place.astype(int), length - 1)
     part = place - low
@@ -96,7 +97,7 @@ def _shares(length: int, side: int) -> np.ndarray:
 
 
 def standardise_image(images: A) -> A:
-    """Zero mean and unit variance for each image, over all its channels and pixels: float [b, c, h, w].
+    """Return zero mean and unit variance for each image, over all its channels and pixels: float [b, c, h, w].
 
     The deviation is at least 1 / sqrt(c h w), as in TensorFlow's `per_image_standardization`: blank images become 0.
     """
@@ -106,12 +107,12 @@ def standardise_image(images: A) -> A:
 
 
 def standardise_dataset(images: A, mean: A, std: A) -> A:
-    """Zero mean and unit variance of each channel over a data set: float [b, c, h, w], `mean` and `std` [c]."""
+    """Return zero mean and unit variance of each channel over a data set: float [b, c, h, w], `mean` and `std` [c]."""
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
-    """Pixels uint8 [b, c, *form.size] to what a model takes: float32 [b, views, c, h, w].
+    """Return pixels uint8 [b, c, *form.size] to what a model takes: float32 [b, views, c, h, w].
 
     Raises:
         ValueError: where mean and std of the training images are needed and not known.

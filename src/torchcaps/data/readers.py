@@ -22,7 +22,7 @@ Reader = Callable[[Path, DataConfig], Splits]  # of the data root, or of the pat
 
 
 def read_digits(root: Path, config: DataConfig) -> Splits:
-    """The 1,797 digits of the test part of UCI's optical recognition set (1,437 train, 360 test), embedded here.
+    """Return the 1,797 digits of the test part of UCI's optical recognition set (1,437 train, 360 test), embedded here.
 
     `root` is not looked at. Source: Alpaydin and Kaynak 1998, doi 10.24432/C50P49, CC BY 4.0: each value counts the
     dark ones of 4x4 pixels. The values 0 .. 16 become 0 .. 255, halves rounded up. The test split is stratified by
@@ -38,7 +38,7 @@ def read_digits(root: Path, config: DataConfig) -> Splits:
 
 
 def read_mnist(root: Path, config: DataConfig) -> Splits:
-    """MNIST or Fashion-MNIST, as torchvision lays them out: root/MNIST/raw, root/FashionMNIST/raw."""
+    """Return MNIST or Fashion-MNIST, as torchvision lays them out: root/MNIST/raw, root/FashionMNIST/raw."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     dataset = {"mnist": MNIST, "fashion-mnist": FashionMNIST}[config.name]
@@ -51,7 +51,9 @@ def read_mnist(root: Path, config: DataConfig) -> Splits:
 
 
 def read_cifar(root: Path, config: DataConfig) -> Splits:
-    """CIFAR-10 or CIFAR-100: root/cifar10.npz or root/cifar100.npz where there is one, else torchvision's files."""
+    """Return CIFAR-10 or CIFAR-100: root/cifar10.npz or root/cifar100.npz where there is one, else torchvision's
+    files.
+    """
     arrays = root / f"{config.name}.npz"
     if arrays.exists():
         return npz_splits(arrays, CATALOGUE[config.name].classes)
@@ -67,7 +69,9 @@ def read_cifar(root: Path, config: DataConfig) -> Splits:
 
 
 def read_svhn(root: Path, config: DataConfig) -> Splits:
-    """SVHN's cropped digits, without the extra images: root/SVHN/train_32x32.mat and test_32x32.mat (needs SciPy)."""
+    """Return SVHN's cropped digits, without the extra images: root/SVHN/train_32x32.mat and test_32x32.mat (needs
+    SciPy).
+    """
     from torchvision.datasets import SVHN
 
     folder = root / "SVHN"
@@ -82,7 +86,9 @@ def read_svhn(root: Path, config: DataConfig) -> Splits:
 def _torchvision_splits(
     load: Callable[[bool], object], parts: Callable[..., tuple[Tensor, Tensor]], place: Path, config: DataConfig
 ) -> Splits:
-    """Both splits of one of torchvision's sets: `load(train)` makes it, `parts` takes pixels and labels out of it."""
+    """Return both splits of one of torchvision's sets: `load(train)` makes it, `parts` takes pixels and labels out
+    of it.
+    """
     classes = CATALOGUE[config.name].classes
     try:
         train, test = (Images(*parts(load(training)), classes) for training in (True, False))
@@ -99,7 +105,7 @@ def _torchvision_splits(
 
 
 def missing(name: str, place: Path) -> FileNotFoundError:
-    """The error, in one line, for a set that is not in `place` or is damaged there."""
+    """Return the error, in one line, for a set that is not in `place` or is damaged there."""
     page = CATALOGUE[name].page
     return FileNotFoundError(
         f"data set {name!r} is not in {place}, or is damaged there: "

@@ -48,7 +48,7 @@ def write_sheet(config: DataConfig, folder: Path, count: int = 10) -> tuple[Path
 
 
 def demonstration(data: Data) -> AugmentConfig:
-    """Changes that show what there is: moved and turned; of photographs also mirrored and in other colours."""
+    """Return changes that show what there is: moved and turned; of photographs also mirrored and in other colours."""
     reach = max(1, min(data.cut_size) // 8)
     if data.channels == 1 or isinstance(data.train, Overlap):
         return AugmentConfig(crop=reach, rotate=15.0, contrast=0.5)
@@ -56,7 +56,7 @@ def demonstration(data: Data) -> AugmentConfig:
 
 
 def draw_sheet(data: Data, augment: AugmentConfig, count: int = 10) -> Figure:
-    """Training images with their labels, below them the parts of overlapped ones, then rows after `augment`."""
+    """Return training images with their labels, below them the parts of overlapped ones, then rows after `augment`."""
     from matplotlib.figure import Figure
 
     source, indices = _choose(data.train, count)
@@ -81,7 +81,7 @@ def draw_sheet(data: Data, augment: AugmentConfig, count: int = 10) -> Figure:
 
 
 def _choose(source: Source, count: int) -> tuple[Source, Tensor]:
-    """What the first `count` images of are shown, and their numbers in it: of stored ones each class in turn."""
+    """Return what the first `count` images of are shown, and their numbers in it: of stored ones each class in turn."""
     count = min(count, len(source))
     if not isinstance(source, Stored):
         return source, torch.arange(count)
@@ -93,14 +93,14 @@ def _choose(source: Source, count: int) -> tuple[Source, Tensor]:
 
 
 def _coloured_parts(source: Overlap, indices: Tensor) -> Tensor:
-    """Each object in a colour of its own: [b, 3, side, side] in [0, 1]."""
+    """Return each object in a colour of its own: [b, 3, side, side] in [0, 1]."""
     grey = source.parts(indices).pixels.float().mean(2) / 255  # [b, m, h, w]
     colours = torch.tensor([PART_COLOURS[m % len(PART_COLOURS)] for m in range(source.objects)], device=grey.device)
     return torch.einsum("bmhw,mc->bchw", grey, colours).clamp(max=1)
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """As matplotlib takes it: grey [h, w], or colours [h, w, 3] of at most 1."""
+    """Return pixels as matplotlib takes it: grey [h, w], or colours [h, w, 3] of at most 1."""
     image = image.cpu()
     return image[0].numpy() if len(image) == 1 else (image / max(1.0, image.max().item())).movedim(0, -1).numpy()
 
@@ -111,7 +111,7 @@ def _name(target: Tensor, classes: tuple[str, ...]) -> str:
 
 
 def _page(config: DataConfig, data: Data, augment: AugmentConfig, picture: bytes) -> str:
-    """A page that needs no other file."""
+    """Return a page that needs no other file."""
     entry, _ = find(config.name)
     changes = {name: value for name, value in asdict(augment).items() if value}
     facts = {

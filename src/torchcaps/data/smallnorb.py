@@ -46,7 +46,7 @@ SEEN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def read_smallnorb(root: Path, config: DataConfig) -> Splits:
-    """All images, or those of the viewpoints that the name says; the two cameras of a pair are neighbours.
+    """Return all images, or those of the viewpoints that the name says; the two cameras of a pair are neighbours.
 
     Raises:
         FileNotFoundError: for a file that is not there.
@@ -68,7 +68,8 @@ def read_smallnorb(root: Path, config: DataConfig) -> Splits:
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images uint8 [n, 2, h, w], labels int32 [n] and info int32 [n, 4] (toy, elevation, azimuth, light) of a split.
+    """Return images uint8 [n, 2, h, w], labels int32 [n] and info int32 [n, 4] (toy, elevation, azimuth, light) of a
+    split.
 
     Raises as `read_smallnorb`.
     """
@@ -93,7 +94,7 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """The array in a file of the binary matrix format, or in `path`.gz; raises as `read_smallnorb`."""
+    """Return the array in a file of the binary matrix format, or in `path`.gz; raises as `read_smallnorb`."""
     packed = path.with_name(path.name + ".gz")
     if not path.is_file() and not packed.is_file():
         raise missing("smallnorb", path)

@@ -22,7 +22,7 @@ RARE = 10  # images that have the same label set, below which they are split tog
 
 
 def mix(purpose: int, *key: int) -> np.random.SeedSequence:
-    """A seed for one `purpose` and `key`, such as (seed, epoch, step); nearby keys give unrelated streams.
+    """Return a seed for one `purpose` and `key`, such as (seed, epoch, step); nearby keys give unrelated streams.
 
     The purpose is a spawn key: a sequence of integers alone would take (seed, epoch) and (seed, epoch, 0) for the same.
 
@@ -35,12 +35,13 @@ def mix(purpose: int, *key: int) -> np.random.SeedSequence:
 
 
 def permutation(count: int, seed: np.random.SeedSequence) -> Tensor:
-    """The numbers 0 .. count - 1 in a random order: int64 [count]."""
+    """Return the numbers 0 .. count - 1 in a random order: int64 [count]."""
     return torch.from_numpy(np.random.PCG64(seed).random_raw(count).argsort(kind="stable"))
 
 
 def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """As many images as `labels` int64 [n] has, in an order that shows each class as often as any other: int64 [n].
+    """Return as many images as `labels` int64 [n] has, in an order that shows each class as often as any other:
+    int64 [n].
 
     Of any C images that follow each other from a multiple of C on, one is of each of the C classes that have images. An
     image comes again once all of its class have been.
@@ -59,7 +60,8 @@ def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
 
 
 def coins(indices: Tensor, seed: int) -> Tensor:
-    """A coin thrown for each image, the same whenever it is asked for: bool [b] for `indices` int64 [b], on the CPU.
+    """Return a coin thrown for each image, the same whenever it is asked for: bool [b] for `indices` int64 [b], on
+    the CPU.
 
     It is the top bit of Steele et al. 2014's SplitMix64 of the index, begun at a number drawn from the seed.
     """
@@ -73,7 +75,8 @@ def coins(indices: Tensor, seed: int) -> Tensor:
 
 
 def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the images kept and of the `held` images set aside, both ascending, class by class in proportion.
+    """Return indices of the images kept and of the `held` images set aside, both ascending, class by class in
+    proportion.
 
     Each class gives the whole part of its quota; the rest comes from the classes with the largest remainders, one image
     each, the lower class first among equals. `labels` int64 [n].
@@ -92,7 +95,7 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
+    """Return indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
 
     In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
     with fewer images gives all that it has.
@@ -120,7 +123,8 @@ def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def strata(labels: Tensor) -> Tensor:
-    """What images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64 [n].
+    """Return what images are split by: their labels int64 [n], or a number for each label set of [n, classes]: int64
+    [n].
 
     The sets that fewer than ten images have are one: each by itself could not be split in proportion.
     """
@@ -131,7 +135,7 @@ def strata(labels: Tensor) -> Tensor:
 
 
 def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
-    """`train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
+    """Return `train` without its validation split, and that split: `config.validation` of it, by `config.split_seed`.
 
     Raises:
         ValueError: where that share is no image, or all.

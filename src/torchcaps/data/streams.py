@@ -46,7 +46,7 @@ class Stream:
 
     @property
     def total(self) -> int:
-        """Images of the whole stream; `fetch` takes any number below it."""
+        """Return images of the whole stream; `fetch` takes any number below it."""
         return self.rounds * len(self.base)
 
     @property
@@ -67,23 +67,27 @@ class Stream:
         return self.base.pixels.device
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """The images at `indices` int64 [b], on any device: uint8 [b, *shape], or int16 above 255."""
+        """Return the images at `indices` int64 [b], on any device: uint8 [b, *shape], or int16 above 255."""
         images = self.compose(indices.to(self.device, non_blocking=True))
         return resize(images, self.shape[1:])
 
     def compose(self, indices: Tensor) -> Tensor:
-        """The images at `indices` int64 [b] before they are resized: [b, channels, side, side]."""
+        """Return the images at `indices` int64 [b] before they are resized: [b, channels, side, side]."""
         raise NotImplementedError
 
     def targets(self, indices: Tensor) -> Tensor:
-        """The class of each image, that of the base image: int64 [b]. Sets of several objects give label sets."""
+        """Return the class of each image, that of the base image: int64 [b]. Sets of several objects give label
+        sets.
+        """
         return self.base.labels[self.first(indices.to(self.device, non_blocking=True))]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         return map(self.fetch, batches)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """The images of an epoch of training: those that follow the epoch before, from a start that `seed` draws."""
+        """Return the images of an epoch of training: those that follow the epoch before, from a start that `seed`
+        draws.
+        """
         start = int(mix(ORDER, seed).generate_state(1, np.uint64)[0]) % self.total
         return (start + epoch * len(self) + torch.arange(len(self))) % self.total
 
@@ -91,30 +95,31 @@ class Stream:
         return replace(self, base=self.base.to(device))
 
     def random(self, indices: Tensor, columns: int) -> Tensor:
-        """The first random numbers of each image: int64 [b, columns], to be read by `below` or `unit`."""
+        """Return the first random numbers of each image: int64 [b, columns], to be read by `below` or `unit`."""
         assert columns <= WIDTH, columns
         column = torch.arange(columns, device=self.device)
         return bits(self.key, ((indices[:, None] * WIDTH + column) << 1) + IMAGES)
 
     def first(self, indices: Tensor) -> Tensor:
-        """The base image that comes first in each composed one: int64 [b]."""
+        """Return the base image that comes first in each composed one: int64 [b]."""
         count = len(self.base)
         turn = below(bits(self.key, (self.round(indices) << 1) + ROUNDS), count)
         return self._scattered[(indices + turn) % count]
 
     def round(self, indices: Tensor) -> Tensor:
-        """Which round each image belongs to: int64 [b]."""
+        """Return which round each image belongs to: int64 [b]."""
         return indices.div(len(self.base), rounding_mode="floor")
 
     @cached_property
     def _scattered(self) -> Tensor:
-        """The base images in a random order that depends on the key: int64 [n]."""
+        """Return the base images in a random order that depends on the key: int64 [n]."""
         counter = torch.arange(len(self.base)) - 2**62  # far from what images and rounds count
         return bits(self.key, counter).argsort(stable=True).to(self.device)
 
 
 def enlarge(pixels: Tensor, side: int) -> Tensor:
-    """Bilinear enlargement to `side` x `side` in whole numbers, halves rounded up: uint8 [n, c, h, w], h, w <= side.
+    """Return bilinear enlargement to `side` x `side` in whole numbers, halves rounded up: uint8 [n, c, h, w], h, w
+    <= side.
 
     As `images.resize` but for the rounding, which is the same on every device.
     """
@@ -125,7 +130,7 @@ def enlarge(pixels: Tensor, side: int) -> Tensor:
 
 
 def _weights(length: int, side: int) -> Tensor:
-    """How much each of `length` pixels gives to each of `side`, in units of 1 / (2 side): int64 [side, length].
+    """Return how much each of `length` pixels gives to each of `side`, in units of 1 / (2 side): int64 [side, length].
 
     The middle of pixel i lies at (2 i + 1) length / (2 side) - 1/2 of the old ones.
     """

@@ -31,7 +31,8 @@ FITS = {
 
 
 def survey(listed: Listed, skip_unreadable: bool) -> tuple[dict[str, ImageFiles], dict[str, list[Facts]]]:
-    """What the files of each split say of themselves; with `skip_unreadable` each is decoded once to know that it can.
+    """Return what the files of each split say of themselves; with `skip_unreadable` each is decoded once to know
+    that it can.
 
     Raises:
         ValueError: for a file that cannot be read, where those are not left out; and when none of a split is left.
@@ -58,7 +59,7 @@ def survey(listed: Listed, skip_unreadable: bool) -> tuple[dict[str, ImageFiles]
 
 
 def choose_channels(facts: Surveyed, config: DataConfig) -> int:
-    """3 where a training picture has colour, 1 where all are grey; or as `config.colour` says."""
+    """Return 3 where a training picture has colour, 1 where all are grey; or as `config.colour` says."""
     coloured = sum(map(_has_colour(config), facts["train"]))
     if config.colour == "auto" and 0 < coloured < len(facts["train"]):
         grey = len(facts["train"]) - coloured
@@ -67,7 +68,7 @@ def choose_channels(facts: Surveyed, config: DataConfig) -> int:
 
 
 def common_size(listed: Listed, facts: Surveyed) -> tuple[int, int]:
-    """Height and width of all the images.
+    """Return height and width of all the images.
 
     Raises:
         ValueError: when they differ.
@@ -101,6 +102,6 @@ def say_facts(listed: Listed, facts: Surveyed, size: tuple[int, int], config: Da
 
 
 def _has_colour(config: DataConfig) -> Callable[[Facts], bool]:
-    """Whether a picture has colour, if only that of the ground which shows through it."""
+    """Return whether a picture has colour, if only that of the ground which shows through it."""
     under = len(set(ground_colour(config.ground, 3))) > 1
     return lambda facts: facts.colour or (facts.alpha and under)

@@ -37,7 +37,7 @@ class Draws(NamedTuple):
     byerly: Tensor  # float64 [b, 12] in [0, 1), see `data.byerly`
 
     def rows(self, part: slice) -> Draws:
-        """The parameters of some of the images."""
+        """Return the parameters of some of the images."""
         return Draws(*(parameter[part] for parameter in self))
 
 
@@ -60,8 +60,9 @@ def check_augment(config: AugmentConfig) -> None:
 
 
 def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Draws:
-    """Independent parameters for `count` images. Each has its own column of uniform numbers, so that switching one
-    on or off leaves the others as they are."""
+    """Return independent parameters for `count` images. Each has its own column of uniform numbers, so that
+    switching one on or off leaves the others as they are.
+    """
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     uniform = torch.rand(count, 8, dtype=torch.float64, generator=generator)  # [b, 8], in [0, 1)
     further = torch.rand(count, 6, dtype=torch.float64, generator=generator)
@@ -113,7 +114,7 @@ def turn(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
+    """Return brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
     if config.brightness:
         images = colour.scale_brightness(images, draws.brightness)
     if config.contrast:
@@ -126,7 +127,7 @@ def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 in [0, 1]; floats as they are."""
+    """Return uint8 0 .. 255 -> float32 in [0, 1]; floats as they are."""
     return pixels if pixels.is_floating_point() else pixels.float().div_(255)
 
 
@@ -160,7 +161,7 @@ def shift(batch: Tensor, by: Tensor, limit: int) -> Tensor:
 
 
 def enlarge(batch: Tensor, side: int) -> Tensor:
-    """Bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
+    """Return bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
     if batch.shape[-2:] == (side, side):
         return batch
     if not len(batch):
@@ -185,8 +186,9 @@ def affine(batch: Tensor, angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor
 
 
 def source_matrix(angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
-    """The matrix [b, 2, 2] that leads from a point (x, y) of the result, y downwards, to where it was: the inverse of
-    rotation [[cos, sin], [-sin, cos]] times scale times shear [[1, tan], [0, 1]]."""
+    """Return the matrix [b, 2, 2] that leads from a point (x, y) of the result, y downwards, to where it was: the
+    inverse of rotation [[cos, sin], [-sin, cos]] times scale times shear [[1, tan], [0, 1]].
+    """
     turn, slope = angle * (math.pi / 180), torch.tan(shear * (math.pi / 180))
     cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
     return torch.stack([cos - slope * sin, -sin - slope * cos, sin, cos], 1).unflatten(1, (2, 2))

@@ -65,7 +65,8 @@ def list_tree(path: Path) -> Tree:
 
 
 def list_pictures(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """The pictures in `folder` and in all folders below it, by name; other files; and the folders below that hold some.
+    """Return the pictures in `folder` and in all folders below it, by name; other files; and the folders below that
+    hold some.
 
     Those of a folder come before those of the folders in it.
     """
@@ -81,7 +82,7 @@ def list_pictures(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def _walk(folder: Path | str, above: frozenset[str]) -> Iterator[str]:
-    """The files in and below `folder`; a link to a folder `above` is not followed again."""
+    """Yield the files in and below `folder`; a link to a folder `above` is not followed again."""
     with os.scandir(folder) as entries:
         found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     yield from (os.path.join(folder, name) for name, is_folder in found if not is_folder)
@@ -93,7 +94,7 @@ def _walk(folder: Path | str, above: frozenset[str]) -> Iterator[str]:
 
 
 def _find_splits(path: Path) -> dict[str, Path]:
-    """The folder of each split, the training split first; {"": path} where the folders are classes."""
+    """Return the folder of each split, the training split first; {"": path} where the folders are classes."""
     folders = _folders(path)
     named = {folder: _split_of(folder) for folder in folders}
     if not {"train", "test"} & set(named.values()):
@@ -132,7 +133,7 @@ def _check_classes(path: Path, folders: list[Path]) -> None:
 
 
 def _list_classes(folder: Path, below: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The pictures of each class folder, in the order of their names, and other files; folders go to `below`."""
+    """Return the pictures of each class folder, in the order of their names, and other files; folders go to `below`."""
     classes, left = {}, _loose(folder)
     for child in _folders(folder):
         classes[child.name], others, deeper = list_pictures(child)
@@ -152,7 +153,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _loose(path: Path) -> list[str]:
-    """Files that lie beside folders.
+    """Return files that lie beside folders.
 
     Raises:
         ValueError: for a link that leads nowhere: the pictures of a class may have lain there.

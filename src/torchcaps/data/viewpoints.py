@@ -56,7 +56,9 @@ class Shifted(Stream):
         return images.expand(-1, self.channels, -1, -1)
 
     def moves(self, indices: Tensor, chosen: Tensor) -> Tensor:
-        """How far base image `chosen` [b] has moved in image `indices` [b]: int64 [b, 2], down and to the right."""
+        """Return how far base image `chosen` [b] has moved in image `indices` [b]: int64 [b, 2], down and to the
+        right.
+        """
         begin = below(bits(self.key, ORDER_OF_SHIFTS + chosen), self._shifts)
         number = self._order_of_shifts[(begin + self.round(indices)) % self._shifts]
         width = 2 * self.shift + 1
@@ -69,12 +71,12 @@ class Shifted(Stream):
 
     @cached_property
     def _slack(self) -> Tensor:
-        """Rows and columns that a base image leaves free: int64 [2]."""
+        """Return rows and columns that a base image leaves free: int64 [2]."""
         return torch.tensor([self.side - length for length in self.base.shape[1:]], device=self.device)
 
     @cached_property
     def _windows(self) -> Tensor:
-        """The images that show a base image at every place: a view [n, c, place, place, side, side]."""
+        """Return the images that show a base image at every place: a view [n, c, place, place, side, side]."""
         down, right = self._slack.tolist()
         padded = F.pad(self.base.pixels, (right, right, down, down))
         return padded.unfold(2, self.side, 1).unfold(3, self.side, 1)
@@ -114,13 +116,15 @@ class Affine(Stream):
         return images.expand(-1, self.channels, -1, -1)
 
     def pose(self, indices: Tensor) -> Pose:
-        """How the images at `indices` int64 [b] are turned, sheared and stretched."""
+        """Return how the images at `indices` int64 [b] are turned, sheared and stretched."""
         drawn = 2 * unit(self.random(indices.to(self.device), 4)) - 1  # [b, 4] in [-1, 1)
         angle, shear, height, width = drawn.unbind(1)
         return Pose(self.rotation * angle, self.shear * shear, 1 + self.expansion * height, 1 + self.expansion * width)
 
     def transform(self, chosen: Tensor, pose: Pose) -> Tensor:
-        """Base images `chosen` [b] in a `pose`, about the middle of a canvas twice their size: uint8 [b, c, 2h, 2w]."""
+        """Return base images `chosen` [b] in a `pose`, about the middle of a canvas twice their size: uint8 [b, c,
+        2h, 2w].
+        """
         _, h, w = self.base.shape
         matrix = source_matrix(pose)  # [b, 2, 2]
         steps = (matrix * 2**16).round_().long()  # in 1/65536 pixel; rounded, it is the same on every machine
@@ -133,7 +137,9 @@ class Affine(Stream):
         return self._interpolate(chosen, y, x)
 
     def _interpolate(self, chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Base images `chosen` [b] at rows y and columns x int64 [b, v, u] in 1/256 pixel: uint8 [b, c, v, u]."""
+        """Return base images `chosen` [b] at rows y and columns x int64 [b, v, u] in 1/256 pixel: uint8 [b, c, v,
+        u].
+        """
         channels, h, w = self.base.shape
         row, column = (y >> FRACTION).clamp(-2, h) + 2, (x >> FRACTION).clamp(-2, w) + 2  # in the framed image
         one = 1 << FRACTION
@@ -150,7 +156,9 @@ class Affine(Stream):
         return torch.stack(planes, 1).to(torch.uint8)
 
     def _corner(self, ink: Tensor, random: Tensor) -> Tensor:
-        """Where the image is cut from the canvas along one axis; `ink` [b, canvas] is 0 where a line is empty."""
+        """Return where the image is cut from the canvas along one axis; `ink` [b, canvas] is 0 where a line is
+        empty.
+        """
         canvas = ink.shape[1]
         place = torch.arange(canvas, device=self.device)
         first = torch.where(ink > 0, place, canvas).amin(1)
@@ -164,12 +172,12 @@ class Affine(Stream):
 
     @cached_property
     def _framed(self) -> Tensor:
-        """The base images with two black rows and columns around: places outside read black."""
+        """Return the base images with two black rows and columns around: places outside read black."""
         return F.pad(self.base.pixels, (2, 2, 2, 2))
 
 
 def source_matrix(pose: Pose) -> Tensor:
-    """Where a point (x, y) of the result, y downwards from the middle, was before: float64 [b, 2, 2].
+    """Return where a point (x, y) of the result, y downwards from the middle, was before: float64 [b, 2, 2].
 
     The inverse of diag(width, height) times shear [[1, shear], [0, 1]] times rotation [[cos, sin], [-sin, cos]].
     """

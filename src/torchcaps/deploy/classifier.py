@@ -43,11 +43,11 @@ class Runner(Protocol):
 
     @property
     def model(self) -> torch.nn.Module:
-        """The plain module; ValueError where there is none."""
+        """Return the plain module; ValueError where there is none."""
         ...
 
     def __call__(self, images: np.ndarray) -> Answer:
-        """Of images float32 [b, c, h, w], prepared as the model takes them."""
+        """Return the answer for images float32 [b, c, h, w], prepared as the model takes them."""
         ...
 
 
@@ -72,7 +72,7 @@ class Prediction:
     capsules: dict[str, Capsule]  #: empty for a network without class capsules
 
     def top(self, count: int) -> list[tuple[str, float]]:
-        """The `count` likeliest classes with their probabilities, the highest score first."""
+        """Return the `count` likeliest classes with their probabilities, the highest score first."""
         order = sorted(self.scores, key=lambda name: -self.scores[name])
         return [(name, self.probabilities[name]) for name in order[:count]]
 
@@ -100,12 +100,12 @@ class Classifier:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the scores."""
+        """Return the names of the classes, in the order of the scores."""
         return self.manifest.classes or tuple(map(str, range(int(self.manifest.model["num_classes"]))))
 
     @property
     def model(self) -> torch.nn.Module:
-        """The plain module, in evaluation mode; ValueError where ONNX Runtime computes."""
+        """Return the plain module, in evaluation mode; ValueError where ONNX Runtime computes."""
         return self._runner.model
 
     @overload
@@ -115,7 +115,7 @@ class Classifier:
     @overload
     def __call__(self, pictures: np.ndarray | torch.Tensor) -> Prediction | list[Prediction]: ...
     def __call__(self, pictures: Any) -> Prediction | list[Prediction]:
-        """What a picture shows, or each of several.
+        """Return what a picture shows, or each of several.
 
         Args:
             pictures: a path, a Pillow image, an array or a tensor, or a list of these. Arrays are [h, w] or [h, w, c],
@@ -133,13 +133,13 @@ class Classifier:
         return list(self.predict(pictures if isinstance(pictures, Iterable) else [pictures]))
 
     def predict(self, pictures: Iterable[Picture], batch: int = BATCH) -> Iterator[Prediction]:
-        """Each of many pictures in turn, `batch` of them computed and held at one time; otherwise as a call."""
+        """Yield each of many pictures in turn, `batch` of them computed and held at one time; otherwise as a call."""
         pixels = map(self.read, pictures)
         while several := list(islice(pixels, batch)):
             yield from self.answer(several)
 
     def read(self, picture: Picture) -> np.ndarray:
-        """The pixels of one picture as they are before they are standardised: uint8 [c, *input.size]."""
+        """Return the pixels of one picture as they are before they are standardised: uint8 [c, *input.size]."""
         form = self.input
         if isinstance(picture, str | PathLike):
             pixels = read_picture(picture, form.channels, form.ground)
@@ -154,7 +154,7 @@ class Classifier:
         return fit_picture(pixels, (form.size[0], form.size[1]), form.fit, form.ground)
 
     def answer(self, pixels: Sequence[np.ndarray]) -> list[Prediction]:
-        """What is shown by pictures that `read` has read."""
+        """Return what is shown by pictures that `read` has read."""
         if not pixels:
             return []
         images = to_input(np.stack(pixels), self.input)  # [b, v, c, h, w]
@@ -191,7 +191,7 @@ def check_memory(form: InputForm) -> None:
 
 
 def _capsules(given: Answer, classes: Sequence[str], views: int) -> list[dict[str, Capsule]]:
-    """Of each picture its class capsules by name; of several views those of the first."""
+    """Return for each picture its class capsules by name; of several views those of the first."""
     if given.poses is None:
         return [{} for _ in range(len(given.scores) // views)]
     poses = given.poses[::views]
@@ -204,7 +204,7 @@ def _capsules(given: Answer, classes: Sequence[str], views: int) -> list[dict[st
 
 
 def _read_array(array: Any, form: InputForm) -> np.ndarray:
-    """The pixels of one picture: uint8 [c, h, w], of as many channels as the model takes."""
+    """Return the pixels of one picture: uint8 [c, h, w], of as many channels as the model takes."""
     tensor = not isinstance(array, np.ndarray)
     pixels = _levels(array.detach().cpu().numpy() if tensor else array)
     shape = "x".join(map(str, pixels.shape))
@@ -227,7 +227,7 @@ def _read_array(array: Any, form: InputForm) -> np.ndarray:
 
 
 def _levels(array: np.ndarray) -> np.ndarray:
-    """uint8 as it is, floats in [0, 1] rounded to 256 levels."""
+    """Return uint8 as it is, floats in [0, 1] rounded to 256 levels."""
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype.kind != "f":
@@ -238,10 +238,10 @@ def _levels(array: np.ndarray) -> np.ndarray:
 
 
 def _is_array(value: object) -> bool:
-    """Whether it is an array of numpy, or a tensor; torch is not imported for it."""
+    """Return whether it is an array of numpy, or a tensor; torch is not imported for it."""
     return isinstance(value, np.ndarray) or (hasattr(value, "detach") and hasattr(value, "ndim"))
 
 
 def _is_image(value: object) -> TypeGuard[Image]:
-    """Whether it is an image of Pillow, which is not imported for it."""
+    """Return whether it is an image of Pillow, which is not imported for it."""
     return hasattr(value, "getbands") and hasattr(value, "load")

@@ -62,7 +62,7 @@ class _Source(NamedTuple):
     images: Tensor  # [5, c, h, w], random, in [0, 1]
 
     def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
-        """The program, for any batch size, in which binary weights are bits; and how many outputs it has."""
+        """Return the program, for any batch size, in which binary weights are bits; and how many outputs it has."""
         check_scales(scales)
         module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
         with warnings.catch_warnings(), torch.no_grad():
@@ -75,11 +75,11 @@ class _Source(NamedTuple):
 
     @torch.no_grad()
     def wanted(self) -> Sequence[Tensor]:
-        """What the model computes of the images."""
+        """Return what the model computes of the images."""
         return _Outputs(self.model)(self.images)
 
     def written(self, path: Path, run: Callable[[Tensor], Sequence[Tensor]] | None) -> Exported:
-        """What was written to `path`, and computes as `run` does; None: nothing can run it here."""
+        """Return what was written to `path`, and computes as `run` does; None: nothing can run it here."""
         files = (path, path.with_name(path.name + ".data"))
         one, module = self.images[:1], _Outputs(self.model)
         with torch.no_grad():
@@ -190,7 +190,9 @@ def export_packed(
 
 
 def measure_latency(run: Callable[[], object]) -> float:
-    """Milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not counted."""
+    """Return milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not
+    counted.
+    """
     run()
     taken: list[float] = []
     while sum(taken) < SECONDS and len(taken) < MOST:
@@ -214,14 +216,15 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
 
 
 def _describe(model: Model) -> Manifest | None:
-    """How to build `model` again; None where `create_model` did not build it."""
+    """Return how to build `model` again; None where `create_model` did not build it."""
     origin = model.origin
     return None if origin is None or origin["name"] == EXTERNAL else Manifest(describe_model(origin))
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path of the same name in a fresh folder: what the block writes there and beside it takes its place at last.
+    """Return a path of the same name in a fresh folder: what the block writes there and beside it takes its place at
+    last.
 
     So nothing is written through a link that stands at `path`, which may be in the folder of a stranger's run.
     """
@@ -234,7 +237,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _onnx_session(path: Path) -> Callable[[Tensor], Sequence[Tensor]] | None:
-    """What ONNX Runtime computes; None where it is not installed."""
+    """Return what ONNX Runtime computes; None where it is not installed."""
     try:
         import onnxruntime
     except ImportError:

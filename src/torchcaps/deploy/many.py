@@ -16,7 +16,7 @@ from torchcaps.files import check_plain
 
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
-    """Files as they are named, those too that are not there; of folders all pictures in them and below, by name,
+    """Return files as they are named, those too that are not there; of folders all pictures in them and below, by name,
     without what is hidden.
 
     Raises:
@@ -40,7 +40,7 @@ def find_pictures(places: Iterable[str | Path]) -> list[Path]:
 def predict_files(
     classifier: Classifier, paths: Iterable[Path], batch: int = BATCH
 ) -> Iterator[tuple[Path, Prediction | ValueError]]:
-    """Each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
+    """Yield each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
     left = iter(paths)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         while several := list(islice(left, batch)):

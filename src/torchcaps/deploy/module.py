@@ -54,7 +54,7 @@ class ProgramRunner:
         self.path, self.written = path, files[PROGRAM]
 
     def manifest(self) -> Manifest:
-        """What the file says of the model.
+        """Return what the file says of the model.
 
         Raises:
             ValueError: when it says nothing, or what cannot be.
@@ -70,7 +70,9 @@ class ProgramRunner:
 
 
 def class_outputs(output: Output) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Scores [b, classes], and of the class capsules poses [b, classes, d] and activations [b, classes], where any."""
+    """Return scores [b, classes], and of the class capsules poses [b, classes, d] and activations [b, classes],
+    where any.
+    """
     if not output.capsules:
         return output.scores, None, None
     poses, activations = output.capsules[-1]
@@ -80,7 +82,7 @@ def class_outputs(output: Output) -> tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def choose_device(name: str) -> str:
-    """`name`, or for auto CUDA or MPS where they are there, else the CPU.
+    """Return `name`, or for auto CUDA or MPS where they are there, else the CPU.
 
     Raises:
         ValueError: for another name, and for a device that is not there.

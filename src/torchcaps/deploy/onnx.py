@@ -47,7 +47,7 @@ class OnnxRunner:
         raise ValueError(f"{self.path} is computed by ONNX Runtime, which has no module: load the run for one")
 
     def manifest(self) -> Manifest:
-        """What the file says of the model.
+        """Return what the file says of the model.
 
         Raises:
             ValueError: when it says nothing, or what cannot be.

@@ -21,7 +21,7 @@ SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dtype) -> None:
-    """Write what `torchcaps.pack` made to the file `path`, which is replaced whole."""
+    """Write what `torchcaps.packed.pack` made to the file `path`, which is replaced whole."""
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
@@ -36,7 +36,7 @@ def check_scales(scales: torch.dtype) -> None:
 
 
 def load_packed(path: str | Path) -> Model:
-    """The model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
+    """Return the model that `save_packed` wrote, on the CPU, in evaluation mode; its float weights never exist.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -64,7 +64,7 @@ def load_packed(path: str | Path) -> Model:
 
 
 def read_packed(metadata: Mapping[str, str]) -> Manifest:
-    """The manifest in the metadata of a file that `save_packed` wrote.
+    """Return the manifest in the metadata of a file that `save_packed` wrote.
 
     Raises:
         ValueError: for other files, and for values that cannot be.
@@ -78,7 +78,7 @@ def read_packed(metadata: Mapping[str, str]) -> Manifest:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those buffers too that a state dict leaves out."""
+    """Return parameters and buffers by name, those buffers too that a state dict leaves out."""
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 

@@ -27,7 +27,7 @@ from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, repository
 from torchcaps.terminal import printable
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -118,7 +118,7 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
 
 
 def write_card(manifest: Manifest, line: Mapping[str, Any], name: str) -> str:
-    """The card of a network in Markdown, with what the hub reads at its head."""
+    """Return the card of a network in Markdown, with what the hub reads at its head."""
     classes = ", ".join(_text(each) for each in manifest.classes[:MOST]) + (", ..." * (len(manifest.classes) > MOST))
     options = {f"`{key}`": f"`{_text(value)}`" for key, value in manifest.model.items() if key != "name"}
     return f"""---
@@ -150,7 +150,7 @@ a score is. The digests in it tell which images were trained and tested on.
 
 
 def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
-    """What the run says of itself, by what it is."""
+    """Return what the run says of itself, by what it is."""
     weights, environment, data = line["weights"], line.get("environment", {}), manifest.data
     machine = environment.get("gpu") or environment.get("cpu") or "a machine that is not named"
     held = f", {data.validation.images:,} to select on" if data.validation.images else ""
@@ -170,13 +170,13 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    """In Markdown, of which the first row is the head."""
+    """Return a table in Markdown, of which the first row is the head."""
     head, *others = (f"| {name} | {value} |" for name, value in rows.items())
     return "\n".join([head, "| --- | --- |", *others])
 
 
 def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, str]:
-    """The model as it is stored, and in what precision."""
+    """Return the model as it is stored, and in what precision."""
     if precision == "float32":
         return model, "float32"
     rounded = copy.deepcopy(model).to(torch.bfloat16)
@@ -194,7 +194,8 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
 
 
 def measure_accuracy(path: Path, *models: Model) -> list[float]:
-    """Of each of `models` in place of the run's, as a share; the test split is read as the run says.
+    """Return the accuracy of each of `models` in place of the run's, as a share; the test split is read as the run
+    says.
 
     Raises:
         FileNotFoundError: when it is not there.
@@ -219,7 +220,7 @@ def measure_accuracy(path: Path, *models: Model) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """A line without the folders of the machine that it was trained on."""
+    """Return a line without the folders of the machine that it was trained on."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items() if key not in ("root", "out")}
     if isinstance(value, list | tuple):
@@ -228,5 +229,5 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: object) -> str:
-    """A value inside a table of Markdown: one line, and no markup of its own."""
+    """Return a value inside a table of Markdown: one line, and no markup of its own."""
     return re.sub(r"([|`<>\[\]])", r"\\\1", printable(str(value)))

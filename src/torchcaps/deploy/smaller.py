@@ -94,7 +94,7 @@ def _write(
 
 
 def _image(manifest: Manifest) -> tuple[int, ...]:
-    """Channels, height and width of what the model takes."""
+    """Return channels, height and width of what the model takes."""
     return (manifest.model["in_channels"], *manifest.model["image_size"])
 
 

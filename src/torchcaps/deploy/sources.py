@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torchcaps.deploy.classifier import Classifier, Runner
+from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
 
@@ -18,7 +19,7 @@ EXPORTED = (".onnx", ".pt2")
 
 
 def load(source: str | Path, device: str = "auto", trusted: bool = False, model: nn.Module | None = None) -> Classifier:
-    """A classifier that answers for pictures, from what training or an export left.
+    """Return a classifier that answers for pictures, from what training or an export left.
 
     Args:
         source: the folder of a run, of which the selected weights are taken; a file: `.safetensors` (weights of a run,
@@ -36,8 +37,6 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False, model:
     if path.suffix in EXPORTED and device not in ("auto", "cpu"):
         raise ValueError(f"device is {device!r}, but {path} is computed on the CPU")
     if path.suffix == ".onnx":
-        from torchcaps.deploy.onnx import OnnxRunner
-
         runner = OnnxRunner(path)
         return build(path, runner.manifest(), runner)
     from torchcaps.deploy.module import ModuleRunner, ProgramRunner
@@ -53,7 +52,7 @@ def load(source: str | Path, device: str = "auto", trusted: bool = False, model:
 
 
 def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
-    """The classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
+    """Return the classifier of what `path` holds; that it lacks the names of the classes is said, and no more."""
     try:
         classifier = Classifier(manifest, runner)
     except ValueError as error:
@@ -64,7 +63,7 @@ def build(path: str | Path, manifest: Manifest, runner: Runner) -> Classifier:
 
 
 def read_source(source: str | Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
-    """What a run, a file of weights or a name of weights says of its model, and the model; see `load`."""
+    """Return what a run, a file of weights or a name of weights says of its model, and the model; see `load`."""
     path = Path(source)
     if (path / "config.json").exists():
         return read_run(path, module)
@@ -74,7 +73,7 @@ def read_source(source: str | Path, module: nn.Module | None = None) -> tuple[Ma
 
 
 def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Model]:
-    """What the folder of a run says of its model, and the model that it selected; see `load_run`.
+    """Return what the folder of a run says of its model, and the model that it selected; see `load_run`.
 
     What a run of format 1 lacks is taken from its data, where these are still there.
     """
@@ -91,7 +90,7 @@ def read_run(path: Path, module: nn.Module | None = None) -> tuple[Manifest, Mod
 
 
 def read_file(path: Path) -> tuple[Manifest, Model]:
-    """What a safetensors file says of its model, and the model: weights of a run, or packed ones.
+    """Return what a safetensors file says of its model, and the model: weights of a run, or packed ones.
 
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.

@@ -50,17 +50,18 @@ def squash_maps(maps: Tensor, capsules: int) -> Tensor:
 
 
 def to_capsules(maps: Tensor, capsules: int) -> Capsules:
-    """Maps [b, (g d), h, w] seen as capsules [b, h, w, g, d]."""
+    """Return maps [b, (g d), h, w] seen as capsules [b, h, w, g, d]."""
     return Capsules(maps.unflatten(1, (capsules, -1)).permute(0, 3, 4, 1, 2))
 
 
 def to_maps(capsules: Capsules) -> Tensor:
-    """Capsules [b, h, w, g, d] as maps [b, (g d), h, w]."""
+    """Return capsules [b, h, w, g, d] as maps [b, (g d), h, w]."""
     return capsules.poses.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
 
 def over_channels(change: Callable[[list[Tensor], int], Tensor], *maps: Tensor) -> Tensor:
-    """`change(maps, dim)`, whose channels are `dim`, in the layout in memory that the first of `maps` [b, c, h, w] has.
+    """Return `change(maps, dim)`, whose channels are `dim`, in the layout in memory that the first of `maps` [b, c,
+    h, w] has.
 
     Where channels are split, a result that torch lays out anew is channels first, and with it every map that follows.
     """
@@ -114,7 +115,9 @@ class AideConv2d(nn.Conv2d):
         return F.conv2d(input, self._masked(), self.bias, self.stride, self.padding)
 
     def _masked(self) -> Tensor:
-        """The weight, its own blocks being zero: by a mask in a graph, and where a caller lent another tensor."""
+        """Return the weight, its own blocks being zero: by a mask in a graph, and where a caller lent another
+        tensor.
+        """
         weight = self.weight
         if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter):
             return weight * self.mask
@@ -183,20 +186,20 @@ class MasterAideConv2d(nn.Module):
         self.norm = nn.BatchNorm2d(out, affine=affine)
 
     def _coefficient(self, sources: tuple[Source, ...], widths: dict, kernel: int, stride: int) -> nn.Conv2d | None:
-        """[b, (g d), h, w] of the sources, a capsule's side by side -> [b, g, h, w]."""
+        """Map [b, (g d), h, w] of the sources, a capsule's side by side -> [b, g, h, w]."""
         channels = self.capsules * sum(widths[source] for source in sources)
         groups = self.capsules
         return nn.Conv2d(channels, groups, kernel, stride, kernel // 2, groups=groups) if sources else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps [b, (g d), h, w] -> [b, (g d'), h', w'], of length below one."""
+        """Map maps [b, (g d), h, w] -> [b, (g d'), h', w'], of length below one."""
         total = self.master(maps) if self.wiring is None else self._interact(maps, self.wiring)
         if self.skip is not None:
             total = total + self.skip(maps)
         return squash_maps(F.relu(self.norm(total)), self.capsules)
 
     def _interact(self, maps: Tensor, wiring: Wiring) -> Tensor:
-        """m1 v1 + m2 v2 (Eq. 6)."""
+        """Return m1 v1 + m2 v2 (Eq. 6)."""
         branches = {"input": maps, "master": self.master(maps), "aide": self.aide(maps)}
         for name, norm in self.branch_norms.items():
             branches[name] = squash_maps(F.relu(norm(branches[name])), self.capsules)
@@ -205,7 +208,7 @@ class MasterAideConv2d(nn.Module):
         return (m1 * master + m2 * aide).flatten(1, 2)  # of [b, g, d, h, w]
 
     def _coefficients(self, branches: dict[str, Tensor], wiring: Wiring) -> tuple[Tensor, Tensor]:
-        """m1 and m2, both [b, g, 1, h, w]; two that are read from the same maps are one convolution."""
+        """Return m1 and m2, both [b, g, 1, h, w]; two that are read from the same maps are one convolution."""
         first, second = self.master_coefficient, self.aide_coefficient
         assert first is not None
         maps = self._beside([branches[name] for name in wiring.master])
@@ -223,7 +226,7 @@ class MasterAideConv2d(nn.Module):
         return m1, m2
 
     def _beside(self, sources: list[Tensor]) -> Tensor:
-        """Maps [b, (g d), h, w] as one, each capsule's side by side."""
+        """Return maps [b, (g d), h, w] as one, each capsule's side by side."""
 
         def join(maps: list[Tensor], dim: int) -> Tensor:
             return torch.cat([each.unflatten(dim, (self.capsules, -1)) for each in maps], dim + 1).flatten(dim, dim + 1)
@@ -281,7 +284,7 @@ class CapFC(nn.Module):
         self.weight = nn.Parameter(torch.empty(pose, children, parents).uniform_(-bound, bound))
 
     def forward(self, children: Capsules) -> Capsules:
-        """[b, h, w, i, d] or [b, i, d] -> [b, j, d]; positions are flattened as (capsule, height, width)."""
+        """Map [b, h, w, i, d] or [b, i, d] -> [b, j, d]; positions are flattened as (capsule, height, width)."""
         poses = flatten_space(children).poses
         if poses.shape[1:] != (self.weight.shape[1], self.weight.shape[0]):
             raise ValueError(
@@ -297,7 +300,7 @@ def _affine(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 
 def _skip(wide: int, out: int, stride: int, bias: bool) -> nn.Module:
-    """The input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
+    """Return the input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
     return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1, bias=bias)
 
 

@@ -56,12 +56,12 @@ class Generator(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """[b, in, h, w] -> [b, out, *size]."""
+        """Map [b, in, h, w] -> [b, out, *size]."""
         out = F.relu(self.norm(self.convolve(maps, size)))
         return out if self.capsules is None else squash_maps(out, self.capsules)
 
     def convolve(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """The convolution alone, of maps [b, (g d), h, w] whose capsules are side by side, to such maps."""
+        """Return the convolution alone, of maps [b, (g d), h, w] whose capsules are side by side, to such maps."""
         if not self.by_element:
             return self.conv(maps, output_size=size)
         assert self.capsules is not None
@@ -70,7 +70,9 @@ class Generator(nn.Module):
 
 
 def swap(maps: Tensor, first: int) -> Tensor:
-    """Maps [b, (g d), h, w] of g = `first` as [b, (d g), h, w]: channels of capsules as those of elements, and back."""
+    """Return maps [b, (g d), h, w] of g = `first` as [b, (d g), h, w]: channels of capsules as those of elements,
+    and back.
+    """
 
     def change(maps: list[Tensor], dim: int) -> Tensor:
         return maps[0].unflatten(dim, (first, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
@@ -79,7 +81,8 @@ def swap(maps: Tensor, first: int) -> Tensor:
 
 
 def critic(channels: int, size: tuple[int, int]) -> nn.Sequential:
-    """Two convolutions 3x3 with stride 2, to a quarter of the channels and to one, each with batch norm and ReLU.
+    """Return two convolutions 3x3 with stride 2, to a quarter of the channels and to one, each with batch norm and
+    ReLU.
 
     Only as many of them as leave 2x2 places of maps of `size`: the cosine of single non-negative numbers has no
     gradient, that of two seldom, and batch norm refuses a single value. Sides below 5 keep the first, below 3 none.
@@ -134,7 +137,7 @@ class OptimalTransportUnit(nn.Module):
         self.size, self.divergence = size, divergence
 
     def forward(self, higher: Tensor, lower: Tensor) -> Tensor:
-        """Higher maps [b, in, h, w] and the lower ones [b, out, *size] that they came from -> a scalar."""
+        """Return higher maps [b, in, h, w] and the lower ones [b, out, *size] that they came from -> a scalar."""
         if lower.shape[2:] != self.size:
             raise ValueError(f"the lower maps are {tuple(lower.shape[2:])}, but the unit was built for {self.size}")
         if self.training and lower[:, 0].numel() == 1:

@@ -26,21 +26,25 @@ SHORTEST = 1e-4  # of a feature vector that has a direction
 
 
 def direction(x: Tensor) -> Tensor:
-    """x / |x| along the last dimension. What is shorter than 1e-4 has no direction and stays as it is: gradients would
-    overflow half precision there, and at zero they would be NaN."""
+    """Return x / |x| along the last dimension. What is shorter than 1e-4 has no direction and stays as it is:
+    gradients would overflow half precision there, and at zero they would be NaN.
+    """
     square = x.square().sum(-1, keepdim=True)
     return x * torch.where(square > SHORTEST**2, square, 1).rsqrt()
 
 
 def ground_cost(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
-    """Q [n, m] of features x [n, f] and y [m, f]: 1 - cosine in [0, 2] (1 where one has no direction), or |x - y|."""
+    """Return Q [n, m] of features x [n, f] and y [m, f]: 1 - cosine in [0, 2] (1 where one has no direction), or |x
+    - y|.
+    """
     if cost == "cosine":
         return 1 - direction(x) @ direction(y).T
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # exact, with gradient 0 where x = y
 
 
 def transport_plan(cost: Tensor, eps: float, iterations: int, first: First = "columns") -> Tensor:
-    """P [n, m] after `iterations` of Eq. 9: a step each of the columns, which then sum to 1/m, and of the rows, to 1/n.
+    """Return P [n, m] after `iterations` of Eq. 9: a step each of the columns, which then sum to 1/m, and of the
+    rows, to 1/n.
 
     `first` is which of the two begins, "columns" (Eq. 9) or "rows" (the authors' code). What comes last has its sums,
     the other about.
@@ -67,7 +71,8 @@ def sinkhorn_divergence(
     through_plan: bool = False,
     first: First = "columns",
 ) -> Tensor:
-    """2 W(x, y) - W(x, x) - W(y, y), a scalar of float32 at least; it can be slightly negative before convergence.
+    """Return 2 W(x, y) - W(x, x) - W(y, y), a scalar of float32 at least; it can be slightly negative before
+    convergence.
 
     Args:
         x, y: samples [n, ...] and [m, ...] with equally many features each, which are flattened.
@@ -95,7 +100,7 @@ def sinkhorn_divergence(
 
 
 def kl_divergence(generated: Tensor, true: Tensor) -> Tensor:
-    """KL of each true sample from its generated one, features as logits of a softmax, averaged over the batch.
+    """Return KL of each true sample from its generated one, features as logits of a softmax, averaged over the batch.
 
     The paper's KL row (Table 3b) names no densities, so its formula cannot be computed; this is the definition that the
     library uses: mean_b sum_f p log(p / q) with p = softmax(true_b) and q = softmax(generated_b); both [b, ...].

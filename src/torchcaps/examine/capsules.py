@@ -52,7 +52,7 @@ class _Sums:
 
     @property
     def variance(self) -> Tensor:
-        """Over the images."""
+        """Return over the images."""
         assert isinstance(self.squares, Tensor)
         return (self.squares / self.images - self.mean.square()).clamp_min(0)
 
@@ -69,7 +69,7 @@ class _Seen:
 
 
 def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
-    """What can be said of each layer of capsules, bottom first; the children of a stack come before its layers.
+    """Return what can be said of each layer of capsules, bottom first; the children of a stack come before its layers.
 
     - t_score: 1 - H(c_i) / ln J of a child's shares c_i, with H the entropy in nats: mean over children weighted by
       activation (or length). 1: each child goes to one parent, a tree; 0: to all equally.
@@ -112,18 +112,20 @@ def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
 
 
 def strengths(capsules: Capsules) -> Tensor:
-    """Activation of each capsule, or the length of its pose: [b, ..., j]."""
+    """Return activation of each capsule, or the length of its pose: [b, ..., j]."""
     return widen(lengths(capsules.poses) if capsules.activations is None else capsules.activations).detach()
 
 
 def _bounded(layer: CapsuleLayer, strength: Tensor) -> Tensor:
-    """What can be compared: of logits their sigmoid."""
+    """Return what can be compared: of logits their sigmoid."""
     spec = layer.routing.spec
     return strength.sigmoid() if spec.gives_activations and spec.activation == "logit" else strength
 
 
 def shares_of(layer: CapsuleLayer, step: Step) -> Tensor:
-    """The shares of each child, [b, p, i, j], at least 0; they add up to 1, or are all 0 of a child that gives none."""
+    """Return the shares of each child, [b, p, i, j], at least 0; they add up to 1, or are all 0 of a child that
+    gives none.
+    """
     poses, (children, parents, _) = step.capsules.poses, layer.transform.sizes
     positions = poses.shape[1:-2].numel()
     coupling = poses.new_full((), 1 / parents) if step.coupling is None else step.coupling
@@ -132,7 +134,9 @@ def shares_of(layer: CapsuleLayer, step: Step) -> Tensor:
 
 
 def weights_of(layer: CapsuleLayer, children: Capsules) -> Tensor:
-    """Activation, or length, of each child in its window: [b, p, i], 0 outside the image; of scrambled ones 1."""
+    """Return activation, or length, of each child in its window: [b, p, i], 0 outside the image; of scrambled ones
+    1.
+    """
     votes = layer.transform(Capsules(children.poses.detach(), strengths(children).abs().to(children.poses.dtype)))
     if votes.activations is None:
         return torch.ones(1, 1, layer.transform.sizes.children, device=children.poses.device)
@@ -140,7 +144,7 @@ def weights_of(layer: CapsuleLayer, children: Capsules) -> Tensor:
 
 
 def polarity(shares: Tensor, weight: Tensor) -> Tensor:
-    """The sum of the T-scores of children, times their weights, and the sum of these: float64 [2], on the CPU.
+    """Return the sum of the T-scores of children, times their weights, and the sum of these: float64 [2], on the CPU.
 
     Args:
         shares: [b, p, i, j], see `shares_of`.
@@ -154,7 +158,7 @@ def polarity(shares: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gradients(loss: Tensor, capsules: dict[str, Capsules]) -> dict[str, Tensor]:
-    """Norm of the gradient by each capsule, [b, n], of those of each layer."""
+    """Return norm of the gradient by each capsule, [b, n], of those of each layer."""
     leaves = [(name, each) for name, found in capsules.items() for each in found if each is not None]
     leaves = [(name, each) for name, each in leaves if each.requires_grad]
     if not leaves or not loss.requires_grad:
@@ -191,12 +195,12 @@ def _summarise(name: str, seen: _Seen) -> CapsuleLayerFacts:
 
 
 def _ratio(polar: Tensor) -> float | None:
-    """The mean T-score, of children that are there; None where all are silent."""
+    """Return the mean T-score, of children that are there; None where all are silent."""
     score, weight = polar.tolist()
     return score / weight if weight > 0 else None
 
 
 def image_share(sums: _Sums) -> float:
-    """Of the variance over images and entries, the share that is between images."""
+    """Return of the variance over images and entries, the share that is between images."""
     within, between = sums.variance.mean().item(), sums.mean.var(correction=0).item()
     return within / (within + between) if within > LEAST else 0.0

@@ -26,7 +26,8 @@ SPARE = 2  # images for each number that is fitted, at least
 
 
 def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Equivariance]:
-    """R^2 on held-out images of a change's amount from the winning pose: by angle, shift down and right, scale, shear.
+    """Return R^2 on held-out images of a change's amount from the winning pose: by angle, shift down and right,
+    scale, shear.
 
     R^2 is 1 where the pose tells the amount exactly, 0 where it tells nothing, and below where the map does not carry
     over. Each image is changed four times, and all of its changes are on one side of the split. Classes with fewer than
@@ -55,7 +56,7 @@ def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Eq
 
 @torch.no_grad()
 def _winning_poses(model: Model, sample: Sample, rows: Tensor, move: Move) -> tuple[Tensor, Tensor] | None:
-    """Poses [n, d] of the classes [n] that win, on the CPU."""
+    """Return poses [n, d] of the classes [n] that win, on the CPU."""
     poses, winners = [], []
     for images, _ in sample.stream(rows, move):
         output = take(model, images)
@@ -68,7 +69,8 @@ def _winning_poses(model: Model, sample: Sample, rows: Tensor, move: Move) -> tu
 
 
 def held_out_r2(poses: Tensor, classes: Tensor, amount: Tensor, fitted: Tensor) -> tuple[float | None, int]:
-    """R^2 of `amount` [n] from `poses` [n, d], by a linear map for each of `classes` [n] that is fitted where `fitted`.
+    """Return R^2 of `amount` [n] from `poses` [n, d], by a linear map for each of `classes` [n] that is fitted where
+    `fitted`.
 
     Returns:
         R^2 over all others whose class has such a map, and their number; None where there are none.

@@ -25,7 +25,7 @@ from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.names import LARGEST
 from torchcaps.train.evaluation import load_run, match_data
-from torchcaps.train.machine import build_fabric
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 FILE = "examination.json"
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
-    """All measures of `model`, left as it was but in evaluation mode; a measure that does not apply says so."""
+    """Return all measures of `model`, left as it was but in evaluation mode; a measure that does not apply says so."""
     model.eval()
     absent: dict[str, str] = {}
     stacks, coupled = stacks_of(model), coupled_layers(model)
@@ -104,7 +104,7 @@ def write_examination(found: Examination, folder: Path) -> Path:
 
 
 def read_examination(folder: Path) -> Examination | None:
-    """What stands in a folder's examination.json; None where there is none.
+    """Return what stands in a folder's examination.json; None where there is none.
 
     Raises:
         ValueError: when it is damaged.
@@ -123,7 +123,7 @@ def read_examination(folder: Path) -> Examination | None:
 
 
 def check_examination(found: Examination) -> Examination:
-    """`found`, whose curves have as many points as values.
+    """Return `found`, whose curves have as many points as values.
 
     Raises:
         ValueError: where they have not.

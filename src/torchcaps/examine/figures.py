@@ -15,7 +15,7 @@ UNITS = {"angle": "angle (degrees)", "shift": "shift (pixels)", "scale": "scale"
 
 
 def draw_robustness(curves: Sequence[Curve]) -> Figure:
-    """A panel for each change: accuracy, and what is kept of the images that are right unchanged."""
+    """Return a panel for each change: accuracy, and what is kept of the images that are right unchanged."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 

@@ -27,12 +27,12 @@ Exchange = Callable[[str, Routing, Votes, Tensor | None, int], Tensor | None]
 
 
 def stacks_of(model: Model) -> dict[str, CapsuleStack]:
-    """The capsule stacks of `model`, by name."""
+    """Return the capsule stacks of `model`, by name."""
     return {name: each for name, each in model.named_modules() if isinstance(each, CapsuleStack)}
 
 
 def coupled_layers(model: Model) -> dict[str, CapsuleLayer]:
-    """The routed layers of `model` that share children out by couplings, by the names of stack and layer."""
+    """Return the routed layers of `model` that share children out by couplings, by the names of stack and layer."""
     return {
         f"{name}.{level}": layer
         for name, stack in stacks_of(model).items()
@@ -78,12 +78,14 @@ def iterated(model: Model, iterations: int) -> Iterator[None]:
 
 
 def share_equally(name: str, routing: Routing, votes: Votes, coupling: Tensor | None, t: int) -> Tensor:
-    """The coupling that makes no difference between those who compete."""
+    """Return the coupling that makes no difference between those who compete."""
     return routing.compete(votes, None)
 
 
 def share_at_random(generator: torch.Generator) -> Exchange:
-    """Couplings drawn for each image, child and parent: over the parents uniform on all ways to share a child out."""
+    """Return couplings drawn for each image, child and parent: over the parents uniform on all ways to share a child
+    out.
+    """
 
     def exchange(name: str, routing: Routing, votes: Votes, coupling: Tensor | None, t: int) -> Tensor:
         shape = votes.images, math.prod(votes.space), votes.children, votes.parents
@@ -95,7 +97,7 @@ def share_at_random(generator: torch.Generator) -> Exchange:
 
 
 def measure_placebos(model: Model, sample: Sample, seed: int = 0) -> list[Placebo]:
-    """Accuracy, and share of changed answers, of the same network with couplings of other kinds.
+    """Return accuracy, and share of changed answers, of the same network with couplings of other kinds.
 
     - one iteration: R = 1, where there are more and the routing is iterative;
     - uniform: children are shared out equally, in every layer and iteration;
@@ -132,7 +134,8 @@ def measure_placebos(model: Model, sample: Sample, seed: int = 0) -> list[Placeb
 
 
 def find_donors(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """For each image the next one that shows the same, and the next that shows something else; -1 without: int64 [n].
+    """Return for each image the next one that shows the same, and the next that shows something else; -1 without:
+    int64 [n].
 
     Args:
         targets: bool [n, classes].
@@ -151,7 +154,9 @@ def find_donors(targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def answer_by_couplings_of(model: Model, sample: Sample, rows: Tensor, donors: Tensor) -> Tensor:
-    """What `model` says of the images `rows` [n] with the couplings of the images `donors` [n]: bool [n, classes]."""
+    """Return what `model` says of the images `rows` [n] with the couplings of the images `donors` [n]: bool [n,
+    classes].
+    """
     answers = []
     for (images, _), (others, _) in zip(sample.stream(rows), sample.stream(donors), strict=True):
         kept: dict[tuple[str, int], Tensor | None] = {}

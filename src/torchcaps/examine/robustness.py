@@ -21,7 +21,7 @@ SHEARS = (0.0, 10.0, 20.0, 30.0, 40.0)  # degrees
 
 
 def measure_robustness(model: Model, sample: Sample) -> list[Curve]:
-    """Curves by angle, shift, scale and shear: accuracy, and the share that is kept of what is right unchanged.
+    """Return curves by angle, shift, scale and shear: accuracy, and the share that is kept of what is right unchanged.
 
     Images are turned and sheared to either side in turn, and moved to the four sides in turn; zeros enter.
 

@@ -32,7 +32,7 @@ class Move:
 
     @staticmethod
     def none(count: int) -> Move:
-        """As the images are."""
+        """Return as the images are."""
         zero = torch.zeros(count)
         return Move(zero, zero + 1, zero, zero.long(), zero.long())
 
@@ -40,7 +40,7 @@ class Move:
         return Move(*(getattr(self, name)[indices] for name in ("angle", "scale", "shear", "down", "right")))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels [n, c, h, w] of any type, bilinear and rounded; zeros enter."""
+        """Return pixels [n, c, h, w] of any type, bilinear and rounded; zeros enter."""
         images = affine(pixels.float(), self.angle, self.scale, self.shear)
         return _shift(images.round_(), self.down, self.right).to(pixels.dtype)
 
@@ -125,22 +125,22 @@ class Sample:
 
     @property
     def side(self) -> int:
-        """The shorter one of the images, in pixels."""
+        """Return the shorter one of the images, in pixels."""
         return min(self.batches.images.shape[1:])
 
     @cached_property
     def indices(self) -> Tensor:
-        """Their places in the split, int64 [n]."""
+        """Return their places in the split, int64 [n]."""
         return torch.arange(len(self)) * len(self.batches.images) // len(self)
 
     @cached_property
     def targets(self) -> Tensor:
-        """What they show, bool [n, classes], on the CPU."""
+        """Return what they show, bool [n, classes], on the CPU."""
         labels = self.batches.images.targets(self.indices)
         return multi_hot(labels, len(self.classes)).bool().cpu()
 
     def stream(self, rows: Tensor | None = None, move: Move | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images [b, c, h, w] as a network takes them, and their labels, in batches of `size`.
+        """Return images [b, c, h, w] as a network takes them, and their labels, in batches of `size`.
 
         Args:
             rows: of the sample, int64 [n], in this order; None: all.
@@ -151,16 +151,16 @@ class Sample:
         return replace(self.batches, images=chosen, batch_size=self.size, views=1).epoch(0)
 
     def predict(self, scores: Tensor) -> Tensor:
-        """The classes that scores [b, classes] say, bool [b, classes], on the CPU."""
+        """Return the classes that scores [b, classes] say, bool [b, classes], on the CPU."""
         shown = self.batches.images.shown
         return predict(scores, shown, score_threshold(self.loss)).cpu()
 
     @torch.no_grad()
     def answers(self, model: Model, rows: Tensor | None = None, move: Move | None = None) -> Tensor:
-        """What `model` says of the images, bool [n, classes]; see `stream`."""
+        """Return what `model` says of the images, bool [n, classes]; see `stream`."""
         return torch.cat([self.predict(take(model, images).scores) for images, _ in self.stream(rows, move)])
 
 
 def take(model: Model, images: Tensor) -> Output:
-    """What a model in evaluation mode makes of images."""
+    """Return what a model in evaluation mode makes of images."""
     return model(images.contiguous(memory_format=torch.channels_last))

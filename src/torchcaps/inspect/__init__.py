@@ -1,6 +1,7 @@
 """What a capsule has learnt: reconstructions, pose sweeps, where parts go, how votes agree.
 
-The names below are imported on first use.
+The names below, probes of one model, are imported on first use. What a model says of a split is `inspect.measured` and
+`inspect.measures`; what pages are drawn with, `inspect.figures` and `inspect.pictures`.
 """
 
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement
     from torchcaps.inspect.couplings import RoutedLayer, share_maps, trace_routing
     from torchcaps.inspect.jacobian import Singular, measure_jacobian
-    from torchcaps.inspect.measured import Measured, calibrate, class_accuracy, confusion, measure, worst
     from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
     from torchcaps.inspect.probes import AgreementProbe, find_probes
     from torchcaps.inspect.reconstruction import (
@@ -29,7 +29,6 @@ _HOMES = {
     "agreement": ("Agreement", "draw_agreement", "measure_agreement"),
     "couplings": ("RoutedLayer", "share_maps", "trace_routing"),
     "jacobian": ("Singular", "measure_jacobian"),
-    "measured": ("Measured", "calibrate", "class_accuracy", "confusion", "measure", "worst"),
     "pairs": ("AgreedLayer", "trace_pairs"),
     "probes": ("AgreementProbe", "find_probes"),
     "reconstruction": (
@@ -48,14 +47,10 @@ __all__ = [
     "AgreedLayer",
     "Agreement",
     "AgreementProbe",
-    "Measured",
     "RoutedLayer",
     "Singular",
     "accuracy_by_kept",
-    "calibrate",
     "child_importance",
-    "class_accuracy",
-    "confusion",
     "decode_classes",
     "draw_agreement",
     "draw_inputs_and_outputs",
@@ -64,7 +59,6 @@ __all__ = [
     "draw_segmentations",
     "draw_transplants",
     "find_probes",
-    "measure",
     "measure_agreement",
     "measure_jacobian",
     "pose_sweep",
@@ -72,7 +66,6 @@ __all__ = [
     "trace_pairs",
     "trace_routing",
     "transplant",
-    "worst",
 ]
 
 __getattr__ = resolver(__name__, _HOMES)

@@ -51,7 +51,8 @@ class Agreement:
 def measure_agreement(
     model: Model, batches: Iterable[tuple[Tensor, Tensor]], steps: int = 20, true_class: bool = True
 ) -> dict[str, Agreement]:
-    """The agreement of votes with the parents of the last iteration, for each routed layer of `model`, bottom first.
+    """Return the agreement of votes with the parents of the last iteration, for each routed layer of `model`, bottom
+    first.
 
     Args:
         model: it is put into evaluation mode, and back into the mode that it was in.
@@ -86,7 +87,9 @@ def measure_agreement(
 def _compare(
     layer: CapsuleLayer, children: Capsules, parents: Capsules, labels: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Cosine of each vote with its parent, and its length, flattened; of the parents `labels` alone, where given."""
+    """Return cosine of each vote with its parent, and its length, flattened; of the parents `labels` alone, where
+    given.
+    """
     votes = layer.votes(children)
     poses = widen(parents.poses)
     poses = poses.flatten(1, len(votes.space)) if votes.space else poses.unsqueeze(1)  # [b, p, j, d]
@@ -102,7 +105,7 @@ def _compare(
 
 
 def _histogram(cosine: Tensor, length: Tensor, steps: int) -> Tensor:
-    """How many votes are in each step, and the sum of their lengths: [2, steps]."""
+    """Return how many votes are in each step, and the sum of their lengths: [2, steps]."""
     step = ((cosine + 1) / 2 * steps).long().clamp(0, steps - 1)
     weights = torch.stack([torch.ones_like(length), length]).double()
     return torch.stack([torch.bincount(step, weight, minlength=steps) for weight in weights]).cpu()
@@ -115,7 +118,7 @@ def _summarise(routing: str, counts: Tensor) -> Agreement:
 
 
 def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> dict[str, dict[int, Agreement]]:
-    """By layer and epoch, what the lines of `metrics.jsonl` hold, as `draw_agreement` takes it.
+    """Return by layer and epoch what the lines of `metrics.jsonl` hold, as `draw_agreement` takes it.
 
     At most `columns` epochs, the first and the last among them, evenly spaced; none where agreement was not measured.
 
@@ -135,7 +138,9 @@ def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> di
 
 
 def draw_agreement(rows: Mapping[str, Mapping[int, Agreement]]) -> Figure:
-    """A row for each name, e.g. of a routing, and a panel for each epoch: bars of percentage, a line of length."""
+    """Return a row for each name, e.g. of a routing, and a panel for each epoch: bars of percentage, a line of
+    length.
+    """
     from matplotlib.figure import Figure
 
     columns = max(len(epochs) for epochs in rows.values())

@@ -72,7 +72,7 @@ def visiting(model: Model, visit: Visit) -> Iterator[None]:
 
 
 def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
-    """How each routed layer of `model` shares its children out, bottom first; none for a model without capsules.
+    """Return how each routed layer of `model` shares its children out, bottom first; none for a model without capsules.
 
     Layers are left out whose routing has no couplings, keeps none to look at, or takes no step but the first, where all
     get the same: with two iterations of a concurrent stack these are all but the top one. So are those whose windows
@@ -114,7 +114,7 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
 
 
 def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
-    """Of what each place of the children gave, the share that went to each parent: [b, j, h, w], in [-1, 1].
+    """Return, of what each place of the children gave, the share that went to each parent: [b, j, h, w], in [-1, 1].
 
     The share of a child is its coupling to the parent, summed over the windows that see it, over the sum of the sizes
     of all its couplings; a place is the mean of its children, weighted by their activations or, where they have none,
@@ -168,13 +168,13 @@ def _unwindow(coupling: Tensor, transform: ConvTransform, space: tuple[int, int]
 
 
 def _presence(parents: Capsules) -> Tensor:
-    """Activation or length of each kind of parent, [b, j]."""
+    """Return activation or length of each kind of parent, [b, j]."""
     there = lengths(parents.poses) if parents.activations is None else parents.activations
     return there.flatten(1, -2).mean(1).float() if there.ndim > 2 else there.float()
 
 
 def locate_children(model: Model, images: Tensor) -> dict[str, Box]:
-    """Where the children of each routed layer lie in the input, by the gradient of those in two corners.
+    """Return where the children of each routed layer lie in the input, by the gradient of those in two corners.
 
     The middles of the fields that the first and the last child see span the grid; what the border cuts off a field is
     counted in, by the size of the field of a child between them. Where a field is the whole side, the grid is taken to
@@ -193,7 +193,7 @@ def locate_children(model: Model, images: Tensor) -> dict[str, Box]:
 
 
 def _box(poses: Tensor, images: Tensor) -> Box:
-    """The box of children [b, h, w, i, d] that were computed of `images`."""
+    """Return the box of children [b, h, w, i, d] that were computed of `images`."""
     fields = []
     for row, column in ((0, 0), (poses.shape[1] // 2, poses.shape[2] // 2), (-1, -1)):
         (gradient,) = torch.autograd.grad(poses[:, row, column].sum(), images, retain_graph=True, allow_unused=True)

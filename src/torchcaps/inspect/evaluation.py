@@ -16,8 +16,8 @@ from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.machine import build_fabric
 from torchcaps.train.meter import Score
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]
@@ -35,7 +35,7 @@ class Evaluation:
     of_run: bool | None  # whether the images are those of the run's splits; None: the run did not write that down
 
     def describe(self) -> dict[str, Any]:
-        """As JSON can hold it; see `describe_measured`."""
+        """Return it as JSON can hold it; see `describe_measured`."""
         known = {"split": self.split, "accuracy": self.score.accuracy, **self.score._asdict(), "of_run": self.of_run}
         return describe_measured(self.measured, self.classes, self.split, self.score.images) | known
 
@@ -93,7 +93,9 @@ def evaluate_run(
 
 
 def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
-    """`data` with what is left open of files set to what the pictures of a run became: their colours and their size."""
+    """Return `data` with what is left open of files set to what the pictures of a run became: their colours and
+    their size.
+    """
     if form is None:
         return data
     if data.colour == "auto" and form.mode is not None:
@@ -104,7 +106,7 @@ def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
 
 
 def holds_images_of(manifest: Manifest, data: Data, splits: Sequence[SplitName]) -> bool | None:
-    """Whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
+    """Return whether `splits` of `data` hold the images that a run wrote down; None where it did not."""
     recorded: list[Digest] = [getattr(manifest.data, split) for split in splits]
     if DIGESTS in manifest.missing:
         return None

@@ -72,7 +72,9 @@ class Example:
 
 
 def pick_images(batches: Batches, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The images at `indices` int64 [b] of a split: as they are shown, and as the model takes them; [b, c, h, w]."""
+    """Return the images at `indices` int64 [b] of a split: as they are shown, and as the model takes them; [b, c, h,
+    w].
+    """
     batches = replace(batches, views=1)
     plain = replace(batches, standardise="none")
     shown, taken = [], []
@@ -86,7 +88,7 @@ def pick_images(batches: Batches, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool) -> list[Example]:
-    """Examples that came out right, one of each class in turn, then the worst mistakes.
+    """Return examples that came out right, one of each class in turn, then the worst mistakes.
 
     Args:
         model: on the device of `batches`; it is left in evaluation mode.
@@ -132,7 +134,9 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
 
 
 def _classes(scores: Tensor, always: Tensor) -> list[int]:
-    """All classes where there are few; else those of the highest scores and those of `always`, the highest first."""
+    """Return all classes where there are few; else those of the highest scores and those of `always`, the highest
+    first.
+    """
     if len(scores) <= CLASSES:
         return list(range(len(scores)))
     falling = scores.argsort(descending=True, stable=True).tolist()
@@ -143,7 +147,7 @@ def _classes(scores: Tensor, always: Tensor) -> list[int]:
 def _parts(
     model: Model, poses: Tensor, scores: Tensor, targets: Tensor, predicted: Tensor, image: Tensor
 ) -> tuple[Tensor, int | None]:
-    """What is there, what was found and, if a class is left, what is neither, and that class.
+    """Return what is there, what was found and, if a class is left, what is neither, and that class.
 
     Each is decoded in colours from poses [1, j, d], over `image`.
     """
@@ -154,7 +158,7 @@ def _parts(
 
 
 def _sweeps(model: Model, images: Tensor, right: Tensor) -> dict[int, Tensor]:
-    """Sweeps of as many images as `SWEPT` allows, at least two, half of them wrong where there are so many."""
+    """Return sweeps of as many images as `SWEPT` allows, at least two, half of them wrong where there are so many."""
     first, second = right.nonzero().flatten().tolist(), (~right).nonzero().flatten().tolist()
     turns = sorted([*enumerate(first), *enumerate(second)])
     sweeps: dict[int, Tensor] = {}
@@ -169,7 +173,7 @@ def _sweeps(model: Model, images: Tensor, right: Tensor) -> dict[int, Tensor]:
 
 
 def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
-    """Layers of several images as the layers of each; of many parents those with the largest shares at last."""
+    """Return layers of several images as the layers of each; of many parents those with the largest shares at last."""
     found = []
     for n in range(images):
         each = []
@@ -184,7 +188,7 @@ def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
 
 
 def _pairs_by_image(layers: list[AgreedLayer], images: int) -> list[list[Agreed]]:
-    """Pairs of several images as the pairs of each."""
+    """Return pairs of several images as the pairs of each."""
     return [
         [
             Agreed(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
+from torchcaps.inspect.pictures import heat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,7 @@ SHOWN = 30  # classes that a figure names
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's settings while a figure is made or saved. Text is taken as it is, never as formulas."""
+    """Set Matplotlib's settings while a figure is made or saved. Text is taken as it is, never as formulas."""
     import matplotlib
 
     settings: Any = {
@@ -69,7 +70,9 @@ def _axes(size: tuple[float, float] = SIZE, **settings: Any) -> tuple[Figure, Ax
 
 
 def draw_curves(history: Sequence[Mapping], quantity: str, selected: int | None = None) -> Figure:
-    """Training and validation over the epochs, of "loss" or "accuracy"; `selected` is the epoch that was kept."""
+    """Return training and validation over the epochs, of "loss" or "accuracy"; `selected` is the epoch that was
+    kept.
+    """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure, axes = _axes(xlabel="epoch", ylabel=quantity)
@@ -96,7 +99,7 @@ def draw_curves(history: Sequence[Mapping], quantity: str, selected: int | None 
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
-    """Counts [classes, classes] of `measured.confusion`; each row is shaded by its own sum."""
+    """Return counts [classes, classes] of `measured.confusion`; each row is shaded by its own sum."""
     many = len(classes) > SHOWN
     side = 4.6 if len(classes) <= 12 or many else 7.0
     figure, axes = _axes((side, side * 0.92), xlabel="found", ylabel="shown")
@@ -116,7 +119,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def draw_class_accuracy(accuracy: Tensor, classes: Sequence[str]) -> Figure:
-    """Accuracy [classes] of each class; of many classes, of the worst."""
+    """Return accuracy [classes] of each class; of many classes, of the worst."""
     order = accuracy.nan_to_num(2.0).argsort(stable=True).tolist() if len(classes) > SHOWN else range(len(classes))
     picked = [n for n in order if not accuracy[n].isnan()][:SHOWN]
     names = [_wrapped(classes[n]) for n in picked]
@@ -134,7 +137,7 @@ def draw_class_accuracy(accuracy: Tensor, classes: Sequence[str]) -> Figure:
 
 
 def draw_calibration(found: Calibration, word: str = "probability") -> Figure:
-    """How often a prediction came true, over its score; a dot's area grows with how many there were.
+    """Return how often a prediction came true, over its score; a dot's area grows with how many there were.
 
     `word` is what a score is called.
     """
@@ -151,7 +154,7 @@ def draw_calibration(found: Calibration, word: str = "probability") -> Figure:
 
 
 def draw_timing(history: Sequence[Mapping]) -> Figure:
-    """Images a second in training, epoch by epoch."""
+    """Return images a second in training, epoch by epoch."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _axes(xlabel="epoch", ylabel="images / s")
@@ -164,7 +167,9 @@ def draw_timing(history: Sequence[Mapping]) -> Figure:
 
 
 def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    """Accuracy over capsules kept: of each curve, by name, its points (capsules, accuracy); a single one is a dot."""
+    """Return accuracy over capsules kept: of each curve, by name, its points (capsules, accuracy); a single one is a
+    dot.
+    """
     from matplotlib.ticker import PercentFormatter
 
     figure, axes = _axes(xlabel="capsules kept", ylabel="accuracy", xscale="log")
@@ -177,7 +182,7 @@ def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
 
 
 def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Rows of images [columns, c, h, w] in [0, 1] under each other, named.
+    """Return rows of images [columns, c, h, w] in [0, 1] under each other, named.
 
     `titles`, of one line or more, stand above the first row.
     """
@@ -202,18 +207,17 @@ def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure
 
 
 def pale(image: Tensor) -> Tensor:
-    """An image [c, h, w] in [0, 1] as ink [1, h, w] in [0, 0.6], on which colours are seen at any shade."""
+    """Return an image [c, h, w] in [0, 1] as ink [1, h, w] in [0, 0.6], on which colours are seen at any shade."""
     grey = image.float().mean(0, keepdim=True)
     return 0.6 * (grey if len(image) == 1 else 1 - grey)
 
 
 def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box | None, equal: float) -> Figure:
-    """Shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
+    """Return shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
 
     Orange places gave the parent of the column more than an `equal` share, blue ones less; a line below says how much.
     `names` are the parents'.
     """
-    from torchcaps.inspect.pictures import heat
 
     shares = maps - equal
     ground = pale(image).expand(maps.shape[1], -1, -1, -1)
@@ -241,7 +245,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """`figure` as an SVG element without size, whose colours are the variables of the page."""
+    """Return `figure` as an SVG element without size, whose colours are the variables of the page."""
     file = io.StringIO()
     with style():
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -258,5 +262,5 @@ def to_svg(figure: Figure) -> str:
 
 
 def _wrapped(name: str, width: int = 22) -> str:
-    """The whole name, in lines of so many letters at most."""
+    """Return the whole name, in lines of so many letters at most."""
     return "\n".join(textwrap.wrap(" ".join(str(name).split()), width)) or name

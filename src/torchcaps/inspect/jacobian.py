@@ -34,7 +34,7 @@ class Singular(NamedTuple):
 
 
 def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "activations") -> list[Singular]:
-    """The largest and the smallest singular value of each layer's d parents / d votes, bottom first.
+    """Return the largest and the smallest singular value of each layer's d parents / d votes, bottom first.
 
     The votes are those that the routing's sums take in: after batch norm, and of FM agreement after the normalisation
     to length one, as in Eq. 7. `model` may be measured between two steps of training: it is left as it is, and a copy
@@ -73,7 +73,9 @@ def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "act
 
 @torch.no_grad()
 def _taken_in(layer: CapsuleLayer, children: Capsules) -> tuple[Routing, Tensor, Tensor | None]:
-    """A routing, the votes [b, i, j, d] that it is to be given so that it does what `layer` does, and activations."""
+    """Return a routing, the votes [b, i, j, d] that it is to be given so that it does what `layer` does, and
+    activations.
+    """
     routing, votes = layer.routing, layer.votes(children)
     activations = None if votes.activations is None else votes.activations.squeeze(1)  # [b, i]
     if not isinstance(routing, FM):
@@ -83,7 +85,9 @@ def _taken_in(layer: CapsuleLayer, children: Capsules) -> tuple[Routing, Tensor,
 
 
 def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, iterations: int, of: Of) -> Tensor:
-    """d outputs / d votes of each image, [b, outputs, (i j d)], at votes [b, i, j, d]; images are routed alone."""
+    """Return d outputs / d votes of each image, [b, outputs, (i j d)], at votes [b, i, j, d]; images are routed
+    alone.
+    """
     leaf = widen(votes).requires_grad_()
     with torch.enable_grad():
         given = given_votes(leaf, activations)
@@ -98,7 +102,9 @@ def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, itera
 
 
 def given_votes(votes: Tensor, activations: Tensor | None = None) -> LinearVotes:
-    """`Votes` that are `votes` [b, i, j, d]: children that hold their votes, and a transform that picks one of them."""
+    """Return `Votes` that are `votes` [b, i, j, d]: children that hold their votes, and a transform that picks one
+    of them.
+    """
     _, children, parents, pose = votes.shape
     pick = torch.eye(parents * pose, dtype=votes.dtype, device=votes.device).unflatten(1, (parents, pose))
     weight = pick.movedim(1, 0).unsqueeze(1).expand(-1, children, -1, -1)  # [j, i, (j d), d]

@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def right(self) -> Tensor:
-        """bool [n]; of label sets, those that are matched exactly."""
+        """Return bool [n]; of label sets, those that are matched exactly."""
         return (self.predicted == self.targets).all(1)
 
 
@@ -69,13 +69,13 @@ class Calibration(NamedTuple):
 
 
 def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
-    """Scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
+    """Return scores [b, classes] as probabilities in [0, 1], on the CPU; `READINGS` says how, for each loss."""
     form = score_form(LossConfig(loss))
     return torch.from_numpy(scored.to_probabilities(scores.detach().float().cpu().numpy(), form))
 
 
 def explain_scores(measured: Measured, loss: LossName) -> str:
-    """How scores were read as probabilities, in words, and where they cannot be such."""
+    """Return how scores were read as probabilities, in words, and where they cannot be such."""
     above = int((measured.scores > 1).any(1).sum())
     if not above or score_form(LossConfig(loss)).to_probability != "none":
         return READINGS[loss]
@@ -101,7 +101,9 @@ class Watch:
         self.labels.append(labels.cpu())
 
     def measured(self, indices: Tensor | None = None) -> Measured:
-        """What was taken in; `indices` int64 [n] are the places of the images in the split, None: all in order."""
+        """Return what was taken in; `indices` int64 [n] are the places of the images in the split, None: all in
+        order.
+        """
         scores, labels = torch.cat(self.scores), torch.cat(self.labels)
         targets = multi_hot(labels, scores.shape[1]).bool()
         several = labels.ndim == 2
@@ -114,7 +116,7 @@ class Watch:
 
 @torch.no_grad()
 def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, limit: int = LIMIT) -> Measured:
-    """What `model` says of the images of `batches`: of all, or of about `limit` in batches evenly spaced.
+    """Return what `model` says of the images of `batches`: of all, or of about `limit` in batches evenly spaced.
 
     The model sees no labels and is left in evaluation mode; of several views of an image the scores are averaged.
     """
@@ -132,7 +134,7 @@ def measure(fabric: Fabric, model: Model, batches: Batches, loss: LossConfig, li
 
 
 def confusion(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Counts int64 [classes, classes], rows the truth, of label sets bool [n, classes].
+    """Return counts int64 [classes, classes], rows the truth, of label sets bool [n, classes].
 
     A class that is there and found counts on the diagonal; of each image every missed class counts with every one that
     was found in its place. With one label an image this is the usual matrix.
@@ -143,12 +145,12 @@ def confusion(targets: Tensor, predicted: Tensor) -> Tensor:
 
 
 def class_accuracy(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
+    """Return share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
     return (targets & predicted).sum(0) / targets.sum(0)
 
 
 def calibrate(probabilities: Tensor, came_true: Tensor, bins: int = 10) -> Calibration:
-    """How often what was given a probability [m] came true, bool [m], in bins of equal width."""
+    """Return how often what was given a probability [m] came true, bool [m], in bins of equal width."""
     place = (probabilities * bins).long().clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
     confidence = torch.bincount(place, probabilities.double(), bins) / count
@@ -158,7 +160,7 @@ def calibrate(probabilities: Tensor, came_true: Tensor, bins: int = 10) -> Calib
 
 
 def calibrate_measured(measured: Measured) -> Calibration:
-    """Calibration of the winning class of each image; of label sets, of every class in every image."""
+    """Return calibration of the winning class of each image; of label sets, of every class in every image."""
     if measured.several:
         return calibrate(measured.probabilities.flatten(), measured.targets.flatten())
     best = measured.scores.argmax(1, keepdim=True)
@@ -166,7 +168,7 @@ def calibrate_measured(measured: Measured) -> Calibration:
 
 
 def worst(measured: Measured, count: int) -> Tensor:
-    """Rows of up to `count` wrong images, int64, the worst first.
+    """Return rows of up to `count` wrong images, int64, the worst first.
 
     An image is the worse the likelier the likeliest class that was found in error, and the less likely the least likely
     class that was missed.
@@ -179,7 +181,9 @@ def worst(measured: Measured, count: int) -> Tensor:
 
 
 def choose_right(measured: Measured, count: int) -> Tensor:
-    """Rows of up to `count` right images, int64: one of each class in turn, the first of the split before others."""
+    """Return rows of up to `count` right images, int64: one of each class in turn, the first of the split before
+    others.
+    """
     rows = measured.right.nonzero().flatten()
     label = measured.targets[rows].long().argmax(1)
     turn = torch.zeros_like(label)

@@ -19,7 +19,7 @@ BINS = ("from", "to", "images", "probability", "frequency")
 
 
 def describe_measured(measured: Measured, classes: Sequence[str], split: str, images: int) -> dict[str, Any]:
-    """What was measured, as JSON can hold it.
+    """Return what was measured, as JSON can hold it.
 
     - `accuracy`: share of the images that are right; of label sets, that are matched exactly.
     - `top`: of single labels, by k up to 5 and below the number of classes, the share whose label is among the k
@@ -77,7 +77,9 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
 
 
 def _class_rows(measured: Measured, classes: Sequence[str]) -> list[tuple[str, int, int, float | None]]:
-    """Of each class: its name, images that show it, those in which it is found, and their share, None of none."""
+    """Return for each class its name, images that show it, those in which it is found, and their share, None of
+    none.
+    """
     shown = measured.targets.sum(0).tolist()
     found = (measured.targets & measured.predicted).sum(0).tolist()
     shares = class_accuracy(measured.targets, measured.predicted).tolist()
@@ -85,7 +87,7 @@ def _class_rows(measured: Measured, classes: Sequence[str]) -> list[tuple[str, i
 
 
 def _bin_rows(measured: Measured) -> list[tuple[float, float, int, float | None, float | None]]:
-    """Of each bin of probabilities: its limits, how many fall into it, their mean, and how many came true."""
+    """Return for each bin of probabilities its limits, how many fall into it, their mean, and how many came true."""
     bins = calibrate_measured(measured)
     count = len(bins.counts)
     return [

@@ -44,7 +44,8 @@ class AgreedLayer:
 
 
 def fm_votes(layer: CapsuleLayer, children: Capsules) -> Tensor:
-    """The votes [b, i, j, d] that the sums of FM agreement take in: after batch norm, and of length one with `l2`.
+    """Return the votes [b, i, j, d] that the sums of FM agreement take in: after batch norm, and of length one with
+    `l2`.
 
     Raises:
         ValueError: for a layer whose routing is not FM, or whose parents have positions.
@@ -63,13 +64,13 @@ def fm_votes(layer: CapsuleLayer, children: Capsules) -> Tensor:
 
 
 def pair_weight(routing: FM) -> float:
-    """What the product of a pair of votes is multiplied by in a_j."""
+    """Return what the product of a pair of votes is multiplied by in a_j."""
     return (1 if routing.halved else 2) / (routing.sizes.children if routing.mean else 1)
 
 
 @torch.no_grad()
 def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12) -> list[AgreedLayer]:
-    """The strongest pairs of each layer of FM agreement whose children have positions, and of the class layer.
+    """Return the strongest pairs of each layer of FM agreement whose children have positions, and of the class layer.
 
     None for other models, and of a single child. Class capsules of a deep network have children without positions,
     which are put on a circle.
@@ -120,7 +121,8 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
 def draw_pairs(
     image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor | None = None
 ) -> Figure:
-    """The strongest pairs of each parent over the image [c, h, w], lines from child to child; a column for each parent.
+    """Return the strongest pairs of each parent over the image [c, h, w], lines from child to child; a column for
+    each parent.
 
     Products [k, m] make lines opaque, the largest of all fully; places are [k, m, 2, 2], `names` the k parents'. Where
     children stand on a `ring` [i, 2], they are numbered dots on a bare ground, and the image is a column before them.
@@ -140,7 +142,7 @@ def draw_pairs(
 
 
 def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor) -> Figure:
-    """As `draw_pairs`, of children that stand on a circle."""
+    """Do as `draw_pairs` does, of children that stand on a circle."""
     from matplotlib.figure import Figure
 
     from torchcaps.inspect.figures import INK
@@ -169,13 +171,17 @@ def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequen
 
 
 def circle(count: int) -> Tensor:
-    """Row and column [count, 2], in [0, 1], of points on a circle: the first at its top, the others clockwise."""
+    """Return row and column [count, 2], in [0, 1], of points on a circle: the first at its top, the others
+    clockwise.
+    """
     angle = 2 * math.pi / count * torch.arange(count)
     return 0.5 + RADIUS * torch.stack([-angle.cos(), angle.sin()], -1)
 
 
 def _strongest(votes: Tensor, parents: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Largest products [b, k, m] of two votes [b, i, j, d] for `parents` [b, k], and their children [b, k, m, 2]."""
+    """Return largest products [b, k, m] of two votes [b, i, j, d] for `parents` [b, k], and their children [b, k, m,
+    2].
+    """
     chosen = votes.movedim(2, 1).gather(1, parents[..., None, None].expand(-1, -1, votes.shape[1], votes.shape[-1]))
     found = [_strongest_of(each, pairs) for each in chosen.flatten(0, 1)]
     products, both = (torch.stack(each).unflatten(0, parents.shape) for each in zip(*found, strict=True))
@@ -183,7 +189,9 @@ def _strongest(votes: Tensor, parents: Tensor, pairs: int) -> tuple[Tensor, Tens
 
 
 def _strongest_of(votes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
-    """Largest products [m] of two of the votes [i, d], and which two [m, 2]; a block of rows of products at a time."""
+    """Return largest products [m] of two of the votes [i, d], and which two [m, 2]; a block of rows of products at a
+    time.
+    """
     count = len(votes)
     pairs = min(pairs, count * (count - 1) // 2)
     best, both = votes.new_empty(0), torch.empty(0, 2, dtype=torch.int64, device=votes.device)
@@ -198,7 +206,7 @@ def _strongest_of(votes: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
 
 
 def _places(children: Tensor, space: tuple[int, int], box: Box) -> Tensor:
-    """Middles [..., 2], row and column, of children that are numbered as (capsule, height, width)."""
+    """Return middles [..., 2], row and column, of children that are numbered as (capsule, height, width)."""
     height, width = space
     row, column = children % (height * width) // width, children % width
     down = box.top + box.height * (row + 0.5) / height

@@ -18,12 +18,12 @@ MORE, LESS = (226, 92, 30), (40, 96, 200)  # of a positive share, and of a negat
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images in [0, 1] as uint8; what lies outside is cut."""
+    """Return images in [0, 1] as uint8; what lies outside is cut."""
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
 def shrink(images: Tensor, side: int = LARGEST) -> Tensor:
-    """Images [..., c, h, w] no larger than `side`, in their own proportions, with one channel or three."""
+    """Return images [..., c, h, w] no larger than `side`, in their own proportions, with one channel or three."""
     images = images if images.shape[-3] in (1, 3) else images[..., :1, :, :]
     height, width = images.shape[-2:]
     if max(height, width) <= side:
@@ -35,12 +35,12 @@ def shrink(images: Tensor, side: int = LARGEST) -> Tensor:
 
 
 def to_sheet(tiles: Tensor) -> Tensor:
-    """Tiles [rows, columns, c, h, w] side by side: [rows * h, columns * w, c]."""
+    """Return tiles [rows, columns, c, h, w] side by side: [rows * h, columns * w, c]."""
     return tiles.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
 
 
 def data_uri(sheet: Tensor) -> str:
-    """uint8 [h, w, 1 | 3 | 4] as a PNG data URI."""
+    """Return uint8 [h, w, 1 | 3 | 4] as a PNG data URI."""
     from PIL import Image
 
     file = io.BytesIO()
@@ -49,19 +49,23 @@ def data_uri(sheet: Tensor) -> str:
 
 
 def is_line_art(images: Tensor) -> bool:
-    """Whether images [b, c, h, w] in [0, 1] are bright strokes on black, which may as well be ink on paper."""
+    """Return whether images [b, c, h, w] in [0, 1] are bright strokes on black, which may as well be ink on paper."""
     return images.shape[1] == 1 and images.float().flatten().quantile(0.25).item() < 0.05
 
 
 def colour_parts(parts: Tensor, ground: Tensor) -> Tensor:
-    """Objects [b, m, c, h, w] in [0, 1], each in its own colour, over a dim `ground` [b, c, h, w]: [b, 3, h, w]."""
+    """Return objects [b, m, c, h, w] in [0, 1], each in its own colour, over a dim `ground` [b, c, h, w]: [b, 3, h,
+    w].
+    """
     colours = torch.tensor([COLOURS[m % len(COLOURS)] for m in range(parts.shape[1])]).to(parts)  # [m, 3]
     light = torch.einsum("bmhw,mk->bkhw", parts.mean(2), colours.reshape(-1, 3))
     return (light + DIM * ground.mean(1, keepdim=True)).clamp(0, 1)
 
 
 def heat(shares: Tensor, largest: float) -> Tensor:
-    """Shares [..., h, w] as colours with a transparency, uint8 [..., 4, h, w]: nothing at 0, opaque at `largest`."""
+    """Return shares [..., h, w] as colours with a transparency, uint8 [..., 4, h, w]: nothing at 0, opaque at
+    `largest`.
+    """
     colours = torch.tensor([MORE, LESS])[(shares < 0).long()].movedim(-1, -3)  # [..., 3, h, w]
     strength = (shares.abs() / max(largest, 1e-9)).clamp(0, 1) * 255
     return torch.cat([colours, strength.round().unsqueeze(-3)], -3).to(torch.uint8)

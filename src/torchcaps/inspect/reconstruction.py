@@ -49,7 +49,7 @@ def decode_classes(model: Model, poses: Tensor, classes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: int = 0, rows: int = 6) -> Figure:
-    """Images, below each its reconstruction from the winning capsule, and the pose sweep of one image.
+    """Return images, below each its reconstruction from the winning capsule, and the pose sweep of one image.
 
     Args:
         model: with a decoder; it is left in evaluation mode.
@@ -70,7 +70,8 @@ def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: in
 
 @torch.no_grad()
 def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tensor) -> Figure:
-    """Overlapped objects told apart: below each image what is decoded of it, each class in its own colour, over it.
+    """Return overlapped objects told apart: below each image what is decoded of it, each class in its own colour,
+    over it.
 
     The rows are the input, the classes that it shows, those that the network found, and one that is not there: the
     likeliest of those that it neither shows nor was found to show (Sabour et al. 2017, figure 5).
@@ -96,7 +97,7 @@ def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tens
 
 @torch.no_grad()
 def draw_inputs_and_outputs(model: Model, groups: Mapping[str, Tensor]) -> Figure:
-    """Images of single objects above their reconstructions from the winning capsule (Zhao et al. 2020, Table 4).
+    """Return images of single objects above their reconstructions from the winning capsule (Zhao et al. 2020, Table 4).
 
     Args:
         model: with a decoder; it is left in evaluation mode.
@@ -111,7 +112,7 @@ def draw_inputs_and_outputs(model: Model, groups: Mapping[str, Tensor]) -> Figur
 
 @torch.no_grad()
 def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted: Tensor, absent: int = 2) -> Figure:
-    """Overlapped objects above their reconstructions, laid over each other in green and blue.
+    """Return overlapped objects above their reconstructions, laid over each other in green and blue.
 
     As Table 5 of Zhao et al. 2020: above each column stand R, the classes that are decoded, the lower one in green, and
     L, those that the image shows. Decoded is what was predicted; where that is wrong it is marked P. The last columns,
@@ -142,20 +143,22 @@ def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted:
 
 
 def _listed(classes: Tensor) -> str:
-    """The classes of a label set, bool [classes]."""
+    """Return the classes of a label set, bool [classes]."""
     return f"({','.join(map(str, classes.nonzero().flatten().tolist()))})"
 
 
 def absent_class(scores: Tensor, targets: Tensor, predicted: Tensor) -> Tensor:
-    """The class with the highest of scores [b, j] that is in neither label set, as a set, bool [b, j]: empty if none
-    is left."""
+    """Return the class with the highest of scores [b, j] that is in neither label set, as a set, bool [b, j]: empty
+    if none is left.
+    """
     taken = targets.bool() | predicted.bool()
     highest = scores.masked_fill(taken, float("-inf")).argmax(1, keepdim=True)
     return torch.zeros_like(taken).scatter_(1, highest, True) & ~taken
 
 
 def colour_sets(model: Model, poses: Tensor, sets: Tensor, images: Tensor) -> Tensor:
-    """The classes of each label set [b, j], decoded from poses [b, j, d], in colours over the dim image: [b, 3, h, w].
+    """Return the classes of each label set [b, j], decoded from poses [b, j, d], in colours over the dim image: [b,
+    3, h, w].
 
     The first class of a set has the first colour; `images` are [b, c, h, w] in [0, 1].
     """

@@ -15,27 +15,26 @@ from torchcaps.data import Batches
 from torchcaps.inspect.measured import measure
 from torchcaps.layers import CapsuleLayer, LinearTransform, flatten_space
 from torchcaps.models import CapsNet
-from torchcaps.routing.discriminative import Discriminative
 
 
 @torch.no_grad()
 def child_importance(model: CapsNet, images: Tensor) -> Tensor:
-    """What each primary capsule gives to the layer above, [i]: its mean length times the size of its b_ij W_ij.
+    """Return what each primary capsule gives to the layer above, [i]: its mean length times the size of its b_ij W_ij.
 
     Either factor alone says nothing: b may shrink while W grows, and a capsule of large weights may never be active.
     `images` are [b, c, h, w]; `model` is left in evaluation mode.
     """
-    transform, routing = _first_layer(model)
+    transform, coupling = _first_layer(model)
     poses, _ = flatten_space(model.eval()(images).capsules[0])
     size = torch.linalg.vector_norm(transform.weight, dim=(-2, -1))  # [j, i]
-    return lengths(poses).mean(0) * torch.linalg.vector_norm(size * routing.coefficient.T, dim=0)
+    return lengths(poses).mean(0) * torch.linalg.vector_norm(size * coupling.T, dim=0)
 
 
 @torch.no_grad()
 def accuracy_by_kept(
     fabric: Fabric, model: CapsNet, batches: Batches, loss: LossConfig, counts: Sequence[int]
 ) -> list[tuple[int, float]]:
-    """Accuracy, share in [0, 1], of `model` when only so many of its primary capsules reach the layer above.
+    """Return accuracy, share in [0, 1], of `model` when only so many of its primary capsules reach the layer above.
 
     Those are kept that `child_importance` puts first, on the first batch; nothing is trained again.
 
@@ -51,19 +50,20 @@ def accuracy_by_kept(
     found = []
     for count in counts:
         pruned = copy.deepcopy(model)
-        _first_layer(pruned)[1].coefficient[order[count:]] = 0
+        _first_layer(pruned)[1][order[count:]] = 0
         found.append((count, measure(fabric, pruned, batches, loss).right.float().mean().item()))
     return found
 
 
-def _first_layer(model: CapsNet) -> tuple[LinearTransform, Discriminative]:
-    """Of the layer above the primary capsules.
+def _first_layer(model: CapsNet) -> tuple[LinearTransform, Tensor]:
+    """Return the transform and the constant coupling [i, j] of the layer above the primary capsules.
 
     Raises:
         ValueError: when it has another routing.
     """
     layer = model.stack.layers[0]
     assert isinstance(layer, CapsuleLayer) and isinstance(layer.transform, LinearTransform)
-    if not isinstance(layer.routing, Discriminative):
+    coupling = layer.routing.constant_coupling()
+    if coupling is None:
         raise ValueError(f"routing {layer.routing.spec.name!r} has no coefficients that say which capsules are needed")
-    return layer.transform, layer.routing
+    return layer.transform, coupling

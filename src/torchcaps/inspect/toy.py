@@ -26,7 +26,7 @@ CHILDREN = 2 * PARTS + NOISE
 
 
 def toy_scene(seed: int = 0, jitter: float = 0.1) -> tuple[Capsules, LinearTransform]:
-    """The children, poses [1, 14, 16] with activations [1, 14] of 1, and their transform to two parents of 16.
+    """Return the children, poses [1, 14, 16] with activations [1, 14] of 1, and their transform to two parents of 16.
 
     `jitter` is the standard deviation of a vote about the pose of its whole, of length 1; poses are then made three
     times as long.
@@ -47,7 +47,9 @@ def toy_scene(seed: int = 0, jitter: float = 0.1) -> tuple[Capsules, LinearTrans
 
 @torch.no_grad()
 def toy_couplings(routing: str, iterations: int = 4, **options: object) -> Tensor:
-    """Coupling of the toy scene by iteration, [iterations, children, parents]; uniform where the routing has none."""
+    """Return coupling of the toy scene by iteration, [iterations, children, parents]; uniform where the routing has
+    none.
+    """
     children, transform = toy_scene()
     layer = CapsuleLayer(transform, routing, "auto", **options)
     couplings: list[Tensor] = []
@@ -61,7 +63,8 @@ def toy_couplings(routing: str, iterations: int = 4, **options: object) -> Tenso
 
 
 def toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60), lr: float = 3e-4) -> Tensor:
-    """Coefficients of discriminative routing after so many ascents where A is there and B is not, [len(steps), i, j].
+    """Return coefficients of discriminative routing after so many ascents where A is there and B is not,
+    [len(steps), i, j].
 
     A larger step, or more of them, shows why it must be chosen with care: the objective has no largest value.
     """
@@ -80,14 +83,14 @@ def toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60), lr: float = 3e-4) -
 
 
 def draw_toy_couplings(routing: str, iterations: int = 4, **options: object) -> Figure:
-    """Where each part goes over the iterations: one panel each, parts as rows, wholes as columns."""
+    """Return where each part goes over the iterations: one panel each, parts as rows, wholes as columns."""
     couplings = toy_couplings(routing, iterations, **options)
     titles = [f"iteration {t + 1}" for t in range(iterations)]
     return _draw_panels(couplings, titles, routing_class(routing).spec.name, "coupling", (0, 1), "viridis")
 
 
 def draw_toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60)) -> Figure:
-    """The coefficients of discriminative routing while they ascend their objective."""
+    """Return the coefficients of discriminative routing while they ascend their objective."""
     coefficients = toy_coefficients(steps)
     reach = coefficients.abs().max().item()
     titles = [f"{step} steps" for step in steps]
@@ -97,7 +100,7 @@ def draw_toy_coefficients(steps: Sequence[int] = (0, 20, 40, 60)) -> Figure:
 def _draw_panels(
     values: Tensor, titles: Sequence[str], name: str, what: str, limits: tuple[float, float], colours: str
 ) -> Figure:
-    """Panels of [panel, parts, wholes], side by side, with one scale of colours."""
+    """Return panels of [panel, parts, wholes], side by side, with one scale of colours."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 * len(values) + 1.4, 3.6), layout="constrained")
@@ -114,7 +117,9 @@ def _draw_panels(
 
 @torch.no_grad()
 def draw_toy_agreement() -> Figure:
-    """Which pairs of parts agree on a whole: the products of their votes, which FM agreement sums (one panel each)."""
+    """Return which pairs of parts agree on a whole: the products of their votes, which FM agreement sums (one panel
+    each).
+    """
     from matplotlib.figure import Figure
 
     children, transform = toy_scene()
@@ -133,7 +138,7 @@ def draw_toy_agreement() -> Figure:
 
 @torch.no_grad()
 def draw_toy_transport(epsilons: Sequence[float] = (1.0, 0.1, 0.01)) -> Figure:
-    """What EncapNet's feedback minimises over: the plan that carries one batch of features to another.
+    """Return what EncapNet's feedback minimises over: the plan that carries one batch of features to another.
 
     Both batches hold three kinds of features, 5, 4 and 3 of each; the cost is the cosine distance.
     """
@@ -156,7 +161,7 @@ def draw_toy_transport(epsilons: Sequence[float] = (1.0, 0.1, 0.01)) -> Figure:
 
 
 def _label_parts(axes: Axes, named: bool, color: str) -> None:
-    """Lines between the groups of parts, and their names where `named`."""
+    """Draw lines between the groups of parts, and their names where `named`."""
     for edge in (PARTS, 2 * PARTS):
         axes.axhline(edge - 0.5, color=color, linewidth=1)
     middles = [PARTS / 2 - 0.5, 1.5 * PARTS - 0.5, 2 * PARTS + NOISE / 2 - 0.5]

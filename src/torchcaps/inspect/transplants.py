@@ -55,7 +55,8 @@ def transplant(network: Model, decoder: Model, images: Tensor, labels: Tensor) -
 def draw_transplants(
     decoder: Model, networks: Mapping[str, Model], images: Tensor, labels: Tensor, columns: int = 20
 ) -> Figure:
-    """Rows of images: as they are, decoded by `decoder` from its own capsules, and from those of each network, by name.
+    """Return rows of images: as they are, decoded by `decoder` from its own capsules, and from those of each
+    network, by name.
 
     Shown are the first `columns` of `images` that all networks classify rightly; a row names the error over all images
     that its network classifies rightly.

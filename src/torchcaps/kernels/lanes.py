@@ -12,47 +12,46 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcaps.kernels.products import multiply, outer_row
 from torchcaps.kernels.simd import (
     LANES,
-    broadcast,
     compiled,
     exp,
     inlined,
     load,
-    put,
     select,
     store,
-    store_totals,
-    total,
     transpose,
     zeros,
 )
 
 
 def blocks(images: int) -> int:
-    """How many times 16 images there are, the last of them not whole."""
+    """Return how many times 16 images there are, the last of them not whole."""
     return -(-images // LANES)
 
 
 def to_lanes(x: Tensor) -> Tensor:
-    """[b, ...] -> [blocks, ..., 16], contiguous."""
+    """Return [b, ...] -> [blocks, ..., 16], contiguous."""
     missing = blocks(x.shape[0]) * LANES - x.shape[0]
     return F.pad(x, (0, 0) * (x.ndim - 1) + (0, missing)).unflatten(0, (-1, LANES)).movedim(1, -1).contiguous()
 
 
 def from_lanes(x: Tensor, images: int) -> Tensor:
-    """[blocks, ..., 16] -> [b, ...], contiguous."""
+    """Return [blocks, ..., 16] -> [b, ...], contiguous."""
     return x.movedim(-1, 1).flatten(0, 1)[:images].contiguous()
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """What numba's loops take for contiguous tensors."""
+    """Return what numba's loops take for contiguous tensors."""
     return [x.detach().numpy() for x in tensors]
 
 
 @compiled
 def room(shape, like):
-    """Memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one line."""
+    """Return memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one
+    line.
+    """
     size = 1
     for side in shape:
         size *= side
@@ -61,9 +60,18 @@ def room(shape, like):
     return space[skip : skip + size].reshape(shape)
 
 
+@inlined
+def clear(out, at, vectors):
+    """Put zeros in `vectors` times 16 places of `out` from `at` on; a slice would cost its compiler seconds."""
+    for k in range(at, at + vectors * LANES, LANES):
+        store(out, k, zeros(out))
+
+
 @compiled
 def gather(poses, first, count, out):
-    """Poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are 0."""
+    """Compute: poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are
+    0.
+    """
     images, children, size = poses.shape
     parts, whole = out.shape[1], count * size // LANES * LANES
     block = room((LANES, LANES), poses)
@@ -83,7 +91,7 @@ def gather(poses, first, count, out):
 
 @compiled
 def scatter(lanes, first, count, out):
-    """The way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
+    """Compute: the way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
     images, children, size = out.shape
     parts, whole = lanes.shape[1], count * size // LANES * LANES
     block = room((LANES, LANES), lanes)
@@ -102,14 +110,14 @@ def scatter(lanes, first, count, out):
 
 @inlined
 def vote(u, at, w, to, rows, columns, m, out, into, add):
-    """out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
+    """Compute: out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
     for r in range(rows):
-        _multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
+        multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
 @compiled
 def votes_of(u, at, weight, child, rows, out, into, add):
-    """All votes of one child, out [j, rows, m, 16] = or += u weight, with weight [j, i, columns, m].
+    """Compute: all votes of one child, out [j, rows, m, 16] = or += u weight, with weight [j, i, columns, m].
 
     A call for every parent would take half as long as its products.
     """
@@ -121,7 +129,7 @@ def votes_of(u, at, weight, child, rows, out, into, add):
 
 @compiled
 def softmax(logits, at, parents, whole):
-    """Softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
+    """Compute: softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
     end = at + parents * LANES
     top = load(logits, at)
     for k in range(at + LANES, end, LANES):
@@ -139,111 +147,17 @@ def softmax(logits, at, parents, whole):
 
 @compiled
 def back(v, at, w, to, rows, columns, m, out, into):
-    """out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into` on."""
-    for r in range(rows):
-        _multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
-
-
-@inlined
-def _multiply(x, left, length, w, to, down, along, out, into, width, add):
-    """out [width, 16] = or += x [length, 16] times a matrix whose rows are `down` and columns `along` apart.
-
-    Eight sums at once: as many products as a core has under way until the first of them is there.
+    """Compute: out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into`
+    on.
     """
-    k, end = into, into + width * LANES
-    while k + 8 * LANES <= end:
-        a0 = load(out, k) if add else zeros(out)
-        a1 = load(out, k + LANES) if add else zeros(out)
-        a2 = load(out, k + 2 * LANES) if add else zeros(out)
-        a3 = load(out, k + 3 * LANES) if add else zeros(out)
-        a4 = load(out, k + 4 * LANES) if add else zeros(out)
-        a5 = load(out, k + 5 * LANES) if add else zeros(out)
-        a6 = load(out, k + 6 * LANES) if add else zeros(out)
-        a7 = load(out, k + 7 * LANES) if add else zeros(out)
-        for c in range(length):
-            one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * broadcast(w, q)
-            a1 = a1 + one * broadcast(w, q + along)
-            a2 = a2 + one * broadcast(w, q + 2 * along)
-            a3 = a3 + one * broadcast(w, q + 3 * along)
-            a4 = a4 + one * broadcast(w, q + 4 * along)
-            a5 = a5 + one * broadcast(w, q + 5 * along)
-            a6 = a6 + one * broadcast(w, q + 6 * along)
-            a7 = a7 + one * broadcast(w, q + 7 * along)
-        store(out, k, a0)
-        store(out, k + LANES, a1)
-        store(out, k + 2 * LANES, a2)
-        store(out, k + 3 * LANES, a3)
-        store(out, k + 4 * LANES, a4)
-        store(out, k + 5 * LANES, a5)
-        store(out, k + 6 * LANES, a6)
-        store(out, k + 7 * LANES, a7)
-        k += 8 * LANES
-        to += 8 * along
-    while k + 4 * LANES <= end:
-        a0 = load(out, k) if add else zeros(out)
-        a1 = load(out, k + LANES) if add else zeros(out)
-        a2 = load(out, k + 2 * LANES) if add else zeros(out)
-        a3 = load(out, k + 3 * LANES) if add else zeros(out)
-        for c in range(length):
-            one, q = load(x, left + c * LANES), to + c * down
-            a0 = a0 + one * broadcast(w, q)
-            a1 = a1 + one * broadcast(w, q + along)
-            a2 = a2 + one * broadcast(w, q + 2 * along)
-            a3 = a3 + one * broadcast(w, q + 3 * along)
-        store(out, k, a0)
-        store(out, k + LANES, a1)
-        store(out, k + 2 * LANES, a2)
-        store(out, k + 3 * LANES, a3)
-        k += 4 * LANES
-        to += 4 * along
-    while k < end:
-        a0 = load(out, k) if add else zeros(out)
-        for c in range(length):
-            a0 = a0 + load(x, left + c * LANES) * broadcast(w, to + c * down)
-        store(out, k, a0)
-        k += LANES
-        to += along
+    for r in range(rows):
+        multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
 
 
 @compiled
 def outer(u, at, v, parts, rows, columns, m, out, into):
-    """out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and of v."""
+    """Compute: out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and
+    of v.
+    """
     for c in range(columns):
-        s = 0
-        while s + 8 <= m:
-            a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = zeros(v)
-            for n in range(parts * rows):
-                x = load(u, at + (n * columns + c) * LANES)
-                k = (n * m + s) * LANES
-                a0 = a0 + x * load(v, k)
-                a1 = a1 + x * load(v, k + LANES)
-                a2 = a2 + x * load(v, k + 2 * LANES)
-                a3 = a3 + x * load(v, k + 3 * LANES)
-                a4 = a4 + x * load(v, k + 4 * LANES)
-                a5 = a5 + x * load(v, k + 5 * LANES)
-                a6 = a6 + x * load(v, k + 6 * LANES)
-                a7 = a7 + x * load(v, k + 7 * LANES)
-            store_totals(out, into + c * m + s, a0, a1, a2, a3)
-            store_totals(out, into + c * m + s + 4, a4, a5, a6, a7)
-            s += 8
-        while s + 4 <= m:
-            a0 = zeros(v)
-            a1 = zeros(v)
-            a2 = zeros(v)
-            a3 = zeros(v)
-            for n in range(parts * rows):
-                x = load(u, at + (n * columns + c) * LANES)
-                k = (n * m + s) * LANES
-                a0 = a0 + x * load(v, k)
-                a1 = a1 + x * load(v, k + LANES)
-                a2 = a2 + x * load(v, k + 2 * LANES)
-                a3 = a3 + x * load(v, k + 3 * LANES)
-            store_totals(out, into + c * m + s, a0, a1, a2, a3)
-            s += 4
-        while s < m:
-            a0 = zeros(v)
-            for n in range(parts * rows):
-                a0 = a0 + load(u, at + (n * columns + c) * LANES) * load(v, (n * m + s) * LANES)
-            put(out, into + c * m + s, total(a0))
-            s += 1
+        outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.routing import Routing, State, Step
+from torchcaps.routing import Routing, Step
 from torchcaps.votes import ConvVotes, LinearVotes, Votes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Fused:
     def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
         return Fused, (self.step, self.demanded)  # what was found of one machine does not hold for the next
 
-    def taken(self, routing: Routing, votes: Votes) -> bool:
+    def taken(self, routing: Routing[Any], votes: Votes) -> bool:
         """Return whether the step is to be taken on the device of `votes`, which is tried where that is not known.
 
         Only steps that run now, on tensors that hold numbers, can be a trial: not those that are compiled or recorded.
@@ -66,7 +66,7 @@ class Fused:
             return self._try(routing, votes) if _holds_numbers(votes) else self.demanded
         return known
 
-    def _try(self, routing: Routing, votes: Votes) -> bool:
+    def _try(self, routing: Routing[Any], votes: Votes) -> bool:
         reason = fault(self.step, routing, votes)
         self._trusted[votes.device] = reason is None
         if reason is not None:
@@ -98,7 +98,7 @@ def _holds_numbers(votes: Any) -> bool:
     return all(type(x) in (Tensor, nn.Parameter) for x in (votes.weight, votes.capsules.poses))
 
 
-def fault(step: FusedStep, routing: Routing, votes: Votes) -> str | None:
+def fault(step: FusedStep, routing: Routing[Any], votes: Votes) -> str | None:
     """Return why `step` cannot stand in for the plain one of `routing` on votes like `votes`; None where it can.
 
     The trial has a thread of its own, where none of the modes are that the caller may be in: no gradients, autocast,
@@ -110,7 +110,7 @@ def fault(step: FusedStep, routing: Routing, votes: Votes) -> str | None:
         return pool.submit(_compare, step, routing, votes).result()
 
 
-def _compare(step: FusedStep, routing: Routing, votes: Known) -> str | None:
+def _compare(step: FusedStep, routing: Routing[Any], votes: Known) -> str | None:
     dtype = torch.promote_types(votes.weight.dtype, torch.float32)
     try:
         if votes.device.type == "cuda":
@@ -129,7 +129,7 @@ def _compare(step: FusedStep, routing: Routing, votes: Known) -> str | None:
     return None
 
 
-def _outcome(step: FusedStep | None, routing: Routing, votes: Known, dtype: torch.dtype) -> list[Tensor]:
+def _outcome(step: FusedStep | None, routing: Routing[Any], votes: Known, dtype: torch.dtype) -> list[Tensor]:
     """Return what two iterations of `step`, or of the plain one, give in `dtype`, and all gradients, in float64."""
     twin, like, leaves = _alike(routing, votes, dtype)
     outs = run(step, twin, like, 2)
@@ -138,7 +138,7 @@ def _outcome(step: FusedStep | None, routing: Routing, votes: Known, dtype: torc
     return [x.detach().double() for x in (*outs, *gradients) if x is not None]
 
 
-def run(step: FusedStep | None, routing: Routing, votes: Votes, iterations: int) -> list[Tensor]:
+def run(step: FusedStep | None, routing: Routing[Any], votes: Votes, iterations: int) -> list[Tensor]:
     """Return poses and, where there are any, activations after `iterations` of `step`, or of the plain one."""
     prepared = routing.prepare(votes)
     result = _iterate(step, routing, prepared, routing.start(prepared), 0)
@@ -147,11 +147,11 @@ def run(step: FusedStep | None, routing: Routing, votes: Votes, iterations: int)
     return [x for x in result.capsules if x is not None]
 
 
-def _iterate(step: FusedStep | None, routing: Routing, votes: Votes, state: State, t: int) -> Step:
+def _iterate(step: FusedStep | None, routing: Routing[Any], votes: Votes, state: Any, t: int) -> Step[Any]:
     return routing.step(votes, state, t) if step is None else step(routing, votes, state, t)
 
 
-def _alike(routing: Routing, votes: Known, dtype: torch.dtype) -> tuple[Routing, Known, list[Tensor]]:
+def _alike(routing: Routing[Any], votes: Known, dtype: torch.dtype) -> tuple[Routing, Known, list[Tensor]]:
     """Return a copy of `routing`, votes of a few images at the sizes of `votes`, and the leaves of both."""
     generator = torch.Generator(votes.device).manual_seed(0)
 

@@ -19,12 +19,12 @@ REGISTERS = 2048  # elements of one child's votes, at most, padded to powers of 
 
 
 def unless_wide(device: str, transform: Transform) -> bool:
-    """Everywhere, but on CUDA where the votes of one child fit into registers."""
+    """Return everywhere, but on CUDA where the votes of one child fit into registers."""
     parents, *_, columns = transform.shape
     sizes = parents, transform.sizes.pose // columns, columns
     return device != "cuda" or math.prod(1 << (size - 1).bit_length() for size in sizes) <= REGISTERS
 
 
 def off_cuda(device: str, transform: Transform) -> bool:
-    """Everywhere but on CUDA."""
+    """Return everywhere but on CUDA."""
     return device != "cuda"

@@ -3,12 +3,29 @@
 numba's own vectorizer takes one innermost loop and keeps its sums in memory. Here a loop names its sums, as many as it
 has registers for, and adds products to them. Products are fused into sums; nothing else is reordered, so NaN and
 infinity stay what they are. Importing this module imports numba.
+
+To read such a loop, take a vector for a tensor of shape [16] that lives in the processor. With `x` an array [n, 16],
+flattened, and `at` = 16 k:
+
+    load(x, at)            x[k]                      store(x, at, v)        x[k] = v
+    broadcast(w, k)        w.flatten()[k]            total(v)               v.sum()
+    a + b, a * b, a / b    the same, lane by lane    highest(v)             v.max()
+    select(x, y, a, b)     torch.where(x > y, a, b)  zeros(x)               torch.zeros(16)
+
+So `a = a + load(x, at) * broadcast(w, k)` is `a += x[k] * w[k]` for 16 lanes at once, in one instruction. What
+stands in lanes is said where an array is described: 16 parents (`windows.py`), or 16 images (`lanes.py`). There are
+four or eight sums `a0`, `a1`, ... where one would do, because an instruction takes the processor four to five cycles
+from operands to result, but a new one may begin in each: sums that do not wait for each other keep it busy.
+
+Every function below that is marked `@inline` tells numba the type of its result, and `emit` writes LLVM's instructions
+for it into the function that calls it. `compiled` makes machine code of a loop, `inlined` a part of one.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
@@ -17,13 +34,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-LANES = 16
+from torchcaps.terminal import warn
+
+LANES = 16  # numbers in a vector: a register of AVX-512 in float32; elsewhere LLVM takes two or four registers for one
 LOG2 = (0.693359375, -2.121944400546905827679e-4)  # log(2) in two parts, the first so short that n times it is exact
-_CONTRACT = ("contract",)
+CONTRACT = ("contract",)
 _EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
 
 
@@ -46,29 +65,55 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def compiled(function: Callable) -> Any:
-    """`function` in machine code, which runs without Python's lock and is kept on disk where there is a place."""
+    """Return `function` in machine code, which runs without Python's lock and is kept on disk where there is a
+    place.
+    """
     try:
         dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
         return njit(nogil=True, error_model="numpy")(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    dispatcher._cache._cache_file._source_stamp = _source(Path(function.__code__.co_filename).parent)
+    kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
+        return njit(nogil=True, error_model="numpy")(function)
+    kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 
 
 def inlined(function: Callable) -> Any:
-    """`function` as a part of the compiled functions that call it."""
+    """Return `function` as a part of the compiled functions that call it."""
     return njit(inline="always", error_model="numpy")(function)
+
+
+class _Announcement(event.Listener):
+    """Says once a process that kernels are being compiled, to whom looks at a terminal or at a notebook."""
+
+    said = False
+
+    def on_start(self, event: Any) -> None:
+        ours = event.data["dispatcher"].py_func.__module__.startswith("torchcaps.")
+        if ours and not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            self.said = True
+            warn(
+                "compiling kernels for this processor, once per machine: some seconds a routing "
+                "(torchcaps warm does it ahead)"
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Say nothing."""
+
+
+event.register("numba:compile", _Announcement())
 
 
 @cache
 def _source(folder: Path) -> str:
-    """A digest of the files that a function in `folder` may be made of."""
+    """Return a digest of the files that a function in `folder` may be made of."""
     files = {*Path(__file__).parent.glob("*.py"), *folder.glob("*.py")}
     return sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
     vector = ir.VectorType(scalar.type, LANES)
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
@@ -78,8 +123,13 @@ def _constant(vector: ir.VectorType, value: float) -> ir.Constant:
     return ir.Constant(vector, [value] * LANES)
 
 
+def data_of(context: Any, builder: Any, array: types.Array, value: Any) -> Any:
+    """Return the address of the first number of a contiguous array."""
+    return context.make_array(array)(context, builder, value).data
+
+
 def _pointer(context: Any, builder: Any, array: types.Array, value: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(array)(context, builder, value).data, [index])
+    return builder.gep(data_of(context, builder, array, value), [index])
 
 
 def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
@@ -94,7 +144,7 @@ def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
 
     def lower(context: Any, builder: Any, signature: Any, args: list) -> Any:
         wide = [
-            x if isinstance(kind, Lanes) else _splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
+            x if isinstance(kind, Lanes) else splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
         ]
         return emit(builder, *wide)
 
@@ -102,15 +152,15 @@ def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
         lower_builtin(op, *kinds)(lower)
 
 
-_operator(operator.add, lambda builder, x, y: builder.fadd(x, y, flags=_CONTRACT))
-_operator(operator.sub, lambda builder, x, y: builder.fsub(x, y, flags=_CONTRACT))
-_operator(operator.mul, lambda builder, x, y: builder.fmul(x, y, flags=_CONTRACT))
+_operator(operator.add, lambda builder, x, y: builder.fadd(x, y, flags=CONTRACT))
+_operator(operator.sub, lambda builder, x, y: builder.fsub(x, y, flags=CONTRACT))
+_operator(operator.mul, lambda builder, x, y: builder.fmul(x, y, flags=CONTRACT))
 _operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
 
 
 @inline
 def load(typingctx, array, index):
-    """The 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
+    """Return the 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
@@ -135,11 +185,11 @@ def store(typingctx, array, index, value):
 
 @inline
 def broadcast(typingctx, array, index):
-    """16 times the one number of a contiguous `array` at `index`."""
+    """Return 16 times the one number of a contiguous `array` at `index`."""
     lanes = Lanes(array.dtype)
 
     def emit(context, builder, signature, args):
-        return _splat(builder, builder.load(_pointer(context, builder, array, *args)))
+        return splat(builder, builder.load(_pointer(context, builder, array, *args)))
 
     return lanes(array, types.intp), emit
 
@@ -157,14 +207,14 @@ def put(typingctx, array, index, number):
 
 @inline
 def zeros(typingctx, array):
-    """16 zeros of the type of `array`."""
+    """Return 16 zeros of the type of `array`."""
     lanes = Lanes(array.dtype)
     return lanes(array), lambda context, builder, signature, args: _constant(context.get_value_type(lanes), 0.0)
 
 
 @inline
 def select(typingctx, x, y, above, below):
-    """`above` where x > y, and `below` elsewhere and where one of them is NaN."""
+    """Return `above` where x > y, and `below` elsewhere and where one of them is NaN."""
 
     def emit(context, builder, signature, args):
         return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
@@ -174,7 +224,7 @@ def select(typingctx, x, y, above, below):
 
 @inline
 def root(typingctx, x):
-    """Square roots."""
+    """Return square roots."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "sqrt", args[0])
@@ -184,7 +234,7 @@ def root(typingctx, x):
 
 @inline
 def magnitude(typingctx, x):
-    """Absolute values."""
+    """Return absolute values."""
 
     def emit(context, builder, signature, args):
         return _call(builder, "fabs", args[0])
@@ -194,10 +244,10 @@ def magnitude(typingctx, x):
 
 @inline
 def total(typingctx, x):
-    """The sum of the 16 numbers."""
+    """Return the sum of the 16 numbers."""
 
     def emit(context, builder, signature, args):
-        return _call(builder, "vector.reduce.fadd", args[0], ir.Constant(args[0].type.element, -0.0))
+        return sum_lanes(builder, args[0])
 
     return x.scalar(x), emit
 
@@ -207,26 +257,34 @@ def store_totals(typingctx, array, index, a, b, c, d):
     """Put the sums of four vectors into a contiguous `array` from `index` on."""
 
     def emit(context, builder, signature, args):
-        def pick(x: Any, y: Any, places: list[int]) -> Any:
-            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
-
-        def add(x: Any, y: Any) -> Any:
-            return builder.fadd(x, y)
-
-        def fold(x: Any, y: Any, low: list[int]) -> Any:
-            """x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
-            first = [four + k for four in range(0, LANES, 4) for k in low]
-            return add(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
-
-        pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in (args[2:4], args[4:6])]  # a b a b, c d c d
-        fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
-        eight = add(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
-        sums = add(pick(eight, eight, [*range(4)]), pick(eight, eight, [*range(4, 8)]))
-        pointer = _pointer(context, builder, array, *args[:2])
+        pointer, sums = _pointer(context, builder, array, *args[:2]), sum_lanes_of_four(builder, *args[2:])
         builder.store(sums, builder.bitcast(pointer, sums.type.as_pointer()), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, a, a, a, a), emit
+
+
+def sum_lanes(builder: Any, x: Any) -> Any:
+    """Return the sum of the 16 numbers of a vector, in any order."""
+    return _call(builder, "vector.reduce.fadd", x, ir.Constant(x.type.element, -0.0))
+
+
+def sum_lanes_of_four(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Return the sums of four vectors, as one vector of four."""
+
+    def pick(x: Any, y: Any, places: list[int]) -> Any:
+        return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
+
+    def fold(x: Any, y: Any, low: list[int]) -> Any:
+        """Return x and y halved: `low` names the first two of every four places, 16 and more for those of y."""
+        first = [four + k for four in range(0, LANES, 4) for k in low]
+        return builder.fadd(pick(x, y, first), pick(x, y, [k + 2 for k in first]))
+
+    # sums over half as many places in each step, while twice as many of the four share a vector
+    pairs = [fold(x, y, [0, LANES, 1, LANES + 1]) for x, y in ((a, b), (c, d))]  # a b a b, c d c d
+    fours = fold(pairs[0], pairs[1], [0, 1, LANES, LANES + 1])  # a b c d, four times
+    eight = builder.fadd(pick(fours, fours, [*range(8)]), pick(fours, fours, [*range(8, 16)]))
+    return builder.fadd(pick(eight, eight, [*range(4)]), pick(eight, eight, [*range(4, 8)]))
 
 
 @inline
@@ -259,7 +317,7 @@ def transpose(typingctx, source, at, step, target, to, stride):
 
 @inline
 def highest(typingctx, x):
-    """The largest of the 16 numbers, of those that are not NaN."""
+    """Return the largest of the 16 numbers, of those that are not NaN."""
 
     def emit(context, builder, signature, args):
         (value,) = args
@@ -274,7 +332,7 @@ def highest(typingctx, x):
 
 @inline
 def exp(typingctx, x):
-    """e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
+    """Return e to the power of x <= 0, within two units of the last place; e^-86 (float32) or e^-708 where x is below.
 
     2^n e^r with |r| <= log(2) / 2, by its series. Adding 1.5 2^bits rounds to the whole number n, whose bits then are
     the lowest ones.
@@ -290,15 +348,18 @@ def exp(typingctx, x):
             return _constant(vector, constant)
 
         value = builder.select(builder.fcmp_ordered("<", value, number(smallest)), number(smallest), value)
+        # x = n log 2 + r: the sum with 1.5 2^bits has no room for a fraction, so that n is left in its lowest bits
         magic = number(1.5 * 2.0**bits)
         shifted = builder.fadd(builder.fmul(value, number(1 / math.log(2))), magic)
         n = builder.fsub(shifted, magic)
-        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))
-        r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=_CONTRACT), flags=_CONTRACT)
+        r = builder.fsub(value, builder.fmul(n, number(LOG2[0])))  # exact, since the first part is short
+        r = builder.fsub(r, builder.fmul(n, number(LOG2[1]), flags=CONTRACT), flags=CONTRACT)
+        # e^r = 1 + r (1 + r / 2 (1 + r / 3 ...)), from the innermost bracket outwards
         series = number(1 / math.factorial(degree))
         for k in reversed(range(degree)):
-            product = builder.fmul(series, r, flags=_CONTRACT)
-            series = builder.fadd(product, number(1 / math.factorial(k)), flags=_CONTRACT)
+            product = builder.fmul(series, r, flags=CONTRACT)
+            series = builder.fadd(product, number(1 / math.factorial(k)), flags=CONTRACT)
+        # times 2^n: a float's exponent stands above its mantissa, so n, moved up by as many bits, is added to its bits
         power = builder.shl(builder.bitcast(shifted, whole), ir.Constant(whole, [bits] * LANES))
         return builder.bitcast(builder.add(builder.bitcast(series, whole), power), vector)
 
@@ -306,7 +367,7 @@ def exp(typingctx, x):
 
 
 def _call(builder: Any, name: str, vector: Any, *before: Any) -> Any:
-    """LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
+    """Return LLVM's own function `name` of a vector, after a number where it takes one; a sum may take any order."""
     suffix = f"v{LANES}{'f32' if isinstance(vector.type.element, ir.FloatType) else 'f64'}"
     result = vector.type.element if before else vector.type
     kind = ir.FunctionType(result, [*(x.type for x in before), vector.type])

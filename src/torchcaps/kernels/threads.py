@@ -19,14 +19,14 @@ Work = Callable[[int, int, int], object]
 
 
 def ranges(count: int, least: int = 1) -> list[tuple[int, int]]:
-    """`count` things in one range for each of torch's threads, or in fewer of at least `least`."""
+    """Return `count` things in one range for each of torch's threads, or in fewer of at least `least`."""
     parts = max(1, min(torch.get_num_threads(), count // least))
     edges = [count * part // parts for part in range(parts + 1)]
     return list(pairwise(edges))
 
 
 def run(work: Work, spans: list[tuple[int, int]]) -> None:
-    """`work(part, first, end)` for each range, at the same time; the work must release Python's lock."""
+    """Call `work(part, first, end)` for each range, at the same time; the work must release Python's lock."""
     if len(spans) == 1:
         work(0, *spans[0])
     elif _openmp() is not None:
@@ -37,7 +37,7 @@ def run(work: Work, spans: list[tuple[int, int]]) -> None:
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """The OpenMP that torch has loaded, GNU's or one that has its entry points."""
+    """Return the OpenMP that torch has loaded, GNU's or one that has its entry points."""
     try:
         library = ctypes.CDLL(None)
         return library if library.GOMP_parallel and library.omp_get_thread_num else None
@@ -63,5 +63,5 @@ def _run_on_openmp(work: Work, spans: list[tuple[int, int]]) -> None:
 
 @lru_cache(maxsize=1)
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Threads of this process: those of a parent do not live on after a fork."""
+    """Return threads of this process: those of a parent do not live on after a fork."""
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="torchcaps")

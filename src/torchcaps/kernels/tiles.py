@@ -26,7 +26,7 @@ FUSION = {
 
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
-    """The sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return the sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     images, children, size = poses.shape
     parents, _, columns, m = weight.shape
     rows = size // columns
@@ -39,32 +39,34 @@ def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
 
 
 def by_images(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
-    """A grid of (tiles of images, runs of children, tiles of parents), and how many children are in a run."""
+    """Return a grid of (tiles of images, runs of children, tiles of parents), and how many children are in a run."""
     tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
     share = triton.cdiv(sizes["children"], triton.cdiv(PROGRAMS, tiles * across))
     return (tiles, triton.cdiv(sizes["children"], share), across), share
 
 
 def by_children(sizes: dict[str, int]) -> tuple[tuple[int, int], int]:
-    """A grid of (children, runs of images), and how many images are in a run."""
+    """Return a grid of (children, runs of images), and how many images are in a run."""
     runs = triton.cdiv(PROGRAMS, sizes["children"])
     share = triton.cdiv(triton.cdiv(sizes["count"], runs), sizes["T"]) * sizes["T"]
     return (sizes["children"], triton.cdiv(sizes["count"], share)), share
 
 
 def columns_first(weight: Tensor) -> Tensor:
-    """[j, i, c, m] -> [i, c, j, m]."""
+    """Map [j, i, c, m] -> [i, c, j, m]."""
     return weight.permute(1, 2, 0, 3).contiguous()
 
 
 def parents_first(weight: Tensor) -> Tensor:
-    """[i, c, j, m] -> [j, i, c, m]."""
+    """Map [i, c, j, m] -> [j, i, c, m]."""
     return weight.permute(2, 0, 1, 3).contiguous()
 
 
 @triton.jit
 def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0):
-    """Places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before `last`."""
+    """Return places [t, j, r, m] of parents from `j0` on in [b, j, r, m], and which of them exist: images before
+    `last`.
+    """
     j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
@@ -74,7 +76,7 @@ def parents_at(image, last, J, R, M, JP: tl.constexpr, RP: tl.constexpr, MP: tl.
 
 @triton.jit
 def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
-    """Places [t, r] of column c of a child's poses, and which of them exist."""
+    """Return places [t, r] of column c of a child's poses, and which of them exist."""
     r = tl.arange(0, RP)
     return ((image * children + child) * R * C)[:, None] + (r * C)[None, :] + c, (image < last)[:, None] & (r < R)[
         None, :
@@ -83,7 +85,7 @@ def column_at(image, last, child, children, c, R, C, RP: tl.constexpr):
 
 @triton.jit
 def row_at(child, c, J, C, M, JP: tl.constexpr, MP: tl.constexpr, j0=0):
-    """Places [j, m] from `j0` on of row c of a child's weights [i, c, j, m], and which of them exist."""
+    """Return places [j, m] from `j0` on of row c of a child's weights [i, c, j, m], and which of them exist."""
     j, m = j0 + tl.arange(0, JP), tl.arange(0, MP)
     return ((child * C + c) * J + j[:, None]) * M + m[None, :], (j < J)[:, None] & (m < M)[None, :]
 
@@ -93,7 +95,7 @@ def votes_of(
     poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Votes of one child for the parents from `j0` on, [t, j, r, m]."""
+    """Return votes of one child for the parents from `j0` on, [t, j, r, m]."""
     votes = tl.zeros((T, JP, RP, MP), dtype)
     for c in range(C):
         at, there = column_at(image, last, child, children, c, R, C, RP)
@@ -109,8 +111,8 @@ def give_back(
     d_votes, poses, weight, d_poses, d_weight, image, done, last, begin, child, children, J, R, C, M,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """What d_votes [t, j, r, m] adds to the gradients of one child: of its poses after the parents before `j0`, and of
-    its weights after `done` images.
+    """Add what d_votes [t, j, r, m] makes of the gradients of one child: of its poses after the parents before `j0`,
+    and of its weights after `done` images.
 
     d_weight [runs, i, c, j, m] has a place at `begin` that this program alone writes to.
     """

@@ -66,7 +66,7 @@ def _seconds(turn: Callable[[], object], device: torch.device) -> float:
 
 
 def clock(turn: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `turn` takes on a CUDA device."""
+    """Return seconds that `turn` takes on a CUDA device."""
     with torch.cuda.device(device):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -79,7 +79,7 @@ def clock(turn: Callable[[], object], device: torch.device) -> float:
 def _turn(
     step: FusedStep | None, routing: Routing, votes: Known, iterations: int, learns: bool, compiled: bool
 ) -> Callable[[], object]:
-    """One pass through all iterations of a form, on votes that are drawn anew for it alone."""
+    """Return one pass through all iterations of a form, on votes that are drawn anew for it alone."""
     like, leaves = _alike(routing, votes)
     forward = torch.compile(run) if compiled else run
 
@@ -94,7 +94,7 @@ def _turn(
 
 
 def _alike(routing: Routing, votes: Known) -> tuple[Callable[[], Known], list[Tensor]]:
-    """What makes votes of random children at the shapes of `votes`, and the leaves of both."""
+    """Return what makes votes of random children at the shapes of `votes`, and the leaves of both."""
     generator = torch.Generator(votes.device).manual_seed(0)
 
     def draw(like: Tensor, scale: float = 1.0) -> Tensor:

@@ -9,6 +9,6 @@ from torch import Tensor
 
 
 def widest(*tensors: Tensor, at_least: torch.dtype | None = None) -> torch.dtype:
-    """The narrowest type that holds the numbers of all `tensors`, and those of `at_least`."""
+    """Return the narrowest type that holds the numbers of all `tensors`, and those of `at_least`."""
     types = [x.dtype for x in tensors]
     return reduce(torch.promote_types, types if at_least is None else [*types, at_least])

@@ -20,7 +20,9 @@ WIDE = 2048  # of the votes of one child at a position, elements beyond which pa
 
 
 def pad(parents: int, rows: int, m: int, tiled: bool = True) -> dict[str, int]:
-    """Powers of two for parents, rows and columns of a vote; where `tiled`, of no more parents than registers hold."""
+    """Return powers of two for parents, rows and columns of a vote; where `tiled`, of no more parents than registers
+    hold.
+    """
     padded = [triton.next_power_of_2(x) for x in (parents, rows, m)]
     if tiled and padded[0] * padded[1] * padded[2] > WIDE:
         padded[0] = max(1, WIDE // (4 * padded[1] * padded[2]))
@@ -28,19 +30,19 @@ def pad(parents: int, rows: int, m: int, tiled: bool = True) -> dict[str, int]:
 
 
 def runs_of(children: int, programs: int) -> tuple[int, int]:
-    """How many runs children are split into, `programs` at most, and how many are in a run."""
+    """Return how many runs children are split into, `programs` at most, and how many are in a run."""
     share = triton.cdiv(children, max(1, programs))
     return triton.cdiv(children, share), share
 
 
 def summed(parts: Tensor) -> Tensor:
-    """The sum over runs, which come first."""
+    """Return the sum over runs, which come first."""
     return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 @triton.jit
 def child_at(position, k, n, count, height, width, across, places, stride, padding, types, KW, size):
-    """Where the child n at offset k of each window begins, and whether it is there, [t]."""
+    """Return where the child n at offset k of each window begins, and whether it is there, [t]."""
     image, place = position // places, position % places
     y = place // across * stride + k // KW - padding
     x = place % across * stride + k % KW - padding
@@ -50,7 +52,7 @@ def child_at(position, k, n, count, height, width, across, places, stride, paddi
 
 @triton.jit
 def column_of(poses, child, present, c, R, C, RP: tl.constexpr):
-    """Column c of the poses, [t, r]."""
+    """Return column c of the poses, [t, r]."""
     r = tl.arange(0, RP)
     at = child[:, None] + r[None, :] * C + c
     return tl.load(poses + at, mask=present[:, None] & (r < R)[None, :], other=0.0), at, r
@@ -58,7 +60,7 @@ def column_of(poses, child, present, c, R, C, RP: tl.constexpr):
 
 @triton.jit
 def row_of(weight, at, c, J, M, JP: tl.constexpr, MP: tl.constexpr, j0=0):
-    """Row c of the weights of one child, [j, m] from `j0` on, and where it lies."""
+    """Return row c of the weights of one child, [j, m] from `j0` on, and where it lies."""
     j, m = j0 + tl.arange(0, JP), tl.arange(0, MP)
     where = at + c * J * M + j[:, None] * M + m[None, :]
     mask = (j < J)[:, None] & (m < M)[None, :]
@@ -70,7 +72,7 @@ def window_votes(
     poses, child, present, weight, at, query, J, R, C, M,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
 ):  # fmt: skip
-    """Votes of one child for the parents from `j0` on, [t, j, r, m], in the type of `query`."""
+    """Return votes of one child for the parents from `j0` on, [t, j, r, m], in the type of `query`."""
     votes = tl.zeros((T, JP, RP, MP), query.dtype)
     for c in range(C):
         u, _, _ = column_of(poses, child, present, c, R, C, RP)

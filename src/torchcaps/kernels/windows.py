@@ -20,7 +20,7 @@ from torchcaps.kernels.simd import LANES, broadcast, compiled, exp, highest, loa
 
 
 def parents_to_lanes(weight: Tensor) -> Tensor:
-    """[j, kh, kw, n, c, m] -> [(kh kw n), j / 16, c, m, 16], with c, m and j filled up to 4, 2 and 16."""
+    """Map [j, kh, kw, n, c, m] -> [(kh kw n), j / 16, c, m, 16], with c, m and j filled up to 4, 2 and 16."""
     j, *_, c, m = weight.shape
     padded = F.pad(weight, (0, m % 2, 0, -c % 4) + (0, 0) * 3 + (0, -j % LANES))
     return padded.unflatten(0, (-1, LANES)).flatten(2, 4).permute(2, 0, 3, 4, 1).contiguous()
@@ -34,7 +34,7 @@ def parents_from_lanes(lanes: Tensor, shape: torch.Size) -> Tensor:
 
 @lru_cache(maxsize=64)
 def window_places(height: int, width: int, kh: int, kw: int, stride: int, padding: int) -> np.ndarray:
-    """For each position and kernel offset the place y * width + x of the child, or -1 outside the image."""
+    """Return for each position and kernel offset the place y * width + x of the child, or -1 outside the image."""
     along = []
     for size, k in ((height, kh), (width, kw)):
         first = np.arange((size + 2 * padding - k) // stride + 1)[:, None] * stride - padding
@@ -46,7 +46,7 @@ def window_places(height: int, width: int, kh: int, kw: int, stride: int, paddin
 
 @compiled
 def take_parents(x, start, count, rows, out):
-    """x [positions, j, rows * m] -> out; positions beyond `count` are zeros."""
+    """Compute: x [positions, j, rows * m] -> out; positions beyond `count` are zeros."""
     _, parents, pose = x.shape
     m = pose // rows
     for t in range(out.shape[1] // rows):
@@ -59,7 +59,7 @@ def take_parents(x, start, count, rows, out):
 
 @compiled
 def give_parents(x, start, count, rows, out):
-    """The way back: x [blocks, positions * rows, m, 16] -> out [positions, j, d]."""
+    """Compute: the way back: x [blocks, positions * rows, m, 16] -> out [positions, j, d]."""
     _, parents, pose = out.shape
     m = pose // rows
     for t in range(count):
@@ -71,7 +71,7 @@ def give_parents(x, start, count, rows, out):
 
 @compiled
 def take_child(poses, source, start, count, k, n, rows, u):
-    """Child n at offset k of the windows of the positions from `start` on; absent ones are zeros."""
+    """Compute: child n at offset k of the windows of the positions from `start` on; absent ones are zeros."""
     columns = poses.shape[3] // rows
     for t in range(u.shape[0] // rows):
         image, position = divmod(start + t, source.shape[0])
@@ -86,7 +86,7 @@ def take_child(poses, source, start, count, k, n, rows, u):
 
 @compiled
 def give_child(d_u, source, start, count, k, n, rows, d_poses):
-    """Add the gradient of `_take_child`'s result to that of the children."""
+    """Add the gradient of `take_child`'s result to that of the children."""
     columns = d_poses.shape[3] // rows
     for t in range(count):
         image, position = divmod(start + t, source.shape[0])
@@ -99,17 +99,18 @@ def give_child(d_u, source, start, count, k, n, rows, d_poses):
 
 @compiled
 def make_votes(u, weight, child, votes):
-    """votes = u W of one child, four rows by two columns at a time."""
+    """Compute: votes = u W of one child, four rows by two columns at a time."""
     blocks, height, m, _ = votes.shape
     columns = u.shape[1]
     for x in range(blocks):
         w = (child * blocks + x) * columns * m * LANES
         for r in range(0, height, 4):
             for s in range(0, m, 2):
+                # eight sums: a_k and b_k are elements s and s + 1 of row r + k of the votes for 16 parents
                 a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zeros(votes)
-                for c in range(columns):
+                for c in range(columns):  # v[r, s] = sum_c u[r, c] W[c, s]: two vectors of W serve four rows of u
                     left, right = load(weight, w + (c * m + s) * LANES), load(weight, w + (c * m + s + 1) * LANES)
-                    k = r * columns + c
+                    k = r * columns + c  # of u[r, c]; rows r + 1 to r + 3 stand `columns` further on each
                     y = broadcast(u, k)
                     a0, b0 = a0 + y * left, b0 + y * right
                     y = broadcast(u, k + columns)
@@ -118,7 +119,7 @@ def make_votes(u, weight, child, votes):
                     a2, b2 = a2 + y * left, b2 + y * right
                     y = broadcast(u, k + 3 * columns)
                     a3, b3 = a3 + y * left, b3 + y * right
-                k = ((x * height + r) * m + s) * LANES
+                k = ((x * height + r) * m + s) * LANES  # of votes[x, r, s]; the next row is `step` further on
                 step = m * LANES
                 store(votes, k, a0)
                 store(votes, k + LANES, b0)
@@ -132,8 +133,9 @@ def make_votes(u, weight, child, votes):
 
 @compiled
 def softmax(coupling, at, blocks):
-    """In place, over the numbers of `blocks` vectors from `at` on."""
+    """Compute: in place, over the numbers of `blocks` vectors from `at` on."""
     end = at + blocks * LANES
+    # lane by lane over the blocks, then once over the lanes: the largest logit, which exp is taken relative to
     top = load(coupling, at)
     for k in range(at + LANES, end, LANES):
         logit = load(coupling, k)
@@ -143,19 +145,20 @@ def softmax(coupling, at, blocks):
         e = exp(load(coupling, k) - most)
         store(coupling, k, e)
         whole = whole + e
-    share = 1 / total(whole)
+    share = 1 / total(whole)  # one division, and products with it, in place of a division for each parent
     for k in range(at, end, LANES):
         store(coupling, k, load(coupling, k) * share)
 
 
 @compiled
 def differentiate_child(d_votes, weight, child, d_u):
-    """d_u = d_votes W', summed over parents, four rows by two columns at a time."""
+    """Compute: d_u = d_votes W', summed over parents, four rows by two columns at a time."""
     blocks, height, m, _ = d_votes.shape
     columns = d_u.shape[1]
     step = m * LANES
     for r in range(0, height, 4):
         for c in range(0, columns, 2):
+            # a_k and b_k gather columns c and c + 1 of row r + k, each lane for its own parents; `total` joins them
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zeros(d_votes)
             for x in range(blocks):
                 w = ((child * blocks + x) * columns + c) * step
@@ -178,13 +181,14 @@ def differentiate_child(d_votes, weight, child, d_u):
 
 @compiled
 def differentiate_weight(u, d_votes, child, d_weight):
-    """d_weight += u' d_votes, four columns of u by two of the votes at a time."""
+    """Compute: d_weight += u' d_votes, four columns of u by two of the votes at a time."""
     blocks, height, m, _ = d_votes.shape
     columns = u.shape[1]
     step = m * LANES
     for x in range(blocks):
         for c in range(0, columns, 4):
             for s in range(0, m, 2):
+                # what is there is loaded once, all rows of the positions are added to it, and it is stored once
                 k = ((child * blocks + x) * columns + c) * step + s * LANES
                 a0, b0 = load(d_weight, k), load(d_weight, k + LANES)
                 a1, b1 = load(d_weight, k + step), load(d_weight, k + step + LANES)

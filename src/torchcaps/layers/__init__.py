@@ -4,7 +4,7 @@ from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.choice import Choice, choose, chosen_forms, set_forms
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
-from torchcaps.layers.primary import PrimaryCaps, PrimaryPoses
+from torchcaps.layers.primary import PrimaryCapsules, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
     LinearTransform,
@@ -22,7 +22,7 @@ __all__ = [
     "DenseDecoder",
     "LinearTransform",
     "PooledTransform",
-    "PrimaryCaps",
+    "PrimaryCapsules",
     "PrimaryPoses",
     "Schedule",
     "Transform",

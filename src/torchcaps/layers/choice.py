@@ -82,7 +82,7 @@ def choose(model: nn.Module, example: Any, compiled: bool = False, keep: bool = 
 
 
 def chosen_forms(model: nn.Module) -> Forms:
-    """What `choose` found, by layer and kind of device; `set_forms` takes it."""
+    """Return what `choose` found, by layer and kind of device; `set_forms` takes it."""
     return {name: dict(each.chosen) for name, each in _layers(model).items() if each.chosen}
 
 
@@ -122,14 +122,14 @@ def _tensors(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
 
 
 def _holds_numbers(arguments: tuple[Any, ...]) -> bool:
-    """Whether tensors are computed now, each by itself."""
+    """Return whether tensors are computed now, each by itself."""
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or transformed():
         return False
     return all(type(x) in (Tensor, nn.Parameter) for x in _tensors(arguments))
 
 
 def _uses(model: nn.Module, arguments: tuple[Any, ...], device: torch.device) -> dict[CapsuleLayer, _Use]:
-    """How each layer is used in a forward pass of evaluation mode, of which nothing is left behind."""
+    """Return how each layer is used in a forward pass of evaluation mode, of which nothing is left behind."""
     uses: dict[CapsuleLayer, _Use] = {}
 
     def of_stack(stack: nn.Module, given: tuple, options: dict[str, Any], steps: tuple[Step, ...]) -> None:
@@ -157,7 +157,7 @@ def _uses(model: nn.Module, arguments: tuple[Any, ...], device: torch.device) ->
 
 @contextmanager
 def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode, eager and without gradients, after which modes and random numbers are as they were."""
+    """Return evaluation mode, eager and without gradients, after which modes and random numbers are as they were."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
@@ -170,7 +170,7 @@ def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns: bool, compiled: bool) -> Choice:
-    """What this process finds of a layer; the first of several times it, the others try its kernel."""
+    """Return what this process finds of a layer; the first of several times it, the others try its kernel."""
     if use is None:
         return Choice(layer.form(device.type), "the example does not reach it, so a fixed rule on shapes decides")
     before = layer.chosen.get(device.type)
@@ -204,7 +204,7 @@ def _rank() -> int:
 
 
 def _agreed(found: dict[str, Choice]) -> dict[str, Choice]:
-    """What the first process found, in all of them."""
+    """Return what the first process found, in all of them."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return found
     box = [found]

@@ -14,7 +14,7 @@ from torchcaps.capsules import Capsules
 
 
 def coordinate_weights(rows: int, columns: int) -> Tensor:
-    """The constant rows that W gets, [extra, columns], for votes of `rows` x `columns`.
+    """Return the constant rows that W gets, [extra, columns], for votes of `rows` x `columns`.
 
     One for a matrix vote, into its last column; two for a vector vote, into its first two elements (which the paper
     does not define).
@@ -29,7 +29,8 @@ def coordinate_weights(rows: int, columns: int) -> Tensor:
 
 
 def append_coordinates(children: Capsules, rows: int) -> Capsules:
-    """Poses [b, h, w, i, rows * columns] with the columns that `coordinate_weights` takes; coordinates are in (0, 1).
+    """Return poses [b, h, w, i, rows * columns] with the columns that `coordinate_weights` takes; coordinates are in
+    (0, 1).
 
     Raises:
         ValueError: for children without positions.

@@ -12,7 +12,8 @@ from torchcaps.layers.keras import EPS, MOMENTUM, SameConvTranspose2d
 
 
 def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
-    """The classes to reconstruct from, int64 [b] or [b, m]: the labels where they are given, else the highest score.
+    """Return the classes to reconstruct from, int64 [b] or [b, m]: the labels where they are given, else the highest
+    score.
 
     Of label sets [b, j] of 0 and 1, of another type than int64, it is the one among them with the highest score.
     """
@@ -22,7 +23,7 @@ def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
-    """Of class capsules [b, j, d] those that `chosen` names, int64 [b] or [b, m]: [b, d] or [b, m, d].
+    """Return of class capsules [b, j, d] those that `chosen` names, int64 [b] or [b, m]: [b, d] or [b, m, d].
 
     A class of -1 stands for none; it is given the pose of class 0.
     """
@@ -32,7 +33,9 @@ def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
 
 
 def blacken(images: Tensor, chosen: Tensor) -> Tensor:
-    """Images [b, m, c, h, w] of several classes `chosen` [b, m], those of class -1 black; [b, c, h, w] as they are."""
+    """Return images [b, m, c, h, w] of several classes `chosen` [b, m], those of class -1 black; [b, c, h, w] as
+    they are.
+    """
     return images if chosen.ndim == 1 else images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
 
 
@@ -67,7 +70,7 @@ class DenseDecoder(nn.Module):
         )
 
     def forward(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
+        """Return poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
 
         A class of -1 stands for none, and is black.
         """
@@ -120,7 +123,7 @@ class DeconvDecoder(nn.Module):
         )
 
     def forward(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
+        """Return poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
 
         A class of -1 stands for none, and is black.
         """

@@ -29,7 +29,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather_batch(own: Tensor) -> Tensor:
-    """The rows [b, ...] of all processes, in the order of their ranks; `own` itself where there is one process.
+    """Return the rows [b, ...] of all processes, in the order of their ranks; `own` itself where there is one process.
 
     The gradient is for a loss that every process computes alike of the joint rows, and for gradients that are averaged
     over the processes afterwards, as DDP does: each process takes back its own rows times the number of processes, so

@@ -25,7 +25,7 @@ class SameConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, stride, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[b, c, h, w] -> [b, out_channels, ceil(h / stride), ceil(w / stride)]."""
+        """Map [b, c, h, w] -> [b, out_channels, ceil(h / stride), ceil(w / stride)]."""
         (top, bottom), (left, right) = (
             _same_padding(side, kernel, stride)
             for side, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)
@@ -46,7 +46,7 @@ class SameConvTranspose2d(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, kernel, stride, padding=(kernel - stride) // 2, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """[b, c, h, w] -> [b, out_channels, stride * h, stride * w]."""
+        """Map [b, c, h, w] -> [b, out_channels, stride * h, stride * w]."""
         height, width = (stride * side for stride, side in zip(self.stride, input.shape[-2:], strict=True))
         return super().forward(input)[..., :height, :width]
 
@@ -58,25 +58,27 @@ def normal_(weight: Tensor, variance: float) -> None:
 
 
 def glorot_normal_(weight: Tensor, fan_in: int, fan_out: int) -> None:
-    """Glorot and Bengio 2010 as Keras' `glorot_normal`: variance 2 / (fan_in + fan_out)."""
+    """Draw weights by Glorot and Bengio 2010 as Keras' `glorot_normal`: variance 2 / (fan_in + fan_out)."""
     normal_(weight, 2 / (fan_in + fan_out))
 
 
 def glorot_uniform_(conv: nn.Conv2d) -> None:
-    """What Keras' convolutions start with unless they are told otherwise: Glorot's variance, uniform, and no bias."""
+    """Draw what Keras' convolutions start with unless they are told otherwise: Glorot's variance, uniform, and no
+    bias.
+    """
     nn.init.xavier_uniform_(conv.weight)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 
 
 def he_normal_(conv: nn.Conv2d) -> None:
-    """He et al. 2015 as Keras' `he_normal`: variance 2 / fan_in; and no bias."""
+    """Draw weights by He et al. 2015 as Keras' `he_normal`: variance 2 / fan_in; and no bias."""
     normal_(conv.weight, 2 / conv.weight[0].numel())
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after `side` positions."""
+    """Return zeros before and after `side` positions."""
     total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2

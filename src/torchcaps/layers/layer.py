@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -13,8 +13,7 @@ from torchcaps.capsules import Capsules, autocast_type, saturate
 from torchcaps.kernels.probe import Fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
-from torchcaps.routing import Routing, State, Step, create_routing
-from torchcaps.routing.discriminative import Discriminative
+from torchcaps.routing import Routing, Step, create_routing
 from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, runs_fused
 from torchcaps.votes import Votes
 
@@ -39,7 +38,7 @@ class CapsuleLayer(nn.Module):
     def __init__(
         self,
         transform: Transform,
-        routing: str | Routing = "dynamic",
+        routing: str | Routing[Any] = "dynamic",
         implementation: Implementation = "auto",
         **options: object,
     ):
@@ -70,18 +69,20 @@ class CapsuleLayer(nn.Module):
 
     @property
     def fused(self) -> bool:
-        """Whether a kernel was found; while exporting, on devices that refuse it, and where `form` says so, steps are
-        plain all the same."""
+        """Return whether a kernel was found; while exporting, on devices that refuse it, and where `form` says so,
+        steps are plain all the same.
+        """
         return self._fused is not None
 
     @property
     def kernel(self) -> Fused | None:
-        """The kernel that was found for it, and where that was tried."""
+        """Return the kernel that was found for it, and where that was tried."""
         return self._fused
 
     def form(self, device: str) -> Form:
-        """The form of its steps on a kind of device, such as "cuda": what was demanded, else what `torchcaps.choose`
-        found to be faster there, else what a fixed rule on the layer's shapes says (`kernels/rule.py`).
+        """Return the form of its steps on a kind of device, such as "cuda": what was demanded, else what
+        `torchcaps.choose` found to be faster there, else what a fixed rule on the layer's shapes says
+        (`kernels/rule.py`).
 
         It is one for every size of a batch.
         """
@@ -91,11 +92,11 @@ class CapsuleLayer(nn.Module):
         return by_rule if self._fused.demanded else self.chosen.get(device, by_rule)
 
     def votes(self, children: Capsules) -> Votes:
-        """Built once while the children stay the same."""
+        """Return built once while the children stay the same."""
         return self.routing.prepare(self.transform(children))
 
-    def step(self, votes: Votes, state: State, t: int, couplings: bool = False) -> Step:
-        """Iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one.
+    def step(self, votes: Votes, state: Any, t: int, couplings: bool = False) -> Step[Any]:
+        """Take iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one.
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
         """
@@ -108,22 +109,23 @@ class CapsuleLayer(nn.Module):
         assert poses is not None
         return step._replace(capsules=Capsules(poses, activations))
 
-    def forward(self, children: Capsules, iterations: int = 1) -> Step:
-        """All iterations of this layer alone."""
+    def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
+        """Return all iterations of this layer alone."""
         (step,) = CapsuleStack([self], iterations)(children)
         return step
 
     def fold(self) -> CapsuleLayer:
-        """A copy for inference whose coefficients b_ij are folded into W_ij: one matrix product, and no routing.
+        """Return a copy for inference whose coefficients b_ij are folded into W_ij: one matrix product, and no routing.
 
         It holds uniform routing over J b_ij W_ij; outputs are equal up to rounding.
 
         Raises:
-            ValueError: unless the layer's routing is discriminative, the only one whose coupling is constant.
+            ValueError: where the routing has no constant coupling, such as the discriminative one's.
         """
-        if not isinstance(self.routing, Discriminative):
+        constant = self.routing.constant_coupling()
+        if constant is None:
             raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
-        coupling = self.routing.coefficient.detach() * self.transform.sizes.parents
+        coupling = constant.detach() * self.transform.sizes.parents
         bias = self.routing.bias
         folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
         if bias is not None:
@@ -174,7 +176,7 @@ class CapsuleStack(nn.Module):
         self._schedule: Schedule = value
 
     def plan(self) -> list[tuple[int, int]]:
-        """The steps that reach the output, in order, as (layer, iteration), both from 0.
+        """Return the steps that reach the output, in order, as (layer, iteration), both from 0.
 
         A concurrent iteration goes from the top down, so that each layer reads what is not yet renewed.
         """
@@ -190,7 +192,9 @@ class CapsuleStack(nn.Module):
             if t <= self.iterations - 1 - (top - level)
         ]
 
-    def forward(self, children: Capsules, visit: Callable[[int, int, Step], None] | None = None) -> tuple[Step, ...]:
+    def forward(
+        self, children: Capsules, visit: Callable[[int, int, Step[Any]], None] | None = None
+    ) -> tuple[Step[Any], ...]:
         """Route `children` upwards.
 
         Args:
@@ -202,7 +206,7 @@ class CapsuleStack(nn.Module):
             The last step of each layer that reaches the output, bottom first.
         """
         layers = self._layers()
-        steps: dict[int, Step] = {}
+        steps: dict[int, Step[Any]] = {}
         votes: dict[int, tuple[Capsules, Votes]] = {}
         for level, t in self.plan():
             layer = layers[level]
@@ -217,11 +221,12 @@ class CapsuleStack(nn.Module):
         return tuple(steps[level] for level in range(len(layers)))
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Parameters of all layers that are learnt by the objective of the top layer."""
+        """Return parameters of all layers that are learnt by the objective of the top layer."""
         return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
 
-    def objective(self, steps: Sequence[Step], targets: Tensor, batch: int | None = None) -> Tensor:
-        """What `coefficients` maximise: the top layer's objective, a mean, less every layer's penalty over the batch.
+    def objective(self, steps: Sequence[Step[Any]], targets: Tensor, batch: int | None = None) -> Tensor:
+        """Return what `coefficients` maximise: the top layer's objective, a mean, less every layer's penalty over
+        the batch.
 
         Hidden capsules have no labels; their coefficients take their gradient through the layers above.
 
@@ -265,12 +270,12 @@ def plain_steps(module: nn.Module) -> Iterator[None]:
 
 
 def _narrowed(x: Tensor, votes: Votes) -> Tensor:
-    """`x` in the type of the layer, whatever its sums were taken in; under autocast as it is."""
+    """Return `x` in the type of the layer, whatever its sums were taken in; under autocast as it is."""
     if x.dtype == votes.dtype or autocast_type(votes.device) is not None:
         return x
     return saturate(x, votes.dtype)
 
 
 def _placed(x: Tensor, space: tuple[int, ...]) -> Tensor:
-    """[b, p, ...] -> [b, *space, ...]."""
+    """Return [b, p, ...] -> [b, *space, ...]."""
     return x.unflatten(1, space) if space else x.squeeze(1)

@@ -49,7 +49,9 @@ class NormalisedPrimary(nn.Module):
         self.norm = nn.BatchNorm1d(pose if each == "element" else positions * capsules * pose, EPS, MOMENTUM)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i], the lengths of the poses, below 1."""
+        """Map [b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i], the lengths of the poses,
+        below 1.
+        """
         maps = self.conv(features).permute(0, 2, 3, 1)  # [b, h', w', (i d)]
         poses = maps.unflatten(-1, (-1, self.pose))
         normal = self.norm(poses.reshape(-1, self.pose) if self.each == "element" else maps.flatten(1))
@@ -89,5 +91,5 @@ class NormalisedTransform(LinearTransform):
 
 
 def keeping_std(pose: int, matrix: bool) -> float:
-    """Standard deviation of weights that leave each vote the size of its child, a pose of `pose` elements."""
+    """Return standard deviation of weights that leave each vote the size of its child, a pose of `pose` elements."""
     return 1 / math.sqrt(math.isqrt(pose) if matrix else pose)

@@ -9,7 +9,7 @@ from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.votes import Threshold
 
 
-class PrimaryCaps(nn.Module):
+class PrimaryCapsules(nn.Module):
     """Convolution, channels grouped into capsules, squash (Sabour et al. 2017, section 4).
 
     Args:
@@ -39,7 +39,7 @@ class PrimaryCaps(nn.Module):
             self.conv = XnorConv2d(in_channels, capsules * pose, kernel, stride, threshold=xnorized)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d], or [b, i, d] where they are pooled.
+        """Map [b, c, h, w] -> poses [b, h', w', i, d], or [b, i, d] where they are pooled.
 
         They have no activations: a pose's length stands for it.
         """
@@ -52,7 +52,7 @@ class PrimaryPoses(nn.Module):
     """Convolution, channels grouped into poses, and no squash: matrix poses, or those of capsules without activation.
 
     Args:
-        in_channels, capsules, pose, kernel, stride: as in `PrimaryCaps`.
+        in_channels, capsules, pose, kernel, stride: as in `PrimaryCapsules`.
         bias: whether the poses have one.
         layer_norm: normalise each pose; one affine norm serves all (Tsai et al. 2020, section 2).
         activations: a second convolution of the same window, with a sigmoid, gives each capsule one (Hinton et al.
@@ -79,7 +79,7 @@ class PrimaryPoses(nn.Module):
         self.activation = nn.Conv2d(in_channels, capsules, kernel, stride) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i] in (0, 1), or None."""
+        """Map [b, c, h, w] -> poses [b, h', w', i, d] and activations [b, h', w', i] in (0, 1), or None."""
         poses = self.norm(self.conv(features).movedim(1, -1).unflatten(-1, (-1, self.pose)))
         if self.activation is None:
             return Capsules(poses)

@@ -16,7 +16,7 @@ from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVote
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
-    """Rows and columns of a child's pose and columns of a vote, so that vote = pose W.
+    """Return rows and columns of a child's pose and columns of a vote, so that vote = pose W.
 
     A vector pose is one row. A matrix pose is square, and parent and child have equally many rows.
 
@@ -86,11 +86,13 @@ class Transform(nn.Module):
         return self.vote(children, self.weight)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
-        """Votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
+        """Return votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
         raise NotImplementedError
 
     def inputs(self, children: Capsules, weight: Tensor) -> tuple[Capsules, Tensor]:
-        """What votes are made of: children with their coordinates, and W for each of them, [j, *window, columns, m]."""
+        """Return what votes are made of: children with their coordinates, and W for each of them, [j, *window,
+        columns, m].
+        """
         weight = self._unshared(weight)
         if self.place is None:
             return children, weight
@@ -103,7 +105,8 @@ class Transform(nn.Module):
         return append_coordinates(children, self.rows), torch.cat((weight, place), -2)
 
     def scaled(self, coupling: Tensor) -> Self:
-        """A copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices there.
+        """Return a copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices
+        there.
 
         Its weights lie in memory as one matrix [(i c), (j m)], so that their sum over all children copies nothing.
         """
@@ -116,7 +119,7 @@ class Transform(nn.Module):
         return other
 
     def _unshared(self, weight: Tensor) -> Tensor:
-        """[j, types, columns, m] for each child, (type, position); [j, *window, columns, m] as it is."""
+        """Return [j, types, columns, m] for each child, (type, position); [j, *window, columns, m] as it is."""
         if self.shared == 1:
             return weight
         return weight.unsqueeze(2).expand(-1, -1, self.shared, -1, -1).flatten(1, 2)
@@ -189,7 +192,9 @@ class PooledTransform(LinearTransform):
         super().__init__(children, parents, child_pose, parent_pose, matrix, std)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
-        """Children without positions are as they are; a type's activation is the mean of those of its children too."""
+        """Return children, which without positions are as they are; a type's activation is the mean of those of its
+        children too.
+        """
         poses, activations = children
         if space := tuple(range(1, poses.ndim - 2)):
             poses = poses.mean(space)
@@ -272,7 +277,9 @@ class ConvTransform(Transform):
 
 
 def flatten_space(capsules: Capsules) -> Capsules:
-    """[b, h, w, i, d] -> [b, (i h w), d], [b, t, i, d] -> [b, (i t), d]; those without positions stay as they are."""
+    """Map [b, h, w, i, d] -> [b, (i h w), d], [b, t, i, d] -> [b, (i t), d]; those without positions stay as they
+    are.
+    """
     poses, activations = capsules
     if poses.ndim == 3:
         return capsules
@@ -284,5 +291,5 @@ def flatten_space(capsules: Capsules) -> Capsules:
 
 
 def _capsules_first(x: Tensor) -> Tensor:
-    """[..., h, w, i] -> [..., i, h, w]."""
+    """Return [..., h, w, i] -> [..., i, h, w]."""
     return x.movedim(-1, -3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import lengths
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, PrimaryCaps, chosen_class
+from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, PrimaryCapsules, chosen_class
 from torchcaps.layers.keras import glorot_normal_, glorot_uniform_, he_normal_
 from torchcaps.models.registry import Model, Output, register_model
 from torchcaps.names import check_choice
@@ -77,7 +77,7 @@ class CapsNet(Model):
                 f"the smallest side that works is {2 * kernel - 1}; give a larger image_size or a smaller kernel"
             )
         self.stem = nn.Conv2d(in_channels, channels, kernel)
-        self.primary = PrimaryCaps(channels, primary, primary_pose, kernel, stride)
+        self.primary = PrimaryCapsules(channels, primary, primary_pose, kernel, stride)
         self.activation = nn.LeakyReLU(leak) if leak else nn.ReLU()
         capsules = [primary * positions[0] * positions[1], *hidden, num_classes]
         poses = [primary_pose] + [class_pose] * (len(capsules) - 1)
@@ -93,7 +93,7 @@ class CapsNet(Model):
         self.decoder = DenseDecoder(num_classes, class_pose, image, masked=masked) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
+        """Return images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
 
         These are lengths, below 1, unless the routing gives others.
         """
@@ -122,8 +122,8 @@ class CapsNet(Model):
         return self.stack.objective(output.aux["steps"], targets, batch)
 
 
-def start_as_released(stem: nn.Conv2d, primary: PrimaryCaps, transforms: Sequence[LinearTransform]) -> None:
-    """First weights as in the code of Zhao et al. 2020, section 4.1, which are Keras' own.
+def start_as_released(stem: nn.Conv2d, primary: PrimaryCapsules, transforms: Sequence[LinearTransform]) -> None:
+    """Draw the first weights as in the code of Zhao et al. 2020, section 4.1, which are Keras' own.
 
     Glorot's in the first convolution and in the transforms, He's in the primary capsules; no biases. Keras has a
     transform as [children, d, (parents d')] and takes the children for places of a kernel: they count in both fans, so

@@ -24,7 +24,8 @@ def discriminative_capsnet(
     fixed: bool = False,
     absent_weight: float = 1.0,
 ) -> CapsNet:
-    """`CapsNet` whose layers route towards discriminative quality; 6,815,744 parameters for 28x28x1 and 10 classes.
+    """Return `CapsNet` whose layers route towards discriminative quality; 6,815,744 parameters for 28x28x1 and 10
+    classes.
 
     11,520 of them are coefficients. MNIST and Fashion-MNIST: the defaults, with `decoder` (1,411,344 more parameters)
     or without. CIFAR-10: `primary` 64 and a `leak`, whose slope the paper does not say; 0.01 is that of its source.

@@ -35,13 +35,13 @@ class External(Model):
 
 
 def as_model(module: nn.Module, shape: dict[str, Any]) -> Model:
-    """`module` itself where it is a `Model`, else one around it; `shape` as `External` takes it."""
+    """Return `module` itself where it is a `Model`, else one around it; `shape` as `External` takes it."""
     return module if isinstance(module, Model) else External(module, shape)
 
 
 @torch.no_grad()
 def try_out(model: Model, shape: dict[str, Any], device: torch.device) -> Tensor:
-    """The scores of two images of noise, in evaluation mode; the model is left as it was.
+    """Return the scores of two images of noise, in evaluation mode; the model is left as it was.
 
     Raises:
         ValueError: when it does not take images of `shape`, or does not return scores of its classes.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps, PrimaryPoses, Transform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules, PrimaryPoses, Transform
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
 from torchcaps.routing import Spec, routing_class
@@ -37,7 +37,9 @@ _STYLES = {
 
 
 def takes_vectors(routing: str) -> bool:
-    """Whether a registered routing takes squashed vectors without activations, as `PrimaryCaps` makes them."""
+    """Return whether a registered routing takes squashed vectors without activations, as `PrimaryCapsules` makes
+    them.
+    """
     style = _STYLES.get(routing, Style())
     return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
 
@@ -65,7 +67,7 @@ class PooledCapsules(nn.Module):
         self.activation = nn.Linear(features, self.capsules) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
-        """Poses [b, i, d] and activations [b, i] in (0, 1), or None."""
+        """Return poses [b, i, d] and activations [b, i] in (0, 1), or None."""
         poses = self.norm(self.widen(features).unflatten(-1, (self.capsules, self.pose)))
         poses = squash(poses) if self.squashed else poses
         return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())
@@ -80,7 +82,7 @@ class RoutedHead(nn.Module):
 
     @property
     def scores(self) -> ScoreKind | None:
-        """What a score is, see `Model.scores`."""
+        """Return what a score is, see `Model.scores`."""
         return getattr(self.read, "scores", None)
 
     def forward(self, features: Tensor) -> Output:
@@ -171,7 +173,7 @@ def silence_hidden(transform: Transform, spec: Spec) -> None:
 
 
 def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
-    """What makes scores of the class capsules of a routing, see `CapsuleHead`."""
+    """Return what makes scores of the class capsules of a routing, see `CapsuleHead`."""
     style = _STYLES.get(routing, Style())
     if style.layer_norm:
         read: nn.Module = PoseHead(class_pose)
@@ -197,7 +199,7 @@ class Scaled(nn.Module):
 
 def _spatial_capsules(channels: int, capsules: int, pose: int, style: Style, activations: bool) -> nn.Module:
     if style.squashed and not activations:
-        return PrimaryCaps(channels, capsules, pose, kernel=1, stride=1)
+        return PrimaryCapsules(channels, capsules, pose, kernel=1, stride=1)
     return PrimaryPoses(channels, capsules, pose, layer_norm=style.layer_norm, activations=activations)
 
 

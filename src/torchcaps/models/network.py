@@ -96,7 +96,7 @@ class ActivationHead(nn.Module):
 def choose_backbone(
     name: str, in_channels: int, channels: int, window: Window = HALVING, batch_norm: bool = False
 ) -> Backbone:
-    """The "simple" backbone with this window and batch norm, or the "resnet" one, which takes neither.
+    """Return the "simple" backbone with this window and batch norm, or the "resnet" one, which takes neither.
 
     Raises:
         ValueError: for another name, and for channels that it cannot have.
@@ -108,7 +108,7 @@ def choose_backbone(
 
 
 def conv_windows(strides: Sequence[int]) -> list[Window]:
-    """Of layers of convolutional capsules with these strides: 3x3, without padding."""
+    """Return the windows of layers of convolutional capsules with these strides: 3x3, without padding."""
     return [Window(3, stride) for stride in strides]
 
 
@@ -120,7 +120,7 @@ def conv_transforms(
     std: float | None = None,
     scrambled: bool = False,
 ) -> list[Transform]:
-    """One for each of `conv_windows`, from `capsules` at a position to as many, all of `pose` elements.
+    """Return one for each of `conv_windows`, from `capsules` at a position to as many, all of `pose` elements.
 
     `matrix`, `std` and `scrambled` are those of `ConvTransform`.
     """
@@ -139,7 +139,8 @@ def placed_transform(
     positions: Positions = "own",
     coordinates: bool = False,
 ) -> LinearTransform:
-    """From `capsules` at each of `places` to `above` capsules without positions, all of `pose` elements.
+    """Return the transform from `capsules` at each of `places` to `above` capsules without positions, all of `pose`
+    elements.
 
     Args:
         capsules, places: types at a position, and height times width.
@@ -163,7 +164,7 @@ def placed_transform(
 def linear_transforms(
     counts: Sequence[int], pose: int, matrix: bool = True, std: float | None = None
 ) -> list[Transform]:
-    """From `counts[0]` capsules to `counts[1]`, and so on up to the classes, all of `pose` elements.
+    """Return transforms from `counts[0]` capsules to `counts[1]`, and so on up to the classes, all of `pose` elements.
 
     `matrix` and `std` are those of `Transform`.
     """

@@ -31,7 +31,7 @@ _REPOSITORY = re.compile(
 
 
 def find_weights(source: str | Path) -> Path:
-    """The file of the weights that `source` names; those of the hub are fetched into its own cache.
+    """Return the file of the weights that `source` names; those of the hub are fetched into its own cache.
 
     Args:
         source: a safetensors file; a folder with one, such as that of a run, of which the selected weights are taken; a
@@ -72,13 +72,13 @@ def find_weights(source: str | Path) -> Path:
 
 
 def list_weights() -> list[str]:
-    """The names of the weights in the user's cache and in the checkout, sorted."""
+    """Return the names of the weights in the user's cache and in the checkout, sorted."""
     places = (cache_root() / "weights", CHECKOUT)
     return sorted({file.parent.name for place in places if place.is_dir() for file in place.glob(f"*/{FILE}")})
 
 
 def repository(source: str) -> tuple[str, str | None]:
-    """Owner and name of `hf-hub:OWNER/NAME[@REVISION]`, and the revision.
+    """Return owner and name of `hf-hub:OWNER/NAME[@REVISION]`, and the revision.
 
     Raises:
         ValueError: for another form.
@@ -92,7 +92,9 @@ def repository(source: str) -> tuple[str, str | None]:
 
 
 def fetch(source: str) -> Path:
-    """The file of the weights of `hf-hub:OWNER/NAME`, in the cache of huggingface_hub; raises as `find_weights`."""
+    """Return the file of the weights of `hf-hub:OWNER/NAME`, in the cache of huggingface_hub; raises as
+    `find_weights`.
+    """
     name, revision = repository(source)
     try:
         from huggingface_hub import hf_hub_download
@@ -106,7 +108,7 @@ def fetch(source: str) -> Path:
 
 
 def read_weights(path: Path) -> tuple[Manifest, Model]:
-    """What a safetensors file says of its model, and the model with these weights, in evaluation mode.
+    """Return what a safetensors file says of its model, and the model with these weights, in evaluation mode.
 
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.
@@ -129,7 +131,7 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
 
 
 def create_pretrained(name: str, **wanted: object) -> Model:
-    """The trained model that `name` finds, see `find_weights`.
+    """Return the trained model that `name` finds, see `find_weights`.
 
     Args:
         name: of weights, not of a model.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCaps
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
 from torchcaps.models.heads import RoutedHead, choose_reader, takes_vectors
 from torchcaps.routing import list_routings
 from torchcaps.votes import Threshold
@@ -70,7 +70,7 @@ class PrimaryHead(RoutedHead):
             raise ValueError(f"threshold is {threshold!r}, but this PrimaryCaps has no signs: use 'routing_threshold'")
         channels, height, width = in_features
         signs = threshold if xnorized else None
-        self.primary = PrimaryCaps(channels, primary, pose, kernel=1, stride=1, pooled=not conv, xnorized=signs)
+        self.primary = PrimaryCapsules(channels, primary, pose, kernel=1, stride=1, pooled=not conv, xnorized=signs)
         if conv:
             window, children = 9 * primary, primary * height * width
             std, last = start(window, primary, pose), start(children, num_classes, class_pose)
@@ -85,7 +85,8 @@ class PrimaryHead(RoutedHead):
 
 
 def start(children: int, parents: int, pose: int) -> float:
-    """The std of weights with which parents of `pose` elements have length 1/3 at first, of children of length 1/2.
+    """Return the std of weights with which parents of `pose` elements have length 1/3 at first, of children of
+    length 1/2.
 
     A vote of such a child has elements of std / 2, so that the sum of all by coupling 1 / parents has length sqrt(1/2),
     which squash makes 1/3. By the default, for children of unit variance, a second layer would start at 1e-5. Longer

@@ -46,7 +46,7 @@ class Model(nn.Module):
 
     @property
     def scores(self) -> ScoreKind | None:
-        """What a score is, as losses must know it: a "length" in [0, 1), a "probability" or a "logit".
+        """Return what a score is, as losses must know it: a "length" in [0, 1), a "probability" or a "logit".
 
         None of a network that does not say, which then takes any loss.
         """
@@ -54,7 +54,7 @@ class Model(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
-        """Channels, height and width of the images that it was made for; None where it does not say."""
+        """Return channels, height and width of the images that it was made for; None where it does not say."""
         if self.origin is None or not {"in_channels", "image_size"} <= self.origin.keys():
             return None
         height, width = self.origin["image_size"]
@@ -62,7 +62,7 @@ class Model(nn.Module):
 
     @property
     def iterations(self) -> int:
-        """Of the routing, at least 1; it may be changed after training.
+        """Return the iterations of the routing, at least 1; it may be changed after training.
 
         Raises:
             ValueError: for a network without routed capsules, and when set to anything but a whole number above 0.
@@ -75,7 +75,8 @@ class Model(nn.Module):
 
     @property
     def schedule(self) -> Schedule:
-        """Of the iterations of several layers, "sequential" or "concurrent", see `CapsuleStack`; it may be changed too.
+        """Return the order of the iterations of several layers, "sequential" or "concurrent", see `CapsuleStack`; it
+        may be changed too.
 
         Raises:
             ValueError: for a network without routed capsules, and when set to anything but one of the two.
@@ -100,19 +101,23 @@ class Model(nn.Module):
         return stacks
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b] names."""
+        """Return images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b]
+        names.
+        """
         raise ValueError(f"{type(self).__name__} has no decoder to reconstruct with")
 
     def deployed(self) -> Model:
-        """What is left of the model at inference: itself, unless parts of it serve training alone."""
+        """Return what is left of the model at inference: itself, unless parts of it serve training alone."""
         return self
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Parameters that a routing learns by an objective of its own, never by the training loss; usually none."""
+        """Return parameters that a routing learns by an objective of its own, never by the training loss; usually
+        none.
+        """
         return []
 
     def objective(self, output: Output, targets: Tensor, batch: int | None = None) -> Tensor:
-        """What `coefficients` maximise, a scalar: a mean over images, less penalties over the number of these.
+        """Return what `coefficients` maximise, a scalar: a mean over images, less penalties over the number of these.
 
         Args:
             output: of the images.
@@ -184,7 +189,7 @@ def register_variant(name: str, factory: Factory, **defaults: object) -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
+    """Return names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
     load_plugins()
     names = {*_FACTORIES, *(name for family in _FAMILIES for name in family.listed())}
     return sorted(name for name in names if fnmatchcase(name, pattern))
@@ -241,7 +246,7 @@ def create_model(
 
 
 def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """`origin`, what `create_model` was called with, and all other options of the family with their defaults.
+    """Return `origin`, what `create_model` was called with, and all other options of the family with their defaults.
 
     Options of a routing stand by themselves, `routing_` before their names.
     """
@@ -259,7 +264,7 @@ def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> dict[str, object]:
-    """`options`, with those of the routing in a dictionary of their own where `factory` takes one."""
+    """Return `options`, with those of the routing in a dictionary of their own where `factory` takes one."""
     accepted = inspect.signature(factory).parameters
     found = [name for name in options if name.startswith(_PREFIX) and name not in accepted]
     given = options.get("routing_options") or {}
@@ -271,7 +276,7 @@ def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> 
 
 
 def rebuild_model(origin: Mapping[str, Any]) -> Model:
-    """The model that `origin` describes, to load weights into: no pretrained ones are fetched for it.
+    """Return the model that `origin` describes, to load weights into: no pretrained ones are fetched for it.
 
     Args:
         origin: `Model.origin`, or what JSON made of it.
@@ -290,7 +295,7 @@ def rebuild_model(origin: Mapping[str, Any]) -> Model:
 
 
 def _knows_pretrained(name: str) -> bool:
-    """Whether `name` is of a family that has an option `pretrained` of its own, as timm's."""
+    """Return whether `name` is of a family that has an option `pretrained` of its own, as timm's."""
     try:
         return "pretrained" in inspect.signature(find_factory(name)).parameters
     except ValueError:
@@ -298,7 +303,7 @@ def _knows_pretrained(name: str) -> bool:
 
 
 def find_factory(name: str) -> Factory:
-    """The factory of a registered model; ValueError with the nearest name otherwise."""
+    """Return the factory of a registered model; ValueError with the nearest name otherwise."""
     load_plugins()
     if name in _FACTORIES:
         return _FACTORIES[name]
@@ -309,6 +314,6 @@ def find_factory(name: str) -> Factory:
 
 
 def _default(factory: Factory, argument: str, otherwise: int) -> Any:
-    """The default that `factory` itself gives an argument."""
+    """Return the default that `factory` itself gives an argument."""
     parameter = inspect.signature(factory).parameters.get(argument)
     return otherwise if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -86,7 +86,7 @@ class NormedPoses(nn.Module):
         self.activation_norm = nn.BatchNorm2d(capsules)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
+        """Map [b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
         poses = self.norm(self.conv(features)).movedim(1, -1).unflatten(-1, (-1, self.pose))
         active = self.activation_norm(self.activation(features)).movedim(1, -1).sigmoid()
         return Capsules(poses, active)
@@ -130,7 +130,8 @@ def self_routing(
     pose: int = 16,
     hidden: int = 0,
 ) -> CapsuleNetwork:
-    """ResNet-20 -> primary capsules -> `hidden` layers of self-routing capsules, 3x3 with stride 2 -> class capsules.
+    """Map ResNet-20 -> primary capsules -> `hidden` layers of self-routing capsules, 3x3 with stride 2 -> class
+    capsules.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).
@@ -158,7 +159,7 @@ def self_routing(
 def average_pooling(
     num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), width: int = 16
 ) -> PlainNetwork:
-    """ResNet-20, the mean over the positions, and a linear layer: what the poster's table calls AvgPool.
+    """Return ResNet-20, the mean over the positions, and a linear layer: what the poster's table calls AvgPool.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).

@@ -23,7 +23,7 @@ JUDGED = 2**18  # pixels of a picture from which on the memory that it takes is 
 
 
 def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a safetensors file, of which only the head is read.
+    """Return the shape of each tensor in a safetensors file, of which only the head is read.
 
     Raises:
         OSError: when it cannot be read.

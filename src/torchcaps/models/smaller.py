@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCaps, flatten_space
+from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCapsules, flatten_space
 from torchcaps.manifest import Manifest
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.registry import Model, rebuild_model
-from torchcaps.routing.discriminative import Discriminative
 from torchcaps.votes import LinearVotes
 
 
@@ -34,17 +33,18 @@ class Sparsity(NamedTuple):
 
 
 def count_zeros(model: nn.Module) -> list[Sparsity]:
-    """What is zero in each layer of `model` that routes towards discriminative quality, bottom first."""
+    """Return what is zero in each layer of `model` that routes towards discriminative quality, bottom first."""
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, CapsuleLayer) and isinstance(module.routing, Discriminative):
-            zero = module.routing.coefficient == 0  # [i, j]
+        coupling = module.routing.constant_coupling() if isinstance(module, CapsuleLayer) else None
+        if coupling is not None:
+            zero = coupling == 0  # [i, j]
             found.append(Sparsity(name, zero.numel(), int(zero.sum()), len(zero), int(zero.all(1).sum())))
     return found
 
 
 def prune(model: Model) -> CapsNet:
-    """A copy of `model` without its dead child capsules; its outputs are equal up to rounding.
+    """Return a copy of `model` without its dead child capsules; its outputs are equal up to rounding.
 
     Going down from the top, a dead hidden capsule is dropped by its own layer too, which may leave more children dead
     below. Filters of the primary convolution are dropped by type of capsule, other primary capsules by their place.
@@ -61,14 +61,14 @@ def prune(model: Model) -> CapsNet:
 
 
 def sizes_of(model: CapsNet) -> tuple[int, ...]:
-    """How many types of primary capsules there are, and children of each layer, bottom first."""
+    """Return how many types of primary capsules there are, and children of each layer, bottom first."""
     types = model.primary.conv.out_channels // model.primary.pose
     layers = [layer for layer in model.stack.layers if isinstance(layer, CapsuleLayer)]
     return (types, *(layer.transform.sizes.children for layer in layers))
 
 
 def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
-    """A copy of `model` with as many capsules as `sizes_of` said of a pruned one, to load its weights into.
+    """Return a copy of `model` with as many capsules as `sizes_of` said of a pruned one, to load its weights into.
 
     Raises:
         ValueError: unless `model` is a `CapsNet` that routes towards discriminative quality and has as many.
@@ -89,7 +89,7 @@ def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
 
 
 def fold(model: Model) -> Model:
-    """A copy of `model` in which each layer that routes towards discriminative quality is one matrix product.
+    """Return a copy of `model` in which each layer that routes towards discriminative quality is one matrix product.
 
     Its coefficients stand in its weights (`CapsuleLayer.fold`), so that nothing is left to route; outputs are equal up
     to rounding.
@@ -99,7 +99,7 @@ def fold(model: Model) -> Model:
     """
     model = copy.deepcopy(model)
     layers = {name: each for name, each in model.named_modules() if isinstance(each, CapsuleLayer)}
-    constant = {name: each for name, each in layers.items() if isinstance(each.routing, Discriminative)}
+    constant = {name: each for name, each in layers.items() if each.routing.constant_coupling() is not None}
     if not constant:
         raise ValueError("no layer has coefficients to fold: only those of routing 'discriminative' are constant")
     for name, layer in constant.items():
@@ -109,7 +109,7 @@ def fold(model: Model) -> Model:
 
 
 def rebuild(manifest: Manifest) -> Model:
-    """The model that a manifest describes, pruned and folded as it says, to load weights into.
+    """Return the model that a manifest describes, pruned and folded as it says, to load weights into.
 
     Raises:
         ValueError: when it cannot be built; as `Manifest.origin`.
@@ -121,7 +121,7 @@ def rebuild(manifest: Manifest) -> Model:
 
 
 def _prunable(model: Model) -> CapsNet:
-    """A copy, which `create_model` could not make any more."""
+    """Return a copy, which `create_model` could not make any more."""
     if not isinstance(model, CapsNet):
         raise ValueError(f"a {type(model).__name__} cannot be pruned: only a CapsNet is known to do without children")
     model = copy.deepcopy(model)
@@ -130,7 +130,7 @@ def _prunable(model: Model) -> CapsNet:
 
 
 def _keep(model: CapsNet, alive: Sequence[Tensor]) -> CapsNet:
-    """`model`, of which each layer is cut to the children `alive`, bool [i], bottom first."""
+    """Return `model`, of which each layer is cut to the children `alive`, bool [i], bottom first."""
     layers = model.stack.layers
     for level in range(1, len(layers)):
         layers[level] = cut(layers[level], children=alive[level])
@@ -146,15 +146,16 @@ def _keep(model: CapsNet, alive: Sequence[Tensor]) -> CapsNet:
 
 
 def living(layer: nn.Module, parents: Tensor | None = None) -> Tensor:
-    """Which children of a layer reach any of its `parents`, bool [j]; None: of all. bool [i].
+    """Return which children of a layer reach any of its `parents`, bool [j]; None: of all. bool [i].
 
     Raises:
         ValueError: when none does, and when the layer has no coefficients.
     """
-    if not (isinstance(layer, CapsuleLayer) and isinstance(layer.routing, Discriminative)):
+    coupling = layer.routing.constant_coupling() if isinstance(layer, CapsuleLayer) else None
+    if coupling is None:
         name = layer.routing.spec.name if isinstance(layer, CapsuleLayer) else type(layer).__name__
         raise ValueError(f"routing {name!r} has no coefficients that could be zero: only 'discriminative' has them")
-    reached = layer.routing.coefficient.detach().ne(0)  # [i, j]
+    reached = coupling.detach().ne(0)  # [i, j]
     alive = (reached if parents is None else reached[:, parents]).any(1)
     if not alive.any():
         raise ValueError(f"all {len(alive)} children of a layer are dead: nothing would be left of the network")
@@ -170,7 +171,7 @@ class SelectedTransform(LinearTransform):
         self.register_buffer("selected", selected)
 
     def among_all(self, values: Tensor) -> Tensor:
-        """What the children have, [..., i], among all that are given, [..., given]; 0 of those left out."""
+        """Return what the children have, [..., i], among all that are given, [..., given]; 0 of those left out."""
         whole = values.new_zeros(*values.shape[:-1], self.given)
         whole[..., self.get_buffer("selected")] = values
         return whole
@@ -185,17 +186,17 @@ class SelectedTransform(LinearTransform):
 def cut(
     layer: nn.Module, children: Tensor | None = None, parents: Tensor | None = None, given: Tensor | None = None
 ) -> CapsuleLayer:
-    """A copy of a linear discriminative layer with some of its `children` [i] and `parents` [j] only, bool; None: all.
+    """Return a copy of a linear discriminative layer with some of its `children` [i] and `parents` [j] only, bool;
+    None: all.
 
     `given` says which of the children that the copy will be given are these; None: it will be given no others, but
     those that `layer` passes over already.
     """
     assert isinstance(layer, CapsuleLayer) and isinstance(layer.transform, LinearTransform)
-    old, routing = layer.transform, copy.deepcopy(layer.routing)
-    assert isinstance(routing, Discriminative)
+    old = layer.transform
     i = slice(None) if children is None else children
     j = slice(None) if parents is None else parents
-    weight, coefficient = old.weight.detach()[j][:, i], routing.coefficient.detach()[i][:, j]
+    weight = old.weight.detach()[j][:, i]
     sizes = (len(weight), weight.shape[-2], weight.shape[-1])
     if given is None and isinstance(old, SelectedTransform):
         given = torch.zeros(old.given, dtype=torch.bool)
@@ -205,15 +206,11 @@ def cut(
     else:
         transform = SelectedTransform(given.nonzero().squeeze(1), len(given), *sizes)
     transform.weight = nn.Parameter(weight)
-    routing.sizes = transform.sizes
-    routing.coefficient = coefficient if routing.fixed else nn.Parameter(coefficient)
-    if routing.bias is not None:
-        routing.bias = nn.Parameter(routing.bias.detach()[j])
-    return CapsuleLayer(transform, routing)
+    return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
 
 
-def keep_types(primary: PrimaryCaps, kept: Tensor) -> PrimaryCaps:
-    """A copy of primary capsules of the types `kept`, bool [type], only."""
+def keep_types(primary: PrimaryCapsules, kept: Tensor) -> PrimaryCapsules:
+    """Return a copy of primary capsules of the types `kept`, bool [type], only."""
     primary = copy.deepcopy(primary)
     conv, channels = primary.conv, kept.repeat_interleave(primary.pose)
     conv.weight = nn.Parameter(conv.weight.detach()[channels])

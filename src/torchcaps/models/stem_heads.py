@@ -18,7 +18,7 @@ NAME, LINEAR = "small-resnet", "linear"
 
 
 def small_resnet(in_channels: int, width: int) -> ResNetBackbone:
-    """Images [b, c, h, w] -> features [b, 4 width, h / 8, w / 8], sides rounded up."""
+    """Map images [b, c, h, w] -> features [b, 4 width, h / 8, w / 8], sides rounded up."""
     if width < 1:
         raise ValueError(f"width is {width}; it must be at least 1")
     return ResNetBackbone(in_channels, tuple(Stage(width << n, 1, stride=2) for n in range(3)))
@@ -36,7 +36,7 @@ def listed_names() -> list[str]:
 
 
 def headed(name: str) -> Factory | None:
-    """The factory of the small residual network with a head; None for other names."""
+    """Return the factory of the small residual network with a head; None for other names."""
     if name not in listed_names():
         return None
     head = name.rpartition(".")[2]

@@ -40,7 +40,9 @@ TYPES = 32  # of convolutional capsules
 
 
 def listed_names() -> list[str]:
-    """The paper's backbones and smaller ones of their kind with every head, and the paper's with primary capsules."""
+    """Return the paper's backbones and smaller ones of their kind with every head, and the paper's with primary
+    capsules.
+    """
     heads = [spec.name for spec in list_routings()]
     vectors = [head for head in heads if takes_vectors(head)]
     between = [f"{backbone}.{part}.{head}" for backbone in PAPERS for part in PRIMARY for head in vectors]
@@ -48,12 +50,12 @@ def listed_names() -> list[str]:
 
 
 def is_timm(name: str) -> bool:
-    """Whether `name` is of a timm model with a head, or would be if timm had it."""
+    """Return whether `name` is of a timm model with a head, or would be if timm had it."""
     return "." in name and not name.startswith("small-resnet.")
 
 
 def headed(name: str) -> Factory | None:
-    """The factory of a timm model with a head; None where `name` does not end in one.
+    """Return the factory of a timm model with a head; None where `name` does not end in one.
 
     Raises:
         ValueError: when timm has no such model; the nearest is named.
@@ -96,7 +98,9 @@ def _routed(name: str, routing: str) -> Factory:
 
 
 def _primary(name: str, part: str, routing: str) -> Factory:
-    """Capsules in place of the last convolution; as many as its channels make, or 32 types of convolutional ones."""
+    """Return capsules in place of the last convolution; as many as its channels make, or 32 types of convolutional
+    ones.
+    """
 
     def capsules(
         num_classes: int,

@@ -23,7 +23,7 @@ from torchcaps.layers import (
     ConvTransform,
     LinearTransform,
     PooledTransform,
-    PrimaryCaps,
+    PrimaryCapsules,
     PrimaryPoses,
     Transform,
     chosen_class,
@@ -50,7 +50,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: Model) -> Parts:
-    """The parts of a network of a stem, primary capsules and one stack of routed layers.
+    """Return the parts of a network of a stem, primary capsules and one stack of routed layers.
 
     Raises:
         ValueError: for another network.
@@ -87,7 +87,7 @@ class Flatten(nn.Module):
 
 
 def plain_layers(parts: Parts, features: tuple[int, ...], width: int, outputs: int) -> nn.Sequential:
-    """Convolutions and dense layers of `width` in place of primary capsules and of each routed layer.
+    """Return convolutions and dense layers of `width` in place of primary capsules and of each routed layer.
 
     Where a layer of capsules shares its transforms between positions, or pools these, so does its twin: it reads the
     mean over the positions.
@@ -115,9 +115,9 @@ def plain_layers(parts: Parts, features: tuple[int, ...], width: int, outputs: i
         channels, space = out, []
 
     primary = parts.primary
-    if isinstance(primary, PrimaryCaps | PrimaryPoses):
+    if isinstance(primary, PrimaryCapsules | PrimaryPoses):
         conv(Window(primary.conv.kernel_size[0], primary.conv.stride[0]))
-        pooled = isinstance(primary, PrimaryCaps) and primary.pooled
+        pooled = isinstance(primary, PrimaryCapsules) and primary.pooled
     elif isinstance(primary, PooledCapsules | CutCapsules):
         dense(False, width, last=False)
         pooled = False
@@ -176,7 +176,7 @@ class Twin(Model):
 
 
 def solve_width(count: Callable[[int], int], target: int) -> int:
-    """The width whose `count` of parameters, which grows with it, is nearest to `target`.
+    """Return the width whose `count` of parameters, which grows with it, is nearest to `target`.
 
     Raises:
         ValueError: where none comes within 1 %; names the nearest two.
@@ -197,12 +197,12 @@ def solve_width(count: Callable[[int], int], target: int) -> int:
 
 
 def trainable(module: nn.Module) -> int:
-    """Parameters that training changes."""
+    """Return parameters that training changes."""
     return sum(each.numel() for each in module.parameters() if each.requires_grad)
 
 
 def make_twin(model: Model, in_channels: int, image_size: tuple[int, int]) -> Twin:
-    """The twin of `model`, whose stem and decoder it takes over.
+    """Return the twin of `model`, whose stem and decoder it takes over.
 
     Args:
         model: of `in_channels` and `image_size` (height, width).
@@ -226,7 +226,7 @@ def make_twin(model: Model, in_channels: int, image_size: tuple[int, int]) -> Tw
 
 
 def twin(name: str) -> Factory | None:
-    """The factory of the twin of the model `name` without its "-twin"; None for a name that does not end so."""
+    """Return the factory of the twin of the model `name` without its "-twin"; None for a name that does not end so."""
     if not name.endswith(SUFFIX):
         return None
     of = find_factory(name.removesuffix(SUFFIX))

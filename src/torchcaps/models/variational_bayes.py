@@ -55,7 +55,7 @@ class NormedPrimary(nn.Module):
         self.activation_norm = nn.BatchNorm2d(capsules)
 
     def forward(self, features: Tensor) -> Capsules:
-        """[b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
+        """Map [b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
         poses = self.norm(self.conv(features).unflatten(1, (-1, self.pose)))  # [b, i, d, h, w]
         active = self.activation_norm(self.activation(features)).sigmoid()
         return Capsules(poses.permute(0, 3, 4, 1, 2), active.movedim(1, -1))
@@ -73,7 +73,7 @@ def variational_bayes(
     iterations: int = 3,
     coordinates: bool = True,
 ) -> CapsuleNetwork:
-    """Stem -> 1x1 primary capsules -> convolutional capsules, 3x3, stride 2 and then 1 -> class capsules.
+    """Map stem -> 1x1 primary capsules -> convolutional capsules, 3x3, stride 2 and then 1 -> class capsules.
 
     All positions share the transforms of the class layer, whose votes are told where a child stands.
 
@@ -113,7 +113,7 @@ def variational_bayes(
 
 @torch.no_grad()
 def xavier(transform: Transform) -> None:
-    """Uniform by Glorot, as released: types times places of the window times 16 count as fans."""
+    """Draw weights uniformly by Glorot, as released: types times places of the window times 16 count as fans."""
     parents, *window, columns, _ = transform.shape
     elements = transform.rows * columns
     places = math.prod(window[:-1])

@@ -13,14 +13,16 @@ from torchcaps.kernels.simd import LANES, Lanes, compiled, inline
 
 
 def _address(context: Any, builder: Any, array: types.Array, value: Any, index: Any, scalar: ir.Type) -> Any:
-    """Of 16 `scalar`s in a contiguous array, from its element `index` on, counted through all dimensions."""
+    """Return the address of 16 `scalar`s in a contiguous array, from its element `index` on, counted through all
+    dimensions.
+    """
     data = builder.bitcast(context.make_array(array)(context, builder, value).data, scalar.as_pointer())
     return builder.bitcast(builder.gep(data, [index]), ir.VectorType(scalar, LANES).as_pointer())
 
 
 @compiled
 def binarize(poses, middles, first, count, signs, sizes):
-    """`count` images of children [b, i, c], from `first` on -> their signs as words [i, image] and mean sizes.
+    """Compute: `count` images of children [b, i, c], from `first` on -> their signs as words [i, image] and mean sizes.
 
     A set bit, the lowest for the first element, is one above the image's own of `middles` [b].
     """
@@ -38,7 +40,7 @@ def binarize(poses, middles, first, count, signs, sizes):
 
 @inline
 def dots(typingctx, words, index, word, length):
-    """16 dot products of `length` signs each: `words` [..., n], unsigned, from `index` on, with `word`.
+    """Return 16 dot products of `length` signs each: `words` [..., n], unsigned, from `index` on, with `word`.
 
     A set bit is +1; bits beyond `length` are 0 in both. length - 2 popcount(a xor b), as float32.
     """
@@ -60,7 +62,7 @@ def dots(typingctx, words, index, word, length):
 
 @inline
 def scale(typingctx, scales, index):
-    """16 scales from `index` on as float32; an array of uint16 holds halves by their bits."""
+    """Return 16 scales from `index` on as float32; an array of uint16 holds halves by their bits."""
 
     def emit(context, builder, signature, args):
         array, at = args
@@ -74,7 +76,7 @@ def scale(typingctx, scales, index):
 
 @inline
 def every(typingctx, number):
-    """A float32 in all 16 lanes."""
+    """Return a float32 in all 16 lanes."""
 
     def emit(context, builder, signature, args):
         return _splat(builder, args[0])
@@ -90,6 +92,6 @@ def _splat(builder: Any, scalar: Any) -> Any:
 
 
 def _resized(builder: Any, value: Any, kind: Any) -> Any:
-    """Whole numbers, which may be negative, with as many bits as `kind` has."""
+    """Return whole numbers, which may be negative, with as many bits as `kind` has."""
     width, wanted = (getattr(each, "element", each).width for each in (value.type, kind))
     return value if width == wanted else builder.sext(value, kind) if width < wanted else builder.trunc(value, kind)

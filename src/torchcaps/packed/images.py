@@ -19,7 +19,7 @@ SMALLEST = np.float32(1e-24)  # squared length from which on a squash divides
 
 @compiled
 def route_images(poses, middles, words, scales, bias, pose, xnor, iterations, first, end, parents):
-    """The parents [b, j, D] of the groups of 16 images from `first` to `end`.
+    """Compute: the parents [b, j, D] of the groups of 16 images from `first` to `end`.
 
     poses [b, i, c] and their thresholds [b]; words and scales [i, j, D] and bias [j, D], padded; `pose` is D, padded to
     a multiple of 4. With `xnor` votes agree by their signs, and outputs are recalled so.
@@ -77,7 +77,7 @@ def _share_evenly(sizes, i, shares, n):
 
 @compiled
 def _agree(signs, sizes, words, i, length, near, state, shares, n):
-    """shares [n, j] are the products of the state and of the votes of child i."""
+    """Write into `shares` [n, j] the products of the state and of the votes of child i."""
     number, pose, _ = state.shape
     padded, at = words.shape[2], i * LANES
     for j in range(number):
@@ -93,7 +93,9 @@ def _agree(signs, sizes, words, i, length, near, state, shares, n):
 
 @compiled
 def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elements):
-    """shares [n, j] are the products of the state and of the signs of the votes of child i, times their mean size."""
+    """Write into `shares` [n, j] the products of the state and of the signs of the votes of child i, times their
+    mean size.
+    """
     number, pose, _ = state.shape
     padded, at = words.shape[2], i * LANES
     nothing = zeros(near)
@@ -112,7 +114,7 @@ def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elem
 
 @compiled
 def _add_votes(signs, words, i, count, length, near, shares, sums):
-    """sums [j, D] += the votes of `count` children from i on, by their shares."""
+    """Compute: sums [j, D] += the votes of `count` children from i on, by their shares."""
     number, pose, _ = sums.shape
     padded = words.shape[2]
     for j in range(number):
@@ -133,7 +135,9 @@ def _add_votes(signs, words, i, count, length, near, shares, sums):
 
 @compiled
 def _squash(sums, state, xnor, elements):
-    """Sums [j, D] become parents, which are added to `state`, or with `xnor` their signs times their mean size."""
+    """Compute: sums [j, D] become parents, which are added to `state`, or with `xnor` their signs times their mean
+    size.
+    """
     number, pose, _ = sums.shape
     nothing = zeros(sums)
     for first in range(0, number * pose * LANES, pose * LANES):

@@ -60,7 +60,7 @@ class PackedTransform(nn.Module):
         self.threshold: Threshold = threshold
 
     def positive(self) -> Tensor:
-        """Which weights are, bool [j, *window, c, m]."""
+        """Return which weights are, bool [j, *window, c, m]."""
         *outer, c, m = self.shape
         return _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
 
@@ -104,23 +104,23 @@ class PackedLayer(CapsuleLayer):
         self._fused, self._implementation = None, value
 
     def votes(self, children: Capsules) -> Votes:
-        """Of the packed transform, which binarizes the children itself."""
+        """Return those of the packed transform, which binarizes the children itself."""
         return self.transform(children)
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step:
-        """All iterations of this layer alone."""
+        """Return all iterations of this layer alone."""
         loop = self._loop(children.poses)
         if loop is None:
             return super().forward(children, iterations)
         return Step(Capsules(loop(flatten_space(children).poses, iterations)), None, None)
 
     def bytes_per_weight(self) -> float:
-        """Stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
+        """Return stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
         stored = sum(buffer.nbytes for buffer in self.transform.buffers())
         return stored / math.prod(self.transform.shape)
 
     def _loop(self, poses: Tensor) -> PackedLoop | None:
-        """The loop, made anew where its tensors changed; None where it cannot be taken now."""
+        """Return the loop, made anew where its tensors changed; None where it cannot be taken now."""
         if self.implementation == "plain" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return None
         if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
@@ -138,7 +138,7 @@ class PackedLayer(CapsuleLayer):
         return self._made
 
     def _build(self) -> PackedLoop | None:
-        """The loop where the layer fits it and numba is there; that numba is not is said."""
+        """Return the loop where the layer fits it and numba is there; that numba is not is said."""
         if refuses(self) is not None:
             return None
         if "cpu" not in DEVICES:
@@ -148,7 +148,7 @@ class PackedLayer(CapsuleLayer):
 
 
 def refuses(layer: PackedLayer) -> str | None:
-    """Why the loop does not take a layer; None where it does."""
+    """Return why the loop does not take a layer; None where it does."""
     transform, routing = layer.transform, layer.routing
     assert isinstance(transform, PackedTransform)
     if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
@@ -218,7 +218,7 @@ class PackedXnorConv2d(nn.Module):
         self.threshold: Threshold = conv.threshold
 
     def forward(self, input: Tensor) -> Tensor:
-        """[b, c, h, w] -> [b, out, h', w']."""
+        """Map [b, c, h, w] -> [b, out, h', w']."""
         positive = _unpack(self.bits, math.prod(self.shape)).view(self.shape)
         signs = torch.where(positive, 1.0, -1.0).to(input.dtype)
         scale = self.scales.to(input.dtype)
@@ -226,7 +226,7 @@ class PackedXnorConv2d(nn.Module):
 
 
 def _pack(positive: Tensor) -> Tensor:
-    """bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
+    """Return bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
     flat = positive.flatten().to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).unflatten(0, (-1, 8))
     places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)
@@ -234,6 +234,6 @@ def _pack(positive: Tensor) -> Tensor:
 
 
 def _unpack(bits: Tensor, count: int) -> Tensor:
-    """uint8 [n] -> bool [count]."""
+    """Map uint8 [n] -> bool [count]."""
     places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=bits.device)
     return (bits.unsqueeze(1) & places).ne(0).flatten()[:count]

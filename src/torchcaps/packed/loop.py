@@ -69,11 +69,11 @@ class PackedLoop:
 
     @property
     def nbytes(self) -> int:
-        """Of all that a pass reads of the weights."""
+        """Return the size of all that a pass reads of the weights."""
         return self.words.nbytes + self.scales.nbytes
 
     def __call__(self, poses: Tensor, iterations: int = 3) -> Tensor:
-        """Children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient.
+        """Map children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient.
 
         Raises:
             ValueError: for children of another number or length.
@@ -109,7 +109,7 @@ class PackedLoop:
         return torch.from_numpy(parents)[..., : self.pose]
 
     def _route_images(self, children: np.ndarray, middles: np.ndarray, iterations: int) -> Tensor:
-        """The same for a batch, each thread with images of its own."""
+        """Return the same for a batch, each thread with images of its own."""
         parents = np.empty((len(children), self.parents, self.pose), np.float32)
         groups = -(-len(children) // LANES)
         worth = max(1, WORTH_A_THREAD // (LANES * self.words.size))
@@ -119,7 +119,7 @@ class PackedLoop:
         return torch.from_numpy(parents)
 
     def _pack(self, positive: Tensor) -> np.ndarray:
-        """bool [..., c] -> words [...], lowest bit first."""
+        """Return bool [..., c] -> words [...], lowest bit first."""
         bits = np.packbits(positive.numpy(), axis=-1, bitorder="little")
         missing = self.bytes - bits.shape[-1]
         bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
@@ -128,7 +128,7 @@ class PackedLoop:
 
 @compiled
 def _route(poses, middles, signs, sizes, words, scales, bias, state, elements, xnor, iterations, sums, parents):
-    """Everything, on one thread; `parents` [b, j, D] is the result."""
+    """Compute: everything, on one thread; `parents` [b, j, D] is the result."""
     binarize(poses, middles, 0, poses.shape[0], signs, sizes)
     for t in range(iterations):
         sums[:] = 0
@@ -138,7 +138,7 @@ def _route(poses, middles, signs, sizes, words, scales, bias, state, elements, x
 
 @compiled
 def _squash(sums, bias, parents, state, elements, xnor):
-    """parents [b, j, D] = squash of the bias [j, D] and the sum of `sums` [threads, b, j, D].
+    """Compute: parents [b, j, D] = squash of the bias [j, D] and the sum of `sums` [threads, b, j, D].
 
     They are added to `state`, or with `xnor` their signs times the mean size of their `elements`.
     """
@@ -165,7 +165,9 @@ def _squash(sums, bias, parents, state, elements, xnor):
 
 @compiled
 def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, first, end, out):
-    """out [b, j, D] += what the children from `first` to `end` give; `uniform`ly, or by agreement with `state`."""
+    """Compute: out [b, j, D] += what the children from `first` to `end` give; `uniform`ly, or by agreement with
+    `state`.
+    """
     images, parents, pose = out.shape
     width = -(-parents // LANES) * LANES
     near = np.empty(parents * pose, np.float32)  # scales of one child, for all images
@@ -196,7 +198,7 @@ def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, f
 
 @compiled
 def _agree(words, base, signs, length, near, state, shares):
-    """shares [b, j] are the products of the state and of the votes of a child of size 1."""
+    """Write into `shares` [b, j] the products of the state and of the votes of a child of size 1."""
     images, parents, pose = state.shape
     step = parents * pose
     for b in range(images):
@@ -217,7 +219,9 @@ def _agree(words, base, signs, length, near, state, shares):
 
 @compiled
 def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
-    """shares [b, j] are the products of the state and of the signs of a child's votes, times their mean size."""
+    """Write into `shares` [b, j] the products of the state and of the signs of a child's votes, times their mean
+    size.
+    """
     images, parents, pose = state.shape
     nothing = zeros(near)
     for b in range(images):
@@ -232,7 +236,7 @@ def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
 
 @compiled
 def _softmax(shares, outside, sizes):
-    """Products of a child of size 1 [b, j] become its shares in the parents, times its size."""
+    """Turn products of a child of size 1 [b, j] into its shares in the parents, times its size."""
     images, width = shares.shape
     for b in range(images):
         at, size = b * width, every(sizes[b])

@@ -25,7 +25,7 @@ def pack(module: XnorConv2d, scales: torch.dtype = ...) -> PackedXnorConv2d: ...
 @overload
 def pack(module: M, scales: torch.dtype = ...) -> M: ...
 def pack(module: nn.Module, scales: torch.dtype = torch.float32) -> nn.Module:
-    """The inference form of a layer, a stack, a head or a whole model: one bit for each binary weight.
+    """Return the inference form of a layer, a stack, a head or a whole model: one bit for each binary weight.
 
     A copy, in evaluation mode and without gradients, of which all layers with binary weights are packed: capsules that
     XnODR routes, with XnIDR or without, and xnorized convolutions. What else there is stays as it is. Outputs are those
@@ -56,12 +56,12 @@ def pack(module: nn.Module, scales: torch.dtype = torch.float32) -> nn.Module:
 
 
 def has_binary_weights(module: nn.Module) -> bool:
-    """Whether a module has weights that `pack` packs, and that are not packed yet."""
+    """Return whether a module has weights that `pack` packs, and that are not packed yet."""
     return any(map(_is_binary, module.modules()))
 
 
 def _is_binary(layer: nn.Module) -> bool:
-    """Whether a layer has binary weights that are yet to be packed."""
+    """Return whether a layer has binary weights that are yet to be packed."""
     if isinstance(layer, CapsuleLayer):
         return layer.routing.spec.binary_weights and not isinstance(layer, PackedLayer)
     return isinstance(layer, XnorConv2d)
@@ -88,7 +88,7 @@ def _pack_stack(stack: CapsuleStack, scales: torch.dtype) -> PackedStack:
 
 
 def _pack_parts(module: nn.Module, scales: torch.dtype) -> nn.Module:
-    """A copy of a module that holds what can be packed, packed."""
+    """Return a copy of a module that holds what can be packed, packed."""
     packed, done = copy.deepcopy(module), False
     for name, part in list(packed.named_modules()):
         if isinstance(part, CapsuleStack):
@@ -107,6 +107,6 @@ def _pack_parts(module: nn.Module, scales: torch.dtype) -> nn.Module:
 
 
 def _in_stack(module: nn.Module, name: str) -> bool:
-    """Whether the part `name` of a module is a layer of a stack, which is packed as a whole."""
+    """Return whether the part `name` of a module is a layer of a stack, which is packed as a whole."""
     above = name.rpartition(".layers.")[0]
     return ".layers." in name and isinstance(module.get_submodule(above), CapsuleStack)

@@ -63,7 +63,7 @@ BARE = "not in the paper: dynamic routing without a decoder, the control of L2/F
 
 
 def system(data: Data, rule: System, decoder: bool) -> Config:
-    """Section IV-B: the network of Table I on a benchmark; dynamic routing runs three iterations."""
+    """Return, by Section IV-B, the network of Table I on a benchmark; dynamic routing runs three iterations."""
     batch, schedule = 128, ScheduleConfig("exponential", gamma=0.96, step_size=1000)
     if data == "mnist":
         batch = 128 if decoder else 32
@@ -89,7 +89,9 @@ def system(data: Data, rule: System, decoder: bool) -> Config:
 
 
 def multimnist(rule: System, steps: int = 200_000) -> Config:
-    """Section IV-B2: pairs of digits, the rate falls by 0.96 every 20,000 steps; without a decoder; twenty epochs."""
+    """Return, by Section IV-B2, pairs of digits, the rate falls by 0.96 every 20,000 steps; without a decoder;
+    twenty epochs.
+    """
     config = system("multimnist", rule, decoder=False)
     return replace(
         config,
@@ -100,7 +102,7 @@ def multimnist(rule: System, steps: int = 200_000) -> Config:
 
 
 def train(data: Data, rule: System, decoder: bool) -> Train:
-    """How the cell of a benchmark is filled."""
+    """Return how the cell of a benchmark is filled."""
     return Train(partial(system, data, rule, decoder), narrow(data, rule), plotted=True)
 
 
@@ -109,7 +111,9 @@ def train_multimnist(rule: System, steps: int = 200_000) -> Train:
 
 
 def narrow(data: Data, rule: System) -> Narrow:
-    """16 filters and 8 types, doubled on CIFAR-10 as the paper doubles them; the constant control starts as b does."""
+    """Return 16 filters and 8 types, doubled on CIFAR-10 as the paper doubles them; the constant control starts as b
+    does.
+    """
     options: dict[str, Option] = {"channels": 16, "primary": 16 if data == "cifar10" else 8}
     if rule != "dr":
         options["initial"] = NARROW_START[data]
@@ -117,7 +121,7 @@ def narrow(data: Data, rule: System) -> Narrow:
 
 
 def key(rule: System, decoder: bool) -> str:
-    """The name of a column of Table II within a cell's name."""
+    """Return the name of a column of Table II within a cell's name."""
     return rule if decoder or rule == "control" else f"{rule}-fc"
 
 
@@ -185,7 +189,7 @@ def figure3() -> Iterator[Cell]:
 
 
 def bare_dynamic(data: Data) -> Config:
-    """Dynamic routing without the decoder, in the batches of the networks that have one."""
+    """Return dynamic routing without the decoder, in the batches of the networks that have one."""
     return replace(system(data, "dr", decoder=False), batch_size=128)
 
 

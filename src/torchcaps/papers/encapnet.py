@@ -36,7 +36,9 @@ Augmentation = Literal["none", "mild", "strong"]
 
 
 def deep(model: str, augmentation: Augmentation, data: str, options: dict[str, Option]) -> Config:
-    """Section 5: 600 epochs; mild: resize to 34, crop 32, multi-crop test; strong: also flips, colours, 900 epochs."""
+    """Return, by Section 5, 600 epochs; mild: resize to 34, crop 32, multi-crop test; strong: also flips, colours,
+    900 epochs.
+    """
     config = Config(
         model=ModelConfig(model, options),
         data=DataConfig(data),
@@ -160,7 +162,9 @@ DEPTH = "which VGG and which WRN is not said"
 
 
 def imagenet(model: str, augmentation: Augmentation, side: int = 128, stored: int = 156) -> Config:
-    """Appendix C: batches of 256; v1 and v2 see 128 of 156 pixels, v3 and what is compared with it 224 of 256."""
+    """Return, by Appendix C, batches of 256; v1 and v2 see 128 of 156 pixels, v3 and what is compared with it 224 of
+    256.
+    """
     if model not in ("encapnet-v1", "encapnet-v2"):
         side, stored = 224, 256
     name = model if model == "resnet101.linear" else f"{model}-feedback"

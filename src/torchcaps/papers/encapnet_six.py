@@ -81,7 +81,7 @@ def narrow_six(row: Six) -> Narrow:
 
 
 def six(row: Six, data: Literal["cifar10", "mnist"] = "cifar10") -> Config:
-    """Section A.i: 200 epochs, without augmentation; MNIST is padded to 32 pixels."""
+    """Return, by Section A.i, 200 epochs, without augmentation; MNIST is padded to 32 pixels."""
     return Config(
         model=ModelConfig(row.model),
         data=DataConfig(data, pad=32 if data == "mnist" else None),
@@ -95,7 +95,7 @@ def six(row: Six, data: Literal["cifar10", "mnist"] = "cifar10") -> Config:
 
 
 def observed(row: Six) -> Config:
-    """On CIFAR-10; of CapNet it is measured after each epoch how votes agree with their parents, for figure 2."""
+    """Train on CIFAR-10; of CapNet it is measured after each epoch how votes agree with their parents, for figure 2."""
     return replace(six(row), agreement=128 if row.model.startswith("capnet") else 0)
 
 
@@ -125,7 +125,9 @@ OURS = "not in the paper, which sets the weight to 10 and names no other; the re
 
 
 def fed(weight: float) -> Config:
-    """The network (f) of Table 1 with a unit on its capsule layer, its penalty having this weight; 0: without one."""
+    """Return the network (f) of Table 1 with a unit on its capsule layer, its penalty having this weight; 0: without
+    one.
+    """
     config = six(FED)
     if not weight:
         return config
@@ -177,7 +179,7 @@ RATES = "the rates of SGD (0.01) and RMSProp (1e-4) are ours"
 
 
 def variant(loss: LossConfig, optimiser: OptimiserConfig, options: dict[str, Option]) -> Config:
-    """Section A.ii: the six-layer CapNet with dynamic routing, otherwise."""
+    """Return, by Section A.ii, the six-layer CapNet with dynamic routing, otherwise."""
     config = observed(SIX[0])
     return replace(config, model=ModelConfig(SIX[0].model, options), loss=loss, optimiser=optimiser)
 

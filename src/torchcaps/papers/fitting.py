@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torchcaps.config import Config, LossName, ScoreKind
 from torchcaps.data.catalogue import find
+from torchcaps.revisions import routing_of
 
 SIDE = 64  # of the images that a model is looked at with, where nothing says how large they are
 SAID = {"length": "lengths of capsules, in [0, 1)", "probability": "activations in [0, 1]", "logit": "logits"}
@@ -53,7 +54,8 @@ def look_at(config: Config) -> Look:
 
 
 def follow_model(recipe: Config, config: Config, given: Set[str]) -> tuple[Config, list[str]]:
-    """`config`, which flags made of `recipe`, with a loss that its model can be trained with, and what is said of it.
+    """Return `config`, which flags made of `recipe`, with a loss that its model can be trained with, and what is
+    said of it.
 
     A recipe as it stands is left alone, its loss too, since papers have their own reasons. Where another model was
     named, what its scores do not allow and no flag asked for is replaced: the loss, and a reconstruction where nothing
@@ -94,12 +96,12 @@ def fits(loss: LossName, scores: ScoreKind | None) -> bool:
 
 
 def right_loss(config: Config, scores: ScoreKind | None, single: bool | None = None) -> LossName:
-    """The loss of the paper that the model's routing is from, where scores allow it; else the usual one for them.
+    """Return the loss of the paper that the model's routing is from, where scores allow it; else the usual one for
+    them.
 
     `single`: whether each picture shows one class; None: as the data set says.
     """
     from torchcaps.losses import usual_loss
-    from torchcaps.revisions import routing_of
     from torchcaps.routing import routing_class
 
     if single is None:
@@ -114,5 +116,5 @@ def right_loss(config: Config, scores: ScoreKind | None, single: bool | None = N
 
 
 def _fitted(recipe: Config) -> bool:
-    """Whether the recipe's own loss is meant for its own scores."""
+    """Return whether the recipe's own loss is meant for its own scores."""
     return fits(recipe.loss.name, look_at(recipe).scores)

@@ -53,7 +53,7 @@ ONCE: dict[str, Option] = {"decoder": False, "iterations": 1}
 
 
 def default_eps(config: Config) -> Config:
-    """The evidence of the paper's rows is of Adam as torch has it."""
+    """Return the evidence of the paper's rows is of Adam as torch has it."""
     return replace(config, optimiser=replace(config.optimiser, eps=OptimiserConfig.eps))
 
 
@@ -70,13 +70,13 @@ SYSTEMS = {
 
 
 def standardise_first(data: DataConfig) -> DataConfig:
-    """Each image is standardised before it is cropped: what a crop lets in is the image's mean."""
+    """Return each image is standardised before it is cropped: what a crop lets in is the image's mean."""
     return replace(data, standardise="image", standardise_first=True)
 
 
 def comparison(system: System, data: Data, augmented: bool) -> Config:
-    """Section 4.1: Adam 1e-3 with eps 1e-7, margin loss, 50 epochs; with augmentation 100, crops of images padded by 4,
-    and flips of CIFAR-10.
+    """Return, by Section 4.1, adam 1e-3 with eps 1e-7, margin loss, 50 epochs; with augmentation 100, crops of
+    images padded by 4, and flips of CIFAR-10.
 
     The paper says nothing of standardised images; its code standardises, and averages the margin loss over the classes.
     """
@@ -94,7 +94,7 @@ def comparison(system: System, data: Data, augmented: bool) -> Config:
 
 
 def curves(augmented: bool) -> Iterator[Cell]:
-    """Training and test accuracy of each routing on each set; the curves are in the lines of the runs."""
+    """Yield training and test accuracy of each routing on each set; the curves are in the lines of the runs."""
     for data, name in NAMES.items():
         for key, system in SYSTEMS.items():
             narrow = NARROW_RELEASED if system.released else NARROW
@@ -123,7 +123,7 @@ TIMES = {  # ms: CIFAR10 on GPU and CPU, Fashion-MNIST on GPU and CPU
 
 @cache
 def times(data: Data, device: str) -> dict[str, float]:
-    """Of the systems of Table 1 in turns, on the same images: one run of the table measures them once."""
+    """Time the systems of Table 1 in turns, on the same images: one run of the table measures them once."""
     configs = [comparison(SYSTEMS[key], data, False) for key in TIMES]
     return dict(zip(TIMES, latencies(configs, device=device), strict=True))
 
@@ -145,8 +145,9 @@ def table1() -> Iterator[Cell]:
 
 
 def residual(data: Data) -> Config:
-    """Section 4.2: the CIFAR-10 recipe of ResNet, 163 epochs, the rate falls tenfold at 81 and 122; l2 of 1e-4 on
-    kernels, which is a weight decay of 2e-4."""
+    """Return, by Section 4.2, the CIFAR-10 recipe of ResNet, 163 epochs, the rate falls tenfold at 81 and 122; l2 of
+    1e-4 on kernels, which is a weight decay of 2e-4.
+    """
     return Config(
         model=ModelConfig("fm-resnet-cifar10"),
         data=standardise_first(DataConfig(data, augment=AugmentConfig(crop=4, flip=data != "svhn"))),
@@ -204,7 +205,7 @@ ROUTINGS = {"dynamic": "Dynamic Routing", "em": "EM Routing", "fm": "FM agreemen
 
 
 def smallnorb(routing: str, iterations: int) -> Config:
-    """Section 4.4: 48 pixels, random crops of 32, contrast; SGD 0.01, halved every 20 of 120 epochs.
+    """Return, by Section 4.4, 48 pixels, random crops of 32, contrast; SGD 0.01, halved every 20 of 120 epochs.
 
     Softmax and cross-entropy of activations, which of FM agreement are logits; of the other routings they are lengths
     and activations in [0, 1], where a softmax is nearly flat, in the paper (section 3.2) and in its code alike.
@@ -222,7 +223,9 @@ def smallnorb(routing: str, iterations: int) -> Config:
 
 
 def smallnorb_released(routing: str, iterations: int) -> Config:
-    """The same by the released code: 200 epochs, the rate halved over 20,000 steps, l2 of 1e-4 on kernels, no 1/2."""
+    """Return the same by the released code: 200 epochs, the rate halved over 20,000 steps, l2 of 1e-4 on kernels, no
+    1/2.
+    """
     config = smallnorb(routing, iterations)
     options = config.model.options | ({"halved": False} if routing == "fm" else {})
     return replace(

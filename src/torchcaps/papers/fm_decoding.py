@@ -35,7 +35,7 @@ STREAM = ComposeConfig(epoch=4_000 * 128, held=10_000)  # ten epochs are the 40,
 
 
 def decoding(model: str, data: DataConfig, loss: str = "margin", **options: Option) -> Config:
-    """Section 4.3: with the decoder, 40,000 steps of 128 by Adam at 1e-4.
+    """Return, by Section 4.3, with the decoder, 40,000 steps of 128 by Adam at 1e-4.
 
     The code has Keras' eps, and l2 of 1e-4 on kernels, which is a weight decay of 2e-4.
     """
@@ -53,12 +53,12 @@ def decoding(model: str, data: DataConfig, loss: str = "margin", **options: Opti
 
 
 def shifted(test: str = "affnist") -> DataConfig:
-    """Expanded MNIST to train on, and the set to test on."""
+    """Return expanded MNIST to train on, and the set to test on."""
     return DataConfig("expanded-mnist", test=test, compose=STREAM)
 
 
 def more_of_the_stream(config: Config) -> Config:
-    """Twice the images that budget `cpu` has of a stream: 60,000 in each of ten epochs."""
+    """Return twice the images that budget `cpu` has of a stream: 60,000 in each of ten epochs."""
     return replace(config, data=replace(config.data, compose=replace(config.data.compose, epoch=60_000)))
 
 
@@ -71,12 +71,12 @@ def affine(test: str = "affnist", loss: str = "margin", **options: Option) -> Tr
 
 
 def sabour() -> Config:
-    """The network of Sabour et al. 2017 at 40 pixels, whose decoder is fed with the winning capsule alone."""
+    """Return the network of Sabour et al. 2017 at 40 pixels, whose decoder is fed with the winning capsule alone."""
     return decoding("capsnet", shifted(), masked=False)
 
 
 def without_capsules(test: str) -> Config:
-    """The control of Table 3's rows: a CNN of equal parameters, trained alike."""
+    """Return the control of Table 3's rows: a CNN of equal parameters, trained alike."""
     config = decoding("cnn-affnist", shifted(test))
     return replace(config, model=ModelConfig("cnn-affnist"), loss=LossConfig("cross-entropy"))
 
@@ -129,7 +129,7 @@ def table3() -> Iterator[Cell]:
 
 
 def affine_digits() -> Iterator[Cell]:
-    """Table 3's rows on the set that is at hand; three iterations are those of the row without a number."""
+    """Yield Table 3's rows on the set that is at hand; three iterations are those of the row without a number."""
     column = "affine-digits"
     for routing, (row, *_) in AFFINE.items():
         how = affine(column, routing=routing)
@@ -175,7 +175,7 @@ PAIRS = "both digits right, on 10,000 pairs where the paper has a million and it
 
 
 def overlapped() -> Train:
-    """Section 4.3.2: [3, 3, 3] blocks on overlapped digits, margin loss."""
+    """Return, by Section 4.3.2, [3, 3, 3] blocks on overlapped digits, margin loss."""
     narrow = Narrow("4-wide", {"width": 4}, more_of_the_stream)
     return Train(partial(decoding, "fm-resnet-multimnist", OVERLAPPED), narrow)
 

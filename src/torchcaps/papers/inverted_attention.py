@@ -100,7 +100,7 @@ NARROW = {  # by routing
 
 
 def cifar(system: System, data: Data, iterations: int | None = None, **options: Option) -> Config:
-    """Appendix A: 350 epochs, the rate falls tenfold at 150 and 250; pad-4 crop and flip."""
+    """Return, by Appendix A, 350 epochs, the rate falls tenfold at 150 and 250; pad-4 crop and flip."""
     given: dict[str, Option] = {} if iterations is None else {"iterations": iterations}
     return Config(
         model=ModelConfig(f"{system.model}-{data}", given | options),
@@ -115,7 +115,7 @@ def cifar(system: System, data: Data, iterations: int | None = None, **options: 
 
 
 def costed(system: System, data: Data, iterations: int | None = None) -> Config:
-    """What is counted and timed: images of noise, which no deviation divides."""
+    """Return what is counted and timed: images of noise, which no deviation divides."""
     return measured_deviations(cifar(system, data, iterations))
 
 
@@ -152,7 +152,7 @@ def table1() -> Iterator[Cell]:
 
 
 def by_iterations(system: System, data: Data, column: str) -> Iterator[Cell]:
-    """The cells that a cell of Table 1 is the best of."""
+    """Yield the cells that a cell of Table 1 is the best of."""
     for iterations in ITERATIONS:
         average = AVERAGES.get((data, iterations)) if system.model == "attention-resnet" else None
         published = (Published(average, "mean"),) if average else ()
@@ -162,7 +162,7 @@ def by_iterations(system: System, data: Data, column: str) -> Iterator[Cell]:
 
 
 def unscaled(system: System, data: Data, column: str) -> Iterator[Cell]:
-    """The cells of a network by Eq. 2, and the best of them."""
+    """Yield the cells of a network by Eq. 2, and the best of them."""
     name, row = f"{system.model}-{data}", f"{system.row}, Eq. 2"
     first, *others = ITERATIONS
     parts = [f"{name}-r{first}", *(f"{name}-eq2-r{iterations}" for iterations in others)]
@@ -254,7 +254,9 @@ NETWORKS = (
 
 
 def diverse(model: str, **options: Option) -> Config:
-    """Appendix B: 350 steps of 60,000 fresh images, a tenth of the rate from 150 and from 250; no augmentation."""
+    """Return, by Appendix B, 350 steps of 60,000 fresh images, a tenth of the rate from 150 and from 250; no
+    augmentation.
+    """
     return Config(
         model=ModelConfig(model, options),
         data=DataConfig("diverse-multimnist", standardise="dataset", compose=ComposeConfig(epoch=60_000, held=10_000)),
@@ -287,7 +289,7 @@ def figure5() -> Iterator[Cell]:
 
 @table(PAPER, "text-windows", "Released code", "test accuracy (%) on CIFAR-10 with windows as that code gathers them")
 def text_windows() -> Iterator[Cell]:
-    """Whether the published accuracies rest on them. Of the simple backbone no accuracy at R = 2 is published."""
+    """Yield whether the published accuracies rest on them. Of the simple backbone no accuracy at R = 2 is published."""
     for system in SYSTEMS:
         if not system.row.startswith(OURS):
             continue

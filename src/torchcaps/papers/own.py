@@ -37,7 +37,8 @@ CHOSEN = (
 
 
 def choose(config: Config, given: Set[str]) -> tuple[Config, str]:
-    """`config` with what the model and the data ask for where `given`, the fields that flags named, does not say.
+    """Return `config` with what the model and the data ask for where `given`, the fields that flags named, does not
+    say.
 
     The rules: the loss of the routing's paper where the scores of the head allow it; pictures at most as large as they
     are; 100,000 images shown; batches of at most a sixteenth of the pictures; a rate that grows with the root of the
@@ -91,7 +92,8 @@ def classify() -> Config:
 
 
 def choose_pretrained(config: Config, given: Set[str]) -> tuple[Config, str]:
-    """As `choose`, of a timm model whose backbone has pretrained weights, unless an option of it says otherwise.
+    """Do as `choose` does, of a timm model whose backbone has pretrained weights, unless an option of it says
+    otherwise.
 
     Raises:
         ValueError: for a model that is not timm's.
@@ -119,7 +121,7 @@ def tune() -> Config:
 
 
 def _side(config: Config, facts: DataFacts, small: bool) -> int | None:
-    """Pixels a side; None where pictures have a size of their own, or are cut or padded to one."""
+    """Return pixels a side; None where pictures have a size of their own, or are cut or padded to one."""
     if not facts.free or config.data.pad is not None:
         return None
     fitting = [side for side in SIDES if side <= min(facts.size)] or [SIDES[0]]
@@ -133,7 +135,7 @@ def _of_timm(config: Config) -> bool:
 
 
 def _with(config: Config, name: str, value: object) -> Config:
-    """`config` with `value` in the place that `name`, with dots, says."""
+    """Return `config` with `value` in the place that `name`, with dots, says."""
     first, _, rest = name.partition(".")
     part = getattr(config, first)
     return replace(config, **{first: _with(part, rest, value) if rest else value})

@@ -59,12 +59,14 @@ def _register(function: Recipe, finish: Finish | None) -> Recipe:
 
 
 def finished_fields(name: str) -> tuple[str, ...]:
-    """Names of the fields of a recipe that follow from its model and data; empty for one that is complete as it is."""
+    """Return names of the fields of a recipe that follow from its model and data; empty for one that is complete as
+    it is.
+    """
     return _FINISHES[name].fields if name in _FINISHES else ()
 
 
 def finish_recipe(name: str, config: Config, given: Set[str]) -> tuple[Config, str]:
-    """`config`, made of the recipe `name`, with what follows from its model and data; and a line that says it.
+    """Return `config`, made of the recipe `name`, with what follows from its model and data; and a line that says it.
 
     Args:
         name: of the recipe; one that is complete as it is changes nothing, and nothing is said.
@@ -78,7 +80,7 @@ def finish_recipe(name: str, config: Config, given: Set[str]) -> tuple[Config, s
 
 
 def list_recipes(pattern: str = "*") -> dict[str, str]:
-    """Names that match a shell pattern, in the order of their files, with one line about each.
+    """Return names that match a shell pattern, in the order of their files, with one line about each.
 
     Behind the recipes with names of their own stand the cells of papers' tables that are trained, PAPER/TABLE/CELL.
     """
@@ -88,7 +90,7 @@ def list_recipes(pattern: str = "*") -> dict[str, str]:
 
 
 def create_recipe(name: str, budget: Budget | None = None) -> Config:
-    """The config of the recipe `name`.
+    """Return the config of the recipe `name`.
 
     Args:
         name: one of `list_recipes()`.
@@ -114,7 +116,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
 
 
 def _cells() -> dict[str, Cell]:
-    """The cells that are trained, by PAPER/TABLE/CELL."""
+    """Return the cells that are trained, by PAPER/TABLE/CELL."""
     return {cell.id: cell for table in list_tables() for cell in table.cells if isinstance(cell.how, Train)}
 
 

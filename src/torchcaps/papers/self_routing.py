@@ -41,7 +41,7 @@ CHOSEN = "validation images are not augmented here, as they are in the code"
 
 
 def system(model: str, data: Set) -> Config:
-    """The recipe of a network on a set."""
+    """Return the recipe of a network on a set."""
     cifar = data == "cifar10"
     changes = AugmentConfig(crop=4, flip=True) if cifar else AugmentConfig()
     return Config(

@@ -19,7 +19,7 @@ EPOCHS = 300
 
 
 def system(model: str, data: DataConfig, options: dict[str, Option] | None = None) -> Config:
-    """The recipe of a network on a set."""
+    """Return the recipe of a network on a set."""
     return Config(
         model=ModelConfig(model, options or {}),
         data=data,

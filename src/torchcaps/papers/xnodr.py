@@ -24,6 +24,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
+from torchcaps.cost import published_costs
 from torchcaps.tables.cells import Cell, Formula, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
 from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, TRAIN_LOSS, XNODR_TOP2, Metric, formula_metric
 
@@ -109,7 +110,7 @@ TABLE6 = {
 
 
 def model_options(network: Network) -> dict[str, Option]:
-    """Of the networks with dense heads Table 10's layers; without upsampling the stem of section 4.3.2."""
+    """Return Table 10's layers of the networks with dense heads; without upsampling the stem of section 4.3.2."""
     options: dict[str, Option] = {} if network.upsampled else {"small_stem": True}
     if network.head == "linear":
         options["hidden"] = (1024, 512) if network.backbone == RESNET else (512, 256, 128)
@@ -119,7 +120,7 @@ def model_options(network: Network) -> dict[str, Option]:
 
 
 def images(data: str, upsampled: bool) -> DataConfig:
-    """Three channels; MNIST comes through the composed set of shifted digits, which repeats channels.
+    """Return three channels; MNIST comes through the composed set of shifted digits, which repeats channels.
 
     With upsampling each batch is enlarged, last, so that the pad-4 crop moves a picture by its own pixels. Without,
     MNIST alone changes its size, to 32 pixels.
@@ -135,14 +136,16 @@ def images(data: str, upsampled: bool) -> DataConfig:
 
 
 def loss(network: Network, data: str) -> LossConfig:
-    """Margin without upsampling and on MultiMNIST; else cross-entropy of dense heads, squared hinge of capsules."""
+    """Return margin without upsampling and on MultiMNIST; else cross-entropy of dense heads, squared hinge of
+    capsules.
+    """
     if not network.upsampled or data == "multimnist":
         return LossConfig("margin")
     return LossConfig("cross-entropy" if network.head == "linear" else "squared-hinge")
 
 
 def experiment(network: Network, data: str) -> Config:
-    """Section 4.3: Adam, triangular2 between 1e-9 and 1e-3 from the top, half a cycle of 6,000 steps."""
+    """Return, by Section 4.3, adam, triangular2 between 1e-9 and 1e-3 from the top, half a cycle of 6,000 steps."""
     return Config(
         model=ModelConfig(f"{network.backbone}.{network.head}", model_options(network)),
         data=images(data, network.upsampled),
@@ -156,7 +159,7 @@ def experiment(network: Network, data: str) -> Config:
 
 
 def thinner(config: Config) -> Config:
-    """MobileNet V2 of about a third of the width, compiled and in float32.
+    """Return MobileNet V2 of about a third of the width, compiled and in float32.
 
     Depthwise gradients in bf16 take four times as long. Compiled steps took 0.63 to 0.71 of the time: most of an eager
     step of so narrow a network is batch norm.
@@ -166,7 +169,7 @@ def thinner(config: Config) -> Config:
 
 
 def slimmer(config: Config) -> Config:
-    """ResNet-50 of an eighth of the width, compiled."""
+    """Return ResNet-50 of an eighth of the width, compiled."""
     model = replace(config.model, options={**config.model.options, "channels": (8, 16, 32, 64)})
     return replace(config, model=model, compile=True)
 
@@ -203,8 +206,7 @@ def slug(text: str) -> str:
 
 
 def costs(name: str) -> Iterator[Cell]:
-    """The FLOPs, parameters, binary operations and ratios of a table, by the paper's convention."""
-    from torchcaps.cost import published_costs
+    """Yield the FLOPs, parameters, binary operations and ratios of a table, by the paper's convention."""
 
     for cost in published_costs("xnodr", name):
         digits = cost.printed.rstrip("%BMK")
@@ -254,7 +256,9 @@ def table9() -> Iterator[Cell]:
 
 
 def curves(backbones: tuple[str, ...], heads: tuple[str, ...], metric: Metric) -> Iterator[Cell]:
-    """Appendix D: on CIFAR-10 without upsampling; the curves are in the lines of the runs of Tables 4 and 8."""
+    """Yield, by Appendix D, on CIFAR-10 without upsampling; the curves are in the lines of the runs of Tables 4 and
+    8.
+    """
     for network in (*TABLE4, *TABLE8, BOTH):
         if network.backbone in backbones and network.head in heads and not network.upsampled:
             note = f"not in the paper; {CYCLES}" if network is BOTH else CYCLES

@@ -30,7 +30,7 @@ _COLUMNS = ("layer", "routing", "T", "from the image", "D", "activation", "dead"
 
 
 def examined(found: Examination, plots: Mapping[str, Figure]) -> tuple[str, str, str]:
-    """The section: id, heading, HTML."""
+    """Return the section: id, heading, HTML."""
     note = f"On {found.images:,} images of the {found.split} split, {found.accuracy:.2%} of them right."
     trees = [(each.shown, f"{each.images:,}", f"{each.distinct:,}", f"{each.entropy:.2f}") for each in found.trees]
     negation = [(each.name, f"{each.cosine:.3f}", f"{each.difference:.1%}") for each in found.negation]
@@ -48,7 +48,7 @@ def examined(found: Examination, plots: Mapping[str, Figure]) -> tuple[str, str,
 
 
 def _titled(caption: str, note: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> str:
-    """A table below its caption; nothing without rows."""
+    """Return a table below its caption; nothing without rows."""
     if not rows:
         return ""
     inside = f"{escape(caption)}<small>{escape(note)}</small>"

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def plot(figure: Figure, caption: str, note: str = "") -> str:
-    """A figure below its caption."""
+    """Return a figure below its caption."""
     small = f"<small>{escape(note)}</small>" if note else ""
     return f"<figure><figcaption>{escape(caption)}{small}</figcaption>{to_svg(figure)}</figure>"
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Rows of as many cells, below a header where there is one."""
+    """Return rows of as many cells, below a header where there is one."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     cells = ("".join(f"<td>{escape(value)}</td>" for value in row) for row in rows)
     top = f"<tr>{head}</tr>" if header else ""

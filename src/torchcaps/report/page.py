@@ -41,7 +41,7 @@ Section = tuple[str, str, str]  # id, heading, HTML
 
 
 def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str:
-    """The page, as HTML.
+    """Return the page, as HTML.
 
     Args:
         story: of the run.
@@ -92,13 +92,13 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
 
 
 def _title(config: Config) -> str:
-    """Model and data; of a folder or a file its own name, not where it lies."""
+    """Return model and data; of a folder or a file its own name, not where it lies."""
     kind, _, path = config.data.name.partition(":")
     return f"{config.model.name} on {PurePath(path).name or path if path else kind}"
 
 
 def _explain(explained: Explained, *terms: str) -> str:
-    """A sentence or two on each of `terms` that the page has not explained yet."""
+    """Return a sentence or two on each of `terms` that the page has not explained yet."""
     return "".join(
         f'<p class="term"><dfn>{escape(term)}</dfn> {escape(said)}</p>' for term, said in explained.first(*terms)
     )
@@ -113,7 +113,7 @@ def _part(name: str) -> str:
 
 
 def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:
-    """What the page begins with: (name, value)."""
+    """Return what the page begins with: (name, value)."""
     result, found = story.result, []
     if result is not None:
         errors = f"test accuracy: {result['test_errors']:,} of {result['test_images']:,} wrong"
@@ -135,7 +135,7 @@ def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:
 
 
 def _used(story: Story, sight: Sight | None) -> list[str]:
-    """The terms that the numbers which the page begins with need."""
+    """Return the terms that the numbers which the page begins with need."""
     return [
         *(["test split"] if story.result is not None else []),
         "validation split",
@@ -168,7 +168,7 @@ def _has_capsules(example: Example) -> bool:
 
 
 def _parts_explained(sight: Sight | None, explained: Explained) -> dict[str, list[tuple[str, str]]]:
-    """The terms that each part of "Look inside" explains, in the order in which the script shows the parts."""
+    """Return the terms that each part of "Look inside" explains, in the order in which the script shows the parts."""
     if sight is None:
         return {}
     examples = sight.examples
@@ -223,7 +223,7 @@ def _measured(sight: Sight, story: Story, explained: Explained) -> Section:
 
 
 def _pairs(sight: Sight) -> str:
-    """A table of the classes that are confused most often."""
+    """Return a table of the classes that are confused most often."""
     counts = confusion(sight.measured.targets, sight.measured.predicted).fill_diagonal_(0)
     top = counts.flatten().topk(min(PAIRS, counts.numel()))
     rows = [(divmod(place, len(counts)), n) for n, place in zip(*(x.tolist() for x in top), strict=True) if n]
@@ -235,7 +235,7 @@ def _pairs(sight: Sight) -> str:
 
 
 def _mistakes(sight: Sight, images: Tensor) -> Section:
-    """The worst mistakes, each with its likeliest classes."""
+    """Return the worst mistakes, each with its likeliest classes."""
     measured, names = sight.measured, sight.classes
     art = " art" if is_line_art(images) else ""
     cells = []
@@ -297,7 +297,7 @@ def _reproduction(story: Story, explained: Explained) -> Section:
 
 
 def _said(value: Any) -> str:
-    """A value of environment.json in words."""
+    """Return a value of environment.json in words."""
     if isinstance(value, dict) and "hash" not in value:
         return ", ".join(
             f"{name}: {each.get('form') if isinstance(each, dict) else each}" for name, each in value.items()
@@ -308,7 +308,7 @@ def _said(value: Any) -> str:
 
 
 def _data(sight: Sight | None, terms: Mapping[str, list[tuple[str, str]]]) -> str:
-    """What the script reads, as JSON that no browser takes for markup."""
+    """Return what the script reads, as JSON that no browser takes for markup."""
     examples = sight.examples if sight else []
     found: dict[str, Any] = {
         "word": sight.word if sight else "",
@@ -350,7 +350,7 @@ def _example(example: Example) -> dict[str, Any]:
 
 
 def _telling(sweep: Tensor) -> list[int]:
-    """The dimensions of a sweep [d, steps, c, h, w], those first whose ends differ most."""
+    """Return the dimensions of a sweep [d, steps, c, h, w], those first whose ends differ most."""
     change = (sweep[:, -1] - sweep[:, 0]).float().abs().flatten(1).mean(1)
     return change.argsort(descending=True, stable=True).tolist()
 
@@ -371,7 +371,7 @@ def _routed(layer: Routed) -> dict[str, Any]:
 
 
 def _agreed(layer: Agreed) -> dict[str, Any]:
-    """Lines are [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product.
+    """Return lines as [x1, y1, x2, y2, strength] of each pair, in shares of the image and of the largest product.
 
     `ring` is [x, y] of each child that stands on a circle, as those have it that stand nowhere in the image.
     """
@@ -390,5 +390,5 @@ def _agreed(layer: Agreed) -> dict[str, Any]:
 
 
 def _sheet(tiles: Tensor) -> dict[str, Any]:
-    """Tiles uint8 [rows, columns, c, h, w] as a picture that holds them all."""
+    """Return tiles uint8 [rows, columns, c, h, w] as a picture that holds them all."""
     return {"uri": data_uri(to_sheet(tiles)), "rows": tiles.shape[0], "columns": tiles.shape[1]}

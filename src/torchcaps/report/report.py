@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from torchcaps.config import Config
+from torchcaps.cost import measure_cost
+from torchcaps.data import load_data
 from torchcaps.examine.examination import read_examination
 from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder, read_plain
@@ -27,7 +29,10 @@ from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
 from torchcaps.scores import score_word
+from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.evaluation import match_data
+from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -99,7 +104,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
 
 
 def read_story(path: Path, reason: str = "") -> Story:
-    """What the folder of a run says; only its config must be there."""
+    """Return what the folder of a run says; only its config must be there."""
     run = RunFolder(path)
     lines = path / "metrics.jsonl"
     return Story(
@@ -114,7 +119,7 @@ def read_story(path: Path, reason: str = "") -> Story:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl.
+    """Return the lines of metrics.jsonl.
 
     Raises:
         ValueError: when it is damaged.
@@ -140,11 +145,6 @@ def look(story: Story) -> Sight:
         FileNotFoundError: when there is no checkpoint yet, or the data are not there.
         ValueError: when the data cannot be read.
     """
-    from torchcaps.cost import measure_cost
-    from torchcaps.data import load_data
-    from torchcaps.train import load_run
-    from torchcaps.train.evaluation import match_data
-    from torchcaps.train.machine import build_fabric
 
     model, config = load_run(story.folder)
     fabric = build_fabric(replace(config, device="auto", processes=1))
@@ -168,7 +168,7 @@ def look(story: Story) -> Sight:
 
 
 def draw_history(story: Story) -> dict[str, Figure]:
-    """Figures, by name, of how training went; none before the first epoch has ended."""
+    """Return figures, by name, of how training went; none before the first epoch has ended."""
     if not story.history:
         return {}
     rows = read_agreement(story.history)
@@ -182,12 +182,12 @@ def draw_history(story: Story) -> dict[str, Figure]:
 
 
 def draw_examined(story: Story) -> dict[str, Figure]:
-    """The figure of the curves, where the run was examined."""
+    """Return the figure of the curves, where the run was examined."""
     return {} if story.examination is None else {"robustness": draw_robustness(story.examination.robustness)}
 
 
 def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "probability") -> dict[str, Figure]:
-    """Figures, by name, of what was measured; `word` is what a score is called."""
+    """Return figures, by name, of what was measured; `word` is what a score is called."""
     targets, predicted = measured.targets, measured.predicted
     return {
         "confusion": figures.draw_confusion(confusion(targets, predicted), classes),
@@ -199,7 +199,7 @@ def draw_measured(measured: Measured, classes: tuple[str, ...], word: str = "pro
 def draw_examples(
     model: Model, examples: list[Example], classes: tuple[str, ...], device: torch.device
 ) -> dict[str, Figure]:
-    """Figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
+    """Return figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
     found: dict[str, Callable[[], Figure]] = {}
     decoded = [each for each in examples if each.decoded is not None]
     few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
@@ -228,12 +228,14 @@ def draw_examples(
 
 
 def name_parents(example: Example, parents: list[int], classes: tuple[str, ...]) -> list[str]:
-    """Names for the parents of a layer, those of `classes` where there are any; what the image shows is ticked."""
+    """Return names for the parents of a layer, those of `classes` where there are any; what the image shows is
+    ticked.
+    """
     if not classes:
         return [f"parent {n + 1}" for n in parents]
     return [f"{classes[n]} \u2713" if n in example.targets else classes[n] for n in parents]
 
 
 def _reconstructs(model: Model, config: Config) -> bool:
-    """Whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
+    """Return whether the model was taught to reconstruct: a decoder that no loss has reached decodes nothing."""
     return config.loss.reconstruction > 0 and config.data.standardise == "none"

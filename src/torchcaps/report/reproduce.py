@@ -19,7 +19,7 @@ WRITTEN = ("changed", "imports", "start", "continued")  # fields that are no fla
 
 
 def reproduce_command(config: Config, folder: Path) -> str:
-    """A shell command that trains with `config`: its recipe and the flags in which it differs.
+    """Return a shell command that trains with `config`: its recipe and the flags in which it differs.
 
     Where flags cannot say it (there is no such recipe, the run lacks options that the recipe has, or a module or data
     were handed to it in Python, whose place is left open), it reads the configuration from the `folder` of the run.
@@ -46,7 +46,7 @@ def reproduce_command(config: Config, folder: Path) -> str:
 
 
 def _find(name: str) -> tuple[list[str], Config | None]:
-    """How the recipe of a run is named on the command line, and its config; None where there is none.
+    """Return how the recipe of a run is named on the command line, and its config; None where there is none.
 
     A run of a paper's cell is called PAPER.TABLE.CELL.BUDGET, and by its widths behind.
     """
@@ -61,7 +61,9 @@ def _find(name: str) -> tuple[list[str], Config | None]:
 
 
 def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = ()) -> list[str]:
-    """The flags that turn one config, or part of it, into another; those of `always`, with dots, also where equal."""
+    """Return the flags that turn one config, or part of it, into another; those of `always`, with dots, also where
+    equal.
+    """
     found = []
     for each in (field for field in fields(config) if field.name not in WRITTEN):
         name, old, new = prefix + each.name.replace("_", "-"), getattr(recipe, each.name), getattr(config, each.name)

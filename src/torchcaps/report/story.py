@@ -35,7 +35,7 @@ class Story:
 
     @property
     def selected(self) -> int | None:
-        """The epoch whose weights were kept, counted from 1."""
+        """Return the epoch whose weights were kept, counted from 1."""
         if self.result is not None:
             return self.result["selected_epoch"]
         measured = [each for each in self.history if each["validation_accuracy"] is not None]

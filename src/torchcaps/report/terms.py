@@ -51,7 +51,7 @@ class Explained:
         self.said: set[str] = set()
 
     def first(self, *terms: str) -> list[tuple[str, str]]:
-        """Those of `terms` that were not asked for before, each with its sentences."""
+        """Return those of `terms` that were not asked for before, each with its sentences."""
         new = [term for term in dict.fromkeys(terms) if term not in self.said]
         self.said.update(new)
         return [(term, TERMS[term]) for term in new]

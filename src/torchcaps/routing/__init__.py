@@ -14,25 +14,14 @@ from torchcaps.routing import (
     xnidr,
     xnodr,
 )
-from torchcaps.routing.interface import (
-    Routing,
-    Sizes,
-    Spec,
-    Start,
-    State,
-    Step,
-    create_routing,
-    list_routings,
-    register_routing,
-    routing_class,
-)
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start, Step
+from torchcaps.routing.registry import create_routing, list_routings, register_routing, routing_class
 
 __all__ = [
     "Routing",
     "Sizes",
     "Spec",
     "Start",
-    "State",
     "Step",
     "create_routing",
     "discriminative",

@@ -10,21 +10,20 @@ batch size times its length here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
 
 import torch
-from torch import Tensor, distributed, nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
-from torchcaps.terminal import warn
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
-class Discriminative(Routing):
+class Discriminative(Routing[Tensor | None]):
     """Persistent coefficients [i, j], shared by all positions of a convolutional layer.
 
     Args:
@@ -90,7 +89,7 @@ class Discriminative(Routing):
         return self.coefficient
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        """Nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
+        """Return nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
         return votes.compete(logits) * self.coefficient.sum(1, keepdim=True)
 
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
@@ -100,14 +99,15 @@ class Discriminative(Routing):
     def coefficients(self) -> list[nn.Parameter]:
         return [self.coefficient] if isinstance(self.coefficient, nn.Parameter) else []
 
-    def objective(self, state: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch of sum_j delta_j |p_j|^2, a scalar; its `penalty` is apart."""
+    def objective(self, state: Tensor | None, targets: Tensor) -> Tensor:
+        """Return the mean over the batch of sum_j delta_j |p_j|^2, a scalar; its `penalty` is apart."""
+        assert state is not None, "an objective is of sums that an iteration has made"
         delta = targets - self.absent_weight * (1 - targets)  # [b, j], Eq. 5b
         quality = widen(state).square().sum((1, 3))  # [b, j]
         return (delta * quality).sum(1).mean()
 
     def penalty(self) -> Tensor:
-        """lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
+        """Return lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
         if self.proximal:
             return self.coefficient.new_zeros(())
         match self.norm:
@@ -135,64 +135,34 @@ class Discriminative(Routing):
         threshold = lr * self.penalty_weight / batch
         b.mul_((1 - threshold / size.clamp_min(torch.finfo(b.dtype).tiny)).clamp_min(0))
 
+    def after_step(self, lr: float, batch: int) -> None:
+        """Shrink the coefficients where they are `proximal`."""
+        if self.proximal:
+            self.shrink(lr, batch)
 
-def shrink_after(optimizer: Optimizer, routings: Iterable[nn.Module], batch: int) -> None:
-    """Let each step of `optimizer` end with the proximal steps of the coefficients that it updates.
+    def constant_coupling(self) -> Tensor:
+        """Return the coefficients [i, j]."""
+        return self.coefficient
 
-    Args:
-        optimizer: plain SGD without momentum, of the phase that ascends the objective; its rate is the step's.
-        routings: modules, of which those that are `Discriminative` and `proximal` are shrunk.
-        batch: observations of a step, over all processes.
-    """
-    chosen = {id(r.coefficient): r for r in routings if isinstance(r, Discriminative) and r.proximal}
+    def select(self, children: Tensor | slice, parents: Tensor | slice, sizes: Sizes) -> Discriminative:
+        """Return a copy that has the coefficients and biases of some children and parents."""
+        chosen = copy.deepcopy(self)
+        coefficient = self.coefficient.detach()[children][:, parents]
+        chosen.sizes = sizes
+        chosen.coefficient = coefficient if self.fixed else nn.Parameter(coefficient)
+        if self.bias is not None:
+            chosen.bias = nn.Parameter(self.bias.detach()[parents])
+        return chosen
 
-    def shrink(optimizer: Optimizer, *_: object) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in chosen:
-                    chosen[id(parameter)].shrink(group["lr"], batch)
+    @torch.no_grad()
+    def collapsed(self, share: float = 0.1) -> list[int]:
+        """Return the parents j whose coefficients have all but vanished.
 
-    optimizer.register_step_post_hook(shrink)
+        Of these sqrt(sum_i b_ij^2) is below `share` of what it started from, or of the largest parent's.
 
-
-@torch.no_grad()
-def collapsed(routing: Discriminative, share: float = 0.1) -> list[int]:
-    """The parents j whose coefficients have all but vanished.
-
-    Of these sqrt(sum_i b_ij^2) is below `share` of what it started from, or of the largest parent's.
-
-    The gradient of b_j is proportional to b_j, so that the size of b_j decays exponentially where parent j is longer on
-    images of others than on its own, and takes the class with it faster than the weights can follow.
-    """
-    size = torch.linalg.vector_norm(routing.coefficient, dim=0)  # [j]
-    start = abs(routing.initial_value) * len(routing.coefficient) ** 0.5
-    return (size < share * size.max().clamp_min(start)).nonzero().flatten().tolist()
-
-
-def warn_of_collapse(optimizer: Optimizer, routings: Mapping[str, nn.Module], every: int = 100) -> None:
-    """Let every so many steps of `optimizer` look for collapsed parents, and log a warning of those that are new.
-
-    Args:
-        optimizer: of the phase that ascends the objective.
-        routings: modules by name, of which those that are `Discriminative` are looked at.
-        every: steps between two looks, each of which waits for the device.
-    """
-    steps, known = 0, {name: set() for name, each in routings.items() if isinstance(each, Discriminative)}
-
-    def look(*_: object) -> None:
-        nonlocal steps
-        steps += 1
-        if steps % every or (distributed.is_initialized() and distributed.get_rank()):
-            return
-        for name, seen in known.items():
-            routing = routings[name]
-            assert isinstance(routing, Discriminative)
-            if fresh := sorted(set(collapsed(routing)) - seen):
-                seen.update(fresh)
-                warn(
-                    f"collapse of {name}: the coefficients of parents {', '.join(map(str, fresh))} have all but "
-                    "vanished; take a smaller coefficients.lr, a larger start, a smaller absent_weight or a smaller "
-                    "penalty_weight"
-                )
-
-    optimizer.register_step_post_hook(look)
+        The gradient of b_j is proportional to b_j, so that the size of b_j decays exponentially where parent j is
+        longer on images of others than on its own, and takes the class with it faster than the weights can follow.
+        """
+        size = torch.linalg.vector_norm(self.coefficient, dim=0)  # [j]
+        start = abs(self.initial_value) * len(self.coefficient) ** 0.5
+        return (size < share * size.max().clamp_min(start)).nonzero().flatten().tolist()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, Start, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Over, Votes
 
 
 @register_routing
-class Dynamic(Routing):
+class Dynamic(Routing[Tensor | None]):
     """c = softmax_j(b), v_j = squash(sum_i c_ij vote_ij), b_ij += vote_ij . v_j, from b = 0.
 
     Args:
@@ -69,7 +70,7 @@ class Dynamic(Routing):
         return votes.compete(logits, self.over)
 
     def _first_coupling(self, votes: Votes) -> Tensor | None:
-        """None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
+        """Return None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
         if self.over == "children":
             return self.compete(votes, None if self.initial is None else self.initial[None, None])
         return None if self.initial is None else self.initial.softmax(-1)
@@ -81,9 +82,9 @@ class Dynamic(Routing):
         return Capsules(parents), recalled if state is None else state + recalled
 
     def agree(self, votes: Votes, state: Tensor) -> Tensor:
-        """Logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
+        """Return logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
         return votes.agree(state)
 
     def recall(self, parents: Tensor) -> Tensor:
-        """What the agreement sees of an output [b, p, j, d]: all of it."""
+        """Return what the agreement sees of an output [b, p, j, d]: all of it."""
         return parents

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -30,7 +31,8 @@ class Clusters(NamedTuple):
 
 
 def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [b, p, j, d] of the votes, weighted by `weights` [b, p, i, j | 1], and the sum of the weights.
+    """Return mean and variance [b, p, j, d] of the votes, weighted by `weights` [b, p, i, j | 1], and the sum of the
+    weights.
 
     The sum is [b, p, j | 1, 1]. `eps` is the least of it where it divides, and of the variance: an added eps of 1e-8 or
     less would vanish in ONNX.
@@ -43,7 +45,9 @@ def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, 
 
 
 def log_prior(state: Clusters) -> Tensor:
-    """What is added to minus half the scaled distance of a vote from its parent, log (a_j |2 pi variance_j|^-1/2)."""
+    """Return what is added to minus half the scaled distance of a vote from its parent, log (a_j |2 pi
+    variance_j|^-1/2).
+    """
     return F.logsigmoid(state.logit) - 0.5 * (2 * math.pi * state.variance).log().sum(-1)  # [b, p, j]
 
 
@@ -69,20 +73,20 @@ class Activation(nn.Module):
         self.beta_a = nn.Parameter(torch.zeros(parents))
 
     def inverse_temperature(self, t: int) -> float:
-        """lambda of iteration `t` = 0, 1, ..."""
+        """Return lambda of iteration `t` = 0, 1, ..."""
         if isinstance(self.temperature, (int, float)):
             return self.temperature * (1 - self.growth ** (t + 1))
         return self.temperature[min(t, len(self.temperature) - 1)]
 
     def forward(self, variance: Tensor, total: Tensor, t: int) -> Tensor:
-        """[b, p, j] of what `cluster` gives."""
+        """Return [b, p, j] of what `cluster` gives."""
         cost = (self.beta_u[:, None] + 0.5 * variance.log()) * total  # [b, p, j, d]
         logit = self.beta_a - cost.sum(-1)
         return F.layer_norm(logit, logit.shape[-1:]) if self.normalise else self.inverse_temperature(t) * logit
 
 
 @register_routing
-class EM(Routing):
+class EM(Routing[Clusters | None]):
     """Gaussian clusters with learnt costs.
 
     M step, of the assignments R_ij times the children's activations a_i: mean and variance of the votes, cost_h =
@@ -129,7 +133,7 @@ class EM(Routing):
         self.activation = Activation(sizes.parents, temperature, growth, normalise)
 
     def couple(self, votes: Votes, state: Clusters | None, t: int) -> Tensor:
-        """E step."""
+        """Take the E step."""
         if state is None:
             return self.compete(votes, None)
         scale = torch.rsqrt(2 * state.variance)
@@ -140,12 +144,12 @@ class EM(Routing):
         return votes.compete(logits, scope=self.scope)
 
     def update(self, votes: Votes, coupling: Tensor, state: Clusters | None, t: int) -> tuple[Capsules, Clusters]:
-        """M step."""
+        """Take the M step."""
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
         return self.parents(*cluster(votes, weights, self.eps), t)
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Clusters]:
-        """Capsules and state of what `cluster` gives."""
+        """Return capsules and state of what `cluster` gives."""
         logit = self.activation(variance, total, t)  # [b, p, j]
         return Capsules(mean, logit.sigmoid()), Clusters(mean, variance, logit)

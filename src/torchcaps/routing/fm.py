@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths, saturate, widen
-from torchcaps.routing.interface import Routing, Sizes, Spec, State, Step, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec, Step
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 from torchcaps.votes.normalised import VoteNorm
 from torchcaps.votes.protocol import Each
@@ -23,7 +24,7 @@ Affine = tuple[Tensor | None, Tensor | None]  # scale and shift of the votes
 
 
 @register_routing
-class FM(Routing):
+class FM(Routing[Affine | None]):
     """s_j = 1/(2n) ((sum_i v)^2 - sum_i v^2) for votes v of length one, a_j = sum_f s_jf (Eq. 6 and 8).
 
     n is the number of children that are present. Poses are s, as hidden layers pass it on; activations are a, a logit
@@ -73,19 +74,21 @@ class FM(Routing):
         self.l2, self.mean, self.halved, self.normalised, self.eps = l2, mean, halved, normalised, eps
         self.norm = None if batch_norm is None else VoteNorm(*sizes, batch_norm, momentum, batch_norm_eps)
 
-    def step(self, votes: Votes, state: State, t: int) -> Step:
-        """`state` is passed to `couple` and `update` only: the batch's scale and shift. None is carried on."""
+    def step(self, votes: Votes, state: Affine | None, t: int) -> Step[Affine | None]:
+        """Take the step with the batch's scale and shift in place of `state`; None is carried on."""
         affine = (None, None) if self.norm is None else self.norm(votes)
         return super().step(votes, affine, t)
 
-    def couple(self, votes: Votes, state: Affine, t: int) -> Tensor | None:
-        """1/|v|, [b, p, i, j], 0 where a child is not present."""
+    def couple(self, votes: Votes, state: Affine | None, t: int) -> Tensor | None:
+        """Return 1/|v|, [b, p, i, j], 0 where a child is not present."""
         if not self.l2:
             return None
+        assert state is not None
         coupling = torch.rsqrt(votes.distance(*state).clamp_min(self.eps))
         return coupling if votes.present is None else coupling * votes.present[None, :, :, None]
 
-    def update(self, votes: Votes, coupling: Tensor | None, state: Affine, t: int) -> tuple[Capsules, State]:
+    def update(self, votes: Votes, coupling: Tensor | None, state: Affine | None, t: int) -> tuple[Capsules, None]:
+        assert state is not None
         if coupling is None:  # the mean, times n in float32: the sum may leave half precision
             total = widen(votes.combine(votes.compete(None, over="children"), *state)) * self.count(votes)
             squares = votes.squares("ones", *state)
@@ -95,11 +98,11 @@ class FM(Routing):
         return self.parents(votes, total, squares), None
 
     def count(self, votes: Votes) -> Tensor | int:
-        """n, or [p, 1, 1] under padding."""
+        """Return n, or [p, 1, 1] under padding."""
         return votes.children if votes.present is None else votes.present.sum(-1).clamp_min(1)[:, None, None]
 
     def parents(self, votes: Votes, total: Tensor, squares: Tensor) -> Capsules:
-        """Of sum_i v and sum_i v^2 [b, p, j, d], of votes as they are normalised."""
+        """Return the parents of sum_i v and sum_i v^2 [b, p, j, d], of votes as they are normalised."""
         count = self.count(votes) if self.mean else 1
         s = (total.square() - squares) / count / (2 if self.halved else 1)  # [b, p, j, d]
         poses = s / lengths(s, self.eps).unsqueeze(-1) if self.normalised else s

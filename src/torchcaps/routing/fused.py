@@ -16,12 +16,12 @@ import torch
 
 from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, State, Step
+from torchcaps.routing.interface import Routing, Sizes, Step
 from torchcaps.votes import Votes
 
 Implementation = Literal["auto", "plain", "fused"]
 Form = Literal["plain", "fused"]
-FusedStep = Callable[[Any, Any, State, int], Step]
+FusedStep = Callable[[Any, Any, Any, int], Step[Any]]
 Supports = Callable[["Transform", Any], str | None]
 Suits = Callable[[str, "Transform"], bool]
 
@@ -37,7 +37,7 @@ class Transform(Protocol):
 
     @property
     def makes(self) -> type[Votes] | None:
-        """The class of its votes; None: no kernel can know them."""
+        """Return the class of its votes; None: no kernel can know them."""
         ...
 
 
@@ -52,19 +52,19 @@ F = TypeVar("F", bound=FusedStep)
 
 
 def always(transform: Transform, routing: Routing) -> str | None:
-    """The predicate of a kernel that takes every setting of its routing."""
+    """Return the predicate of a kernel that takes every setting of its routing."""
     return None
 
 
 def anywhere(device: str, transform: Transform) -> bool:
-    """The rule of a kernel that is taken for the faster form everywhere."""
+    """Return the rule of a kernel that is taken for the faster form everywhere."""
     return True
 
 
 def register_kernel(
     votes: type, routing: type[Routing], supports: Supports = always, suits: Suits = anywhere
 ) -> Callable[[F], F]:
-    """A decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
+    """Map a decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
 
     Its coupling is None; the states are the same, so that plain and fused steps may follow each other.
 
@@ -85,7 +85,7 @@ def register_kernel(
 
 
 def find_kernel(implementation: Implementation, transform: Transform, routing: Routing) -> Kernel | None:
-    """The kernel for a layer, or None where its steps are plain.
+    """Return the kernel for a layer, or None where its steps are plain.
 
     Args:
         implementation: "auto" takes the kernel where one fits, "plain" none, "fused" demands one.

@@ -1,21 +1,20 @@
-"""What every routing is: a start, a coupling, an update; and the one list of them."""
+"""What every routing is: a start, a coupling, an update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.config import LossName, ScoreKind
-from torchcaps.names import check_choice, check_options, unknown
-from torchcaps.plugins import load_plugins
+from torchcaps.names import check_choice
 from torchcaps.votes import Votes
 
-State = Any  # of a routing: sized like the parents, never like the coupling
+S = TypeVar("S")  # the state of a routing: sized like the parents, never like the coupling
 Start = Literal["zero", "random", "learnt"]
 Coupling = Any  # Tensor or None; each routing narrows it to what its `couple` gives
 
@@ -28,12 +27,12 @@ class Sizes(NamedTuple):
     pose: int  # elements of a parent's pose, d
 
 
-class Step(NamedTuple):
+class Step(NamedTuple, Generic[S]):
     """One iteration of one layer. `coupling` None: uniform, or a fused step that keeps none."""
 
     capsules: Capsules
     coupling: Tensor | None  # [b, p, i, j], or what broadcasts to it
-    state: State
+    state: S
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,14 @@ class Spec:
 
     @property
     def scores(self) -> ScoreKind:
-        """What class capsules say of their classes: their activations where they have any, else their lengths."""
+        """Return what class capsules say of their classes: their activations where they have any, else their
+        lengths.
+        """
         return self.activation if self.gives_activations else "length"
 
     @property
     def capabilities(self) -> list[str]:
-        """In words, what sets it apart."""
+        """Return in words what sets it apart."""
         words = {
             "iterative": self.iterative,
             "has couplings": self.couplings,
@@ -75,8 +76,10 @@ class Spec:
         return [word for word, holds in words.items() if holds] or ["one pass"]
 
 
-class Routing(nn.Module):
+class Routing(nn.Module, Generic[S]):
     """From votes to parents. Subclasses define `spec`, `couple` and `update`, and `start` where they have a state.
+
+    `S` is the type of that state, e.g. `class Dynamic(Routing[Tensor | None])`: None before the first iteration.
 
     Poses are [b, p, j, d] here: p positions, of which linear capsules have one.
     """
@@ -91,7 +94,7 @@ class Routing(nn.Module):
         self.sizes = sizes
 
     def prepare(self, votes: Votes) -> Votes:
-        """The votes as this routing takes them, made once for all iterations; as they are, by default."""
+        """Return the votes as this routing takes them, made once for all iterations; as they are, by default."""
         return votes
 
     def keep_start(self, start: Start, draw: Callable[..., Tensor], *shape: int) -> None:
@@ -114,35 +117,38 @@ class Routing(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(*shape)) if bias else None)
 
     def add_bias(self, total: Tensor) -> Tensor:
-        """What the nonlinearity or norm of the parents takes, of the sum of their votes [b, p, j, d], in its type.
+        """Return what the nonlinearity or norm of the parents takes, of the sum of their votes [b, p, j, d], in its
+        type.
 
         Without a bias the negative of all children gives the negative of all parents, and their lengths are the same
         (Peer, Stabinger and Rodriguez-Sanchez 2021): a network cannot tell the two apart.
         """
         return total if self.bias is None else total + self.bias.to(total.dtype)
 
-    def start(self, votes: Votes) -> State:
-        """The state before the first iteration; None stands for zero parents."""
-        return None
+    def start(self, votes: Votes) -> S:
+        """Return the state before the first iteration; by default None, which stands for zero parents."""
+        return None  # pyright: ignore[reportReturnType] - S has None where a routing leaves this as it is
 
-    def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
-        """The coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine` takes it."""
+    def couple(self, votes: Votes, state: S, t: int) -> Tensor | None:
+        """Return the coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine`
+        takes it.
+        """
         raise NotImplementedError
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        """A coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
+        """Return a coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
 
         None stands for equal logits, and gives what broadcasts to [b, p, i, j]. So couplings of somebody else's choice
         are put in place of the routing's own (`torchcaps.examine`).
         """
         return votes.compete(logits)
 
-    def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
-        """The parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
+    def update(self, votes: Votes, coupling: Coupling, state: S, t: int) -> tuple[Capsules, S]:
+        """Return the parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
         raise NotImplementedError
 
-    def step(self, votes: Votes, state: State, t: int) -> Step:
-        """One iteration: couple, then update."""
+    def step(self, votes: Votes, state: S, t: int) -> Step[S]:
+        """Return one iteration: couple, then update."""
         if self.spec.needs_activations and votes.activations is None:
             raise ValueError(f"routing {self.spec.name!r} needs activations of the children, and these have none")
         coupling = self.couple(votes, state, t)
@@ -150,56 +156,40 @@ class Routing(nn.Module):
         return Step(capsules, coupling, state)
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Parameters that are learnt by the routing's own objective, not by the training loss."""
+        """Return parameters that are learnt by the routing's own objective, not by the training loss."""
         return []
 
-    def objective(self, state: State, targets: Tensor) -> Tensor:
-        """What the coefficients maximise, a mean over the batch; `targets` [b, j] of 0 and 1."""
+    def objective(self, state: S, targets: Tensor) -> Tensor:
+        """Return what the coefficients maximise, a mean over the batch; `targets` [b, j] of 0 and 1."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no objective of its own")
 
     def penalty(self) -> Tensor:
-        """What this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
+        """Return what this layer's coefficients cost, a scalar, beside the objective's sum over the batch."""
         raise NotImplementedError(f"routing {self.spec.name!r} has no coefficients")
 
+    def constant_coupling(self) -> Tensor | None:
+        """Return the coupling [i, j] where it is the same for all children, so that weights can take it in.
 
-R = TypeVar("R", bound=type[Routing])
-_ROUTINGS: dict[str, type[Routing]] = {}
+        It is the tensor itself, not a copy, of a routing whose parents are squash(sum_i c_ij vote_ij), with the bias of
+        `add_bias` inside. None, by default: the coupling depends on the votes.
+        """
+        return None
 
+    def select(self, children: Tensor | slice, parents: Tensor | slice, sizes: Sizes) -> Routing[S]:
+        """Return a copy for some of the children [i] and parents [j] only, bool, of which there are `sizes`.
 
-def register_routing(routing: R) -> R:
-    """Put a class into the one list, under the name in its spec."""
-    assert routing.spec.name not in _ROUTINGS, f"routing {routing.spec.name!r} is registered twice"
-    _ROUTINGS[routing.spec.name] = routing
-    return routing
+        Only a routing with a `constant_coupling` has one, which is then of these children and parents.
+        """
+        raise NotImplementedError(f"routing {self.spec.name!r} has no coupling that could be cut")
 
+    def after_step(self, lr: float, batch: int) -> None:
+        """Do what belongs behind a step of the optimiser of `coefficients`; nothing, by default.
 
-def list_routings() -> list[Spec]:
-    """What can be said of every routing, by name."""
-    load_plugins()
-    return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
+        Args:
+            lr: rate of that step, which is of the objective, a mean over the batch.
+            batch: observations that this mean is of, over all processes.
+        """
 
-
-def routing_class(name: str) -> type[Routing]:
-    """The class registered under `name`; ValueError with the nearest name otherwise."""
-    load_plugins()
-    if name not in _ROUTINGS:
-        raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
-    return _ROUTINGS[name]
-
-
-def create_routing(name: str, children: int, parents: int, pose: int, **options: object) -> Routing:
-    """Build a registered routing.
-
-    Args:
-        name: one of `list_routings()`.
-        children: capsules per position that vote, kernel places included.
-        parents: capsules per position that are voted for.
-        pose: elements of a parent's pose.
-        options: keyword arguments of the algorithm.
-
-    Raises:
-        ValueError: for an unknown name (the nearest is named), unknown options, or sizes below 1.
-    """
-    factory: Callable[..., Routing] = routing_class(name)
-    check_options(f"routing {name!r}", factory, options)
-    return factory(Sizes(children, parents, pose), **options)
+    def collapsed(self) -> list[int]:
+        """Return the parents j that the coefficients have all but given up, which training warns of; [] by default."""
+        return []

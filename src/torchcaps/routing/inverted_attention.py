@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Coupling, Routing, Sizes, Spec, Start, State, register_routing
+from torchcaps.routing.interface import Routing, S, Sizes, Spec, Start
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -27,8 +28,39 @@ class WideLayerNorm(nn.LayerNorm):
         )
 
 
+class Attention(Routing[S]):
+    """What inverted attention and its ablation C have in common: the parents' norm, the scale of agreements, a start.
+
+    The arguments are those of `InvertedAttention`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        layer_norm: bool = True,
+        scaled: bool = False,
+        scope: Scope = "window",
+        start: Start = "zero",
+        bias: bool = False,
+    ):
+        super().__init__(sizes)
+        check_choice("scope", scope, ("window", "image"))
+        self.norm = WideLayerNorm(sizes.pose) if layer_norm else nn.Identity()
+        self.scale = sizes.pose**-0.5 if scaled else 1.0
+        self.scope: Scope = scope
+        self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
+        self.keep_bias(bias)
+
+    def first_parents(self) -> Tensor | None:
+        """Return the parents [1, 1, j, d] before the first iteration; None stands for zero."""
+        return None if self.initial is None else self.initial[None, None]
+
+    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
+        return votes.compete(logits, scope=self.scope)
+
+
 @register_routing
-class InvertedAttention(Routing):
+class InvertedAttention(Attention[Tensor | None]):
     """r = softmax_j(vote_ij . p_j), p_j = LayerNorm(sum_i r_ij vote_ij), from p = 0 (Eq. 2 to 4).
 
     From zero, the first iteration has no parents to agree with: its coupling is uniform, 1/J, and it is a plain
@@ -55,35 +87,15 @@ class InvertedAttention(Routing):
         loss="cross-entropy",
     )
 
-    def __init__(
-        self,
-        sizes: Sizes,
-        layer_norm: bool = True,
-        scaled: bool = False,
-        scope: Scope = "window",
-        start: Start = "zero",
-        bias: bool = False,
-    ):
-        super().__init__(sizes)
-        check_choice("scope", scope, ("window", "image"))
-        self.norm = WideLayerNorm(sizes.pose) if layer_norm else nn.Identity()
-        self.scale = sizes.pose**-0.5 if scaled else 1.0
-        self.scope: Scope = scope
-        self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
-        self.keep_bias(bias)
+    def start(self, votes: Votes) -> Tensor | None:
+        return self.first_parents()
 
-    def start(self, votes: Votes) -> State:
-        return None if self.initial is None else self.initial[None, None]  # [1, 1, j, d]
-
-    def couple(self, votes: Votes, state: State, t: int) -> Tensor | None:
+    def couple(self, votes: Votes, state: Tensor | None, t: int) -> Tensor | None:
         if state is None:
             return None if self.scope == "window" else self.compete(votes, None)
         return self.compete(votes, votes.agree(state * self.scale))
 
-    def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        return votes.compete(logits, scope=self.scope)
-
-    def update(self, votes: Votes, coupling: Coupling, state: State, t: int) -> tuple[Capsules, State]:
+    def update(self, votes: Votes, coupling: Tensor | None, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
         total = votes.combine() / votes.parents if coupling is None else votes.combine(coupling)
         parents = self.norm(self.add_bias(total))  # [b, p, j, d]
         return Capsules(parents), parents

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.routing.em import Activation, cluster
-from torchcaps.routing.interface import Sizes, Start, register_routing
-from torchcaps.routing.inverted_attention import InvertedAttention
+from torchcaps.routing.interface import Sizes, Start
+from torchcaps.routing.inverted_attention import Attention, InvertedAttention
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
 
@@ -30,7 +31,7 @@ class Active(NamedTuple):
 
 
 @register_routing
-class InvertedAttentionC(InvertedAttention):
+class InvertedAttentionC(Attention[Active | None]):
     """Inverted attention of children with activations, which gives its parents activations.
 
     Args:
@@ -66,7 +67,7 @@ class InvertedAttentionC(InvertedAttention):
         self.activation = Activation(sizes.parents, temperature, growth, normalise)
 
     def start(self, votes: Votes) -> Active | None:
-        poses = super().start(votes)
+        poses = self.first_parents()
         return None if poses is None else Active(poses, None)
 
     def couple(self, votes: Votes, state: Active | None, t: int) -> Tensor:
@@ -83,7 +84,7 @@ class InvertedAttentionC(InvertedAttention):
         return self.parents(*cluster(votes, weights, self.eps), t)
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Active]:
-        """Capsules and state of what `cluster` gives."""
+        """Return capsules and state of what `cluster` gives."""
         poses = self.norm(self.add_bias(mean * total.clamp_min(self.eps)))  # [b, p, j, d]
         logit = self.activation(variance, total, t)
         return Capsules(poses, logit.sigmoid()), Active(poses, logit)

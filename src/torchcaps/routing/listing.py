@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from torchcaps.routing.interface import list_routings
+from torchcaps.routing.registry import list_routings
 
 HEADER = ("name", "source", "time", "memory", "is")
 
 
 def routing_rows() -> list[tuple[str, ...]]:
-    """A row for each routing, in the order of `HEADER`."""
+    """Return a row for each routing, in the order of `HEADER`."""
     return [(s.name, s.paper, f"O({s.time})", f"O({s.memory})", ", ".join(s.capabilities)) for s in list_routings()]
 
 
 def routing_table() -> str:
-    """The rows as a table in Markdown."""
+    """Return the rows as a table in Markdown."""
     rows = [HEADER, ("---",) * len(HEADER), *((f"`{name}`", *rest) for name, *rest in routing_rows())]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash, squash_exponential, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
-class SelfAttention(Routing):
+class SelfAttention(Routing[None]):
     """c = softmax_j(vote_ij . sum_k vote_kj / sqrt(d)), parent_j = squash(sum_i (c_ij + b_ij) vote_ij).
 
     Args:
@@ -46,18 +47,18 @@ class SelfAttention(Routing):
         self.keep_bias(bias)
 
     def query(self, votes: Votes) -> Tensor:
-        """What each vote is compared with: the sum of all votes for its parent, over sqrt(d), [b, p, j, d]."""
+        """Return what each vote is compared with: the sum of all votes for its parent, over sqrt(d), [b, p, j, d]."""
         return widen(votes.combine()) * votes.pose**-0.5
 
     def couple(self, votes: Votes, state: None, t: int) -> Tensor:
-        """The shares, to which `update` adds the prior."""
+        """Return the shares, to which `update` adds the prior."""
         return self.compete(votes, votes.agree(self.query(votes)))
 
     def update(self, votes: Votes, coupling: Tensor, state: None, t: int) -> tuple[Capsules, None]:
         return self.parents(votes, votes.combine(coupling)), None
 
     def parents(self, votes: Votes, total: Tensor) -> Capsules:
-        """Capsules of sum_i c_ij vote_ij [b, p, j, d]: what the prior gives is one product with b W, folded."""
+        """Return capsules of sum_i c_ij vote_ij [b, p, j, d]: what the prior gives is one product with b W, folded."""
         if self.prior is not None:
             total = total + votes.combine(self.prior)
         return Capsules(self.shrink(self.add_bias(total)))

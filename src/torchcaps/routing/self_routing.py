@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
-class SelfRouting(Routing):
+class SelfRouting(Routing[None]):
     """c_ij = softmax_j(R_ij u_i + r_ij), a_j = sum_i a_i c_ij / sum_i a_i, pose_j = sum_i a_i c_ij W_ij u_i / sum a c.
 
     The last element of a vote is R_ij u_i, and is not in the parent's pose: of `sizes.pose` elements of a vote a parent

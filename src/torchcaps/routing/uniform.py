@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.routing.interface import Routing, Sizes, Spec, State, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
 
 @register_routing
-class Uniform(Routing):
+class Uniform(Routing[None]):
     """v_j = squash(1/J sum_i vote_ij): dynamic routing with one iteration (Sabour et al. 2017).
 
     Args:
@@ -29,8 +30,8 @@ class Uniform(Routing):
         super().__init__(sizes)
         self.keep_bias(bias)
 
-    def couple(self, votes: Votes, state: State, t: int) -> None:
+    def couple(self, votes: Votes, state: None, t: int) -> None:
         return None
 
-    def update(self, votes: Votes, coupling: None, state: State, t: int) -> tuple[Capsules, State]:
+    def update(self, votes: Votes, coupling: None, state: None, t: int) -> tuple[Capsules, None]:
         return Capsules(squash(self.add_bias(votes.combine() / votes.parents))), None

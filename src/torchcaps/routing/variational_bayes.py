@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec, register_routing
+from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
+from torchcaps.votes.tiles import recompute
 
 
 class Posterior(NamedTuple):
@@ -29,15 +31,16 @@ class Posterior(NamedTuple):
     mean: Tensor  # m, [b, p, j, d]
     scale: Tensor  # P, the inverse scale of the precision, [b, p, j, d]
     total: Tensor  # R_j, the sum of assignments, [b, p, j]
+    log_precision: Tensor  # E ln |Lambda_j|, [b, p, j]
 
 
 def digamma(x: Tensor) -> Tensor:
-    """The derivative of log gamma, of x > 0; in exports by `digamma_series`, since ONNX has none."""
+    """Return the derivative of log gamma, of x > 0; in exports by `digamma_series`, since ONNX has none."""
     return digamma_series(x) if torch.compiler.is_exporting() else torch.digamma(x)
 
 
 def digamma_series(x: Tensor) -> Tensor:
-    """`digamma` to within 1e-11: six steps up, then its asymptotic series."""
+    """Return `digamma` to within 1e-11: six steps up, then its asymptotic series."""
     below = sum(1 / (x + n) for n in range(6))
     y = x + 6
     z = 1 / y.square()
@@ -57,7 +60,7 @@ class Standardise(nn.BatchNorm1d):
         super().__init__(types, momentum=momentum, affine=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[b, p, j, d] in the same shape and type; one number of a type is 0."""
+        """Return [b, p, j, d] in the same shape and type; one number of a type is 0."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.training:
             mean, variance = input.mean((0, 1, 3)), input.var((0, 1, 3), correction=0)
@@ -68,11 +71,12 @@ class Standardise(nn.BatchNorm1d):
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         else:
             mean, variance = (each.to(input.dtype) for each in (self.running_mean, self.running_var))
-        return (input - mean[:, None]) * torch.rsqrt(variance[:, None] + self.eps)
+        scale = torch.rsqrt(variance + self.eps)  # nothing but `input` is held for backward
+        return input * scale[:, None] - (mean * scale)[:, None]
 
 
 @register_routing
-class VariationalBayes(Routing):
+class VariationalBayes(Routing[Posterior | None]):
     """Posteriors of a Gaussian mixture, one component a parent; priors alpha 1, m 0, kappa 1, Psi 1, nu d + 1.
 
     With R_ij times the children's activations, and R_j their sum: mean mu of the votes, kappa_j = 1 + R_j, m_j = R_j
@@ -84,7 +88,6 @@ class VariationalBayes(Routing):
         sizes: of the layer.
         scope: a child competes over all windows that see it ("image", the released code's) or at each position apart.
         rounds: iterations whose running statistics are kept apart, at least 1; further ones share the last.
-        eps: floor of the sum of assignments where it divides, in capsules.
     """
 
     spec = Spec(
@@ -99,13 +102,12 @@ class VariationalBayes(Routing):
         loss="normalised-cross-entropy",
     )
 
-    def __init__(self, sizes: Sizes, scope: Scope = "image", rounds: int = 3, eps: float = 1e-8):
+    def __init__(self, sizes: Sizes, scope: Scope = "image", rounds: int = 3):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
         if rounds < 1:
             raise ValueError(f"rounds is {rounds}; the statistics of at least 1 iteration are kept")
         self.scope: Scope = scope
-        self.eps = eps
         self.beta_a = nn.Parameter(torch.zeros(sizes.parents))
         self.beta_u = nn.Parameter(torch.zeros(sizes.parents))
         self.pose_norms = nn.ModuleList(Standardise(sizes.parents) for _ in range(rounds))
@@ -114,12 +116,12 @@ class VariationalBayes(Routing):
     def couple(self, votes: Votes, state: Posterior | None, t: int) -> Tensor:
         if state is None:
             return votes.compete(None)
-        nu = self.freedom(state)
+        nu = self.freedom(state.total)
         scale = (0.5 * nu.unsqueeze(-1) / state.scale).sqrt()  # [b, p, j, d]
         apart = votes.distance(scale, -state.mean * scale)  # [b, p, i, j], nu / 2 (vote - m)^2 / P
         d = self.sizes.pose
         known = expected_log_share(state) + 0.5 * (
-            expected_log_precision(state, nu) - d * math.log(2 * math.pi) - d / (1 + state.total)
+            state.log_precision - d * math.log(2 * math.pi) - d / (1 + state.total)
         )
         return self.compete(votes, known.unsqueeze(2) - apart)
 
@@ -130,20 +132,22 @@ class VariationalBayes(Routing):
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
         total = weights.sum(2).expand(-1, -1, votes.parents)  # R_j, [b, p, j]
-        share = weights / weights.sum(2, keepdim=True).clamp_min(self.eps)
-        mu, r = widen(votes.combine(share)), total.unsqueeze(-1)
-        scale = 1 + r * votes.squares(share, shift=-mu) + r / (1 + r) * mu.square()
-        found = Posterior(mu * r / (1 + r), scale, total)
+        kappa = 1 + total.unsqueeze(-1)
+        share = weights / kappa.transpose(2, 3)  # its sum is R / kappa: so votes are averaged to m at once
+        mean = widen(votes.combine(share))
+        # sum R (v - mu)^2 + R / kappa mu^2 = sum R (v - m)^2 + m^2
+        scale = 1 + kappa * votes.squares(share, shift=-mean) + mean.square()
+        found = Posterior(mean, scale, total, recompute(expected_log_precision, scale, self.freedom(total)))
         return self.parents(found, t), found
 
-    def freedom(self, state: Posterior) -> Tensor:
-        """nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
-        return self.sizes.pose + 1 + state.total
+    def freedom(self, total: Tensor) -> Tensor:
+        """Return nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
+        return self.sizes.pose + 1 + total
 
     def parents(self, state: Posterior, t: int) -> Capsules:
-        """Capsules of the posterior of iteration `t`."""
+        """Return capsules of the posterior of iteration `t`."""
         d = self.sizes.pose
-        entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - expected_log_precision(state, self.freedom(state)))
+        entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - state.log_precision)
         cost = expected_log_share(state).exp() * entropy  # [b, p, j]
         logit = self.beta_a - self.beta_u - cost
         t = min(t, len(self.pose_norms) - 1)
@@ -152,13 +156,13 @@ class VariationalBayes(Routing):
 
 
 def expected_log_share(state: Posterior) -> Tensor:
-    """E ln pi_j of the Dirichlet posterior over the types at a position, [b, p, j]."""
+    """Return E ln pi_j of the Dirichlet posterior over the types at a position, [b, p, j]."""
     alpha = 1 + state.total
     return digamma(alpha) - digamma(alpha.sum(-1, keepdim=True))
 
 
-def expected_log_precision(state: Posterior, nu: Tensor) -> Tensor:
-    """E ln |Lambda_j| of the Wishart posterior, [b, p, j]."""
-    d = state.scale.shape[-1]
+def expected_log_precision(scale: Tensor, nu: Tensor) -> Tensor:
+    """Return E ln |Lambda_j| of the Wishart posterior of `scale` P [b, p, j, d] and `nu` [b, p, j]: [b, p, j]."""
+    d = scale.shape[-1]
     steps = torch.arange(d, device=nu.device, dtype=nu.dtype)
-    return digamma((nu.unsqueeze(-1) - steps) / 2).sum(-1) + d * math.log(2) - state.scale.log().sum(-1)
+    return digamma((nu.unsqueeze(-1) - steps) / 2).sum(-1) + d * math.log(2) - scale.log().sum(-1)

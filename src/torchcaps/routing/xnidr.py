@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchcaps.capsules import binarize
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.interface import register_routing
+from torchcaps.routing.registry import register_routing
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Votes
 

@@ -2,7 +2,7 @@
 
 vote_ij = (sign u_i . sign W_ij) mean|u_i| mean|W_ij|, then dynamic routing as it is. So these are affine votes of
 binarized children and weights, and no algorithm of their own. The weights enter as one bit each and a scale per column:
-`torchcaps.pack` keeps just those for inference.
+`torchcaps.packed.pack` keeps just those for inference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from torchcaps.names import check_choice
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.interface import Sizes, Start, register_routing
+from torchcaps.routing.interface import Sizes, Start
+from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Over, Threshold, Votes
 from torchcaps.votes.binary import THRESHOLDS
 

@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 def opposed(stage: int) -> Metric:
-    """Of the votes for the true class those of the lowest step of the cosine, from -1 to -0.9."""
+    """Return the share, of the votes for the true class, of those of the lowest step of the cosine, from -1 to -0.9."""
     return Metric("votes that oppose their parent", "%", lambda record: _top(record, stage, "share", 0), lower=True)
 
 
 def length_alike(stage: int) -> Metric:
-    """Mean length of the votes for the true class in the highest step of the cosine, from 0.9 to 1."""
+    """Return mean length of the votes for the true class in the highest step of the cosine, from 0.9 to 1."""
     return Metric("length of votes like their parent", "", lambda record: _top(record, stage, "length", -1), digits=4)
 
 
 def _top(record: Record, stage: int, name: str, step: int) -> float | None:
-    """Of the class capsules."""
+    """Return that of the class capsules."""
     stages = record.get("agreement")
     return list(stages[stage]["layers"].values())[-1][name][step] if stages else None
 
 
 def draw_stages(table: Table, records: Sequence[Record]) -> Figure | None:
-    """A row for each layer of each of the table's networks, a panel for each stage, of the first seed's run.
+    """Return a row for each layer of each of the table's networks, a panel for each stage, of the first seed's run.
 
     None where there is no run.
     """

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.data.facts import data_facts
+from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
 
 FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
 WITHOUT = "no estimate of time and memory"
@@ -24,7 +25,7 @@ class Ahead(NamedTuple):
 
     @property
     def seconds(self) -> float | None:
-        """Of training and validation, without what is loaded before."""
+        """Return the time of training and validation, without what is loaded before."""
         if self.step_seconds is None:
             return None
         return self.epochs * self.step_seconds * (self.steps + FORWARD * self.held / self.batch)
@@ -41,14 +42,14 @@ class Ahead(NamedTuple):
 
 
 def count_ahead(config: Config) -> Ahead:
-    """What a run of `config` will do, by counting alone; raises as `data_facts`."""
+    """Return what a run of `config` will do, by counting alone; raises as `data_facts`."""
     images = data_facts(config.data).images
     held = round(config.data.validation * images)
     return Ahead(config.epochs, (images - held) // config.batch_size, config.batch_size, held, None, None)
 
 
 def look_ahead(config: Config) -> Ahead:
-    """What a run of `config` will take here: a few of its steps are measured, on noise, in this process.
+    """Return what a run of `config` will take here: a few of its steps are measured, on noise, in this process.
 
     They are not compiled. Of several processes one is measured, with its share of the batch.
 
@@ -57,9 +58,8 @@ def look_ahead(config: Config) -> Ahead:
     """
     import torch
 
-    from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
     from torchcaps.train.check import check_config
-    from torchcaps.train.machine import choose_device
+    from torchcaps.train.devices import choose_device
     from torchcaps.train.memory import check_memory
 
     check_config(config)
@@ -76,7 +76,7 @@ def look_ahead(config: Config) -> Ahead:
 
 
 def show_time(seconds: float) -> str:
-    """Seconds below a minute, minutes below two hours, and hours, each with two digits."""
+    """Return seconds below a minute, minutes below two hours, and hours, each with two digits."""
     if seconds < 60:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.2g} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"

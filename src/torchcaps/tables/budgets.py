@@ -36,7 +36,7 @@ HELD = 0.1  # share of the training split that the model is selected on
 
 
 def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
-    """What `budget` makes of `config`, the recipe of `cell`, which must be one that is trained.
+    """Return what `budget` makes of `config`, the recipe of `cell`, which must be one that is trained.
 
     The recipe's name becomes that of the cell, the budget and, where the network is narrowed, its widths.
 
@@ -58,7 +58,9 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
 
 
 def width(cell: Cell, budget: Budget) -> str:
-    """The name of the narrowed widths that `cell` is trained with; empty where the network is the recipe's own."""
+    """Return the name of the narrowed widths that `cell` is trained with; empty where the network is the recipe's
+    own.
+    """
     return "".join(_width(cell.how.cpu, budget)) if isinstance(cell.how, Train) else ""
 
 
@@ -75,7 +77,7 @@ def _selected(data: DataConfig) -> DataConfig:
 
 
 def _fast(config: Config) -> Config:
-    """One cycle of the rate over fewer epochs; all else is the recipe's."""
+    """Return one cycle of the rate over fewer epochs; all else is the recipe's."""
     return replace(
         config,
         data=replace(config.data, validation=0.0),
@@ -87,13 +89,14 @@ def _fast(config: Config) -> Config:
 
 
 def _tune(config: Config) -> Config:
-    """`config` with what was tuned on validation for the family of its model, where anything was."""
+    """Return `config` with what was tuned on validation for the family of its model, where anything was."""
     found = next((each for each in TUNED if each.of(config)), None)
     return config if found is None else found.apply(config)
 
 
 def _short(config: Config) -> Config:
-    """Ten epochs, the schedule compressed to them; but cycles keep their length, since each halves the rate's peak.
+    """Return it with ten epochs, the schedule compressed to them; but cycles keep their length, since each halves
+    the rate's peak.
 
     Compressed ones ended the learning of XnODR's networks after five of ten epochs. Steps become one cycle: compressed
     ones ended the learning of others at their first milestone.
@@ -121,7 +124,7 @@ def _narrow(config: Config, narrow: Narrow | None) -> Config:
 
 
 def _smoke(config: Config) -> Config:
-    """One epoch of a few small batches: what is seen is only whether the recipe runs, and how fast."""
+    """Return one epoch of a few small batches: what is seen is only whether the recipe runs, and how fast."""
     return replace(
         config,
         data=replace(_selected(config.data), limit=SMOKE_IMAGES, fraction=1.0),

@@ -37,7 +37,7 @@ class Published:
 
     @property
     def number(self) -> float | None:
-        """None for a word."""
+        """Return the value as a number; None for a word."""
         try:
             return float(self.text)
         except ValueError:
@@ -120,12 +120,12 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """PAPER/TABLE/CELL; of a cell of no table its name."""
+        """Return PAPER/TABLE/CELL; of a cell of no table its name."""
         return f"{self.home}/{self.name}" if self.home else self.name
 
     @property
     def build(self) -> Callable[[], Config] | None:
-        """The function that returns the recipe, where there is one."""
+        """Return the function that returns the recipe, where there is one."""
         return self.how.build if isinstance(self.how, Train | Count) else None
 
 
@@ -145,16 +145,16 @@ class Table:
 
     @property
     def id(self) -> str:
-        """PAPER/TABLE."""
+        """Return PAPER/TABLE."""
         return f"{self.paper.name}/{self.name}"
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """In the order of the rows, and in each of the columns."""
+        """Return them in the order of the rows, and in each of the columns."""
         return tuple(dataclasses.replace(cell, home=self.id) for cell in self.yield_cells())
 
     def source(self, cell: Cell) -> str:
-        """Where the value of `cell` stands."""
+        """Return where the value of `cell` stands."""
         return f"{self.paper.citation}, {self.printed}, row {cell.row}, column {cell.column}"
 
 
@@ -174,7 +174,9 @@ def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callab
 
 
 def list_tables(pattern: str = "*") -> list[Table]:
-    """Tables whose PAPER/TABLE matches a shell pattern: paper by paper its tables, figures, and numbers in the text."""
+    """Return, by Tables whose PAPER/TABLE matches a shell pattern, paper by paper its tables, figures, and numbers
+    in the text.
+    """
     return sorted((each for name, each in _TABLES.items() if fnmatchcase(name, pattern)), key=_order)
 
 
@@ -184,7 +186,7 @@ def _order(table: Table) -> tuple[str, int, str]:
 
 
 def find_tables(pattern: str) -> list[Table]:
-    """The table PAPER/TABLE, or those that a shell pattern matches.
+    """Return the table PAPER/TABLE, or those that a shell pattern matches.
 
     Raises:
         ValueError: when there is none; the nearest one is named.
@@ -195,7 +197,7 @@ def find_tables(pattern: str) -> list[Table]:
 
 
 def find_cell(name: str) -> Cell:
-    """The cell PAPER/TABLE/CELL.
+    """Return the cell PAPER/TABLE/CELL.
 
     Raises:
         ValueError: when there is none; the nearest one is named.

@@ -74,17 +74,17 @@ class Line(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The label without what is said of all lines: that the faint one is of training."""
+        """Return the label without what is said of all lines: that the faint one is of training."""
         return self.label.removesuffix(", training").removesuffix(", test")
 
     @property
     def subject(self) -> str:
-        """What has one colour: the curves of the same runs."""
+        """Return what has one colour: the curves of the same runs."""
         return self.name + self.mark
 
 
 def draw(table: Table, records: Sequence[Record]) -> Figure | None:
-    """The figure that `table` stands for, with what the lines hold of it; None where that is nothing.
+    """Return the figure that `table` stands for, with what the lines hold of it; None where that is nothing.
 
     Curves of test accuracies and errors are of the test split where all runs have these (`Config.test_curve`), else of
     the validation split, where one was held out; a dot at the end is the test result.
@@ -116,12 +116,12 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
 
 
 def choose(panel: Panel, table: Table) -> list[Cell]:
-    """The cells of a panel."""
+    """Return the cells of a panel."""
     return [cell for cell in table.cells if any(fnmatchcase(cell.name, name) for name in panel.names)]
 
 
 def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[Line]:
-    """The lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence.
+    """Yield the lines of `panel`: of each cell, or row of cells, what reproduces it, and the evidence.
 
     Where the narrowed networks of two cells are one, their runs are one, and are drawn for the first.
     """
@@ -153,7 +153,7 @@ def _mark(summary: Summary) -> str:
 
 
 def curve(label: str, metric: Metric, summary: Summary) -> Line:
-    """A metric over the epochs of the runs, on the first of its splits that all of them were measured on."""
+    """Return a metric over the epochs of the runs, on the first of its splits that all of them were measured on."""
     keys, read = _curve(metric)
     held = [record["curve"] for record in summary.records if "curve" in record]
     key = next((key for key in keys if held and all(_known(each.get(key)) for each in held)), keys[-1])
@@ -171,7 +171,9 @@ def _known(values: Sequence[float | None] | None) -> bool:
 
 
 def _curve(metric: Metric) -> tuple[tuple[str, ...], Callable[[float], float]]:
-    """The curves of a line that may show `metric`, the best first, and how their values become those of the metric."""
+    """Return the curves of a line that may show `metric`, the best first, and how their values become those of the
+    metric.
+    """
     if metric == TRAIN_LOSS:
         return ("train_loss",), lambda value: value
     if metric == TRAIN_ACCURACY:
@@ -180,7 +182,7 @@ def _curve(metric: Metric) -> tuple[tuple[str, ...], Callable[[float], float]]:
 
 
 def _quantity(metric: Metric, splits: set[str]) -> str:
-    """What an axis shows; `splits` are those of its curves of test results."""
+    """Return what an axis shows; `splits` are those of its curves of test results."""
     name = metric.name.removesuffix(", last epoch") + (f" ({metric.unit})" if metric.unit else "")
     if metric == TRAIN_ACCURACY:
         return f"{name}, faint"
@@ -189,12 +191,12 @@ def _quantity(metric: Metric, splits: set[str]) -> str:
 
 
 def _leading(column: str) -> float:
-    """The number that a column such as "3 iteration(s)" begins with."""
+    """Return the number that a column such as "3 iteration(s)" begins with."""
     return float(column.split()[0])
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) -> None:
-    """Lines of one subject have one colour, and training is the faint one.
+    """Draw lines, of which those of one subject have one colour, and training is the faint one.
 
     `marked` are budgets and widths, and where splits are `mixed` the curves that are of the validation split.
     """

@@ -53,7 +53,7 @@ class Job(NamedTuple):
 
 
 def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
-    """Cells whose name matches a shell pattern.
+    """Return cells whose name matches a shell pattern.
 
     Raises:
         ValueError: when there is none; the nearest one is named.
@@ -66,7 +66,7 @@ def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
 
 
 def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> list[Job]:
-    """What fills `cells`: the first seed of each before the second of any; what several share stands once.
+    """Return what fills `cells`: the first seed of each before the second of any; what several share stands once.
 
     Args:
         seeds: runs of each cell; None: as many as its recipe says.
@@ -92,7 +92,7 @@ def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> lis
 
 
 def _unfold(cells: Iterable[Cell]) -> Iterator[Cell]:
-    """`cells`, those that combine others replaced by these."""
+    """Yield `cells`, those that combine others replaced by these."""
     for cell in cells:
         if isinstance(cell.how, Combine):
             yield from _unfold(map(find_cell, cell.how.parts))
@@ -101,7 +101,7 @@ def _unfold(cells: Iterable[Cell]) -> Iterator[Cell]:
 
 
 def missing_data(config: Config, root: Path | None = None) -> str:
-    """Which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
+    """Return which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
 
     A composed set needs the files of the set that it is composed from, whichever that is.
     """
@@ -200,7 +200,8 @@ def _train(job: Job, settings: Settings) -> bool:
     """Train, or go on where a run was cut, or only note a run that was cut between its end and its line."""
     from torchcaps.inspect import find_probes
     from torchcaps.train import fit
-    from torchcaps.train.machine import choose_device, describe_machine
+    from torchcaps.train.devices import choose_device
+    from torchcaps.train.machine import describe_machine
 
     data = replace(job.config.data, root=settings.root)
     config = replace(job.config, data=data, out=settings.out, device=settings.device)
@@ -237,7 +238,7 @@ def _train(job: Job, settings: Settings) -> bool:
 
 
 def measure_ahead(config: Config) -> Ahead | None:
-    """What a run of `config` will take; None where that cannot be measured, of which the run itself says why."""
+    """Return what a run of `config` will take; None where that cannot be measured, of which the run itself says why."""
     try:
         return look_ahead(config)
     except (ArithmeticError, OSError, RuntimeError, TypeError, ValueError, MemoryError):
@@ -250,7 +251,7 @@ def _full(job: Job) -> Config:
 
 
 def _unfinished(config: Config) -> bool:
-    """Whether there is a run of exactly `config` to go on with."""
+    """Return whether there is a run of exactly `config` to go on with."""
     from torchcaps.train.run import find_unfinished
 
     try:
@@ -261,7 +262,7 @@ def _unfinished(config: Config) -> bool:
 
 
 def find_finished(config: Config) -> Path | None:
-    """The folder, in `config.out`, of a finished run of `config`."""
+    """Return the folder, in `config.out`, of a finished run of `config`."""
     from torchcaps.train import RunFolder
 
     for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):

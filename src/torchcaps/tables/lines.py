@@ -22,7 +22,7 @@ CLAIMS = ".claims"  # folder beside the lines, of lock files: of the lines, and 
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in the file `path`, oldest first; none where it is not there.
+    """Return the objects in the file `path`, oldest first; none where it is not there.
 
     Raises:
         ValueError: for a line that is not a JSON object, which is named, and for what is no file.
@@ -72,7 +72,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[int]:
-    """The descriptor of the file `path`, to read and to append, which other writers wait for."""
+    """Return the descriptor of the file `path`, to read and to append, which other writers wait for."""
     plain = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # of Unix; of Windows, which adds \r to \n else
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | plain, 0o666)
     try:
@@ -109,13 +109,13 @@ def _set_torn_aside(path: Path, file: int) -> None:
 
 
 def _write(file: int, data: bytes) -> None:
-    """All of `data`: a full disk may take a part of it first."""
+    """Write all of `data`: a full disk may take a part of it first."""
     while data:
         data = data[os.write(file, data) :]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The JSON object that `line` is, or None."""
+    """Return the JSON object that `line` is, or None."""
     try:
         parsed = json.loads(line)
     except (RecursionError, ValueError):

@@ -34,7 +34,8 @@ LONG_ENOUGH = 0.5  # seconds of repeats
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
-    """What `create_model` is called with for a recipe, without reading its data; of the user's own, see `data_facts`.
+    """Return what `create_model` is called with for a recipe, without reading its data; of the user's own, see
+    `data_facts`.
 
     Raises:
         FileNotFoundError, ValueError: as `data_facts` of the user's own files.
@@ -62,7 +63,7 @@ def _channels(data: DataConfig, colour: bool) -> int:
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
-    """Channels, height and width of the images that the network of a recipe sees."""
+    """Return channels, height and width of the images that the network of a recipe sees."""
     shape = model_arguments(config)
     size = shape["image_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -70,14 +71,14 @@ def image_shape(config: Config) -> tuple[int, int, int]:
 
 
 def build_network(config: Config) -> Model:
-    """The network of a recipe, with fresh weights."""
+    """Return the network of a recipe, with fresh weights."""
     from torchcaps.models import create_model
 
     return create_model(**model_arguments(config))
 
 
 def count_parameters(config: Config) -> float:
-    """Trainable parameters, in millions; the network is built without memory for them."""
+    """Return trainable parameters, in millions; the network is built without memory for them."""
     import torch
 
     with torch.device("meta"):
@@ -85,7 +86,7 @@ def count_parameters(config: Config) -> float:
 
 
 def count_part(config: Config, decoder: bool, statistics: bool = False) -> float:
-    """Trainable parameters of the network's decoder, or of all else, in millions.
+    """Return trainable parameters of the network's decoder, or of all else, in millions.
 
     Args:
         config: a recipe whose network has a decoder.
@@ -103,18 +104,20 @@ def count_part(config: Config, decoder: bool, statistics: bool = False) -> float
 
 
 def mebibytes(config: Config) -> float:
-    """Four times the size of the float32 parameters in MiB, the unit of EncapNet's Table 1."""
+    """Return four times the size of the float32 parameters in MiB, the unit of EncapNet's Table 1."""
     return 4 * 4 * 1e6 * count_parameters(config) / 2**20
 
 
 def latency(config: Config, batch_size: int = 128, device: str = "auto") -> float:
-    """Milliseconds that the network takes for a batch of `batch_size` images, the median of at least five passes."""
+    """Return milliseconds that the network takes for a batch of `batch_size` images, the median of at least five
+    passes.
+    """
     forward, place = _inference(config, batch_size, device)
     return 1000 * _median_seconds(forward, place)
 
 
 def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "auto") -> list[float]:
-    """Milliseconds that each network takes for a batch, the median of passes that they take in turns.
+    """Return milliseconds that each network takes for a batch, the median of passes that they take in turns.
 
     For networks that differ by less than a machine's speed does from one minute to the next.
     """
@@ -124,7 +127,7 @@ def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "a
 
 
 def alone(measure: Callable[..., float], config: Config, **options: Any) -> float:
-    """What `measure`, a function of a module, finds of `config` in a process of its own.
+    """Return what `measure`, a function of a module, finds of `config` in a process of its own.
 
     Of memory, since this process keeps what networks before have given back, which would count as this one's.
 
@@ -139,7 +142,7 @@ def alone(measure: Callable[..., float], config: Config, **options: Any) -> floa
 
 
 def inference_memory(config: Config, batch_size: int = 128, device: str = "auto") -> float:
-    """Megabytes that the process holds at most while it infers a batch, weights included."""
+    """Return megabytes that the process holds at most while it infers a batch, weights included."""
     forward, place = _inference(config, batch_size, device)
     forward()
     reset_peak(place)
@@ -148,18 +151,20 @@ def inference_memory(config: Config, batch_size: int = 128, device: str = "auto"
 
 
 def step_seconds(config: Config, batch_size: int, device: str = "auto") -> float:
-    """Seconds of a training step on a batch of `batch_size` images, the median of at least five."""
+    """Return seconds of a training step on a batch of `batch_size` images, the median of at least five."""
     step, place = training_step(config, batch_size, device)
     return _median_seconds(step, place)
 
 
 def hundred_steps(config: Config, device: str = "auto") -> float:
-    """Seconds of 100 training steps of the recipe's own batches, by the median of at least five."""
+    """Return seconds of 100 training steps of the recipe's own batches, by the median of at least five."""
     return 100 * step_seconds(config, config.batch_size, device)
 
 
 def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
-    """Megabytes that the process holds at most in a training step, weights and the optimiser's state included."""
+    """Return megabytes that the process holds at most in a training step, weights and the optimiser's state
+    included.
+    """
     step, place = training_step(config, batch_size, device)
     step()
     reset_peak(place)
@@ -185,12 +190,14 @@ def _seconds(function: Callable[[], object], place: str) -> float:
 
 
 def training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
-    """A step as the library trains, on a batch of noise with labels at random, and the device that it runs on."""
+    """Return a step as the library trains, on a batch of noise with labels at random, and the device that it runs
+    on.
+    """
     import torch
 
     from torchcaps.losses import multi_hot
-    from torchcaps.train.machine import build_fabric
     from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
+    from torchcaps.train.processes import build_fabric
 
     model, images, place = _prepare(config, batch_size, device)
     config = replace(config, device=place, processes=1, batch_size=batch_size)
@@ -207,7 +214,7 @@ def training_step(config: Config, batch_size: int, device: str) -> tuple[Callabl
 
 
 def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], Tensor], str]:
-    """A pass in float32 over a batch of noise, and the device that it runs on."""
+    """Return a pass in float32 over a batch of noise, and the device that it runs on."""
     import torch
 
     model, images, place = _prepare(config, batch_size, device)
@@ -221,12 +228,14 @@ def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[
 
 
 def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tensor, str]:
-    """The network and a batch of noise, both of the config's seed, as the library has them there: channels last."""
+    """Return the network and a batch of noise, both of the config's seed, as the library has them there: channels
+    last.
+    """
     import torch
     from torch.nn.utils import convert_conv2d_weight_memory_format
 
     from torchcaps.train.allocator import keep_freed_memory
-    from torchcaps.train.machine import choose_device
+    from torchcaps.train.devices import choose_device
 
     place = choose_device(device)
     if place == "cpu":
@@ -251,7 +260,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes that the process has held since `reset_peak`: of the GPU, else resident in memory."""
+    """Return the most bytes that the process has held since `reset_peak`: of the GPU, else resident in memory."""
     if device == "cuda":
         import torch
 
@@ -271,7 +280,9 @@ def peak_memory(device: str) -> int:
 
 
 def _peak_on_windows() -> int:
-    """PeakWorkingSetSize, bytes, of PROCESS_MEMORY_COUNTERS: a structure of two numbers of 32 bits and eight sizes."""
+    """Return PeakWorkingSetSize, bytes, of PROCESS_MEMORY_COUNTERS: a structure of two numbers of 32 bits and eight
+    sizes.
+    """
     import ctypes
 
     class Counters(ctypes.Structure):

@@ -22,7 +22,7 @@ class Metric:
 
 
 def _share(key: str, complement: bool = False) -> Callable[[Record], float | None]:
-    """Reads a share in [0, 1] as percent, or what it lacks to 100."""
+    """Read a share in [0, 1] as percent, or what it lacks to 100."""
 
     def read(record: Record) -> float | None:
         value = record.get(key)
@@ -42,13 +42,13 @@ def _train_loss(record: Record) -> float | None:
 
 
 def _class_loss(record: Record) -> float | None:
-    """Of a network that adds nothing to its loss that is all of it."""
+    """Return the part of the loss that the classes make: all of it where the network adds nothing."""
     curve = record.get("curve", {})
     return curve["train_loss"][-1] - curve.get("train_penalty", [0.0])[-1] if "train_loss" in curve else None
 
 
 def penalty(name: str) -> Metric:
-    """The term `name` of what a model adds to its training loss, without its weight, in the last epoch."""
+    """Return the term `name` of what a model adds to its training loss, without its weight, in the last epoch."""
 
     def read(record: Record) -> float | None:
         terms = record.get("curve", {}).get("penalties", {})
@@ -62,7 +62,7 @@ def _value(record: Record) -> float | None:
 
 
 def formula_metric(name: str, unit: str, digits: int) -> Metric:
-    """Of what no run says, but a formula."""
+    """Return the metric of what no run says, but a formula."""
     return Metric(name, unit, lambda record: None, lower=True, digits=digits)
 
 

@@ -11,7 +11,7 @@ ALL = "all"
 
 
 def read_part(text: str) -> tuple[list[int], int]:
-    """Numbers of parts, from 1, and how many there are: of "3/16" [3] and 16, of "all/16" 1 to 16, and 16.
+    """Return numbers of parts, from 1, and how many there are: of "3/16" [3] and 16, of "all/16" 1 to 16, and 16.
 
     Raises:
         ValueError: for another text, and for a part that there is not.
@@ -28,5 +28,7 @@ def read_part(text: str) -> tuple[list[int], int]:
 
 
 def take_part(jobs: Sequence[T], number: int, parts: int) -> list[T]:
-    """Every `parts`-th of `jobs`, from the `number`-th on: all parts together are all jobs, and no two share one."""
+    """Return every `parts`-th of `jobs`, from the `number`-th on: all parts together are all jobs, and no two share
+    one.
+    """
     return list(jobs[number - 1 :: parts])

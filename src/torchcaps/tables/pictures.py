@@ -48,8 +48,9 @@ class Picture(NamedTuple):
 
 
 def list_pictures(table: Table, records: Sequence[Record], results: Path) -> Iterator[Picture]:
-    """The picture of each cell and budget that a line is of, drawn or not: of the first seed. `results` is the folder
-    of the tables."""
+    """Yield the picture of each cell and budget that a line is of, drawn or not: of the first seed. `results` is the
+    folder of the tables.
+    """
     for cell in table.cells:
         if cell.picture is None:
             continue
@@ -85,7 +86,9 @@ def draw_missing(
 
 
 def _find_folder(picture: Picture, out: Path, root: Path | None) -> Path | None:
-    """The finished run of a picture among the folders in `out`, if its data are at hand; damaged ones are passed by."""
+    """Return the finished run of a picture among the folders in `out`, if its data are at hand; damaged ones are
+    passed by.
+    """
     from torchcaps.train import RunFolder
 
     wanted = picture.config_hash, picture.seed
@@ -108,7 +111,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:
-    """The picture of a finished run with a decoder.
+    """Return the picture of a finished run with a decoder.
 
     Of "reconstructions" the images are of the set that was trained on, held out, and of the one that was tested on.
 
@@ -131,7 +134,7 @@ def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:
 
 
 def _one_of_each(data: Data, split: str) -> Tensor:
-    """The first image of each class of a split, [classes, c, h, w]; of the training split where it is empty."""
+    """Return the first image of each class of a split, [classes, c, h, w]; of the training split where it is empty."""
     import torch
 
     from torchcaps.inspect.examples import pick_images
@@ -144,14 +147,15 @@ def _one_of_each(data: Data, split: str) -> Tensor:
 
 
 def _right_and_wrong(folder: Path, data: Data) -> tuple[Tensor, Tensor, Tensor]:
-    """Overlapped images of the test split, those that are matched before those that are not, with what they show and
-    what was found: [b, c, h, w], and bool [b, classes] twice."""
+    """Return overlapped images of the test split, those that are matched before those that are not, with what they
+    show and what was found: [b, c, h, w], and bool [b, classes] twice.
+    """
     import torch
 
     from torchcaps.inspect.examples import pick_images
     from torchcaps.inspect.measured import measure
     from torchcaps.train import load_run
-    from torchcaps.train.machine import build_fabric
+    from torchcaps.train.processes import build_fabric
 
     model, config = load_run(folder)
     batches = data.evaluation("test", 100)

@@ -38,7 +38,8 @@ _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps
 
 
 def config_hash(config: Config, revisions: Mapping[str, int] | None = None) -> str:
-    """A name of what `config` computes: of the values in which it differs from the defaults, seed and places aside.
+    """Return a name of what `config` computes: of the values in which it differs from the defaults, seed and places
+    aside.
 
     So a field that a later version adds, with a default that changes nothing, leaves the name as it was; a change of
     what is computed raises a revision, and with it the name. `revisions` are those of a run; None: the present ones.
@@ -52,12 +53,14 @@ def config_hash(config: Config, revisions: Mapping[str, int] | None = None) -> s
 
 
 def count_hash(config: Config) -> str:
-    """A name of what is counted of `config` without training it: revisions that change training alone are left out."""
+    """Return a name of what is counted of `config` without training it: revisions that change training alone are
+    left out.
+    """
     return config_hash(config, revisions_of(config, trained=False))
 
 
 def _bare(plain: dict[str, Any]) -> dict[str, Any]:
-    """A plain config without places."""
+    """Return a plain config without places."""
     data = {name: value for name, value in plain["data"].items() if name not in _PLACES_OF_DATA}
     return {name: value for name, value in plain.items() if name not in _PLACES} | {"data": data}
 
@@ -76,7 +79,7 @@ def _differences(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """The lines of the file `path`, oldest first; none where it is not there.
+    """Return the lines of the file `path`, oldest first; none where it is not there.
 
     Raises:
         ValueError: for a line that is not the JSON object of a run; names it, and the field that is of another type.
@@ -90,7 +93,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def _describe_wrong(record: Record) -> str:
-    """What no line of ours has; empty where there is nothing."""
+    """Return what no line of ours has; empty where there is nothing."""
     for name, kind in _FIELDS.items():
         if not isinstance(record.get(name), kind | None):
             return f"{name} is {record[name]!r}, which must be of another type"
@@ -99,7 +102,7 @@ def _describe_wrong(record: Record) -> str:
 
 
 def merge_records(parts: Sequence[Sequence[Record]]) -> list[Record]:
-    """The lines of several files, in their order; one that stands in an earlier file too is left out."""
+    """Return the lines of several files, in their order; one that stands in an earlier file too is left out."""
     seen: set[str] = set()
     merged = []
     for records in parts:
@@ -115,13 +118,13 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def find_run(records: Sequence[Record], config: Config, budget: str) -> Record | None:
-    """The line of a run of `config`, its seed included, in `budget`; the first, where there are several."""
+    """Return the line of a run of `config`, its seed included, in `budget`; the first, where there are several."""
     wanted = (config_hash(config), budget, config.seed)
     return next((each for each in records if _key(each) == wanted), None)
 
 
 def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Record]:
-    """The lines of runs of `config`, whatever their seed, in `budget`: one for each seed, in their order."""
+    """Return the lines of runs of `config`, whatever their seed, in `budget`: one for each seed, in their order."""
     wanted = (config_hash(config), budget)
     by_seed: dict[int, Record] = {}
     for record in records:
@@ -131,14 +134,15 @@ def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Re
 
 
 def _key(record: Record) -> tuple[str | None, str | None, int | None]:
-    """What a run is found by; nothing finds one whose recipe was changed on the command line."""
+    """Return what a run is found by; nothing finds one whose recipe was changed on the command line."""
     if record.get("changed"):
         return None, None, None
     return record.get("config_hash"), record.get("budget"), record.get("seed")
 
 
 def describe_run(folder: Path, **more: Any) -> Record:
-    """The line of the finished run in `folder`; `more` is what only its caller knows: cell, budget, width, memory.
+    """Return the line of the finished run in `folder`; `more` is what only its caller knows: cell, budget, width,
+    memory.
 
     Raises:
         FileNotFoundError, ValueError: for a folder that is not one of a finished run, or is damaged.
@@ -168,13 +172,15 @@ def describe_run(folder: Path, **more: Any) -> Record:
 
 
 def _test_curve(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy on the test split after each epoch, where that was measured (`Config.test_curve`)."""
+    """Return accuracy on the test split after each epoch, where that was measured (`Config.test_curve`)."""
     values = [each.get("test_accuracy") for each in history]
     return {"test_accuracy": _rounded(values)} if any(value is not None for value in values) else {}
 
 
 def _penalties(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the model added to the training loss at each epoch, and each term without its weight; of others nothing."""
+    """Return what the model added to the training loss at each epoch, and each term without its weight; of others
+    nothing.
+    """
     if not all("penalties" in each for each in history):
         return {}
     terms = {name: _rounded([each["penalties"][name] for each in history]) for name in history[0]["penalties"]}
@@ -182,7 +188,8 @@ def _penalties(history: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _keep_stages(history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Epoch and agreement at each of `_STAGES`, the same epoch perhaps more than once; nothing where none was measured.
+    """Return epoch and agreement at each of `_STAGES`, the same epoch perhaps more than once; nothing where none was
+    measured.
 
     That of all epochs would be as long as all other lines together.
     """

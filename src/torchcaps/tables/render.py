@@ -47,7 +47,7 @@ def view(
     machine: dict[str, Any] | None = None,
     pictures: Sequence[Picture] = (),
 ) -> View:
-    """What `table` shows of the lines.
+    """Return what `table` shows of the lines.
 
     Args:
         table, records: the table, and all lines.
@@ -79,7 +79,7 @@ def view(
 
 
 def _drawn(text: str, cell: Cell, runs: Summary | None, drawn: Sequence[tuple[str, int]]) -> str:
-    """`text`, what a cell shows of its `runs`, and the number of its picture where print has one."""
+    """Return `text`, what a cell shows of its `runs`, and the number of its picture where print has one."""
     if cell.picture is None or runs is None:
         return text
     number = next((number for budget, number in drawn if budget == runs.budget), None)
@@ -89,7 +89,7 @@ def _drawn(text: str, cell: Cell, runs: Summary | None, drawn: Sequence[tuple[st
 def _measured(
     cell: Cell, ours: Summary | None, records: Sequence[Record], machine: dict[str, Any] | None
 ) -> tuple[str, str, str]:
-    """Mean, best and difference; or, in place of the mean, why there is none."""
+    """Return mean, best and difference; or, in place of the mean, why there is none."""
     if ours is None:
         return describe_gap(cell, records, machine), "", ""
     shown = _mean(cell, ours)
@@ -103,13 +103,13 @@ def _measured(
 
 
 def _signed(gap: float, digits: int) -> str:
-    """With its sign, but for what rounds to 0."""
+    """Return it with its sign, but for what rounds to 0."""
     text = f"{gap:+.{digits}f}"
     return text if text.strip("+-0.") else text[1:]
 
 
 def _mean(cell: Cell, summary: Summary) -> str:
-    """Mean ± standard deviation (runs); of runs that failed, how many and why."""
+    """Return mean ± standard deviation (runs); of runs that failed, how many and why."""
     parts = []
     if summary.values:
         deviation = "" if summary.std is None else f" ± {cell.metric.show(summary.std)}"
@@ -129,7 +129,7 @@ def _cpu(cell: Cell, cpu: Summary | None) -> str:
 
 
 def _sources(used: Sequence[Summary]) -> Iterator[str]:
-    """One line for each budget, width, machine and version that the runs of a table come from."""
+    """Yield one line for each budget, width, machine and version that the runs of a table come from."""
     groups: dict[tuple[str, ...], dict[tuple, Record]] = defaultdict(dict)
     for summary in used:
         for record in summary.records:
@@ -148,7 +148,7 @@ def _sources(used: Sequence[Summary]) -> Iterator[str]:
 
 
 def markdown(shown: View) -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     lines = [f"# {shown.title}", "", f"Unit: {shown.metrics}. {LEGEND}", ""]
     if shown.command:
         lines += [f"    {shown.command}", ""]
@@ -168,7 +168,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def html(shown: View) -> str:
-    """The same as a page of HTML, without scripts."""
+    """Return the same as a page of HTML, without scripts."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in HEADER)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in shown.rows)
     lists = "".join(

@@ -33,11 +33,11 @@ class Summary:
 
     @property
     def std(self) -> float | None:
-        """Of the sample; None for a single run."""
+        """Return the deviation of the sample; None for a single run."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     def best(self, runs: int | None = None) -> float:
-        """Of the first `runs` seeds, or of all."""
+        """Return the best of the first `runs` seeds, or of all."""
         return (min if self.lower else max)(self.values[:runs])
 
     @property
@@ -46,7 +46,7 @@ class Summary:
 
 
 def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary | None:
-    """The runs of `cell` in `budget`, or its count or formula, whatever the budget; None where there is none."""
+    """Return the runs of `cell` in `budget`, or its count or formula, whatever the budget; None where there is none."""
     match cell.how:
         case Train():
             found = find_runs(records, apply_budget(cell.how.build(), budget, cell), budget)
@@ -65,7 +65,9 @@ def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary 
 
 
 def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]) -> Summary | None:
-    """The runs of the part whose mean is best, or the mean of the parts by seed; None until all parts have runs."""
+    """Return the runs of the part whose mean is best, or the mean of the parts by seed; None until all parts have
+    runs.
+    """
     parts = [summarise(find_cell(name), budget, records) for name in how.parts]
     known = [part for part in parts if part is not None and part.values]
     if len(known) < len(parts):
@@ -78,19 +80,19 @@ def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]
 
 
 def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
-    """The runs that may stand beside what was published: those of `full`, else those of `fast`."""
+    """Return the runs that may stand beside what was published: those of `full`, else those of `fast`."""
     found = (summarise(cell, budget, records) for budget in REPRODUCTIONS)
     return next((each for each in found if each is not None), None)
 
 
 def evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
-    """The runs of the budget `cpu`; a count or a formula is no evidence but the thing itself."""
+    """Return the runs of the budget `cpu`; a count or a formula is no evidence but the thing itself."""
     found = summarise(cell, "cpu", records)
     return found if found is not None and found.budget == "cpu" else None
 
 
 def difference(published: Published, summary: Summary) -> float | None:
-    """Ours less theirs: mean or single value against our mean, a best against our best of as many runs.
+    """Return ours less theirs: mean or single value against our mean, a best against our best of as many runs.
 
     None where one of them is no number, and where we have fewer runs than a best is of.
     """
@@ -105,7 +107,7 @@ def difference(published: Published, summary: Summary) -> float | None:
 
 
 def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] | None = None) -> str:
-    """Why there is no reproduction of `cell` among the lines.
+    """Return why there is no reproduction of `cell` among the lines.
 
     Args:
         cell: one of which `reproduction` finds none.
@@ -127,7 +129,8 @@ def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] 
 
 
 def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any]) -> float | None:
-    """Hours that one run of the budget `full` takes, by the steps that were measured on this machine beside smoke runs.
+    """Return hours that one run of the budget `full` takes, by the steps that were measured on this machine beside
+    smoke runs.
 
     Such a step is of the recipe's own batch; None without one.
     """
@@ -149,7 +152,7 @@ def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any
 
 
 def this_machine() -> dict[str, Any]:
-    """What `estimate_hours` compares; imports torch."""
+    """Return what `estimate_hours` compares; imports torch."""
     from torchcaps.train.machine import describe_machine
 
     return describe_machine()

@@ -21,7 +21,7 @@ class Tuned:
     apply: Callable[[Config], Config]
 
     def of(self, config: Config) -> bool:
-        """Whether the model of `config` is one of the family."""
+        """Return whether the model of `config` is one of the family."""
         return fnmatchcase(config.model.name, self.family)
 
 

@@ -98,7 +98,7 @@ def check_weights(trainer: Repeatable) -> None:
 
 
 def spoilt(trainer: Repeatable, what: str, step: int) -> FloatingPointError:
-    """The error for `what` was found after `step` of the run, which is of the epoch that has begun."""
+    """Return the error for `what` was found after `step` of the run, which is of the epoch that has begun."""
     epoch = trainer.position.epoch
     where = trace(trainer, step - epoch * len(trainer.batches))
     found = f"; first in {where}" if where else "; not so when the steps since the last checkpoint were repeated"
@@ -109,7 +109,7 @@ def spoilt(trainer: Repeatable, what: str, step: int) -> FloatingPointError:
 
 
 def trace(trainer: Repeatable, last: int) -> str | None:
-    """Where the first value that is not finite appears before step `last` of the epoch is done, in any process.
+    """Return where the first value that is not finite appears before step `last` of the epoch is done, in any process.
 
     None where all goes well this time, as it may on a device that does not repeat itself bit by bit. The trainer is
     then at another step than before.
@@ -134,7 +134,7 @@ def trace(trainer: Repeatable, last: int) -> str | None:
 
 
 def first(found: str | None, processes: int) -> str | None:
-    """What the first of all `processes` that found something has `found`; all must call it together."""
+    """Return what the first of all `processes` that found something has `found`; all must call it together."""
     if processes == 1:
         return found
     answers: list[str | None] = [None] * processes
@@ -143,13 +143,13 @@ def first(found: str | None, processes: int) -> str | None:
 
 
 def finite(values: list[Tensor]) -> bool:
-    """Whether no floating number of `values` is NaN or infinite; they are on one device."""
+    """Return whether no floating number of `values` is NaN or infinite; they are on one device."""
     sums = [value.detach().isfinite().all() for value in values if value.is_floating_point()]
     return not sums or bool(torch.stack(sums).all())
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The floating tensors in nested tuples, lists and dictionaries."""
+    """Yield the floating tensors in nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield value

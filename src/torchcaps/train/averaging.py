@@ -26,7 +26,7 @@ class Average:
         self.weights = [weight.detach().clone() for weight in self._trained(model)]
 
     def _trained(self, model: nn.Module) -> list[nn.Parameter]:
-        """Those that were trainable when the run began, whether or not they are held now."""
+        """Return those that were trainable when the run began, whether or not they are held now."""
         return [model.get_parameter(name) for name in self._names]
 
     @torch.no_grad()
@@ -39,14 +39,14 @@ class Average:
 
     @torch.no_grad()
     def averaged(self, model: M) -> M:
-        """A copy of `model` with the mean in place of its weights; its buffers are those of training."""
+        """Return a copy of `model` with the mean in place of its weights; its buffers are those of training."""
         found = copy.deepcopy(model)
         for weight, mean in zip(self._trained(found), self.weights, strict=True):
             weight.copy_(mean)
         return found
 
     def state(self) -> dict[str, list[Tensor] | int]:
-        """What a checkpoint keeps; `load` goes on from it."""
+        """Return what a checkpoint keeps; `load` goes on from it."""
         return {"weights": self.weights, "steps": self.steps}
 
     def load(self, state: dict) -> None:

@@ -112,7 +112,7 @@ def check_out(out: Path) -> None:
 
 
 def find(config: Config, name: str) -> float | None:
-    """The number that `name`, with dots, is in `config`."""
+    """Return the number that `name`, with dots, is in `config`."""
     value = config
     for part in name.split("."):
         value = getattr(value, part)

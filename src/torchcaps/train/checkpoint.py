@@ -74,7 +74,7 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
 
 
 def present(folder: Path) -> Path | None:
-    """Where the newest whole state of a folder that `write_folder` writes is found; None before the first."""
+    """Return where the newest whole state of a folder that `write_folder` writes is found; None before the first."""
     return next((path for path in (folder, _beside(folder, ".old")) if path.exists()), None)
 
 
@@ -115,7 +115,7 @@ def save_state_beside(folder: Path, weights: Path, state: dict) -> None:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights and buffers in the checkpoint `folder`, by name, on the CPU.
+    """Return the weights and buffers in the checkpoint `folder`, by name, on the CPU.
 
     Raises:
         ValueError: when they are damaged.
@@ -124,7 +124,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def load_state(folder: Path) -> dict:
-    """The state, on the CPU, of the checkpoint in `folder`; call it only where `present(folder)`.
+    """Return the state, on the CPU, of the checkpoint in `folder`; call it only where `present(folder)`.
 
     Raises:
         ValueError: when it is damaged, or holds anything but plain containers and tensors.
@@ -135,7 +135,7 @@ def load_state(folder: Path) -> dict:
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """The error, in one line, for a file of a run that `error` was raised on reading."""
+    """Return the error, in one line, for a file of a run that `error` was raised on reading."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the code all the same
         reason = "it holds more than plain tensors, which is refused, since unpickling can run code"
@@ -143,7 +143,7 @@ def damaged(path: Path, error: Exception) -> ValueError:
 
 
 def check_sum(path: Path) -> bool:
-    """Whether `path`, the file of a checkpoint, has a sum beside it, which then is its own.
+    """Return whether `path`, the file of a checkpoint, has a sum beside it, which then is its own.
 
     Raises:
         ValueError: where it is no plain file, or the sums do not name it, or its own is another.
@@ -161,7 +161,7 @@ def check_sum(path: Path) -> bool:
 
 
 def _read(path: Path, read: Callable[[Path], T]) -> T:
-    """What `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
+    """Return what `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
         if not check_sum(path):
             said = printable(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it")
@@ -177,7 +177,7 @@ def _digest(path: Path) -> str:
 
 
 def _unwritten(path: Path, error: Exception) -> OSError:
-    """The error, in one line, for a file that could not be written, and what would help."""
+    """Return the error, in one line, for a file that could not be written, and what would help."""
     reason, code = " ".join(str(error).split()), getattr(error, "errno", None)
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "ermission denied" in reason:
         mend = "allow writing there"

@@ -20,7 +20,8 @@ def check_classes(config: Config, data: Data) -> None:
 
 
 def find_weights(config: Config, train: Source) -> Tensor | None:
-    """The weight of each class in the loss that `config` asks for, float32 [classes]; None where all count alike.
+    """Return the weight of each class in the loss that `config` asks for, float32 [classes]; None where all count
+    alike.
 
     Balanced ones are n / (C count): images of each class together count as much as those of any other, and those of an
     average class as without weights. A class without images counts by 1.
@@ -48,5 +49,5 @@ def find_weights(config: Config, train: Source) -> Tensor | None:
 
 
 def count_labels(labels: Tensor, classes: int) -> Tensor:
-    """Images that show each class: int64 [classes], of labels int64 [n] or label sets [n, classes]."""
+    """Return images that show each class: int64 [classes], of labels int64 [n] or label sets [n, classes]."""
     return labels.long().sum(0) if labels.ndim == 2 else torch.bincount(labels, minlength=classes)

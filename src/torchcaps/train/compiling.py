@@ -23,7 +23,7 @@ def compile_module(module: nn.Module, device: torch.device) -> bool:
 
 
 def obstacle(device: torch.device) -> str:
-    """Why nothing can be compiled for `device`, found by compiling something small; empty where it can be."""
+    """Return why nothing can be compiled for `device`, found by compiling something small; empty where it can be."""
     try:
         torch.compile(_doubled)(torch.ones(2, device=device))
     except Exception as error:  # which one it is depends on the compiler that is missing, and on torch's version

@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "numpy", "safetensors", "timm")
 
 
 def describe_run(config: Config, data: Data, origin: Mapping[str, Any], scores: ScoreKind | None = None) -> Manifest:
-    """The manifest of a run of `config` on `data`, whose files are read for it.
+    """Return the manifest of a run of `config` on `data`, whose files are read for it.
 
     `origin` is what `create_model` is called with, and `scores` what the model says that its scores are.
     """
@@ -39,7 +39,7 @@ def describe_run(config: Config, data: Data, origin: Mapping[str, Any], scores: 
 
 
 def describe_input(data: Data, config: DataConfig) -> InputForm:
-    """How a picture becomes what a model takes that was trained on `data`, which were loaded by `config`."""
+    """Return how a picture becomes what a model takes that was trained on `data`, which were loaded by `config`."""
     read = data.train if config.pad is None or data.read is None else data.read.train
     dataset = data.standardise == "dataset"
     return InputForm(
@@ -59,7 +59,7 @@ def describe_input(data: Data, config: DataConfig) -> InputForm:
 
 
 def complete(manifest: Manifest, config: Config) -> Manifest:
-    """`manifest` of format 1, and what the config of its run tells of the rest.
+    """Return `manifest` of format 1, and what the config of its run tells of the rest.
 
     The names of the classes are known of named sets; mean and std of the training images, and digests, are not.
     """
@@ -101,7 +101,9 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
 
 
 def complete_by_data(manifest: Manifest, config: Config) -> Manifest:
-    """`manifest` of format 1, and what the data of its run tell of the rest; as it is where they cannot be read."""
+    """Return `manifest` of format 1, and what the data of its run tell of the rest; as it is where they cannot be
+    read.
+    """
     try:
         data = load_data(config.data)
         return replace(manifest, classes=data.train.classes, input=describe_input(data, config.data))
@@ -110,7 +112,7 @@ def complete_by_data(manifest: Manifest, config: Config) -> Manifest:
 
 
 def plain_name(name: str) -> str:
-    """The name of a data set without the folders above the user's own files, which concern nobody else."""
+    """Return the name of a data set without the folders above the user's own files, which concern nobody else."""
     kind, colon, path = name.partition(":")
     return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
 

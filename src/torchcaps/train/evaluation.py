@@ -35,7 +35,8 @@ def evaluate(
     parts: bool = False,
     watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
-    """Mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all processes.
+    """Return mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all
+    processes.
 
     The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each
     class that an overlapped image shows, whose reconstruction is compared with its own part. It goes by the inner
@@ -64,7 +65,8 @@ def evaluate(
 
 
 def match_data(path: str | Path, data: Data) -> Data:
-    """`data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained with.
+    """Return `data` as the run in `path` takes them: classes matched by name, mean and std those that it was trained
+    with.
 
     A run of format 1 may not know the names; that they are not matched is said.
 
@@ -107,7 +109,7 @@ def check_sides(data: DataConfig, form: InputForm | None) -> None:
 
 
 def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, Config]:
-    """The model that a run selected, on the CPU and in evaluation mode, and the run's config.
+    """Return the model that a run selected, on the CPU and in evaluation mode, and the run's config.
 
     Of an unfinished run it is the best model so far, or the last one before the first epoch has ended. A run that was
     given a module takes it again, as `model`, and loads the weights into it.

@@ -29,7 +29,8 @@ class Given(NamedTuple):
     data: Any = None
 
     def settle(self, config: Config, resume: bool) -> Config:
-        """`config` as the run records it: a module and data of the user's own are "external", and have no options.
+        """Return `config` as the run records it: a module and data of the user's own are "external", and have no
+        options.
 
         Raises:
             ValueError: for a config whose weights, module or data are not given; for a DataLoader in several processes.
@@ -61,11 +62,11 @@ class Given(NamedTuple):
         return replace(config, batch_size=batch_size_of(train)) if isinstance(train, DataLoader) else config
 
     def load_data(self, config: DataConfig, device: torch.device) -> Data:
-        """The data that were given, else those that `config` names."""
+        """Return the data that were given, else those that `config` names."""
         return load_data(config, device) if self.data is None else given_data(self.data, config, device)
 
     def create_model(self, shape: dict[str, Any], config: Config) -> Model:
-        """The module that was given, else the one that `shape` describes.
+        """Return the module that was given, else the one that `shape` describes.
 
         Raises:
             ValueError: for a module that does not give one score a class, or scores that the loss is not meant for.
@@ -80,7 +81,7 @@ class Given(NamedTuple):
 
 
 def give(start: str | Path | None, model: nn.Module | None, data: Any) -> Given:
-    """What was handed to `fit`; raises as `find_start`."""
+    """Return what was handed to `fit`; raises as `find_start`."""
     return Given(None if start is None else find_start(start), model, data)
 
 

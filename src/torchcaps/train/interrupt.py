@@ -51,7 +51,7 @@ class Interruption:
 
     @property
     def asked(self) -> bool:
-        """Whether the run shall stop."""
+        """Return whether the run shall stop."""
         return self._asked.value or time.monotonic() >= self._end
 
     @asked.setter

@@ -79,7 +79,7 @@ class Logged(Callback):
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a record by name, those of records in it by both names with a slash between."""
+    """Return the numbers of a record by name, those of records in it by both names with a slash between."""
     found: dict[str, float] = {}
     for name, value in record.items():
         if isinstance(value, Mapping):
@@ -90,7 +90,9 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def build_logger(name: Name, folder: Path) -> Logger:
-    """The logger `name`, writing to a folder of that name in `folder`, a new version of it where a run goes on."""
+    """Return the logger `name`, writing to a folder of that name in `folder`, a new version of it where a run goes
+    on.
+    """
     if name == "csv":
         return CSVLogger(folder, name="csv")
     if name == "tensorboard":

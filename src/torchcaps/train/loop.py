@@ -42,27 +42,19 @@ from torchcaps.train.checkpoint import damaged, load_state, load_weights, presen
 from torchcaps.train.classes import check_classes, find_weights
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
+from torchcaps.train.devices import choose_compile, is_depthwise, settled
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.given import Given, give
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.loggers import Logged, Name
-from torchcaps.train.machine import (
-    build_fabric,
-    choose_compile,
-    describe_environment,
-    is_depthwise,
-    join_ranks,
-    keep_threads,
-    launch,
-    name_shortage,
-    settled,
-)
+from torchcaps.train.machine import describe_environment, keep_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
+from torchcaps.train.processes import build_fabric, join_ranks, launch, name_shortage
 from torchcaps.train.readback import Readback
 from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part
@@ -216,11 +208,11 @@ class Trainer:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """What the run holds beside its weights; the first process asks for it, since files are read for it."""
+        """Return what the run holds beside its weights; the first process asks for it, since files are read for it."""
         return describe_run(self.config, self.data, self.shape, self.model.scores)
 
     def _open(self, resume: bool) -> RunFolder:
-        """The folder of the run, the same one in all processes; only the first process writes to it."""
+        """Return the folder of the run, the same one in all processes; only the first process writes to it."""
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
         before = runs_of(self.config)
@@ -317,7 +309,7 @@ class Trainer:
         return result
 
     def train_epoch(self, display: Display) -> None:
-        """The steps that remain of the epoch.
+        """Take the steps that remain of the epoch.
 
         What a step returned begins its way to the host at once, and is read while the next step is under way: the
         device never waits.
@@ -342,7 +334,9 @@ class Trainer:
             self.report(display, *pending)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """All phases on this process's share of a batch; returns loss and accuracy of all as [2], on the device."""
+        """Take all phases on this process's share of a batch; returns loss and accuracy of all as [2], on the
+        device.
+        """
         done = self.position.epoch * len(self.batches) + self.position.step
         draws = np.random.SeedSequence((self.config.seed, done, self.fabric.global_rank))
         torch.manual_seed(int(draws.generate_state(1)[0]))
@@ -425,13 +419,13 @@ class Trainer:
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
 
     def _by_class(self, split: str, score: Score | None) -> dict[str, float | None]:
-        """The mean of the classes' accuracies, where it selects."""
+        """Return the mean of the classes' accuracies, where it selects."""
         if self.config.select == "accuracy" or score is None:
             return {}
         return {f"{split}_mean_class_accuracy": score.mean_class_accuracy}
 
     def _test_beside(self, model: Model) -> dict[str, float]:
-        """Loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
+        """Return loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
         if not self.config.test_curve:
             return {}
         test = self.evaluate("test", model)
@@ -439,7 +433,9 @@ class Trainer:
         return {"test_loss": test.loss, "test_accuracy": test.accuracy}
 
     def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
-        """What the model added to the loss of the epoch, and each term of it, without its weight; of others nothing."""
+        """Return what the model added to the loss of the epoch, and each term of it, without its weight; of others
+        nothing.
+        """
         if not penalties:
             return {}
         added, *terms = penalties
@@ -447,11 +443,15 @@ class Trainer:
 
     @property
     def statistics(self) -> dict[str, int]:
-        """What is written down where the batch-norm statistics of evaluations are measured apart from training's."""
+        """Return what is written down where the batch-norm statistics of evaluations are measured apart from
+        training's.
+        """
         return {"statistics_batches": self.measured} if self.measured else {}
 
     def evaluated(self) -> Model:
-        """The model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes call it."""
+        """Return the model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes
+        call it.
+        """
         model = self.model if self.average is None else self.average.averaged(self.model)
         if not self.measured:
             return model
@@ -527,7 +527,7 @@ class Trainer:
             raise Interrupted(f"stopped after step {step} of {total}, {saved}")
 
     def _pause(self) -> Literal["", "save", "stop"]:
-        """What is to be done between two steps, the same in all processes: nothing, save, or save and stop."""
+        """Return what is to be done between two steps, the same in all processes: nothing, save, or save and stop."""
         last = self.position.step == len(self.batches)
         if self.fabric.world_size > 1 and self.position.step % CLOCK_STEPS and not last:
             return ""

@@ -53,20 +53,20 @@ def check_memory(shape: dict[str, Any], config: Config, device: torch.device) ->
 
 
 def weight_bytes(shape: dict[str, Any]) -> int:
-    """Bytes of the parameters and buffers of a network, which is built without memory for them."""
+    """Return bytes of the parameters and buffers of a network, which is built without memory for them."""
     with torch.device("meta"):
         model = create_model(**{name: value for name, value in shape.items() if name != "pretrained"})
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def moments(optimiser: OptimiserConfig) -> int:
-    """Numbers that an optimiser keeps for each weight."""
+    """Return numbers that an optimiser keeps for each weight."""
     kept = {"adam": 2, "adamw": 2, "rmsprop": 1}.get(optimiser.name, 0)
     return kept + (optimiser.name in ("sgd", "rmsprop") and optimiser.momentum > 0)
 
 
 def suggest(shape: dict[str, Any], most: float, side: str = "--data.image-size") -> Iterator[str]:
-    """Flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind.
+    """Yield flags that each bring the weights of a network below `most` bytes, with what they then are; one of a kind.
 
     `side` is the flag that the size of its images follows.
     """

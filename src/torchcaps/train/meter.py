@@ -24,7 +24,7 @@ class Score(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """Share in [0, 1]; of label sets, the share that is matched exactly."""
+        """Return share in [0, 1]; of label sets, the share that is matched exactly."""
         return (self.images - self.errors) / self.images
 
 
@@ -85,7 +85,7 @@ class Meter:
         return right
 
     def compute(self) -> Score:
-        """What has been taken in since the last reset."""
+        """Return what has been taken in since the last reset."""
         loss, counts, penalties = self.loss.clone(), self.counts.clone(), self.penalties.clone()
         if distributed.is_initialized():
             for each in (loss, counts, penalties)[: 3 if len(penalties) else 2]:
@@ -109,7 +109,9 @@ class Meter:
         self.penalties.zero_()
 
     def state(self) -> dict[str, Tensor]:
-        """The sums of each process, [processes, ...]: added up, what `load` continues would end with other bits."""
+        """Return the sums of each process, [processes, ...]: added up, what `load` continues would end with other
+        bits.
+        """
         sums = {"loss": self.loss.clone(), "counts": self.counts.clone()}
         if len(self.penalties):
             sums["penalties"] = self.penalties.clone()

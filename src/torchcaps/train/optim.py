@@ -17,7 +17,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm
 
 
 def list_gains(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Gains of normalisations, and biases: no kernels, whatever their shape.
+    """Yield gains of normalisations, and biases: no kernels, whatever their shape.
 
     They may have as many dimensions as what they belong to, as in a batch norm of votes by child and parent.
     """
@@ -30,7 +30,7 @@ def list_gains(model: nn.Module) -> Iterator[nn.Parameter]:
 def build_optimiser(
     weights: Iterable[nn.Parameter], config: OptimiserConfig, gains: Iterable[nn.Parameter] = ()
 ) -> Optimizer:
-    """The optimiser that `config` names, over `weights`, among which `gains` are no kernels.
+    """Return the optimiser that `config` names, over `weights`, among which `gains` are no kernels.
 
     On a CPU a step is one pass over each parameter where torch has it so. Elsewhere torch chooses, since such a step
     takes the scale of fp16 out by itself, and leaves no room to clip gradients.
@@ -56,7 +56,7 @@ def build_optimiser(
 
 
 def triangular2(step: int, step_size: int, floor: float) -> float:
-    """Smith 2017's triangular2 policy, entered at its first peak, as a factor in [floor, 1] of the largest rate.
+    """Return Smith 2017's triangular2 policy, entered at its first peak, as a factor in [floor, 1] of the largest rate.
 
     It falls to `floor` over `step_size` steps; from there each cycle of 2 * `step_size` steps rises and falls again,
     and each has half the amplitude of the one before.
@@ -77,7 +77,8 @@ def follow_on(schedule: LRScheduler, rates: Sequence[float], steps: int) -> None
 
 
 def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: int, epochs: int) -> LRScheduler:
-    """The schedule that `config` names, to be stepped after each batch, however many steps an optimiser takes on it.
+    """Return the schedule that `config` names, to be stepped after each batch, however many steps an optimiser takes
+    on it.
 
     A run has `epoch_steps * epochs` batches: the iterations of a paper, and the steps that a schedule counts.
 

@@ -15,7 +15,7 @@ from torchcaps.config import Config
 from torchcaps.data.overlap import Parts
 from torchcaps.losses import Criterion, added_penalty, build_criterion
 from torchcaps.models import Model, Output
-from torchcaps.routing.discriminative import shrink_after, warn_of_collapse
+from torchcaps.routing.coefficients import follow_steps, warn_of_collapse
 from torchcaps.train.optim import build_optimiser, list_gains
 
 
@@ -41,7 +41,8 @@ class Batch(NamedTuple):
 
 
 def build_phases(model: Model, config: Config, class_weights: Tensor | None = None) -> list[Phase]:
-    """The phases of `model`: its weights by the criterion and, only where it has them, its coefficients by ascent.
+    """Return the phases of `model`: its weights by the criterion and, only where it has them, its coefficients by
+    ascent.
 
     `class_weights` are those of the criterion, see `build_criterion`.
 
@@ -59,7 +60,7 @@ def build_phases(model: Model, config: Config, class_weights: Tensor | None = No
     phases = [first._replace(added=partial(added_penalty, config.loss))]
     if coefficients:
         ascent = SGD(coefficients, lr=config.coefficients.lr)
-        shrink_after(ascent, model.modules(), config.batch_size)
+        follow_steps(ascent, model.modules(), config.batch_size)
         warn_of_collapse(ascent, dict(model.named_modules()))
         phases.append(
             Phase(
@@ -115,8 +116,8 @@ class LossModule(nn.Module):
         progress: float = 1.0,
         parts: Parts | None = None,
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, ...]], Tensor]:
-        """The loss, a scalar, and what carries no gradient: scores [b, classes], the gradients of later phases, and the
-        penalties, see `Taken`.
+        """Return the loss, a scalar, and what carries no gradient: scores [b, classes], the gradients of later
+        phases, and the penalties, see `Taken`.
 
         With `parts` each class that an image shows is decoded, and compared with its own part.
         """
@@ -153,7 +154,7 @@ def step_phases(
     batch: Batch,
     clip: float | None,
 ) -> Taken:
-    """All phases on a batch; returns what the last weight step saw.
+    """Take all phases on a batch; returns what the last weight step saw.
 
     Args:
         fabric: averages gradients over the processes and scales the loss where the precision needs it.
@@ -183,7 +184,8 @@ def step_weights(
     clip: float | None,
     beside: Sequence[Phase] = (),
 ) -> Taken:
-    """One step of the first phase, through Fabric's module and optimiser, and of those `beside`, by the same forward.
+    """Return one step of the first phase, through Fabric's module and optimiser, and of those `beside`, by the same
+    forward.
 
     The arguments are those of `step_phases`.
     """
@@ -199,7 +201,8 @@ def step_weights(
 
 
 def step_apart(fabric: Fabric, model: Model, phase: Phase, batch: Batch, clip: float | None) -> None:
-    """The steps of a later phase, through the inner `model`: DDP's reducer waits for every weight, and must not see it.
+    """Take the steps of a later phase, through the inner `model`: DDP's reducer waits for every weight, and must not
+    see it.
 
     Gradients are taken of the phase's parameters only and averaged over the processes; `.grad` is left None.
     """
@@ -211,7 +214,7 @@ def step_apart(fabric: Fabric, model: Model, phase: Phase, batch: Batch, clip: f
 
 
 def _descend(fabric: Fabric, phase: Phase, gradients: Sequence[Tensor], clip: float | None) -> None:
-    """One optimiser step of a later phase by this process's gradients, in place of whatever `.grad` held."""
+    """Take one optimiser step of a later phase by this process's gradients, in place of whatever `.grad` held."""
     for parameter, gradient in zip(phase.parameters, gradients, strict=True):
         parameter.grad = fabric.all_reduce(gradient, reduce_op="mean")  # pyright: ignore[reportAttributeAccessIssue]
     if clip is not None:

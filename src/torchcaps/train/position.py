@@ -35,7 +35,7 @@ class Position:
         self.epoch_seconds = 0.0
 
     def select(self, validation: Score | None, by: Measure = "accuracy") -> bool:
-        """Whether the epoch that has ended is the best so far, which is noted; without validation each is.
+        """Return whether the epoch that has ended is the best so far, which is noted; without validation each is.
 
         `by` is the measure that decides, and the loss where it is equal.
         """
@@ -51,7 +51,7 @@ class Position:
 
 
 def measured(score: Score, by: Measure) -> float:
-    """What `score` has of the measure `by` that selects."""
+    """Return what `score` has of the measure `by` that selects."""
     value = score.accuracy if by == "accuracy" else score.mean_class_accuracy
     assert value is not None, by
     return value

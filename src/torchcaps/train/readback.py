@@ -22,12 +22,12 @@ class Readback:
             self._done.record(torch.cuda.current_stream(values.device))
 
     def tolist(self) -> list:
-        """The numbers, as `Tensor.tolist` gives them."""
+        """Return the numbers, as `Tensor.tolist` gives them."""
         if self._done is not None:
             self._done.synchronize()
         return self._values.tolist()
 
 
 def pinned_like(values: Tensor) -> Tensor:
-    """Memory of the host that the device writes to by itself, for as many numbers as `values` has."""
+    """Return memory of the host that the device writes to by itself, for as many numbers as `values` has."""
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

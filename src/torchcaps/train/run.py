@@ -75,7 +75,7 @@ class RunFolder(NamedTuple):
 
     @property
     def selected(self) -> Path:
-        """The folder of the weights that the run selected: of an unfinished one the best so far, or the last.
+        """Return the folder of the weights that the run selected: of an unfinished one the best so far, or the last.
 
         Raises:
             FileNotFoundError: where there are none yet.
@@ -91,7 +91,7 @@ class RunFolder(NamedTuple):
         return (self.path / "result.json").exists()
 
     def read_config(self) -> Config:
-        """The config of the run.
+        """Return the config of the run.
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
@@ -106,7 +106,7 @@ class RunFolder(NamedTuple):
             raise damaged(self.path / "config.json", error) from error
 
     def read(self, name: str) -> dict[str, Any]:
-        """The JSON file `name` of the folder; raises as `read_config`."""
+        """Return the JSON file `name` of the folder; raises as `read_config`."""
         if not (self.path / name).exists():
             raise FileNotFoundError(f"{self.path} is not the folder of a run: it has no {name}")
         try:
@@ -118,7 +118,7 @@ class RunFolder(NamedTuple):
         return content
 
     def read_manifest(self) -> Manifest:
-        """What the run says of its model in model.json; of a run of format 1, what follows from its config too.
+        """Return what the run says of its model in model.json; of a run of format 1, what follows from its config too.
 
         Raises:
             FileNotFoundError: when the folder is not one of a run.
@@ -132,7 +132,8 @@ class RunFolder(NamedTuple):
             raise damaged(self.path / "model.json", error) from error
 
     def rebuild(self, module: nn.Module | None = None) -> Model:
-        """The model of the run, as the run computed it, to load weights into; `module` where the run was given one.
+        """Return the model of the run, as the run computed it, to load weights into; `module` where the run was
+        given one.
 
         Raises as `read_manifest`, and ValueError for a revision that is no longer to be had, and for code of the
         user's own that was not imported, or a module that was not given.
@@ -156,7 +157,9 @@ class RunFolder(NamedTuple):
             raise ValueError(f"{self.path / 'model.json'}: {error}") from error
 
     def read_revisions(self) -> dict[str, int]:
-        """The revisions above 1 that the run was made with; none before model.json is written, as nothing is then."""
+        """Return the revisions above 1 that the run was made with; none before model.json is written, as nothing is
+        then.
+        """
         if not (self.path / "model.json").exists():
             return {}
         try:
@@ -173,7 +176,7 @@ class RunFolder(NamedTuple):
                 raise ValueError(f"cannot resume {self.path}: {error}") from error
 
     def read_result(self) -> dict[str, Any]:
-        """The fields of result.json; raises as `read_config`."""
+        """Return the fields of result.json; raises as `read_config`."""
         plain = self.read("result.json")
         try:
             kinds = {name: kind for name, kind in get_type_hints(Result).items() if name != "folder"}
@@ -197,7 +200,7 @@ class RunFolder(NamedTuple):
 
     @property
     def in_use(self) -> bool:
-        """Whether a process is training in this folder."""
+        """Return whether a process is training in this folder."""
         held = hold(self.path / LOCK)
         with held or nullcontext():
             return held is None
@@ -229,7 +232,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _candidates(config: Config) -> itertools.chain[Path]:
-    """The names that the folder of such a run may have, in the order in which they are taken."""
+    """Return the names that the folder of such a run may have, in the order in which they are taken."""
     name = f"{config.recipe or config.model.name}-{config.seed}"
     return itertools.chain([config.out / name], (config.out / f"{name}-{number}" for number in itertools.count(2)))
 
@@ -256,18 +259,18 @@ def create_run(config: Config) -> RunFolder:
 
 
 def runs_of(config: Config) -> list[RunFolder]:
-    """Folders of the same recipe and seed, oldest first."""
+    """Return folders of the same recipe and seed, oldest first."""
     folders = map(RunFolder, itertools.takewhile(Path.exists, _candidates(config)))
     return [run for run in folders if (run.path / "config.json").exists()]
 
 
 def unfinished_runs(config: Config) -> list[RunFolder]:
-    """Folders of the same recipe and seed that hold no result yet, oldest first."""
+    """Return folders of the same recipe and seed that hold no result yet, oldest first."""
     return [run for run in runs_of(config) if not run.finished]
 
 
 def find_unfinished(config: Config) -> RunFolder:
-    """The newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
+    """Return the newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
 
     Raises:
         ValueError: when there is none, naming what differs in the newest unfinished run of the recipe and seed.
@@ -287,12 +290,14 @@ def find_unfinished(config: Config) -> RunFolder:
 
 
 def differences(there: Config, asked: Config) -> list[str]:
-    """What the config of a run and one that is asked for do not share, of what must be equal to go on with it."""
+    """Return what the config of a run and one that is asked for do not share, of what must be equal to go on with
+    it.
+    """
     return _differences(to_plain(there), to_plain(asked))
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Descriptions of the values that two plain configs do not share."""
+    """Return descriptions of the values that two plain configs do not share."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = old.get(name), new.get(name)

@@ -37,5 +37,5 @@ def enter_stage(model: nn.Module, config: Config, epoch: int) -> None:
 
 
 def held_part(config: Config, epoch: int) -> str:
-    """The name of the part of the model that stays as it is in `epoch`, from 0; empty where all of it learns."""
+    """Return the name of the part of the model that stays as it is in `epoch`, from 0; empty where all of it learns."""
     return BACKBONE if epoch < config.head_epochs else ""

@@ -62,7 +62,8 @@ def take_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> li
 
 
 def find_start(path: str | Path) -> Start:
-    """The weights that the run in `path` selected, or its last ones where it is unfinished and has selected none.
+    """Return the weights that the run in `path` selected, or its last ones where it is unfinished and has selected
+    none.
 
     Raises:
         FileNotFoundError: when it is not the folder of a run, or holds no checkpoint.
@@ -74,7 +75,7 @@ def find_start(path: str | Path) -> Start:
 
 
 def open_run(config: Config, resume: bool) -> RunFolder:
-    """The folder that a run of `config` is written to; with `resume` that of one that goes on.
+    """Return the folder that a run of `config` is written to; with `resume` that of one that goes on.
 
     That is the newest unfinished run of the config; else a fresh folder that begins where a finished run of fewer
     epochs, and otherwise of the config, has ended. The finished one stays as it is.
@@ -94,7 +95,7 @@ def open_run(config: Config, resume: bool) -> RunFolder:
 
 
 def find_shorter(config: Config) -> RunFolder | None:
-    """The newest finished run of `config`, but for fewer epochs, that can go on; None where there is none."""
+    """Return the newest finished run of `config`, but for fewer epochs, that can go on; None where there is none."""
     for run in reversed(runs_of(config)):
         if run.finished and not differences(run.read_config(), config):
             return None  # that is done
@@ -108,7 +109,7 @@ def find_shorter(config: Config) -> RunFolder | None:
 
 
 def _extend(shorter: RunFolder, config: Config) -> RunFolder:
-    """A fresh folder of `config`, with the checkpoints of `shorter`."""
+    """Return a fresh folder of `config`, with the checkpoints of `shorter`."""
     epochs, state = shorter.read_config().epochs, load_state(shorter.last)
     weights = present(shorter.last)
     assert weights is not None

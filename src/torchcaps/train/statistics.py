@@ -27,13 +27,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def list_norms(model: nn.Module) -> list[Norm]:
-    """The normalisations of `model` whose running statistics move by a momentum."""
+    """Return the normalisations of `model` whose running statistics move by a momentum."""
     norms = [each for each in model.modules() if isinstance(each, Norm)]
     return [each for each in norms if each.running_mean is not None and each.momentum]
 
 
 def count_batches(model: nn.Module, batches: Batches, epochs: int, averaged: bool = False) -> int:
-    """How many batches the statistics of evaluations are to be measured on in a run of `epochs` of these `batches`.
+    """Return how many batches the statistics of evaluations are to be measured on in a run of `epochs` of these
+    `batches`.
 
     0 where running ones serve: in a network without batch norm, and from 10 / momentum steps on, by the smallest
     momentum in the network. Else 2,048 images, or all that an epoch has: also where the weights that are evaluated are
@@ -49,7 +50,8 @@ def count_batches(model: nn.Module, batches: Batches, epochs: int, averaged: boo
 def measure_statistics(
     fabric: Fabric, model: M, batches: Batches, count: int, parts: bool = False, held: str = ""
 ) -> M:
-    """A copy of `model`, in evaluation mode, whose batch norms have the plain mean of the statistics of some batches.
+    """Return a copy of `model`, in evaluation mode, whose batch norms have the plain mean of the statistics of some
+    batches.
 
     The batches are the first `count` joint ones of the first epoch, unchanged by augmentation, so that every call takes
     the same. The first process measures, and all get what it found: the same as one process alone would find.

@@ -48,7 +48,7 @@ class AffineVotes(ABC):
 
     @property
     def poses(self) -> Tensor:
-        """Children in their windows, [b, p, i, rows, columns], zero outside the image; gathered on first use."""
+        """Return children in their windows, [b, p, i, rows, columns], zero outside the image; gathered on first use."""
         if self._poses is None:
             self._poses = self._gather()
         return self._poses
@@ -78,7 +78,7 @@ class AffineVotes(ABC):
 
     @property
     def kept(self) -> Tensor:
-        """The votes themselves, made on first use and kept: for so few images that the weights are larger."""
+        """Return the votes themselves, made on first use and kept: for so few images that the weights are larger."""
         if self._kept is None:
             self._kept = self.dense()
         return self._kept
@@ -133,7 +133,7 @@ class AffineVotes(ABC):
     def _tiled(
         self, function: Callable[[Tensor, Tensor], Tensor], coupling: Tensor, scale: Tensor, shift: Tensor
     ) -> list[Tensor]:
-        """`function(scale * vote + shift, coupling)` of each tile of parents."""
+        """Return `function(scale * vote + shift, coupling)` of each tile of parents."""
 
         def of_tile(u: Tensor, w: Tensor, c: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
             return function(self._affine_votes(u, w, scale, shift), c)
@@ -143,15 +143,15 @@ class AffineVotes(ABC):
         return [recompute(of_tile, self.poses, *each) for each in zip(*parts, strict=True)]
 
     def _tiles(self) -> list[slice]:
-        """The parents of which votes are there at one time."""
+        """Return the parents of which votes are there at one time."""
         return parent_tiles(self.parents)
 
     def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """scale * vote + shift, [b, p, i, j, d], in single precision at least."""
+        """Return scale * vote + shift, [b, p, i, j, d], in single precision at least."""
         return widen(_votes(u, w)) * scale + shift
 
     def _share(self, coupling: Tensor | None) -> Tensor:
-        """`coupling` as [b | 1, p | 1, i, j | 1]; None is 1 where a child is present."""
+        """Return `coupling` as [b | 1, p | 1, i, j | 1]; None is 1 where a child is present."""
         if coupling is not None and coupling.ndim == 4:
             return coupling
         there = self.weight.new_ones(1, 1, self.children) if self.present is None else self.present[None]
@@ -194,7 +194,7 @@ class AffineVotes(ABC):
         return coupling if present is None else coupling * present
 
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
-        """One position sees every child: the window is the image."""
+        """Return the only position, which sees every child: the window is the image."""
         return self.compete(logits)
 
 
@@ -216,7 +216,9 @@ def check_types(capsules: Capsules, dtype: torch.dtype) -> None:
 
 
 def pool_moments(mean: Tensor, variance: Tensor, count: Tensor, each: Each) -> Moments:
-    """What `Votes.moments` gives, of the mean and variance of each pair's votes [i, j, d] and their number [i]."""
+    """Return what `Votes.moments` gives, of the mean and variance of each pair's votes [i, j, d] and their number
+    [i].
+    """
     count = count[:, None, None]
     if each == "pair":
         return Moments(mean, variance, count)
@@ -244,12 +246,12 @@ def _sum(u: Tensor, w: Tensor) -> Tensor:
 
 
 def _shared_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
-    """With a coupling [b, p, i, 1] that all parents share."""
+    """Return the sum with a coupling [b, p, i, 1] that all parents share."""
     return _sum((u * c[..., None]).to(u.dtype), w)
 
 
 def _coupled_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
-    """One matrix product per parent: the children, scaled by their coupling, times W_j."""
+    """Return one matrix product per parent: the children, scaled by their coupling, times W_j."""
     b, p, _, r, _ = u.shape
     share = c.permute(3, 0, 1, 2)[:, :, :, None, :, None]  # [j, b, p, 1, i, 1]
     scaled = (share * u.transpose(2, 3)).to(u.dtype).flatten(1, 3).flatten(2)  # [j, (b p r), (i c)]
@@ -258,7 +260,7 @@ def _coupled_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
 
 
 def _agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
-    """The parents, taken back through W_j', against the children: sum_c u_c (sum_m W_cm parent_m)."""
+    """Return the parents, taken back through W_j', against the children: sum_c u_c (sum_m W_cm parent_m)."""
     b, p, i, r, c = u.shape
     flat = parents.permute(2, 0, 1, 3, 4).flatten(1, 3).to(u.dtype)  # [j, (b p r), m]
     back = torch.bmm(flat, w.flatten(1, 2).transpose(1, 2)).reshape(len(w), b, p, r, i, c)
@@ -270,7 +272,9 @@ def _xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
 
 
 def _whole_xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
-    """Signs first, then scales: with d = 8 a quarter of all elements are 0, and rounding must not choose a sign."""
+    """Return the agreement, signs first, then scales: with d = 8 a quarter of all elements are 0, and rounding must
+    not choose a sign.
+    """
     u_scale, w_scale = u.abs().amax(-1, keepdim=True).detach(), w.abs().amax(-2, keepdim=True).detach()
     counts = torch.einsum("bpirc,jicm->bpijrm", _over(u, u_scale), _over(w, w_scale))
     votes = widen(counts) * u_scale[:, :, :, None] * w_scale.transpose(0, 1)  # [b, p, i, j, r, m]
@@ -278,12 +282,14 @@ def _whole_xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
 
 
 def _over(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale, exactly -1 or 1; 0 where the scale is 0."""
+    """Return x / scale, exactly -1 or 1; 0 where the scale is 0."""
     return x / torch.where(scale > 0, scale, 1)
 
 
 def _statistics(u: Tensor, w: Tensor, there: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [i, j, d] of each pair's votes, exact by Gram matrices of the centred children: W' Cov W."""
+    """Return mean and variance [i, j, d] of each pair's votes, exact by Gram matrices of the centred children: W'
+    Cov W.
+    """
     with no_autocast(u):  # sums of squares overflow half precision
         u, w = widen(u), widen(w)
         total = count.clamp_min(1)[:, None, None]

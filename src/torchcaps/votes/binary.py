@@ -17,17 +17,19 @@ THRESHOLDS = ("zero", "midpoint")
 
 
 def binary_children(capsules: Capsules, rows: int, threshold: Threshold = "zero") -> Capsules:
-    """Poses [b, ..., rows * c], xnorized row by row; the midpoint is that of each image's poses."""
+    """Return poses [b, ..., rows * c], xnorized row by row; the midpoint is that of each image's poses."""
     poses = capsules.poses.unflatten(-1, (rows, -1))
     middle = midpoint(poses, range(1, poses.ndim)) if threshold == "midpoint" else None
     return capsules._replace(poses=binarize(poses, threshold=middle).flatten(-2))
 
 
 def binary_weight(weight: Tensor, threshold: Threshold = "zero") -> Tensor:
-    """Weights [j, ..., c, m], xnorized along c; the midpoint is that of each filter: all that makes output (j, m)."""
+    """Return weights [j, ..., c, m], xnorized along c; the midpoint is that of each filter: all that makes output
+    (j, m).
+    """
     return binarize(weight, -2, weight_middle(weight, threshold))
 
 
 def weight_middle(weight: Tensor, threshold: Threshold) -> Tensor | None:
-    """The threshold of `weight` [j, ..., c, m] as [j, 1, ..., 1, m]; None stands for 0."""
+    """Return the threshold of `weight` [j, ..., c, m] as [j, 1, ..., 1, m]; None stands for 0."""
     return midpoint(weight, range(1, weight.ndim - 1)) if threshold == "midpoint" else None

@@ -68,7 +68,7 @@ class ConvVotes(AffineVotes):
 
     @staticmethod
     def along(stride: int, padding: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Stride and padding by rows and by columns."""
+        """Return stride and padding by rows and by columns."""
         return (stride, stride), (padding, padding)
 
     def binarized(self, threshold: Threshold = "zero") -> ConvVotes:
@@ -82,14 +82,16 @@ class ConvVotes(AffineVotes):
         return windows.unflatten(-1, poses.shape[-2:]).flatten(2, 3).unflatten(-1, (self.rows, -1))
 
     def _windows(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """[b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
+        """Map [b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
         (down, right), (above, beside) = self.strides, self.paddings
         x = F.pad(x, (0, 0, beside, beside, above, above), value=fill)
         windows = x.unfold(1, self.kernel[0], down).unfold(2, self.kernel[1], right)
         return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
 
     def _sum(self, weight: Tensor) -> Tensor:
-        """A convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as channels."""
+        """Return a convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as
+        channels.
+        """
         poses, kernel = self.capsules.poses, weight.unflatten(1, (*self.kernel, -1))
         b = poses.shape[0]
         maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
@@ -99,7 +101,8 @@ class ConvVotes(AffineVotes):
         return out.permute(0, 4, 5, 2, 1, 3).flatten(-2).flatten(1, 2)  # [b, p, j, d]
 
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
-        """The windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then go back.
+        """Return the windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then
+        go back.
 
         The fill is finite: a row of nothing but -inf would be NaN.
         """
@@ -123,7 +126,9 @@ class ConvVotes(AffineVotes):
         return share.exp()
 
     def _positions_that_see(self) -> Tensor:
-        """For each place of a child and each kernel offset the position whose window has it there, or -1: [h w, k]."""
+        """Return for each place of a child and each kernel offset the position whose window has it there, or -1: [h
+        w, k].
+        """
         along = []
         for size, k, count, step, pad in zip(
             self.image, self.kernel, self.windows, self.strides, self.paddings, strict=True

@@ -49,7 +49,7 @@ class VoteNorm(nn.Module):
         return self.affine(votes.moments, votes.images)
 
     def affine(self, moments: Callable[[Each], Moments], images: int) -> tuple[Tensor, Tensor]:
-        """The same, of what gives the moments of the votes of so many images where they are asked for."""
+        """Return the same, of what gives the moments of the votes of so many images where they are asked for."""
         measured = self.training and images > 0  # none have no moments, and change nothing
         mean, variance = self._measured(moments) if measured else (self.running_mean, self.running_variance)
         scale = self.weight * torch.rsqrt(variance + self.eps)
@@ -122,7 +122,7 @@ class NormalisedVotes:
         return self.votes.combine(coupling, *self._affine(scale, shift)).to(self.dtype)
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
-        """sum_d v parent; of a scale and shift of each child a quarter of |v + parent|^2 - |v - parent|^2."""
+        """Return sum_d v parent; of a scale and shift of each child a quarter of |v + parent|^2 - |v - parent|^2."""
         if how != "dot":
             raise ValueError(f"batch norm of votes and agreement {how!r} do not go together: leave batch norm out")
         if self.scale.ndim == 1:
@@ -150,13 +150,13 @@ class NormalisedVotes:
         return self.votes.compete(logits, over, scope)
 
     def _affine(self, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scale and shift of the votes below that a further `scale` and `shift` make."""
+        """Return the scale and shift of the votes below that a further `scale` and `shift` make."""
         scale, shift = (self._expand(x) for x in (scale, shift))
         inner = self.shift if scale is None else self.shift * scale
         return self.scale if scale is None else self.scale * scale, inner if shift is None else inner + shift
 
     def _expand(self, x: Tensor | None) -> Tensor | None:
-        """`x`, which broadcasts to [b, p, j, d], with a dimension for the children where the scale has one."""
+        """Return `x`, which broadcasts to [b, p, j, d], with a dimension for the children where the scale has one."""
         if x is None or self.scale.ndim == 1 or x.ndim == 5:
             return x
         return x[(None,) * (4 - x.ndim)].unsqueeze(2)

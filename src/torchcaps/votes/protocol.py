@@ -36,12 +36,14 @@ class Votes(Protocol):
 
     @property
     def activations(self) -> Tensor | None:
-        """Activations of the children in their windows [b, p, i], 0 outside the image; None if they have none."""
+        """Return activations of the children in their windows [b, p, i], 0 outside the image; None if they have
+        none.
+        """
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what `combine` gives: the type of autocast where it is on."""
+        """Return the type of what `combine` gives: the type of autocast where it is on."""
         ...
 
     @property
@@ -49,20 +51,20 @@ class Votes(Protocol):
 
     @property
     def images(self) -> int:
-        """b, how many there are."""
+        """Return b, how many there are."""
         ...
 
     @property
     def present(self) -> Tensor | None:
-        """[p, i], False where a window leaves the image; None when every child is there."""
+        """Return [p, i], False where a window leaves the image; None when every child is there."""
         ...
 
     def dense(self) -> Tensor:
-        """The votes themselves [b, p, i, j, d], 0 outside the image: for tests and for reading."""
+        """Return the votes themselves [b, p, i, j, d], 0 outside the image: for tests and for reading."""
         ...
 
     def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """sum_i c (scale v + shift), [b, p, j, d].
+        """Return sum_i c (scale v + shift), [b, p, j, d].
 
         `coupling` is [b, p, i, j], [b, p, i, 1], or [i, j] (folded into W); with a shift it must be 0 where a child is
         not present. None is the uniform one, 1 / j, as `Routing.couple` says it; "ones", or nothing, is 1.
@@ -72,27 +74,31 @@ class Votes(Protocol):
         ...
 
     def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
-        """sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first (XnIDR)."""
+        """Return sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first
+        (XnIDR).
+        """
         ...
 
     def squares(self, coupling: Share, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """sum_i c (scale v + shift)^2, [b, p, j, d], with `coupling`, `scale` and `shift` as for `combine`."""
+        """Return sum_i c (scale v + shift)^2, [b, p, j, d], with `coupling`, `scale` and `shift` as for `combine`."""
         ...
 
     def distance(self, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """sum_d (scale v + shift)^2, [b, p, i, j], with `scale` and `shift` as for `combine`."""
+        """Return sum_d (scale v + shift)^2, [b, p, i, j], with `scale` and `shift` as for `combine`."""
         ...
 
     def moments(self, each: Each = "element") -> Moments:
-        """Mean and variance of the votes that are present, for each pose element, (child, element) or triple."""
+        """Return mean and variance of the votes that are present, for each pose element, (child, element) or triple."""
         ...
 
     def binarized(self, threshold: Threshold = "zero") -> Votes:
-        """Votes of the same children through the same weights, both xnorized first (XnODR): see `votes.binary`."""
+        """Return votes of the same children through the same weights, both xnorized first (XnODR): see
+        `votes.binary`.
+        """
         ...
 
     def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:
-        """Softmax of `logits` [b, p, i, j], 0 where a child is not present.
+        """Return softmax of `logits` [b, p, i, j], 0 where a child is not present.
 
         Over "parents" a child shares itself among its parents: those at one position (scope "window"), or those of all
         windows that see it (scope "image"). Over "children" the children of a parent compete. `logits` None stands for

@@ -47,7 +47,7 @@ class ScrambledVotes(ConvVotes):
         return mixed.unflatten(-1, (self.rows, -1))
 
     def _sum(self, weight: Tensor) -> Tensor:
-        """No convolution: it would see windows as they are."""
+        """Return the sum, without a convolution: it would see windows as they are."""
         return AffineVotes._sum(self, weight)
 
     def _compete_over_image(self, logits: Tensor | None) -> NoReturn:

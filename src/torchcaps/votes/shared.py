@@ -76,7 +76,7 @@ class SharedVotes(AffineVotes):
         return LinearVotes(self.capsules, self._repeat(self.weight), binary=self.binary)
 
     def _repeat(self, weight: Tensor) -> Tensor:
-        """[j, t, c, m] for each child, [j, i, c, m]."""
+        """Return [j, t, c, m] for each child, [j, i, c, m]."""
         return weight.unsqueeze(2).expand(-1, -1, self.positions, -1, -1).flatten(1, 2)
 
     def _combine(self, coupling: Tensor | None) -> Tensor:
@@ -92,14 +92,15 @@ class SharedVotes(AffineVotes):
         return torch.cat(tiles, 2)
 
     def _tiles(self) -> list[slice]:
-        """On a CPU so few parents that their votes stay in its cache."""
+        """Return on a CPU so few parents that their votes stay in its cache."""
         if self.device.type != "cpu":
             return super()._tiles()
         return parent_tiles(self.parents, max(1, CACHED // (len(self.poses) * self.children * self.pose)))
 
     def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """A matrix product per image and type, the shift being one more row of W: what repeats W for each child takes
-        twenty times as long."""
+        """Return a matrix product per image and type, the shift being one more row of W: what repeats W for each
+        child takes twenty times as long.
+        """
         if scale.shape[2] != 1 or shift.shape[2] != 1:  # they differ from child to child
             return super()._affine_votes(u, self._repeat(w), scale, shift)
         with no_autocast(u):
@@ -111,7 +112,7 @@ class SharedVotes(AffineVotes):
         return votes.flatten(1, 2).unflatten(2, (j, m)).unsqueeze(1)
 
     def _by_type(self, poses: Tensor) -> Tensor:
-        """[b, 1, i, 1, c] -> [b, t, p, c]."""
+        """Map [b, 1, i, 1, c] -> [b, t, p, c]."""
         return poses[:, 0, :, 0].unflatten(1, (-1, self.positions))
 
     def _uniform_sum(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class SharedVotes(AffineVotes):
         return out.unflatten(1, (len(w), -1)).unsqueeze(1)  # [b, 1, j, d]
 
     def _coupled_sum(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
-        """Positions first, a matrix product per type; then a matrix product per parent."""
+        """Return positions first, a matrix product per type; then a matrix product per parent."""
         poses = self._by_type(u)
         share = c[:, 0].to(u.dtype).unflatten(1, (-1, self.positions)).expand(u.shape[0], -1, -1, -1)  # [b, t, p, j]
         total = share.transpose(2, 3) @ poses  # [b, t, j, c]

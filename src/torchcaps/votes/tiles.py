@@ -16,14 +16,15 @@ T = TypeVar("T")
 
 
 def parent_tiles(parents: int, most: int | None = None) -> list[slice]:
-    """The parents in about eight runs, or in runs of `most` where these are shorter: the temporary of one is at most
-    about an eighth of the votes."""
+    """Return the parents in about eight runs, or in runs of `most` where these are shorter: the temporary of one is
+    at most about an eighth of the votes.
+    """
     size = min(-(-parents // TILES), most or parents)
     return [slice(start, min(start + size, parents)) for start in range(0, parents, size)]
 
 
 def cut(x: Tensor, tiles: Sequence[slice], dim: int) -> Sequence[Tensor]:
-    """The tiles of `x` along `dim`; all of it for each where that dimension is broadcast."""
+    """Return the tiles of `x` along `dim`; all of it for each where that dimension is broadcast."""
     return [x] * len(tiles) if x.shape[dim] == 1 else x.split([tile.stop - tile.start for tile in tiles], dim)
 
 

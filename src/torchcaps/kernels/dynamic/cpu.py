@@ -10,6 +10,7 @@ from torchcaps.kernels.lanes import (
     arrays,
     back,
     blocks,
+    clear,
     from_lanes,
     gather,
     outer,
@@ -82,7 +83,9 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
 
 @inlined
 def _dot(votes, at, state, to, pose):
-    """Products of 16 images with one parent; four sums at once, since each product waits for the sum before it."""
+    """Return products of 16 images with one parent; four sums at once, since each product waits for the sum before
+    it.
+    """
     a0 = zeros(votes)
     a1 = zeros(votes)
     a2 = zeros(votes)
@@ -102,7 +105,7 @@ def _dot(votes, at, state, to, pose):
 
 @inlined
 def _agreement(votes, at, state, to, pose, xnor):
-    """Logits of 16 images with one parent."""
+    """Return logits of 16 images with one parent."""
     if not xnor:
         return _dot(votes, at, state, to, pose)
     logit = zeros(votes)
@@ -114,7 +117,7 @@ def _agreement(votes, at, state, to, pose, xnor):
 
 @inlined
 def _scale(votes, at, pose):
-    """Mean size of a vote's elements, of which binarizing leaves one number."""
+    """Return mean size of a vote's elements, of which binarizing leaves one number."""
     size = zeros(votes)
     for k in range(0, pose * LANES, LANES):
         size = size + magnitude(load(votes, at + k))
@@ -123,7 +126,7 @@ def _scale(votes, at, pose):
 
 @compiled
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
-    """Votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
+    """Compute: votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
     votes_of(u, at, weight, child, rows, votes, 0, False)
     if binary:
         _cancel_all(u, at, weight, child, rows, votes)
@@ -141,7 +144,7 @@ def _cancel_all(u, at, weight, child, rows, votes):
 
 @compiled
 def _agreements(votes, state, to, initial, child, xnor, coupling):
-    """Logits [j, 16] of 16 images with all parents."""
+    """Compute: logits [j, 16] of 16 images with all parents."""
     parents, pose, _ = votes.shape
     for j in range(parents):
         k = j * pose * LANES
@@ -151,7 +154,7 @@ def _agreements(votes, state, to, initial, child, xnor, coupling):
 
 @compiled
 def _share(votes, coupling, out, to):
-    """out [j, d, 16] += coupling times votes."""
+    """Compute: out [j, d, 16] += coupling times votes."""
     parents, pose, _ = votes.shape
     for j in range(parents):
         c = load(coupling, j * LANES)
@@ -161,7 +164,7 @@ def _share(votes, coupling, out, to):
 
 @compiled
 def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
-    """out [blocks, j, d, 16] += sum over the children from `first` to `end`."""
+    """Compute: out [blocks, j, d, 16] += sum over the children from `first` to `end`."""
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
@@ -196,7 +199,9 @@ def _backward(
     out_initial,
     out_state,
 ):
-    """Gradients of the children from `first` to `end`; what they add to that of the state goes to out_state."""
+    """Compute: gradients of the children from `first` to `end`; what they add to that of the state goes to
+    out_state.
+    """
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
@@ -209,7 +214,7 @@ def _backward(
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for n in range(parts):
             to = n * parents * pose * LANES
             for i in range(count):
@@ -221,7 +226,7 @@ def _backward(
             at = i * parts * size * LANES
             _initial(logits[i], out_initial, start + i)
             if last:
-                logits[i] = 0
+                clear(logits, i * parts * parents * LANES, parts * parents)
             _children(
                 u,
                 at,
@@ -243,7 +248,7 @@ def _backward(
 
 @compiled
 def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, out_state):
-    """Gradients of the logits [j, 16] of one child and 16 images, and what they add to that of the state."""
+    """Compute: gradients of the logits [j, 16] of one child and 16 images, and what they add to that of the state."""
     parents = coupling.shape[0]
     mean = zeros(votes)
     for j in range(parents):
@@ -266,7 +271,7 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
 
 @compiled
 def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, logits, votes, dv, du, out_weight):
-    """Gradients of one child's poses and matrices, of those of its votes: c gradient + logit state."""
+    """Compute: gradients of one child's poses and matrices, of those of its votes: c gradient + logit state."""
     parents, children, columns, m = weight.shape
     parts, pose, _ = dv.shape
     rows = pose // m

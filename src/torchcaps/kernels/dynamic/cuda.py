@@ -73,7 +73,7 @@ def backward(
 
 
 def _claims(inputs: tuple, gradient: Tensor, sizes: dict[str, int], xnor: bool, binary: bool, back: bool) -> Tensor:
-    """What tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all of them."""
+    """Return what tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all."""
     state = inputs[2]
     if not sizes["TILED"]:
         return state.new_empty(0)
@@ -85,7 +85,7 @@ def _claims(inputs: tuple, gradient: Tensor, sizes: dict[str, int], xnor: bool, 
 
 
 def _start(initial: Tensor | None, state: Tensor) -> tuple[Tensor, bool]:
-    """Initial logits and whether there are any."""
+    """Return initial logits and whether there are any."""
     return (state, False) if initial is None else (initial, True)
 
 
@@ -94,8 +94,9 @@ def _votes(
     poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr, BINARY: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
 ):  # fmt: skip
-    """Votes of one child, [t, j, r, m]; BINARY with 0 for what is less than half a term of its sum, where terms differ
-    in sign alone: rounding left it."""
+    """Return votes of one child, [t, j, r, m]; BINARY with 0 for what is less than half a term of its sum, where
+    terms differ in sign alone: rounding left it.
+    """
     votes = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
     if BINARY:
         at, there = column_at(image, last, child, children, 0, R, C, RP)
@@ -108,13 +109,13 @@ def _votes(
 
 @triton.jit
 def _scale(votes, R, M):
-    """Mean size of a vote's elements, [t, j]."""
+    """Return mean size of a vote's elements, [t, j]."""
     return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
 
 
 @triton.jit
 def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr):
-    """Of one child, [t, j], -inf beyond the last parent."""
+    """Return logits of one child, [t, j], -inf beyond the last parent."""
     j = j0 + tl.arange(0, JP)
     if XNOR:
         logits = tl.sum(tl.sum(tl.where(votes > 0, state, -state), 3), 2) * _scale(votes, R, M)
@@ -127,7 +128,7 @@ def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS:
 
 @triton.jit
 def _softmax(logits, seen, pair, real, TILED: tl.constexpr):
-    """Over parents, [t, j]: over all of them, where this tile has a part."""
+    """Return the softmax over parents, [t, j]: over all of them, where this tile has a part."""
     if TILED:
         most = tl.load(seen + pair, mask=real, other=0.0)
         whole = tl.load(seen + pair + 1, mask=real, other=1.0)
@@ -139,7 +140,7 @@ def _softmax(logits, seen, pair, real, TILED: tl.constexpr):
 
 @triton.jit
 def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
-    """Gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
+    """Return the gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
     of_coupling = inner(votes, gradient)
     if TILED:
         whole = tl.load(seen + pair + 1, mask=real, other=1.0)
@@ -156,9 +157,9 @@ def _claim_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Of each image and child, over all parents, in `seen` [b, i, 3]: the largest logit, the sum of e^(l - it), and
-    BACK the sum of e^(l - it) times the gradient of the coupling. Tiles follow each other, and each moves the sums to
-    the largest logit so far.
+    """Compute of each image and child, over all parents, in `seen` [b, i, 3]: the largest logit, the sum of e^(l - it),
+    and BACK the sum of e^(l - it) times the gradient of the coupling. Tiles follow each other, and each moves the
+    sums to the largest logit so far.
     """
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     real = image < count
@@ -190,7 +191,7 @@ def _forward_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
+    """Compute: out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
@@ -211,7 +212,7 @@ def _state_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the state, like `_forward_kernel`'s sums."""
+    """Compute: gradient of the state, like `_forward_kernel`'s sums."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
@@ -239,7 +240,7 @@ def _child_kernel(
     J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one child in `share` images, which no other program has: a tile of parents after another."""
+    """Compute: gradients of one child in `share` images, which no other program has: tile after tile."""
     child, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
     last = tl.minimum(run * share + share, count)
     begin = run * children * C * J * M

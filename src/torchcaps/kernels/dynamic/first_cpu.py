@@ -5,15 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, votes_of
-from torchcaps.kernels.simd import LANES, compiled
+from torchcaps.kernels.lanes import (
+    arrays,
+    back,
+    blocks,
+    clear,
+    from_lanes,
+    gather,
+    outer,
+    room,
+    scatter,
+    to_lanes,
+    votes_of,
+)
+from torchcaps.kernels.simd import LANES, compiled, load, store
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
 
 
 def forward(poses: Tensor, weight: Tensor) -> Tensor:
-    """sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     images, children, size = poses.shape
     pose = size // weight.shape[2] * weight.shape[3]
     spans = ranges(children)
@@ -24,7 +36,7 @@ def forward(poses: Tensor, weight: Tensor) -> Tensor:
 
 
 def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of poses and weight."""
+    """Return gradients of poses and weight."""
     outs = torch.empty_like(poses), torch.empty_like(weight)
     inputs = arrays(poses, weight, to_lanes(gradient), *outs)
     run(lambda part, first, end: _backward(*inputs, first, end), ranges(poses.shape[1]))
@@ -56,11 +68,13 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
     dv = room((parents, parts, pose, LANES), poses)  # parents first: the same for every child
     for n in range(parts):
         for j in range(parents):
-            dv[j, n] = gradient[n, j]
+            to, at = (j * parts + n) * pose * LANES, (n * parents + j) * pose * LANES
+            for k in range(0, pose * LANES, LANES):
+                store(dv, to + k, load(gradient, at + k))
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for i in range(count):
             for j in range(parents):
                 at, to = i * parts * size * LANES, (j * children + start + i) * columns * m

@@ -20,7 +20,7 @@ from torchcaps.kernels.twice import asked_again, gradients_anew
 def dynamic_step(
     poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None, xnor: bool, binary: bool, last: bool
 ) -> Tensor:
-    """sum_i c_ij v_ij of votes v_ij = u_i W_ij that are never made, [b, j, d], in float32 at least.
+    """Return sum_i c_ij v_ij of votes v_ij = u_i W_ij that are never made, [b, j, d], in float32 at least.
 
     Args:
         poses: children [b, i, rows * columns], any of the floating types, as the three that follow.
@@ -49,7 +49,7 @@ def dynamic_step_backward(
     binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
+    """Return gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
     if not len(poses):
         return none_yet(*inputs)
@@ -59,7 +59,9 @@ def dynamic_step_backward(
 
 
 def _home(x: Tensor) -> Any:
-    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
+    use.
+    """
     if x.device.type == "cpu":
         from torchcaps.kernels.dynamic import cpu as home
     else:
@@ -68,7 +70,7 @@ def _home(x: Tensor) -> Any:
 
 
 def _widest(*tensors: Tensor | None) -> list[Tensor | None]:
-    """All of them contiguous, and in the widest of their types, float32 at least."""
+    """Return all of them contiguous, and in the widest of their types, float32 at least."""
     dtype = torch.float32
     for x in tensors:
         dtype = dtype if x is None else torch.promote_types(dtype, x.dtype)
@@ -121,7 +123,9 @@ dynamic_step.register_autograd(_differentiate, setup_context=_keep)
 
 @register_flop_formula(torch.ops.torchcaps.dynamic_step)
 def _(poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, *_: Any, **__: Any) -> int:
-    """The sum of votes, and with a state the agreement: products with W; with xnor the signs' product besides."""
+    """Return the sum of votes, and with a state the agreement: products with W; with xnor the signs' product
+    besides.
+    """
     if state is None:
         return _products(poses, weight)
     return 2 * _products(poses, weight) + (2 * _elements(poses, weight) if xnor else 0)
@@ -131,17 +135,17 @@ def _(poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, *_: Any, **
 def _(
     gradient: Any, poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, binary: bool, last: bool, **__: Any
 ) -> int:
-    """Two for each product; the agreement, where it has a gradient, is made anew."""
+    """Return two for each product; the agreement, where it has a gradient, is made anew."""
     if state is None or last:
         return 2 * _products(poses, weight)
     return 5 * _products(poses, weight) + (4 * _elements(poses, weight) if xnor else 0)
 
 
 def _products(poses: Any, weight: Any) -> int:
-    """FLOPs of making all votes once."""
+    """Return FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
 
 
 def _elements(poses: Any, weight: Any) -> int:
-    """Elements of all votes."""
+    """Return elements of all votes."""
     return poses[0] * poses[2] // weight[2] * weight[0] * weight[1] * weight[3]

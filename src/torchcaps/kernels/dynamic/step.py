@@ -12,7 +12,7 @@ from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.kernels.rule import unless_wide
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.dynamic import Dynamic
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
@@ -23,14 +23,16 @@ COLUMNS = 3  # of a child's pose, at least, where both projections are binary
 
 
 def supports(transform: Transform, routing: Dynamic) -> str | None:
-    """Children that compete for a parent need a sum over all of them before any can go on."""
+    """Return children that compete for a parent need a sum over all of them before any can go on."""
     if routing.over != "parents":
         return f"the dynamic kernel takes over 'parents', not {routing.over!r}"
     return None
 
 
 def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
-    """Of one or two products the votes of all children are often 0 at once, and rounding gives their sum a sign."""
+    """Refuse one or two, since of one or two products the votes of all children are often 0 at once, and rounding
+    gives their sum a sign.
+    """
     if transform.shape[-2] < COLUMNS:
         return f"the dynamic kernel takes poses of at least {COLUMNS} columns where both projections are binary"
     return supports(transform, routing)
@@ -40,8 +42,8 @@ def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
 @register_kernel(LinearVotes, XnODR, supports, unless_wide)
 @register_kernel(LinearVotes, XnIDR, supports, unless_wide)
 @register_kernel(LinearVotes, XnODRXnIDR, supports_signs, unless_wide)
-def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
-    """One iteration; a first one that starts from logits is plain, since they are folded into the weights."""
+def dynamic(routing: Dynamic, votes: LinearVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
+    """Return one iteration; a first one that starts from logits is plain, since they are folded into the weights."""
     if state is None and routing.initial is not None:
         return routing.step(votes, state, t)
     signs = votes.binary and isinstance(routing, XnIDR)  # which only the step takes of sums that cancel
@@ -56,7 +58,7 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: State, t: int) -> Step:
 
 
 def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
-    """There logits are votes times what is carried, and nothing else, with all their gradients."""
+    """Return there logits are votes times what is carried, and nothing else, with all their gradients."""
     if routing.initial is not None:
         return "on windows the dynamic kernel takes no initial logits: use start 'zero'"
     if routing.gradients == "last":
@@ -66,8 +68,8 @@ def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
 
 @register_kernel(ConvVotes, Dynamic, supports_windows, unless_wide)
 @register_kernel(ConvVotes, XnODR, supports_windows, unless_wide)
-def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int) -> Step:
-    """One iteration; the first is plain, a convolution."""
+def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
+    """Return one iteration; the first is plain, a convolution."""
     if state is None:
         return routing.step(votes, state, t)
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
@@ -75,15 +77,19 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: State, t: int)
     return _finish(routing, total, votes, state)
 
 
-def _finish(routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: State) -> Step:
-    """What the plain step makes of the same sums."""
+def _finish(
+    routing: Dynamic, total: Tensor, votes: LinearVotes | ConvVotes, state: Tensor | None
+) -> Step[Tensor | None]:
+    """Return what the plain step makes of the same sums."""
     parents = squash(routing.add_bias(total)).to(votes.dtype)
     recalled = routing.recall(parents)
     return Step(Capsules(parents), None, recalled if state is None else state + recalled)
 
 
-def _total_of_few(routing: Dynamic, votes: LinearVotes, state: State) -> Tensor:
-    """The same sum where votes are at most half as large as the weights: so few that they are made, once, and kept."""
+def _total_of_few(routing: Dynamic, votes: LinearVotes, state: Tensor | None) -> Tensor:
+    """Return the same sum where votes are at most half as large as the weights: so few that they are made, once, and
+    kept.
+    """
     dense = widen(votes.kept)  # [b, 1, i, j, d]
     if state is None:
         return dense.sum(2) / votes.parents

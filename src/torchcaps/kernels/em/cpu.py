@@ -29,7 +29,8 @@ class _Arrays(NamedTuple):
 
 
 def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over windows.
+    """Return weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over
+    windows.
 
     See `op.em_step`.
     """
@@ -53,7 +54,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
 
 
 def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:
-    """Gradients of poses, weight and activations, and the sums that `sums.of_parents` takes.
+    """Return gradients of poses, weight and activations, and the sums that `sums.of_parents` takes.
 
     `claims` are what `forward` gave last. Threads take whole images, since windows of one image share children.
     """

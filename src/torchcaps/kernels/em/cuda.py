@@ -53,7 +53,7 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
 
 
 def _claims(given: list[Tensor], sizes: dict[str, int]) -> Tensor:
-    """Of each child that competes over more parents than a program has, see `claim_kernel`; of none else."""
+    """Return of each child that competes over more parents than a program has, see `claim_kernel`; of none else."""
     poses = given[0]
     images, height, width, types, _ = poses.shape
     if not sizes["WHOLE"]:
@@ -66,7 +66,7 @@ def _claims(given: list[Tensor], sizes: dict[str, int]) -> Tensor:
 
 
 def _joined(centre: Tensor, square: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means, squares about them and weights of all runs of children, which come first, from those of each.
+    """Return means, squares about them and weights of all runs of children, which come first, from those of each.
 
     The squares of a run are about its own mean: what that is off the joint one is added, so nothing cancels (Chan,
     Golub and LeVeque 1979).
@@ -79,13 +79,15 @@ def _joined(centre: Tensor, square: Tensor, total: Tensor) -> tuple[Tensor, Tens
 
 
 def _given(inputs: Inputs) -> list[Tensor]:
-    """What every kernel takes first: weights as [kh, kw, n, c, j, m], and an empty tensor for what there is not."""
+    """Return what every kernel takes first: weights as [kh, kw, n, c, j, m], and an empty tensor for what there is
+    not.
+    """
     weight, none = inputs.weight.permute(1, 2, 3, 4, 0, 5).contiguous(), inputs.poses.new_empty(0)
     return [none if x is None else x for x in inputs._replace(weight=weight)]
 
 
 def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
-    """The sizes and the flags that every kernel takes."""
+    """Return the sizes and the flags that every kernel takes."""
     images, height, width, types, _ = inputs.poses.shape
     parents, kh, kw, _, columns, m = inputs.weight.shape
     down, across = ((size + 2 * geometry.padding - k) // geometry.stride + 1 for size, k in ((height, kh), (width, kw)))
@@ -115,8 +117,9 @@ def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
 
 
 def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int, dict[str, int]]:
-    """A grid of (tiles of positions, runs of children, tiles of parents), as many as keep the device busy, how many
-    children a run has, and the size of a tile of positions."""
+    """Return a grid of (tiles of positions, runs of children, tiles of parents), as many as keep the device busy,
+    how many children a run has, and the size of a tile of positions.
+    """
     children, across = sizes["KH"] * sizes["KW"] * sizes["types"], triton.cdiv(sizes["J"], sizes["JP"])
     tile = _tile(sizes, triton.cdiv(sizes["count"] * children * across, PROGRAMS))
     tiles = triton.cdiv(sizes["count"], tile["T"])
@@ -125,14 +128,16 @@ def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int, dic
 
 
 def _by_children(sizes: dict[str, int], images: int) -> tuple[tuple[int, int], int, dict[str, int]]:
-    """A grid of (types of children, runs of images), how many positions a run has, and the size of a tile of them."""
+    """Return a grid of (types of children, runs of images), how many positions a run has, and the size of a tile of
+    them.
+    """
     share = triton.cdiv(images, triton.cdiv(PROGRAMS, sizes["types"]))
     positions = share * sizes["places"]
     return (sizes["types"], triton.cdiv(images, share)), positions, _tile(sizes, positions)
 
 
 def _tile(sizes: dict[str, int], positions: int) -> dict[str, int]:
-    """Positions at a time, a power of two up to that which holds `positions`, and the warps for them."""
+    """Return positions at a time, a power of two up to that which holds `positions`, and the warps for them."""
     elements = sizes["JP"] * sizes["RP"] * sizes["MP"]
     count = min(max(1, ELEMENTS // elements), triton.next_power_of_2(positions))
     return {"T": count, "num_warps": min(8, max(1, count * elements // WARP)), **FUSION}

@@ -14,7 +14,7 @@ from torchcaps.kernels.window_tiles import child_at, column_of, row_of, window_v
 
 @triton.jit
 def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
-    """m, G, V and H of README.md."""
+    """Return m, G, V and H of README.md."""
     m = tl.load(mean + at, mask=mask, other=0.0)
     g = tl.load(of_mean + at, mask=mask, other=0.0)
     v = tl.load(of_square + at, mask=mask, other=0.0)
@@ -23,7 +23,7 @@ def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
 
 @triton.jit
 def _change(votes, m, g, v, h):
-    """Gradient of the weight of each pair, [t, j]."""
+    """Return gradient of the weight of each pair, [t, j]."""
     y = votes - m
     return h + inner(y, g + v * y)
 
@@ -36,7 +36,7 @@ def activation_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the activations of children that compete over all windows; see `child_kernel`."""
+    """Compute: gradient of the activations of children that compete over all windows; see `child_kernel`."""
     n = tl.program_id(0)
     first = tl.program_id(1).to(tl.int64) * share
     last = tl.minimum(first + share, count)
@@ -70,7 +70,8 @@ def child_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Children of one type in `share` positions, which no other program has, and their part of the weights' gradient.
+    """Compute: children of one type in `share` positions, which no other program has, and their part of the weights'
+    gradient.
 
     Windows share a child only at different offsets, which come one after another. The gradient of activations is there
     already with WHOLE, and else made here.
@@ -128,7 +129,9 @@ def state_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """The sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like `forward_kernel`'s."""
+    """Compute: the sums l s e, l s e^2 [runs, t, j, r, m] and l [runs, t, j], or with DOT l v and l, like
+    `forward_kernel`'s.
+    """
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)

@@ -22,14 +22,14 @@ LEAST = tl.constexpr(1e-30)  # of a sum of weights that divides: what is below m
 
 @triton.jit
 def numbers_at(position, count, J, JP: tl.constexpr, j0=0):
-    """Places [t, j] in [positions, j] from `j0` on, and which of them exist."""
+    """Return places [t, j] in [positions, j] from `j0` on, and which of them exist."""
     j = j0 + tl.arange(0, JP)[None, :]
     return position[:, None] * J + j, (position < count)[:, None] & (j < J)
 
 
 @triton.jit
 def state_of(mean, scale, prior, at, mask, place, real, ROUTED: tl.constexpr, DOT: tl.constexpr):
-    """Mean, scale and prior of the parents that votes are compared with; zeros where there is none."""
+    """Return mean, scale and prior of the parents that votes are compared with; zeros where there is none."""
     mu = tl.load(mean + at, mask=mask & ROUTED, other=0.0)
     s = tl.load(scale + at, mask=mask & (ROUTED and not DOT), other=0.0)
     return mu, s, tl.load(prior + place, mask=real & ROUTED, other=0.0)
@@ -37,7 +37,7 @@ def state_of(mean, scale, prior, at, mask, place, real, ROUTED: tl.constexpr, DO
 
 @triton.jit
 def _logits(votes, mu, s, q, j0, J, JP: tl.constexpr, DOT: tl.constexpr):
-    """[t, j], -inf beyond the last parent."""
+    """Return [t, j], -inf beyond the last parent."""
     if DOT:
         logits = q + inner(votes, mu)
     else:
@@ -51,7 +51,7 @@ def coupling_of(
     votes, mu, s, q, seen, child, present, j0, J,
     JP: tl.constexpr, ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Share of each parent in the child, [t, j]; 1 where there is no state."""
+    """Return share of each parent in the child, [t, j]; 1 where there is no state."""
     if ROUTED:
         logits = _logits(votes, mu, s, q, j0, J, JP, DOT)
         if WHOLE:
@@ -73,8 +73,8 @@ def forward_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """Means, squares about them [runs, t, j, r, m] and weights [runs, t, j] of the positions, the run of children and
-    the tile of parents of this program.
+    """Compute: means, squares about them [runs, t, j, r, m] and weights [runs, t, j] of the positions, the run of
+    children and the tile of parents of this program.
 
     Votes are taken in one by one, so that squares are never uncentred; `cuda.py` joins the runs.
     """
@@ -116,7 +116,9 @@ def claim_kernel(
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
     ROUTED: tl.constexpr, DOT: tl.constexpr, WHOLE: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """`seen` of the children of one type in `share` positions, which start from -inf and 0; see `child_kernel`."""
+    """Compute: `seen` of the children of one type in `share` positions, which start from -inf and 0; see
+    `child_kernel`.
+    """
     n = tl.program_id(0)
     first = tl.program_id(1).to(tl.int64) * share
     last = tl.minimum(first + share, count)

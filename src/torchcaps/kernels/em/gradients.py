@@ -7,7 +7,9 @@ from torchcaps.kernels.simd import LANES, compiled, load, store, total, zeros
 
 @compiled
 def differentiate_activation(votes, coupling, mean, found, count, rows, change, da):
-    """change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c change."""
+    """Compute: change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c
+    change.
+    """
     of_mean, of_square, of_weight = found
     blocks, height, m, _ = votes.shape
     for t in range(count):

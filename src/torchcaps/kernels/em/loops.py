@@ -32,7 +32,8 @@ LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
 
 @compiled
 def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
-    """seen [b, places, n, 2]: of each child, over all parents that see it, the largest logit and the sum of e^(l - it).
+    """Compute: seen [b, places, n, 2]: of each child, over all parents that see it, the largest logit and the sum of
+    e^(l - it).
 
     Of the positions from `first` to `end`, whole images, which start from -inf and 0.
     """
@@ -54,7 +55,7 @@ def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
 
 @compiled
 def forward_loop(poses, activations, weight, state, seen, source, rows, together, routed, whole, first, end, out):
-    """out: means and sums of squares about them [positions, j, d], and sums of weights [positions, j, 1].
+    """Compute: out: means and sums of squares about them [positions, j, d], and sums of weights [positions, j, 1].
 
     Of the positions from `first` to `end`. Where not `routed` the activations are the weights, and there is no state.
     """
@@ -103,7 +104,7 @@ def activation_loop(poses, weight, state, result, seen, source, rows, together, 
 def backward_loop(
     poses, activations, weight, state, result, seen, source, rows, together, routed, whole, first, end, into, d_state
 ):
-    """Gradients of the positions from `first` to `end`.
+    """Compute: gradients of the positions from `first` to `end`.
 
     Those of `into`, children, activations and weight, are added to what is there, and with `whole` those of activations
     are there already; d_state are the sums that make those of the state. `result` is the mean and G, V, H of README.md.
@@ -152,7 +153,7 @@ def backward_loop(
 
 @compiled
 def _room(weight, rows, together):
-    """A child, its votes and its coupling, which is 1 until it is set."""
+    """Return a child, its votes and its coupling, which is 1 until it is set."""
     _, blocks, columns, m, _ = weight.shape
     u = np.zeros((together * rows, columns), weight.dtype)
     votes = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
@@ -161,7 +162,7 @@ def _room(weight, rows, together):
 
 @compiled
 def _parents(weight, rows, together):
-    """Two numbers for each element of the parents, and one for each parent, all 0."""
+    """Return two numbers for each element of the parents, and one for each parent, all 0."""
     blocks, m = weight.shape[1], weight.shape[3]
     one = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
     return one, np.zeros_like(one), np.zeros((blocks, together, 1, LANES), weight.dtype)
@@ -190,7 +191,7 @@ def _clear(x):
 
 @compiled
 def _take_number(x, source, start, count, k, n, out):
-    """x [b, places, n] of child n at offset k -> out [positions], 0 outside the image."""
+    """Compute: x [b, places, n] of child n at offset k -> out [positions], 0 outside the image."""
     for t in range(count):
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k]
@@ -209,7 +210,9 @@ def _give_number(number, source, start, count, k, n, out):
 
 @compiled
 def _logits(votes, given, count, rows, state, coupling):
-    """Logits of the votes for the parents of `state`, of which `given` has those at hand; -inf beyond the last."""
+    """Compute: logits of the votes for the parents of `state`, of which `given` has those at hand; -inf beyond the
+    last.
+    """
     if len(state[1]):
         _densities(votes, given, count, rows, coupling)
     else:
@@ -238,7 +241,7 @@ def _densities(votes, given, count, rows, logits):
 
 @compiled
 def _agreements(votes, given, count, rows, logits):
-    """Dot products of the votes with the parents, plus log prior; of `given` the mean and the prior count."""
+    """Compute: dot products of the votes with the parents, plus log prior; of `given` the mean and the prior count."""
     query, _, prior = given
     blocks, height, m, _ = votes.shape
     for t in range(count):
@@ -271,7 +274,7 @@ def _claim(logits, at, blocks, seen):
 
 @compiled
 def _share(coupling, seen, source, start, count, k, n, whole):
-    """Logits -> softmax over the parents of the position, or of all windows that see the child."""
+    """Compute: logits -> softmax over the parents of the position, or of all windows that see the child."""
     blocks = coupling.shape[1]
     for t in range(count):
         at = t * blocks * LANES

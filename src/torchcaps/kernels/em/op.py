@@ -34,7 +34,7 @@ def em_step(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
+    """Return E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
 
     With c_ij = softmax of prior_j - sum_d (scale_j (v_ij - mean_j))^2 over the parents that compete, or of prior_j +
     sum_d mean_j v_ij where there is no scale, w_ij = c_ij a_i and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i
@@ -83,7 +83,7 @@ def em_step_backward(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
+    """Return gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
 
     Votes are computed anew. The arguments from `found_mean` on are what `em_step` gave and took.
     """
@@ -100,7 +100,9 @@ def em_step_backward(
 
 
 def _home(x: Tensor) -> Any:
-    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
+    use.
+    """
     if x.device.type == "cpu":
         from torchcaps.kernels.em import cpu as home
     else:
@@ -109,7 +111,7 @@ def _home(x: Tensor) -> Any:
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:
-    """All of them contiguous, and in the widest of their types, float32 at least."""
+    """Return all of them contiguous, and in the widest of their types, float32 at least."""
     wide = widest(*(x for x in tensors if x is not None), at_least=torch.float32)
     return [None if x is None else x.to(wide).contiguous() for x in tensors]
 
@@ -195,7 +197,7 @@ def _(
     out_shape: Any,
     **__: Any,
 ) -> int:
-    """Mean and squares, and with a state the logits: products with W."""
+    """Return mean and squares, and with a state the logits: products with W."""
     return (2 if mean is None else 3) * _products(weight, out_shape[0], rows)
 
 
@@ -212,10 +214,10 @@ def _(
     *others: Any,
     **__: Any,
 ) -> int:
-    """Two for each product, and all but that of the mean anew."""
+    """Return two for each product, and all but that of the mean anew."""
     return (5 if mean is None else 8) * _products(weight, d_mean, others[5])
 
 
 def _products(weight: Any, parents: Any, rows: int) -> int:
-    """FLOPs of making all votes once, or of a product as large."""
+    """Return FLOPs of making all votes once, or of a product as large."""
     return 2 * parents[0] * parents[1] * rows * math.prod(weight)

@@ -5,13 +5,15 @@ The activation of a parent, and a norm of its pose, are made of its results in P
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.em.op import em_step
 from torchcaps.kernels.rule import off_cuda, unless_wide
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.em import EM, Clusters, log_prior
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
@@ -23,7 +25,7 @@ FLOOR = 1e-24  # of sums of weights: those below 1e-30 are taken for none
 
 
 def supports(transform: Transform, routing: Clustering) -> str | None:
-    """Sums that are nearly nothing would be told apart from nothing."""
+    """Refuse a floor with which sums that are nearly nothing would be told apart from nothing."""
     if routing.eps < FLOOR:
         return f"the EM kernel takes eps from {FLOOR}, not {routing.eps}"
     return None
@@ -31,8 +33,8 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
 
 @register_kernel(LinearVotes, EM, supports, off_cuda)
 @register_kernel(LinearVotes, InvertedAttentionC, supports, off_cuda)
-def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -> Step:
-    """A linear layer is an image of one place that a window of one place sees."""
+def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> Step[Any]:
+    """Take the step of a linear layer, which is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
     if activations is None:
         return routing.step(votes, state, t)
@@ -44,8 +46,8 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: State, t: int) -
 
 @register_kernel(ConvVotes, EM, supports, unless_wide)
 @register_kernel(ConvVotes, InvertedAttentionC, supports, unless_wide)
-def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> Step:
-    """A child competes within each window, or over all that see it."""
+def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step[Any]:
+    """Take the step of a child that competes within each window, or over all that see it."""
     poses, activations = votes.capsules
     if activations is None:
         return routing.step(votes, state, t)
@@ -57,7 +59,7 @@ def conv_step(routing: Clustering, votes: ConvVotes, state: State, t: int) -> St
 
 
 def _windows_that_see(votes: ConvVotes) -> Tensor:
-    """How many there are at each place, [h, w, 1]; 1 where there is none, and nothing depends on it."""
+    """Return how many there are at each place, [h, w, 1]; 1 where there is none, and nothing depends on it."""
     height, width = votes.kernel
     ones = torch.ones(1, height * width, votes.space[0] * votes.space[1], device=votes.device)
     counts = F.fold(ones, votes.image, votes.kernel, padding=votes.padding, stride=votes.stride)
@@ -67,7 +69,7 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
 def _judges(
     routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
+    """Return mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
     if isinstance(state, Clusters):
@@ -84,8 +86,10 @@ def _step(
     judges: tuple[Tensor | None, Tensor | None, Tensor | None],
     t: int,
     geometry: tuple[int, int, int, bool],
-) -> Step:
-    """Of poses, weight and activations as `em_step` takes them, the last of which are shares in a first iteration."""
+) -> Step[Any]:
+    """Return the step of poses, weight and activations as `em_step` takes them, the last of which are shares in a
+    first iteration.
+    """
     mean, variance, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
     capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)
     return Step(capsules, None, state)

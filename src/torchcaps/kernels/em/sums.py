@@ -27,7 +27,7 @@ def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[
 def of_votes(
     d_mean: Tensor, d_variance: Tensor, d_total: Tensor, mean: Tensor, variance: Tensor, total: Tensor, eps: float
 ) -> Result:
-    """What the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
+    """Return what the gradients of votes and weights are made of, of the gradients of `moments` and of what it gave."""
     total = total.unsqueeze(-1)
     least = total.clamp_min(eps)
     of_mean = d_mean - 2 * d_variance * (mean * (1 - total / least))  # mostly 0, however large the gradient is
@@ -37,7 +37,7 @@ def of_votes(
 
 
 def of_parents(sums: list[Tensor], scale: Tensor | None) -> list[Tensor]:
-    """Gradients of the parents that votes were compared with: mean, scale where there is one, and prior.
+    """Return gradients of the parents that votes were compared with: mean, scale where there is one, and prior.
 
     Of the sums of l s e, l s e^2 and l, with s the scale, l the gradient of a logit and e = v - mean. Without a scale
     they are those of l v and l, which are the gradients; in a first iteration there are none.

@@ -7,7 +7,19 @@ from torch import Tensor
 
 from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
 from torchcaps.kernels.fm.moments_cpu import forward as moments
-from torchcaps.kernels.lanes import arrays, back, blocks, from_lanes, gather, outer, room, scatter, to_lanes, vote
+from torchcaps.kernels.lanes import (
+    arrays,
+    back,
+    blocks,
+    clear,
+    from_lanes,
+    gather,
+    outer,
+    room,
+    scatter,
+    to_lanes,
+    vote,
+)
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -38,7 +50,7 @@ def backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift."""
+    """Return gradients for poses, weight, scale and shift."""
     children, parents, pose = weight.shape[1], weight.shape[0], of_total.shape[2]
     spans = ranges(children)
     outs = torch.empty_like(poses), torch.empty_like(weight)
@@ -51,14 +63,14 @@ def backward(
 
 @compiled
 def _place(affine, child, parent):
-    """Where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
+    """Return where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
     children, parents, pose = affine.shape
     return ((child if children > 1 else 0) * parents + (parent if parents > 1 else 0)) * pose
 
 
 @compiled
 def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
-    """out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
+    """Return out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
     square = zeros(out)
     for d in range(pose):
         x = load(votes, at + d * LANES) * broadcast(scale, place + d) + broadcast(shift, place + d)
@@ -73,7 +85,7 @@ def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
 
 @compiled
 def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_squares):
-    """out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
+    """Compute: out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = out_total.shape
     size = poses.shape[2]
@@ -102,7 +114,7 @@ def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_sq
 def _backward(
     of_total, of_squares, poses, weight, scale, shift, out_poses, out_weight, out_scale, out_shift, l2, eps, first, end
 ):
-    """Gradients of the children from `first` to `end`."""
+    """Compute: gradients of the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = of_total.shape
     size = poses.shape[2]
@@ -116,12 +128,12 @@ def _backward(
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
-        du[:] = 0
+        clear(du, 0, count * parts * size)
         for i in range(count):
             at, child = i * parts * size * LANES, start + i
             for j in range(parents):
                 to, place = (j * children + child) * columns * m, _place(scale, child, j)
-                sums[:] = 0
+                clear(sums, 0, 2 * pose)
                 vote(u, at, weight, to, parts * rows, columns, m, v, 0, False)
                 for n in range(parts):
                     c, free = _normal(v, n * pose * LANES, scale, shift, place, pose, l2, eps, normal)
@@ -137,7 +149,8 @@ def _backward(
 
 @compiled
 def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, out, n, sums):
-    """out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2, d, 16].
+    """Compute: out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2,
+    d, 16].
 
     With x = scale v + shift: c of_total + 2 c^2 x of_squares, less c^3 x times the gradient of c = 1 / |x|.
     """

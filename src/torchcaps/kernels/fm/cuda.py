@@ -47,7 +47,7 @@ def backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift."""
+    """Return gradients for poses, weight, scale and shift."""
     sizes, packed = geometry(poses, weight), columns_first(weight)
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
@@ -59,7 +59,7 @@ def backward(
 
 
 def _strides(affine: Tensor) -> tuple[int, int]:
-    """How far [i | 1, j | 1, d] goes on for the next child and the next parent."""
+    """Return how far [i | 1, j | 1, d] goes on for the next child and the next parent."""
     children, parents, _ = affine.shape
     return (affine.stride(0) if children > 1 else 0), (affine.stride(1) if parents > 1 else 0)
 
@@ -69,7 +69,9 @@ def _normal(
     votes, scale, shift, by_child, by_parent, child, eps, L2: tl.constexpr, J, R, M,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
 ):  # fmt: skip
-    """x = scale v + shift [t, j, r, m], the scale, 1 / |x| [t, j, 1, 1], and whether |x|^2 is more than its floor."""
+    """Return x = scale v + shift [t, j, r, m], the scale, 1 / |x| [t, j, 1, 1], and whether |x|^2 is more than its
+    floor.
+    """
     j = j0 + tl.arange(0, JP)[None, :, None, None]
     r = tl.arange(0, RP)[None, None, :, None]
     m = tl.arange(0, MP)[None, None, None, :]
@@ -90,7 +92,7 @@ def _forward_kernel(
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
+    """Compute: out [runs, t, j, r, m] of the images, the run of children and the tile of parents of this program."""
     image, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0 = tl.program_id(2) * JP
     at, mask = parents_at(image, count, J, R, M, JP, RP, MP, j0)
@@ -114,7 +116,7 @@ def _child_kernel(
     count, children, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of one child in `share` images, which no other program has: a tile of parents after another."""
+    """Compute: gradients of one child in `share` images, which no other program has: tile after tile."""
     child, run = tl.program_id(0), tl.program_id(1).to(tl.int64)
     last = tl.minimum(run * share + share, count)
     dtype = poses.dtype.element_ty

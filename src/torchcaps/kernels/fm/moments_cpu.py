@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, gather, outer, room, scatter, vote
+from torchcaps.kernels.lanes import arrays, back, blocks, clear, gather, outer, room, scatter, vote
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -27,7 +27,7 @@ def forward(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients for poses and weight."""
+    """Return gradients for poses and weight."""
     outs = torch.empty_like(poses), torch.empty_like(weight)
     inputs = arrays(of_mean, of_variance, poses, weight, _mask(poses), *outs)
     run(lambda _, first, end: _backward(*inputs, first, end), ranges(weight.shape[1]))
@@ -35,7 +35,7 @@ def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor
 
 
 def _mask(poses: Tensor) -> Tensor:
-    """1 for an image, 0 beside the last, [blocks, 16]."""
+    """Return 1 for an image, 0 beside the last, [blocks, 16]."""
     images = poses.shape[0]
     mask = poses.new_zeros(blocks(images) * LANES)
     mask[:images] = 1
@@ -44,11 +44,13 @@ def _mask(poses: Tensor) -> Tensor:
 
 @compiled
 def _summary(u, mask, images, rows, columns, centred, mean, out):
-    """Of one child u [blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows, columns],
-    and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the mean."""
+    """Take from one child u [blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows,
+    columns], and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the
+    mean.
+    """
     parts = u.shape[0]
     gram = np.empty((columns, columns), u.dtype)
-    out[:] = 0
+    clear(out, 0, rows * (columns // LANES + 1) * columns)
     for r in range(rows):
         for c in range(columns):
             k = r * columns + c
@@ -68,7 +70,7 @@ def _summary(u, mask, images, rows, columns, centred, mean, out):
 
 @compiled
 def _through(summary, r, weight, to, columns, m, out):
-    """out [parts, m, 16] = the rows of a summary through W."""
+    """Compute: out [parts, m, 16] = the rows of a summary through W."""
     parts = summary.shape[1]
     for q in range(parts):
         vote(summary, (r * parts + q) * columns * LANES, weight, to, 1, columns, m, out, q * m * LANES, False)
@@ -76,7 +78,7 @@ def _through(summary, r, weight, to, columns, m, out):
 
 @compiled
 def _forward(poses, weight, mask, out_mean, out_variance, first, end):
-    """Of the children from `first` to `end`, [i, j, d] each."""
+    """Take the moments of the children from `first` to `end`, [i, j, d] each."""
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
@@ -103,7 +105,7 @@ def _forward(poses, weight, mask, out_mean, out_variance, first, end):
 
 @compiled
 def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, first, end):
-    """Gradients of the children from `first` to `end`."""
+    """Compute: gradients of the children from `first` to `end`."""
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
     rows, parts = size // columns, mask.shape[0]
@@ -114,16 +116,18 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
     change = room(summary.shape, poses)
     half = room((columns // LANES + 1, m, LANES), poses)
     dv = room(half.shape, poses)
-    dv[:] = 0
+    clear(dv, 0, (columns // LANES + 1) * m)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
         for i in range(start, start + count):
             _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
-            change[:] = 0
+            clear(change, 0, rows * (columns // LANES + 1) * columns)
             for j in range(parents):
                 to = (j * children + i) * columns * m
-                out_weight[j, i] = 0
+                for e in range(columns):
+                    for s in range(m):
+                        out_weight[j, i, e, s] = 0
                 for r in range(rows):
                     _through(summary, r, weight, to, columns, m, half)
                     for s in range(m):
@@ -141,7 +145,7 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
 
 @compiled
 def _children(change, centred, images, out):
-    """Gradient of one child's poses, [blocks, rows * columns, 16], of that of its summary."""
+    """Compute: gradient of one child's poses, [blocks, rows * columns, 16], of that of its summary."""
     rows, parts, columns, _ = centred.shape
     matrix = np.empty((columns, columns), centred.dtype)
     constant = np.empty(columns, centred.dtype)

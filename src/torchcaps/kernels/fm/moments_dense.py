@@ -16,7 +16,7 @@ def forward(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients for poses and weight."""
+    """Return gradients for poses and weight."""
     centre, centred, gram = _summary(poses, weight)
     g, h = (x.unflatten(-1, (-1, weight.shape[3])) for x in (of_mean, of_variance))  # [i, j, r, m]
     half = torch.einsum("irce,jiem->ijrcm", gram, weight)
@@ -28,7 +28,9 @@ def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor
 
 
 def _summary(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean poses [i, r, c], centred ones [b, i, r, c], and the Gram matrix of each row of each child [i, r, c, c]."""
+    """Return mean poses [i, r, c], centred ones [b, i, r, c], and the Gram matrix of each row of each child [i, r,
+    c, c].
+    """
     rows = poses.unflatten(-1, (-1, weight.shape[2]))
     centre = rows.mean(0)
     centred = rows - centre

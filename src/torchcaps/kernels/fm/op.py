@@ -19,7 +19,7 @@ from torchcaps.kernels.twice import asked_again, gradients_anew
 
 @torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_sums(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
-    """sum_i c x and sum_i (c x)^2, each [b, j, d], of x = scale v + shift and votes v = u W that are never made.
+    """Return sum_i c x and sum_i (c x)^2, each [b, j, d], of x = scale v + shift and votes v = u W that are never made.
 
     Args:
         poses: children [b, i, rows * columns], any of the floating types, as the three that follow.
@@ -49,7 +49,7 @@ def fm_sums_backward(
     l2: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
+    """Return gradients for poses, weight, scale and shift, in their types; votes are computed anew."""
     inputs = poses, weight, scale, shift
     if not len(poses):
         return none_yet(*inputs)
@@ -60,7 +60,7 @@ def fm_sums_backward(
 
 @torch.library.custom_op("torchcaps::fm_moments", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
+    """Return mean and biased variance over the images of each pair's votes, both [i, j, d], in float32 at least."""
     if not len(poses):
         mean, variance = _moments(poses, weight)
         return mean.zero_(), variance.zero_()
@@ -70,7 +70,7 @@ def fm_moments(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("torchcaps::fm_moments_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients for poses and weight, in their types."""
+    """Return gradients for poses and weight, in their types."""
     if not len(poses):
         return none_yet(poses, weight)
     inputs = _widest(of_mean, of_variance, poses, weight)
@@ -79,7 +79,9 @@ def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, wei
 
 
 def _home(x: Tensor) -> Any:
-    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
+    use.
+    """
     if x.device.type == "cpu":
         from torchcaps.kernels.fm import cpu as home
     else:
@@ -88,7 +90,7 @@ def _home(x: Tensor) -> Any:
 
 
 def _widest(*tensors: Tensor) -> list[Tensor]:
-    """All of them contiguous, and in the widest of their types, float32 at least."""
+    """Return all of them contiguous, and in the widest of their types, float32 at least."""
     dtype = torch.float32
     for x in tensors:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -172,7 +174,7 @@ fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)
 
 @register_flop_formula(torch.ops.torchcaps.fm_sums)
 def _(poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any) -> int:
-    """Both sums, and with l2 the lengths: products with W."""
+    """Return both sums, and with l2 the lengths: products with W."""
     return (3 if l2 else 2) * _products(poses, weight)
 
 
@@ -180,28 +182,31 @@ def _(poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: 
 def _(
     of_total: Any, of_squares: Any, poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any
 ) -> int:
-    """Two for each product; anew those of squares, of lengths and, where each child has its scale, of the sum."""
+    """Return two for each product; anew those of squares, of lengths and, where each child has its scale, of the
+    sum.
+    """
     return ((8 if l2 else 5) + (scale[0] > 1)) * _products(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments)
 def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """A Gram matrix of each child's rows, and its product with W on both sides."""
+    """Return a Gram matrix of each child's rows, and its product with W on both sides."""
     return 2 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments_backward)
 def _(of_mean: Any, of_variance: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Two for each product, and all but the last anew."""
+    """Return two for each product, and all but the last anew."""
     return 6 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight, 3, 2)
 
 
 def _summaries(poses: Any, weight: Any, times: int = 1, last: int = 1) -> int:
-    """FLOPs of what goes through W in place of the images, for each row of each child: a mean and a Gram matrix, which
-    goes from both sides, `last` from the second."""
+    """Return FLOPs of what goes through W in place of the images, for each row of each child: a mean and a Gram
+    matrix, which goes from both sides, `last` from the second.
+    """
     return 2 * (poses[2] // weight[2]) * (times * (1 + weight[2]) + last) * math.prod(weight)
 
 
 def _products(poses: Any, weight: Any) -> int:
-    """FLOPs of making all votes once."""
+    """Return FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]

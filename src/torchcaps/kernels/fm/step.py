@@ -7,8 +7,8 @@ from torch import Tensor
 
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
 from torchcaps.kernels.rule import unless_wide
-from torchcaps.routing import State, Step
-from torchcaps.routing.fm import FM
+from torchcaps.routing import Step
+from torchcaps.routing.fm import FM, Affine
 from torchcaps.routing.fused import Transform, register_kernel
 from torchcaps.votes import LinearVotes
 from torchcaps.votes.affine import pool_moments
@@ -18,15 +18,15 @@ FLOOR = 1e-24  # of squared lengths: lanes without an image are zeros, whose 1 /
 
 
 def supports(transform: Transform, routing: FM) -> str | None:
-    """A floor that float32 cannot divide by would spoil what stands beside the last image."""
+    """Refuse a floor that float32 cannot divide by, which would spoil what stands beside the last image."""
     if routing.l2 and routing.eps < FLOOR:
         return f"the FM kernel takes eps from {FLOOR}, not {routing.eps}"
     return None
 
 
 @register_kernel(LinearVotes, FM, supports, unless_wide)
-def fm(routing: FM, votes: LinearVotes, state: State, t: int) -> Step:
-    """The two sums over children are one operation, and batch norm's statistics another."""
+def fm(routing: FM, votes: LinearVotes, state: Affine | None, t: int) -> Step[Affine | None]:
+    """Take the step: the two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)
     return Step(routing.parents(votes, total.unsqueeze(1), squares.unsqueeze(1)), None, None)
 

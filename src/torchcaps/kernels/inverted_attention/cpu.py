@@ -53,7 +53,9 @@ def backward(
 def _inputs(
     poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor], np.ndarray, int]:
-    """Children [b, places, n, r c], weight in lanes and query [positions, j, d]; then see `window_places`, and FEW."""
+    """Return children [b, places, n, r c], weight in lanes and query [positions, j, d]; then see `window_places`,
+    and FEW.
+    """
     _, height, width, _, _ = poses.shape
     wide = widest(poses, weight, query, at_least=torch.float32)
     lanes = parents_to_lanes(weight.to(wide))

@@ -50,19 +50,21 @@ def backward(
 
 
 def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
-    """A grid of (tiles of positions, runs of children, tiles of parents), and how many children are in a run."""
+    """Return a grid of (tiles of positions, runs of children, tiles of parents), and how many children are in a run."""
     tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
     runs, share = runs_of(_children(sizes), triton.cdiv(PROGRAMS, tiles * across))
     return (tiles, runs, across), share
 
 
 def _children(sizes: dict[str, int]) -> int:
-    """Of a window."""
+    """Return of a window."""
     return sizes["KH"] * sizes["KW"] * sizes["types"]
 
 
 def _claims(arrays: tuple[Tensor, Tensor, Tensor], gradient: Tensor, sizes: dict[str, int], back: bool) -> Tensor:
-    """What tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all of them."""
+    """Return what tiles of parents must know of each other, see `_claim_kernel`; nothing where one tile has all of
+    them.
+    """
     if not sizes["TILED"]:
         return arrays[2].new_empty(0)
     tiles = triton.cdiv(sizes["count"], sizes["T"])
@@ -75,7 +77,7 @@ def _claims(arrays: tuple[Tensor, Tensor, Tensor], gradient: Tensor, sizes: dict
 def _inputs(
     poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, int]]:
-    """Contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
+    """Return contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
     query = query.to(widest(poses, weight, query, at_least=torch.float32)).contiguous()
     images, height, width, types, _ = poses.shape
     parents, kh, kw, _, columns, m = weight.shape
@@ -108,7 +110,7 @@ def _inputs(
 
 @triton.jit
 def _couple(votes, query, seen, pair, real, j0, J, JP: tl.constexpr, TILED: tl.constexpr):
-    """Softmax over parents, [t, j]: of all of them, where this tile has a part."""
+    """Return softmax over parents, [t, j]: of all of them, where this tile has a part."""
     there = (j0 + tl.arange(0, JP) < J)[None, :]
     logits = tl.where(there, inner(votes, query), float("-inf"))
     if TILED:
@@ -122,7 +124,7 @@ def _couple(votes, query, seen, pair, real, j0, J, JP: tl.constexpr, TILED: tl.c
 
 @triton.jit
 def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
-    """Gradient of the logits, [t, j]: the agreement with the gradient, less its mean over all parents."""
+    """Return gradient of the logits, [t, j]: the agreement with the gradient, less its mean over all parents."""
     agreement = inner(votes, gradient)
     if TILED:
         whole = tl.load(seen + pair + 1, mask=real, other=1.0)
@@ -139,9 +141,9 @@ def _claim_kernel(
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Of each position and child of its window, over all parents, in `seen` [positions, i, 3]: the largest logit, the
-    sum of e^(l - it), and BACK the sum of e^(l - it) times the agreement with the gradient. Tiles follow each other,
-    and each moves the sums to the largest logit so far.
+    """Compute: of each position and child of its window, over all parents, in `seen` [positions, i, 3]: the largest
+    logit, the sum of e^(l - it), and BACK the sum of e^(l - it) times the agreement with the gradient. Tiles follow
+    each other, and each moves the sums to the largest logit so far.
     """
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     real, children = position < count, KH * KW * types
@@ -177,7 +179,7 @@ def _forward_kernel(
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out [runs, t, j, r, m] of the positions, the run of children and the tile of parents of this program."""
+    """Compute: out [runs, t, j, r, m] of the positions, the run of children and the tile of parents of this program."""
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0, children = tl.program_id(2) * JP, KH * KW * types
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
@@ -200,7 +202,7 @@ def _query_kernel(
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """out = sum_i l v, like `_forward_kernel`'s sums."""
+    """Compute: out = sum_i l v, like `_forward_kernel`'s sums."""
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
     j0, children, real = tl.program_id(2) * JP, KH * KW * types, position < count
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
@@ -226,7 +228,8 @@ def _child_kernel(
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
 ):  # fmt: skip
-    """Children of one type in `share` positions, which no other program has, and their part of the weights' gradient.
+    """Compute: children of one type in `share` positions, which no other program has, and their part of the weights'
+    gradient.
 
     Windows share a child only at different offsets, which come one after another, as tiles of parents do.
     """

@@ -20,7 +20,7 @@ from torchcaps.kernels.types import widest
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
 def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
-    """sum_i softmax_j(v_ij . q_j) v_ij of votes v_ij = u_i W_ij that are never made, [b, p, j, rows * m].
+    """Return sum_i softmax_j(v_ij . q_j) v_ij of votes v_ij = u_i W_ij that are never made, [b, p, j, rows * m].
 
     Args:
         poses: children [b, h, w, n, rows * c], any of the floating types, as the two that follow.
@@ -42,7 +42,9 @@ def attend(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int,
 def attend_backward(
     gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed anew."""
+    """Return gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed
+    anew.
+    """
     if not len(poses):
         return none_yet(poses, weight, query)
     found = call_at(poses, _home(poses).backward, gradient, poses, weight, query, rows, stride, padding)
@@ -51,7 +53,9 @@ def attend_backward(
 
 
 def _home(x: Tensor) -> Any:
-    """The module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first use."""
+    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
+    use.
+    """
     if x.device.type == "cpu":
         from torchcaps.kernels.inverted_attention import cpu as home
     else:
@@ -93,16 +97,16 @@ attend.register_autograd(_differentiate, setup_context=_keep)
 
 @register_flop_formula(torch.ops.torchcaps.attend)
 def _(poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
-    """The agreement and the sum: products with W."""
+    """Return the agreement and the sum: products with W."""
     return 2 * _products(weight, query, rows)
 
 
 @register_flop_formula(torch.ops.torchcaps.attend_backward)
 def _(gradient: Any, poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
-    """Two for each product, and the agreement anew."""
+    """Return two for each product, and the agreement anew."""
     return 5 * _products(weight, query, rows)
 
 
 def _products(weight: Any, query: Any, rows: int) -> int:
-    """FLOPs of making all votes once, or of a product as large."""
+    """Return FLOPs of making all votes once, or of a product as large."""
     return 2 * query[0] * query[1] * rows * math.prod(weight)

@@ -7,15 +7,15 @@ from torch import Tensor
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
-from torchcaps.routing import State, Step
+from torchcaps.routing import Step
 from torchcaps.routing.fused import register_kernel
 from torchcaps.routing.self_attention import SelfAttention
 from torchcaps.votes import ConvVotes, LinearVotes
 
 
 @register_kernel(LinearVotes, SelfAttention)
-def linear_step(routing: SelfAttention, votes: LinearVotes, state: State, t: int) -> Step:
-    """Of few images the plain one, where votes are smaller than the weights."""
+def linear_step(routing: SelfAttention, votes: LinearVotes, state: None, t: int) -> Step[None]:
+    """Return of few images the plain one, where votes are smaller than the weights."""
     if 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
         return routing.step(votes, state, t)
     query = routing.query(votes).to(votes.dtype).squeeze(1)  # [b, j, d]
@@ -24,8 +24,8 @@ def linear_step(routing: SelfAttention, votes: LinearVotes, state: State, t: int
 
 
 @register_kernel(ConvVotes, SelfAttention)
-def conv_step(routing: SelfAttention, votes: ConvVotes, state: State, t: int) -> Step:
-    """On windows."""
+def conv_step(routing: SelfAttention, votes: ConvVotes, state: None, t: int) -> Step[None]:
+    """Return on windows."""
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
     query = routing.query(votes).to(votes.dtype)
     total = attend(votes.capsules.poses, weight, query, votes.rows, votes.stride, votes.padding)

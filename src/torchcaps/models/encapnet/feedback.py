@@ -57,7 +57,7 @@ class Feedback:
         self.measure()(one, one)  # so that a ValueError of the other settings comes here, not in training
 
     def measure(self) -> Divergence:
-        """Of two batches of features."""
+        """Return the divergence of two batches of features."""
         if self.divergence == "kl":
             return kl_divergence
         return partial(
@@ -144,7 +144,9 @@ class WithFeedback(Model):
             raise ValueError(f"stage {stage + 1}: {error}") from error
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """In training `aux["penalties"]` is each unit's divergence, and `aux["penalty"]` lambda times their sum."""
+        """Run the network; in training `aux["penalties"]` is each unit's divergence, and `aux["penalty"]` lambda
+        times their sum.
+        """
         if not self.training:
             return self.network(images, labels)
         maps, divergences = self.network.stem(images), []
@@ -157,7 +159,7 @@ class WithFeedback(Model):
         return output._replace(aux={**output.aux, **added})
 
     def deployed(self) -> StagedModel:
-        """The network, which is told how `create_model` would make it where that made this model."""
+        """Return the network, which is told how `create_model` would make it where that made this model."""
         if self.origin is not None:
             name, own = self.origin["name"].removesuffix(SUFFIX), {each.name for each in fields(Feedback)}
             others = {key: value for key, value in self.origin.items() if key not in own}
@@ -166,7 +168,7 @@ class WithFeedback(Model):
 
 
 def run_stage(stage: nn.Sequential, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `stage` sees, what its first layer gives of it, and what the stage gives."""
+    """Return what `stage` sees, what its first layer gives of it, and what the stage gives."""
     first, *others = stage
     higher = middle = first(lower)
     for layer in others:
@@ -190,7 +192,7 @@ class _Trace(nn.Module):
 
 
 def stage_shapes(network: StagedModel) -> list[Shapes]:
-    """Around each stage, for images of `network.image`; nothing is computed.
+    """Return around each stage, for images of `network.image`; nothing is computed.
 
     Raises:
         ValueError: when the network does not take these, or a stage returns anything but maps [b, c, h, w].
@@ -214,7 +216,7 @@ def stage_shapes(network: StagedModel) -> list[Shapes]:
 
 
 def with_feedback(factory: Factory) -> Factory:
-    """The function of the same networks with feedback; its options are those of `factory` and of `Feedback`."""
+    """Return the function of the same networks with feedback; its options are those of `factory` and of `Feedback`."""
     own = [each.name for each in fields(Feedback)]
 
     def build(**options: typing.Any) -> WithFeedback:

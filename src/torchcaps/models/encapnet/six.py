@@ -70,7 +70,7 @@ class AsCapsules(nn.Module):
         self.types = types
 
     def forward(self, maps: Tensor) -> Capsules:
-        """[b, (i d), h, w] -> poses [b, h, w, i, d]; of i channels more also activations [b, h, w, i]."""
+        """Map [b, (i d), h, w] -> poses [b, h, w, i, d]; of i channels more also activations [b, h, w, i]."""
         poses, logits = maps.split((self.types * POSE, maps.shape[1] - self.types * POSE), 1)
         activations = logits.sigmoid().movedim(1, -1) if logits.shape[1] else None
         return to_capsules(poses.relu(), self.types)._replace(activations=activations)
@@ -127,7 +127,7 @@ class RepeatedTransform(BiasedTransform):
 
 
 def with_constant(children: Capsules) -> Capsules:
-    """[b, *space, i, d] -> [b, (i *space), d + 1], the last element being 1."""
+    """Map [b, *space, i, d] -> [b, (i *space), d + 1], the last element being 1."""
     poses, activations = flatten_space(children)
     return Capsules(F.pad(poses, (0, 1), value=1.0), activations)
 
@@ -142,7 +142,7 @@ class Layer(NamedTuple):
 
 
 def dynamic_transforms(fifth: Layer, sixth: Layer) -> list[BiasedTransform]:
-    """Transforms with which dynamic routing starts in reach of the squash: neither at lengths of 0 nor of 1.
+    """Return transforms with which dynamic routing starts in reach of the squash: neither at lengths of 0 nor of 1.
 
     The mean of n votes of independent W is shorter by sqrt(n) than a vote. Were its length kept, votes would be so long
     that routing saturates in its second step. They have the length n^(1/6), by which a step adds about a 16th to the
@@ -156,7 +156,7 @@ def dynamic_transforms(fifth: Layer, sixth: Layer) -> list[BiasedTransform]:
 
 
 def em_transforms(*layers: Layer) -> list[BiasedTransform]:
-    """Transforms with which EM routing starts soft: the votes of a child for all parents are nearly alike.
+    """Return transforms with which EM routing starts soft: the votes of a child for all parents are nearly alike.
 
     Votes of independent W are noise to each cluster, of which there are as many as children in the fifth layer: three
     iterations then gave each cluster a child or two, anew for each image, and gradients of two batches had nothing in
@@ -181,7 +181,9 @@ def build_capnet(
     routing: Callable[[Sizes], Routing],
     start: Callable[[Layer, Layer], list[BiasedTransform]],
 ) -> CapsuleNetwork:
-    """The network of both routings; `routing` makes one of a layer's sizes, `start` the transforms of both layers."""
+    """Return the network of both routings; `routing` makes one of a layer's sizes, `start` the transforms of both
+    layers.
+    """
     if min(types, grid) < 1:
         raise ValueError(f"types is {types} and grid {grid}; they must be at least 1")
     height, width = (min(grid, side) for side in halved(image_size, 2))
@@ -210,7 +212,7 @@ def capnet_6_dynamic(
     over: Over = "children",
     start: Start = "zero",
 ) -> Model:
-    """Table 1 (a): dynamic routing, the children competing; scores are lengths.
+    """Return, by Table 1 (a), dynamic routing, the children competing; scores are lengths.
 
     Args:
         num_classes, in_channels, image_size: of the data.
@@ -246,8 +248,8 @@ def capnet_6_em(
     normalise: bool = True,
     eps: float = EM_FLOOR,
 ) -> Model:
-    """Table 1 (b): EM routing with vector poses; the fourth convolution gives the activations too. Scores are those of
-    the class capsules.
+    """Return, by Table 1 (b), EM routing with vector poses; the fourth convolution gives the activations too. Scores
+    are those of the class capsules.
 
     Args:
         num_classes, in_channels, image_size, types, channels, grid, iterations: see `capnet_6_dynamic`.
@@ -268,7 +270,7 @@ def capnet_6_em(
 
 
 def cnn_6(num_classes: int, in_channels: int, image_size: tuple[int, int], channels: int = 32) -> StagedModel:
-    """Table 1 (c) and (d): five convolutions, average pooling, a linear layer; scores are logits.
+    """Return, by Table 1 (c) and (d), five convolutions, average pooling, a linear layer; scores are logits.
 
     Args:
         num_classes, in_channels, image_size: of the data.
@@ -293,7 +295,7 @@ def encapnet_6(
     branch_norm: bool = False,
     affine: bool = False,
 ) -> CapsuleStages:
-    """Table 1 (e) and (f): one capConv layer with a skip, and a capFC layer; scores are lengths.
+    """Return, by Table 1 (e) and (f), one capConv layer with a skip, and a capFC layer; scores are lengths.
 
     Without `affine` the master alone has the 1,687,808 parameters that the table's number stands for.
 

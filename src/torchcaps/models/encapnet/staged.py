@@ -52,5 +52,5 @@ class StagedModel(Model):
         return self.read(maps)
 
     def read(self, maps: Tensor) -> Output:
-        """What the head says of the last maps."""
+        """Return what the head says of the last maps."""
         return Output(self.head(maps), (), {})

@@ -23,7 +23,7 @@ def fm_capsnet(
     batch_norm: str = "element",
     start: str = "torch",
 ) -> CapsNet:
-    """`CapsNet` with FM agreement; the score of a class is its activation, which the margin loss may take.
+    """Return `CapsNet` with FM agreement; the score of a class is its activation, which the margin loss may take.
 
     6,804,256 parameters for 28x28x1 and 10 classes: those of the same network with dynamic routing, and 32 of batch
     norm. The released code has 64 channels, 8 types of primary capsules, a `start` as Keras has it, and neither `l2`,

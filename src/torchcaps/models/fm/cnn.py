@@ -22,7 +22,8 @@ def residual_cnn(
     activated_stem: bool = True,
     activated_projection: bool = False,
 ) -> PlainNetwork:
-    """`fm_resnet` with neurons for capsules: the control of equal parameters that its affine generalisation is held to.
+    """Return `fm_resnet` with neurons for capsules: the control of equal parameters that its affine generalisation
+    is held to.
 
     The same backbone; in place of the primary capsules a 5x5 convolution with stride 2, batch norm and ReLU; in place
     of the class capsules a linear layer of all positions. 195,450 parameters for 40x40x1 and 10 classes, where

@@ -65,7 +65,7 @@ class FMResNet(CapsuleNetwork):
         self.decoder, self.squashed = decoder, squashed
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Images [b, c, h, w]; scores [b, classes] are activations, of FM agreement logits."""
+        """Return images [b, c, h, w]; scores [b, classes] are activations, of FM agreement logits."""
         output = super().forward(images)
         if self.decoder is not None:
             chosen = chosen_class(output.scores, labels)
@@ -82,7 +82,7 @@ class FMResNet(CapsuleNetwork):
 def build_layer(
     children: int, parents: int, pose: int, matrix: bool, batch_norm: str, routing: str, **options: Any
 ) -> CapsuleLayer:
-    """Transform, batch norm of the votes, routing; `options` are the routing's, all else as for `fm_resnet`.
+    """Return transform, batch norm of the votes, routing; `options` are the routing's, all else as for `fm_resnet`.
 
     FM's batch norm is its own, so that a kernel may take it; other routings get votes that are normalised already.
     """
@@ -119,7 +119,7 @@ def fm_resnet(
     activated_stem: bool = True,
     activated_projection: bool = False,
 ) -> FMResNet:
-    """The network of section 4.2; 903,760 trainable parameters for 32x32x3 and 10 classes.
+    """Return the network of section 4.2; 903,760 trainable parameters for 32x32x3 and 10 classes.
 
     That is with the released code's 24 blocks. The paper says 25 and not where the extra one goes: (9, 8, 8) has
     908,432 parameters, (8, 9, 8) 922,320 and (8, 8, 9) 977,744.

@@ -15,7 +15,7 @@ POOL = Window(2, 2)
 
 
 def conv_relu_norm(in_channels: int, channels: int, window: Window) -> nn.Sequential:
-    """Convolution, ReLU and batch norm, in the order of the paper's tables."""
+    """Return convolution, ReLU and batch norm, in the order of the paper's tables."""
     conv = nn.Conv2d(in_channels, channels, window.kernel, window.stride, window.padding)
     return nn.Sequential(conv, nn.ReLU(), nn.BatchNorm2d(channels))
 
@@ -23,7 +23,8 @@ def conv_relu_norm(in_channels: int, channels: int, window: Window) -> nn.Sequen
 def simple_cnn(
     num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), channels: int = 1024
 ) -> PlainNetwork:
-    """Three 3x3 convolutions with stride 2, pooling after the second and the third, one linear layer (Tables 2 and 3).
+    """Return three 3x3 convolutions with stride 2, pooling after the second and the third, one linear layer (Tables
+    2 and 3).
 
     The last pooling takes the mean of all positions, which are 2x2 for the 32x32 images of the paper.
 
@@ -52,7 +53,8 @@ def diverse_cnn(
     hidden: int = 640,
     pooling: bool = True,
 ) -> PlainNetwork:
-    """The layers and neurons of the capsule networks for DiverseMultiMNIST, without capsules (Table 12, section 6).
+    """Return the layers and neurons of the capsule networks for DiverseMultiMNIST, without capsules (Table 12,
+    section 6).
 
     3x3 convolutions with strides 2, 2 and 1, a linear layer, a linear classifier. Scores are logits, to be read through
     a sigmoid.
@@ -80,7 +82,8 @@ def diverse_cnn(
 def resnet18(
     num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), channels: int = 64
 ) -> PlainNetwork:
-    """ResNet-18 (He et al. 2016) as is common on CIFAR: a 3x3 stem, four stages of two blocks, the mean, a classifier.
+    """Return ResNet-18 (He et al. 2016) as is common on CIFAR: a 3x3 stem, four stages of two blocks, the mean, a
+    classifier.
 
     11,173,962 parameters for three colours and 10 classes (11.17 M in Table 1).
 

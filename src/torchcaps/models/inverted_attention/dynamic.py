@@ -15,7 +15,7 @@ from torch import nn
 
 from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.backbones.simple import SimpleBackbone
-from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCaps
+from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules
 from torchcaps.models.images import CIFAR10, CIFAR100, DIVERSE_MULTIMNIST
 from torchcaps.models.network import (
     CapsuleNetwork,
@@ -43,7 +43,7 @@ def dynamic(
     class_pose: int = 16,
     iterations: int = 3,
 ) -> CapsuleNetwork:
-    """The dynamic routing network for CIFAR-10 and CIFAR-100 (Tables 4 and 5): CapsNet without a decoder.
+    """Return the dynamic routing network for CIFAR-10 and CIFAR-100 (Tables 4 and 5): CapsNet without a decoder.
 
     9x9 convolution or ResNet backbone -> 9x9 convolution to primary capsules, stride 2 after the one and 1 after the
     other -> class capsules. Scores are their lengths.
@@ -62,7 +62,7 @@ def dynamic(
     features = choose_backbone(backbone, in_channels, channels, Window(9))
     window = Window(9, 2 if backbone == "simple" else 1)
     height, width = count_positions(image_size, [*features.windows, window])
-    primary = PrimaryCaps(channels, capsules, pose, window.kernel, window.stride)
+    primary = PrimaryCapsules(channels, capsules, pose, window.kernel, window.stride)
     transform = LinearTransform(capsules * height * width, num_classes, pose, class_pose, std=STD)
     return CapsuleNetwork(
         features, primary, CapsuleStack([CapsuleLayer(transform, "dynamic")], iterations), LengthHead()
@@ -80,7 +80,7 @@ def dynamic_diverse(
     head: str = "linear",
     gain: float | None = None,
 ) -> CapsuleNetwork:
-    """The network of Table 11 with dynamic routing: CapsNet* of figure 5.
+    """Return the network of Table 11 with dynamic routing: CapsNet* of figure 5.
 
     The paper says that layers, neurons and optimiser are those of the vector network. Squash stands for layer norm, a
     layer finishes its iterations before the next begins, and the primary convolution has a bias, as in CapsNet. Weights
@@ -106,7 +106,7 @@ def dynamic_diverse(
     check_choice("head", head, ("linear", "length"))
     features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
-    primary = PrimaryCaps(channels, capsules, pose, window.kernel, window.stride)
+    primary = PrimaryCapsules(channels, capsules, pose, window.kernel, window.stride)
     counts = (capsules * height * width, num_classes)
     window_std, whole_std = keep_length(9 * capsules, capsules, pose), keep_length(counts[0], num_classes, pose)
     transforms = [
@@ -120,7 +120,8 @@ def dynamic_diverse(
 
 
 def keep_length(children: int, parents: int, pose: int) -> float:
-    """Standard deviation of normal weights with which children of length 1/2 make parents of that length at first.
+    """Return standard deviation of normal weights with which children of length 1/2 make parents of that length at
+    first.
 
     Of independent children u, sum_i u_i W_i / parents has the length |u| std sqrt(children * pose) / parents. It is to
     be 2 |u|, since squash then leaves 1/2 as it is.

@@ -31,7 +31,7 @@ def em(
     temperature: float = 0.01,
     normalise: bool = False,
 ) -> CapsuleNetwork:
-    """The EM routing network for CIFAR-10 and CIFAR-100 (Tables 6 and 7).
+    """Return the EM routing network for CIFAR-10 and CIFAR-100 (Tables 6 and 7).
 
     4x4 convolution with stride 2 and batch norm, or ResNet backbone -> 1x1 convolutions to primary poses and
     activations -> two convolutional layers of capsules, stride 2 and 1 -> class capsules. Scores are their activations.

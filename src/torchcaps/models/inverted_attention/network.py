@@ -45,7 +45,7 @@ def attention(
     coordinates: bool = False,
     scrambled: bool = False,
 ) -> CapsuleNetwork:
-    """The network for CIFAR-10 and CIFAR-100 (Tables 8 and 9).
+    """Return the network for CIFAR-10 and CIFAR-100 (Tables 8 and 9).
 
     Backbone -> 1x1 convolution to primary capsules -> two convolutional layers of capsules, stride 2 and 1 -> `hidden`
     layers -> class capsules -> one linear map from a pose to a logit, shared by the classes. Scores are logits.
@@ -110,7 +110,7 @@ def attention_diverse(
     coordinates: bool = False,
     scrambled: bool = False,
 ) -> CapsuleNetwork:
-    """The network for DiverseMultiMNIST (Tables 10 and 11).
+    """Return the network for DiverseMultiMNIST (Tables 10 and 11).
 
     3x3 convolution with stride 2 -> 3x3 convolution with stride 2, without padding, to primary capsules -> one
     convolutional layer of capsules -> class capsules -> logits, to be read through a sigmoid.

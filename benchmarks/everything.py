@@ -12,6 +12,7 @@ BENCHMARKS = (
     "stem.py",
     "routing.py",
     "kernels.py",
+    "first_step.py",
     "networks.py",
     "scale.py",
     "fold.py",
@@ -21,7 +22,7 @@ BENCHMARKS = (
     "encapnet.py",
     "feedback.py",
     "six_layers.py",
-    "data.py",
+    "batches.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""Train one cell of a paper's table without the command line's packages: `python benchmarks/train.py PAPER/TABLE/CELL`.
+"""Train one cell of a paper's table without the command line's packages: `python benchmarks/cell.py PAPER/TABLE/CELL`.
 
 What was cut goes on from its last checkpoint, in the folder of the run; a finished run adds its line to
 results/runs.jsonl. Data sets are looked for where `$TORCHCAPS_DATA` says.

@@ -1,0 +1,56 @@
+"""The one list of routings: names, classes, and the errors for a name that is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torchcaps.names import check_options, unknown
+from torchcaps.plugins import load_plugins
+from torchcaps.routing.interface import Routing, Sizes, Spec
+
+R = TypeVar("R", bound=type[Routing[Any]])
+_ROUTINGS: dict[str, type[Routing[Any]]] = {}
+
+
+def register_routing(routing: R) -> R:
+    """Put a class into the one list, under the name in its spec."""
+    assert routing.spec.name not in _ROUTINGS, f"routing {routing.spec.name!r} is registered twice"
+    _ROUTINGS[routing.spec.name] = routing
+    return routing
+
+
+def list_routings() -> list[Spec]:
+    """Return what can be said of every routing, by name."""
+    load_plugins()
+    return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
+
+
+def routing_class(name: str) -> type[Routing[Any]]:
+    """Return the class registered under `name`.
+
+    Raises:
+        ValueError: for another name; the nearest one is named.
+    """
+    load_plugins()
+    if name not in _ROUTINGS:
+        raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
+    return _ROUTINGS[name]
+
+
+def create_routing(name: str, children: int, parents: int, pose: int, **options: object) -> Routing[Any]:
+    """Build a registered routing.
+
+    Args:
+        name: one of `list_routings()`.
+        children: capsules per position that vote, kernel places included.
+        parents: capsules per position that are voted for.
+        pose: elements of a parent's pose.
+        options: keyword arguments of the algorithm.
+
+    Raises:
+        ValueError: for an unknown name (the nearest is named), unknown options, or sizes below 1.
+    """
+    factory: Callable[..., Routing[Any]] = routing_class(name)
+    check_options(f"routing {name!r}", factory, options)
+    return factory(Sizes(children, parents, pose), **options)

@@ -1,0 +1,90 @@
+"""What we use of other packages beyond what they promise: where one of these fails, a new version has changed it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchcaps.capsules import transformed
+from torchcaps.kernels import simd
+from torchcaps.usage import read_box, usage_errors
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ONE = (
+    "from two import TWO\nfrom torchcaps.kernels.simd import compiled\n\n\n@compiled\ndef add(x):\n    return x + TWO\n"
+)
+
+
+def test_numba_forgets_what_it_kept_when_another_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stamp of a source is `_cache._cache_file._source_stamp`, where `simd.compiled` puts that of a folder."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def added(two: int) -> tuple[float, int]:
+        (tmp_path / "one.py").write_text(ONE, encoding="utf-8")
+        (tmp_path / "two.py").write_text(f"TWO = {two}\n", encoding="utf-8")
+        simd._source.cache_clear()
+        for name in ("two", "one"):
+            spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            monkeypatch.setitem(sys.modules, name, module)
+            exec(compile((tmp_path / f"{name}.py").read_text(), str(tmp_path / f"{name}.py"), "exec"), vars(module))
+        return module.add(1.0), sum(module.add.stats.cache_hits.values())
+
+    said = f"numba {version('numba')} keeps compiled code by another rule: mend kernels/simd.py, `compiled`"
+    assert [added(2), added(2), added(5)] == [(3.0, 0), (3.0, 1), (6.0, 0)], said
+
+
+def test_code_is_not_kept_where_numba_has_no_place_for_our_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simd, "njit", lambda **options: lambda function: options)
+    kept = simd.compiled(test_code_is_not_kept_where_numba_has_no_place_for_our_stamp)
+    assert kept == {"nogil": True, "error_model": "numpy"}
+
+
+def test_torch_says_when_its_transforms_are_at_work() -> None:
+    said = f"torch {torch.__version__} says it elsewhere: mend capsules.py, `transformed`"
+    found = [transformed()]
+    torch.func.vmap(lambda x: found.append(transformed()) or x)(torch.ones(2))
+    with torch.autograd.forward_ad.dual_level():
+        found.append(transformed())
+    assert [*found, transformed()] == [False, True, True, False], said
+
+
+def test_tyro_says_in_a_box_what_is_wrong() -> None:
+    import tyro
+
+    def command(size: int = 1) -> None: ...
+
+    with pytest.raises(ValueError) as error, usage_errors():
+        tyro.cli(command, args=["--sise", "2"], prog="try")
+    said = f"tyro {version('tyro')} draws another box: mend usage.py, `read_box`"
+    assert str(error.value) == "Unrecognized options: --sise, 2; the nearest is --size (try --help shows more)", said
+
+
+@pytest.mark.parametrize("box", ["", "\n", "╭─ Error ─╮\n╰────╯"])
+def test_an_empty_box_is_said_all_the_same(box: str) -> None:
+    assert read_box(box) == "the command line is wrong"
+
+
+def test_every_dependency_has_a_lower_bound_that_the_pins_meet() -> None:
+    """What the pins have is what was tried; upper bounds stand where internals are used."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines) if pin}
+    extras = PROJECT["optional-dependencies"]
+    wanted = [Requirement(each) for each in (*PROJECT["dependencies"], *(r for each in extras.values() for r in each))]
+    for each in wanted:
+        if each.name != PROJECT["name"]:
+            assert any(bound.operator == ">=" for bound in each.specifier), f"{each} has no lower bound"
+            pin = pins.get(canonicalize_name(each.name))
+            assert pin is None or each.specifier.contains(pin), f"{each}, but the pins have {pin}"
+    assert {each.name for each in wanted if "<" in str(each.specifier)} == {"numba", "tyro"}
