@@ -113,10 +113,10 @@ def test_every_routing_is_a_head(routing, features):
     output = model(torch.rand(3, 1, 40, 33))
     assert output.scores.shape == (3, 7) and output.scores.isfinite().all()
     primary, classes = output.capsules
-    matrix = routing == "em" or routing.startswith("inverted")
+    matrix = routing in ("em", "variational-bayes") or routing.startswith("inverted")
     children = (32, 2, 2) if features == "spatial" else (256 // (16 if matrix else 8),)
     assert primary.poses[0, ..., 0].numel() == math.prod(children) and primary.poses.shape[-1] == (16 if matrix else 8)
-    if routing in ("em", "fm"):
+    if routing in ("em", "fm", "self-routing", "variational-bayes"):
         assert torch.equal(output.scores, classes.activations)
     elif matrix:
         present = 1 if classes.activations is None else classes.activations

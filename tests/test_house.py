@@ -85,6 +85,10 @@ def test_what_contributors_read_names_what_there_is() -> None:
     named = {each for each in re.findall(r"(?:src|tests|docs|benchmarks)/[\w./]+", text) if "mine" not in each}
     assert named and [each for each in named if not (ROOT / each).exists()] == []
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    done = "\nfrom torchcaps.testing import check_routing\nprint(check_routing(Mine)[0])"
-    run = subprocess.run([sys.executable, "-c", code + done], capture_output=True, text=True)
-    assert run.stdout.strip() == "shapes", run.stderr
+    tried = """
+import torch
+from torchcaps import CapsuleLayer, LinearTransform
+print(list(CapsuleLayer(LinearTransform(6, 3, 4, 4), "mine")(Capsules(torch.randn(2, 6, 4)), 2).capsules.poses.shape))
+"""
+    run = subprocess.run([sys.executable, "-c", code + tried], capture_output=True, text=True)
+    assert run.stdout.strip() == "[2, 3, 4]", run.stderr

@@ -131,12 +131,13 @@ class VariationalBayes(Routing[Posterior | None]):
     def update(self, votes: Votes, coupling: Tensor, state: Posterior | None, t: int) -> tuple[Capsules, Posterior]:
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
-        total = weights.sum(2).expand(-1, -1, votes.parents)  # R_j, [b, p, j]
+        total = weights.sum(2)  # R_j, [b, p, j], or of the first iteration [b, p, 1], the same for all
         kappa = 1 + total.unsqueeze(-1)
         share = weights / kappa.transpose(2, 3)  # its sum is R / kappa: so votes are averaged to m at once
         mean = widen(votes.combine(share))
         # sum R (v - mu)^2 + R / kappa mu^2 = sum R (v - m)^2 + m^2
         scale = 1 + kappa * votes.squares(share, shift=-mean) + mean.square()
+        total = total.expand(-1, -1, votes.parents)
         found = Posterior(mean, scale, total, recompute(expected_log_precision, scale, self.freedom(total)))
         return self.parents(found, t), found
 
