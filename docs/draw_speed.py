@@ -52,17 +52,7 @@ number of iterations.
 Dynamic routing's goal of 1/20 counts children and weights, which backward needs: alone they are 10.1 MiB of the
 {dynamic_held} MiB that ours holds, einsum {naive_held}.
 
-## The first step
-
-`python benchmarks/first_step.py`. On a CPU kernels are compiled in the first step that needs them, once per machine and
-user, forward and backward each when it comes; they are kept beside the package, or where that cannot be written in the
-user's cache (`NUMBA_CACHE_DIR` names another place). At a terminal a line says so; `torchcaps warm` does it ahead.
-Seconds of the first forward and backward pass of the layers above, linear ones at batch 128 and convolutional ones at
-batch 8, in a process of its own, one thread:
-
-{first_steps}
-
-## Whole networks
+{first_steps}## Whole networks
 
 `python benchmarks/networks.py`. Training is forward, backward and optimiser step: ours in bf16, channels-last, as the
 library trains where a machine multiplies in bf16 natively; einsum in float32, votes made anew in each step, and of the
@@ -114,6 +104,18 @@ the kernels' loops, some kilobytes an image, is not counted: the largest batches
 {fitting}
 """
 
+FIRST_STEPS = """## The first step
+
+`python benchmarks/first_step.py`. On a CPU kernels are compiled in the first step that needs them, once per machine and
+user, forward and backward each when it comes; they are kept beside the package, or where that cannot be written in the
+user's cache (`NUMBA_CACHE_DIR` names another place). At a terminal a line says so; `torchcaps warm` does it ahead.
+Seconds of the first forward and backward pass of the layers above, linear ones at batch 128 and convolutional ones at
+batch 8, in a process of its own, one thread:
+
+{rows}
+
+"""
+
 
 def main() -> None:
     lines = newest(RESULTS)
@@ -138,9 +140,7 @@ def page(lines: Lines) -> str:
         kernels=table(
             ("layer", "batch", "forward", "step", "held", "roofline"), map(kernel_row, under(lines, "kernels"))
         ),
-        first_steps=table(
-            ("routing", "plain", "first process", "next process"), map(first_row, under(lines, "first-step"))
-        ),
+        first_steps=first_steps(under(lines, "first-step")),
         dynamic_held=dynamic["held_mb"],
         naive_held=dynamic["naive_held_mb"],
         difference=f"{max(differences):.0e}",
@@ -170,6 +170,12 @@ def under(lines: Lines, group: str, end: str = "") -> list[dict[str, Any]]:
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     marks = ["---"] * len(head)
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, marks, *rows))
+
+
+def first_steps(lines: Sequence[dict[str, Any]]) -> str:
+    """The section of first steps; empty where no line is there yet."""
+    head = ("routing", "plain", "first process", "next process")
+    return FIRST_STEPS.format(rows=table(head, map(first_row, lines))) if lines else ""
 
 
 def first_row(line: dict[str, Any]) -> Sequence[str]:
