@@ -230,7 +230,9 @@ def test_cost_and_exports_ask_the_model_for_its_input(tmp_path: Path) -> None:
     own.origin = None
     with pytest.raises(ValueError, match="does not say what it was made for: give image_size and channels"):
         measure_cost(own)
-    with pytest.raises(ValueError, match="does not say what it was made for: give channels, height, width"):
+    with pytest.raises(
+        ValueError, match="built by create_model and does not say what it was made for: give channels, height"
+    ):
         export_pt2(own, tmp_path / "own.pt2")
 
 

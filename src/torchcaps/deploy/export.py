@@ -211,7 +211,10 @@ def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _
         image = (manifest.model["in_channels"], *manifest.model["image_size"])
     image = model.input_shape if image is None else image
     if image is None:
-        raise ValueError("image is None, and the model does not say what it was made for: give channels, height, width")
+        raise ValueError(
+            "image is None, and the model was not built by create_model and does not say what it was made for: give "
+            "channels, height, width"
+        )
     return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
 
 
