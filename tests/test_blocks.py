@@ -25,8 +25,6 @@ STATED = {  # what a paper prints, a setting, a limit or a size, and nothing mea
         "Decoded pictures are held in memory up to 2 GiB of all splits together.",
     },
     "discriminative-routing.md": {'So the paper\'s "at least 20 % below DR" holds against einsum,'},
-    "routing-dynamic.md": {"Sabour, Frosst and Hinton 2017 published 0.25 % test error on MNIST (Table 1)."},
-    "routing-em.md": {"Hinton, Sabour and Frosst 2018 published 1.4 % test error on smallNORB."},
     "use.md": {"(of more than 2 GiB:"},
     "xnodr-xnidr.md": {
         "- 135.98%, 87.20%, 12.78% and 5.87% are ratios of rounded totals;",
