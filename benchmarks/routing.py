@@ -36,6 +36,9 @@ ITERATIONS = {
     "xnodr-xnidr": 3,
     "discriminative": 1,
     "uniform": 1,
+    "self-attention": 1,
+    "self-routing": 1,
+    "variational-bayes": 3,
 }
 
 

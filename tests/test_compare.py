@@ -38,7 +38,8 @@ from torchcaps.tables.summary import Summary
 def test_every_head_learns_on_the_small_network(head):
     torch.manual_seed(0)
     options = {} if head == "linear" else {"iterations": 2, "scaled": True}
-    model = create_model(f"small-resnet.{head}", num_classes=3, in_channels=2, image_size=(19, 26), width=4, **options)
+    name = head if head != "twin" else "dynamic-twin"
+    model = create_model(f"small-resnet.{name}", num_classes=3, in_channels=2, image_size=(19, 26), width=4, **options)
     output = model(torch.rand(5, 2, 19, 26))
     assert output.scores.shape == (5, 3)
     torch.nn.functional.cross_entropy(output.scores, torch.tensor([0, 1, 2, 0, 1])).backward()
@@ -69,7 +70,9 @@ def test_bad_sizes_are_named():
         create_model("small-resnet.dynamic", width=0)
     with pytest.raises(ValueError, match=r"no model is named 'small-resnet.dinamic'; the nearest is 'small-resnet.dy"):
         create_model("small-resnet.dinamic")
-    assert len(list_models("small-resnet.*")) == len(list_routings()) + 1
+    assert (
+        len([name for name in list_models("small-resnet.*") if not name.endswith("-twin")]) == len(list_routings()) + 1
+    )
 
 
 def test_configs_of_a_comparison_differ_in_the_head_alone():
@@ -91,8 +94,9 @@ def test_with_the_own_loss_each_head_has_that_of_its_paper():
 
 
 def test_the_controls_are_always_compared():
-    assert choose_heads(["em"]) == [*CONTROLS, "em"] and choose_heads([]) == all_heads()
-    assert set(all_heads()) == {"linear", *(spec.name for spec in list_routings())}
+    assert choose_heads(["em"]) == [*CONTROLS, "em", "em-twin"] and choose_heads([]) == all_heads()
+    twins = {head for head in all_heads() if head.endswith("twin")}
+    assert "twin" in twins and set(all_heads()) - twins == {"linear", *(spec.name for spec in list_routings())}
     with pytest.raises(ValueError, match="no routing is named 'dynamik'; the nearest is 'dynamic'"):
         choose_heads(["dynamik"])
 

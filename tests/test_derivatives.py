@@ -25,7 +25,7 @@ def forms(name, routing, options):
     if name in UNFIT.get(routing, ()):
         pytest.skip("signs of sums that cancel are chance")
     module = layer(name, routing, **options)
-    if module.routing.spec.name == "fm":
+    if module.routing.spec.name in ("fm", "variational-bayes"):
         module.eval()
     plain = copy.deepcopy(module)
     plain.implementation = "plain"

@@ -97,8 +97,8 @@ except ValueError as error:
 def test_without_numba_packed_layers_are_plain_and_say_so():
     code = """
 import torch
-from torchcaps import Capsules, CapsuleLayer, pack
-from torchcaps.layers import LinearTransform
+from torchcaps import Capsules, CapsuleLayer, LinearTransform
+from torchcaps.packed import pack
 
 layer = CapsuleLayer(LinearTransform(6, 4, 8, 16), "xnodr").eval()
 packed, children = pack(layer), Capsules(torch.randn(2, 6, 8))

@@ -310,7 +310,10 @@ def test_nothing_is_fetched_unless_asked_and_then_by_timm(monkeypatch):
         (lambda: create_model(f"{SMALL}.linear", image_size=32, hidden=(3, 0)), "hidden is (3, 0)"),
         (lambda: on_meta("resnet18.xnidr", routing_threshold="zero"), "option of routing 'xnidr' is named 'threshold'"),
         (lambda: on_meta("resnet18.xnodr", routing_threshold="mid"), "option threshold of routing 'xnodr' is 'mid'"),
-        (lambda: on_meta("resnet18.primary.em"), "discriminative, dynamic, uniform, xnidr, xnodr, xnodr-xnidr take"),
+        (
+            lambda: on_meta("resnet18.primary.em"),
+            "discriminative, dynamic, self-attention, uniform, xnidr, xnodr, xnodr-xnidr take",
+        ),
         (lambda: on_meta("resnet18.primary.xnidr", threshold="midpoint"), "threshold is 'midpoint', but this"),
         (lambda: on_meta("resnet18.primary.xnidr", primary=0), "0 types of capsules of 8 elements"),
         (lambda: on_meta("resnet18.primary.linear"), "no pretrained timm model is named 'resnet18.primary'"),

@@ -34,7 +34,7 @@ from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTr
 from torchcaps.models import Model, Output, create_model
 from torchcaps.papers import create_recipe
 from torchcaps.report import reproduce_command
-from torchcaps.routing import Step, list_routings
+from torchcaps.routing import Step, list_routings, routing_class
 from torchcaps.train.processes import build_fabric
 
 SHARED = [spec.name for spec in list_routings() if spec.couplings]
@@ -47,8 +47,9 @@ class Two(Model):
     def __init__(self, routing: str):
         super().__init__()
         self.primary = PrimaryCapsules(1, 2, 4, kernel=3, stride=1)
-        conv = ConvTransform(2, 3, 4, 4, kernel=3, stride=2, padding=1)
-        linear = LinearTransform(3 * 3 * 4, 4, 4, 5)
+        hidden = routing_class(routing).spec.hidden  # elements of a vote that a parent has not
+        conv = ConvTransform(2, 3, 4, 4 + hidden, kernel=3, stride=2, padding=1)
+        linear = LinearTransform(3 * 3 * 4, 4, 4, 5 + hidden)
         self.stack = CapsuleStack([CapsuleLayer(conv, routing), CapsuleLayer(linear, routing)])
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:

@@ -22,7 +22,10 @@ def compiled_equals_eager(stack, capsules, backend, rtol=1e-10):
         poses = module(capsules)[-1].capsules.poses
         results.append((poses, *torch.autograd.grad(poses.square().sum(), list(stack.parameters()), allow_unused=True)))
     for a, b in zip(*results, strict=True):
-        assert (a is None) == (b is None)
+        if a is None:  # what poses do not reach has no gradient, or after compiling zeros
+            assert b is None or not b.any()
+            continue
+        assert b is not None
         if a is not None:
             torch.testing.assert_close(b, a, rtol=10 * rtol, atol=rtol / 100)
 

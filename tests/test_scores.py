@@ -32,8 +32,9 @@ OURS = [name for name in list_models() if find_factory(name).__module__.startswi
 def check(name: str) -> None:
     """Compare what the model declares with the scores of noise, dim and bright."""
     torch.manual_seed(0)
-    model = create_model(name, num_classes=7, in_channels=3, image_size=40, **narrowed(name))
-    scores = torch.cat([model(size * torch.rand(4, 3, 40, 40)).scores for size in (1, 30)]).detach()
+    side = 36 if name == "efficient-capsnet-multimnist" else 40  # its last convolution fits images of 36 pixels alone
+    model = create_model(name, num_classes=7, in_channels=3, image_size=side, **narrowed(name))
+    scores = torch.cat([model(size * torch.rand(4, 3, side, side)).scores for size in (1, 30)]).detach()
     bounded = bool(((scores >= 0) & (scores <= 1)).all())
     assert model.scores in ("length", "probability", "logit")
     assert bounded == (model.scores != "logit"), (name, model.scores, scores.min(), scores.max())

@@ -23,6 +23,9 @@ from torchcaps.tables.records import config_hash
 from torchcaps.train.check import check_config
 
 TABLES = {
+    "efficient-capsnet": ["table2"],
+    "self-routing": ["table-poster"],
+    "variational-bayes": ["table-quoted"],
     "discriminative": ["table2", "figure2", "figure3", "figure4", "text-multimnist"],
     "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4", "text-feedback"],
     "fm": [

@@ -22,6 +22,7 @@ from torchcaps.names import check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
+from torchcaps.votes.normalised import asking_for_eval
 from torchcaps.votes.tiles import recompute
 
 
@@ -62,10 +63,10 @@ class Standardise(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
         """Return [b, p, j, d] in the same shape and type; one number of a type is 0."""
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        if self.training:
+        count = input.shape[0] * input.shape[1] * input.shape[3]
+        if self.training and count:  # no images have no statistics, and change nothing
             mean, variance = input.mean((0, 1, 3)), input.var((0, 1, 3), correction=0)
-            with torch.no_grad():
-                count = input.shape[0] * input.shape[1] * input.shape[3]
+            with torch.no_grad(), asking_for_eval():
                 unbiased = variance * (count / max(count - 1, 1))
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)

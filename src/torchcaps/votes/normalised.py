@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +12,20 @@ from torch import Tensor, nn
 from torchcaps.names import check_choice
 from torchcaps.votes.binary import Threshold
 from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
+
+
+@contextmanager
+def asking_for_eval() -> Iterator[None]:
+    """Say what to do instead where running statistics are added to under a transform of torch.func."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not torch._C._are_functorch_transforms_active():
+            raise
+        raise RuntimeError(
+            "batch norm cannot add to its running statistics under a transform of torch.func: call eval() first, or "
+            "hand its buffers to the transformed function and on to torch.func.functional_call"
+        ) from error
 
 
 class VoteNorm(nn.Module):
@@ -65,16 +80,9 @@ class VoteNorm(nn.Module):
 
     def _remember(self, mean: Tensor, unbiased: Tensor) -> None:
         """Add the statistics of a batch to the running ones."""
-        try:
+        with asking_for_eval():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_variance.lerp_(unbiased.to(self.running_variance.dtype), self.momentum)
-        except RuntimeError as error:
-            if not torch._C._are_functorch_transforms_active():
-                raise
-            raise RuntimeError(
-                "batch norm of votes cannot add to its running statistics under a transform of torch.func: call eval() "
-                "first, or hand its buffers to the transformed function and on to torch.func.functional_call"
-            ) from error
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, each={self.each!r}, momentum={self.momentum}, eps={self.eps}"
