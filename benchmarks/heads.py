@@ -57,7 +57,7 @@ def compare(name: str, batch: int, repeats: int) -> tuple[str, dict]:
         differences.append((whole(inputs).scores - heads[form](inputs).scores).abs().max().item())
         heads[f"{form}_packed"] = pack(heads[form], torch.float16)
     assert max(differences) < TOLERANCE, differences
-    turns = interleaved([lambda head=head: _score(head, inputs) for head in heads.values()], repeats)
+    turns = interleaved([lambda head=head: _score(head, inputs) for head in heads.values()], repeats, warmup=2)
     return f"heads/{name}", {
         "threads": torch.get_num_threads(),
         "batch": batch,

@@ -60,9 +60,6 @@ WORK = {
     "inverted-attention": Work(*SUM, *ATTEND),
     "inverted-attention-c": Work(*CLUSTER, Pass(1, 4), Pass(3, 7)),  # an agreement besides
     "em": Work(*CLUSTER, Pass(1, 5), Pass(3, 10)),  # a distance besides
-    "variational-bayes": Work(*CLUSTER, Pass(1, 5), Pass(3, 10)),
-    "self-routing": Work(*ATTEND),  # the logit is an element of the vote
-    "self-attention": Work(Pass(2, 2), Pass(5, 5)),  # the sum of all votes, then as attention
     "fm": Work(Pass(1, 4), Pass(3, 9)),  # scale and shift, length, two sums; statistics are not counted
 }
 

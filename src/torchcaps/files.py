@@ -86,6 +86,8 @@ def check_plain(path: Path) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return
+    except NotADirectoryError as error:
+        raise ValueError(f"{path} cannot be read: {path.parent} is no folder") from error
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
