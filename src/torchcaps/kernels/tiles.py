@@ -133,3 +133,27 @@ def give_back(
 def inner(x, y):
     """Sum over the elements of a pose, [t, j]."""
     return tl.sum(tl.sum(x * y, 3), 2)
+
+
+@triton.jit
+def softmax(logits, seen, pair, real, TILED: tl.constexpr):
+    """Return the softmax over parents, [t, j]: over all of them, where this tile has a part."""
+    if TILED:
+        most = tl.load(seen + pair, mask=real, other=0.0)
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+    else:
+        most = tl.max(logits, 1)
+        whole = tl.sum(tl.exp(logits - most[:, None]), 1)
+    return tl.exp(logits - most[:, None]) / whole[:, None]
+
+
+@triton.jit
+def change_of_logits(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
+    """Return the gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
+    of_coupling = inner(votes, gradient)
+    if TILED:
+        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
+        mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
+    else:
+        mean = tl.sum(coupling * of_coupling, 1)
+    return coupling * (of_coupling - mean[:, None])

@@ -14,6 +14,7 @@ from torchcaps.kernels import tiles as tiling
 from torchcaps.kernels.tiles import (
     by_children,
     by_images,
+    change_of_logits,
     column_at,
     columns_first,
     geometry,
@@ -22,6 +23,7 @@ from torchcaps.kernels.tiles import (
     parents_at,
     parents_first,
     row_at,
+    softmax,
     votes_of,
 )
 from torchcaps.kernels.window_tiles import runs_of
@@ -127,30 +129,6 @@ def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS:
 
 
 @triton.jit
-def _softmax(logits, seen, pair, real, TILED: tl.constexpr):
-    """Return the softmax over parents, [t, j]: over all of them, where this tile has a part."""
-    if TILED:
-        most = tl.load(seen + pair, mask=real, other=0.0)
-        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
-    else:
-        most = tl.max(logits, 1)
-        whole = tl.sum(tl.exp(logits - most[:, None]), 1)
-    return tl.exp(logits - most[:, None]) / whole[:, None]
-
-
-@triton.jit
-def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
-    """Return the gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
-    of_coupling = inner(votes, gradient)
-    if TILED:
-        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
-        mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
-    else:
-        mean = tl.sum(coupling * of_coupling, 1)
-    return coupling * (of_coupling - mean[:, None])
-
-
-@triton.jit
 def _claim_kernel(
     poses, weight, state, initial, STARTS: tl.constexpr, gradient, seen, share, XNOR: tl.constexpr,
     BINARY: tl.constexpr, BACK: tl.constexpr, count, children,
@@ -200,7 +178,7 @@ def _forward_kernel(
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
         logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
-        coupling = _softmax(logits, seen, (image * children + child) * 3, image < count, TILED)
+        coupling = softmax(logits, seen, (image * children + child) * 3, image < count, TILED)
         total += coupling[:, :, None, None] * v
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
@@ -223,8 +201,8 @@ def _state_kernel(
         v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
         pair = (image * children + child) * 3
         logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
-        coupling = _softmax(logits, seen, pair, image < count, TILED)
-        change = _change(v, coupling, g, seen, pair, image < count, TILED)
+        coupling = softmax(logits, seen, pair, image < count, TILED)
+        change = change_of_logits(v, coupling, g, seen, pair, image < count, TILED)
         if XNOR:
             size = (change * _scale(v, R, M))[:, :, None, None]
             total += tl.where(v > 0, size, -size)
@@ -254,8 +232,8 @@ def _child_kernel(
             g = tl.load(gradient + at, mask=mask, other=0.0)
             v = _votes(poses, weight, image, last, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
             logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
-            coupling = _softmax(logits, seen, pair, real, TILED)
-            change = _change(v, coupling, g, seen, pair, real, TILED)
+            coupling = softmax(logits, seen, pair, real, TILED)
+            change = change_of_logits(v, coupling, g, seen, pair, real, TILED)
             of_initial += tl.sum(tl.where(real[:, None], change, 0.0), 0)
             if LAST:
                 follow = tl.zeros_like(v)

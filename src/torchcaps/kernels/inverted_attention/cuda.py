@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.tiles import FUSION, inner, parents_at
+from torchcaps.kernels.tiles import FUSION, change_of_logits, inner, parents_at, softmax
 from torchcaps.kernels.types import widest
 from torchcaps.kernels.window_tiles import child_at, column_of, pad, row_of, runs_of, summed, window_votes
 
@@ -113,25 +113,7 @@ def _couple(votes, query, seen, pair, real, j0, J, JP: tl.constexpr, TILED: tl.c
     """Return softmax over parents, [t, j]: of all of them, where this tile has a part."""
     there = (j0 + tl.arange(0, JP) < J)[None, :]
     logits = tl.where(there, inner(votes, query), float("-inf"))
-    if TILED:
-        most = tl.load(seen + pair, mask=real, other=0.0)
-        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
-    else:
-        most = tl.max(logits, 1)
-        whole = tl.sum(tl.exp(logits - most[:, None]), 1)
-    return tl.exp(logits - most[:, None]) / whole[:, None]
-
-
-@triton.jit
-def _change(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
-    """Return gradient of the logits, [t, j]: the agreement with the gradient, less its mean over all parents."""
-    agreement = inner(votes, gradient)
-    if TILED:
-        whole = tl.load(seen + pair + 1, mask=real, other=1.0)
-        mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
-    else:
-        mean = tl.sum(coupling * agreement, 1)
-    return coupling * (agreement - mean[:, None])
+    return softmax(logits, seen, pair, real, TILED)
 
 
 @triton.jit
@@ -217,7 +199,7 @@ def _query_kernel(
         votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
         pair = (position * children + index) * 3
         coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
-        total += _change(votes, coupling, g, seen, pair, real, TILED)[:, :, None, None] * votes
+        total += change_of_logits(votes, coupling, g, seen, pair, real, TILED)[:, :, None, None] * votes
     tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
 
@@ -251,7 +233,7 @@ def _child_kernel(
                 g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
                 votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP, j0)
                 coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
-                change = _change(votes, coupling, g, seen, pair, real, TILED)
+                change = change_of_logits(votes, coupling, g, seen, pair, real, TILED)
                 d_votes = coupling[:, :, None, None] * g + change[:, :, None, None] * q
                 for c in range(C):
                     u, place, r = column_of(poses, child, present, c, R, C, RP)
