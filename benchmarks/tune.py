@@ -19,7 +19,8 @@ from torchcaps.papers import find_cell
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Train
-from torchcaps.tables.records import append_record, config_hash, read_records
+from torchcaps.tables.lines import read_lines
+from torchcaps.tables.records import append_record, config_hash
 from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import describe_environment
@@ -57,7 +58,7 @@ def changed(config: Config, text: str) -> Config:
 def run(config: Config, cell: str, changes: str, results: Path) -> None:
     """One trial, unless its line is there."""
     name = config_hash(config)
-    if any((each["config_hash"], each["seed"]) == (name, config.seed) for each in read_records(results)):
+    if any((each["config_hash"], each["seed"]) == (name, config.seed) for each in read_lines(results)):
         return
     config = replace(config, recipe=f"trial-{name}")
     try:
