@@ -86,6 +86,8 @@ def test_ranks_are_read_of_torchrun_and_srun() -> None:
     for wrong in (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}):
         with pytest.raises(ValueError, match="not as many on each machine"):
             given_ranks(wrong)
+    with pytest.raises(ValueError, match="would meet at port 0, where they never find each other"):
+        given_ranks(TORCHRUN | {"MASTER_PORT": "0"})
     with pytest.raises(ValueError, match="variables of torchrun or srun cannot be read"):
         given_ranks(TORCHRUN | {"RANK": "x"})
     hosts = {"a": "a", "a,b": "a", "n[3,5]": "n3", "n[3-5]x,c": "n3x", "r1-n[01-02],q": "r1-n01", "a1,b[2-3]": "a1"}
@@ -136,7 +138,7 @@ def clean() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "TORCHCAPS_CACHE": os.environ.get("TORCHCAPS_CACHE", "")}
 
 
-PAIR = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+PAIR = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
     """Return what the environment says of the processes that were started together; None where this one is alone.
 
     Raises:
-        ValueError: for machines with unequal numbers of processes, and for variables that are none of theirs.
+        ValueError: for machines with unequal numbers of processes, for a port that is none, and for variables that are none
+            of theirs.
     """
     try:
         if "TORCHELASTIC_RUN_ID" in variables and "RANK" in variables:
@@ -52,6 +53,11 @@ def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
     if found.world % found.here:
         raise ValueError(
             f"{found.by} started {found.world} processes, not as many on each machine: ask for equal numbers"
+        )
+    if not 0 < found.port < 2**16:
+        raise ValueError(
+            f"the processes that {found.by} started would meet at port {found.port}, where they never find each other: "
+            "give one of 1 to 65535, or torchrun --standalone"
         )
     return found
 
