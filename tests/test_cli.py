@@ -242,8 +242,10 @@ def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     said = capsys.readouterr().out
     seconds = 6 * 4 * (12 + 144 / 100 / 3)
     assert said.startswith("4 epochs of 12 steps of 100 images, 4,800 in all; about ")
-    assert f"about {seconds / 60:.2g} min at 6e+03 ms a step" in said and said.endswith("MB in one\n")
+    assert f"about {seconds / 60:.2g} min at 6 s a step" in said and said.endswith("MB in one\n")
     assert not recipe.out.exists()
+    assert main(["train", "tiny", "--batch-size", "5000", "--dry-run"]) == 2
+    assert "batch_size 5000 exceeds the images to train on" in capsys.readouterr().err
 
 
 def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,23 @@ def test_hours_end_between_runs(place: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("to see them: torchcaps table tiny/table1 --results 'my results'\n")
 
 
+def test_a_dry_run_says_what_is_left_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs that are done are not ahead; the sum is that of the others."""
+    command = ["reproduce", "tiny/table1", "--dry-run", "--seeds", "2"]
+    assert main([*command, "--cells", "slow"]) == 0
+    said = capsys.readouterr().err
+    each = re.findall(r"tiny/table1/slow seed ([01]): ahead: \d+ epochs? of [\d,]+ steps of \d+ images.* a step", said)
+    assert each == ["0", "1"] and re.search(r"tiny/table1: about \S+ \S+ in all on this machine", said)
+    assert not Path("results").exists() and not Path("runs").exists()
+    assert main(["reproduce", "tiny/table1", "--cells", "slow", "--seeds", "1"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--cells", "slow"]) == 0
+    said = capsys.readouterr().err
+    assert "slow seed 0" not in said and "slow seed 1: ahead: " in said
+    assert main([*command, "--submit", "local"]) == 2
+    assert "--dry-run submits nothing: leave out --submit local" in capsys.readouterr().err
+
+
 def test_run_of_another_process_is_left_to_it(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

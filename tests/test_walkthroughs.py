@@ -93,8 +93,8 @@ def test_own_routing(
     assert main(words) == 0
     assert "cosine: cosine.py was changed since its runs, which are made anew" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "results" / "runs.jsonl").read_text().splitlines()]
-    assert [line["cell"].rpartition("/")[2] for line in lines] == ["linear", "uniform", "cosine", "cosine"]
-    assert lines[2]["config_hash"] != lines[3]["config_hash"]
+    assert [line["cell"].rpartition("/")[2] for line in lines] == ["linear", "uniform", "twin", "cosine", "cosine"]
+    assert lines[3]["config_hash"] != lines[4]["config_hash"]
 
 
 def small_cifar(folder: Path) -> None:
@@ -162,8 +162,8 @@ def test_own_pictures_are_compared_with_costs_a_sweep_and_a_plain_network(
     words += ["--routings", "dyn*", "mobilenetv2_035.linear", "--sweep", "optimiser.lr", "0.01", "0.001"]
     assert main([*words, "--device", "cpu"]) == 0
     table = Path("results/compare/small-resnet/folder-pictures.md").read_text()
-    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:]
-    heads = ("linear", "uniform", "dynamic", "mobilenetv2_035.linear")
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if re.match(r"\| [\w.]+@", line)]
+    heads = ("linear", "uniform", "twin", "dynamic", "mobilenetv2_035.linear")
     assert sorted(rows) == sorted(f"{head}@optimiser.lr={value}" for head in heads for value in ("0.01", "0.001"))
     assert "not run" not in table
 

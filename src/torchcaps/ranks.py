@@ -32,8 +32,8 @@ def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
     """Return what the environment says of the processes that were started together; None where this one is alone.
 
     Raises:
-        ValueError: for machines with unequal numbers of processes, for a port that is none, and for variables that are none
-            of theirs.
+        ValueError: for machines with unequal numbers of processes, for a port that is none, and for variables that are
+            none of theirs.
     """
     try:
         if "TORCHELASTIC_RUN_ID" in variables and "RANK" in variables:

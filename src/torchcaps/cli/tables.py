@@ -32,6 +32,7 @@ def reproduce(
     seeds: int | None = None,
     budget: Literal["full", "fast", "cpu", "smoke"] = "full",
     max_hours: float | None = None,
+    dry_run: bool = False,
     out: Path = Path("runs"),
     results: Path = RESULTS,
     device: str = "auto",
@@ -46,8 +47,9 @@ def reproduce(
         table: a name from `torchcaps list tables`, or a shell pattern
         cells: names of cells, a shell pattern
         seeds: runs of each cell, with the seeds 0, 1, ...; else as many as the recipe says
-        budget: full (as the paper trains), fast (ten minutes on one GPU), cpu (narrowed), smoke (does it run?)
+        budget: full (as the paper trains), fast (the paper's network, 30 epochs), cpu (narrowed), smoke (does it run?)
         max_hours: after which no further run is begun
+        dry_run: say of each run what is ahead, by a few measured steps, and stop there
         out: folder in which the runs' own folders are made
         results: folder whose runs.jsonl receives a line for each finished run
         device: auto, cpu, cuda, mps
@@ -60,7 +62,8 @@ def reproduce(
     """
     from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
-    from torchcaps.tables.fill import Settings, choose_cells, plan
+    from torchcaps.tables.ahead import show_time
+    from torchcaps.tables.fill import Settings, choose_cells, plan, say_ahead
     from torchcaps.tables.parts import read_part, take_part
 
     tables = find_tables(table)
@@ -68,6 +71,8 @@ def reproduce(
     if not jobs:
         raise ValueError(f"{table} has no cell {cells!r} to run: those are quoted, formulas, or cannot be reproduced")
     numbers, parts = read_part(part)
+    if dry_run and submit != "no":
+        raise ValueError(f"--dry-run submits nothing: leave out --submit {submit}, or --dry-run")
     if submit != "no":
         from torchcaps.cli.jobs import submit_parts
 
@@ -86,6 +91,9 @@ def reproduce(
     settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, note, report)
     of = f" (part {part} of the plan)" if parts > 1 else ""
     note(f"{table}: {len(jobs)} runs with the budget {budget}{of}")
+    if dry_run:
+        note(f"{table}: about {show_time(say_ahead(jobs, settings))} in all on this machine")
+        return
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
     again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]

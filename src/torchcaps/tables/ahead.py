@@ -35,10 +35,8 @@ class Ahead(NamedTuple):
         said = f"{self.epochs} epochs of {self.steps:,} steps of {self.batch} images, {images:,} in all"
         if self.seconds is None or self.step_seconds is None or self.memory is None:
             return f"{said}; {WITHOUT}"
-        return (
-            f"{said}; about {show_time(self.seconds)} at {1000 * self.step_seconds:.3g} ms a step, "
-            f"{self.memory:,.0f} MB in one"
-        )
+        step = f"{1000 * self.step_seconds:.3g} ms" if self.step_seconds < 1 else f"{self.step_seconds:.3g} s"
+        return f"{said}; about {show_time(self.seconds)} at {step} a step, {self.memory:,.0f} MB in one"
 
 
 def count_ahead(config: Config) -> Ahead:
@@ -64,6 +62,8 @@ def look_ahead(config: Config) -> Ahead:
 
     check_config(config)
     counted = count_ahead(config)
+    if not counted.steps:
+        raise ValueError(f"batch_size {config.batch_size} exceeds the images to train on: there would be no batch")
     device = choose_device(config.device, config.processes)
     shape = model_arguments(config)
     side = shape["image_size"]

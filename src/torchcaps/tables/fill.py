@@ -17,7 +17,7 @@ from torchcaps.data.catalogue import absent, data_root, find
 from torchcaps.locking import hold
 from torchcaps.names import unknown
 from torchcaps.revisions import revisions_of
-from torchcaps.tables.ahead import Ahead, look_ahead
+from torchcaps.tables.ahead import WITHOUT, Ahead, look_ahead
 from torchcaps.tables.budgets import Budget, apply_budget, width
 from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.tables.lines import CLAIMS
@@ -133,6 +133,35 @@ def run_all(jobs: Sequence[Job], settings: Settings) -> int:
     return left
 
 
+def say_ahead(jobs: Sequence[Job], settings: Settings) -> float:
+    """Say of each job that is not done what it will take here, and return the seconds of those that can be measured.
+
+    Nothing is trained and nothing is written. Runs of one network and data are measured once. What an unfinished run
+    has behind it counts as ahead.
+    """
+    records, total = read_records(settings.records), 0.0
+    seen: dict[tuple[str, str], Ahead | None] = {}
+    for job in jobs:
+        if job.budget == COUNT or find_run(records, job.config, job.budget):
+            continue
+        if lacking := missing_data(job.config, settings.root):
+            settings.say(f"{job.label}: data not at hand: {lacking}")
+            continue
+        config = _placed(job.config, settings)
+        key = (config_hash(config), job.budget)
+        if key not in seen:
+            seen[key] = measure_ahead(config)
+        ahead = seen[key]
+        settings.say(f"{job.label}: {f'ahead: {ahead}' if ahead is not None else WITHOUT}")
+        total += (ahead.seconds or 0.0) if ahead is not None else 0.0
+    return total
+
+
+def _placed(config: Config, settings: Settings) -> Config:
+    data = replace(config.data, root=settings.root)
+    return replace(config, data=data, out=settings.out, device=settings.device)
+
+
 def do(job: Job, settings: Settings) -> bool:
     """Do one job, and append its line; True when that line is there now, also where it was before."""
     lacking = "" if job.budget == COUNT else missing_data(job.config, settings.root)
@@ -203,15 +232,14 @@ def _train(job: Job, settings: Settings) -> bool:
     from torchcaps.train.devices import choose_device
     from torchcaps.train.machine import describe_machine
 
-    data = replace(job.config.data, root=settings.root)
-    config = replace(job.config, data=data, out=settings.out, device=settings.device)
+    config = _placed(job.config, settings)
     assert job.budget != COUNT
     known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
     if (folder := find_finished(config)) is not None:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
-    ahead = measure_ahead(config if job.budget != "smoke" else replace(_full(job), data=data, device=settings.device))
+    ahead = measure_ahead(config if job.budget != "smoke" else _placed(_full(job), settings))
     if ahead is not None:
         known |= {"step_seconds": ahead.step_seconds, "step_images": ahead.batch}
         settings.say(f"{job.label}: {'the budget full would take ' if job.budget == 'smoke' else 'ahead: '}{ahead}")
