@@ -244,6 +244,8 @@ def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     assert said.startswith("4 epochs of 12 steps of 100 images, 4,800 in all; about ")
     assert f"about {seconds / 60:.2g} min at 6 s a step" in said and said.endswith("MB in one\n")
     assert not recipe.out.exists()
+    assert main(["train", "tiny", "--data.fraction", "0.25", "--batch-size", "100", "--dry-run"]) == 0
+    assert " epochs of 3 steps of 100 images" in capsys.readouterr().out
     assert main(["train", "tiny", "--batch-size", "5000", "--dry-run"]) == 2
     assert "batch_size 5000 exceeds the images to train on" in capsys.readouterr().err
 

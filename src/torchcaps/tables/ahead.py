@@ -43,7 +43,8 @@ def count_ahead(config: Config) -> Ahead:
     """Return what a run of `config` will do, by counting alone; raises as `data_facts`."""
     images = data_facts(config.data).images
     held = round(config.data.validation * images)
-    return Ahead(config.epochs, (images - held) // config.batch_size, config.batch_size, held, None, None)
+    used = round(config.data.fraction * (images - held))
+    return Ahead(config.epochs, used // config.batch_size, config.batch_size, held, None, None)
 
 
 def look_ahead(config: Config) -> Ahead:
