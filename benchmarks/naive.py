@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import binarize, sign, squash
+from torchcaps.capsules import binarize, sign, squash, squash_exponential
 
 
 def linear_votes(poses: Tensor, weight: Tensor, rows: int = 1) -> Tensor:
@@ -158,3 +158,53 @@ def fm(votes: Tensor, gain: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     unit = normal * normal.square().sum(-1, keepdim=True).clamp_min(1e-12).rsqrt()
     s = (unit.sum(2).square() - unit.square().sum(2)) / (2 * votes.shape[2])
     return s, s.sum(-1)
+
+
+def self_attention(votes: Tensor, prior: Tensor) -> Tensor:
+    """Mazzia et al. 2021; prior [i, j], parents [b, p, j, d].
+
+    The released code makes a matrix of all pairs of votes and sums its rows; here they are summed at once.
+    """
+    query = votes.sum(2) / votes.shape[-1] ** 0.5
+    coupling = torch.einsum("bpijd,bpjd->bpij", votes, query).softmax(-1) + prior
+    return squash_exponential(torch.einsum("bpij,bpijd->bpjd", coupling, votes))
+
+
+def self_routing(votes: Tensor, activations: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Hahn et al. 2019; a vote's last element is its logit, offset [i, j]; poses [b, p, j, d - 1], activations."""
+    coupling = (votes[..., -1] + offset).softmax(-1) * activations.unsqueeze(-1)  # [b, p, i, j]
+    total = coupling.sum(2)
+    poses = torch.einsum("bpij,bpijd->bpjd", coupling, votes[..., :-1]) / total.clamp_min(1e-8).unsqueeze(-1)
+    return poses, total / activations.sum(2).clamp_min(1e-8).unsqueeze(-1)
+
+
+def variational_bayes(
+    votes: Tensor, activations: Tensor, beta_a: Tensor, beta_u: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Ribeiro et al. 2020 with diagonal precisions, competition at one position; poses [b, p, j, d], activations."""
+    d = votes.shape[-1]
+    coupling = torch.full_like(votes[..., 0], 1 / votes.shape[3])  # [b, p, i, j]
+    mean = scale = kappa = freedom = precision = share = votes.new_zeros(())
+    for t in range(iterations):
+        if t:
+            away = ((votes - mean.unsqueeze(2)).square() / scale.unsqueeze(2)).sum(-1)  # [b, p, i, j]
+            known = share + 0.5 * (precision - d * math.log(2 * math.pi) - d / kappa)
+            coupling = (known.unsqueeze(2) - 0.5 * freedom.unsqueeze(2) * away).softmax(-1)
+        weights = coupling * activations.unsqueeze(-1)
+        total = weights.sum(2)  # [b, p, j]
+        kappa, freedom = 1 + total, d + 1 + total
+        centre = torch.einsum("bpij,bpijd->bpjd", weights, votes) / total.clamp_min(1e-12).unsqueeze(-1)
+        spread = torch.einsum("bpij,bpijd->bpjd", weights, (votes - centre.unsqueeze(2)).square())
+        pull = (total / kappa).unsqueeze(-1)
+        mean, scale = pull * centre, 1 + spread + pull * centre.square()
+        halves = (freedom.unsqueeze(-1) - torch.arange(d, dtype=votes.dtype, device=votes.device)) / 2
+        precision = torch.digamma(halves).sum(-1) + d * math.log(2) - scale.log().sum(-1)
+        share = torch.digamma(1 + total) - torch.digamma((1 + total).sum(-1, keepdim=True))
+    entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - precision)
+    logit = standardise((beta_a - beta_u - share.exp() * entropy).unsqueeze(-1))
+    return standardise(mean), logit.squeeze(-1).sigmoid()
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Batch norm of [b, p, j, d] by type of capsule, without gain and bias."""
+    return F.batch_norm(x.movedim(2, 1), None, None, training=True).movedim(1, 2)

@@ -33,6 +33,12 @@ def route_naively(layer: CapsuleLayer, poses: Tensor, activations: Tensor, itera
             return naive.inverted_attention(votes(), *norm, iterations)
         case "inverted-attention-c":
             return naive.inverted_attention_c(votes(), seen, norm, betas, iterations)[0]
+        case "self-attention":
+            return naive.self_attention(votes(), get["prior"])
+        case "self-routing":
+            return naive.self_routing(votes(), seen, get["offset"])[0]
+        case "variational-bayes":
+            return naive.variational_bayes(votes(), seen, get["beta_a"], get["beta_u"], iterations)[0]
         case _:
             return naive.fm(votes(), *norm)[0]
 

@@ -61,6 +61,9 @@ WORK = {
     "inverted-attention-c": Work(*CLUSTER, Pass(1, 4), Pass(3, 7)),  # an agreement besides
     "em": Work(*CLUSTER, Pass(1, 5), Pass(3, 10)),  # a distance besides
     "fm": Work(Pass(1, 4), Pass(3, 9)),  # scale and shift, length, two sums; statistics are not counted
+    "self-attention": Work(Pass(3, 2), Pass(7, 5)),  # the sum of all votes, `ATTEND`, and what the prior gives
+    "self-routing": Work(Pass(1, 1), Pass(3, 2)),  # the sum with couplings; with backward the gradients of both
+    "variational-bayes": Work(*CLUSTER, Pass(1, 5), Pass(3, 10)),
 }
 
 

@@ -36,8 +36,11 @@ ITERATIONS = {
     "xnodr-xnidr": 3,
     "discriminative": 1,
     "uniform": 1,
+    "self-attention": 1,
+    "self-routing": 1,
+    "variational-bayes": 3,
 }
-UNMEASURED = {"self-attention", "self-routing", "variational-bayes"}  # they have no form in naive.py
+WINDOW = ("em", "variational-bayes")  # whose children compete at each position, as the naive forms have it
 
 
 class Pair(NamedTuple):
@@ -146,7 +149,7 @@ def build(
 ) -> Pair:
     """The library's forward pass and the naive one, on random children and fresh weights."""
     torch.manual_seed(0)
-    options = {"scope": "window"} if routing == "em" else {}
+    options = {"scope": "window"} if routing in WINDOW else {}
     layer = CapsuleLayer(size.transform(), routing, implementation, **options).to(device)
     poses = torch.randn(batch, *size.children, device=device, requires_grad=True)
     activations = torch.rand(batch, *size.children[:-1], device=device)

@@ -38,22 +38,25 @@ def test_naive_forms_equal_the_library(name, size, double):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
 
 
-def test_naive_forms_give_the_activations_of_the_library():
-    """Of EM at positions of its own, and of FM."""
-    capsules, parents = children("conv-matrix"), {}
-    for routing, options in (("em", {"scope": "window", "temperature": 0.5}), ("fm", {})):
-        module = layer("conv-matrix", routing, **options)
-        get, transform = dict(module.routing.named_parameters()), module.transform
-        votes = naive.conv_votes(capsules.poses, transform.weight, transform.rows, transform.stride)
-        if routing == "em":
-            windows = naive.conv_windows(capsules.activations, 3, transform.stride)
-            betas = get["activation.beta_u"], get["activation.beta_a"]
-            _, parents[routing] = naive.em(votes, windows, *betas, 3, 0.5)
-        else:
-            _, parents[routing] = naive.fm(votes, get["norm.weight"], get["norm.bias"])
-        torch.testing.assert_close(
-            module(capsules, 3).capsules.activations.flatten(1, 2), parents[routing], rtol=1e-9, atol=1e-12
-        )
+@pytest.mark.parametrize("name", ["em", "fm", "self-routing", "variational-bayes"])
+def test_naive_forms_give_the_activations_of_the_library(name):
+    """Of EM and variational Bayes at positions of their own, of FM, and of self-routing."""
+    options = {"em": {"scope": "window", "temperature": 0.5}, "variational-bayes": {"scope": "window"}}
+    capsules, module = children("conv-matrix"), layer("conv-matrix", name, **options.get(name, {}))
+    get, transform = dict(module.routing.named_parameters()), module.transform
+    votes = naive.conv_votes(capsules.poses, transform.weight, transform.rows, transform.stride)
+    windows = naive.conv_windows(capsules.activations, 3, transform.stride)
+    match name:
+        case "em":
+            _, expected = naive.em(votes, windows, get["activation.beta_u"], get["activation.beta_a"], 3, 0.5)
+        case "fm":
+            _, expected = naive.fm(votes, get["norm.weight"], get["norm.bias"])
+        case "self-routing":
+            _, expected = naive.self_routing(votes, windows, get["offset"])
+        case _:
+            _, expected = naive.variational_bayes(votes, windows, get["beta_a"], get["beta_u"], 3)
+    found = module(capsules, 3).capsules.activations.flatten(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_held_and_the_batch_that_fits_are_measured(monkeypatch):
