@@ -123,8 +123,18 @@ def test_a_home_runs_on_the_device_of_its_inputs():
     assert len(seen) == 1 and seen[0].shape == poses.shape
 
 
-LINEAR = ("dynamic", "xnodr", "xnidr", "xnodr-xnidr", "em", "fm", "inverted-attention", "inverted-attention-c")
-CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c")
+LINEAR = (
+    "dynamic",
+    "xnodr",
+    "xnidr",
+    "xnodr-xnidr",
+    "em",
+    "fm",
+    "inverted-attention",
+    "inverted-attention-c",
+    "self-attention",
+)
+CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
 
 
 class Every(nn.Module):

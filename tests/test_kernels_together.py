@@ -18,8 +18,18 @@ from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTr
 from torchcaps.layers.transforms import Transform
 from torchcaps.train.processes import build_fabric, launch
 
-LINEAR = ("dynamic", "xnodr", "xnidr", "xnodr-xnidr", "em", "fm", "inverted-attention", "inverted-attention-c")
-CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c")
+LINEAR = (
+    "dynamic",
+    "xnodr",
+    "xnidr",
+    "xnodr-xnidr",
+    "em",
+    "fm",
+    "inverted-attention",
+    "inverted-attention-c",
+    "self-attention",
+)
+CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
 IMAGES = 6
 
 

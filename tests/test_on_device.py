@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.device, pytest.mark.slow]
 
 SETTINGS = {"linear": LinearTransform(64, 10, 8, 16), "conv": ConvTransform(4, 8, 16, 16, stride=2, matrix=True)}
 ROUTINGS = {
-    "linear": ("dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c"),
-    "conv": ("dynamic", "em", "inverted-attention", "inverted-attention-c"),
+    "linear": ("dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c", "self-attention"),
+    "conv": ("dynamic", "em", "inverted-attention", "inverted-attention-c", "self-attention"),
 }
 CASES = [(form, routing) for form, routings in ROUTINGS.items() for routing in routings]
 
