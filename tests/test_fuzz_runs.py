@@ -30,6 +30,7 @@ from tiny import tiny_config
 
 import torchcaps
 from torchcaps import cli, create_model
+from torchcaps.examine.examination import examine_run, write_examination
 from torchcaps.inspect import figures
 from torchcaps.report import report
 from torchcaps.train import fit, load_run
@@ -40,7 +41,7 @@ SECONDS = 60  # of computing that any of them may take, and of waiting for what 
 IDLE = 1e-3  # seconds of computing in `SECONDS`, which no process that goes on falls below
 RUN = "stranger"  # what the folder is called, and what each message has to name
 BEST, LAST = "best/model.safetensors", "last/model.safetensors"
-JSON = ("config.json", "model.json", "environment.json", "result.json", "metrics.jsonl")
+JSON = ("config.json", "model.json", "environment.json", "result.json", "metrics.jsonl", "examination.json")
 FILES = (*JSON, BEST, "best/SHA256SUMS", "best", LAST, "last", "report.html", "figures")
 VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 10, 1.5, 1e-300, 1e300, 65_536, 1_000_000, 2**63, 10**40, float("nan"),
@@ -100,6 +101,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run and, outside of it, what it must not touch."""
     place = tmp_path_factory.mktemp("original")
     fit(tiny_config(place, recipe=RUN, epochs=1)).folder.rename(place / RUN)
+    write_examination(examine_run(place / RUN, images=20, device="cpu"), place / RUN)
     outside = place / "outside"
     outside.mkdir()
     (outside / "evil.py").write_text("raise SystemExit(77)\n")
