@@ -9,18 +9,18 @@ results/tuning.jsonl; a trial that is there is not run again, and one that was c
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.config import Config, to_plain
 from torchcaps.papers import find_cell
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Train
 from torchcaps.tables.lines import read_lines
 from torchcaps.tables.records import append_record, config_hash
+from torchcaps.tables.tuned import change
 from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import describe_environment
@@ -37,22 +37,6 @@ class Trial(Trainer):
     def _test(self) -> Any:
         self.folder.write("trial.json", self.position.history[-1])
         return None
-
-
-def changed(config: Config, text: str) -> Config:
-    """`config` with NAME=VALUE,NAME=VALUE, values as JSON or a bare word."""
-    plain = to_plain(config)
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        *path, last = name.split(".")
-        inner = plain
-        for each in path:
-            inner = inner[each]
-        try:
-            inner[last] = json.loads(value)
-        except json.JSONDecodeError:
-            inner[last] = value
-    return from_plain(Config, plain)
 
 
 def run(config: Config, cell: str, changes: str, results: Path) -> None:
@@ -106,7 +90,7 @@ def main() -> None:
     fast = apply_budget(cell.how.build(), "fast", cell)
     fast = replace(fast, epochs=given.epochs, seed=given.seed, out=given.out, data=replace(fast.data, validation=HELD))
     for changes in given.changes:
-        run(changed(fast, changes), cell.id, changes, given.results)
+        run(change(fast, changes), cell.id, changes, given.results)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from torchcaps.tables.lines import read_lines
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
 from torchcaps.tables.records import read_records
 from torchcaps.tables.summary import Summary, summarise
+from torchcaps.tables.tuned import TUNED
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -140,6 +141,18 @@ def lines(file: str, where: str, *columns: str) -> str:
     )
 
 
+def tuning() -> str:
+    """The short runs of which `fast` takes the best of a family: what was changed, and validation accuracy."""
+    rows: list[Row] = [("trained as", "with", "epochs", "validation accuracy (%)", "minutes", "taken")]
+    for line in read_lines(RESULTS / "tuning.jsonl"):
+        model = line["config"]["model"]["name"]
+        entry = next((each for each in TUNED if fnmatchcase(model, each.family)), None)
+        taken = "yes" if entry is not None and entry.changes == line["changes"] else ""
+        accuracy, minutes = f"{100 * line['validation_accuracy']:.2f}", f"{line['seconds'] / 60:.0f}"
+        rows.append((f"`{line['cell']}`", line["changes"] or "-", str(line["epochs"]), accuracy, minutes, taken))
+    return markdown(rows)
+
+
 def _head(column: str) -> str:
     name, _, unit = column.rpartition("_")
     return f"{name.replace('_', ' ')} ({UNITS[unit]})" if unit in UNITS and name else column.replace("_", " ")
@@ -216,6 +229,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,
+    "tuning": tuning,
     "xnodr": xnodr,
 }
 

@@ -22,7 +22,7 @@ from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
 from torchcaps.names import check_choice
 from torchcaps.tables.cells import Cell, Narrow, Train
-from torchcaps.tables.tuned import TUNED
+from torchcaps.tables.tuned import TUNED, change
 
 Budget = Literal["full", "fast", "cpu", "smoke"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
@@ -91,7 +91,7 @@ def _fast(config: Config) -> Config:
 def _tune(config: Config) -> Config:
     """Return `config` with what was tuned on validation for the family of its model, where anything was."""
     found = next((each for each in TUNED if each.of(config)), None)
-    return config if found is None else found.apply(config)
+    return config if found is None else change(config, found.changes)
 
 
 def _short(config: Config) -> Config:

@@ -1,16 +1,17 @@
 """What the budget `fast` takes in place of a paper's batch, rate and regularisation, found on validation images.
 
-An entry is chosen among short runs on a tenth of the training split that is held out (`benchmarks/tune.py`), whose
-lines stand in results/tuning.jsonl. No test image is looked at. There is no entry yet: `fast` keeps what a paper gives.
+An entry is the best of its family among short runs on a tenth of the training split that is held out
+(`benchmarks/tune.py`), whose lines stand in results/tuning.jsonl. No test image is looked at. A family without an entry
+keeps what its paper gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torchcaps.config import Config
+from torchcaps.config import Config, from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,31 @@ class Tuned:
     """What a family of models trains with in 30 epochs."""
 
     family: str  #: shell pattern of names of models
-    apply: Callable[[Config], Config]
+    changes: str  #: of the recipe, as `change` takes them and as they stand in the line of the trial
 
     def of(self, config: Config) -> bool:
         """Return whether the model of `config` is one of the family."""
         return fnmatchcase(config.model.name, self.family)
 
 
-TUNED: tuple[Tuned, ...] = ()
+def change(config: Config, text: str) -> Config:
+    """Return `config` with NAME=VALUE,NAME=VALUE, such as optimiser.lr=0.1,batch_size=256; values as JSON or a word.
+
+    Raises:
+        KeyError, ValueError: for a field that no config has, and a value that it does not take.
+    """
+    plain = to_plain(config)
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        *path, last = name.split(".")
+        inner = plain
+        for each in path:
+            inner = inner[each]
+        try:
+            inner[last] = json.loads(value)
+        except json.JSONDecodeError:
+            inner[last] = value
+    return from_plain(Config, plain)
+
+
+TUNED: tuple[Tuned, ...] = (Tuned("encapnet-6-*", "optimiser.lr=0.003"),)
