@@ -131,7 +131,7 @@ class PackedLoop:
         return torch.from_numpy(parents)
 
     def _pack(self, positive: Tensor) -> np.ndarray:
-        """Return bool [..., c] -> words [...], lowest bit first."""
+        """Map bool [..., c] -> words [...], lowest bit first."""
         bits = np.packbits(positive.numpy(), axis=-1, bitorder="little")
         missing = self.bytes - bits.shape[-1]
         bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])

@@ -59,7 +59,7 @@ def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
 
 
 def _children(sizes: dict[str, int]) -> int:
-    """Return of a window."""
+    """Return the number of children in a window."""
     return sizes["KH"] * sizes["KW"] * sizes["types"]
 
 
