@@ -10,12 +10,13 @@ import torchcaps
 
 SOURCE = Path(torchcaps.__file__).parent
 WORDS = """
-    Add Answer Apply Ask Begin Bring Build Call Check Choose Compare Compile Compute Copy Count Create Crop Cut
-    Decode Describe Divide Do Draw Drop Emit End Estimate Examine Export Fill Find Fit Fold Follow Give Go Have Hold
-    Import Iterate Join Keep Lay Leave Let List Load Log Look Make Map Mark Measure Mirror Move Multiply Name Note
-    Open Pack Pad Parse Pass Print Prune Put Raise Read Record Refuse Register Release Remove Replace Return Rotate
-    Route Run Save Say Scale See Send Set Share Shear Show Shrink Sort Split Squash Start Stop Store Sum Take Tell
-    Test Time Train Translate Try Turn Update Use Validate Wait Walk Warn Work Wrap Write Yield
+    Add Answer Apply Ask Begin Bring Build Call Change Check Choose Compare Compile Compute Copy Count Create
+    Crop Cut Decode Describe Divide Do Draw Drop Emit End Estimate Examine Export Fill Find Fit Fold Follow
+    Give Go Have Hold Import Iterate Join Keep Lay Leave Let List Load Log Look Make Map Mark Measure Mirror
+    Move Multiply Name Note Open Pack Pad Parse Pass Print Prune Put Raise Read Record Refuse Register Release
+    Remove Replace Return Rotate Route Run Save Say Scale See Send Set Share Shear Show Shrink Sort Split
+    Squash Start Stop Store Submit Sum Take Tell Test Time Train Translate Try Turn Update Use Validate Wait
+    Walk Warn Work Wrap Write Yield
 """
 VERBS = set(WORDS.split())
 

@@ -21,7 +21,9 @@ class Capsules(NamedTuple):
 
 
 def transformed() -> bool:
-    """Return whether `torch.func` or forward mode is at work, which see inside of torch's own operations alone."""
+    """Return whether a transform of `torch.func`, or forward mode, is at work: these see into torch's own operations
+    alone.
+    """
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
@@ -39,7 +41,9 @@ def widen(x: Tensor) -> Tensor:
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Have operations keep the types that they are given, on the device of `x`; the meta device has no autocast."""
+    """Return a context in which operations on the device of `x` keep the types that they are given; the meta device has
+    no autocast.
+    """
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
@@ -72,7 +76,7 @@ def squash_exponential(poses: Tensor, eps: float = 1e-24) -> Tensor:
 
 
 def lengths(poses: Tensor, eps: float = 1e-24) -> Tensor:
-    """Return euclidean length of each pose: [..., d] -> [...], in float32 at least; its gradient at zero is zero."""
+    """Return the Euclidean length of each pose, [..., d] -> [...], in float32 at least; its gradient at zero is 0."""
     return torch.sqrt(widen(poses).square().sum(-1).clamp_min(eps))
 
 

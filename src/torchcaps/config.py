@@ -124,6 +124,8 @@ LossName = Literal[
 
 @dataclass(frozen=True)
 class LossConfig(Checked):
+    """The loss: its name, and what is added to the loss of the scores."""
+
     name: LossName = "margin"
     average: bool = False  #: margin, spread: divide the sum over the classes by their number, as some code does
     spread_margin: tuple[float, float] = (0.2, 0.9)  #: spread: the margin of the first and of the last step
@@ -141,6 +143,8 @@ class LossConfig(Checked):
 
 @dataclass(frozen=True)
 class OptimiserConfig(Checked):
+    """The optimiser of the weights, and its settings as in `torch.optim`."""
+
     name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0

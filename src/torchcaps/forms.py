@@ -69,7 +69,7 @@ class InputForm:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Return height and width of what the model takes."""
+        """Return (height, width) of what the model takes."""
         side = self.enlarge or self.crop or self.pad
         return (side, side) if side else (self.size[0], self.size[1])
 

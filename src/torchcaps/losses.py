@@ -27,6 +27,8 @@ _FORMS: dict[LossName, tuple[ScoreKind, Reading]] = {  # what it takes scores fo
 
 
 class Criterion(Protocol):
+    """The loss of a batch, as `build_criterion` makes it from a configuration."""
+
     def __call__(self, output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
         """Return the loss, a scalar, of images [b, c, h, w] and targets [b, classes], at `progress` in [0, 1] of the
         run.
@@ -37,7 +39,7 @@ class Criterion(Protocol):
 
 
 def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Return targets [b, classes] of 0 and 1 from class indices [b] or from label sets that are already so encoded.
+    """Return targets [b, classes] of 0 and 1, from class indices [b] or from label sets that are already so encoded.
 
     No device is waited for.
     """
@@ -49,7 +51,7 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
 def margin_loss(
     scores: Tensor, targets: Tensor, positive: float = 0.9, negative: float = 0.1, weight: float = 0.5
 ) -> Tensor:
-    """Return Sabour et al. 2017, Eq. 4: summed over the classes, averaged over the batch.
+    """Return the margin loss of Sabour et al. 2017, Eq. 4, a scalar: summed over the classes, averaged over the batch.
 
     T max(0, m+ - |v|)^2 + weight (1 - T) max(0, |v| - m-)^2, with `scores` |v| and `targets` T, both [b, classes].
     """
@@ -60,7 +62,8 @@ def margin_loss(
 
 
 def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
-    """Return Hinton et al. 2018, Eq. 3: sum over classes i other than t of max(0, margin - (a_t - a_i))^2, batch mean.
+    """Return the spread loss of Hinton et al. 2018, Eq. 3, a scalar: max(0, margin - (a_t - a_i))^2, summed over the
+    classes i other than t, averaged over the batch.
 
     `scores` are activations [b, classes] in [0, 1]. Of several labels each is a t in turn, and no label is an i.
     """
@@ -71,8 +74,8 @@ def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
 
 
 def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return max(0, 1 - y s)^2 with y = 1 for classes that are there and -1 for others, averaged over classes and
-    batch.
+    """Return the mean over classes and batch of max(0, 1 - y s)^2, with y = 1 for classes that are there and -1 for
+    others.
 
     The loss of XNOR-Net that Sun et al. 2023 train XnODR and XnIDR with, averaged as Keras' `squared_hinge` is.
     """
@@ -80,12 +83,15 @@ def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return softmax cross-entropy of logits [b, classes]; several labels share the probability equally."""
+    """Return the softmax cross-entropy of logits [b, classes], averaged over the batch; several labels share the
+    probability equally.
+    """
     return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True))
 
 
 def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return -log(s_t / sum_j s_j) of activations [b, classes] of at least 0, which need not sum to one, cut at `eps`.
+    """Return the mean of -log(s_t / sum_j s_j), of activations [b, classes] of at least 0, which need not sum to one,
+    cut at `eps`.
 
     What Keras' categorical cross-entropy makes of activations: Zhao et al. 2020's code feeds it |s|^2 / (1 + |s|^2).
     """
@@ -96,8 +102,8 @@ def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7)
 
 
 def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return cross-entropy of the sigmoid of logits [b, classes] with each label by itself, averaged over classes
-    and batch.
+    """Return the cross-entropy of the sigmoid of logits [b, classes], each label by itself, averaged over classes and
+    batch.
 
     The loss for several labels of Tsai et al. 2020.
     """
@@ -105,14 +111,15 @@ def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def smooth(targets: Tensor, share: float) -> Tensor:
-    """Return targets [b, classes] of 0 and 1 of which `share` in [0, 1) is spread over all classes (Szegedy et al.
+    """Return `targets` [b, classes] of 0 and 1, of which `share` in [0, 1) is spread over all classes (Szegedy et al.
     2016).
     """
     return (1 - share) * targets + share * targets.mean(1, keepdim=True)
 
 
 def reconstruction_loss(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Return squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0, 1].
+    """Return the squared error, summed over each image and averaged over the batch; both [b, c, h, w], images in [0,
+    1].
 
     Of parts, both [b, m, c, h, w], it is summed over all parts of an image.
     """

@@ -105,11 +105,11 @@ class Manifest:
         return [what for what, known in there.items() if not known]
 
     def to_json(self) -> str:
-        """Return it for the metadata of a file; `from_json` reads it."""
+        """Return the manifest as text, for the metadata of a file; `from_json` reads it."""
         return json.dumps(self.to_plain())
 
     def to_plain(self) -> dict[str, Any]:
-        """Return it as JSON can hold it, in the newest format, whatever it was read from; `read` takes it."""
+        """Return the manifest as JSON can hold it, in the newest format, whatever it was read from; `read` takes it."""
         return to_plain(replace(self, format=FORMAT))
 
 

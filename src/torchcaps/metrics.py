@@ -19,19 +19,22 @@ def predict(scores: Tensor, shown: int | None, threshold: float = 0.5) -> Tensor
 
 
 def exact_match(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of images whose predicted classes are exactly those shown; here bool [b], to be averaged."""
+    """Return for each image whether its predicted classes are exactly those shown, bool [b]; their mean is the
+    accuracy.
+    """
     return (predicted == targets.bool()).all(1)
 
 
 def labels_found(predicted: Tensor, targets: Tensor) -> Tensor:
-    """Return per-digit accuracy: of all digits shown in all images, the share that is among the predicted; here
-    their number in each image, int64 [b], to be summed and divided by the sum of `targets`.
+    """Return how many of the labels of each image are among the predicted, int64 [b]: summed over images and divided by
+    the sum of `targets`, per-digit accuracy.
     """
     return (predicted & targets.bool()).sum(1)
 
 
 def xnodr_top2(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return XnODR's "Top2": the share of images whose smallest digit is among the two highest scores; here bool [b].
+    """Return for each image whether its smallest digit is among the two highest scores, bool [b]; their mean is XnODR's
+    "Top2".
 
     It credits one digit of two, and is what Keras' top-k accuracy makes of a target with two ones.
     """

@@ -62,12 +62,12 @@ def import_handed_on() -> None:
 
 
 def imported() -> tuple[str, ...]:
-    """Return of each file that was imported "NAME SHA256", as runs record them."""
+    """Return "NAME SHA256" of each file that was imported, as runs record them."""
     return tuple(_LOADED)
 
 
 def imported_for(kind: type) -> tuple[str, ...]:
-    """Return of the file that defines the class `kind`, the same; empty where it is ours or a package's."""
+    """Return "NAME SHA256" of the file that defines the class `kind`; empty where it is ours or a package's."""
     return tuple(record for record, module in _LOADED.items() if kind.__module__ == module)
 
 

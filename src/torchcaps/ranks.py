@@ -63,7 +63,7 @@ def given_ranks(variables: Mapping[str, str] = os.environ) -> Ranks | None:
 
 
 def _of_slurm(variables: Mapping[str, str]) -> Ranks:
-    """Return of a step of srun. A batch script without srun has no step, and is one process."""
+    """Return what a step of srun says. A batch script without srun has no step, and is one process."""
     world, rank, local = (int(variables[name]) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"))
     machines = int(variables.get("SLURM_STEP_NUM_NODES", "1"))
     here = variables.get("SLURM_STEP_TASKS_PER_NODE", str(world // machines))  # such as 4, or 4(x2), or 4,3

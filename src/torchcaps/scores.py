@@ -39,7 +39,7 @@ def show_score(value: float, word: str) -> str:
 
 
 def shown_classes(scores: np.ndarray, form: ScoreForm) -> list[np.ndarray]:
-    """Return for each row of scores [n, classes] the classes that its picture shows, int64, the highest score first.
+    """Return the classes that each picture shows, by rows of scores [n, classes]: int64, the highest score first.
 
     As many as `form.shown` says; where that is None, those whose score exceeds `form.threshold`, which may be none.
     """

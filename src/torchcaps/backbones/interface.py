@@ -27,7 +27,7 @@ class Backbone(nn.Module):
 
 
 def count_positions(image_size: tuple[int, int], windows: Iterable[Window]) -> tuple[int, int]:
-    """Return height and width that are left of an image when each window has passed over what the one before left.
+    """Return (height, width) of what is left of an image when each window has passed over what the one before left.
 
     Raises:
         ValueError: when the image is too small for them; the message names the smallest side that works.

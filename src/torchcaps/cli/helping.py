@@ -79,7 +79,7 @@ def short_help(config: Config, recipe: str) -> str:
 
 
 def columns(rows: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Return rows of three cells, aligned, each in one line of the terminal."""
+    """Return rows of three cells as aligned lines, each no wider than the terminal."""
     first, second = (max(len(row[n]) for row in rows) for n in (0, 1))
     width = max(60, get_terminal_size((100, 24)).columns)
     room = max(20, width - min(first, 28) - min(second, 24) - 6)

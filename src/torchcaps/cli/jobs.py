@@ -48,7 +48,7 @@ def submit_parts(
     where: Literal["slurm", "local"],
     settings: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
-    """Yield submit a command once for each of the parts `numbers` of `parts`; yields each part and the name of its job.
+    """Submit a command once for each of the parts `numbers` of `parts`; yields each part and the name of its job.
 
     Args:
         words: of the command, without its --part.
@@ -78,7 +78,7 @@ def submit_parts(
 
 
 def read_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Return NAME=VALUE as names and values: numbers are numbers.
+    """Return settings NAME=VALUE by name; what reads as a number is one.
 
     Raises:
         ValueError: for another form.

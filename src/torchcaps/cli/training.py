@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TrainFlags:
+    """What is trained, and how the command goes about it."""
+
     config: Annotated[Config, tyro.conf.arg(name="")]
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
     dry_run: bool = False  #: say what is ahead, and stop there
@@ -109,7 +111,7 @@ def hint(config: Config) -> None:
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:
-    """Return names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
+    """Return the names of the fields of a config that `flags` give, with dots and "_", such as "data.augment.flip"."""
     names = (flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--"))
     return frozenset(re.sub(r"(^|\.)no_", r"\1", name) for name in names)
 

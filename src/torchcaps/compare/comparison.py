@@ -180,8 +180,8 @@ def _repeat(more: int, config: Config) -> Config:
 
 
 def usual_data(name: str) -> DataConfig:
-    """Return shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class; pixels
-    standardised.
+    """Return the usual data: shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class;
+    pixels standardised.
     """
     return DataConfig(name, standardise="dataset", augment=AugmentConfig(shift=4, flip=name in MIRRORED))
 

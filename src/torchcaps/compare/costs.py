@@ -61,7 +61,7 @@ def record_missing(cells: Sequence[Cell], path: Path, device: str, say: Callable
 
 
 def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
-    """Return parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
+    """Return the parameters, multiply-adds of an image, times in ms and memory in MB; imports torch.
 
     The memory is that of a training step of 128 images, beyond what the process held before it.
     """

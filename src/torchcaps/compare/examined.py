@@ -23,7 +23,7 @@ def _placebo(name: str) -> Number:
 
 
 def _top(value: str) -> Number:
-    """Return of the last iteration of the class capsules, or the layer nearest to them."""
+    """Return the layer of the class capsules in the last iteration, or the one nearest to it."""
 
     def read(found: Examination) -> float | None:
         values = getattr(found.layers[-1], value) if found.layers else ()
@@ -110,7 +110,7 @@ def find_examinations(
 
 
 def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[str]:
-    """Return lines of a table of them, by head; none where no head was examined."""
+    """Return the lines of a table of them, by head; none where no head was examined."""
     if not any(found.values()):
         return []
 
@@ -125,8 +125,8 @@ def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[st
 
 
 def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
-    """Return lines of a table of each layer of capsules, bottom first, of each row that was examined: means over the
-    runs.
+    """Return the lines of a table of each layer of capsules, bottom first, of each row that was examined: means over
+    the runs.
     """
     rows = []
     for head, examinations in found.items():

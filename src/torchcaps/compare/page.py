@@ -87,7 +87,7 @@ def _accuracy(row: Row) -> float:
 
 
 def show_accuracy(row: Row) -> str:
-    """Return mean ± standard deviation (runs)."""
+    """Return the mean ± standard deviation and (runs), as text."""
     if row.accuracy is None or not row.accuracy.values:
         return "not run"
     deviation = "" if row.accuracy.std is None else f" ± {row.accuracy.std:.2f}"

@@ -21,7 +21,7 @@ def suffix(comparison: Comparison) -> str:
 
 
 def by_share(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float]]]:
-    """Return of each head the shares that have runs, ascending, with mean accuracy and its standard deviation (0 of
+    """Return for each head its shares that have runs, ascending, with mean accuracy and its standard deviation (0 of
     one).
     """
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)

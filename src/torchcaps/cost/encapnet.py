@@ -23,7 +23,7 @@ class Mapping(NamedTuple):
 
 
 def mapping_channels(layer: Mapping) -> int:
-    """Return output channels of the transform kernel: each type of child makes a pose for each parent."""
+    """Return the output channels of the transform kernel: each type of child makes a pose for each parent."""
     return layer.out_pose * layer.types * layer.capsules
 
 
@@ -33,7 +33,7 @@ def mapping_parameters(layer: Mapping) -> int:
 
 
 def routing_coefficients(layer: Mapping) -> int:
-    """Return c_ij: one for each child and parent."""
+    """Return the number of the c_ij: one for each child and parent."""
     return layer.capsules**2
 
 
@@ -43,8 +43,8 @@ def unshared_factor(layer: Mapping) -> int:
 
 
 def mapping_reduction(layer: Mapping) -> int:
-    """Return n2^2 (section 3.1), n2 being the types: two 1x1 mappings, each type to itself alone, have so many times
-    less.
+    """Return n2^2 (section 3.1), with n2 types: two 1x1 mappings, each type to itself alone, have so many times fewer
+    operations.
     """
     two_branches = 2 * layer.types * layer.in_pose * layer.out_pose
     return mapping_parameters(layer) // two_branches

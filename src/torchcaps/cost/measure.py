@@ -85,7 +85,7 @@ def count_cost(name: str, **arguments: Any) -> Cost:
 
 
 def count_multiply_adds(model: Model, images: Tensor) -> int:
-    """Return multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
+    """Return the multiply-adds of one forward pass in evaluation mode, in which capsule layers take plain steps."""
     with torch.no_grad(), plain_steps(model), FlopCounterMode(display=False) as counter:
         model.eval()(images)
     return counter.get_total_flops() // 2

@@ -60,7 +60,7 @@ class OperationCounter(TorchDispatchMode):
 
 
 def count_operations(module: nn.Module, *inputs: object) -> int:
-    """Return operations of one forward pass in evaluation mode; the meta device will do, where nothing is computed.
+    """Return the operations of one forward pass in evaluation mode; the meta device will do, where nothing is computed.
 
     Capsule layers take plain steps for it, whatever their implementation is.
     """

@@ -36,7 +36,7 @@ def speed_up(operations: int, full_precision: int) -> float:
 
 
 def xnodr_speed_up(layer: Layer) -> float:
-    """Return Eq. 12; it carries one dim_out too many."""
+    """Return the speed-up of Eq. 12; it carries one dim_out too many."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2 * layer.dimin, layer.dimin)
 
 
@@ -46,7 +46,7 @@ def xnodr_speed_up_by_eq_11(layer: Layer) -> float:
 
 
 def xnidr_speed_up(layer: Layer) -> float:
-    """Return Eq. 15."""
+    """Return the speed-up of Eq. 15."""
     return speed_up(layer.capsin * layer.capsout * layer.dimout**2, layer.dimout)
 
 
@@ -61,7 +61,7 @@ def xnidr_bops(layer: Layer) -> int:
 
 
 def xnor_flops(bops: int) -> float:
-    """Return FLOPs, of which one is 64 binary operations (Table 5)."""
+    """Return the FLOPs, of which one is 64 binary operations (Table 5)."""
     return bops / BINARY_OPERATIONS_A_CLOCK
 
 
@@ -124,7 +124,7 @@ def dense_flops(widths: Sequence[int]) -> int:
 
 
 def dense_parameters(widths: Sequence[int]) -> int:
-    """Return Table 10, with biases."""
+    """Return the parameters of Table 10's dense layers, with biases."""
     return sum(a * b + b for a, b in pairwise(widths))
 
 
@@ -186,7 +186,7 @@ def mobilenet_v2(pixels: int, small_stem: bool = False) -> Iterator[Convolution]
 
 
 def body_parameters(convolutions: Iterator[Convolution], biases: bool = False) -> int:
-    """Return trainable parameters of a body; Keras' ResNet-50 has `biases` in its convolutions."""
+    """Return the trainable parameters of a body; Keras' ResNet-50 has `biases` in its convolutions."""
     return sum(each.parameters + biases * each.outputs for each in convolutions)
 
 

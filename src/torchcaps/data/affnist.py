@@ -50,7 +50,7 @@ def read_batches(root: Path, split: str, copies: int) -> Images:
 
 
 def read_file(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pixels uint8 [n, 1, 40, 40] and labels int64 [n] of one file."""
+    """Return the pixels uint8 [n, 1, 40, 40] and the labels int64 [n] of one file."""
     from scipy.io import loadmat
 
     if not path.is_file():

@@ -93,7 +93,7 @@ def _load_arrays(path: Path) -> Arrays:
 
 
 def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    """Return labels [n], of integers or strings."""
+    """Return the labels [n], of integers or strings."""
     if array.dtype.kind not in "iubUS" or array.ndim not in (1, 2) or array[:1].size > 1:
         raise ValueError(
             f"{path}: {key} must be integers or strings [n] or [n, 1], got {array.dtype} {list(array.shape)}"

@@ -72,7 +72,7 @@ class Batches:
                 raise ValueError("augment.alternate is of images that come again each epoch; a stream's do not")
 
     def __len__(self) -> int:
-        """Return the steps of an epoch."""
+        """Return the number of steps of an epoch."""
         whole, rest = divmod(len(self.images), self.batch_size)
         return whole + bool(rest and not self.drop_last)
 
@@ -142,7 +142,7 @@ class Batches:
         return transforms.enlarge(images.flatten(0, -4), self.enlarge).unflatten(0, images.shape[:-3])
 
     def _changed(self, pixels: Tensor, indices: Tensor, epoch: int, step: int) -> Tensor:
-        """Return images as they are trained on: [b, c, h, w], each by its own draws."""
+        """Return the images as they are trained on, [b, c, h, w], each by its own draws."""
         assert self.augment is not None
         joint = transforms.draw(self.augment, self._joint(step), mix(DRAWS, self.seed, epoch, step))
         draws = joint.rows(self._rows(step))
@@ -157,7 +157,7 @@ class Batches:
         return self._standardise(transforms.augment(pixels, self.augment, draws))
 
     def _evaluated(self, pixels: Tensor) -> Tensor:
-        """Return images as they are measured: [b, c, h, w], or [b, v, c, h, w] of several views."""
+        """Return the images as they are measured, [b, c, h, w], or [b, v, c, h, w] of several views."""
         if self.cut is None:
             return self._standardise(transforms.to_float(pixels))
         if self.standardise_first:

@@ -21,7 +21,7 @@ TAPS = 3  # lobes of Lanczos' kernel
 
 
 def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
-    """Return changed images [b, c, h, w] of the type of `pixels`, white on black.
+    """Return `pixels` [b, c, h, w], white on black, changed at random and of the same type.
 
     Args:
         pixels: [b, c, h, w], any type from 0 on.
@@ -43,12 +43,12 @@ def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
-    """Return normal with `DEVIATION`, of two uniform numbers (Box and Muller)."""
+    """Return numbers of a normal distribution with `DEVIATION`, each of two uniform ones (Box and Muller)."""
     return DEVIATION * (-2 * (1 - first).log()).sqrt() * (2 * math.pi * second).cos()
 
 
 def _turn(images: Tensor, angle: Tensor) -> Tensor:
-    """Return turned counter-clockwise about the middle by `angle` [b] in degrees, bilinear; zeros enter."""
+    """Return the images turned counter-clockwise about the middle by `angle` [b] in degrees, bilinear; zeros enter."""
     _, _, h, w = images.shape
     radians = angle.to(images.device) * (math.pi / 180)
     cos, sin = radians.cos()[:, None, None], radians.sin()[:, None, None]
@@ -59,7 +59,9 @@ def _turn(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left: Tensor) -> Tensor:
-    """Return moved by shares `down` and `right` [b] of the margin of ink, on the sides that `up` and `left` choose."""
+    """Return the images moved by shares `down` and `right` [b] of the margin of ink, on the sides that `up` and `left`
+    choose.
+    """
     ink = images.amax(1) > 0  # [b, h, w]
     rows = _move(_margins(ink.any(2).cpu()), down, up)
     columns = _move(_margins(ink.any(1).cpu()), right, left)
@@ -72,7 +74,7 @@ def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left:
 
 
 def _margins(there: Tensor) -> tuple[Tensor, Tensor]:
-    """Return empty lines before and after those that hold ink, of bool [b, n]; 0 where there is no ink."""
+    """Return how many empty lines stand before and after those that hold ink, of bool [b, n]; 0 without any ink."""
     some = there.any(1)
     return there.long().argmax(1) * some, there.flip(1).long().argmax(1) * some
 
@@ -85,7 +87,9 @@ def _move(margins: tuple[Tensor, Tensor], share: Tensor, back: Tensor) -> Tensor
 
 
 def _squeeze(images: Tensor, by: Tensor, further: Tensor) -> Tensor:
-    """Return narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns before it."""
+    """Return the images narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns
+    before it.
+    """
     width = images.shape[3]
     matrix = torch.stack([_lanczos(width, int(k), int(more)) for k, more in zip(by, further, strict=True)])  # [b, w, w]
     return torch.einsum("bchw,bvw->bchv", images, matrix.to(images.device, images.dtype))

@@ -28,7 +28,7 @@ S = TypeVar("S", bound=Stream)
 
 
 def read_overlap(root: Path, config: DataConfig) -> Splits:
-    """Return overlapped objects of `compose.base`; see `overlap.Overlap`."""
+    """Return the splits of overlapped objects of `compose.base`; see `overlap.Overlap`."""
     settings = resolve(config)
     extent = 2 * (settings.shift or 0)
     extra = {name: getattr(settings, name) for name in ("objects", "single", "shift", "overlay")}
@@ -36,13 +36,13 @@ def read_overlap(root: Path, config: DataConfig) -> Splits:
 
 
 def read_shifted(root: Path, config: DataConfig) -> Splits:
-    """Return images of `compose.base` at all shifts; see `viewpoints.Shifted`."""
+    """Return the splits of images of `compose.base` at all shifts; see `viewpoints.Shifted`."""
     shift = resolve(config).shift or 0
     return _streams(Shifted, root, config, lambda side: side + 2 * shift, {"shift": shift})
 
 
 def read_affine(root: Path, config: DataConfig) -> Splits:
-    """Return images of `compose.base` under affNIST's transforms; see `viewpoints.Affine`."""
+    """Return the splits of images of `compose.base` under affNIST's transforms; see `viewpoints.Affine`."""
     return _streams(Affine, root, config, lambda side: round(side * AFFNIST_CANVAS), {})
 
 

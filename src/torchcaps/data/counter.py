@@ -43,10 +43,10 @@ def below(random: Tensor, limit: int | Tensor) -> Tensor:
 
 
 def unit(random: Tensor) -> Tensor:
-    """Return Float64 in [0, 1), of 32 bits: exact on every device."""
+    """Return float64 numbers in [0, 1), of 32 bits: exact on every device."""
     return _right(random, 32).double() / 2**32
 
 
 def _right(z: Tensor, by: int) -> Tensor:
-    """Return them shifted to the right, zeros entering: torch's shift copies the sign."""
+    """Return the numbers shifted to the right, zeros entering: torch's shift copies the sign."""
     return torch.bitwise_and(z >> by, (1 << (64 - by)) - 1)

@@ -54,7 +54,9 @@ class ImageFiles:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """Return uint8 [b, c, h, w] of `indices` int64 [b]; ValueError, naming the file, where one cannot be read."""
+        """Return the images at `indices` int64 [b], uint8 [b, c, h, w]; ValueError, naming the file, where one cannot
+        be read.
+        """
         return self._decoder[indices.tolist()].to(self.labels.device, non_blocking=True)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -89,7 +91,7 @@ class ImageFiles:
         return replace(self, labels=self.labels.to(device))
 
     def decoded(self) -> Iterator[Tensor]:
-        """Return all of them, in their order: uint8 [up to `DECODE_CHUNK`, c, h, w] at one time."""
+        """Yield all of them, in their order: uint8 [up to `DECODE_CHUNK`, c, h, w] at one time."""
         return self.stream(torch.arange(len(self)).split(DECODE_CHUNK))
 
     def load(self) -> Images:

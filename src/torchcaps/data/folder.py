@@ -82,7 +82,7 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
 
 
 def workers(images: int) -> int:
-    """Return worker processes worth starting for so many images: none for a few hundred, else one per core, up to
-    eight.
+    """Return how many worker processes are worth starting for so many images: none for a few hundred, else one per
+    core, up to eight.
     """
     return 0 if images < 512 else min(8, os.cpu_count() or 1)

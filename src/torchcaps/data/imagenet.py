@@ -90,7 +90,7 @@ def hardest_classes(accuracy: Mapping[str, float], count: int = 200) -> tuple[st
 
 
 def class_accuracy(scores: torch.Tensor, labels: torch.Tensor, classes: tuple[str, ...]) -> dict[str, float]:
-    """Return share of each class's images whose highest score is their own; scores [b, classes], labels int64 [b].
+    """Return the share of each class's images whose highest score is their own; scores [b, classes], labels int64 [b].
 
     Classes without images are left out.
     """

@@ -21,21 +21,21 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Return their names; a label is an index into them."""
+        """Return the names of the classes; a label is an index into them."""
         ...
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width of an image."""
+        """Return (channels, height, width) of an image."""
         ...
 
     @property
     def shown(self) -> int | None:
-        """Return labels of each image; None where images differ in it."""
+        """Return how many labels each image has; None where images differ in it."""
         ...
 
     def __len__(self) -> int:
-        """Return images of an epoch."""
+        """Return the number of images of an epoch."""
         ...
 
     def fetch(self, indices: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Stored(Source, Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Return int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
+        """Return all labels: int64 [n], or where images have several, label sets uint8 [n, classes] of 0 and 1."""
         ...
 
     def subset(self, indices: Tensor) -> Self:
@@ -149,8 +149,8 @@ class Images:
 
 
 def shown(labels: Tensor) -> int | None:
-    """Return labels of each image: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it is not
-    known.
+    """Return how many labels each image has: 1 of int64 [n]; of label sets [n, classes] None, since of a new image it
+    is not known.
     """
     return 1 if labels.ndim == 1 else None
 
@@ -173,7 +173,8 @@ def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
 
 
 def fit(pixels: Tensor, size: tuple[int, int], how: Fit = "stretch", ground: Sequence[int] = (0,)) -> Tensor:
-    """Return images at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c, h, w] -> [n, c, *size].
+    """Return `pixels` uint8 [n, c, h, w] at `size` (height, width), as `prepare.fit` says, by `resize`: uint8 [n, c,
+    *size].
 
     `ground` has the values of the channels that are padded with, or one for all.
     """

@@ -39,7 +39,7 @@ class Floats:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """Return float32 [b, c, h, w]."""
+        """Return the images at `indices` int64 [b], float32 [b, c, h, w]."""
         return self.pixels[indices.to(self.pixels.device)]
 
     def targets(self, indices: Tensor) -> Tensor:
@@ -79,7 +79,9 @@ class Items:
         return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
-        """Return [b, c, h, w] of uint8 or float32; ValueError, which names the item, for one of another shape."""
+        """Return the images at `indices` int64 [b], uint8 or float32 [b, c, h, w]; ValueError, which names the item,
+        for one of another shape.
+        """
         images = []
         for row in self.rows[indices.cpu()].tolist():
             image = to_image(self.dataset[row][0])

@@ -107,7 +107,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def order_names(names: set[str]) -> tuple[str, ...]:
-    """Return them in the order of their values where all are whole numbers, else in that of the names."""
+    """Return the names in the order of their values where all are whole numbers, else in that of the names."""
     numbers = all(name.lstrip("-").isdecimal() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
 
@@ -145,7 +145,7 @@ def _read_row(
 
 
 def _encode(rows: Sequence[Row], classes: Sequence[str], several: bool) -> Tensor:
-    """Return labels int64 [n], or label sets uint8 [n, classes]."""
+    """Return the labels int64 [n], or label sets uint8 [n, classes]."""
     index = {name: number for number, name in enumerate(classes)}
     if not several:
         return torch.tensor([index[row.labels[0]] for row in rows])

@@ -16,6 +16,8 @@ from torchcaps.data.entry import Entry
 
 @dataclass(frozen=True)
 class Listing:
+    """What is said of one data set; None where the user's files decide."""
+
     name: str
     about: str
     classes: int | None  # None where the user's files decide, here and below

@@ -83,12 +83,12 @@ class Data:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Return height and width, of the images in a batch."""
+        """Return (height, width) of the images in a batch."""
         return self.cut_size if self.enlarge is None else (self.enlarge, self.enlarge)
 
     @property
     def cut_size(self) -> tuple[int, int]:
-        """Return height and width, of images as they are cut and moved, before a batch is enlarged."""
+        """Return (height, width) of images as they are cut and moved, before a batch is enlarged."""
         return self.train.shape[1:] if self.crop is None else (self.crop, self.crop)
 
     @property
@@ -97,12 +97,14 @@ class Data:
 
     @property
     def shown(self) -> int | None:
-        """Return labels of each image: 1, or the number of overlapped objects; None where images differ in it."""
+        """Return how many labels each image has: 1, or the number of overlapped objects; None where images differ in
+        it.
+        """
         return self.train.shown
 
     @property
     def mean(self) -> Tensor:
-        """Return mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
+        """Return the mean of each channel over the training split, in [0, 1]: float32 [c], on the device."""
         return self._moments[0]
 
     @property
@@ -126,8 +128,8 @@ class Data:
         return Digest() if source is None else digest(source)
 
     def training(self, config: DataConfig, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Batches:
-        """Return shuffled batches of the training split, changed as `config.augment` says; an incomplete last one is
-        dropped.
+        """Return the batches of the training split, shuffled and changed as `config.augment` says; an incomplete last
+        one is dropped.
 
         With `config.balance` each class comes as often as any other.
 
@@ -152,7 +154,7 @@ class Data:
     def evaluation(
         self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
     ) -> Batches:
-        """Return all the images of `split` in their own order and unchanged, standardised as in training.
+        """Return the batches of all images of `split`, in their own order and unchanged, standardised as in training.
 
         They are cut from the middle where `crop` is given; those of the test split come as [b, views, c, h, w] where
         `views` is more than one.
@@ -305,7 +307,7 @@ def check_variation(train: Source) -> None:
 
 
 def moments(source: Source) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
+    """Return the mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
     Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
     mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.

@@ -79,14 +79,15 @@ class LoaderBatches(Batches):
 
 
 def batch_size_of(loader: DataLoader[Any]) -> int:
-    """Return images of a batch of `loader`, as it says; of one with batches of its own making, as many as the first
-    has.
+    """Return how many images a batch of `loader` has, as it says; of one with batches of its own making, as many as the
+    first has.
     """
     return loader.batch_size or len(read_batch(next(iter(loader)))[1])
 
 
 def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """Return the images [b, c, h, w], uint8 or float32, and the labels of a DataLoader's batch.
+    """Return the images [b, c, h, w], uint8 or float32, and the labels, int64 [b] or uint8 [b, classes], of a
+    DataLoader's batch.
 
     Raises:
         ValueError: when it is not images and labels.

@@ -31,6 +31,8 @@ class Parts(NamedTuple):
 
 
 class Place(NamedTuple):
+    """Which objects composed images show, and where."""
+
     base: Tensor  # int64 [b, m], which base image; their number where there is none
     label: Tensor  # int64 [b, m]; the number of classes where there is none
     corner: Tensor  # int64 [b, m, 2], top and left in the composed image
@@ -131,7 +133,7 @@ class Overlap(Stream):
         return by_class[rank]
 
     def _draw(self, place: Place, m: int) -> Tensor:
-        """Return object m of each image, alone, where it is: uint8 [b, c, side, side] of the base's channels."""
+        """Return object m of each image, alone and where it is: uint8 [b, c, side, side], of the base's channels."""
         top, left = (self._slack - place.corner[:, m]).unbind(1)
         return self._windows[place.base[:, m], :, top, left]
 
@@ -141,7 +143,7 @@ class Overlap(Stream):
 
     @cached_property
     def _slack(self) -> Tensor:
-        """Return rows and columns that a base image leaves free: int64 [2]."""
+        """Return how many rows and columns a base image leaves free: int64 [2]."""
         return torch.tensor([self.side - length for length in self.base.shape[1:]], device=self.device)
 
     @cached_property

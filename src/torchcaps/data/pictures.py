@@ -277,7 +277,7 @@ def _lay(pixels: np.ndarray, alpha: np.ndarray, under: tuple[int, ...]) -> np.nd
 
 
 def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return pixels resized, bilinear, with antialiasing where it shrinks, in whole numbers: the same pixels on
+    """Return the pixels resized, bilinear, with antialiasing where it shrinks, in whole numbers: the same pixels on
     every machine, without torch.
 
     Each differs by at most one level from those of `images.resize`, which serves arrays on any device.

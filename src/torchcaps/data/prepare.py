@@ -32,7 +32,7 @@ def largest(room: Sequence[int], like: Sequence[int]) -> tuple[int, int]:
 
 
 def fit(pixels: A, size: tuple[int, int], how: Fit, ground: A, resize: Callable[[A, tuple[int, int]], A]) -> A:
-    """Return images uint8 [..., c, h, w] brought to `size` (height, width) by `resize`: uint8 [..., c, *size].
+    """Return `pixels` uint8 [..., c, h, w] brought to `size` (height, width) by `resize`: uint8 [..., c, *size].
 
     Args:
         pixels: the images.
@@ -63,7 +63,7 @@ def fit(pixels: A, size: tuple[int, int], how: Fit, ground: A, resize: Callable[
 
 
 def crops(images: A, side: int, views: int) -> list[A]:
-    """Return crops of side x side pixels of images [..., h, w]: `views` arrays [..., side, side].
+    """Return `views` crops of side x side pixels of images [..., h, w], [..., side, side] each.
 
     1: the middle; 5: the middle, then the four corners; 10: these, then all five mirrored (Krizhevsky et al. 2012).
     """
@@ -76,7 +76,7 @@ def crops(images: A, side: int, views: int) -> list[A]:
 
 
 def enlarge(images: np.ndarray, side: int) -> np.ndarray:
-    """Return bilinear enlargement of images float32 [..., h, w], none of them larger: [..., side, side].
+    """Return images float32 [..., h, w], none of them larger, enlarged bilinearly: [..., side, side].
 
     The middle of pixel i lies at (i + 1/2) h / side - 1/2 of the old ones, and the border goes on outwards; as torch's
     `interpolate` has it.
@@ -97,7 +97,7 @@ def _shares(length: int, side: int) -> np.ndarray:
 
 
 def standardise_image(images: A) -> A:
-    """Return zero mean and unit variance for each image, over all its channels and pixels: float [b, c, h, w].
+    """Return the images with zero mean and unit variance each, over all their channels and pixels: float [b, c, h, w].
 
     The deviation is at least 1 / sqrt(c h w), as in TensorFlow's `per_image_standardization`: blank images become 0.
     """
@@ -107,12 +107,14 @@ def standardise_image(images: A) -> A:
 
 
 def standardise_dataset(images: A, mean: A, std: A) -> A:
-    """Return zero mean and unit variance of each channel over a data set: float [b, c, h, w], `mean` and `std` [c]."""
+    """Return the images with zero mean and unit variance of each channel over a data set: float [b, c, h, w], `mean`
+    and `std` [c].
+    """
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
-    """Return pixels uint8 [b, c, *form.size] to what a model takes: float32 [b, views, c, h, w].
+    """Turn pixels uint8 [b, c, *form.size] into what a model takes: float32 [b, views, c, h, w].
 
     Raises:
         ValueError: where mean and std of the training images are needed and not known.

@@ -38,7 +38,7 @@ def read_digits(root: Path, config: DataConfig) -> Splits:
 
 
 def read_mnist(root: Path, config: DataConfig) -> Splits:
-    """Return MNIST or Fashion-MNIST, as torchvision lays them out: root/MNIST/raw, root/FashionMNIST/raw."""
+    """Return the splits of MNIST or Fashion-MNIST, laid out by torchvision: root/MNIST/raw, root/FashionMNIST/raw."""
     from torchvision.datasets import MNIST, FashionMNIST
 
     dataset = {"mnist": MNIST, "fashion-mnist": FashionMNIST}[config.name]
@@ -51,8 +51,8 @@ def read_mnist(root: Path, config: DataConfig) -> Splits:
 
 
 def read_cifar(root: Path, config: DataConfig) -> Splits:
-    """Return CIFAR-10 or CIFAR-100: root/cifar10.npz or root/cifar100.npz where there is one, else torchvision's
-    files.
+    """Return the splits of CIFAR-10 or CIFAR-100: root/cifar10.npz or root/cifar100.npz where there is one, else
+    torchvision's files.
     """
     arrays = root / f"{config.name}.npz"
     if arrays.exists():
@@ -69,8 +69,8 @@ def read_cifar(root: Path, config: DataConfig) -> Splits:
 
 
 def read_svhn(root: Path, config: DataConfig) -> Splits:
-    """Return SVHN's cropped digits, without the extra images: root/SVHN/train_32x32.mat and test_32x32.mat (needs
-    SciPy).
+    """Return the splits of SVHN's cropped digits, without the extra images: root/SVHN/train_32x32.mat and
+    test_32x32.mat (needs SciPy).
     """
     from torchvision.datasets import SVHN
 

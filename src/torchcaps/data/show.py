@@ -56,7 +56,9 @@ def demonstration(data: Data) -> AugmentConfig:
 
 
 def draw_sheet(data: Data, augment: AugmentConfig, count: int = 10) -> Figure:
-    """Return training images with their labels, below them the parts of overlapped ones, then rows after `augment`."""
+    """Return a figure of training images with their labels, below them the parts of overlapped ones, then rows after
+    `augment`.
+    """
     from matplotlib.figure import Figure
 
     source, indices = _choose(data.train, count)
@@ -100,7 +102,7 @@ def _coloured_parts(source: Overlap, indices: Tensor) -> Tensor:
 
 
 def _pixels(image: Tensor) -> np.ndarray:
-    """Return pixels as matplotlib takes it: grey [h, w], or colours [h, w, 3] of at most 1."""
+    """Return an image as matplotlib takes it: grey [h, w], or colours [h, w, 3] of at most 1."""
     image = image.cpu()
     return image[0].numpy() if len(image) == 1 else (image / max(1.0, image.max().item())).movedim(0, -1).numpy()
 

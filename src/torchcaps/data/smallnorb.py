@@ -68,8 +68,8 @@ def read_smallnorb(root: Path, config: DataConfig) -> Splits:
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return images uint8 [n, 2, h, w], labels int32 [n] and info int32 [n, 4] (toy, elevation, azimuth, light) of a
-    split.
+    """Return the images uint8 [n, 2, h, w], labels int32 [n] and info int32 [n, 4] (toy, elevation, azimuth, light) of
+    a split.
 
     Raises as `read_smallnorb`.
     """

@@ -40,8 +40,8 @@ def permutation(count: int, seed: np.random.SeedSequence) -> Tensor:
 
 
 def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
-    """Return as many images as `labels` int64 [n] has, in an order that shows each class as often as any other:
-    int64 [n].
+    """Return the indices of as many images as `labels` int64 [n] has, in an order that shows each class as often as any
+    other: int64 [n].
 
     Of any C images that follow each other from a multiple of C on, one is of each of the C classes that have images. An
     image comes again once all of its class have been.
@@ -75,7 +75,7 @@ def coins(indices: Tensor, seed: int) -> Tensor:
 
 
 def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return indices of the images kept and of the `held` images set aside, both ascending, class by class in
+    """Return the indices of the images kept and of the `held` images set aside, both ascending, class by class in
     proportion.
 
     Each class gives the whole part of its quota; the rest comes from the classes with the largest remainders, one image
@@ -95,7 +95,8 @@ def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Return indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one fewer.
+    """Return the indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one
+    fewer.
 
     In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
     with fewer images gives all that it has.

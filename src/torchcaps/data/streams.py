@@ -46,7 +46,7 @@ class Stream:
 
     @property
     def total(self) -> int:
-        """Return images of the whole stream; `fetch` takes any number below it."""
+        """Return the number of images of the whole stream; `fetch` takes any index below it."""
         return self.rounds * len(self.base)
 
     @property
@@ -85,7 +85,7 @@ class Stream:
         return map(self.fetch, batches)
 
     def order(self, seed: int, epoch: int) -> Tensor:
-        """Return the images of an epoch of training: those that follow the epoch before, from a start that `seed`
+        """Return the indices of an epoch of training: those that follow the epoch before, from a start that `seed`
         draws.
         """
         start = int(mix(ORDER, seed).generate_state(1, np.uint64)[0]) % self.total
@@ -118,8 +118,8 @@ class Stream:
 
 
 def enlarge(pixels: Tensor, side: int) -> Tensor:
-    """Return bilinear enlargement to `side` x `side` in whole numbers, halves rounded up: uint8 [n, c, h, w], h, w
-    <= side.
+    """Return `pixels` uint8 [n, c, h, w] enlarged bilinearly to `side` x `side` in whole numbers, halves rounded up; h,
+    w <= side.
 
     As `images.resize` but for the rounding, which is the same on every device.
     """

@@ -68,7 +68,7 @@ def choose_channels(facts: Surveyed, config: DataConfig) -> int:
 
 
 def common_size(listed: Listed, facts: Surveyed) -> tuple[int, int]:
-    """Return height and width of all the images.
+    """Return (height, width) of all the images.
 
     Raises:
         ValueError: when they differ.

@@ -60,8 +60,8 @@ def check_augment(config: AugmentConfig) -> None:
 
 
 def draw(config: AugmentConfig, count: int, seed: np.random.SeedSequence) -> Draws:
-    """Return independent parameters for `count` images. Each has its own column of uniform numbers, so that
-    switching one on or off leaves the others as they are.
+    """Return independent parameters for `count` images. Each has its own column of uniform numbers, so that switching
+    one on or off leaves the others as they are.
     """
     generator = torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     uniform = torch.rand(count, 8, dtype=torch.float64, generator=generator)  # [b, 8], in [0, 1)
@@ -114,7 +114,7 @@ def turn(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
-    """Return brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
+    """Change brightness, contrast, saturation and hue: float [b, c, h, w] in [0, 1]; what leaves that range is cut."""
     if config.brightness:
         images = colour.scale_brightness(images, draws.brightness)
     if config.contrast:
@@ -127,7 +127,7 @@ def recolour(images: Tensor, config: AugmentConfig, draws: Draws) -> Tensor:
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """Return uint8 0 .. 255 -> float32 in [0, 1]; floats as they are."""
+    """Map uint8 0 .. 255 -> float32 in [0, 1]; floats stay as they are."""
     return pixels if pixels.is_floating_point() else pixels.float().div_(255)
 
 
@@ -161,7 +161,9 @@ def shift(batch: Tensor, by: Tensor, limit: int) -> Tensor:
 
 
 def enlarge(batch: Tensor, side: int) -> Tensor:
-    """Return bilinear enlargement to side x side pixels, float [b, c, h, w], as `prepare.enlarge` has it on arrays."""
+    """Return images float [b, c, h, w] enlarged bilinearly to side x side pixels, as `prepare.enlarge` has it on
+    arrays.
+    """
     if batch.shape[-2:] == (side, side):
         return batch
     if not len(batch):

@@ -153,7 +153,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _loose(path: Path) -> list[str]:
-    """Return files that lie beside folders.
+    """Return the files that lie beside folders.
 
     Raises:
         ValueError: for a link that leads nowhere: the pictures of a class may have lain there.

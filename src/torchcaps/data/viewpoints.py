@@ -71,7 +71,7 @@ class Shifted(Stream):
 
     @cached_property
     def _slack(self) -> Tensor:
-        """Return rows and columns that a base image leaves free: int64 [2]."""
+        """Return how many rows and columns a base image leaves free: int64 [2]."""
         return torch.tensor([self.side - length for length in self.base.shape[1:]], device=self.device)
 
     @cached_property
@@ -137,8 +137,8 @@ class Affine(Stream):
         return self._interpolate(chosen, y, x)
 
     def _interpolate(self, chosen: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        """Return base images `chosen` [b] at rows y and columns x int64 [b, v, u] in 1/256 pixel: uint8 [b, c, v,
-        u].
+        """Return base images `chosen` [b], interpolated at rows y and columns x, int64 [b, v, u] in 1/256 pixel: uint8
+        [b, c, v, u].
         """
         channels, h, w = self.base.shape
         row, column = (y >> FRACTION).clamp(-2, h) + 2, (x >> FRACTION).clamp(-2, w) + 2  # in the framed image

@@ -154,7 +154,7 @@ class Classifier:
         return fit_picture(pixels, (form.size[0], form.size[1]), form.fit, form.ground)
 
     def answer(self, pixels: Sequence[np.ndarray]) -> list[Prediction]:
-        """Return what is shown by pictures that `read` has read."""
+        """Return what pictures show, uint8 [c, h, w] each as `read` gives them."""
         if not pixels:
             return []
         images = to_input(np.stack(pixels), self.input)  # [b, v, c, h, w]

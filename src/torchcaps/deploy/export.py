@@ -190,7 +190,7 @@ def export_packed(
 
 
 def measure_latency(run: Callable[[], object]) -> float:
-    """Return milliseconds that `run` takes, the median of passes for a fifth of a second, after one that is not
+    """Return the milliseconds that `run` takes: the median of passes for a fifth of a second, after one that is not
     counted.
     """
     run()

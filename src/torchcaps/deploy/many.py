@@ -16,8 +16,8 @@ from torchcaps.files import check_plain
 
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
-    """Return files as they are named, those too that are not there; of folders all pictures in them and below, by name,
-    without what is hidden.
+    """Return the files as they are named, also those that are not there; of folders all pictures in them and below, by
+    name, without what is hidden.
 
     Raises:
         FileNotFoundError: when nothing of all is there.

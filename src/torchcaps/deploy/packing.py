@@ -78,7 +78,7 @@ def read_packed(metadata: Mapping[str, str]) -> Manifest:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, those buffers too that a state dict leaves out."""
+    """Return the parameters and buffers by name, also those buffers that a state dict leaves out."""
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 

@@ -50,12 +50,12 @@ def squash_maps(maps: Tensor, capsules: int) -> Tensor:
 
 
 def to_capsules(maps: Tensor, capsules: int) -> Capsules:
-    """Return maps [b, (g d), h, w] seen as capsules [b, h, w, g, d]."""
+    """Map maps [b, (g d), h, w] -> capsules [b, h, w, g, d], a view."""
     return Capsules(maps.unflatten(1, (capsules, -1)).permute(0, 3, 4, 1, 2))
 
 
 def to_maps(capsules: Capsules) -> Tensor:
-    """Return capsules [b, h, w, g, d] as maps [b, (g d), h, w]."""
+    """Map capsules [b, h, w, g, d] -> maps [b, (g d), h, w]."""
     return capsules.poses.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
 

@@ -70,8 +70,8 @@ class Generator(nn.Module):
 
 
 def swap(maps: Tensor, first: int) -> Tensor:
-    """Return maps [b, (g d), h, w] of g = `first` as [b, (d g), h, w]: channels of capsules as those of elements,
-    and back.
+    """Map maps [b, (g d), h, w] of g = `first` -> [b, (d g), h, w]: channels of capsules become those of elements, and
+    back.
     """
 
     def change(maps: list[Tensor], dim: int) -> Tensor:
@@ -81,7 +81,7 @@ def swap(maps: Tensor, first: int) -> Tensor:
 
 
 def critic(channels: int, size: tuple[int, int]) -> nn.Sequential:
-    """Return two convolutions 3x3 with stride 2, to a quarter of the channels and to one, each with batch norm and
+    """Return two 3x3 convolutions with stride 2, to a quarter of the channels and to one, each with batch norm and
     ReLU.
 
     Only as many of them as leave 2x2 places of maps of `size`: the cosine of single non-negative numbers has no

@@ -34,8 +34,8 @@ def direction(x: Tensor) -> Tensor:
 
 
 def ground_cost(x: Tensor, y: Tensor, cost: Cost) -> Tensor:
-    """Return Q [n, m] of features x [n, f] and y [m, f]: 1 - cosine in [0, 2] (1 where one has no direction), or |x
-    - y|.
+    """Return Q [n, m], of features x [n, f] and y [m, f]: 1 - cosine in [0, 2] (1 where one has no direction), or |x -
+    y|.
     """
     if cost == "cosine":
         return 1 - direction(x) @ direction(y).T
@@ -100,7 +100,8 @@ def sinkhorn_divergence(
 
 
 def kl_divergence(generated: Tensor, true: Tensor) -> Tensor:
-    """Return KL of each true sample from its generated one, features as logits of a softmax, averaged over the batch.
+    """Return the KL divergence of each true sample from its generated one, features as logits of a softmax, averaged
+    over the batch.
 
     The paper's KL row (Table 3b) names no densities, so its formula cannot be computed; this is the definition that the
     library uses: mean_b sum_f p log(p / q) with p = softmax(true_b) and q = softmax(generated_b); both [b, ...].

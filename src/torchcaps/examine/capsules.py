@@ -112,7 +112,7 @@ def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
 
 
 def strengths(capsules: Capsules) -> Tensor:
-    """Return activation of each capsule, or the length of its pose: [b, ..., j]."""
+    """Return the activation of each capsule, or the length of its pose: [b, ..., j]."""
     return widen(lengths(capsules.poses) if capsules.activations is None else capsules.activations).detach()
 
 
@@ -134,7 +134,7 @@ def shares_of(layer: CapsuleLayer, step: Step) -> Tensor:
 
 
 def weights_of(layer: CapsuleLayer, children: Capsules) -> Tensor:
-    """Return activation, or length, of each child in its window: [b, p, i], 0 outside the image; of scrambled ones
+    """Return the activation, or length, of each child in its window: [b, p, i], 0 outside the image; of scrambled ones
     1.
     """
     votes = layer.transform(Capsules(children.poses.detach(), strengths(children).abs().to(children.poses.dtype)))
@@ -201,6 +201,6 @@ def _ratio(polar: Tensor) -> float | None:
 
 
 def image_share(sums: _Sums) -> float:
-    """Return of the variance over images and entries, the share that is between images."""
+    """Return which share of the variance over images and entries is between images."""
     within, between = sums.variance.mean().item(), sums.mean.var(correction=0).item()
     return within / (within + between) if within > LEAST else 0.0

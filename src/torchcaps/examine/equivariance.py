@@ -26,8 +26,8 @@ SPARE = 2  # images for each number that is fitted, at least
 
 
 def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Equivariance]:
-    """Return R^2 on held-out images of a change's amount from the winning pose: by angle, shift down and right,
-    scale, shear.
+    """Return R^2 on held-out images of a change's amount from the winning pose: by angle, shift down and right, scale,
+    shear.
 
     R^2 is 1 where the pose tells the amount exactly, 0 where it tells nothing, and below where the map does not carry
     over. Each image is changed four times, and all of its changes are on one side of the split. Classes with fewer than
@@ -56,7 +56,7 @@ def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Eq
 
 @torch.no_grad()
 def _winning_poses(model: Model, sample: Sample, rows: Tensor, move: Move) -> tuple[Tensor, Tensor] | None:
-    """Return poses [n, d] of the classes [n] that win, on the CPU."""
+    """Return the poses [n, d] of the classes [n] that win, on the CPU."""
     poses, winners = [], []
     for images, _ in sample.stream(rows, move):
         output = take(model, images)

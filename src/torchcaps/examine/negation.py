@@ -26,8 +26,8 @@ LEAST = 1e-12  # length of a pose that has a direction
 
 @torch.no_grad()
 def measure_negation(model: Model, sample: Sample) -> list[Negation]:
-    """Return of each layer of capsules, bottom first, f(-x) beside f(x): x are the children that the layer gets, f
-    all its own iterations, without the layers above; activations of the children stay as they are.
+    """Return f(-x) beside f(x) for each layer of capsules, bottom first: x are the children that the layer gets, f all
+    its own iterations, without the layers above; activations of the children stay as they are.
 
     Args:
         model: in evaluation mode.

@@ -97,7 +97,7 @@ def share_at_random(generator: torch.Generator) -> Exchange:
 
 
 def measure_placebos(model: Model, sample: Sample, seed: int = 0) -> list[Placebo]:
-    """Return accuracy, and share of changed answers, of the same network with couplings of other kinds.
+    """Return the accuracy, and the share of changed answers, of the same network with couplings of other kinds.
 
     - one iteration: R = 1, where there are more and the routing is iterative;
     - uniform: children are shared out equally, in every layer and iteration;
@@ -134,8 +134,8 @@ def measure_placebos(model: Model, sample: Sample, seed: int = 0) -> list[Placeb
 
 
 def find_donors(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each image the next one that shows the same, and the next that shows something else; -1 without:
-    int64 [n].
+    """Return for each image the next one that shows the same, and the next that shows something else, int64 [n]; -1
+    where there is none.
 
     Args:
         targets: bool [n, classes].

@@ -25,7 +25,8 @@ BINS = 11  # 0, 0.1, ..., 1
 
 @torch.no_grad()
 def measure_trees(model: Model, sample: Sample) -> list[Trees]:
-    """Return distinct parse trees of each class that images are taken for, and the entropy of their distribution.
+    """Return how many distinct parse trees each class has that images are taken for, and the entropy of their
+    distribution.
 
     A tree is the share of each child that goes to the class that wins, at the last iteration of the layer of class
     capsules, rounded to a tenth. None without such a layer, or where it has no couplings.

@@ -118,7 +118,7 @@ def _summarise(routing: str, counts: Tensor) -> Agreement:
 
 
 def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> dict[str, dict[int, Agreement]]:
-    """Return by layer and epoch what the lines of `metrics.jsonl` hold, as `draw_agreement` takes it.
+    """Return what the lines of `metrics.jsonl` hold, by layer and epoch, as `draw_agreement` takes it.
 
     At most `columns` epochs, the first and the last among them, evenly spaced; none where agreement was not measured.
 

@@ -145,7 +145,7 @@ def confusion(targets: Tensor, predicted: Tensor) -> Tensor:
 
 
 def class_accuracy(targets: Tensor, predicted: Tensor) -> Tensor:
-    """Return share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
+    """Return the share of the images that show a class in which it is found, [classes]; NaN where no image shows it."""
     return (targets & predicted).sum(0) / targets.sum(0)
 
 

@@ -77,12 +77,14 @@ def gather(poses, first, count, out):
     block = room((LANES, LANES), poses)
     for part in range(parts):
         full = whole if (part + 1) * LANES <= images else 0  # numbers of each image that are moved 16 at a time
+        # the poses of these children are count * size numbers in a row in each image: 16 numbers of 16 images are
+        # turned, so that row r of `block` is number e + r of all of them, element k of child i
         for e in range(0, full, LANES):
             transpose(poses, (part * LANES * children + first) * size + e, children * size, block, 0, LANES)
             for r in range(LANES):
                 i, k = divmod(e + r, size)
                 store(out, ((i * parts + part) * size + k) * LANES, load(block, r * LANES))
-        for lane in range(LANES):
+        for lane in range(LANES):  # what no vector holds: the last numbers, or a block that has not 16 images
             b = part * LANES + lane
             for i in range(full // size, count):
                 for k in range(max(0, full - i * size), size):
@@ -97,7 +99,7 @@ def scatter(lanes, first, count, out):
     block = room((LANES, LANES), lanes)
     for part in range(parts):
         full = whole if (part + 1) * LANES <= images else 0
-        for e in range(0, full, LANES):
+        for e in range(0, full, LANES):  # as in `gather`, from the vectors to the images
             for r in range(LANES):
                 i, k = divmod(e + r, size)
                 store(block, r * LANES, load(lanes, ((i * parts + part) * size + k) * LANES))
@@ -111,7 +113,7 @@ def scatter(lanes, first, count, out):
 @inlined
 def vote(u, at, w, to, rows, columns, m, out, into, add):
     """Compute: out [rows, m, 16] = u w, or += u w, of `u` from `at` on, `w` from `to` on, `out` from `into` on."""
-    for r in range(rows):
+    for r in range(rows):  # out[r] = u[r] w: rows of w are m apart, its columns are neighbours
         multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
@@ -131,7 +133,7 @@ def votes_of(u, at, weight, child, rows, out, into, add):
 def softmax(logits, at, parents, whole):
     """Compute: softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
     end = at + parents * LANES
-    top = load(logits, at)
+    top = load(logits, at)  # the largest logit of each image: exp is taken of what is 0 at most
     for k in range(at + LANES, end, LANES):
         x = load(logits, k)
         top = select(x, top, x, top)
@@ -140,7 +142,7 @@ def softmax(logits, at, parents, whole):
         x = exp(load(logits, k) - top)
         store(logits, k, x)
         divisor = divisor + x
-    share = whole / divisor
+    share = whole / divisor  # one division an image, and products with it
     for k in range(at, end, LANES):
         store(logits, k, load(logits, k) * share)
 
@@ -150,7 +152,7 @@ def back(v, at, w, to, rows, columns, m, out, into):
     """Compute: out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into`
     on.
     """
-    for r in range(rows):
+    for r in range(rows):  # out[r] += v[r] w': the same matrix read along its columns, which are m apart
         multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
 
 
@@ -159,5 +161,5 @@ def outer(u, at, v, parts, rows, columns, m, out, into):
     """Compute: out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and
     of v.
     """
-    for c in range(columns):
+    for c in range(columns):  # row c of the gradient: sum over blocks, rows and lanes of u[.., c] v[.., :]
         outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)

@@ -32,10 +32,14 @@ def multiply(typingctx, x, left, length, w, to, down, along, out, into, width, a
         align = out.dtype.bitwidth // 8
 
         def block(first: Any, wide: int) -> None:
-            """Emit `wide` columns of out from `first` on."""
+            """Emit `wide` columns of out from `first` on.
+
+            For k < wide: sum_k = 0, or out[first + k]; for each row c: sum_k += x[c] w[c, first + k]; out[first + k] =
+            sum_k. A vector x[c] is read once for all `wide` columns, and w[c, .] is one number for all 16 images.
+            """
             place = _add(builder, into, builder.mul(first, _number(LANES)))
             column = _add(builder, to, builder.mul(first, along))
-            sums = [cgutils.alloca_once(builder, vector) for _ in range(wide)]
+            sums = [cgutils.alloca_once(builder, vector) for _ in range(wide)]  # LLVM makes registers of them
             wheres = [_at(builder, outs, _add(builder, place, _number(k * LANES)), vector) for k in range(wide)]
             with builder.if_else(add) as (then, otherwise):
                 with then:
@@ -76,6 +80,10 @@ def outer_row(typingctx, u, at, apart, v, count, m, out, into):
         align = v.dtype.bitwidth // 8
 
         def block(first: Any, wide: int) -> None:
+            """Emit out[first + k] = sum over rows r and lanes of u[r] v[r, first + k], for k < wide.
+
+            Lanes are kept apart in `wide` sums until all rows are done, and four of them are summed across at a time.
+            """
             sums = [cgutils.alloca_once(builder, vector) for _ in range(wide)]
             for held in sums:
                 builder.store(ir.Constant(vector, [0.0] * LANES), held)

@@ -138,11 +138,13 @@ def _operator(op: Callable, emit: Callable[[Any, Any, Any], Any]) -> None:
     @known_to_numba(op)
     class _(AbstractTemplate):
         def generic(self, args: tuple, kws: dict) -> Any:
+            # what numba asks of `x op y`: the type of its result and of each side, or None where it is not ours
             lanes = [x for x in args if isinstance(x, Lanes)]
             if len(args) == 2 and lanes:
                 return lanes[0](*(x if isinstance(x, Lanes) else lanes[0].scalar for x in args))
 
     def lower(context: Any, builder: Any, signature: Any, args: list) -> Any:
+        # then the instructions: a single number goes to all 16 lanes first
         wide = [
             x if isinstance(kind, Lanes) else splat(builder, x) for x, kind in zip(args, signature.args, strict=True)
         ]
@@ -161,11 +163,12 @@ _operator(operator.truediv, lambda builder, x, y: builder.fdiv(x, y))
 @inline
 def load(typingctx, array, index):
     """Return the 16 numbers of a contiguous `array` from `index` on, counted through all its dimensions."""
-    lanes = Lanes(array.dtype)
+    lanes = Lanes(array.dtype)  # here `array` and `index` are types: this runs while a loop is compiled
 
     def emit(context, builder, signature, args):
         pointer = _pointer(context, builder, array, *args)
         vector = context.get_value_type(lanes)
+        # aligned as one number is: a vector may begin anywhere in an array
         return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=array.dtype.bitwidth // 8)
 
     return lanes(array, types.intp), emit
@@ -321,7 +324,7 @@ def highest(typingctx, x):
 
     def emit(context, builder, signature, args):
         (value,) = args
-        for half in (8, 4, 2, 1):
+        for half in (8, 4, 2, 1):  # each lane against the one `half` further on: after four rounds each has seen all
             order = [(k + half) % LANES for k in range(LANES)]
             other = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), LANES), order))
             value = builder.select(builder.fcmp_ordered(">", other, value), other, value)

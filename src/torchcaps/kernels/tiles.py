@@ -5,6 +5,17 @@ beyond what is there. A vote is a sum over the child's columns c of an outer pro
 registers. Weights lie as [i, c, j, m], so that what a product reads is one piece of memory. Where parents are so
 many that their votes would spill, a program has a tile of them at a time, from `j0` on. Importing this module imports
 Triton.
+
+To read a kernel, take it for a function that a GPU calls once for each place of a grid, all calls at the same time and
+in no order: `tl.program_id(0)` is the place along the grid's first side. A tensor that it is given is a pointer:
+
+    tl.load(x + at, mask, other=0.0)    torch.where(mask, x.flatten()[at], 0.0), where `at` may be of any shape
+    tl.store(x + at, v, mask)           x.flatten()[at[mask]] = v[mask]
+    tl.sum(v, 1), tl.max(v, 1)          v.sum(1), v.amax(1)
+    tl.arange(0, T), tl.where, tl.exp   as torch's
+
+What is marked `tl.constexpr` is known when a kernel is compiled: sizes of tensors, and flags, so that a branch which is
+not taken is not there.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -97,7 +108,7 @@ def votes_of(
 ):  # fmt: skip
     """Return votes of one child for the parents from `j0` on, [t, j, r, m]."""
     votes = tl.zeros((T, JP, RP, MP), dtype)
-    for c in range(C):
+    for c in range(C):  # v[t, j, r, m] = sum_c u[t, r, c] W[j, c, m]
         at, there = column_at(image, last, child, children, c, R, C, RP)
         u = tl.load(poses + at, mask=there, other=0.0)
         at, there = row_at(child, c, J, C, M, JP, MP, j0)
@@ -121,8 +132,10 @@ def give_back(
         u = tl.load(poses + at, mask=there, other=0.0)
         place, real = row_at(child, c, J, C, M, JP, MP, j0)
         w = tl.load(weight + place, mask=real, other=0.0)
+        # du[t, r, c] = sum_jm dv[t, j, r, m] W[j, c, m]; memory is fresh, so the first tile of parents adds to nothing
         others = tl.load(d_poses + at, mask=there & (j0 > 0), other=0.0)
         tl.store(d_poses + at, others + tl.sum(tl.sum(d_votes * w[None, :, None, :], 3), 1), mask=there)
+        # dW[j, c, m] = sum_tr u[t, r, c] dv[t, j, r, m]; so do the first images
         d_w = tl.sum(tl.sum(d_votes * u[:, None, :, None], 2), 0)
         before = tl.load(d_weight + begin + place, mask=real, other=0.0)
         tl.store(d_weight + begin + place, d_w + tl.where(done > 0, before, 0.0), mask=real)
@@ -138,7 +151,7 @@ def inner(x, y):
 @triton.jit
 def softmax(logits, seen, pair, real, TILED: tl.constexpr):
     """Return the softmax over parents, [t, j]: over all of them, where this tile has a part."""
-    if TILED:
+    if TILED:  # the largest logit of all tiles and the sum of e^(l - it), which a pass before has found
         most = tl.load(seen + pair, mask=real, other=0.0)
         whole = tl.load(seen + pair + 1, mask=real, other=1.0)
     else:
@@ -150,8 +163,8 @@ def softmax(logits, seen, pair, real, TILED: tl.constexpr):
 @triton.jit
 def change_of_logits(votes, coupling, gradient, seen, pair, real, TILED: tl.constexpr):
     """Return the gradient of the logits, [t, j]: that of the coupling, less its mean over all parents."""
-    of_coupling = inner(votes, gradient)
-    if TILED:
+    of_coupling = inner(votes, gradient)  # v_ij . g_j
+    if TILED:  # sum_k c_ik v_ik . g_k, as the sum of e^(l - M) v . g over that of e^(l - M)
         whole = tl.load(seen + pair + 1, mask=real, other=1.0)
         mean = tl.load(seen + pair + 2, mask=real, other=0.0) / whole
     else:

@@ -3,8 +3,8 @@
 Tensors in a program are [t, j, r, m]: positions, parents, rows and columns of a vote, each a power of two, with zeros
 beyond what is there. A vote is a sum over the child's columns c of an outer product, so nothing is of its size but
 registers. Weights lie as [k, n, c, j, m], so that what a product reads is one piece of memory. Where parents are so
-many that their votes would spill, a program has a tile of them at a time, from `j0` on. Importing this module imports
-Triton.
+many that their votes would spill, a program has a tile of them at a time, from `j0` on. `torchcaps.kernels.tiles` says
+how to read a kernel. Importing this module imports Triton.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -43,8 +43,8 @@ def summed(parts: Tensor) -> Tensor:
 @triton.jit
 def child_at(position, k, n, count, height, width, across, places, stride, padding, types, KW, size):
     """Return where the child n at offset k of each window begins, and whether it is there, [t]."""
-    image, place = position // places, position % places
-    y = place // across * stride + k // KW - padding
+    image, place = position // places, position % places  # positions count through all images
+    y = place // across * stride + k // KW - padding  # k counts through the kernel's rows, KW to a row
     x = place % across * stride + k % KW - padding
     present = (position < count) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return (((image * height + y) * width + x) * types + n) * size, present
@@ -74,7 +74,7 @@ def window_votes(
 ):  # fmt: skip
     """Return votes of one child for the parents from `j0` on, [t, j, r, m], in the type of `query`."""
     votes = tl.zeros((T, JP, RP, MP), query.dtype)
-    for c in range(C):
+    for c in range(C):  # v[t, j, r, m] = sum_c u[t, r, c] W[j, c, m]
         u, _, _ = column_of(poses, child, present, c, R, C, RP)
         w, _, _ = row_of(weight, at, c, J, M, JP, MP, j0)
         votes += u.to(query.dtype)[:, None, :, None] * w.to(query.dtype)[None, :, None, :]

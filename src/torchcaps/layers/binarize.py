@@ -47,7 +47,7 @@ class XnorConv2d(nn.Conv2d):
         return xnor_convolve(input, signs, scale, self.bias, self.stride, self.padding, self.threshold)
 
     def binary_weight(self) -> tuple[Tensor, Tensor]:
-        """Return signs of the weight, of its shape, and alpha_W [out, 1, 1]."""
+        """Return the signs of the weight, -1 and 1 in its shape, and alpha_W, [out, 1, 1]."""
         return _signs(self.weight, self.threshold), self.weight.detach().abs().mean((1, 2, 3))[:, None, None]
 
 
@@ -60,7 +60,7 @@ def xnor_convolve(
     padding: str | tuple[int, ...],
     threshold: Threshold,
 ) -> Tensor:
-    """Return Eq. 20, of images [b, c, h, w] and filters as `XnorConv2d.binary_weight` gives them."""
+    """Return Eq. 20, [b, out, h', w'], of images [b, c, h, w] and filters as `XnorConv2d.binary_weight` gives them."""
     kernel = signs.shape[-2:]
     window = input.new_ones(1, 1, *kernel) / (kernel[0] * kernel[1])
     strength = input.detach().abs().mean(1, keepdim=True)  # M_I [b, 1, h, w]

@@ -29,8 +29,8 @@ def coordinate_weights(rows: int, columns: int) -> Tensor:
 
 
 def append_coordinates(children: Capsules, rows: int) -> Capsules:
-    """Return poses [b, h, w, i, rows * columns] with the columns that `coordinate_weights` takes; coordinates are in
-    (0, 1).
+    """Return the children with poses [b, h, w, i, rows * columns] that have the columns which `coordinate_weights`
+    takes; coordinates are in (0, 1).
 
     Raises:
         ValueError: for children without positions.

@@ -23,7 +23,7 @@ def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
-    """Return of class capsules [b, j, d] those that `chosen` names, int64 [b] or [b, m]: [b, d] or [b, m, d].
+    """Return the poses of those class capsules [b, j, d] that `chosen` names, int64 [b] or [b, m]: [b, d] or [b, m, d].
 
     A class of -1 stands for none; it is given the pose of class 0.
     """
@@ -33,8 +33,8 @@ def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
 
 
 def blacken(images: Tensor, chosen: Tensor) -> Tensor:
-    """Return images [b, m, c, h, w] of several classes `chosen` [b, m], those of class -1 black; [b, c, h, w] as
-    they are.
+    """Return `images` [b, m, c, h, w] with those of class -1 in `chosen` [b, m] black; images [b, c, h, w] of one class
+    each as they are.
     """
     return images if chosen.ndim == 1 else images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
 
@@ -70,7 +70,7 @@ class DenseDecoder(nn.Module):
         )
 
     def forward(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Return poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
+        """Map poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
 
         A class of -1 stands for none, and is black.
         """
@@ -123,7 +123,7 @@ class DeconvDecoder(nn.Module):
         )
 
     def forward(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Return poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
+        """Map poses [b, j, d] and the classes to decode, int64 [b] or [b, m] -> images [b, (m,) c, h, w] in [0, 1].
 
         A class of -1 stands for none, and is black.
         """

@@ -79,6 +79,6 @@ def he_normal_(conv: nn.Conv2d) -> None:
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Return zeros before and after `side` positions."""
+    """Return how many zeros stand before and after `side` positions."""
     total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
     return total // 2, total - total // 2

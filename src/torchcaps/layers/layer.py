@@ -69,8 +69,8 @@ class CapsuleLayer(nn.Module):
 
     @property
     def fused(self) -> bool:
-        """Return whether a kernel was found; while exporting, on devices that refuse it, and where `form` says so,
-        steps are plain all the same.
+        """Return whether a kernel was found; steps are plain all the same while exporting, on devices that refuse it,
+        and where `form` says so.
         """
         return self._fused is not None
 
@@ -92,7 +92,9 @@ class CapsuleLayer(nn.Module):
         return by_rule if self._fused.demanded else self.chosen.get(device, by_rule)
 
     def votes(self, children: Capsules) -> Votes:
-        """Return built once while the children stay the same."""
+        """Return the votes of `children`, as the routing takes them. They serve all iterations while the children stay
+        the same.
+        """
         return self.routing.prepare(self.transform(children))
 
     def step(self, votes: Votes, state: Any, t: int, couplings: bool = False) -> Step[Any]:
@@ -110,7 +112,7 @@ class CapsuleLayer(nn.Module):
         return step._replace(capsules=Capsules(poses, activations))
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
-        """Return all iterations of this layer alone."""
+        """Return the last step of `iterations` of this layer alone."""
         (step,) = CapsuleStack([self], iterations)(children)
         return step
 
@@ -221,7 +223,7 @@ class CapsuleStack(nn.Module):
         return tuple(steps[level] for level in range(len(layers)))
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Return parameters of all layers that are learnt by the objective of the top layer."""
+        """Return the parameters of all layers that are learnt by the objective of the top layer."""
         return [parameter for layer in self._layers() for parameter in layer.routing.coefficients()]
 
     def objective(self, steps: Sequence[Step[Any]], targets: Tensor, batch: int | None = None) -> Tensor:

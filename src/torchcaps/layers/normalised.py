@@ -91,5 +91,5 @@ class NormalisedTransform(LinearTransform):
 
 
 def keeping_std(pose: int, matrix: bool) -> float:
-    """Return standard deviation of weights that leave each vote the size of its child, a pose of `pose` elements."""
+    """Return the standard deviation of weights that leave each vote the size of its child, of `pose` elements."""
     return 1 / math.sqrt(math.isqrt(pose) if matrix else pose)

@@ -16,7 +16,7 @@ from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVote
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
-    """Return rows and columns of a child's pose and columns of a vote, so that vote = pose W.
+    """Return (rows, columns of a child's pose, columns of a vote), so that vote = pose W.
 
     A vector pose is one row. A matrix pose is square, and parent and child have equally many rows.
 
@@ -86,7 +86,9 @@ class Transform(nn.Module):
         return self.vote(children, self.weight)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
-        """Return votes through `weight`, of the shape of this transform's own; `binary` says that both are xnorized."""
+        """Return the votes of `children` through `weight`, of the shape of this transform's own; `binary` says that
+        both are xnorized.
+        """
         raise NotImplementedError
 
     def inputs(self, children: Capsules, weight: Tensor) -> tuple[Capsules, Tensor]:
@@ -192,8 +194,8 @@ class PooledTransform(LinearTransform):
         super().__init__(children, parents, child_pose, parent_pose, matrix, std)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
-        """Return children, which without positions are as they are; a type's activation is the mean of those of its
-        children too.
+        """Return the votes of each type's mean over the positions; children without positions are taken as they are. A
+        type's activation is the mean of its children's.
         """
         poses, activations = children
         if space := tuple(range(1, poses.ndim - 2)):

@@ -93,7 +93,7 @@ class CapsNet(Model):
         self.decoder = DenseDecoder(num_classes, class_pose, image, masked=masked) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Return images [b, c, h, w] in [0, 1]; scores [b, classes] are the activations of the class capsules.
+        """Map images [b, c, h, w] in [0, 1] -> `Output`; scores [b, classes] are the activations of the class capsules.
 
         These are lengths, below 1, unless the routing gives others.
         """

@@ -31,7 +31,7 @@ class CutCapsules(nn.Module):
         self.pose = pose
 
     def forward(self, features: Tensor) -> Capsules:
-        """Return poses [b, i, d]."""
+        """Map features [b, f] -> poses [b, i, d], each of a length below one."""
         return Capsules(squash_exponential(features.unflatten(-1, (-1, self.pose))))
 
 
@@ -54,7 +54,9 @@ class EfficientCapsNet(Model):
         return "length"
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Return images [b, c, h, w]; labels tell the decoder which capsule to take."""
+        """Map images [b, c, h, w] -> `Output`, whose scores are lengths; `labels` tell the decoder which capsule to
+        take.
+        """
         primary = self.primary(self.stem(images))
         steps = self.stack(primary)
         classes = steps[-1].capsules
@@ -83,8 +85,8 @@ def efficient_capsnet(
     prior: bool = True,
     bias: bool = False,
 ) -> EfficientCapsNet:
-    """Return convolutions, each with ReLU and then batch norm; a depthwise one; 16 primary capsules; self-attention
-    routing.
+    """Return the network: convolutions, each with ReLU and then batch norm; a depthwise one; 16 primary capsules;
+    self-attention routing.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).

@@ -67,7 +67,7 @@ class PooledCapsules(nn.Module):
         self.activation = nn.Linear(features, self.capsules) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
-        """Return poses [b, i, d] and activations [b, i] in (0, 1), or None."""
+        """Map features [b, f] -> poses [b, i, d] and activations [b, i] in (0, 1), or None."""
         poses = self.norm(self.widen(features).unflatten(-1, (self.capsules, self.pose)))
         poses = squash(poses) if self.squashed else poses
         return Capsules(poses, None if self.activation is None else self.activation(features).sigmoid())

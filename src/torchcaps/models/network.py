@@ -164,7 +164,8 @@ def placed_transform(
 def linear_transforms(
     counts: Sequence[int], pose: int, matrix: bool = True, std: float | None = None
 ) -> list[Transform]:
-    """Return transforms from `counts[0]` capsules to `counts[1]`, and so on up to the classes, all of `pose` elements.
+    """Return the transforms from `counts[0]` capsules to `counts[1]`, and so on up to the classes, all of `pose`
+    elements.
 
     `matrix` and `std` are those of `Transform`.
     """

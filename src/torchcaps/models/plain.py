@@ -24,5 +24,5 @@ class PlainNetwork(Model):
 
 
 def pool() -> list[nn.Module]:
-    """Map the mean over all positions: [b, c, h, w] -> [b, c]."""
+    """Return modules that take the mean over all positions: [b, c, h, w] -> [b, c]."""
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -78,7 +78,7 @@ def list_weights() -> list[str]:
 
 
 def repository(source: str) -> tuple[str, str | None]:
-    """Return owner and name of `hf-hub:OWNER/NAME[@REVISION]`, and the revision.
+    """Return (OWNER/NAME, revision) of `hf-hub:OWNER/NAME[@REVISION]`; the revision is None where there is none.
 
     Raises:
         ValueError: for another form.

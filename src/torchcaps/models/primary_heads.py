@@ -85,8 +85,8 @@ class PrimaryHead(RoutedHead):
 
 
 def start(children: int, parents: int, pose: int) -> float:
-    """Return the std of weights with which parents of `pose` elements have length 1/3 at first, of children of
-    length 1/2.
+    """Return the standard deviation of weights with which parents of `pose` elements have length 1/3 at first, of
+    children of length 1/2.
 
     A vote of such a child has elements of std / 2, so that the sum of all by coupling 1 / parents has length sqrt(1/2),
     which squash makes 1/3. By the default, for children of unit variance, a second layer would start at 1e-5. Longer

@@ -54,7 +54,7 @@ class Model(nn.Module):
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
-        """Return channels, height and width of the images that it was made for; None where it does not say."""
+        """Return (channels, height, width) of the images that it was made for; None where it does not say."""
         if self.origin is None or not {"in_channels", "image_size"} <= self.origin.keys():
             return None
         height, width = self.origin["image_size"]
@@ -101,7 +101,7 @@ class Model(nn.Module):
         return stacks
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
-        """Return images [b, c, h, w] in [0, 1] of class capsules [b, j, d], decoded from the one that `chosen` [b]
+        """Return images [b, c, h, w] in [0, 1], decoded from that of the class capsules [b, j, d] which `chosen` [b]
         names.
         """
         raise ValueError(f"{type(self).__name__} has no decoder to reconstruct with")
@@ -111,7 +111,7 @@ class Model(nn.Module):
         return self
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Return parameters that a routing learns by an objective of its own, never by the training loss; usually
+        """Return the parameters that a routing learns by an objective of its own, never by the training loss; usually
         none.
         """
         return []
@@ -189,7 +189,7 @@ def register_variant(name: str, factory: Factory, **defaults: object) -> None:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Return names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
+    """Return the names of the registered models that match a shell pattern, sorted; of a family those that it shows."""
     load_plugins()
     names = {*_FACTORIES, *(name for family in _FAMILIES for name in family.listed())}
     return sorted(name for name in names if fnmatchcase(name, pattern))

@@ -130,8 +130,8 @@ def self_routing(
     pose: int = 16,
     hidden: int = 0,
 ) -> CapsuleNetwork:
-    """Map ResNet-20 -> primary capsules -> `hidden` layers of self-routing capsules, 3x3 with stride 2 -> class
-    capsules.
+    """Return the network: ResNet-20 -> primary capsules -> `hidden` layers of self-routing capsules, 3x3 with stride 2
+    -> class capsules.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).
@@ -159,7 +159,8 @@ def self_routing(
 def average_pooling(
     num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), width: int = 16
 ) -> PlainNetwork:
-    """Return ResNet-20, the mean over the positions, and a linear layer: what the poster's table calls AvgPool.
+    """Return the network without capsules: ResNet-20, the mean over the positions, a linear layer: the poster's
+    AvgPool.
 
     Args:
         num_classes, in_channels, image_size: of the data; image_size is (height, width).

@@ -18,7 +18,7 @@ NAME, LINEAR = "small-resnet", "linear"
 
 
 def small_resnet(in_channels: int, width: int) -> ResNetBackbone:
-    """Map images [b, c, h, w] -> features [b, 4 width, h / 8, w / 8], sides rounded up."""
+    """Return the backbone: images [b, c, h, w] -> features [b, 4 width, h / 8, w / 8], sides rounded up."""
     if width < 1:
         raise ValueError(f"width is {width}; it must be at least 1")
     return ResNetBackbone(in_channels, tuple(Stage(width << n, 1, stride=2) for n in range(3)))

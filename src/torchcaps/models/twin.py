@@ -87,7 +87,7 @@ class Flatten(nn.Module):
 
 
 def plain_layers(parts: Parts, features: tuple[int, ...], width: int, outputs: int) -> nn.Sequential:
-    """Return convolutions and dense layers of `width` in place of primary capsules and of each routed layer.
+    """Return the convolutions and dense layers of `width` that stand for primary capsules and each routed layer.
 
     Where a layer of capsules shares its transforms between positions, or pools these, so does its twin: it reads the
     mean over the positions.
@@ -197,7 +197,7 @@ def solve_width(count: Callable[[int], int], target: int) -> int:
 
 
 def trainable(module: nn.Module) -> int:
-    """Return parameters that training changes."""
+    """Return the number of parameters that training changes."""
     return sum(each.numel() for each in module.parameters() if each.requires_grad)
 
 

@@ -73,7 +73,8 @@ def variational_bayes(
     iterations: int = 3,
     coordinates: bool = True,
 ) -> CapsuleNetwork:
-    """Map stem -> 1x1 primary capsules -> convolutional capsules, 3x3, stride 2 and then 1 -> class capsules.
+    """Return the network: stem -> 1x1 primary capsules -> convolutional capsules, 3x3, stride 2 and then 1 -> class
+    capsules.
 
     All positions share the transforms of the class layer, whose votes are told where a child stands.
 

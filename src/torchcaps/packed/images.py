@@ -3,6 +3,9 @@
 A weight's word and scale are the same for all images, so each goes to all lanes at once. Nothing is summed across
 lanes, and outputs stay in registers over a block of children; only its shares are kept. Votes are made twice, once for
 their agreement and once for the outputs, which costs less than keeping them.
+
+The formulas are those of `torchcaps.packed.loop`, and `route_images` has a line for each; what is [.., 16] there has a
+lane an image, so that `dots` takes the words of a child in 16 images, and one word of a weight.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ def route_images(poses, middles, words, scales, bias, pose, xnor, iterations, fi
     shares = np.empty((BLOCK, number, LANES), np.float32)
     for start in range(first * LANES, min(end * LANES, images), LANES):
         here = min(start + LANES, images) - start
-        sizes[:, here:] = 0
-        binarize(poses, middles, start, here, signs, sizes)
+        sizes[:, here:] = 0  # images that are not there: votes of size 0
+        binarize(poses, middles, start, here, signs, sizes)  # sign(u_i) and |u_i|, once for all iterations
         state[:] = 0
         for t in range(iterations):
             for j in range(number):
@@ -43,17 +46,17 @@ def route_images(poses, middles, words, scales, bias, pose, xnor, iterations, fi
             for i in range(0, children, BLOCK):
                 count = min(BLOCK, children - i)
                 for n in range(count):
-                    _bring_near(scales, i + n, near, n)
+                    _bring_near(scales, i + n, near, n)  # |W_ijk|
                     if t == 0:
-                        _share_evenly(sizes, i + n, shares, n)
+                        _share_evenly(sizes, i + n, shares, n)  # c_ij |u_i|, with c_ij = 1 / J
                     else:
                         if xnor:
                             _agree_in_signs(signs, sizes, words, i + n, length, near, state, shares, n, elements)
                         else:
-                            _agree(signs, sizes, words, i + n, length, near, state, shares, n)
-                        softmax(shares, n * number * LANES, number, load(sizes, (i + n) * LANES))
-                _add_votes(signs, words, i, count, length, near, shares, sums)
-            _squash(sums, state, xnor, elements)
+                            _agree(signs, sizes, words, i + n, length, near, state, shares, n)  # l_ij
+                        softmax(shares, n * number * LANES, number, load(sizes, (i + n) * LANES))  # c_ij |u_i|
+                _add_votes(signs, words, i, count, length, near, shares, sums)  # s_j += c_ij v_ij, of the block
+            _squash(sums, state, xnor, elements)  # parents, and S += what is recalled of them
         for b in range(here):
             for j in range(number):
                 for k in range(parents.shape[2]):
@@ -62,6 +65,7 @@ def route_images(poses, middles, words, scales, bias, pose, xnor, iterations, fi
 
 @compiled
 def _bring_near(scales, i, near, n):
+    """Write child i's scales [j, D] as float32 into row n of `near`."""
     width = near.shape[1]
     for k in range(0, width, LANES):
         store(near, n * width + k, scale(scales, i * width + k))
@@ -69,6 +73,7 @@ def _bring_near(scales, i, near, n):
 
 @compiled
 def _share_evenly(sizes, i, shares, n):
+    """Write into `shares` [n, j] the size of child i over the number of parents."""
     number = shares.shape[1]
     share = load(sizes, i * LANES) / np.float32(number)
     for j in range(number):
@@ -81,8 +86,9 @@ def _agree(signs, sizes, words, i, length, near, state, shares, n):
     number, pose, _ = state.shape
     padded, at = words.shape[2], i * LANES
     for j in range(number):
-        a0 = a1 = a2 = a3 = zeros(near)
+        a0 = a1 = a2 = a3 = zeros(near)  # elements k, k + 1, k + 2 and k + 3 apart, so that no sum waits for another
         for k in range(0, pose, 4):
+            # of |W_ijk| in `near`, and of S_jk of 16 images in the state
             s, b = (n * number + j) * padded + k, (j * pose + k) * LANES
             a0 = a0 + dots(signs, at, words[i, j, k], length) * broadcast(near, s) * load(state, b)
             a1 = a1 + dots(signs, at, words[i, j, k + 1], length) * broadcast(near, s + 1) * load(state, b + LANES)
@@ -100,7 +106,7 @@ def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elem
     padded, at = words.shape[2], i * LANES
     nothing = zeros(near)
     for j in range(number):
-        a0 = a1 = m0 = m1 = nothing
+        a0 = a1 = m0 = m1 = nothing  # sum_k sign(v_k) S_k and sum_k |v_k|, each of even and of odd elements
         for k in range(0, pose, 2):  # what is padded has scale and state 0
             s, b = (n * number + j) * padded + k, (j * pose + k) * LANES
             v0 = dots(signs, at, words[i, j, k], length) * broadcast(near, s)
@@ -108,7 +114,7 @@ def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elem
             x0, x1 = load(state, b), load(state, b + LANES)
             a0, m0 = a0 + select(v0, nothing, x0, nothing - x0), m0 + magnitude(v0)
             a1, m1 = a1 + select(v1, nothing, x1, nothing - x1), m1 + magnitude(v1)
-        size = load(sizes, at) / np.float32(elements)
+        size = load(sizes, at) / np.float32(elements)  # |u_i| / D: of the mean over the vote's elements
         store(shares, (n * number + j) * LANES, (a0 + a1) * (m0 + m1) * size)
 
 
@@ -120,6 +126,7 @@ def _add_votes(signs, words, i, count, length, near, shares, sums):
     for j in range(number):
         for k in range(0, pose, 4):
             b = (j * pose + k) * LANES
+            # four elements of s_j in registers, to which all children of the block are added before they are stored
             a0, a1, a2, a3 = load(sums, b), load(sums, b + LANES), load(sums, b + 2 * LANES), load(sums, b + 3 * LANES)
             for n in range(count):
                 share, at, s = load(shares, (n * number + j) * LANES), (i + n) * LANES, (n * number + j) * padded + k
@@ -145,6 +152,7 @@ def _squash(sums, state, xnor, elements):
         for at in range(first, first + pose * LANES, LANES):
             square = square + load(sums, at) * load(sums, at)
         least = zeros(sums) + SMALLEST
+        # squash: |s|^2 / (1 + |s|^2) s / |s|, the length with a floor
         factor = square / (square + np.float32(1)) / root(select(square, least, square, least))
         size = nothing
         for at in range(first, first + pose * LANES, LANES):

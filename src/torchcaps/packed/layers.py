@@ -108,14 +108,18 @@ class PackedLayer(CapsuleLayer):
         return self.transform(children)
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step:
-        """Return all iterations of this layer alone."""
+        """Return the last step of `iterations` of this layer alone; by its loop that step has neither coupling nor
+        state.
+        """
         loop = self._loop(children.poses)
         if loop is None:
             return super().forward(children, iterations)
         return Step(Capsules(loop(flatten_space(children).poses, iterations)), None, None)
 
     def bytes_per_weight(self) -> float:
-        """Return stored bytes, bits and scales, for each weight of the float form (which has 4 in float32)."""
+        """Return how many bytes, bits and scales together, are stored for each weight of the float form, which has 4 in
+        float32.
+        """
         stored = sum(buffer.nbytes for buffer in self.transform.buffers())
         return stored / math.prod(self.transform.shape)
 
@@ -226,7 +230,7 @@ class PackedXnorConv2d(nn.Module):
 
 
 def _pack(positive: Tensor) -> Tensor:
-    """Return bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
+    """Map bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
     flat = positive.flatten().to(torch.uint8)
     flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).unflatten(0, (-1, 8))
     places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)

@@ -7,6 +7,18 @@ parents stay in the nearest cache while its logits with the sum of all outputs s
 the new outputs are taken. Here the elements of a pose lie in the lanes of a vector, for a few images; in `images.py`
 the images of a batch do. With XnIDR's agreement, too ("both at once"), signs of votes are compared, and recalled of
 outputs; a vote's sign is that of a whole number, so that one that cancels is 0 exactly.
+
+With |u| the mean size of a child's elements and |W| that of a column's, both kept apart from the signs, an iteration is
+
+    v_ijk = |u_i| |W_ijk| (sign(u_i) . sign(W_ijk))       votes: `dots` times `near`, and |u_i| last of all
+    l_ij  = sum_k v_ijk S_jk                              S: the sum of the outputs so far
+    c_ij  = softmax over j of l_ij                        1 / J in the first iteration
+    s_jk  = bias_jk + sum_i c_ij v_ijk,   S_jk += squash(s_j)_k
+
+and with XnIDR's agreement l_ij = mean|v_ij| sum_k sign(v_ijk) S_jk, and S_jk += sign(squash(s_j)_k) mean|squash(s_j)|.
+`_pass` has all but the last for a run of children, `_squash` the bias and the last. `torchcaps.kernels.simd` says how
+to read vectors: here a lane is an element k of a pose, of which there are D, `elements`, padded to whole vectors of
+scale 0.
 """
 
 from __future__ import annotations
@@ -119,7 +131,7 @@ class PackedLoop:
         return torch.from_numpy(parents)
 
     def _pack(self, positive: Tensor) -> np.ndarray:
-        """Return bool [..., c] -> words [...], lowest bit first."""
+        """Map bool [..., c] -> words [...], lowest bit first."""
         bits = np.packbits(positive.numpy(), axis=-1, bitorder="little")
         missing = self.bytes - bits.shape[-1]
         bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
@@ -148,10 +160,11 @@ def _squash(sums, bias, parents, state, elements, xnor):
             square = np.float32(0)
             for k in range(pose):
                 x = bias[j, k]
-                for part in range(threads):
+                for part in range(threads):  # of the children of each thread
                     x += sums[part, b, j, k]
                 parents[b, j, k] = x
                 square += x * x
+            # squash: |s|^2 / (1 + |s|^2) s / |s|, the length with a floor
             factor = np.float32(square / (1 + square) / np.sqrt(max(square, SMALLEST)))
             size = np.float32(0)
             for k in range(pose):
@@ -175,20 +188,20 @@ def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, f
     outside = np.zeros(width, np.float32)  # minus infinity in the lanes beyond the last parent
     outside[parents:] = -np.inf
     for i in range(first, end):
-        base = i * parents * pose
+        base = i * parents * pose  # of the child's words and scales
         for k in range(0, parents * pose, LANES):
-            store(near, k, scale(scales, base + k))
+            store(near, k, scale(scales, base + k))  # |W_ijk|, from half precision where it is kept so
         if uniform:
             for b in range(images):
-                shares[b] = sizes[i, b] / parents
+                shares[b] = sizes[i, b] / parents  # c_ij |u_i|: what a vote's signs and |W| are yet to be times
         else:  # each for all images, so that none waits for what was just stored
             if xnor:
                 _agree_in_signs(words, base, signs[i], length, near, state, shares, elements)
             else:
-                _agree(words, base, signs[i], length, near, state, shares)
-            _softmax(shares, outside, sizes[i])
+                _agree(words, base, signs[i], length, near, state, shares)  # l_ij / |u_i|
+            _softmax(shares, outside, sizes[i])  # c_ij |u_i|
         for b in range(images):
-            for j in range(parents):
+            for j in range(parents):  # s_j += c_ij |u_i| (|W| sign(u) . sign(W)), 16 elements at a time
                 share = broadcast(shares, b * width + j)
                 for k in range(j * pose, (j + 1) * pose, LANES):
                     here = b * parents * pose + k
@@ -205,6 +218,7 @@ def _agree(words, base, signs, length, near, state, shares):
         word, here = signs[b], b * step - base
         for j in range(0, parents, 4):  # four at a time; the last ones beside zeros
             left = parents - j
+            # a_n gathers parent j + n, each lane its own elements; `store_totals` sums across the lanes of all four
             a0 = a1 = a2 = a3 = zeros(near)
             for k in range(base + j * pose, base + (j + 1) * pose, LANES):
                 a0 = a0 + dots(words, k, word, length) * load(near, k - base) * load(state, here + k)
@@ -227,7 +241,7 @@ def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
     for b in range(images):
         word, here = signs[b], b * parents * pose
         for j in range(parents):
-            a = m = nothing
+            a = m = nothing  # sum_k sign(v_k) S_k, and sum_k |v_k|
             for k in range(j * pose, (j + 1) * pose, LANES):  # what is padded has scale and state 0
                 vote, x = dots(words, base + k, word, length) * load(near, k), load(state, here + k)
                 a, m = a + select(vote, nothing, x, nothing - x), m + magnitude(vote)
@@ -240,6 +254,7 @@ def _softmax(shares, outside, sizes):
     images, width = shares.shape
     for b in range(images):
         at, size = b * width, every(sizes[b])
+        # l_ij, and minus infinity in the lanes beyond the last parent; then the largest of them
         most = load(outside, 0) + load(shares, at) * size
         for k in range(LANES, width, LANES):
             x = load(outside, k) + load(shares, at + k) * size
@@ -250,6 +265,6 @@ def _softmax(shares, outside, sizes):
             x = exp(load(outside, k) + load(shares, at + k) * size - top)
             store(shares, at + k, x)
             whole = whole + x
-        rate = every(np.float32(sizes[b] / total(whole)))
+        rate = every(np.float32(sizes[b] / total(whole)))  # e^(l - most) times this is c_ij |u_i|
         for k in range(0, width, LANES):
             store(shares, at + k, load(shares, at + k) * rate)

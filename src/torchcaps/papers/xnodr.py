@@ -110,7 +110,7 @@ TABLE6 = {
 
 
 def model_options(network: Network) -> dict[str, Option]:
-    """Return Table 10's layers of the networks with dense heads; without upsampling the stem of section 4.3.2."""
+    """Return the options of Table 10's networks with dense heads; without upsampling also the stem of section 4.3.2."""
     options: dict[str, Option] = {} if network.upsampled else {"small_stem": True}
     if network.head == "linear":
         options["hidden"] = (1024, 512) if network.backbone == RESNET else (512, 256, 128)
@@ -120,7 +120,8 @@ def model_options(network: Network) -> dict[str, Option]:
 
 
 def images(data: str, upsampled: bool) -> DataConfig:
-    """Return three channels; MNIST comes through the composed set of shifted digits, which repeats channels.
+    """Return the data with three channels; MNIST comes through the composed set of shifted digits, which repeats
+    channels.
 
     With upsampling each batch is enlarged, last, so that the pad-4 crop moves a picture by its own pixels. Without,
     MNIST alone changes its size, to 32 pixels.
@@ -136,7 +137,7 @@ def images(data: str, upsampled: bool) -> DataConfig:
 
 
 def loss(network: Network, data: str) -> LossConfig:
-    """Return margin without upsampling and on MultiMNIST; else cross-entropy of dense heads, squared hinge of
+    """Return the loss: margin without upsampling and on MultiMNIST; else cross-entropy of dense heads, squared hinge of
     capsules.
     """
     if not network.upsampled or data == "multimnist":
@@ -159,7 +160,7 @@ def experiment(network: Network, data: str) -> Config:
 
 
 def thinner(config: Config) -> Config:
-    """Return MobileNet V2 of about a third of the width, compiled and in float32.
+    """Return the configuration with a MobileNet V2 of about a third of the width, compiled and in float32.
 
     Depthwise gradients in bf16 take four times as long. Compiled steps took 0.63 to 0.71 of the time: most of an eager
     step of so narrow a network is batch norm.
@@ -169,7 +170,7 @@ def thinner(config: Config) -> Config:
 
 
 def slimmer(config: Config) -> Config:
-    """Return ResNet-50 of an eighth of the width, compiled."""
+    """Return the configuration with a ResNet-50 of an eighth of the width, compiled."""
     model = replace(config.model, options={**config.model.options, "channels": (8, 16, 32, 64)})
     return replace(config, model=model, compile=True)
 

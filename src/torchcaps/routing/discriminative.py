@@ -89,7 +89,9 @@ class Discriminative(Routing[Tensor | None]):
         return self.coefficient
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
-        """Return nobody competes: what a child gives in all, the sum of its coefficients, is shared out."""
+        """Return shares by `logits` [b, p, i, j], times what a child gives in all, the sum of its coefficients: here
+        nobody competes.
+        """
         return votes.compete(logits) * self.coefficient.sum(1, keepdim=True)
 
     def update(self, votes: Votes, coupling: Tensor, state: Tensor | None, t: int) -> tuple[Capsules, Tensor]:
@@ -107,7 +109,7 @@ class Discriminative(Routing[Tensor | None]):
         return (delta * quality).sum(1).mean()
 
     def penalty(self) -> Tensor:
-        """Return lambda |b|, as it stands beside the sum over the batch (Eq. 12 and 14)."""
+        """Return lambda |b|, a scalar, as it stands beside the sum over the batch (Eq. 12 and 14)."""
         if self.proximal:
             return self.coefficient.new_zeros(())
         match self.norm:

@@ -70,7 +70,9 @@ class Dynamic(Routing[Tensor | None]):
         return votes.compete(logits, self.over)
 
     def _first_coupling(self, votes: Votes) -> Tensor | None:
-        """Return None, or [1, p, i, 1], or of the initial logits [i, j] and [1, p, i, j]."""
+        """Return the coupling before there is an output: None where it is uniform over parents, [1, p, i, 1] over
+        children; with initial logits [i, j], or [1, p, i, j] over children.
+        """
         if self.over == "children":
             return self.compete(votes, None if self.initial is None else self.initial[None, None])
         return None if self.initial is None else self.initial.softmax(-1)
@@ -82,7 +84,9 @@ class Dynamic(Routing[Tensor | None]):
         return Capsules(parents), recalled if state is None else state + recalled
 
     def agree(self, votes: Votes, state: Tensor) -> Tensor:
-        """Return logits [b, p, i, j] of the votes with the sum of what was recalled of all outputs so far."""
+        """Return the logits [b, p, i, j]: the products of the votes with `state`, the sum of what was recalled of all
+        outputs so far.
+        """
         return votes.agree(state)
 
     def recall(self, parents: Tensor) -> Tensor:

@@ -31,8 +31,7 @@ class Clusters(NamedTuple):
 
 
 def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and variance [b, p, j, d] of the votes, weighted by `weights` [b, p, i, j | 1], and the sum of the
-    weights.
+    """Return mean and variance [b, p, j, d] of the votes by `weights` [b, p, i, j | 1], and the sum of the weights.
 
     The sum is [b, p, j | 1, 1]. `eps` is the least of it where it divides, and of the variance: an added eps of 1e-8 or
     less would vanish in ONNX.
@@ -45,8 +44,8 @@ def cluster(votes: Votes, weights: Tensor, eps: float) -> tuple[Tensor, Tensor, 
 
 
 def log_prior(state: Clusters) -> Tensor:
-    """Return what is added to minus half the scaled distance of a vote from its parent, log (a_j |2 pi
-    variance_j|^-1/2).
+    """Return log (a_j |2 pi variance_j|^-1/2), [b, p, j]: what is added to minus half the scaled distance of a vote
+    from its parent.
     """
     return F.logsigmoid(state.logit) - 0.5 * (2 * math.pi * state.variance).log().sum(-1)  # [b, p, j]
 
@@ -73,13 +72,15 @@ class Activation(nn.Module):
         self.beta_a = nn.Parameter(torch.zeros(parents))
 
     def inverse_temperature(self, t: int) -> float:
-        """Return lambda of iteration `t` = 0, 1, ..."""
+        """Return lambda of iteration `t` = 0, 1, ..., above 0."""
         if isinstance(self.temperature, (int, float)):
             return self.temperature * (1 - self.growth ** (t + 1))
         return self.temperature[min(t, len(self.temperature) - 1)]
 
     def forward(self, variance: Tensor, total: Tensor, t: int) -> Tensor:
-        """Return [b, p, j] of what `cluster` gives."""
+        """Return the logits of the parents' activations in iteration `t`, [b, p, j], from the variance and the sum of
+        weights that `cluster` gives.
+        """
         cost = (self.beta_u[:, None] + 0.5 * variance.log()) * total  # [b, p, j, d]
         logit = self.beta_a - cost.sum(-1)
         return F.layer_norm(logit, logit.shape[-1:]) if self.normalise else self.inverse_temperature(t) * logit
@@ -133,7 +134,9 @@ class EM(Routing[Clusters | None]):
         self.activation = Activation(sizes.parents, temperature, growth, normalise)
 
     def couple(self, votes: Votes, state: Clusters | None, t: int) -> Tensor:
-        """Take the E step."""
+        """Take the E step: return the assignments R_ij, [b, p, i, j]; without a state they are uniform over the parents
+        that compete.
+        """
         if state is None:
             return self.compete(votes, None)
         scale = torch.rsqrt(2 * state.variance)
@@ -144,12 +147,14 @@ class EM(Routing[Clusters | None]):
         return votes.compete(logits, scope=self.scope)
 
     def update(self, votes: Votes, coupling: Tensor, state: Clusters | None, t: int) -> tuple[Capsules, Clusters]:
-        """Take the M step."""
+        """Take the M step: return the parents, and the clusters that the next E step compares votes with."""
         assert votes.activations is not None
         weights = coupling * widen(votes.activations).unsqueeze(-1)  # [b, p, i, j] or [b, p, i, 1]
         return self.parents(*cluster(votes, weights, self.eps), t)
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Clusters]:
-        """Return capsules and state of what `cluster` gives."""
+        """Return capsules and state of iteration `t`, from what `cluster` gives: mean, variance [b, p, j, d] and sum of
+        weights.
+        """
         logit = self.activation(variance, total, t)  # [b, p, j]
         return Capsules(mean, logit.sigmoid()), Clusters(mean, variance, logit)

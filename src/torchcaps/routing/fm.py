@@ -75,7 +75,7 @@ class FM(Routing[Affine | None]):
         self.norm = None if batch_norm is None else VoteNorm(*sizes, batch_norm, momentum, batch_norm_eps)
 
     def step(self, votes: Votes, state: Affine | None, t: int) -> Step[Affine | None]:
-        """Take the step with the batch's scale and shift in place of `state`; None is carried on."""
+        """Take the one step, with batch norm's scale and shift as the state; none is carried on."""
         affine = (None, None) if self.norm is None else self.norm(votes)
         return super().step(votes, affine, t)
 
@@ -98,7 +98,9 @@ class FM(Routing[Affine | None]):
         return self.parents(votes, total, squares), None
 
     def count(self, votes: Votes) -> Tensor | int:
-        """Return n, or [p, 1, 1] under padding."""
+        """Return n, the number of children that are present; [p, 1, 1] where padding makes it differ from place to
+        place.
+        """
         return votes.children if votes.present is None else votes.present.sum(-1).clamp_min(1)[:, None, None]
 
     def parents(self, votes: Votes, total: Tensor, squares: Tensor) -> Capsules:

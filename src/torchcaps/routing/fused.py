@@ -42,6 +42,8 @@ class Transform(Protocol):
 
 
 class Kernel(NamedTuple):
+    """A fused step that is registered, and which layers it takes: see `register_kernel`."""
+
     step: FusedStep
     supports: Supports
     suits: Suits
@@ -52,19 +54,20 @@ F = TypeVar("F", bound=FusedStep)
 
 
 def always(transform: Transform, routing: Routing) -> str | None:
-    """Return the predicate of a kernel that takes every setting of its routing."""
+    """Return None: no reason against any setting of a routing. The `supports` of kernels that take all."""
     return None
 
 
 def anywhere(device: str, transform: Transform) -> bool:
-    """Return the rule of a kernel that is taken for the faster form everywhere."""
+    """Return True: the kernel is the faster form on every device and at every size. The `suits` of such kernels."""
     return True
 
 
 def register_kernel(
     votes: type, routing: type[Routing], supports: Supports = always, suits: Suits = anywhere
 ) -> Callable[[F], F]:
-    """Map a decorator for `step(routing, votes, state, t) -> Step`, one iteration with the state of the plain routing.
+    """Return a decorator that registers `step(routing, votes, state, t) -> Step`, one iteration from and to the plain
+    routing's state.
 
     Its coupling is None; the states are the same, so that plain and fused steps may follow each other.
 

@@ -56,14 +56,12 @@ class Spec:
 
     @property
     def scores(self) -> ScoreKind:
-        """Return what class capsules say of their classes: their activations where they have any, else their
-        lengths.
-        """
+        """Return what class capsules say of their classes: their activations where they have any, else lengths."""
         return self.activation if self.gives_activations else "length"
 
     @property
     def capabilities(self) -> list[str]:
-        """Return in words what sets it apart."""
+        """Return what sets the algorithm apart, in words for people: "iterative", "needs activations" and the like."""
         words = {
             "iterative": self.iterative,
             "has couplings": self.couplings,
@@ -156,7 +154,9 @@ class Routing(nn.Module, Generic[S]):
         return Step(capsules, coupling, state)
 
     def coefficients(self) -> list[nn.Parameter]:
-        """Return parameters that are learnt by the routing's own objective, not by the training loss."""
+        """Return the parameters that are learnt by the routing's own objective, not by the training loss; none by
+        default.
+        """
         return []
 
     def objective(self, state: S, targets: Tensor) -> Tensor:

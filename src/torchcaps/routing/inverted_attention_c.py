@@ -84,7 +84,9 @@ class InvertedAttentionC(Attention[Active | None]):
         return self.parents(*cluster(votes, weights, self.eps), t)
 
     def parents(self, mean: Tensor, variance: Tensor, total: Tensor, t: int) -> tuple[Capsules, Active]:
-        """Return capsules and state of what `cluster` gives."""
+        """Return capsules and state of iteration `t`, from what `cluster` gives: mean, variance [b, p, j, d] and sum of
+        weights.
+        """
         poses = self.norm(self.add_bias(mean * total.clamp_min(self.eps)))  # [b, p, j, d]
         logit = self.activation(variance, total, t)
         return Capsules(poses, logit.sigmoid()), Active(poses, logit)

@@ -21,7 +21,7 @@ def register_routing(routing: R) -> R:
 
 
 def list_routings() -> list[Spec]:
-    """Return what can be said of every routing, by name."""
+    """Return the specs of all registered routings, in the order of their names."""
     load_plugins()
     return [_ROUTINGS[name].spec for name in sorted(_ROUTINGS)]
 

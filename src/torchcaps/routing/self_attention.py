@@ -58,7 +58,9 @@ class SelfAttention(Routing[None]):
         return self.parents(votes, votes.combine(coupling)), None
 
     def parents(self, votes: Votes, total: Tensor) -> Capsules:
-        """Return capsules of sum_i c_ij vote_ij [b, p, j, d]: what the prior gives is one product with b W, folded."""
+        """Return the capsules of `total`, sum_i c_ij vote_ij [b, p, j, d], and the prior's part, which is one product
+        with b W, folded.
+        """
         if self.prior is not None:
             total = total + votes.combine(self.prior)
         return Capsules(self.shrink(self.add_bias(total)))

@@ -143,11 +143,11 @@ class VariationalBayes(Routing[Posterior | None]):
         return self.parents(found, t), found
 
     def freedom(self, total: Tensor) -> Tensor:
-        """Return nu_j, degrees of freedom of the Wishart posterior, [b, p, j]."""
+        """Return nu_j, the degrees of freedom of the Wishart posterior, [b, p, j]."""
         return self.sizes.pose + 1 + total
 
     def parents(self, state: Posterior, t: int) -> Capsules:
-        """Return capsules of the posterior of iteration `t`."""
+        """Return the capsules that the posterior of iteration `t` makes: standardised means, activations in (0, 1)."""
         d = self.sizes.pose
         entropy = 0.5 * (d * math.log(2 * math.pi * math.e) - state.log_precision)
         cost = expected_log_share(state).exp() * entropy  # [b, p, j]

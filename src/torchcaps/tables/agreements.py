@@ -24,7 +24,7 @@ def length_alike(stage: int) -> Metric:
 
 
 def _top(record: Record, stage: int, name: str, step: int) -> float | None:
-    """Return that of the class capsules."""
+    """Return the agreement of the class capsules."""
     stages = record.get("agreement")
     return list(stages[stage]["layers"].values())[-1][name][step] if stages else None
 

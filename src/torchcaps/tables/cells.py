@@ -150,7 +150,7 @@ class Table:
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
-        """Return them in the order of the rows, and in each of the columns."""
+        """Return the cells in the order of the rows, and in each of the columns."""
         return tuple(dataclasses.replace(cell, home=self.id) for cell in self.yield_cells())
 
     def source(self, cell: Cell) -> str:

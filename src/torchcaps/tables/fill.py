@@ -53,7 +53,7 @@ class Job(NamedTuple):
 
 
 def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
-    """Return cells whose name matches a shell pattern.
+    """Return the cells whose names match a shell pattern.
 
     Raises:
         ValueError: when there is none; the nearest one is named.

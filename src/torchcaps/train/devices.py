@@ -102,7 +102,7 @@ def _settle(products: str, tf32: bool, benchmark: bool) -> None:
 
 
 def describe_settings(device: torch.device) -> dict:
-    """Return of a GPU how float32 is multiplied, and how convolutions are chosen; of other devices nothing."""
+    """Return how float32 is multiplied on a GPU, and how convolutions are chosen; nothing of other devices."""
     if device.type != "cuda":
         return {}
     products, tf32, benchmark = _settings()

@@ -35,7 +35,7 @@ def evaluate(
     parts: bool = False,
     watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
-    """Return mean loss and accuracy of `model` over `batches`, of one split or several, taken together over all
+    """Return the mean loss and the accuracy of `model` over `batches`, of one split or several, taken together over all
     processes.
 
     The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each

@@ -32,7 +32,7 @@ def describe_environment(fabric: Fabric) -> dict:
 
 
 def describe_machine() -> dict:
-    """Return versions, commit and hardware, as every result states them. No host is named."""
+    """Return the versions, commit and hardware, as every result states them. No host is named."""
     return {
         "python": platform.python_version(),
         "torchcaps": torchcaps.__version__,
@@ -47,7 +47,7 @@ def describe_machine() -> dict:
 
 
 def describe_commit(package: Path) -> dict | None:
-    """Return commit of the checkout that tracks the folder `package`, and whether the folder differs; None
+    """Return the commit of the checkout that tracks the folder `package`, and whether the folder differs from it; None
     elsewhere.
     """
 
@@ -65,7 +65,7 @@ def describe_commit(package: Path) -> dict | None:
 
 
 def describe_cpu() -> str:
-    """Return model name of the processor, as far as the system tells."""
+    """Return the model name of the processor, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():

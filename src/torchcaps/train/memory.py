@@ -60,7 +60,7 @@ def weight_bytes(shape: dict[str, Any]) -> int:
 
 
 def moments(optimiser: OptimiserConfig) -> int:
-    """Return numbers that an optimiser keeps for each weight."""
+    """Return how many numbers an optimiser keeps for each weight."""
     kept = {"adam": 2, "adamw": 2, "rmsprop": 1}.get(optimiser.name, 0)
     return kept + (optimiser.name in ("sgd", "rmsprop") and optimiser.momentum > 0)
 

@@ -259,13 +259,13 @@ def create_run(config: Config) -> RunFolder:
 
 
 def runs_of(config: Config) -> list[RunFolder]:
-    """Return folders of the same recipe and seed, oldest first."""
+    """Return the folders of the same recipe and seed, oldest first."""
     folders = map(RunFolder, itertools.takewhile(Path.exists, _candidates(config)))
     return [run for run in folders if (run.path / "config.json").exists()]
 
 
 def unfinished_runs(config: Config) -> list[RunFolder]:
-    """Return folders of the same recipe and seed that hold no result yet, oldest first."""
+    """Return the folders of the same recipe and seed that hold no result yet, oldest first."""
     return [run for run in runs_of(config) if not run.finished]
 
 

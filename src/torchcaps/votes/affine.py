@@ -48,7 +48,9 @@ class AffineVotes(ABC):
 
     @property
     def poses(self) -> Tensor:
-        """Return children in their windows, [b, p, i, rows, columns], zero outside the image; gathered on first use."""
+        """Return the children in their windows, [b, p, i, rows, columns], zero outside the image; gathered on first
+        use.
+        """
         if self._poses is None:
             self._poses = self._gather()
         return self._poses
@@ -216,7 +218,7 @@ def check_types(capsules: Capsules, dtype: torch.dtype) -> None:
 
 
 def pool_moments(mean: Tensor, variance: Tensor, count: Tensor, each: Each) -> Moments:
-    """Return what `Votes.moments` gives, of the mean and variance of each pair's votes [i, j, d] and their number
+    """Return what `Votes.moments` gives, from the mean and variance of each pair's votes, [i, j, d], and their number,
     [i].
     """
     count = count[:, None, None]

@@ -17,15 +17,15 @@ THRESHOLDS = ("zero", "midpoint")
 
 
 def binary_children(capsules: Capsules, rows: int, threshold: Threshold = "zero") -> Capsules:
-    """Return poses [b, ..., rows * c], xnorized row by row; the midpoint is that of each image's poses."""
+    """Return the children, poses [b, ..., rows * c] xnorized row by row; "midpoint" is that of each image's poses."""
     poses = capsules.poses.unflatten(-1, (rows, -1))
     middle = midpoint(poses, range(1, poses.ndim)) if threshold == "midpoint" else None
     return capsules._replace(poses=binarize(poses, threshold=middle).flatten(-2))
 
 
 def binary_weight(weight: Tensor, threshold: Threshold = "zero") -> Tensor:
-    """Return weights [j, ..., c, m], xnorized along c; the midpoint is that of each filter: all that makes output
-    (j, m).
+    """Return `weight` [j, ..., c, m], xnorized along c; "midpoint" is that of each filter: of all weights that make
+    output (j, m).
     """
     return binarize(weight, -2, weight_middle(weight, threshold))
 

@@ -68,7 +68,7 @@ class ConvVotes(AffineVotes):
 
     @staticmethod
     def along(stride: int, padding: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return stride and padding by rows and by columns."""
+        """Return (rows, columns) of the stride, and of the padding."""
         return (stride, stride), (padding, padding)
 
     def binarized(self, threshold: Threshold = "zero") -> ConvVotes:
@@ -126,9 +126,7 @@ class ConvVotes(AffineVotes):
         return share.exp()
 
     def _positions_that_see(self) -> Tensor:
-        """Return for each place of a child and each kernel offset the position whose window has it there, or -1: [h
-        w, k].
-        """
+        """Return the position whose window has the child of each place at each kernel offset, or -1: int64 [h w, k]."""
         along = []
         for size, k, count, step, pad in zip(
             self.image, self.kernel, self.windows, self.strides, self.paddings, strict=True

@@ -57,14 +57,16 @@ class VoteNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(shape))
 
     def forward(self, votes: Votes) -> tuple[Tensor, Tensor]:
-        """Scale and shift of the votes, [d], [1, 1, i, 1, d] or [1, 1, i, j, d].
+        """Return scale and shift of the votes, both [d], [1, 1, i, 1, d] or [1, 1, i, j, d].
 
         In training they are of this batch, whose statistics are added to the running ones; else of the running ones.
         """
         return self.affine(votes.moments, votes.images)
 
     def affine(self, moments: Callable[[Each], Moments], images: int) -> tuple[Tensor, Tensor]:
-        """Return the same, of what gives the moments of the votes of so many images where they are asked for."""
+        """Return scale and shift as `forward` does, of votes of `images` images whose moments `moments` computes; it is
+        called in training alone.
+        """
         measured = self.training and images > 0  # none have no moments, and change nothing
         mean, variance = self._measured(moments) if measured else (self.running_mean, self.running_variance)
         scale = self.weight * torch.rsqrt(variance + self.eps)

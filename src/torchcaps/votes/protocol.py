@@ -36,7 +36,7 @@ class Votes(Protocol):
 
     @property
     def activations(self) -> Tensor | None:
-        """Return activations of the children in their windows [b, p, i], 0 outside the image; None if they have
+        """Return the activations of the children in their windows, [b, p, i], 0 outside the image; None if they have
         none.
         """
         ...
@@ -51,7 +51,7 @@ class Votes(Protocol):
 
     @property
     def images(self) -> int:
-        """Return b, how many there are."""
+        """Return b, the number of images."""
         ...
 
     @property
@@ -88,17 +88,19 @@ class Votes(Protocol):
         ...
 
     def moments(self, each: Each = "element") -> Moments:
-        """Return mean and variance of the votes that are present, for each pose element, (child, element) or triple."""
+        """Return mean and variance of the votes that are present: of each pose element, of each (child, element), or of
+        each (child, parent, element).
+        """
         ...
 
     def binarized(self, threshold: Threshold = "zero") -> Votes:
-        """Return votes of the same children through the same weights, both xnorized first (XnODR): see
+        """Return the votes of the same children through the same weights, both xnorized first (XnODR): see
         `votes.binary`.
         """
         ...
 
     def compete(self, logits: Tensor | None, over: Over = "parents", scope: Scope = "window") -> Tensor:
-        """Return softmax of `logits` [b, p, i, j], 0 where a child is not present.
+        """Return the softmax of `logits` [b, p, i, j], 0 where a child is not present.
 
         Over "parents" a child shares itself among its parents: those at one position (scope "window"), or those of all
         windows that see it (scope "image"). Over "children" the children of a parent compete. `logits` None stands for

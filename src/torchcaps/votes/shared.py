@@ -92,14 +92,14 @@ class SharedVotes(AffineVotes):
         return torch.cat(tiles, 2)
 
     def _tiles(self) -> list[slice]:
-        """Return on a CPU so few parents that their votes stay in its cache."""
+        """Return the tiles of parents; on a CPU these are of so few parents that their votes stay in its cache."""
         if self.device.type != "cpu":
             return super()._tiles()
         return parent_tiles(self.parents, max(1, CACHED // (len(self.poses) * self.children * self.pose)))
 
     def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """Return a matrix product per image and type, the shift being one more row of W: what repeats W for each
-        child takes twenty times as long.
+        """Return scale * vote + shift, [b, 1, i, j, d], by one matrix product per image and type, the shift being one
+        more row of W: what repeats W for each child takes twenty times as long.
         """
         if scale.shape[2] != 1 or shift.shape[2] != 1:  # they differ from child to child
             return super()._affine_votes(u, self._repeat(w), scale, shift)
@@ -121,7 +121,9 @@ class SharedVotes(AffineVotes):
         return out.unflatten(1, (len(w), -1)).unsqueeze(1)  # [b, 1, j, d]
 
     def _coupled_sum(self, u: Tensor, c: Tensor, w: Tensor) -> Tensor:
-        """Return positions first, a matrix product per type; then a matrix product per parent."""
+        """Return sum_i c v, [b, 1, j, d]: the positions of a type are summed first, a matrix product per type; then
+        there is one per parent.
+        """
         poses = self._by_type(u)
         share = c[:, 0].to(u.dtype).unflatten(1, (-1, self.positions)).expand(u.shape[0], -1, -1, -1)  # [b, t, p, j]
         total = share.transpose(2, 3) @ poses  # [b, t, j, c]

@@ -1,4 +1,11 @@
-"""The step on CPU: one child at a time, 16 images side by side, votes in the nearest cache. See README.md."""
+"""The step on CPU: one child at a time, 16 images side by side, votes in the nearest cache. See README.md.
+
+`_forward` is README.md's formulas for v, l, c and s in that order, `_backward` those of its "Backward".
+`torchcaps.kernels.simd` says how to read vectors; a lane is an image, so that softmax over j and sums over d are plain
+loops, and nothing is summed across lanes but the gradients that sum over images. What belongs to the parents (state,
+gradient, results) is [blocks, j, d, 16], a block being 16 images. A place in an array is a number that counts through
+all its dimensions: parent j of block n begins at (n J + j) d 16.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +44,7 @@ def forward(
     spans = ranges(weight.shape[1])
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, to_lanes(state), _start(initial, weight)), parts.numpy()
+    # a thread has a run of children and sums of its own, which are added here: s_j is a sum over all of them
     run(lambda part, first, end: _forward(*inputs, xnor, binary, first, end, into[part]), spans)
     return from_lanes(parts.sum(0), images)
 
@@ -60,6 +68,7 @@ def backward(
     outs = torch.empty_like(poses), torch.empty_like(weight), weight.new_empty(weight.shape[1], parents)
     inputs = arrays(poses, weight, to_lanes(state), _start(initial, weight), to_lanes(gradient))
     results, into = arrays(*outs), parts.numpy()
+    # what belongs to a child is written by the thread that has it; only the state's gradient is a sum over threads
     run(lambda part, first, end: _backward(*inputs, xnor, binary, last, first, end, *results, into[part]), spans)
     return outs[0], outs[1], from_lanes(parts.sum(0), images), outs[2]
 
@@ -73,9 +82,10 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
     """Make 0 of what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
     half = votes.dtype.type(0.5)
     for r in range(rows):
+        # all elements of a row of u are of one size, as those of a column of W are: the first of each has it
         size = magnitude(load(u, at + r * columns * LANES)) * half
         for s in range(m):
-            k = into + (r * m + s) * LANES
+            k = into + (r * m + s) * LANES  # of v[r, s], a sum of terms +-|u| |W|: 0, or at least one of them
             x = load(votes, k)
             least = size * magnitude(broadcast(weight, to + s))
             store(votes, k, select(least, magnitude(x), zeros(votes), x))
@@ -107,12 +117,12 @@ def _dot(votes, at, state, to, pose):
 def _agreement(votes, at, state, to, pose, xnor):
     """Return logits of 16 images with one parent."""
     if not xnor:
-        return _dot(votes, at, state, to, pose)
+        return _dot(votes, at, state, to, pose)  # sum_d v_d S_d
     logit = zeros(votes)
-    for k in range(0, pose * LANES, LANES):
+    for k in range(0, pose * LANES, LANES):  # sum_d sign(v_d) S_d: S where v > 0, and -S elsewhere, at 0 too
         x = load(state, to + k)
         logit = logit + select(load(votes, at + k), zeros(votes), x, zeros(votes) - x)
-    return logit * _scale(votes, at, pose)
+    return logit * _scale(votes, at, pose)  # times mean|v|
 
 
 @inlined
@@ -127,15 +137,16 @@ def _scale(votes, at, pose):
 @compiled
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Compute: votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
-    votes_of(u, at, weight, child, rows, votes, 0, False)
+    votes_of(u, at, weight, child, rows, votes, 0, False)  # v_ij = u_i W_ij for all j, over those of the last child
     if binary:
         _cancel_all(u, at, weight, child, rows, votes)
-    _agreements(votes, state, to, initial, child, xnor, coupling)
-    softmax(coupling, 0, coupling.shape[0], zeros(votes) + votes.dtype.type(1))
+    _agreements(votes, state, to, initial, child, xnor, coupling)  # l_ij, where c_ij will stand
+    softmax(coupling, 0, coupling.shape[0], zeros(votes) + votes.dtype.type(1))  # c_ij, each image's summing to 1
 
 
 @compiled
 def _cancel_all(u, at, weight, child, rows, votes):
+    """Do `_cancel` for the votes of one child for every parent."""
     parents, children, columns, m = weight.shape
     for j in range(parents):
         to = (j * children + child) * columns * m
@@ -149,7 +160,7 @@ def _agreements(votes, state, to, initial, child, xnor, coupling):
     for j in range(parents):
         k = j * pose * LANES
         logit = _agreement(votes, k, state, to + k, pose, xnor)
-        store(coupling, j * LANES, logit + initial[child, j])
+        store(coupling, j * LANES, logit + initial[child, j])  # one number for all 16 images
 
 
 @compiled
@@ -157,7 +168,7 @@ def _share(votes, coupling, out, to):
     """Compute: out [j, d, 16] += coupling times votes."""
     parents, pose, _ = votes.shape
     for j in range(parents):
-        c = load(coupling, j * LANES)
+        c = load(coupling, j * LANES)  # of 16 images; it stays in a register for all elements of the vote
         for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
             store(out, to + k, load(out, to + k) + c * load(votes, k))
 
@@ -169,17 +180,17 @@ def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
     size = poses.shape[2]
     rows = size // weight.shape[2]
     u = room((GROUP, parts, size, LANES), poses)
-    votes = room((parents, pose, LANES), poses)
+    votes = room((parents, pose, LANES), poses)  # of one child and 16 images: written and read before the next one
     coupling = room((parents, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
-        for n in range(parts):
-            to = n * parents * pose * LANES
+        gather(poses, start, count, u)  # several children at once: transposing takes 16 numbers of an image
+        for n in range(parts):  # blocks outside: the sums of 16 images stay near while children pass
+            to = n * parents * pose * LANES  # of these images' parents, in the state and in `out`
             for i in range(count):
-                at = (i * parts + n) * size * LANES
+                at = (i * parts + n) * size * LANES  # of u_i of these images
                 _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, coupling)
-                _share(votes, coupling, out, to)
+                _share(votes, coupling, out, to)  # s_j += c_ij v_ij
 
 
 @compiled
@@ -208,24 +219,25 @@ def _backward(
     u = room((GROUP, parts, size, LANES), poses)
     du = room((GROUP, parts, size, LANES), poses)
     votes = room((parents, pose, LANES), poses)
+    # of a group of children and all images, from the first half of the work for the second
     coupling = room((GROUP, parts, parents, LANES), poses)
     logits = room((GROUP, parts, parents, LANES), poses)  # their gradients
-    dv = room((parts, pose, LANES), poses)
+    dv = room((parts, pose, LANES), poses)  # of one child and one parent, all images: d W_ij is a sum over these
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
         clear(du, 0, count * parts * size)
-        for n in range(parts):
+        for n in range(parts):  # first half: 16 images, and all parents of a child, since softmax needs them
             to = n * parents * pose * LANES
             for i in range(count):
                 at = (i * parts + n) * size * LANES
                 here = coupling[i, n]
-                _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, here)
+                _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, here)  # v, c anew
                 _differentiate(votes, here, gradient, state, to, pose, xnor, last, logits[i, n], out_state)
-        for i in range(count):
+        for i in range(count):  # second half: all images of a child, since the gradient of W_ij sums over them
             at = i * parts * size * LANES
             _initial(logits[i], out_initial, start + i)
-            if last:
+            if last:  # v . S is a constant: behind the logits only `initial` has a gradient
                 clear(logits, i * parts * parents * LANES, parts * parents)
             _children(
                 u,
@@ -250,17 +262,18 @@ def _backward(
 def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, out_state):
     """Compute: gradients of the logits [j, 16] of one child and 16 images, and what they add to that of the state."""
     parents = coupling.shape[0]
-    mean = zeros(votes)
+    mean = zeros(votes)  # sum_k c_ik dc_ik, of each image
     for j in range(parents):
         k = j * pose * LANES
-        change = _dot(votes, k, gradient, to + k, pose)
+        change = _dot(votes, k, gradient, to + k, pose)  # dc_ij = v_ij . g_j
         mean = mean + change * load(coupling, j * LANES)
         store(out, j * LANES, change)
     for j in range(parents):
-        change = load(coupling, j * LANES) * (load(out, j * LANES) - mean)
+        change = load(coupling, j * LANES) * (load(out, j * LANES) - mean)  # dl_ij = c_ij (dc_ij - mean): softmax'
         store(out, j * LANES, change)
         if last:
             continue
+        # l = v . S, so that dS += dl v; with xnor l = mean|v| sign(v) . S, so that dS += dl mean|v| sign(v)
         if xnor:
             change = change * _scale(votes, j * pose * LANES, pose)
         for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
@@ -276,31 +289,32 @@ def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, log
     parts, pose, _ = dv.shape
     rows = pose // m
     for j in range(parents):
-        to = (j * children + child) * columns * m
+        to = (j * children + child) * columns * m  # of W_ij, and of its gradient
         for n in range(parts):
+            # where parent j of these 16 images begins, in state and gradient; where u_i of these images does
             base, here = (n * parents + j) * pose * LANES, at + n * rows * columns * LANES
             c = load(coupling, (n * parents + j) * LANES)
             change = load(logits, (n * parents + j) * LANES)
-            if xnor:
+            if xnor:  # the agreement's gradient takes |v|; that of a product takes no vote
                 vote(u, here, weight, to, rows, columns, m, votes, 0, False)
                 if binary:
                     _cancel(u, here, weight, to, rows, columns, m, votes, 0)
-                change = change * _scale(votes, 0, pose)
-            for k in range(0, pose * LANES, LANES):
+                change = change * _scale(votes, 0, pose)  # mean|v|, a constant to the gradient
+            for k in range(0, pose * LANES, LANES):  # dv_ij = c_ij g_j + dl_ij S_j
                 follow = change * load(state, base + k)
                 if xnor:  # straight through the sign, where |v| <= 1
                     one = zeros(votes) + votes.dtype.type(1)
                     follow = select(magnitude(load(votes, k)), one, zeros(votes), follow)
                 store(dv, n * pose * LANES + k, c * load(gradient, base + k) + follow)
-        back(dv, 0, weight, to, parts * rows, columns, m, du, at)
-        outer(u, at, dv, parts, rows, columns, m, out_weight, to)
+        back(dv, 0, weight, to, parts * rows, columns, m, du, at)  # du_i += dv_ij W_ij'
+        outer(u, at, dv, parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' dv_ij, whole: it is set
 
 
 @compiled
 def _initial(logits, out, child):
     """Sum over images [blocks, j, 16] -> out [i, j] at `child`."""
     parts, parents, lanes = logits.shape
-    for j in range(parents):
+    for j in range(parents):  # dl0_ij = sum_b dl_ij; images beyond the last have gradient 0, and so dl 0
         change = logits.dtype.type(0)
         for n in range(parts):
             for lane in range(lanes):

@@ -1,4 +1,9 @@
-"""The step on CUDA, in Triton: a program takes a few images, or one child; no atomic sums. See README.md."""
+"""The step on CUDA, in Triton: a program takes a few images, or one child; no atomic sums. See README.md.
+
+`torchcaps.kernels.tiles` says how to read a kernel. In each, q is S of README.md, g the gradient of s, v a child's
+votes, `coupling` c and `change` the gradient of the logits. Sums over children are of a program's run of them, and
+torch adds the runs.
+"""
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -119,7 +124,7 @@ def _scale(votes, R, M):
 def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr):
     """Return logits of one child, [t, j], -inf beyond the last parent."""
     j = j0 + tl.arange(0, JP)
-    if XNOR:
+    if XNOR:  # mean|v| sum_d sign(v_d) S_d
         logits = tl.sum(tl.sum(tl.where(votes > 0, state, -state), 3), 2) * _scale(votes, R, M)
     else:
         logits = inner(votes, state)
@@ -151,6 +156,7 @@ def _claim_kernel(
             pair = (image * children + child) * 3
             before = tl.load(seen + pair, mask=begun, other=float("-inf"))
             most = tl.maximum(before, tl.max(logits, 1))
+            # e^(before - most) moves what was summed to the new largest logit; it is 0 in the first tile
             e, kept = tl.exp(logits - most[:, None]), tl.exp(before - most)
             whole = tl.load(seen + pair + 1, mask=begun, other=0.0) * kept + tl.sum(e, 1)
             tl.store(seen + pair, most, mask=real)
@@ -179,7 +185,7 @@ def _forward_kernel(
         v = _votes(poses, weight, image, count, child, children, J, R, C, M, q.dtype, BINARY, T, JP, RP, MP, j0)
         logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
         coupling = softmax(logits, seen, (image * children + child) * 3, image < count, TILED)
-        total += coupling[:, :, None, None] * v
+        total += coupling[:, :, None, None] * v  # s_j += c_ij v_ij
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
 
@@ -203,11 +209,11 @@ def _state_kernel(
         logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
         coupling = softmax(logits, seen, pair, image < count, TILED)
         change = change_of_logits(v, coupling, g, seen, pair, image < count, TILED)
-        if XNOR:
+        if XNOR:  # dS_j += dl_ij mean|v| sign(v)
             size = (change * _scale(v, R, M))[:, :, None, None]
             total += tl.where(v > 0, size, -size)
         else:
-            total += change[:, :, None, None] * v
+            total += change[:, :, None, None] * v  # dS_j += dl_ij v_ij
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
 
@@ -235,7 +241,8 @@ def _child_kernel(
             coupling = softmax(logits, seen, pair, real, TILED)
             change = change_of_logits(v, coupling, g, seen, pair, real, TILED)
             of_initial += tl.sum(tl.where(real[:, None], change, 0.0), 0)
-            if LAST:
+            # dv_ij = c_ij g_j + dl_ij S_j
+            if LAST:  # v . S is a constant to the gradient
                 follow = tl.zeros_like(v)
             elif XNOR:  # straight through the sign, where |v| <= 1
                 follow = tl.where(tl.abs(v) <= 1, q * (change * _scale(v, R, M))[:, :, None, None], 0.0)

@@ -1,4 +1,7 @@
-"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes."""
+"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes.
+
+How arrays lie, and what runs in a thread, is as in `cpu.py`; the division by the number of parents is the caller's.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,7 @@ def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 @compiled
 def _forward(poses, weight, first, end, out):
+    """Compute: out [blocks, j, d, 16] += votes of the children from `first` to `end`."""
     parts, parents, pose, _ = out.shape
     size = poses.shape[2]
     u = room((GROUP, parts, size, LANES), poses)
@@ -54,11 +58,13 @@ def _forward(poses, weight, first, end, out):
         for n in range(parts):
             for i in range(count):
                 at, into = (i * parts + n) * size * LANES, n * parents * pose * LANES
+                # s_j += u_i W_ij: no vote is stored at all, a product is added to what is there
                 votes_of(u, at, weight, start + i, size // weight.shape[2], out, into, True)
 
 
 @compiled
 def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
+    """Compute: gradients of the children from `first` to `end`: dv_ij = g_j whatever the child."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = gradient.shape
     size = poses.shape[2]
@@ -78,6 +84,6 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
         for i in range(count):
             for j in range(parents):
                 at, to = i * parts * size * LANES, (j * children + start + i) * columns * m
-                back(dv, j * parts * pose * LANES, weight, to, parts * rows, columns, m, du, at)
-                outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)
+                back(dv, j * parts * pose * LANES, weight, to, parts * rows, columns, m, du, at)  # du_i += g_j W_ij'
+                outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' g_j
         scatter(du, start, count, out_poses)

@@ -49,7 +49,7 @@ def dynamic_step_backward(
     binary: bool,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return gradients for poses, weight, state and initial, in their types; an empty one for what is None."""
+    """Return the gradients of poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
     if not len(poses):
         return none_yet(*inputs)

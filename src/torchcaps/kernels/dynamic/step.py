@@ -23,15 +23,17 @@ COLUMNS = 3  # of a child's pose, at least, where both projections are binary
 
 
 def supports(transform: Transform, routing: Dynamic) -> str | None:
-    """Return children that compete for a parent need a sum over all of them before any can go on."""
+    """Return why the kernel does not take a routing, or None: children that compete for a parent need a sum over all of
+    them before any can go on.
+    """
     if routing.over != "parents":
         return f"the dynamic kernel takes over 'parents', not {routing.over!r}"
     return None
 
 
 def supports_signs(transform: Transform, routing: Dynamic) -> str | None:
-    """Refuse one or two, since of one or two products the votes of all children are often 0 at once, and rounding
-    gives their sum a sign.
+    """Return why the kernel does not take binary votes that agree by signs, or None: of one or two products the votes
+    of all children are often 0 at once, and rounding gives their sum a sign.
     """
     if transform.shape[-2] < COLUMNS:
         return f"the dynamic kernel takes poses of at least {COLUMNS} columns where both projections are binary"
@@ -58,7 +60,9 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: Tensor | None, t: int) 
 
 
 def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
-    """Return there logits are votes times what is carried, and nothing else, with all their gradients."""
+    """Return why the kernel of windows does not take a routing, or None: its logits are votes times what is carried and
+    nothing else, with all their gradients.
+    """
     if routing.initial is not None:
         return "on windows the dynamic kernel takes no initial logits: use start 'zero'"
     if routing.gradients == "last":

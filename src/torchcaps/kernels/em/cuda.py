@@ -53,7 +53,9 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
 
 
 def _claims(given: list[Tensor], sizes: dict[str, int]) -> Tensor:
-    """Return of each child that competes over more parents than a program has, see `claim_kernel`; of none else."""
+    """Return what children that compete over more parents than a program has must know, see `claim_kernel`; nothing
+    where none does.
+    """
     poses = given[0]
     images, height, width, types, _ = poses.shape
     if not sizes["WHOLE"]:

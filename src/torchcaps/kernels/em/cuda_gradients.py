@@ -1,4 +1,8 @@
-"""The backward kernels of the step on CUDA; see `cuda_kernels`. Importing this module imports Triton."""
+"""The backward kernels of the step on CUDA; see `cuda_kernels`. Importing this module imports Triton.
+
+Names are those of README.md's "Backward": m, g, v and h are m, G, V and H there; mu, s and q are mu, kappa and q; y is
+v_ij - m_j, e is v_ij - mu_j, and l is the gradient of the logit l_ij.
+"""
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportPrivateUsage=false
@@ -23,7 +27,7 @@ def _result(mean, of_mean, of_square, of_weight, at, mask, place, real):
 
 @triton.jit
 def _change(votes, m, g, v, h):
-    """Return gradient of the weight of each pair, [t, j]."""
+    """Return the gradient of the weight of each pair, [t, j]: dw_ij = H_j + sum_d y (G_j + V_j y)."""
     y = votes - m
     return h + inner(y, g + v * y)
 
@@ -57,7 +61,7 @@ def activation_kernel(
                 )  # fmt: skip
                 c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
                 da = tl.load(d_activations + child, mask=present, other=0.0)
-                da += tl.sum(c * _change(votes, m, g, v, h), 1)
+                da += tl.sum(c * _change(votes, m, g, v, h), 1)  # da_i = sum_j c_ij dw_ij, window after window
                 tl.store(d_activations + child, da, mask=present)
                 tl.debug_barrier()  # what a thread has stored another may load
 
@@ -95,21 +99,21 @@ def child_kernel(
                 m, g, v, h = _result(found, of_mean, of_square, of_weight, at, mask, place, real)
                 votes = window_votes(poses, child * R * C, present, weight, matrix, mu, J, R, C, M, T, JP, RP, MP, j0)
                 c = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE)
-                change = _change(votes, m, g, v, h)
+                change = _change(votes, m, g, v, h)  # dw_ij
                 w = c * a[:, None]
                 da = tl.load(d_activations + child, mask=present, other=0.0)
-                if not WHOLE:
+                if not WHOLE:  # a child competes at each position apart, so its logits need this window's sum alone
                     own_da = tl.sum(c * change, 1)
                     tl.store(d_activations + child, da + own_da, mask=present)
                     da = own_da
-                d_votes = w[:, :, None, None] * (g + 2 * v * (votes - m))
+                d_votes = w[:, :, None, None] * (g + 2 * v * (votes - m))  # w_ij (G_j + 2 V_j y)
                 if ROUTED:
-                    l = (w * (change - da[:, None]))[:, :, None, None]
+                    l = (w * (change - da[:, None]))[:, :, None, None]  # dl_ij = w_ij (dw_ij - da_i)
                     if DOT:
                         d_votes += l * mu
                     else:
                         d_votes -= 2 * l * (s * (votes - mu)) * s
-                for column in range(C):
+                for column in range(C):  # du_i += sum_j dv_ij W_ij', and dW_ij += sum_t u_i' dv_ij, by columns of u
                     u, where, r = column_of(poses, child * R * C, present, column, R, C, RP)
                     row, _, _ = row_of(weight, matrix, column, J, M, JP, MP, j0)
                     d_u = tl.sum(tl.sum(d_votes * row[None, :, None, :], 3), 1)
@@ -153,7 +157,7 @@ def state_kernel(
         change = _change(votes, m, g, v, h)
         da = tl.load(d_activations + child, mask=present, other=0.0) if WHOLE else tl.sum(c * change, 1)
         a = tl.load(activations + child, mask=present, other=0.0)
-        l = c * a[:, None] * (change - da[:, None])
+        l = c * a[:, None] * (change - da[:, None])  # dl_ij; `sums.of_parents` makes the state's gradients of sums
         of_q += l
         if DOT:
             of_mu += l[:, :, None, None] * votes

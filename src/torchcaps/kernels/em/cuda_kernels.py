@@ -54,7 +54,7 @@ def coupling_of(
     """Return share of each parent in the child, [t, j]; 1 where there is no state."""
     if ROUTED:
         logits = _logits(votes, mu, s, q, j0, J, JP, DOT)
-        if WHOLE:
+        if WHOLE:  # over all windows, or all tiles: other=inf makes the coupling of an absent child 0
             most = tl.load(seen + 2 * child, mask=present, other=float("inf"))
             whole = tl.load(seen + 2 * child + 1, mask=present, other=1.0)
         else:
@@ -83,7 +83,7 @@ def forward_kernel(
     at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
     place, real = numbers_at(position, count, J, JP, j0)
     mu, s, q = state_of(mean, scale, prior, at, mask, place, real, ROUTED, DOT)
-    middle = tl.zeros((T, JP, RP, MP), mu.dtype)
+    middle = tl.zeros((T, JP, RP, MP), mu.dtype)  # m_j, S_j T_j and T_j of the children so far
     about = tl.zeros((T, JP, RP, MP), mu.dtype)
     whole = tl.zeros((T, JP), mu.dtype)
     for index in range(run * share, tl.minimum(run * share + share, KH * KW * types)):
@@ -94,10 +94,11 @@ def forward_kernel(
         votes = window_votes(
             poses, child * R * C, present, weight, index * C * J * M, mu, J, R, C, M, T, JP, RP, MP, j0
         )
-        a = tl.load(activations + child, mask=present, other=0.0)
+        a = tl.load(activations + child, mask=present, other=0.0)  # 0 outside the image: such a vote weighs nothing
         w = coupling_of(votes, mu, s, q, seen, child, present, j0, J, JP, ROUTED, DOT, WHOLE) * a[:, None]
         before = whole
         whole += w
+        # Welford's update: m += step e, S T += step T_before e^2, of e = v - m before
         step = w / tl.where(whole > LEAST, whole, 1.0)
         apart = votes - middle
         middle += step[:, :, None, None] * apart
@@ -137,6 +138,7 @@ def claim_kernel(
                     T, JP, RP, MP, j0,
                 )  # fmt: skip
                 logits = _logits(votes, mu, s, q, j0, J, JP, DOT)
+                # the sum of e^(l - M) over all parents so far, with M the largest: the sum before is moved to the new M
                 top = tl.max(logits, 1)
                 before = tl.load(seen + 2 * child, mask=present, other=0.0)
                 whole = tl.load(seen + 2 * child + 1, mask=present, other=0.0)

@@ -1,4 +1,9 @@
-"""What the gradient of a vote and of its coupling is made of. See README.md; importing this module imports numba."""
+"""What the gradient of a vote and of its coupling is made of. See README.md; importing this module imports numba.
+
+Names are those of README.md's "Backward": m, G, V and H are `mean`, `of_mean`, `of_square` and `of_weight`; mu, kappa
+and q those of `given`; y = v - m, e = v - mu. Arrays lie as in `loops.py`: `at` counts through [blocks, positions *
+rows, m, 16] for the first parent, row and element of a position, and `place` through [positions, blocks, 16].
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ def differentiate_activation(votes, coupling, mean, found, count, rows, change, 
         whole = zeros(votes)
         for x in range(blocks):
             at = (x * height + t * rows) * m * LANES
-            a0 = load(of_weight, (x * of_weight.shape[1] + t) * LANES)
+            a0 = load(of_weight, (x * of_weight.shape[1] + t) * LANES)  # H_j, to which one of two sums is added
             a1 = zeros(votes)
             for k in range(at, at + rows * m * LANES, 2 * LANES):
                 y = load(votes, k) - load(mean, k)
@@ -24,9 +29,9 @@ def differentiate_activation(votes, coupling, mean, found, count, rows, change, 
                 y = load(votes, k + LANES) - load(mean, k + LANES)
                 a1 = a1 + y * (load(of_mean, k + LANES) + load(of_square, k + LANES) * y)
             place = (t * blocks + x) * LANES
-            store(change, place, a0 + a1)
+            store(change, place, a0 + a1)  # dw_ij
             whole = whole + (a0 + a1) * load(coupling, place)
-        da[t] = total(whole)
+        da[t] = total(whole)  # sum over blocks so far; over lanes, it is the sum over all parents
 
 
 @compiled
@@ -55,19 +60,19 @@ def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, co
     for t in range(count):
         for x in range(blocks):
             place = (t * blocks + x) * LANES
-            w = load(coupling, place) * a[t]
-            l = w * (load(change, place) - da[t])
+            w = load(coupling, place) * a[t]  # w_ij
+            l = w * (load(change, place) - da[t])  # dl_ij = w_ij (dw_ij - da_i)
             at = (x * d_prior.shape[1] + t) * LANES
-            store(d_prior, at, load(d_prior, at) + l)
+            store(d_prior, at, load(d_prior, at) + l)  # dq_j += dl_ij
             at = (x * height + t * rows) * m * LANES
             for k in range(at, at + rows * m * LANES, LANES):
                 v = load(votes, k)
                 e, vy = v - load(before, k), load(of_square, k) * (v - load(mean, k))
                 s = load(scale, k)
-                le = l * (s * e)
-                store(first, k, load(first, k) + le)
-                store(second, k, load(second, k) + le * e)
-                store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * s)
+                le = l * (s * e)  # s e first: how many deviations, where a distance may be any number
+                store(first, k, load(first, k) + le)  # `sums.of_parents` makes dmu = 2 kappa times this sum
+                store(second, k, load(second, k) + le * e)  # and dkappa = -2 times this one
+                store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * s)  # dv_ij takes the vote's place
 
 
 @compiled
@@ -83,13 +88,13 @@ def differentiate_agreed(votes, coupling, a, da, change, given, mean, found, cou
     for t in range(count):
         for x in range(blocks):
             place = (t * blocks + x) * LANES
-            w = load(coupling, place) * a[t]
-            l = w * (load(change, place) - da[t])
+            w = load(coupling, place) * a[t]  # w_ij
+            l = w * (load(change, place) - da[t])  # dl_ij = w_ij (dw_ij - da_i)
             at = (x * d_prior.shape[1] + t) * LANES
-            store(d_prior, at, load(d_prior, at) + l)
+            store(d_prior, at, load(d_prior, at) + l)  # dq_j += dl_ij
             at = (x * height + t * rows) * m * LANES
             for k in range(at, at + rows * m * LANES, LANES):
                 v = load(votes, k)
                 vy = load(of_square, k) * (v - load(mean, k))
-                store(first, k, load(first, k) + l * v)
+                store(first, k, load(first, k) + l * v)  # dmu_j += dl_ij v_ij
                 store(votes, k, w * (load(of_mean, k) + (vy + vy)) + l * load(query, k))

@@ -1,8 +1,10 @@
 """The loops of the step on CPU. Importing this module imports numba.
 
-See `torchcaps.kernels.windows` for how arrays lie. What has a number for each parent is [blocks, positions, 1, 16];
-couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the scale of a state is
-empty, votes are compared with its mean by dot product.
+`forward_loop` is README.md's "What is computed" line by line, `claim_loop` the first pass of "Competition over all
+windows", `activation_loop` and `backward_loop` its "Backward". `torchcaps.kernels.simd` says how to read vectors,
+`torchcaps.kernels.windows` how arrays lie: a lane is a parent. What has a number for each parent is [blocks, positions,
+1, 16]; couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the scale of a state
+is empty, votes are compared with its mean by dot product.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
     given, blocks = _parents(weight, rows, together), weight.shape[1]
     for start in range(first, end, together):
         count = min(together, end - start)
-        _take(state, start, count, rows, given)
-        for k in range(source.shape[1]):
+        _take(state, start, count, rows, given)  # mu, kappa and q of these positions
+        for k in range(source.shape[1]):  # a child i of a window is type n at offset k
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
-                _logits(votes, given, count, rows, state, coupling)
+                _logits(votes, given, count, rows, state, coupling)  # l_ij, of the parents of these positions
                 for t in range(count):
                     image, position = divmod(start + t, source.shape[0])
-                    if source[position, k] >= 0:
+                    if source[position, k] >= 0:  # a child outside the image has no parents
                         _claim(coupling, t * blocks * LANES, blocks, seen[image, source[position, k], n])
 
 
@@ -65,18 +67,18 @@ def forward_loop(poses, activations, weight, state, seen, source, rows, together
     for start in range(first, end, together):
         count = min(together, end - start)
         if routed:
-            _take(state, start, count, rows, given)
-        _clear(sums)
-        for k in range(source.shape[1]):
+            _take(state, start, count, rows, given)  # mu, kappa and q of these positions
+        _clear(sums)  # m, S T and T, before the first vote
+        for k in range(source.shape[1]):  # a child i of a window is type n at offset k
             for n in range(poses.shape[2]):
-                take_child(poses, source, start, count, k, n, rows, u)
-                _take_number(activations, source, start, count, k, n, a)
-                make_votes(u, weight, k * poses.shape[2] + n, votes)
+                take_child(poses, source, start, count, k, n, rows, u)  # u_i, 0 outside the image
+                _take_number(activations, source, start, count, k, n, a)  # a_i, 0 there: such a vote weighs nothing
+                make_votes(u, weight, k * poses.shape[2] + n, votes)  # v_ij = u_i W_ij for all j
                 if routed:
-                    _logits(votes, given, count, rows, state, coupling)
-                    _share(coupling, seen, source, start, count, k, n, whole)
-                _gather(votes, coupling, a, count, rows, sums)
-        _give(sums, start, count, rows, out)
+                    _logits(votes, given, count, rows, state, coupling)  # l_ij
+                    _share(coupling, seen, source, start, count, k, n, whole)  # c_ij = softmax of l_ij
+                _gather(votes, coupling, a, count, rows, sums)  # w_ij = c_ij a_i into T, m and S T
+        _give(sums, start, count, rows, out)  # `sums.moments` divides by D
 
 
 @compiled
@@ -88,8 +90,8 @@ def activation_loop(poses, weight, state, result, seen, source, rows, together, 
     for start in range(first, end, together):
         count = min(together, end - start)
         _take(state, start, count, rows, given)
-        _take(result[1:], start, count, rows, found)
-        take_parents(result[0], start, count, rows, mean)
+        _take(result[1:], start, count, rows, found)  # G, V and H
+        take_parents(result[0], start, count, rows, mean)  # m
         for k in range(source.shape[1]):
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
@@ -97,7 +99,7 @@ def activation_loop(poses, weight, state, result, seen, source, rows, together, 
                 _logits(votes, given, count, rows, state, coupling)
                 _share(coupling, seen, source, start, count, k, n, True)
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
-                _give_number(da, source, start, count, k, n, d_activations)
+                _give_number(da, source, start, count, k, n, d_activations)  # added: da_i is a sum over windows
 
 
 @compiled
@@ -120,33 +122,35 @@ def backward_loop(
     for start in range(first, end, together):
         count = min(together, end - start)
         if routed:
-            _take(state, start, count, rows, given)
-        _take(result[1:], start, count, rows, found)
-        take_parents(result[0], start, count, rows, mean)
+            _take(state, start, count, rows, given)  # mu, kappa and q
+        _take(result[1:], start, count, rows, found)  # G, V and H
+        take_parents(result[0], start, count, rows, mean)  # m
         _clear(sums)
         for k in range(source.shape[1]):
             for n in range(poses.shape[2]):
                 child = k * poses.shape[2] + n
                 take_child(poses, source, start, count, k, n, rows, u)
                 _take_number(activations, source, start, count, k, n, a)
-                make_votes(u, weight, child, votes)
+                make_votes(u, weight, child, votes)  # votes and couplings again, since forward kept none
                 if routed:
                     _logits(votes, given, count, rows, state, coupling)
                     _share(coupling, seen, source, start, count, k, n, whole)
+                # `change` is dw_ij; da_i = sum_j c_ij dw_ij over the parents of this position
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
-                if whole:
+                if whole:  # `activation_loop` has summed da_i over all windows, and dl_ij needs that sum
                     _take_number(into[1], source, start, count, k, n, da)
                 else:
                     _give_number(da, source, start, count, k, n, into[1])
+                # `votes` become dv_ij; what the state's gradient is made of goes to `sums`
                 if not routed:
                     differentiate_uniform(votes, a, mean, found, count, rows)
                 elif len(state[1]):
                     differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
                 else:
                     differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
-                differentiate_child(votes, weight, child, d_u)
-                differentiate_weight(u, votes, child, into[2])
-                give_child(d_u, source, start, count, k, n, rows, into[0])
+                differentiate_child(votes, weight, child, d_u)  # du_i = sum_j dv_ij W_ij'
+                differentiate_weight(u, votes, child, into[2])  # dW_ij += u_i' dv_ij
+                give_child(d_u, source, start, count, k, n, rows, into[0])  # added: windows share children
         if routed:
             _give(sums, start, count, rows, d_state)
 
@@ -170,6 +174,7 @@ def _parents(weight, rows, together):
 
 @compiled
 def _take(x, start, count, rows, out):
+    """Bring three arrays of parents, two of poses and one of numbers, [positions, j, d | 1], into lanes."""
     take_parents(x[0], start, count, rows, out[0])
     take_parents(x[1], start, count, rows, out[1])
     take_parents(x[2], start, count, 1, out[2])
@@ -177,6 +182,7 @@ def _take(x, start, count, rows, out):
 
 @compiled
 def _give(x, start, count, rows, out):
+    """Bring what lies as `_take` leaves it back."""
     give_parents(x[0], start, count, rows, out[0])
     give_parents(x[1], start, count, rows, out[1])
     give_parents(x[2], start, count, 1, out[2])
@@ -217,7 +223,7 @@ def _logits(votes, given, count, rows, state, coupling):
         _densities(votes, given, count, rows, coupling)
     else:
         _agreements(votes, given, count, rows, coupling)
-    for j in range(state[0].shape[1], coupling.shape[1] * LANES):
+    for j in range(state[0].shape[1], coupling.shape[1] * LANES):  # lanes without a parent: next to no share
         coupling[:count, -1, j % LANES] = -np.inf
 
 
@@ -228,9 +234,10 @@ def _densities(votes, given, count, rows, logits):
     blocks, height, m, _ = votes.shape
     for t in range(count):
         for x in range(blocks):
-            at = (x * height + t * rows) * m * LANES
-            a0 = a1 = zeros(votes)
-            for k in range(at, at + rows * m * LANES, 2 * LANES):
+            at = (x * height + t * rows) * m * LANES  # of v_ij of 16 parents at position t, and of mu_j and kappa_j
+            a0 = a1 = zeros(votes)  # even and odd elements d, so that neither sum waits for the other
+            for k in range(at, at + rows * m * LANES, 2 * LANES):  # m is even: `parents_to_lanes` fills it up
+                # scaled before it is squared: the square of a difference may exceed what float32 holds
                 apart = load(scale, k) * (load(votes, k) - load(mean, k))
                 a0 = a0 + apart * apart
                 apart = load(scale, k + LANES) * (load(votes, k + LANES) - load(mean, k + LANES))
@@ -247,7 +254,7 @@ def _agreements(votes, given, count, rows, logits):
     for t in range(count):
         for x in range(blocks):
             at = (x * height + t * rows) * m * LANES
-            a0 = load(prior, (x * prior.shape[1] + t) * LANES)
+            a0 = load(prior, (x * prior.shape[1] + t) * LANES)  # q_j, to which one of the two sums is added
             a1 = zeros(votes)
             for k in range(at, at + rows * m * LANES, 2 * LANES):
                 a0 = a0 + load(query, k) * load(votes, k)
@@ -265,6 +272,7 @@ def _claim(logits, at, blocks, seen):
     most, whole = highest(top), zeros(logits)
     for k in range(at, at + blocks * LANES, LANES):
         whole = whole + exp(load(logits, k) - most)
+    # the sum of e^(l - M) over all windows so far, with M the largest: the sum by the smaller M is moved to the larger
     if most > seen[0]:
         seen[1] = seen[1] * np.exp(seen[0] - most) + total(whole)
         seen[0] = most
@@ -283,9 +291,10 @@ def _share(coupling, seen, source, start, count, k, n, whole):
             continue
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k]
-        if place < 0:
+        if place < 0:  # outside the image
             coupling[t] = 0
             continue
+        # e^(l - M) / sum e^(l - M), of the two numbers that `claim_loop` has left for the child
         most, share = seen[image, place, n, 0], 1 / seen[image, place, n, 1]
         for v in range(at, at + blocks * LANES, LANES):
             store(coupling, v, exp(load(coupling, v) - most) * share)
@@ -293,19 +302,22 @@ def _share(coupling, seen, source, start, count, k, n, whole):
 
 @compiled
 def _gather(votes, coupling, a, count, rows, sums):
-    """Take one more vote into each mean and into the sum of squares about it, which so is never uncentred."""
+    """Take one more vote into each mean and into the sum of squares about it, which so is never uncentred.
+
+    Welford's update: T += w, step = w / T, m += step e and S T += step T_before e^2, of e = v - m before.
+    """
     mean, square, weights = sums
     blocks, height, m, _ = votes.shape
     least = zeros(votes) + votes.dtype.type(LEAST)
     one = zeros(votes) + votes.dtype.type(1)
     for t in range(count):
         for x in range(blocks):
-            w = load(coupling, (t * blocks + x) * LANES) * a[t]
+            w = load(coupling, (t * blocks + x) * LANES) * a[t]  # w_ij = c_ij a_i
             at = (x * weights.shape[1] + t) * LANES
             before = load(weights, at)
             whole = before + w
             store(weights, at, whole)
-            step = w / select(whole, least, whole, one)
+            step = w / select(whole, least, whole, one)  # no division by 0 where nothing has had a weight yet
             rest = step * before
             at = (x * height + t * rows) * m * LANES
             for k in range(at, at + rows * m * LANES, LANES):

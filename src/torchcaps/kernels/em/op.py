@@ -34,7 +34,7 @@ def em_step(
     whole: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return E step and M step of votes v_ij = u_i W_ij that are never made; in float32 at least.
+    """Do the E step and the M step of votes v_ij = u_i W_ij that are never made, in float32 at least.
 
     With c_ij = softmax of prior_j - sum_d (scale_j (v_ij - mean_j))^2 over the parents that compete, or of prior_j +
     sum_d mean_j v_ij where there is no scale, w_ij = c_ij a_i and s_ij = w_ij / max(sum_i w_ij, eps): m_j = sum_i

@@ -25,7 +25,9 @@ FLOOR = 1e-24  # of sums of weights: those below 1e-30 are taken for none
 
 
 def supports(transform: Transform, routing: Clustering) -> str | None:
-    """Refuse a floor with which sums that are nearly nothing would be told apart from nothing."""
+    """Return why the kernel does not take a routing, or None: with so small a floor sums that are nearly nothing would
+    be told apart from nothing.
+    """
     if routing.eps < FLOOR:
         return f"the EM kernel takes eps from {FLOOR}, not {routing.eps}"
     return None

@@ -19,9 +19,9 @@ class Result(NamedTuple):
 
 def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and sum of weights, of means [b, p, j, d], squares about them, and `total` [b, p, j, 1]."""
-    least = total.clamp_min(eps)
-    mean = centre * (total / least)
-    return mean, (square + total * (centre - mean).square()) / least, total.squeeze(-1)
+    least = total.clamp_min(eps)  # D
+    mean = centre * (total / least)  # the plain form divides by D, not T: where T < eps its mean is that much smaller
+    return mean, (square + total * (centre - mean).square()) / least, total.squeeze(-1)  # and S about that mean
 
 
 def of_votes(

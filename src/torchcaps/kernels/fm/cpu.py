@@ -1,4 +1,9 @@
-"""The sums on CPU: one child and one parent at a time, 16 images side by side. See README.md."""
+"""The sums on CPU: one child and one parent at a time, 16 images side by side. See README.md.
+
+`_forward` is README.md's formulas for v, x, c, T and Q in that order, `_backward` those of its "Backward", of which
+`_differentiate` has all that is not a product with a matrix. `torchcaps.kernels.simd` says how to read vectors,
+`torchcaps.kernels.lanes` how arrays lie: a lane is an image. T, Q and their gradients are [blocks, j, d, 16].
+"""
 
 from __future__ import annotations
 
@@ -72,7 +77,7 @@ def _place(affine, child, parent):
 def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
     """Return out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
     square = zeros(out)
-    for d in range(pose):
+    for d in range(pose):  # x = scale v + shift, of which scale and shift are the same for all images
         x = load(votes, at + d * LANES) * broadcast(scale, place + d) + broadcast(shift, place + d)
         store(out, d * LANES, x)
         square = square + x * x
@@ -80,6 +85,7 @@ def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
     if not l2:
         return one, zeros(out)
     floor = zeros(out) + out.dtype.type(eps)
+    # c = 1 / sqrt(max(|x|^2, eps)); and 1 or 0 for whether c follows x, or stands at its floor
     return one / root(select(floor, square, floor, square)), select(square, floor, one, zeros(out))
 
 
@@ -98,13 +104,14 @@ def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_sq
         gather(poses, start, count, u)
         for n in range(parts):
             for i in range(count):
-                at = (i * parts + n) * size * LANES
+                at = (i * parts + n) * size * LANES  # of u_i of these 16 images
                 for j in range(parents):
                     child = start + i
+                    # v_ij = u_i W_ij, and x of it; parents do not compete, so that no other vote is waited for
                     vote(u, at, weight, (j * children + child) * columns * m, rows, columns, m, v, 0, False)
                     c, _ = _normal(v, 0, scale, shift, _place(scale, child, j), pose, l2, eps, normal)
                     to = (n * parents + j) * pose * LANES
-                    for k in range(0, pose * LANES, LANES):
+                    for k in range(0, pose * LANES, LANES):  # T_j += c x, Q_j += (c x)^2
                         x = load(normal, k) * c
                         store(out_total, to + k, load(out_total, to + k) + x)
                         store(out_squares, to + k, load(out_squares, to + k) + x * x)
@@ -123,8 +130,8 @@ def _backward(
     du = room((GROUP, parts, size, LANES), poses)
     v = room((parts, pose, LANES), poses)
     normal = room((pose, LANES), poses)
-    dv = room((parts, pose, LANES), poses)
-    sums = room((2, pose, LANES), poses)
+    dv = room((parts, pose, LANES), poses)  # of one child and one parent, all images: dW_ij is a sum over these
+    sums = room((2, pose, LANES), poses)  # of what images give the gradients of scale and shift, each lane for itself
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
         gather(poses, start, count, u)
@@ -134,14 +141,14 @@ def _backward(
             for j in range(parents):
                 to, place = (j * children + child) * columns * m, _place(scale, child, j)
                 clear(sums, 0, 2 * pose)
-                vote(u, at, weight, to, parts * rows, columns, m, v, 0, False)
+                vote(u, at, weight, to, parts * rows, columns, m, v, 0, False)  # of all images, since none was kept
                 for n in range(parts):
                     c, free = _normal(v, n * pose * LANES, scale, shift, place, pose, l2, eps, normal)
-                    of = (n * parents + j) * pose * LANES
+                    of = (n * parents + j) * pose * LANES  # of g and h of these images' parent j
                     _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, dv, n, sums)
-                back(dv, 0, weight, to, parts * rows, columns, m, du, at)
-                outer(u, at, dv, parts, rows, columns, m, out_weight, to)
-                for d in range(pose):
+                back(dv, 0, weight, to, parts * rows, columns, m, du, at)  # du_i += dv_ij W_ij'
+                outer(u, at, dv, parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' dv_ij
+                for d in range(pose):  # summed over images: across blocks so far, across lanes here
                     out_scale[child, j, d] = total(load(sums, d * LANES))
                     out_shift[child, j, d] = total(load(sums, (pose + d) * LANES))
         scatter(du, start, count, out_poses)
@@ -156,15 +163,16 @@ def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, o
     """
     pose = out.shape[1]
     change = zeros(out)
-    for d in range(pose):
+    for d in range(pose):  # dc = sum_d g x + 2 c x^2 h, with x taken out of the bracket
         x, k = load(normal, d * LANES), of + d * LANES
         square = load(of_squares, k) * x
         change = change + x * (load(of_total, k) + c * (square + square))
+    # c = |x|^-1 has the gradient -c^3 x; at the floor it is a constant, and so without l2
     change = select(free, zeros(v), change * c * c * c, zeros(v))
     for d in range(pose):
         x, k = load(normal, d * LANES), of + d * LANES
         square = load(of_squares, k) * x
-        step = c * (load(of_total, k) + c * (square + square)) - change * x
-        store(out, (n * pose + d) * LANES, step * broadcast(scale, place + d))
-        store(sums, d * LANES, load(sums, d * LANES) + step * load(v, (n * pose + d) * LANES))
-        store(sums, (pose + d) * LANES, load(sums, (pose + d) * LANES) + step)
+        step = c * (load(of_total, k) + c * (square + square)) - change * x  # dx
+        store(out, (n * pose + d) * LANES, step * broadcast(scale, place + d))  # dv = scale dx
+        store(sums, d * LANES, load(sums, d * LANES) + step * load(v, (n * pose + d) * LANES))  # dscale += v dx
+        store(sums, (pose + d) * LANES, load(sums, (pose + d) * LANES) + step)  # dshift += dx

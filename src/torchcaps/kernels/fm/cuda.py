@@ -102,7 +102,7 @@ def _forward_kernel(
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = votes_of(poses, weight, image, count, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
         x, _, c, _ = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
-        total += c * x
+        total += c * x  # T_j and Q_j of README.md, of this run of children
         squares += c * x * c * x
     begin = run * count * J * R * M
     tl.store(out_total + begin + at, total, mask=mask)
@@ -128,11 +128,12 @@ def _child_kernel(
             image = start + tl.arange(0, T)
             at, mask = parents_at(image, last, J, R, M, JP, RP, MP, j0)
             g = tl.load(of_total + at, mask=mask, other=0.0)
-            h = 2 * tl.load(of_squares + at, mask=mask, other=0.0)
+            h = 2 * tl.load(of_squares + at, mask=mask, other=0.0)  # the 2 of every term that has an h
             v = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
             x, a, c, free = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
-            d_x = c * (g + c * h * x)
-            bent = tl.where(free, inner(d_x, x)[:, :, None, None] * c * c, 0.0)  # of c = 1 / |x|
+            d_x = c * (g + c * h * x)  # c g + 2 c^2 x h, as if c were a constant
+            # and what follows c = 1 / |x|: dc c^3 x, where c dc = sum_d (c g + 2 c^2 x h) x is at hand
+            bent = tl.where(free, inner(d_x, x)[:, :, None, None] * c * c, 0.0)
             d_x -= bent * x
             of_scale += tl.sum(d_x * v, 0)[None]
             of_shift += tl.sum(d_x, 0)[None]

@@ -1,7 +1,9 @@
 """Mean and variance of every pair's votes over the images on CPU, of Gram matrices; no vote is made. See README.md.
 
 Of one child, the rows of its Gram matrix and its mean pose go through W like the poses of so many images: the mean
-gives the mean vote, and row e the product with W of which the variance takes its part e.
+gives the mean vote, and row e the product with W of which the variance takes its part e. So lanes are images until
+`_summary` has made the Gram matrix G, and columns e of a child's pose after it, the last of which is followed by the
+mean: `half[e // 16, s, e % 16]` is (G W)[e, s], and lane `columns` has the mean vote.
 """
 
 from __future__ import annotations
@@ -58,12 +60,12 @@ def _summary(u, mask, images, rows, columns, centred, mean, out):
             for n in range(parts):
                 whole = whole + load(u, (n * rows * columns + k) * LANES)
             mean[r, c] = total(whole) / images
-            for n in range(parts):
+            for n in range(parts):  # masked: what is not there is 0, and less the mean it would count
                 x = (load(u, (n * rows * columns + k) * LANES) - broadcast(mean, k)) * load(mask, n * LANES)
                 store(centred, ((r * parts + n) * columns + c) * LANES, x)
-        outer(centred[r], 0, centred[r], parts, 1, columns, columns, gram, 0)
+        outer(centred[r], 0, centred[r], parts, 1, columns, columns, gram, 0)  # sum_b (u - mean)' (u - mean)
         for c in range(columns):
-            for e in range(columns):
+            for e in range(columns):  # symmetric, so that a row may stand where a column is read
                 out[r, e // LANES, c, e % LANES] = gram[c, e] / images
             out[r, columns // LANES, c, columns % LANES] = mean[r, c]
 
@@ -95,7 +97,7 @@ def _forward(poses, weight, mask, out_mean, out_variance, first, end):
             for j in range(parents):
                 for r in range(rows):
                     _through(summary, r, weight, (j * children + i) * columns * m, columns, m, half)
-                    for s in range(m):
+                    for s in range(m):  # variance_s = sum_e W[e, s] (G W)[e, s]; 0 where rounding has left less
                         variance = poses.dtype.type(0)
                         for e in range(columns):
                             variance += half[e // LANES, s, e % LANES] * weight[j, i, e, s]
@@ -132,10 +134,12 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
                     _through(summary, r, weight, to, columns, m, half)
                     for s in range(m):
                         g, h = of_mean[i, j, r * m + s], of_variance[i, j, r * m + s]
+                        # what comes back through W: of the mean's lane g, of lane e h W[e, s]
                         dv[columns // LANES, s, columns % LANES] = g
-                        for e in range(columns):
+                        for e in range(columns):  # dW = mean' g + 2 (G W) h
                             dv[e // LANES, s, e % LANES] = h * weight[j, i, e, s]
                             out_weight[j, i, e, s] += mean[r, e] * g + 2 * h * half[e // LANES, s, e % LANES]
+                    # change += dv W': dG[., e] = sum_js h W[., s] W[e, s] in lane e, and the gradient of the mean pose
                     for q in range(len(half)):
                         at = (r * len(half) + q) * columns * LANES
                         back(dv, q * m * LANES, weight, to, 1, columns, m, change, at)
@@ -150,6 +154,7 @@ def _children(change, centred, images, out):
     matrix = np.empty((columns, columns), centred.dtype)
     constant = np.empty(columns, centred.dtype)
     for r in range(rows):
+        # du = dmean / b + 2 / b (u - mean) dG, of which the first is the same for all images
         for c in range(columns):
             constant[c] = change[r, columns // LANES, c, columns % LANES] / images
             for e in range(columns):

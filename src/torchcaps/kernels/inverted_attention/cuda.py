@@ -1,6 +1,8 @@
 """The step on CUDA, in Triton: a program takes a few positions, or one child; no atomic sums. See README.md.
 
-Tensors in a program are as in `torchcaps.kernels.window_tiles`.
+Tensors in a program are as in `torchcaps.kernels.window_tiles`, and `torchcaps.kernels.tiles` says how to read a
+kernel. In each, q is q of README.md, g the gradient of s, `coupling` c and `change` l, the gradient of the logits. Sums
+over children are of a program's run of them, and torch adds the runs.
 """
 
 # The body of a kernel is Triton's language, and a pointer no tensor.
@@ -57,7 +59,7 @@ def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
 
 
 def _children(sizes: dict[str, int]) -> int:
-    """Return of a window."""
+    """Return the number of children in a window."""
     return sizes["KH"] * sizes["KW"] * sizes["types"]
 
 
@@ -144,6 +146,7 @@ def _claim_kernel(
             pair = (position * children + index) * 3
             before = tl.load(seen + pair, mask=begun, other=float("-inf"))
             most = tl.maximum(before, tl.max(logits, 1))
+            # e^(before - most) moves what was summed to the new largest logit; it is 0 in the first tile
             e, kept = tl.exp(logits - most[:, None]), tl.exp(before - most)
             whole = tl.load(seen + pair + 1, mask=begun, other=0.0) * kept + tl.sum(e, 1)
             tl.store(seen + pair, most, mask=real)
@@ -174,6 +177,7 @@ def _forward_kernel(
         )  # fmt: skip
         votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
         pair = (position * children + index) * 3
+        # s_j += c_ij v_ij
         total += _couple(votes, q, seen, pair, position < count, j0, J, JP, TILED)[:, :, None, None] * votes
     tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
@@ -199,6 +203,7 @@ def _query_kernel(
         votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
         pair = (position * children + index) * 3
         coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
+        # dq_j += l_ij v_ij
         total += change_of_logits(votes, coupling, g, seen, pair, real, TILED)[:, :, None, None] * votes
     tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
@@ -234,8 +239,8 @@ def _child_kernel(
                 votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP, j0)
                 coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
                 change = change_of_logits(votes, coupling, g, seen, pair, real, TILED)
-                d_votes = coupling[:, :, None, None] * g + change[:, :, None, None] * q
-                for c in range(C):
+                d_votes = coupling[:, :, None, None] * g + change[:, :, None, None] * q  # dv_ij = c_ij g_j + l_ij q_j
+                for c in range(C):  # du_i += sum_j dv_ij W_ij', and dW_ij += sum_t u_i' dv_ij, by columns of u
                     u, place, r = column_of(poses, child, present, c, R, C, RP)
                     row, _, _ = row_of(weight, w, c, J, M, JP, MP, j0)
                     d_u = tl.sum(tl.sum(d_votes * row.to(q.dtype)[None, :, None, :], 3), 1)

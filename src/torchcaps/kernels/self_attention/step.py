@@ -15,7 +15,7 @@ from torchcaps.votes import ConvVotes, LinearVotes
 
 @register_kernel(LinearVotes, SelfAttention)
 def linear_step(routing: SelfAttention, votes: LinearVotes, state: None, t: int) -> Step[None]:
-    """Return of few images the plain one, where votes are smaller than the weights."""
+    """Return the one step; of few images the plain one, where votes are smaller than the weights."""
     if 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
         return routing.step(votes, state, t)
     query = routing.query(votes).to(votes.dtype).squeeze(1)  # [b, j, d]
@@ -25,7 +25,7 @@ def linear_step(routing: SelfAttention, votes: LinearVotes, state: None, t: int)
 
 @register_kernel(ConvVotes, SelfAttention)
 def conv_step(routing: SelfAttention, votes: ConvVotes, state: None, t: int) -> Step[None]:
-    """Return on windows."""
+    """Return the one step on windows."""
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
     query = routing.query(votes).to(votes.dtype)
     total = attend(votes.capsules.poses, weight, query, votes.rows, votes.stride, votes.padding)

@@ -192,7 +192,7 @@ class _Trace(nn.Module):
 
 
 def stage_shapes(network: StagedModel) -> list[Shapes]:
-    """Return around each stage, for images of `network.image`; nothing is computed.
+    """Return the shapes around each stage, for images of `network.image`; nothing is computed.
 
     Raises:
         ValueError: when the network does not take these, or a stage returns anything but maps [b, c, h, w].

@@ -26,7 +26,7 @@ GRID = 4  # positions a side under the class capsules, as 32 pixels leave them
 
 
 def conv_block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """Return convolution 3x3, batch norm, ReLU: M0 of Table 2, and the first layers of the six-layer networks."""
+    """Return a 3x3 convolution, batch norm and ReLU: M0 of Table 2, and the first layers of the six-layer networks."""
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()
     )
@@ -47,7 +47,7 @@ class Shrink(nn.Module):
 
 
 def halved(image_size: tuple[int, int], times: int) -> tuple[int, int]:
-    """Return height and width after so many convolutions of stride 2 that round up."""
+    """Return (height, width) after so many convolutions of stride 2 that round up."""
     height, width = (-(-side // 2**times) for side in image_size)
     return height, width
 
@@ -104,7 +104,8 @@ def encapnet(
     aide_extra: int = 4,
     branch_norm: bool = False,
 ) -> CapsuleStages:
-    """Return a convolution, modules of capConv layers, and a capFC layer: Table 2; the defaults are v1.
+    """Return the network of Table 2, whose v1 the defaults are: a convolution, modules of capConv layers, and a capFC
+    layer.
 
     The first module keeps the size of the maps, each other one halves it.
 

@@ -212,7 +212,7 @@ def capnet_6_dynamic(
     over: Over = "children",
     start: Start = "zero",
 ) -> Model:
-    """Return, by Table 1 (a), dynamic routing, the children competing; scores are lengths.
+    """Return the network of Table 1 (a): dynamic routing, in which children compete; scores are lengths.
 
     Args:
         num_classes, in_channels, image_size: of the data.
@@ -248,8 +248,8 @@ def capnet_6_em(
     normalise: bool = True,
     eps: float = EM_FLOOR,
 ) -> Model:
-    """Return, by Table 1 (b), EM routing with vector poses; the fourth convolution gives the activations too. Scores
-    are those of the class capsules.
+    """Return the network of Table 1 (b): EM routing with vector poses, to which the fourth convolution gives
+    activations too; scores are those of the class capsules.
 
     Args:
         num_classes, in_channels, image_size, types, channels, grid, iterations: see `capnet_6_dynamic`.
@@ -270,7 +270,7 @@ def capnet_6_em(
 
 
 def cnn_6(num_classes: int, in_channels: int, image_size: tuple[int, int], channels: int = 32) -> StagedModel:
-    """Return, by Table 1 (c) and (d), five convolutions, average pooling, a linear layer; scores are logits.
+    """Return the network of Table 1 (c) and (d): five convolutions, average pooling, a linear layer; scores are logits.
 
     Args:
         num_classes, in_channels, image_size: of the data.
@@ -295,7 +295,7 @@ def encapnet_6(
     branch_norm: bool = False,
     affine: bool = False,
 ) -> CapsuleStages:
-    """Return, by Table 1 (e) and (f), one capConv layer with a skip, and a capFC layer; scores are lengths.
+    """Return the network of Table 1 (e) and (f): one capConv layer with a skip, and a capFC layer; scores are lengths.
 
     Without `affine` the master alone has the 1,687,808 parameters that the table's number stands for.
 

@@ -65,7 +65,7 @@ class FMResNet(CapsuleNetwork):
         self.decoder, self.squashed = decoder, squashed
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Return images [b, c, h, w]; scores [b, classes] are activations, of FM agreement logits."""
+        """Map images [b, c, h, w] -> `Output`; scores [b, classes] are activations, of FM agreement logits."""
         output = super().forward(images)
         if self.decoder is not None:
             chosen = chosen_class(output.scores, labels)
@@ -82,7 +82,8 @@ class FMResNet(CapsuleNetwork):
 def build_layer(
     children: int, parents: int, pose: int, matrix: bool, batch_norm: str, routing: str, **options: Any
 ) -> CapsuleLayer:
-    """Return transform, batch norm of the votes, routing; `options` are the routing's, all else as for `fm_resnet`.
+    """Return one layer: transform, batch norm of the votes, routing; `options` are the routing's, all else as for
+    `fm_resnet`.
 
     FM's batch norm is its own, so that a kernel may take it; other routings get votes that are normalised already.
     """

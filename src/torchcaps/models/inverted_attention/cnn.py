@@ -15,7 +15,7 @@ POOL = Window(2, 2)
 
 
 def conv_relu_norm(in_channels: int, channels: int, window: Window) -> nn.Sequential:
-    """Return convolution, ReLU and batch norm, in the order of the paper's tables."""
+    """Return a convolution, ReLU and batch norm, in the order of the paper's tables."""
     conv = nn.Conv2d(in_channels, channels, window.kernel, window.stride, window.padding)
     return nn.Sequential(conv, nn.ReLU(), nn.BatchNorm2d(channels))
 
@@ -23,8 +23,8 @@ def conv_relu_norm(in_channels: int, channels: int, window: Window) -> nn.Sequen
 def simple_cnn(
     num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (32, 32), channels: int = 1024
 ) -> PlainNetwork:
-    """Return three 3x3 convolutions with stride 2, pooling after the second and the third, one linear layer (Tables
-    2 and 3).
+    """Return the network of Tables 2 and 3: three 3x3 convolutions with stride 2, pooling after the second and the
+    third, one linear layer.
 
     The last pooling takes the mean of all positions, which are 2x2 for the 32x32 images of the paper.
 

@@ -120,7 +120,7 @@ def dynamic_diverse(
 
 
 def keep_length(children: int, parents: int, pose: int) -> float:
-    """Return standard deviation of normal weights with which children of length 1/2 make parents of that length at
+    """Return the standard deviation of normal weights with which children of length 1/2 make parents of that length at
     first.
 
     Of independent children u, sum_i u_i W_i / parents has the length |u| std sqrt(children * pose) / parents. It is to
