@@ -13,6 +13,7 @@ from torch import nn
 from torchcaps import create_model, list_routings
 from torchcaps.cli import main
 from torchcaps.config import Config, DataConfig, ModelConfig
+from torchcaps.deploy import export as exporting
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
 from torchcaps.deploy.packing import load_packed, read_packed
 from torchcaps.layers import use_implementation
@@ -44,6 +45,21 @@ def test_onnx_gives_equal_scores_for_any_batch(tmp_path):
     done = export_onnx(own("dynamic"), tmp_path / "model.onnx", image=(1, 6, 5))
     assert done.difference is not None and done.difference < 1e-5
     assert done.milliseconds is not None and 0 < done.milliseconds < 1000 and done.torch_milliseconds > 0
+
+
+@pytest.mark.parametrize(("change", "said"), [(0.0, ""), (0.1, "differ by up to 0.1"), (float("nan"), "nan")])
+def test_a_file_that_computes_otherwise_is_said(change, said, tmp_path, monkeypatch, caplog):
+    """Also where only one of the outputs does, and where it is no number."""
+    session = exporting._onnx_session
+
+    def spoilt(path):
+        run = session(path)
+        return lambda images: [*(each for each in run(images)[:-1]), run(images)[-1] + change]
+
+    monkeypatch.setattr(exporting, "_onnx_session", spoilt)
+    done = export_onnx(own("dynamic"), tmp_path / "model.onnx", image=(1, 6, 5))
+    assert done.difference == pytest.approx(change, abs=1e-5, nan_ok=True)
+    assert ("computes otherwise than its model" in caplog.text) == bool(said) and said in caplog.text
 
 
 @pytest.mark.parametrize(("routing", "scales", "within"), [
