@@ -207,6 +207,8 @@ class TestImages:
             assert half[0, 0, y, x] == (weights @ around @ weights).round()
 
     def test_resize_on_loading(self, digits):
+        data = load_data(DataConfig(image_size=(12, 20), validation=0.0))
+        assert data.image_size == (12, 20) and data.train.shape == (1, 12, 20)
         data = load_data(DataConfig(image_size=12, validation=0.0))
         assert data.image_size == (12, 12) and len(data.validation) == 0 and data.validation.shape == (1, 12, 12)
         whole = digits.test.fetch(torch.arange(5))
@@ -254,6 +256,8 @@ class TestSplits:
     def test_other_impossible_settings(self):
         with pytest.raises(ValueError, match=r"data\.image_size is 0"):
             load_data(DataConfig(image_size=0))
+        with pytest.raises(ValueError, match=r"data\.image_size is \(8, 0\)"):
+            load_data(DataConfig(image_size=(8, 0)))
         with pytest.raises(ValueError, match="must not be negative, got -1"):
             load_data(DataConfig(split_seed=-1))
 

@@ -20,7 +20,7 @@ from torchcaps.data.classes import with_classes
 from torchcaps.inspect.evaluation import evaluate_run
 from torchcaps.inspect.measured import Watch
 from torchcaps.inspect.measures import describe_measured
-from torchcaps.train import fit
+from torchcaps.train import RunFolder, fit
 
 CLASSES = ("bee", "cat", "dog")
 
@@ -142,6 +142,26 @@ def test_other_data_are_matched_by_name_and_read_as_the_run_reads(
     shutil.move(other / "dog", other / "cow")
     assert main(["evaluate", str(run[0]), "--data.name", f"folder:{other}"]) == 2
     assert "'cow' is none of the model's" in capsys.readouterr().err
+
+
+def test_a_run_of_pictures_that_are_no_squares_reads_others_as_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the height and width that were given, or that its pictures had."""
+    random = np.random.default_rng(0)
+    for folder, height, width in (("own", 12, 20), ("other", 24, 50)):
+        for label, name in enumerate(("dark", "light")):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for n in range(12):
+                pixels = random.integers(120 * label, 120 + 120 * label, (height, width), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / folder / name / f"{n}.png")
+    for name, size, expected in (("as they are", None, (12, 20)), ("given", (8, 16), (8, 16))):
+        data = DataConfig(f"folder:{tmp_path / 'own'}", image_size=size)
+        run = fit(tiny_config(tmp_path / name, {"width": 8}, data=data, epochs=2, batch_size=4)).folder
+        assert RunFolder(run).read_config().data == data and RunFolder(run).read_manifest().input.size == expected
+        found, _ = said(capsys, run, "--data.name", f"folder:{tmp_path / 'other'}")
+        assert found["images"] == 5
+        assert main(["predict", str(run), str(tmp_path / "other" / "dark" / "0.png")]) == 0
 
 
 def test_other_data_are_standardised_as_the_run_s_were(run: tuple[Path, Path], tmp_path: Path) -> None:

@@ -80,7 +80,9 @@ class DataConfig(Checked):
     name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH`, `folder:PATH` or `list:FILE`
     root: Path | None = None  #: where data sets lie; else $TORCHCAPS_DATA, else the user's cache folder
     download: bool = False  #: fetch what is missing (torchvision's sets)
-    image_size: int | None = None  #: resize to this many pixels a side on loading; None keeps the stored size
+    image_size: int | tuple[int, int] | None = (
+        None  #: resize to this many pixels a side on loading, or to height and width; None keeps the stored size
+    )
     fit: Literal["stretch", "crop", "pad"] = (
         "stretch"  #: image_size, of other proportions: change them, cut to the middle, or put `ground` around
     )
@@ -106,6 +108,11 @@ class DataConfig(Checked):
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     balance: bool = False  #: training: each class is drawn as often as any other, rare images more than once
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Return height and width that images are resized to, in pixels; None where they stay as they are stored."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ COMMON = {  # fields of a config, and what is said of them
     "data.name": "listed by `torchcaps list data`, or folder:PATH, ...",
     "data.root": "folder of the data sets; else $TORCHCAPS_DATA",
     "data.download": "fetch what is missing",
-    "data.image_size": "pixels a side that images are brought to",
+    "data.image_size": "pixels a side that images are brought to, or height and width",
     "data.validation": "share of training images to select on",
     "data.limit": "images of each split at most: for trials",
     "data.augment.shift": "pixels that images move by at most",

@@ -85,7 +85,7 @@ def _streams(
                 epoch=min(asked or 0, total),
                 side=settings.size or canvas(max(base.shape[1:])),
                 channels=settings.channels or base.shape[0],
-                resized=config.image_size,
+                resized=config.sides,
                 **extra,
             )
         )

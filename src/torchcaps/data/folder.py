@@ -71,8 +71,7 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
     """
     listed, facts = survey(listed, config.skip_unreadable)
     channels = choose_channels(facts, config)
-    side = config.image_size
-    size = common_size(listed, facts) if side is None else (side, side)
+    size = config.sides or common_size(listed, facts)
     say_facts(listed, facts, size, config)
     form = Form((channels, *size), config.fit, config.ground)
     splits = {name: replace(part, form=form, workers=workers(len(part))) for name, part in listed.items()}

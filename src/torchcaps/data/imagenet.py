@@ -38,7 +38,7 @@ def read_h_imagenet(root: Path, config: DataConfig) -> Splits:
     for needed in ("train", "val", "classes.txt"):
         if not (folder / needed).exists():
             raise missing(config.name, folder / needed)
-    if config.image_size is None:
+    if config.sides is None:
         raise ValueError("h-imagenet's images differ in size: give --data.image-size; the paper's is 156, cut to 128")
     classes = read_classes(folder / "classes.txt")
     annotations = {path.stem: path for path in sorted((folder / "boxes").rglob("*.xml"))}
@@ -49,8 +49,7 @@ def read_h_imagenet(root: Path, config: DataConfig) -> Splits:
             read_box(annotations[stem], classes[label]) if (stem := Path(path).stem) in annotations else None
             for path, label in zip(files.paths, files.labels.tolist(), strict=True)
         )
-        side = config.image_size
-        form = Form((3, side, side), config.fit, config.ground)
+        form = Form((3, *config.sides), config.fit, config.ground)
         splits.append(replace(files, form=form, boxes=boxes, workers=workers(len(files))))
     return Splits(*splits)
 

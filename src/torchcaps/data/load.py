@@ -183,8 +183,8 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         FileNotFoundError: when the set is not there; says where it was looked for and what to do.
         ValueError: for an unknown name, for files that cannot be read, and for settings out of range.
     """
-    if config.image_size is not None and config.image_size < 1:
-        raise ValueError(f"data.image_size is {config.image_size}: it must be at least one pixel")
+    if config.sides is not None and min(config.sides) < 1:
+        raise ValueError(f"data.image_size is {config.image_size}: each side must be at least one pixel")
     if config.pad is not None and config.image_size is not None:
         raise ValueError(f"data.pad is {config.pad} and data.image_size {config.image_size}: images take one of them")
     if not 0 <= config.validation < 1:
@@ -263,15 +263,17 @@ def take_fraction(train: Source, config: DataConfig) -> Source:
 
 def _check_memory(splits: Sequence[Source], config: DataConfig) -> None:
     """Raise ValueError where images that are held in memory do not fit into it once they are resized or padded."""
-    side, memory = config.pad or config.image_size, free_memory()
-    if side is None or memory is None:
+    sides, memory = (config.pad, config.pad) if config.pad else config.sides, free_memory()
+    if sides is None or memory is None:
         return
-    needed = sum(len(split) * split.shape[0] * side**2 for split in splits if isinstance(split, Images))
+    pixels = sides[0] * sides[1]
+    needed = sum(len(split) * split.shape[0] * pixels for split in splits if isinstance(split, Images))
     if needed > memory:
         name = "pad" if config.pad else "image_size"
         raise ValueError(
-            f"data.{name} is {side}: the images of {config.name} would take {needed / 1e9:.3g} GB at that size, and "
-            f"there are {memory / 1e9:.3g} GB; take a smaller one, or fewer images (data.limit)"
+            f"data.{name} is {config.pad or config.image_size}: the images of {config.name} would take "
+            f"{needed / 1e9:.3g} GB at that size, and there are {memory / 1e9:.3g} GB; take a smaller one, or fewer "
+            "images (data.limit)"
         )
 
 
@@ -284,14 +286,14 @@ def _fit(split: Source, config: DataConfig) -> Source:
     if config.pad is not None:
         return split.pad(config.pad)
     height, width = split.shape[1:]
-    side = config.image_size
-    if side is None or (height, width) == (side, side):
+    sides = config.sides
+    if sides is None or (height, width) == sides:
         return split
-    if height != width:
+    if height * sides[1] != width * sides[0]:
         how = {"stretch": "stretched", "crop": "cut", "pad": f"put on {config.ground}"}[config.fit]
-        say(f"images of {width}x{height} pixels are {how} to be {side}x{side} (--data.fit)")
+        say(f"images of {width}x{height} pixels are {how} to be {sides[1]}x{sides[0]} (--data.fit)")
     colour = ground_colour(config.ground, split.shape[0]) if config.fit == "pad" else (0,)
-    return split.fit((side, side), config.fit, colour)
+    return split.fit(sides, config.fit, colour)
 
 
 def check_variation(train: Source) -> None:

@@ -33,7 +33,7 @@ class Stream:
     epoch: int = 0  # images of an epoch; 0: all
     side: int = 0  # pixels, of the composed images
     channels: int = 1
-    resized: int | None = None  # pixels, where composed images are then resized
+    resized: tuple[int, int] | None = None  # height and width, where composed images are then resized
 
     def __post_init__(self) -> None:
         if not len(self.base):
@@ -55,8 +55,7 @@ class Stream:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        side = self.resized or self.side
-        return self.channels, side, side
+        return self.channels, *(self.resized or (self.side, self.side))
 
     @property
     def shown(self) -> int | None:

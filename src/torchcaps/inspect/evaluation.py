@@ -100,8 +100,9 @@ def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:
         return data
     if data.colour == "auto" and form.mode is not None:
         data = replace(data, colour="grey" if form.mode == "L" else "rgb")
-    if data.image_size is None and data.pad is None and form.size[0] == form.size[1]:
-        data = replace(data, image_size=form.size[0])
+    if data.image_size is None and data.pad is None:
+        height, width = form.size
+        data = replace(data, image_size=height if height == width else form.size)
     return data
 
 

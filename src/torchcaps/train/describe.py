@@ -72,8 +72,8 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
         objects, single = objects or compose.objects, compose.single if single is None else single
         shown = None if single else objects
     size = model.get("image_size")
-    if data.image_size is not None:
-        size = (data.image_size, data.image_size)
+    if data.sides is not None:
+        size = data.sides
     elif data.pad is not None or data.crop is not None or data.enlarge is not None:
         size = entry.image_size if entry is not None else None
     classes = entry.classes if entry is not None else ()

@@ -100,7 +100,7 @@ def check_sides(data: DataConfig, form: InputForm | None) -> None:
     """Raise ValueError unless `data` bring pictures to the sizes of `form`; none are made that no model takes."""
     if form is None:
         return
-    size = form.size if data.image_size is None else (data.image_size, data.image_size)
+    size = data.sides or form.size
     asked = {"image_size": size, "pad": data.pad, "crop": data.crop, "enlarge": data.enlarge}
     for name, value in asked.items():
         taken = form.size if name == "image_size" else getattr(form, name)
