@@ -5,7 +5,7 @@ python docs/draw_speed.py
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ number of iterations.
 Dynamic routing's goal of 1/20 counts children and weights, which backward needs: alone they are 10.1 MiB of the
 {dynamic_held} MiB that ours holds, einsum {naive_held}.
 
-{first_steps}## Whole networks
+{first_steps}{heads}## Whole networks
 
 `python benchmarks/networks.py`. Training is forward, backward and optimiser step: ours in bf16, channels-last, as the
 library trains where a machine multiplies in bf16 natively; einsum in float32, votes made anew in each step, and of the
@@ -116,6 +116,18 @@ batch 8, in a process of its own, one thread:
 
 """
 
+HEADS = """## Heads
+
+`python benchmarks/heads.py`. Features to scores, in inference, milliseconds on one thread: what stands above a network
+that is made of convolutions. Of one image the loops of a layer run all iterations at once (`kernels/few.py`); a packed
+head has one bit a weight. "Over dense" is the time of the head as it is over that of the dense layers that it
+replaces, the median of neighbouring turns. Goals at batch 1: at most three times dense for what is routed, less than
+dense for what is packed.
+
+{tables}
+
+"""
+
 
 def main() -> None:
     lines = newest(RESULTS)
@@ -127,7 +139,13 @@ def main() -> None:
 def newest(path: Path) -> Lines:
     """The last line of each benchmark on CPU, by name."""
     records = read_lines(path)
-    return {record["benchmark"]: record for record in records if record.get("device", "cpu") == "cpu"}
+    return {_key(record): record for record in records if record.get("device", "cpu") == "cpu"}
+
+
+def _key(record: dict[str, Any]) -> str:
+    """A line's name, with what heads were measured at."""
+    name = record["benchmark"]
+    return f"{name}, {record['threads']}, {record['batch']}" if name.startswith("heads/") else name
 
 
 def page(lines: Lines) -> str:
@@ -141,6 +159,7 @@ def page(lines: Lines) -> str:
             ("layer", "batch", "forward", "step", "held", "roofline"), map(kernel_row, under(lines, "kernels"))
         ),
         first_steps=first_steps(under(lines, "first-step")),
+        heads=heads([line for line in under(lines, "heads") if "times_ms" in line and line["threads"] == 1]),
         dynamic_held=dynamic["held_mb"],
         naive_held=dynamic["naive_held_mb"],
         difference=f"{max(differences):.0e}",
@@ -181,6 +200,34 @@ def first_steps(lines: Sequence[dict[str, Any]]) -> str:
 def first_row(line: dict[str, Any]) -> Sequence[str]:
     seconds = (f"{line[f'{name}_seconds']:.2f} s" for name in ("plain", "first", "again"))
     return f"`{line['benchmark'].partition('/')[2]}`", *seconds
+
+
+RUNNERS = {"eager": "ours", "compiled": "`torch.compile`", "exported": "exported", "onnx": "ONNX Runtime"}
+
+
+def heads(lines: Sequence[dict[str, Any]]) -> str:
+    """The section of heads, a table a network and batch; empty where no line is there yet."""
+    tables = []
+    for line in lines:
+        head = ("head", *RUNNERS.values(), "over dense")
+        name = line["benchmark"].partition("/")[2]
+        tables.append(
+            f"Features of {name}, batch {line['batch']}:\n\n{table(head, map(head_row(line), line['times_ms']))}"
+        )
+    return HEADS.format(tables="\n\n".join(tables)) if tables else ""
+
+
+def head_row(line: dict[str, Any]) -> Callable[[str], Iterator[str]]:
+    """What makes the row of a head."""
+
+    def row(form: str) -> Iterator[str]:
+        yield f"`{form.replace('_', ', ')}`"
+        times = line["times_ms"][form]
+        yield from (f"{times[each]:.3g}" if each in times else "-" for each in RUNNERS)
+        mark = passed(line["passed"][form]) if form in line.get("passed", {}) else ""
+        yield f"{line['over_dense'][form]:.2f}{mark}" if form in line["over_dense"] else "1"
+
+    return row
 
 
 def kernel_row(line: dict[str, Any]) -> Iterator[object]:

@@ -2,20 +2,45 @@
 
 import json
 
+import draw_speed
 import heads
+import pytest
 import torch
 import xnodr_blocks
 
 
 def test_packed_heads_are_equal_and_every_form_is_timed():
     with torch.no_grad():
-        name, values = heads.compare("mobilenetv2_100", 2, 1)
+        name, values = heads.compare("mobilenetv2_100", 2, 1, ["eager"])
     assert name == "heads/mobilenetv2_100" and values["largest_difference"] < heads.TOLERANCE
-    forms = ("dense", *heads.ROUTED, "xnodr_packed", "midpoint_packed", "both_packed")
+    forms = ("dense", *heads.ROUTED, "discriminative_folded", "xnodr_packed", "midpoint_packed", "both_packed")
     assert all(values[f"{form}_ms"] > 0 for form in forms)
+    assert set(values["times_ms"]) == set(forms) and set(values["over_dense"]) == {*forms} - {"dense"}
     weights = 160 * 10 * 8 * 16
     assert values["xnodr_bytes"] == 4 * weights and values["xnodr_packed_bytes"] == weights / 8 * (1 + 16 / 8)
     assert values["dense_bytes"] == 4 * 821_386
+
+
+@pytest.mark.parametrize("runner", [pytest.param("compiled", marks=pytest.mark.slow), "exported", "onnx"])
+def test_every_runner_gives_the_scores_of_the_head(runner):
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    inputs, head = torch.randn(1, 16).relu(), heads.fold(heads.CapsuleHead("discriminative", 16, 3).eval())
+    with torch.no_grad():
+        torch.testing.assert_close(heads.MAKERS[runner](head, inputs)(inputs), head(inputs).scores)
+
+
+def test_the_page_of_speed_has_a_row_a_head_and_says_what_reached_its_goal():
+    assert draw_speed.heads([]) == ""
+    line = {
+        "benchmark": "heads/resnet50",
+        "batch": 1,
+        "times_ms": {"dense": {"eager": 0.1, "onnx": 0.05}, "fm": {"eager": 0.2, "compiled": 0.4}},
+        "over_dense": {"fm": 2.04},
+        "passed": {"fm": True},
+    }
+    made = draw_speed.heads([line])
+    assert "| `dense` | 0.1 | - | - | 0.05 | 1 |" in made and "| `fm` | 0.2 | 0.4 | - | - | 2.04, reached |" in made
 
 
 def test_the_page_shows_the_newest_line_of_each_batch_and_says_where_there_is_none(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import math
 from torchcaps.routing.fused import Transform
 
 REGISTERS = 2048  # elements of one child's votes, at most, padded to powers of two
+LANES = 16  # of a vector on a CPU, as in `torchcaps.kernels.simd`, which imports numba
 
 
 def unless_wide(device: str, transform: Transform) -> bool:
@@ -28,3 +29,9 @@ def unless_wide(device: str, transform: Transform) -> bool:
 def off_cuda(device: str, transform: Transform) -> bool:
     """Return everywhere but on CUDA."""
     return device != "cuda"
+
+
+def few_fit(transform: Transform) -> bool:
+    """Return whether all iterations of a layer for a few images run at once: of vector poses of whole vectors."""
+    out = transform.shape[-1]
+    return transform.sizes.pose == out and out % LANES == 0

@@ -14,7 +14,7 @@ from torchcaps.kernels.probe import Fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, Step, create_routing
-from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, runs_fused
+from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, find_whole, runs_fused, runs_now
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]
@@ -63,6 +63,7 @@ class CapsuleLayer(nn.Module):
     def implementation(self, value: Implementation) -> None:
         kernel = find_kernel(value, self.transform, self.routing)
         self._fused = None if kernel is None else Fused(kernel.step, demanded=value == "fused")
+        self._whole = None if kernel is None else find_whole(self.transform, self.routing)
         self._implementation: Implementation = value
         suits = [] if kernel is None else [each for each in DEVICES if kernel.suits(each, self.transform)]
         self._suited = frozenset(suits if value == "auto" else DEVICES)
@@ -110,6 +111,19 @@ class CapsuleLayer(nn.Module):
         poses, activations = (None if x is None else _placed(_narrowed(x, votes), votes.space) for x in step.capsules)
         assert poses is not None
         return step._replace(capsules=Capsules(poses, activations))
+
+    def at_once(self, children: Capsules, iterations: int) -> Step[Any] | None:
+        """Return all iterations by one kernel, or None where steps are to be taken one after the other.
+
+        There is a kernel of some routings of linear capsules. It is for inference with a few images, whose votes are at
+        most half as large as the weights, see `torchcaps.routing.fused.runs_now`.
+        """
+        poses, columns = children.poses, self.transform.shape[-2]
+        if self._whole is None or not 0 < 2 * len(poses) * poses.shape[-1] <= columns * columns:
+            return None
+        if not runs_now(poses, self.transform.weight) or self.form("cpu") == "plain":
+            return None
+        return self._whole(self.routing, self.transform(children), iterations)
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
         """Return the last step of `iterations` of this layer alone."""
@@ -210,9 +224,18 @@ class CapsuleStack(nn.Module):
         layers = self._layers()
         steps: dict[int, Step[Any]] = {}
         votes: dict[int, tuple[Capsules, Votes]] = {}
+        done: set[int] = set()  # layers that took all their iterations at once
         for level, t in self.plan():
+            if level in done:
+                continue
             layer = layers[level]
             source = steps[level - 1].capsules if level else children
+            if t == 0 and visit is None and self.schedule == "sequential":
+                found = layer.at_once(source, self.iterations)
+                if found is not None:
+                    steps[level] = found
+                    done.add(level)
+                    continue
             if level not in votes or votes[level][0] is not source:
                 votes[level] = (source, layer.votes(source))
             current = votes[level][1]

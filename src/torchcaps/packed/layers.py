@@ -101,7 +101,7 @@ class PackedLayer(CapsuleLayer):
         reason = refuses(self) if "cpu" in DEVICES else "numba is not installed, which compiles the packed loop"
         if value == "fused" and reason is not None:
             raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
-        self._fused, self._implementation = None, value
+        self._fused, self._whole, self._implementation = None, None, value
 
     def votes(self, children: Capsules) -> Votes:
         """Return those of the packed transform, which binarizes the children itself."""

@@ -23,12 +23,16 @@ scale 0.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import midpoint
+from torchcaps.kernels.dynamic.few import route_few
+from torchcaps.kernels.lanes import blocks, clear, room
 from torchcaps.kernels.simd import (
     LANES,
     broadcast,
@@ -41,6 +45,7 @@ from torchcaps.kernels.simd import (
     store,
     store_totals,
     total,
+    transpose,
     zeros,
 )
 from torchcaps.kernels.threads import ranges, run
@@ -49,6 +54,7 @@ from torchcaps.packed.images import SMALLEST, route_images
 from torchcaps.votes import Threshold
 
 WORTH_A_THREAD = 2**17  # elements of votes
+NEAR = 2**17  # elements of votes that stay in a core's own cache: they are made once, of the bits, and kept
 MANY = 6  # images for each thread, from which on they lie in lanes
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}  # by bytes
 
@@ -104,6 +110,11 @@ class PackedLoop:
             return self._route_images(children, middles, iterations)
         signs = np.empty((self.children, images), self.words.dtype)
         sizes = np.empty((self.children, images), np.float32)
+        votes = (images, blocks(self.children), self.parents, self.pose, LANES)
+        if self.pose == self.padded and math.prod(votes) <= NEAR:
+            kept = np.empty(votes, np.float32)
+            _votes(children, middles, signs, sizes, self.words, self.scales, kept)
+            return route_few(kept, torch.from_numpy(self.bias), self.xnor, iterations)[0]
         state = np.zeros((images, self.parents, self.padded), np.float32)
         parents = np.empty_like(state)
         spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))
@@ -136,6 +147,30 @@ class PackedLoop:
         missing = self.bytes - bits.shape[-1]
         bits = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
         return np.ascontiguousarray(bits).view(WORDS[self.bytes])[..., 0]
+
+
+@compiled
+def _votes(poses, middles, signs, sizes, words, scales, out):
+    """Compute: votes [b, blocks of 16 children, j, D, 16], as `kernels.few` makes them of floats."""
+    images, groups, parents, pose, _ = out.shape
+    children, length = poses.shape[1:]
+    binarize(poses, middles, 0, images, signs, sizes)
+    near = room((LANES, pose), out)
+    for group in range(groups):
+        start = group * LANES
+        count = min(LANES, children - start)
+        clear(near, count * pose, (LANES - count) * pose // LANES)
+        for n in range(images):
+            for j in range(parents):
+                for k in range(count):
+                    i = start + k
+                    at, size = (i * parents + j) * pose, every(sizes[i, n])
+                    for d in range(0, pose, LANES):
+                        vote = dots(words, at + d, signs[i, n], length) * scale(scales, at + d)
+                        store(near, k * pose + d, vote * size)
+                into = ((n * groups + group) * parents + j) * pose * LANES
+                for d in range(0, pose, LANES):
+                    transpose(near, d, pose, out, into + d * LANES, LANES)
 
 
 @compiled

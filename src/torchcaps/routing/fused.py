@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from torchcaps.capsules import transformed
 from torchcaps.names import check_choice
@@ -49,8 +50,18 @@ class Kernel(NamedTuple):
     suits: Suits
 
 
+Whole = Callable[[Any, Any, int], Step[Any]]
+
+
+class WholeKernel(NamedTuple):
+    route: Whole
+    supports: Supports
+
+
 _KERNELS: dict[tuple[type, type], Kernel] = {}
+_WHOLE: dict[tuple[type, type], WholeKernel] = {}
 F = TypeVar("F", bound=FusedStep)
+W = TypeVar("W", bound=Whole)
 
 
 def always(transform: Transform, routing: Routing) -> str | None:
@@ -85,6 +96,50 @@ def register_kernel(
         return step
 
     return register
+
+
+def register_whole(votes: type, routing: type[Routing], supports: Supports = always) -> Callable[[W], W]:
+    """Map a decorator for `route(routing, votes, iterations) -> Step`: all iterations of a layer at once.
+
+    It is for inference: a few images on a CPU, in float32 or float64, and no gradient. It takes votes before
+    `Routing.prepare`, and gives the last step, without its coupling. A layer without a fused step, or of plain steps,
+    does not take it.
+
+    Args:
+        votes, routing, supports: see `register_kernel`.
+    """
+
+    def register(route: W) -> W:
+        assert (votes, routing) not in _WHOLE, f"{votes.__name__} of {routing.__name__} have two whole kernels"
+        _WHOLE[votes, routing] = WholeKernel(route, supports)
+        return route
+
+    return register
+
+
+def find_whole(transform: Transform, routing: Routing) -> Whole | None:
+    """Return what takes all iterations of a layer at once, see `register_whole`; None where nothing does."""
+    if transform.makes is None or "cpu" not in DEVICES:
+        return None
+    kernel = _WHOLE.get((transform.makes, type(routing)))
+    return kernel.route if kernel is not None and kernel.supports(transform, routing) is None else None
+
+
+def runs_now(*tensors: Tensor) -> bool:
+    """Return whether loops may read the memory of `tensors`, and nobody asks how results are made of them.
+
+    So they hold numbers on a CPU, one type of float32 and float64 all of them, and there is neither a gradient nor
+    autocast, nor a graph, a trace, a transform or a mode that sees each operation of torch.
+    """
+    first = tensors[0].dtype
+    return (
+        all(type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and x.dtype == first for x in tensors)
+        and first in (torch.float32, torch.float64)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed())
+        and not torch._C._len_torch_dispatch_stack()
+    )
 
 
 def find_kernel(implementation: Implementation, transform: Transform, routing: Routing) -> Kernel | None:

@@ -114,7 +114,7 @@ def _dot(votes, at, state, to, pose):
 
 
 @inlined
-def _agreement(votes, at, state, to, pose, xnor):
+def agreement(votes, at, state, to, pose, xnor):
     """Return logits of 16 images with one parent."""
     if not xnor:
         return _dot(votes, at, state, to, pose)  # sum_d v_d S_d
@@ -159,12 +159,12 @@ def _agreements(votes, state, to, initial, child, xnor, coupling):
     parents, pose, _ = votes.shape
     for j in range(parents):
         k = j * pose * LANES
-        logit = _agreement(votes, k, state, to + k, pose, xnor)
+        logit = agreement(votes, k, state, to + k, pose, xnor)
         store(coupling, j * LANES, logit + initial[child, j])  # one number for all 16 images
 
 
 @compiled
-def _share(votes, coupling, out, to):
+def share(votes, coupling, out, to):
     """Compute: out [j, d, 16] += coupling times votes."""
     parents, pose, _ = votes.shape
     for j in range(parents):
@@ -190,7 +190,7 @@ def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
             for i in range(count):
                 at = (i * parts + n) * size * LANES  # of u_i of these images
                 _couple(u, at, weight, start + i, state, to, initial, xnor, binary, rows, votes, coupling)
-                _share(votes, coupling, out, to)  # s_j += c_ij v_ij
+                share(votes, coupling, out, to)  # s_j += c_ij v_ij
 
 
 @compiled

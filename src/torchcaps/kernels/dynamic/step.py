@@ -11,10 +11,10 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, binarize, squash, widen
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
-from torchcaps.kernels.rule import unless_wide
+from torchcaps.kernels.rule import LANES, few_fit, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.fused import Transform, register_kernel
+from torchcaps.routing.fused import Transform, register_kernel, register_whole
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import ConvVotes, LinearVotes
@@ -57,6 +57,31 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: Tensor | None, t: int) 
         flags = isinstance(routing, XnIDR), votes.binary, last
         total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
     return _finish(routing, total, votes, state)
+
+
+def supports_few(transform: Transform, routing: Dynamic) -> str | None:
+    """Refuse what the loop over a few images has no lanes or no logits for."""
+    if not few_fit(transform):
+        return f"the loop over a few images takes vectors of {LANES} elements or a multiple"
+    if routing.initial is not None:
+        return "the loop over a few images takes no initial logits: use start 'zero'"
+    return supports(transform, routing)
+
+
+@register_whole(LinearVotes, Dynamic, supports_few)
+@register_whole(LinearVotes, XnODR, supports_few)
+@register_whole(LinearVotes, XnIDR, supports_few)
+@register_whole(LinearVotes, XnODRXnIDR, supports_few)
+def dynamic_of_few(routing: Dynamic, votes: LinearVotes, iterations: int) -> Step[Tensor | None]:
+    """Return all iterations."""
+    from torchcaps.kernels.dynamic.few import route_few
+    from torchcaps.kernels.few import votes_of_few
+
+    binary, xnor = isinstance(routing, XnODR), isinstance(routing, XnIDR)
+    midpoint = isinstance(routing, XnODR) and routing.threshold == "midpoint"
+    poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
+    parents, carried = route_few(votes_of_few(poses, weight, binary, midpoint), routing.bias, xnor, iterations)
+    return Step(Capsules(parents), None, carried.unsqueeze(1))
 
 
 def supports_windows(transform: Transform, routing: Dynamic) -> str | None:

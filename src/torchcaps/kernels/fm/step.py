@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchcaps.capsules import Capsules
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
-from torchcaps.kernels.rule import unless_wide
+from torchcaps.kernels.rule import LANES, few_fit, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.fm import FM, Affine
-from torchcaps.routing.fused import Transform, register_kernel
+from torchcaps.routing.fused import Transform, register_kernel, register_whole
 from torchcaps.votes import LinearVotes
 from torchcaps.votes.affine import pool_moments
 from torchcaps.votes.protocol import Each, Moments
@@ -29,6 +30,29 @@ def fm(routing: FM, votes: LinearVotes, state: Affine | None, t: int) -> Step[Af
     """Take the step: the two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)
     return Step(routing.parents(votes, total.unsqueeze(1), squares.unsqueeze(1)), None, None)
+
+
+def supports_few(transform: Transform, routing: FM) -> str | None:
+    """Refuse what the loop over a few images has no lanes for."""
+    if not few_fit(transform):
+        return f"the loop over a few images takes vectors of {LANES} elements or a multiple"
+    if routing.norm is not None and routing.norm.each != "element":
+        return "the loop over a few images takes batch norm of each element, whose statistics all children share"
+    return supports(transform, routing)
+
+
+@register_whole(LinearVotes, FM, supports_few)
+def fm_of_few(routing: FM, votes: LinearVotes, iterations: int) -> Step[Affine | None]:
+    """Return its one iteration."""
+    from torchcaps.kernels.few import votes_of_few
+    from torchcaps.kernels.fm.few import sums_of_few
+
+    poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
+    affine = (x.to(weight.dtype).contiguous() for x in _affine(routing, votes))
+    found = sums_of_few(votes_of_few(poses, weight), votes.children, *affine, routing.l2, routing.eps)
+    total, squares = (x.unsqueeze(1) for x in found)
+    poses, activations = routing.parents(votes, total, squares)
+    return Step(Capsules(poses.squeeze(1), None if activations is None else activations.squeeze(1)), None, None)
 
 
 def _affine(routing: FM, votes: LinearVotes) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,86 @@
+"""All iterations of dynamic routing on the votes of a few images, without gradient. See README.md.
+
+Importing this module imports numba.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchcaps.kernels.dynamic.cpu import agreement, share
+from torchcaps.kernels.lanes import clear, room, softmax
+from torchcaps.kernels.simd import LANES, compiled, load, store, store_totals, zeros
+
+SMALLEST = 1e-24  # of a squared length, as in `torchcaps.capsules.squash`
+
+
+def route_few(votes: np.ndarray, bias: Tensor | None, xnor: bool, iterations: int) -> tuple[Tensor, Tensor]:
+    """Return parents [b, j, d] after `iterations`, at least 1, and what the routing carries on, [b, j, d].
+
+    Args:
+        votes: [b, blocks of 16 children, j, d, 16], see `kernels.few`.
+        bias: of the parents, [j, d]; None for 0.
+        xnor: whether signs of votes are compared, and recalled of outputs (XnIDR).
+    """
+    images, _, parents, pose, _ = votes.shape
+    added = np.zeros((parents, pose), votes.dtype) if bias is None else bias.detach().numpy()
+    out = np.empty((2, images, parents, pose), votes.dtype)
+    _route(votes, added, xnor, iterations, out[0], out[1])
+    found = torch.from_numpy(out)
+    return found[0], found[1]
+
+
+@compiled
+def _route(votes, bias, xnor, iterations, out, carried):
+    """Compute: out and carried, [b, j, d]."""
+    images, groups, parents, pose, _ = votes.shape
+    sums = room((parents, pose, LANES), votes)  # each lane over its own children
+    state = room((parents, pose, LANES), votes)  # the same in all lanes
+    coupling = room((parents, LANES), votes)
+    one = zeros(votes) + votes.dtype.type(1)
+    first = zeros(votes) + votes.dtype.type(1 / parents)
+    for n in range(images):
+        clear(state, 0, parents * pose)
+        for t in range(iterations):
+            clear(sums, 0, parents * pose)
+            for j in range(parents):
+                store(coupling, j * LANES, first)
+            for group in range(groups):
+                here = votes[n, group]
+                if t > 0:
+                    for j in range(parents):
+                        k = j * pose * LANES
+                        store(coupling, j * LANES, agreement(here, k, state, k, pose, xnor))
+                    softmax(coupling, 0, parents, one)
+                share(here, coupling, sums, 0)
+            for j in range(parents):
+                _squash(sums, bias, n, j, xnor, out, carried, state)
+
+
+@compiled
+def _squash(sums, bias, image, parent, xnor, out, carried, state):
+    """Compute: a parent of its sums, and what it adds to `state`, in all lanes, of which `carried` has one."""
+    _, parents, pose = out.shape
+    number = bias.dtype.type
+    begin = (image * parents + parent) * pose
+    for d in range(0, pose, 4):
+        k = (parent * pose + d) * LANES
+        a, b = load(sums, k), load(sums, k + LANES)
+        store_totals(out, begin + d, a, b, load(sums, k + 2 * LANES), load(sums, k + 3 * LANES))
+    square = number(0)
+    for d in range(pose):
+        out[image, parent, d] += bias[parent, d]
+        square += out[image, parent, d] * out[image, parent, d]
+    factor = square / (number(1) + square) / np.sqrt(max(square, number(SMALLEST)))
+    size = number(0)
+    for d in range(pose):
+        out[image, parent, d] *= factor
+        size += abs(out[image, parent, d])
+    size /= number(pose)
+    for d in range(pose):
+        x = out[image, parent, d]
+        k = (parent * pose + d) * LANES
+        store(state, k, load(state, k) + ((size if x > 0 else -size) if xnor else x))
+        carried[image, parent, d] = state[parent, d, 0]
