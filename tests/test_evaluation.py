@@ -162,6 +162,7 @@ def test_a_run_of_pictures_that_are_no_squares_reads_others_as_it_does(
         found, _ = said(capsys, run, "--data.name", f"folder:{tmp_path / 'other'}")
         assert found["images"] == 5
         assert main(["predict", str(run), str(tmp_path / "other" / "dark" / "0.png")]) == 0
+        assert "0.png" in capsys.readouterr().out
 
 
 def test_other_data_are_standardised_as_the_run_s_were(run: tuple[Path, Path], tmp_path: Path) -> None:
