@@ -23,7 +23,7 @@ from torchcaps.tables.fill import choose_cells, plan
 from torchcaps.tables.parts import read_part, take_part
 from torchcaps.tables.records import append_record, config_hash, merge_records, read_records
 from torchcaps.train import RunFolder
-from torchcaps.train.processes import join_ranks
+from torchcaps.train.processes import build_fabric, join_ranks
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -92,6 +92,24 @@ def test_ranks_are_read_of_torchrun_and_srun() -> None:
         given_ranks(TORCHRUN | {"RANK": "x"})
     hosts = {"a": "a", "a,b": "a", "n[3,5]": "n3", "n[3-5]x,c": "n3x", "r1-n[01-02],q": "r1-n01", "a1,b[2-3]": "a1"}
     assert {names: first_host(names) for names in hosts} == hosts
+
+
+def test_a_task_takes_the_one_gpu_that_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By srun --gpus-per-task, where both tasks of a machine see a first GPU, which are two."""
+    assert not given_ranks(SRUN).bound
+    assert given_ranks(SRUN | {"SLURM_TRES_PER_TASK": "cpu=2,gres/gpu=1"}).bound
+    for name, value in (SRUN | {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_GPUS_PER_TASK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("torchcaps.train.processes.Fabric", lambda **given: asked.update(given))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    build_fabric(tiny_config(tmp_path, processes=4, batch_size=8, device="auto"))
+    (joined,) = asked["plugins"]
+    assert (asked["accelerator"], asked["devices"], asked["num_nodes"]) == ("cuda", 1, 4)
+    assert (joined.local_rank(), joined.global_rank(), joined.world_size(), joined.node_rank()) == (0, 3, 4, 3)
+    build_fabric(tiny_config(tmp_path, processes=4, batch_size=8, device="cpu"))
+    assert (asked["accelerator"], asked["devices"], asked["num_nodes"]) == ("cpu", 2, 2)
+    assert asked["plugins"][0].local_rank() == 1
 
 
 def test_a_config_takes_as_many_processes_as_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

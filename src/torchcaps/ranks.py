@@ -21,6 +21,7 @@ class Ranks(NamedTuple):
     by: str  # who started them
     address: str  # of the machine of rank 0
     port: int
+    bound: bool = False  # whether SLURM shows each process the GPU that is its own, and no other (--gpus-per-task)
 
     @property
     def node(self) -> int:
@@ -72,7 +73,8 @@ def _of_slurm(variables: Mapping[str, str]) -> Ranks:
     port = int(variables.get("MASTER_PORT") or 20000 + job % 20000)
     counts = {part.partition("(")[0] for part in here.split(",")}
     each = int(counts.pop()) if len(counts) == 1 else world + 1  # unequal, which is said above
-    return Ranks(world, rank, each, local, "srun", address, port)
+    bound = "SLURM_GPUS_PER_TASK" in variables or "gpu" in variables.get("SLURM_TRES_PER_TASK", "")
+    return Ranks(world, rank, each, local, "srun", address, port, bound)
 
 
 def first_host(names: str) -> str:

@@ -102,6 +102,8 @@ def build_fabric(config: Config) -> Fabric:
             f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
         )
     ranks = given_ranks() if config.processes > 1 else None
+    if ranks is not None and ranks.bound and config.device in ("auto", "cuda") and torch.cuda.device_count() == 1:
+        ranks = ranks._replace(here=1, local=0)  # as on a machine of its own, whose only GPU is the first
     here = config.processes if ranks is None else ranks.here  # of them on this machine
     device = choose_device(config.device, here)
     if config.precision == "fp16" and device == "cpu":
