@@ -24,7 +24,7 @@ bench: $(STAMP)  ## time what is claimed to be fast; run it while nothing else r
 	$(BIN)/python benchmarks/everything.py
 
 docs: $(DOCS)  ## build the site in build/site; a warning or a broken link fails it
-	$(BIN)/python -m sphinx -b html -c docs -n -W --keep-going -q . build/site
+	$(BIN)/python -m sphinx -b html -c docs -d build/.doctrees -n -W --keep-going -q . build/site
 
 install: $(STAMP)
 

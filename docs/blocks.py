@@ -1,7 +1,7 @@
 """Write the blocks of README and docs that hold measured numbers anew, from the lines of results/.
 
-`python docs/blocks.py` rewrites every block in place. A block stands between two comments, of which the first says
-what it shows:
+`python docs/blocks.py` rewrites every block in place, and draws the picture of reproduced.md. A block stands between
+two comments, of which the first says what it shows:
 
     <!-- block: cells fm/figure4 cpu fashion-mnist-fm 'fashion-mnist-dynamic-*' -->
     ...
@@ -16,14 +16,17 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import discriminative_blocks
+import draw_two_cores
 import fm_blocks
 import xnodr_blocks
 from draw_compared import table as compared_table
+from draw_two_cores import core_hours
 
 from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
@@ -52,6 +55,7 @@ def main() -> None:
         if (new := renew(text)) != text:
             page.write_text(new, encoding="utf-8")
             print(page.name)
+    draw_two_cores.main()
 
 
 def renew(text: str) -> str:
@@ -189,17 +193,15 @@ def reproduced(results: str, *patterns: str) -> str:
     return markdown(rows)
 
 
-def core_hours(record: Record) -> float:
-    """Of one run: what its threads computed, or where an older record does not say, the time that they were held."""
-    if record.get("cpu_seconds") is not None:
-        return record["cpu_seconds"] / 3600
-    return record["seconds"] * record["environment"].get("threads", 1) / 3600
+@cache
+def _all_compared() -> tuple[str, ...]:
+    """The lines of the whole table, of which every page of a routing shows some."""
+    return tuple(compared_table(read_records(RESULTS / "runs.jsonl")).splitlines())
 
 
 def compared(*heads: str) -> str:
     """Routings on one backbone: all, or some."""
-    made = compared_table(read_records(RESULTS / "runs.jsonl")).splitlines()
-    kept = [line for line in made if not line.startswith("| `") or not heads or line.split("`")[1] in heads]
+    kept = [line for line in _all_compared() if not line.startswith("| `") or not heads or line.split("`")[1] in heads]
     return "\n".join(kept)
 
 
@@ -212,6 +214,11 @@ def discriminative(name: str) -> str:
 def fm(name: str) -> str:
     """A table of the page of FM agreement."""
     return markdown(getattr(fm_blocks, name)(EARLIER))
+
+
+def two_cores(name: str) -> str:
+    """A table of the page of what was run at full size."""
+    return markdown(getattr(draw_two_cores, name)())
 
 
 def xnodr(name: str) -> str:
@@ -230,6 +237,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "reproduced": reproduced,
     "routings": routing_table,
     "tuning": tuning,
+    "two-cores": two_cores,
     "xnodr": xnodr,
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -35,7 +34,16 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = ["docs/examples/**", "docs/generated/_*", "docs/pictures/**"]
+exclude_patterns = [
+    ".*",
+    "benchmarks",
+    "build",
+    "src",
+    "tests",
+    "docs/examples/**",
+    "docs/generated/_*",
+    "docs/pictures/**",
+]
 default_role = "literal"  # one backtick is code in our docstrings
 nitpick_ignore_regex = [(r"py:.*", r".*")]  # types of other libraries, whose lists of names are not at hand
 suppress_warnings = ["config.cache"]
@@ -107,14 +115,13 @@ def visit_block(translator: object, node: nodes.math_block) -> None:
 
 
 def write_start(app: object, fault: Exception | None) -> None:
-    """Have the folder of the site begin with a page that leads to the first one, and hold the page to play with."""
+    """Have the folder of the site begin with a page that leads to the first one."""
     if fault is None:
         out = Path(app.outdir)  # type: ignore[attr-defined]
         (out / "index.html").write_text(
             '<!doctype html><meta charset="utf-8"><title>torchcaps</title>'
             '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">torchcaps</a>\n'
         )
-        shutil.rmtree(out / ".doctrees", ignore_errors=True)
 
 
 def setup(app: object) -> dict[str, bool]:

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 
 import draw_speed
+import draw_two_cores
 import pytest
 from blocks import BLOCK, PAGES, renew
 
 from torchcaps.papers import list_tables
+from torchcaps.tables.summary import Summary
 
 NUMBER = re.compile(
     r"\d ?%|\d ?(?:ms|µs|MB|MiB|GB|GiB|kB)\b|\d(?: percentage)? points?\b|\d (?:images/s|images a second)"
@@ -76,6 +78,28 @@ def test_the_page_of_speed_is_what_the_lines_say() -> None:
     page = Path(draw_speed.__file__).with_name("speed.md")
     made = draw_speed.page(draw_speed.newest(draw_speed.RESULTS))
     assert page.read_text(encoding="utf-8") == made, "python docs/draw_speed.py writes it anew"
+
+
+def test_the_picture_of_two_cores_is_what_the_lines_say() -> None:
+    assert draw_two_cores.PICTURE.read_text(encoding="utf-8") == draw_two_cores.svg(), "python docs/blocks.py"
+
+
+def test_a_run_short_of_its_paper_stands_out_and_what_was_not_run_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = next(each for each in list_tables() if each.id == "fm/table2")
+    first, second, *_ = draw_two_cores.tested(table)
+    assert first.published and not first.metric.lower
+    printed, other = (float(cell.published[0].text) for cell in (first, second))
+    one = Summary("fast", "", (printed - 2.5,), ({"seconds": 7200, "environment": {"threads": 2}},), False)
+    two = Summary("fast", "", (other - 1, other + 1), one.records * 2, False)
+    made = tuple(draw_two_cores.Run(table, *each) for each in ((first, one), (second, two)))
+    monkeypatch.setattr(draw_two_cores, "runs", lambda: made)
+    _, short, fair = draw_two_cores.cells()
+    assert short[5:] == (f"{printed - 2.5:.2f}", "**-2.50**", "1", "4.0")
+    assert fair[5:7] == (f"{other:.2f} ± 1.41", "+0.00")
+    assert next(row for row in draw_two_cores.missing() if "table2" in row[0] and "fm" in row[0])[2] == "2"
+    (panel, *_) = draw_two_cores.draw().axes
+    dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
+    assert any(set(line.get_ydata()) == {printed} for line in dashed)
 
 
 def test_each_table_of_a_paper_is_listed_once_on_its_page() -> None:

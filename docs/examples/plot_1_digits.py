@@ -29,8 +29,10 @@ print(f"{classifier.manifest.name}, {len(data.test)} images that it has never se
 # -----------------
 # A prediction names the class, and has the pose and the activation of every class capsule.
 
-images = data.test.fetch(torch.arange(4)).float() / 255
-for image in images:
+labels = data.test.targets(torch.arange(len(data.test)))
+first = torch.stack([(labels == label).nonzero()[0, 0] for label in range(10)])
+images, labels = data.test.fetch(first).float() / 255, labels[first]
+for image in images[:4]:
     said = classifier(image[0])
     pose, length = said.capsules[said.label]
     print(f"{said.label}, a capsule of {len(pose)} elements and length {length:.2f}")
@@ -39,11 +41,10 @@ for image in images:
 # What does a pose hold?
 # ----------------------
 # A decoder paints the image from the pose of one capsule. Below each digit is what it paints; in the rows below one
-# element of a pose is moved.
+# element of the pose of the 4 is moved.
 
 model = classifier.model
-labels = data.test.targets(torch.arange(4))
-figure = draw_reconstructions(model, images, labels, sweep=1)
+figure = draw_reconstructions(model, images, labels, sweep=4)
 
 # %%
 # Where do the parts go?
@@ -51,11 +52,10 @@ figure = draw_reconstructions(model, images, labels, sweep=1)
 # Each place of the image shares itself out among the ten classes. Orange places give a class more than an equal share,
 # blue ones less; the rows are iterations of the routing.
 
-layer = trace_routing(model, images[1:2])[-1]
-shares = layer.maps[:, 0]
+layer = trace_routing(model, images[4:5])[-1]
+shares, names = layer.maps[:, 0], list(classifier.manifest.classes)
 with figures.style():
-    equal = 1 / shares.shape[1]
-    figure = figures.draw_couplings(images[1], shares, list(classifier.manifest.classes), layer.box, equal)
+    figure = figures.draw_couplings(images[4], shares, names, layer.box, 1 / len(names))
 
 # %%
 # Next: :doc:`your own pictures <plot_2_pictures>`.

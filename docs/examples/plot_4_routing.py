@@ -12,6 +12,7 @@ import torch
 
 from torchcaps import CapsuleLayer, Capsules
 from torchcaps.capsules import lengths, squash
+from torchcaps.inspect.toy import draw_toy_couplings
 from torchcaps.layers import LinearTransform
 from torchcaps.routing import Routing, register_routing
 from torchcaps.routing.interface import Spec
@@ -38,6 +39,12 @@ torch.manual_seed(0)
 layer = CapsuleLayer(LinearTransform(children=32, parents=10, child_pose=8, parent_pose=16), "cosine")
 parents = layer(Capsules(torch.randn(4, 32, 8)), iterations=3).capsules
 print(parents.poses.shape, lengths(parents.poses)[0])
+
+# %%
+# Does it find what belongs together? In a toy scene five parts vote for a whole A, five for a whole B, and four for
+# nothing; the votes of the parts of a whole agree.
+
+figure = draw_toy_couplings("cosine")
 
 # %%
 # ``torchcaps.testing.check_routing(Cosine)`` holds it to the properties that ours have: the order of capsules, extreme
