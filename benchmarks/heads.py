@@ -17,6 +17,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,14 +73,15 @@ def compare(name: str, batch: int, repeats: int, runners: list[str]) -> tuple[st
     features, hidden = FEATURES[name]
     inputs = torch.randn(batch, features).relu()
     heads, difference = forms(features, hidden, inputs)
-    runs = {(form, "eager"): (lambda head=head: _score(head, inputs)) for form, head in heads.items()}
+    runs: dict[tuple[str, str], Callable[[], Tensor]]
+    runs = {(form, "eager"): partial(_score, head, inputs) for form, head in heads.items()}
     for runner in runners:
         if runner != "eager":
             for form, head in heads.items():
                 run, wanted = MAKERS[runner](head, inputs), _score(head, inputs)
                 off = (run(inputs) - wanted).abs().max().item()
                 assert off < CHANCE.get(form, TOLERANCE), f"{form}, {runner}, differs by {off}"
-                runs[form, runner] = lambda run=run: run(inputs)
+                runs[form, runner] = partial(run, inputs)
     turns = dict(zip(runs, interleaved(list(runs.values()), repeats, warmup=2), strict=True))
     times = {
         form: {runner: _ms(turns[form, runner]) for runner in RUNNERS if (form, runner) in turns} for form in heads

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tomllib
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_torch_says_when_its_transforms_are_at_work() -> None:
     with torch.autograd.forward_ad.dual_level():
         found.append(transformed())
     assert [*found, transformed()] == [False, True, True, False], said
+
+
+def test_torch_says_when_it_traces_or_a_mode_sees_its_operations() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from torchcaps.routing.fused import runs_now
+
+    said = f"torch {torch.__version__} says it elsewhere: mend routing/fused.py, `runs_now`"
+    one, found = torch.ones(2), []
+    with torch.no_grad():
+        found.append(runs_now(one))
+        with FlopCounterMode(display=False):
+            found.append(runs_now(one))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a trace is out of date, and a list is no part of it
+            torch.jit.trace(lambda x: found.append(runs_now(one)) or x + 1, one, check_trace=False)
+    assert found == [True, False, False], said
 
 
 def test_tyro_says_in_a_box_what_is_wrong() -> None:

@@ -39,6 +39,8 @@ if sys.argv[1] == "warm":
 else:
     stack = CapsuleStack([CapsuleLayer(LinearTransform(40, 7, 8, 16), "dynamic", implementation="fused")])
     stack(Capsules(torch.randn(33, 40, 8, requires_grad=True)))[-1].capsules.poses.sum().backward()
+    with torch.no_grad():
+        stack(Capsules(torch.randn(1, 40, 8)))
 print(sum(name.startswith("torchcaps.") for name in compiled))
 """
 

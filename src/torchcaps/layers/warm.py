@@ -38,8 +38,8 @@ def warm(pattern: str = "*") -> dict[str, float]:
 
 
 def _step(routing: str, kind: type[Transform]) -> bool:
-    """Take one step of a tiny layer forward and backward; False where no kernel takes it."""
-    transform = LinearTransform(4, 2, 4, 4) if kind is LinearTransform else ConvTransform(4, 2, 4, 4)
+    """Train a tiny layer for a step and ask it for one image; False where no kernel takes it."""
+    transform = LinearTransform(4, 2, 4, 16) if kind is LinearTransform else ConvTransform(4, 2, 4, 4)
     try:
         layer = CapsuleLayer(transform, routing, implementation="fused")
     except ValueError:
@@ -47,6 +47,9 @@ def _step(routing: str, kind: type[Transform]) -> bool:
     places = () if kind is LinearTransform else (4, 4)
     poses = torch.randn(IMAGES, *places, 4, 4, requires_grad=True)
     activations = torch.rand(IMAGES, *places, 4) if layer.routing.spec.needs_activations else None
-    parents = CapsuleStack([layer])(Capsules(poses, activations))[-1].capsules
+    stack = CapsuleStack([layer])
+    parents = stack(Capsules(poses, activations))[-1].capsules
     torch.stack([x.sum() for x in parents if x is not None]).sum().backward()
+    with torch.no_grad():  # of one image all iterations are another kernel
+        stack.eval()(Capsules(poses[:1], None if activations is None else activations[:1]))
     return True

@@ -137,7 +137,7 @@ def runs_now(*tensors: Tensor) -> bool:
         and first in (torch.float32, torch.float64)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing() or transformed())
+        and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or transformed())
         and not torch._C._len_torch_dispatch_stack()
     )
 

@@ -48,8 +48,8 @@ def fm_of_few(routing: FM, votes: LinearVotes, iterations: int) -> Step[Affine |
     from torchcaps.kernels.fm.few import sums_of_few
 
     poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
-    affine = (x.to(weight.dtype).contiguous() for x in _affine(routing, votes))
-    found = sums_of_few(votes_of_few(poses, weight), votes.children, *affine, routing.l2, routing.eps)
+    scale, shift = (x.to(weight.dtype).contiguous() for x in _affine(routing, votes))
+    found = sums_of_few(votes_of_few(poses, weight), votes.children, scale, shift, routing.l2, routing.eps)
     total, squares = (x.unsqueeze(1) for x in found)
     poses, activations = routing.parents(votes, total, squares)
     return Step(Capsules(poses.squeeze(1), None if activations is None else activations.squeeze(1)), None, None)
