@@ -71,6 +71,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "docs/tutorials",
     "filename_pattern": "/plot",
     "abort_on_example_error": True,
+    "capture_repr": (),  # what is printed is shown, and nothing else
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

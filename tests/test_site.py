@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
+from browser import Browser, find_browser
 
 from torchcaps.report.terms import TERMS, Explained
 from torchcaps.routing import list_routings, routing_class
@@ -91,17 +95,66 @@ def test_tutorials_run(example: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec(BUILDER) is None:
         pytest.skip("Sphinx is not installed: pip install -e '.[docs]'")
-    words = ["-b", "html", "-c", "docs", "-d", str(tmp_path / "read"), "-n", "-W", "--keep-going", "-q"]
+    home = tmp_path_factory.mktemp("site")
+    words = ["-b", "html", "-c", "docs", "-d", str(home / "read"), "-n", "-W", "--keep-going", "-q"]
     done = subprocess.run(
-        [sys.executable, "-m", BUILDER, *words, ".", str(tmp_path / "site")], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-m", BUILDER, *words, ".", str(home / "pages")], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    assert "report.html" not in os.listdir(tmp_path / "site")
+    return home / "pages"
+
+
+def dead_links(site: Path) -> list[str]:
+    """Links of pages to files and headings that are not there."""
+    pages = {page.resolve(): page.read_text(encoding="utf-8") for page in sorted(site.rglob("*.html"))}
+    names = {page: {*re.findall(r'\bid="([^"]*)"', text)} for page, text in pages.items()}
+    dead = []
+    for page, text in pages.items():
+        for link in re.findall(r'\b(?:href|src)="([^"]*)"', text):
+            address, _, name = html.unescape(link).partition("#")
+            if re.match(r"[a-z]+:|//", address):
+                continue
+            file = (page.parent / unquote(address.partition("?")[0])).resolve() if address else page
+            if not file.exists() or (name and file in names and unquote(name) not in names[file]):
+                dead.append(f"{page.relative_to(site.resolve())}: {link}")
+    return dead
+
+
+def test_dead_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="b.html?x#there"><a href="#here"><a href="#no"><img src="c.png">'
+    )
+    (tmp_path / "b.html").write_text('<p id="there"><a href="a.html#there"><a href="https://x.org/none">')
+    assert dead_links(tmp_path) == ["a.html: #no", "a.html: c.png", "b.html: a.html#there"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_site_builds_without_a_warning_and_no_link_is_dead(site: Path) -> None:
     for page in ("index.html", "docs/understand/routing-em.html", "docs/tutorials/plot_1_digits.html"):
-        text = (tmp_path / "site" / page).read_text(encoding="utf-8")
+        text = (site / page).read_text(encoding="utf-8")
         assert not re.search(r"(?:src|href)=\"https?://[^\"]*\.(?:js|css)", text), page
+    assert dead_links(site) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_fit_the_screen_and_ask_for_nothing(site: Path, width: int) -> None:
+    if (path := find_browser()) is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    wide, broken = "document.documentElement.scrollWidth", "[...document.images].filter(i => !i.naturalWidth).length"
+    with Browser(path, timeout=300) as browser:
+        for page in ("index", "understand/routing-em", "fm-agreement", "reproduced", "generated/commands", "speed"):
+            browser.open(site / "docs" / f"{page}.html", width, dark=width < 600)
+            assert browser.run(wide) <= width, page
+            assert browser.run(broken) == 0, page
+        assert browser.faults == []
+        assert all(address.startswith(("file:", "data:")) for address in browser.requests)
+        browser.ask("Page.navigate", url=f"{(site / 'search.html').as_uri()}?q=squash")
+        while not browser.run("document.querySelectorAll('#search-results li').length"):
+            time.sleep(0.1)

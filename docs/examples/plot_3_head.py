@@ -29,7 +29,7 @@ output = model(torch.rand(4, 1, 32, 32))
 print(output.scores.shape, output.capsules[-1].poses.shape)
 
 # %%
-# It trains as any module does; here on handwritten digits that come with scikit-learn.
+# It trains as any module does; here on the handwritten digits that come with torchcaps.
 
 data = load_data(DataConfig("digits", image_size=32), torch.device("cpu"))
 optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
