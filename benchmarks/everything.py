@@ -14,6 +14,7 @@ BENCHMARKS = (
     "kernels.py",
     "first_step.py",
     "networks.py",
+    "parts.py",
     "scale.py",
     "fold.py",
     "discriminative.py",

@@ -64,7 +64,7 @@ With two iterations most of `attention-resnet-cifar10`'s steps reach nothing and
 out as well is {skipping} times as fast as einsum that does not: that is {share} of all time saved. The kernels, bf16
 and channels-last save the rest.
 
-## Every routing
+{parts}## Every routing
 
 `python benchmarks/routing.py`. Operations are counted by formula (`benchmarks/roofline.py`): as few as the algorithm
 needs when no vote is kept, whatever the implementation does. Where there is no kernel, steps are plain; these save
@@ -128,6 +128,26 @@ dense for what is packed.
 
 """
 
+SHARES = """### Which share of a step is routing
+
+`python benchmarks/parts.py shares`, and of any network on any machine `torchcaps cost MODEL --profile`. The training
+step of each paper's network as the library trains, by kind of module, backward with forward: what routing could gain a
+network at most is its share. EncapNet's capsules are convolutions. "Between" is what no operation accounts for.
+
+{rows}
+
+"""
+
+MEMORY = """### Memory
+
+`python benchmarks/parts.py memory`. The peak of a training step in MB: weights, their gradients, the optimiser's state,
+the batch, and all that torch allocates above them. Ours is as the library trains, and in float32; einsum is in float32.
+The last column is the batch at which the straight line through two batches reaches 8e9 bytes: ours, float32, einsum.
+
+{rows}
+
+"""
+
 
 def main() -> None:
     lines = newest(RESULTS)
@@ -166,6 +186,7 @@ def page(lines: Lines) -> str:
         networks=table(
             ("network", "batch", "einsum", "ours", "found", "goal"), map(network_row, under(lines, "networks"))
         ),
+        parts=shares(under(lines, "shares")) + memory(under(lines, "memory")),
         skipping=pair["skipping_speed_up"],
         share=f"{pair['skipping_share_of_time_saved']:.0%}",
         linear_batch=linear[0]["batch"],
@@ -250,6 +271,39 @@ def network_row(line: dict[str, Any]) -> tuple[object, ...]:
     rates = f"{line['einsum_images_per_second']} images/s", f"{line['images_per_second']} images/s"
     found = f"{line['speed_up']}x (float32: {line['fp32_speed_up']}x)"
     return f"{name}, training", line["batch"], *rates, found, f"{goal}x{passed(line['passed'])}"
+
+
+def shares(lines: Sequence[dict[str, Any]]) -> str:
+    """The section of the shares of a step; empty where no line is there yet."""
+    if not lines:
+        return ""
+    head = ("network", "batch", "step", *lines[0]["shares"])
+    rows = (
+        (
+            f"`{line['benchmark'].partition('/')[2]}`",
+            line["batch"],
+            f"{line['step_ms']:,.0f} ms",
+            *(f"{each:.0%}" for each in line["shares"].values()),
+        )
+        for line in lines
+    )
+    return SHARES.format(rows=table(head, rows))
+
+
+FORMS = ("ours", "float32", "einsum")
+
+
+def memory(lines: Sequence[dict[str, Any]]) -> str:
+    """The section of peaks; empty where no line is there yet."""
+    head = ("network", "batch", *FORMS, "largest batch in 8 GB")
+    return MEMORY.format(rows=table(head, map(memory_row, lines))) if lines else ""
+
+
+def memory_row(line: dict[str, Any]) -> Iterator[object]:
+    peaks, fitting = line["peak_bytes"], line["largest_in_8_gb"]
+    yield from (f"`{line['benchmark'].partition('/')[2]}`", line["sizes"][-1])
+    yield from (f"{peaks[form][-1] / 1e6:,.0f}" if form in peaks else "-" for form in FORMS)
+    yield ", ".join(f"{fitting[form]:,}" if form in fitting else "-" for form in FORMS)
 
 
 ROUTING = ("routing", "R", "forward", "einsum", "step", "einsum", "held", "einsum", "of roofline", "steps")
