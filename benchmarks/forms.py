@@ -19,7 +19,7 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels import timing
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform, Transform
 
-Way = Literal["plain", "fused", "einsum", "compiled"]
+Way = Literal["plain", "fused", "einsum", "compiled", "fused-compiled"]  # compiled: of plain steps
 
 
 class Shape(NamedTuple):
@@ -128,7 +128,7 @@ def stepping(
     """Forward and backward of a layer whose weights and children are the same in every way."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    layer = CapsuleLayer(shape.transform(), routing, "fused" if way == "fused" else "plain").to(device)
+    layer = CapsuleLayer(shape.transform(), routing, "fused" if way.startswith("fused") else "plain").to(device)
     poses = torch.randn(batch, *shape.children, generator=generator).to(device).requires_grad_()
     activations = torch.rand(batch, *shape.children[:-1], generator=generator).to(device)
 
@@ -137,7 +137,7 @@ def stepping(
             return route_naively(layer, poses, activations, iterations)
         return layer(Capsules(poses, activations), iterations).capsules.poses
 
-    forward = torch.compile(routed) if way == "compiled" else routed
+    forward = torch.compile(routed, dynamic=False) if way.endswith("compiled") else routed
     leaves = [poses, *(p for p in layer.parameters() if p.requires_grad)]
 
     def step() -> None:

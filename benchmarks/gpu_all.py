@@ -8,6 +8,7 @@ that fails may take its process with it: then that is written down, and the next
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from shutil import which
+from typing import IO, Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("src", "benchmarks", "tests")]
@@ -26,18 +28,24 @@ sys.path[:0] = [str(ROOT / name) for name in ("src", "benchmarks", "tests")]
 import torch  # noqa: E402 - the package need not be installed
 from gpu_log import Log  # noqa: E402
 
+LINES = 12  # the last that a script said, kept where it failed or was cut
 GRACE = 20  # seconds that a group may go on after the time is out, for the line that it is at
 
 
 class Item(NamedTuple):
     name: str
-    run: Callable[..., dict[str, Any]]  # one that goes on is told until when
+    run: Callable[..., dict[str, Any]]
     least: float = 5  # seconds, without which it is not begun
+    timed: bool = False  # whether it is told until when it may go on, since it has a process of its own
     goes_on: bool = False  # whether it begins where it was cut
 
 
 class Absent(Exception):
     """What an item needs and this machine has not."""
+
+
+class Cut(Exception):
+    """What a script had said when its time was out."""
 
 
 def main() -> int:
@@ -65,10 +73,14 @@ def main() -> int:
 
 
 def finish(group: str, device: str, out: Path, until: float) -> None:
-    """Run what is left of a group in processes of its own, each until it ends, dies, or the time is out."""
+    """Run what is left of a group in processes of its own, each until it ends, dies, or the time is out.
+
+    One that dies with nothing to show for it, as where an import fails, is not begun again.
+    """
     command = [sys.executable, __file__, "--only", group, "--device", device, "--out", str(out), "--until", str(until)]
     while until - time.time() > 1:
         environment = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
+        before = len(Log(out).lines)
         process = subprocess.Popen(command, env=environment)
         try:
             status = process.wait(until - time.time() + GRACE)
@@ -83,7 +95,7 @@ def finish(group: str, device: str, out: Path, until: float) -> None:
         item = log.open_item()
         if item is not None:
             log.end(item, "cut" if status is None else "died", status=status)
-        if not status or item is None:
+        if not status or len(log.lines) == before:
             return
 
 
@@ -106,11 +118,11 @@ def work(group: str, device: torch.device, log: Log, until: float) -> int:
 
 def attempt(item: Item, until: float) -> tuple[str, dict[str, Any]]:
     try:
-        found = item.run(until) if item.goes_on else item.run()
+        found = item.run(until=until) if item.timed else item.run()
     except Absent as missing:
         return "absent", {"why": str(missing)}
-    except subprocess.TimeoutExpired:
-        return "cut", {}
+    except Cut as cut:
+        return "cut", {"says": str(cut).splitlines()}
     except Exception as error:  # whatever it is, the next item is to be run
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "failed", {"error": type(error).__name__, "says": lines[:1] + lines[-3:] if len(lines) > 1 else lines}
@@ -126,14 +138,16 @@ def items(group: str, device: torch.device) -> Iterator[Item]:
 
 def describe(device: torch.device) -> dict[str, Any]:
     """The machine, as every line's reader must know it; no host is named."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = None
+    if which("git"):
+        commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
     found: dict[str, Any] = {
         "device": device.type,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "system": f"{platform.system()} {platform.machine()}",
-        "commit": commit.stdout.strip() or None,
+        "commit": (commit or "").strip() or None,
         "there": [name for name in ("triton", "numba", "lightning_fabric", "timm") if find_spec(name)],
     }
     if find_spec("triton"):
@@ -173,10 +187,18 @@ def cases(device: torch.device) -> dict[str, tuple[str, Any, int, int]]:
     }
 
 
+COMPILED = ("dynamic", "xnidr", "fm", "em", "inverted-attention")
+
+
 def trials(device: torch.device) -> Iterator[Item]:
-    """Whether each kernel is taken: the trial that a layer makes of it."""
+    """Whether each kernel is taken: the trial that a layer makes of it; and whether compiled code can train with it."""
     for name, (routing, shape, _, _) in cases(device).items():
         yield Item(f"trial/{name}", partial(trial, routing, shape, device))
+    from forms import linear, measure
+
+    for routing in COMPILED if device.type == "cuda" else ():
+        train = partial(measure, routing, linear(64, 8, 10, 16), 32, device, ("fused-compiled",), 2, 1)
+        yield Item(f"trial/{routing}, compiled", train, 20)
 
 
 def trial(routing: str, shape: Any, device: torch.device) -> dict[str, Any]:
@@ -200,31 +222,37 @@ def numerics(device: torch.device) -> Iterator[Item]:
     """The kernels' sums and gradients beside the plain forms, float64 and float32, dynamic routing and FM too."""
     for name in ("inverted_attention", "em", "linear"):
         script = ROOT / "tests" / f"interpreted_{name}.py"
-        yield Item(f"numerics/{name}", partial(called, [str(script), device.type], 150), 20)
+        yield Item(f"numerics/{name}", partial(called, [str(script), device.type], most=150), 20, timed=True)
 
 
-def called(command: list[str], limit: float) -> dict[str, Any]:
-    """What became of a Python script in a process of its own, which is asked to end after `limit` seconds.
+def called(command: list[str], until: float, most: float = math.inf) -> dict[str, Any]:
+    """What became of a Python script in a process of its own, which is asked to end at `until`, and after `most`
+    seconds.
 
     Raises:
-        TimeoutExpired: when it was.
+        Cut: when it was, with the last lines that it had said.
     """
     paths = os.pathsep.join(str(ROOT / name) for name in ("src", "tests"))
     environment = os.environ | {"PYTHONPATH": paths}
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([sys.executable, *command], env=environment, cwd=ROOT, stderr=errors)
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen([sys.executable, *command], env=environment, cwd=ROOT, stdout=said, stderr=said)
         try:
-            status = process.wait(max(1, limit))
+            status = process.wait(max(1, min(most, until - time.time())))
         except subprocess.TimeoutExpired:
             process.terminate()  # a run saves what it has
             try:
                 process.wait(GRACE - 5)
             except subprocess.TimeoutExpired:
                 process.kill()
-            raise
-        errors.seek(0)
-        says = errors.read().strip().splitlines()[-4:]
+                process.wait()
+            raise Cut(last_lines(said)) from None
+        says = last_lines(said).splitlines()
     return {"status": status, "wrong": status != 0} | ({"says": says} if status else {})
+
+
+def last_lines(said: IO[str]) -> str:
+    said.seek(0)
+    return "\n".join(said.read().strip().splitlines()[-LINES:])
 
 
 def forms(device: torch.device) -> Iterator[Item]:
@@ -237,13 +265,13 @@ def forms(device: torch.device) -> Iterator[Item]:
 
 
 def compiled(device: torch.device) -> Iterator[Item]:
-    """The same beside plain steps that are compiled."""
+    """The same beside both forms compiled."""
     from forms import measure
 
     if device.type == "cpu":
         return
     for name, (routing, shape, batch, iterations) in list(cases(device).items())[:6]:
-        ways = ("fused", "compiled")
+        ways = ("fused", "compiled", "fused-compiled")
         yield Item(f"compiled/{name}", partial(measure, routing, shape, batch, device, ways, iterations), 60)
 
 
@@ -324,7 +352,7 @@ def training(device: torch.device) -> Iterator[Item]:
     from gpu import TRAINED
 
     for name, cell in TRAINED.items():
-        yield Item(name, partial(cell_of, cell, device), 60, goes_on=True)
+        yield Item(name, partial(cell_of, cell, device), 60, timed=True, goes_on=True)
 
 
 def digits(form: str, device: torch.device) -> dict[str, Any]:
@@ -365,8 +393,8 @@ def cell_of(cell: str, device: torch.device, until: float) -> dict[str, Any]:
         raise Absent("lightning-fabric is not installed, which runs need")
     if not os.environ.get("TORCHCAPS_DATA"):
         raise Absent("TORCHCAPS_DATA is not set, where data sets lie")
-    script = ROOT / "benchmarks" / "train.py"
-    return called([str(script), cell, "--device", device.type], until - time.time())
+    script = ROOT / "benchmarks" / "cell.py"
+    return called([str(script), cell, "--device", device.type], until)
 
 
 GROUPS: dict[str, Callable[[torch.device], Iterator[Item]]] = {  # in the order of their worth

@@ -7,6 +7,7 @@ import sys
 
 import em_cases
 import torch
+from held import Held
 from inverted_attention_cases import CASES, distance
 
 from torchcaps.kernels import window_tiles
@@ -52,17 +53,19 @@ def compare_large(name, case, device):
 
 
 if __name__ == "__main__":
+    held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     if device == "cpu":
         op._home = lambda x: cuda
         cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
     for name, case in (SMALL if device == "cpu" else CASES | LARGE).items():
-        compare(name, case, torch.float64, device)
+        held(f"{name} in float64", compare, name, case, torch.float64, device)
     for name, case in ({"linear": SMALL["linear"]} if device == "cpu" else CASES | LARGE).items():
-        compare(name, case, torch.float32, device)
+        held(f"{name} in float32", compare, name, case, torch.float32, device)
     for name, case in SMALL.items():
-        compare_large(name, case, device)
+        held(f"{name}, large poses", compare_large, name, case, device)
     if device == "cpu":
         window_tiles.WIDE = 8
         for name, case in MANY.items():
-            compare(name, case, torch.float64, device)
+            held(f"{name} in tiles", compare, name, case, torch.float64, device)
+    held.end()

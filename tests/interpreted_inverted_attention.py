@@ -6,6 +6,7 @@ Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 
 import sys
 
 import torch
+from held import Held
 from inverted_attention_cases import CASES, distance, inputs, plain
 
 from torchcaps.kernels import window_tiles
@@ -30,12 +31,14 @@ def compare(name, case, dtype, device):
 
 
 if __name__ == "__main__":
+    held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     cases = {"": SMALL, "in tiles": MANY} if device == "cpu" else {"": CASES | LARGE}
     for how, some in cases.items():
         if how:
             window_tiles.WIDE, cuda.PROGRAMS = 8, 4
         for name, case in some.items():
-            compare(name, case, torch.float64, device)
+            held(f"{name} in float64 {how}", compare, name, case, torch.float64, device)
             if device != "cpu" or name == "conv-vector":
-                compare(name, case, torch.float32, device)
+                held(f"{name} in float32 {how}", compare, name, case, torch.float32, device)
+    held.end()

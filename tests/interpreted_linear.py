@@ -6,6 +6,7 @@ Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 
 import sys
 
 import torch
+from held import Held
 
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
 import torchcaps.kernels.fm.cuda as fm_cuda
@@ -88,14 +89,16 @@ def fm(b, i, r, c, j, m, dtype, device):
 
 if __name__ == "__main__":
     torch.manual_seed(0)
+    held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     if device == "cpu":
         tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
     for size in SMALL if device == "cpu" else LARGE:
         for dtype in (torch.float64, torch.float32) if device != "cpu" or size == SMALL[1] else (torch.float64,):
-            dynamic(*size, dtype, device)
-            fm(*size, dtype, device)
+            for compare in (dynamic, fm):
+                held(f"{compare.__name__} of {size} in {dtype}", compare, *size, dtype, device)
     if device == "cpu":
         window_tiles.WIDE = 16
-        dynamic(*MANY, torch.float64, device)
-        fm(*MANY, torch.float64, device)
+        for compare in (dynamic, fm):
+            held(f"{compare.__name__} of {MANY} in tiles", compare, *MANY, torch.float64, device)
+    held.end()

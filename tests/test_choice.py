@@ -19,9 +19,11 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels import probe, timing
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, choose, chosen_forms, set_forms
 from torchcaps.layers.choice import _agreed
+from torchcaps.routing.fused import _KERNELS
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_state
 from torchcaps.train.run import RunFolder
+from torchcaps.votes import ConvVotes, LinearVotes
 
 POSES = Capsules(torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0)))
 
@@ -104,6 +106,9 @@ def test_a_form_without_memory_is_not_taken(clock):
     assert set(forms(found).values()) == {"fused"} and found["layers.0"].plain_ms is None
     clock(1.0, float("inf"))
     assert set(forms(choose(module, POSES)).values()) == {"plain"}
+    clock(float("inf"), float("inf"))
+    found = choose(module, POSES)
+    assert set(forms(found).values()) == {"fused"} and "for neither, so a fixed rule" in found["layers.0"].why
 
 
 def test_a_kernel_that_fails_is_not_timed(clock, monkeypatch):
@@ -200,15 +205,33 @@ def test_a_compiled_model_is_timed_by_its_own_names(clock):
 def test_forms_of_a_compiled_step_are_compiled_where_that_can_be(clock, monkeypatch):
     clock(2.0, 1.0)
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda function: seen.append(function) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: seen.append((function, dynamic)) or function)
     assert forms(choose(stack("auto", "plain"), POSES, compiled=True)) == {"layers.0": "fused"}
-    assert seen == [timing.run] * 2
+    assert seen == [(timing.run, False)] * 2
 
-    def broken(function):
+    def broken(function, dynamic):
         raise RuntimeError("inductor takes no such form alone")
 
     monkeypatch.setattr(torch, "compile", broken)
     assert choose(stack("auto", "plain"), POSES, compiled=True)["layers.0"].why == "both were timed"
+
+
+def test_forms_of_many_layers_are_each_compiled_at_their_own_sizes():
+    """torch compiles one piece of code eight times at most, and then runs it as it is."""
+    torch.compiler.reset()
+    graphs = []
+
+    def watch(graph, example):
+        graphs.append([tuple(x.shape) for x in example if isinstance(x, torch.Tensor)])
+        return graph.forward
+
+    def double(x):
+        return 2 * x
+
+    shapes = [(size, 3) for size in range(2, 13)]
+    for shape in shapes:
+        torch.compile(timing.anew(double), backend=watch, dynamic=False)(torch.ones(shape))
+    assert graphs == [[shape] for shape in shapes]
 
 
 def test_forms_are_kept_with_copies_and_given_again(clock):
@@ -260,6 +283,8 @@ NETWORKS = {  # what "auto" takes on CUDA where nobody has timed it
     ("em", LinearTransform(800, 10, 16, 16, matrix=True)): "plain",
     ("inverted-attention-c", LinearTransform(64, 10, 16, 16, matrix=True)): "plain",
     ("fm", LinearTransform(64, 32, 16, 16, matrix=True)): "fused",
+    ("self-attention", LinearTransform(16, 10, 8, 16)): "fused",
+    ("self-attention", LinearTransform(16, 1000, 8, 16)): "plain",
     ("uniform", LinearTransform(64, 32, 16, 16, matrix=True)): "plain",
 }
 
@@ -274,6 +299,15 @@ def test_where_nobody_chose_cuda_is_careful(monkeypatch, case, form):
     if layer.fused:
         layer.chosen["cuda"] = "plain"
         assert layer.form("cuda") == "plain" and CapsuleLayer(case[1], case[0], "fused").form("cuda") == "fused"
+
+
+def test_no_kernel_is_taken_on_cuda_unseen_where_votes_fill_the_registers():
+    wide = {
+        LinearVotes: LinearTransform(16, 1000, 8, 16),
+        ConvVotes: ConvTransform(2, 256, 16, 16, stride=2, matrix=True),
+    }
+    for (votes, routing), kernel in _KERNELS.items():
+        assert not kernel.suits("cuda", wide[votes]), (votes.__name__, routing.__name__)
 
 
 def test_a_run_keeps_what_it_chose(clock, tmp_path: Path, monkeypatch):

@@ -237,7 +237,7 @@ def test_unfinished_run_is_announced_and_resumed_on_demand(recipe: Config, capsy
 def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     recipe: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchcaps.tables.ahead.step_seconds", lambda config, batch, device: 6.0)
+    monkeypatch.setattr("torchcaps.tables.ahead.step_seconds", lambda config, batch, device, patience: 6.0)
     assert main(["train", "tiny", "--epochs", "4", "--batch-size", "100", "--dry-run"]) == 0
     said = capsys.readouterr().out
     seconds = 6 * 4 * (12 + 144 / 100 / 3)
@@ -262,6 +262,8 @@ def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixtur
     ("command", "message"),
     [
         ("train digit", "no recipe is named 'digit'; the nearest is 'digits'"),
+        ("train fm/table2", "begin so, such as 'fm/table2/"),
+        ("reproduce fm/table2/ours-cifar10", "`torchcaps reproduce fm/table2 --cells ours-cifar10`"),
         ("train tiny --data.name mnits", "'mnist'"),
         ("train tiny --model.name capsnt", "the nearest is 'capsnet'"),
         ("train tiny --epochs 0", "epochs is 0"),
@@ -308,6 +310,15 @@ def test_lists_name_what_is_registered(capsys: pytest.CaptureFixture[str]) -> No
         assert main(["list", kind, f"{name[:-1]}?"]) == 0
         listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if not line.startswith("name ")]
         assert name in listed and all(each.startswith(name[:-1]) and len(each) == len(name) for each in listed)
+
+
+def test_a_pattern_that_nothing_matches_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "recipes", "fm/table2"]) == 0
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("torchcaps: no recipes match 'fm/table2'; ")
+    assert said.err.endswith(" match '*fm/table2*'\n")
+    assert main(["list", "tables", "zz"]) == 0
+    assert capsys.readouterr().err == "torchcaps: no tables match 'zz'\n"
 
 
 def test_cost_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,6 +223,21 @@ def test_a_sweep_makes_a_row_of_each_value() -> None:
         Comparison(sweep=("optimiser.rl", "1")).cells(["em"])[0].how.build()
 
 
+def test_an_option_is_swept_where_a_head_has_it() -> None:
+    """Whether or not the usual config says it; heads without it have one row."""
+    cells = Comparison(sweep=("model.options.iterations", "1", "2")).cells(["linear", "em"])
+    assert [cell.name for cell in cells] == ["linear", "em@model.options.iterations=1", "em@model.options.iterations=2"]
+    assert [cell.how.build().model.options.get("iterations") for cell in cells] == [None, 1, 2]
+    (cell,) = Comparison(sweep=("model.options.hidden", "8,8")).cells(["em"])
+    assert cell.how.build().model.options["hidden"] == (8, 8)
+    _, cell = Comparison(sweep=("model.options.routing_start", "learnt")).cells(["em", "dynamic"])
+    assert cell.how.build().model.options["routing_start"] == "learnt"
+    with pytest.raises(
+        ValueError, match=r"no option of these heads is named .*\.iteratons'; the nearest is .*\.iterations'"
+    ):
+        Comparison(sweep=("model.options.iteratons", "1")).cells(["linear", "em"])
+
+
 def test_data_are_as_usual_but_for_what_flags_say() -> None:
     assert settle_data(DataConfig("cifar10"), {"data.name", "seeds"}) is None
     settled = settle_data(DataConfig("cifar10", limit=50), {"data.name", "data.limit"})

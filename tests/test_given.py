@@ -187,6 +187,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels": ({"data": (FLOATS, LABELS[:9])}, r"labels torch\.int64 \[9\] of 60 images"),
     "halves": ({"data": (FLOATS, LABELS + 0.5)}, "they must be a whole number each"),
     "negative": ({"data": (FLOATS, LABELS - 1)}, "label -1 is outside"),
+    "negative-loaded": (
+        {"data": dict.fromkeys(("train", "test"), DataLoader(TensorDataset(FLOATS, LABELS - 1), 4))},
+        "label -1 is outside",
+    ),
     "nan": ({"data": (FLOATS / 0, LABELS)}, "values that are not finite"),
     "endless": ({"data": Endless()}, "put it into a DataLoader"),
     "no-length": ({"data": DataLoader(Endless(), 4)}, "does not know its length"),

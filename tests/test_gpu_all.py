@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gpu
@@ -13,6 +14,7 @@ import pytest
 import torch
 from forms import ROUTINGS
 from gpu_log import ATTEMPTS, Log
+from held import Held
 
 from torchcaps.kernels import rule
 from torchcaps.layers import CapsuleLayer
@@ -76,6 +78,80 @@ def test_an_item_that_fails_is_a_line_and_the_next_is_run(tmp_path: Path, monkey
     before = len(log.lines)
     gpu_all.work("trials", CPU, Log(log.path), gpu_all.time.time() + 100)
     assert len(Log(log.path).lines) == before
+
+
+class Dying:
+    """A group's process: as many lives as there are lists of outcomes, each of which ends with a fault of the GPU."""
+
+    def __init__(self, out: Path, lives: list[list[str]]):
+        self.out, self.lives, self.started = out, lives, 0
+
+    def __call__(self, command, env):
+        self.started += 1
+        return self
+
+    def wait(self, timeout):
+        if not self.lives:
+            return 0
+        log = Log(self.out)
+        for name in self.lives.pop(0):
+            log.begin(name)
+            log.end(name, "failed")
+        return 1
+
+
+def test_the_next_item_has_a_fresh_process_whenever_the_one_before_died(tmp_path: Path, monkeypatch):
+    """Also where the fault came to light once the item had its line; but an import that fails is not tried for ever."""
+    out, later = tmp_path / "log.jsonl", gpu_all.time.time() + 100
+    for lives, started in (([["a"], ["b"]], 3), ([[]], 1)):
+        process = Dying(out, lives)
+        monkeypatch.setattr(gpu_all.subprocess, "Popen", process)
+        gpu_all.finish("trials", "cuda", out, later)
+        assert process.started == started
+
+
+def test_a_script_is_ended_when_the_time_is_out_and_its_last_lines_are_kept(tmp_path: Path):
+    script = tmp_path / "endless.py"
+    script.write_text("import time\nprint('one case: equal', flush=True)\ntime.sleep(60)\n")
+    item = gpu_all.Item("endless", partial(gpu_all.called, [str(script)]), timed=True)
+    begun = gpu_all.time.time()
+    assert gpu_all.attempt(item, begun + 2) == ("cut", {"says": ["one case: equal"]})
+    assert gpu_all.time.time() - begun < 20
+    script.write_text("print('wrong')\nraise SystemExit(1)\n")
+    found = gpu_all.attempt(item, begun + 100)
+    assert found == ("failed", {"status": 1, "says": ["wrong"]})
+
+
+def test_a_comparison_that_fails_is_said_and_the_next_is_made(capsys: pytest.CaptureFixture[str]):
+    def compare(number):
+        assert number, "off by 1"
+
+    held = Held()
+    for number in (0, 1):
+        held(f"case {number}", compare, number)
+    with pytest.raises(SystemExit):
+        held.end()
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == said[2] == "case 0: AssertionError: off by 1" and said[1].startswith("case 1: equal")
+
+
+def test_all_that_is_started_is_there(monkeypatch: pytest.MonkeyPatch):
+    """A bare machine may have neither git nor the repository's history."""
+    started: list[str] = []
+    monkeypatch.setenv("TORCHCAPS_DATA", "data")
+    monkeypatch.setattr(gpu_all, "find_spec", lambda name: True)
+    monkeypatch.setattr(gpu_all, "called", lambda command, until, most=0.0: started.append(command[0]) or {})
+    items = [*gpu_all.numerics(torch.device("cuda")), *gpu_all.training(torch.device("cuda"))]
+    for item in items:
+        if item.timed and not item.goes_on:
+            started.append(item.run.args[0][0])
+        elif item.timed:
+            item.run(until=0.0)
+    assert len(started) == 3 + len(gpu.TRAINED)
+    scripts = [ROOT / command[0] for command in gpu.RUNS.values() if command[0] != "-m"]
+    assert all(path.is_file() for path in [*map(Path, started), *scripts])
+    monkeypatch.setattr(gpu_all, "which", lambda name: None)
+    assert gpu_all.describe(CPU)["commit"] is None
 
 
 def test_every_kernel_has_a_case_and_every_run_a_name():

@@ -122,17 +122,32 @@ def test_what_a_step_gives_is_read_when_its_event_has_come(monkeypatch):
     assert Readback(torch.tensor([3.0])).tolist() == [3.0]
 
 
-def test_settings_of_a_gpu_are_the_runs_own_and_said(monkeypatch):
+def by_the_older_interface():
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def by_name():
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("sets", [by_the_older_interface, by_name, lambda: None])
+def test_settings_of_a_gpu_are_the_runs_own_and_said(sets):
+    """Whichever of torch's two interfaces they were set by: the older one refuses to be read after the newer."""
     before = devices._settings()
     try:
-        devices._settle("medium", False, False)
+        sets()
+        torch.backends.cudnn.benchmark = False
+        mine = devices._settings()
         with settled(torch.device("cuda")):
             assert describe_settings(torch.device("cuda")) == {
                 "tf32": {"convolutions": True, "products": False},
                 "cudnn_benchmark": True,
             }
-        assert devices._settings() == ("medium", False, False)
+            assert torch.get_float32_matmul_precision() == "highest" and torch.backends.cudnn.allow_tf32
+        assert devices._settings() == mine
         with settled(torch.device("cpu")):
-            assert devices._settings() == ("medium", False, False) and describe_settings(torch.device("cpu")) == {}
+            assert devices._settings() == mine and describe_settings(torch.device("cpu")) == {}
     finally:
-        devices._settle(*before)
+        devices._settle(before)

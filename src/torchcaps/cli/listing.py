@@ -8,18 +8,33 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from torchcaps.terminal import say
+from torchcaps.terminal import note, say
 
 
 def list_names(
     kind: Positional[Literal["models", "recipes", "routings", "data", "tables"]], pattern: Positional[str] = "*"
 ) -> None:
-    """List what there is, one name a line.
+    """List what there is, one name a line; a pattern that nothing matches is said on standard error.
 
     Args:
         kind: of what
         pattern: of names, as a shell has it, in quotes: "*-cifar10"
     """
+
+    rows = _rows(kind, pattern)
+    if not rows:
+        near = len(_rows(kind, f"*{pattern}*"))
+        note(f"torchcaps: no {kind} match {pattern!r}" + (f"; {near} match '*{pattern}*'" if near else ""))
+    elif kind == "routings":
+        from torchcaps.routing.listing import HEADER
+
+        print_columns([HEADER, *rows])
+    else:
+        print_lines([(row[0], row[1]) for row in rows])
+
+
+def _rows(kind: str, pattern: str) -> list[tuple[str, ...]]:
+    """Return names that match, and what is said of each."""
 
     def matches(name: str) -> bool:
         return fnmatchcase(name, pattern)
@@ -28,24 +43,23 @@ def list_names(
         case "models":
             from torchcaps.models import list_models
 
-            print_lines((name, "") for name in list_models(pattern))
+            return [(name, "") for name in list_models(pattern)]
         case "recipes":
             from torchcaps.papers import list_recipes
 
-            print_lines((name, about) for name, about in list_recipes().items() if matches(name))
+            return list(list_recipes(pattern).items())
         case "routings":
-            from torchcaps.routing.listing import HEADER, routing_rows
+            from torchcaps.routing.listing import routing_rows
 
-            print_columns([HEADER, *(row for row in routing_rows() if matches(row[0]))])
+            return [row for row in routing_rows() if matches(row[0])]
         case "tables":
             from torchcaps.papers import list_tables
 
-            print_lines((table.id, f"{table.printed}: {table.title}") for table in list_tables() if matches(table.id))
-        case "data":
+            return [(each.id, f"{each.printed}: {each.title}") for each in list_tables() if matches(each.id)]
+        case _:
             from torchcaps.data.catalogue import CATALOGUE
 
-            entries = CATALOGUE.items()
-            print_lines((name, f"{entry.about}: {entry.facts()}") for name, entry in entries if matches(name))
+            return [(name, f"{each.about}: {each.facts()}") for name, each in CATALOGUE.items() if matches(name)]
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

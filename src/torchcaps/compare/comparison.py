@@ -30,6 +30,7 @@ from torchcaps.config import (
 )
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
+from torchcaps.manifest import SHAPE
 from torchcaps.names import unknown
 from torchcaps.plugins import imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
@@ -41,6 +42,7 @@ LINEAR, TWIN = "linear", "twin"
 OF_TWIN = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
 CONTROLS = (LINEAR, "uniform", TWIN)  # in front, in every table
 DEPTH = "depth"
+OPTION = "model.options."  # what the name of a model's option begins with, as the field of a config
 HIDDEN = 16  # capsules of each layer between primary and class capsules, where layers are stacked
 SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 EPOCHS = 60  # of the budget `full`
@@ -77,12 +79,20 @@ class Comparison:
         return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
-        """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep."""
+        """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep; a head
+        that has not the option which is swept has one as it is.
+
+        Raises:
+            ValueError: for an option that no head has.
+        """
         field, *values = self.varied
-        rows = [
-            (head, f"{head}@{field}={value}", value) for head in heads for value in values if self.takes(head, value)
-        ]
-        rows = rows or [(head, head, None) for head in heads]
+        rows: list[tuple[str, str, str | None]] = []
+        for head in heads:
+            mine = [(head, f"{head}@{field}={value}", value) for value in values if self.takes(head, value)]
+            rows += mine if mine or self.depths else [(head, head, None)]
+        if values and not any(value for _, _, value in rows):
+            known = sorted({OPTION + name for head in heads for name in self.options(head)})
+            raise unknown("option of these heads", field, known)
         return [
             Cell(name, name, "test accuracy", self.train(head, value), metric=ACCURACY, home=self.home)
             for head, name, value in rows
@@ -120,8 +130,18 @@ class Comparison:
         return Train(lambda: grow(build()), Narrow(f"{more}x-epochs", change=grow), grow)
 
     def takes(self, head: str, value: str) -> bool:
-        """Return whether a head has a row of this value: a head without capsules has no depth but one."""
+        """Return whether a head has a row of this value: a head without capsules has no depth but one, and others have
+        not all the options that one has.
+        """
+        if self.sweep and self.sweep[0].startswith(OPTION):
+            return self.sweep[0].removeprefix(OPTION) in self.options(head)
         return not self.depths or value == "1" or not (head == LINEAR or is_network(head))
+
+    def options(self, head: str) -> set[str]:
+        """Return the names of the options of the model that a head makes of the backbone."""
+        from torchcaps.models.registry import describe_model
+
+        return set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
 
     @property
     def home(self) -> str:
@@ -234,13 +254,15 @@ def replace_field(config: Config, name: str, text: str) -> Config:
         part = part.get(each)
         if not isinstance(part, dict):
             raise unknown("field of a config", name, list(list_fields(plain)))
-    if last not in part or isinstance(part[last], dict):
+    option = name.startswith(OPTION) and len(path) == 2  # which a model may have, whether or not the config says it
+    if (last not in part and not option) or isinstance(part.get(last), dict):
         raise unknown("field of a config", name, list(list_fields(plain)))
-    for read in (json.loads, str):
+    before = part.get(last)
+    for read in (json.loads, lambda text: json.loads(f"[{text}]"), str):  # 0.1, then 16,16, then a name
         with suppress(ValueError):
             part[last] = {"True": True, "False": False, "None": None}.get(text, read(text))
             return from_plain(Config, plain)
-    raise ValueError(f"{name} cannot be {text!r}; here it is {reduce(getattr, [*path, last], config)!r}")
+    raise ValueError(f"{name} cannot be {text!r}; here it is {before!r}")
 
 
 def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data.folder import TEST_SEED, TEST_SHARE
-from torchcaps.data.images import Images, Source, Splits, Stored, shown
+from torchcaps.data.images import Images, Source, Splits, Stored, check_labels, shown
 from torchcaps.data.items import Floats, Items, to_image
 from torchcaps.data.load import Data, assemble
 from torchcaps.data.loaders import Loaded, read_batch
@@ -93,6 +93,7 @@ class _Read:
     def source(self, classes: tuple[str, ...]) -> Source:
         labels = self.labels.to(torch.uint8 if self.labels.ndim == 2 else torch.int64)
         if self.loader is not None:
+            check_labels(labels, classes, len(labels))
             return Loaded(self.loader, len(labels), classes, self.shape, shown(labels))
         if self.dataset is not None:
             return Items(self.dataset, torch.arange(len(labels)), labels, classes, self.shape)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def _turn(
 ) -> Callable[[], object]:
     """Return one pass through all iterations of a form, on votes that are drawn anew for it alone."""
     like, leaves = _alike(routing, votes)
-    forward = torch.compile(run) if compiled else run
+    forward = torch.compile(anew(run), dynamic=False) if compiled else run
 
     def turn() -> object:
         with torch.set_grad_enabled(learns):
@@ -91,6 +92,18 @@ def _turn(
         return torch.autograd.grad(outs, leaves, [torch.ones_like(x) for x in outs], allow_unused=True)
 
     return turn
+
+
+def anew(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that does the same, to be compiled as if nothing had been before.
+
+    torch's compiler keeps eight forms of one piece of code and runs the ninth as it stands, which would be timed for a
+    compiled one; and sizes that differ from those before it takes for unknown ones.
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _alike(routing: Routing, votes: Known) -> tuple[Callable[[], Known], list[Tensor]]:

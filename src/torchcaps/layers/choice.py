@@ -195,6 +195,8 @@ def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns:
         if not compiled:
             raise
         times = timed(False)
+    if isinf(times.plain) and isinf(times.fused):
+        return Choice(layer.form(device.type), "memory sufficed for neither, so a fixed rule on shapes decides")
     form: Form = "fused" if times.fused < times.plain else "plain"
     return Choice(form, "both were timed", *(None if isinf(x) else round(1000 * x, 4) for x in times))
 

@@ -108,6 +108,11 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
             return dataclasses.replace(config, recipe=name)
         return apply_budget(config, budget, Cell(name, name, "", Train(_RECIPES[name])))
     cells = _cells()
+    if name not in cells and (inside := [each for each in cells if each.startswith(f"{name.rstrip('/')}/")]):
+        raise ValueError(
+            f"{name!r} is no recipe, but {len(inside)} begin so, such as {inside[0]!r} (`torchcaps list recipes "
+            f"'{name.rstrip('/')}/*'`); `torchcaps reproduce` trains all cells of a table"
+        )
     if name not in cells:
         raise unknown("recipe", name, [*_RECIPES, *cells], "`torchcaps list recipes` shows all")
     cell = cells[name]

@@ -11,6 +11,7 @@ from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, s
 
 FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
 WITHOUT = "no estimate of time and memory"
+PATIENCE = 5.0  # seconds of measured steps, after two of them
 
 
 class Ahead(NamedTuple):
@@ -32,7 +33,8 @@ class Ahead(NamedTuple):
 
     def __str__(self) -> str:
         images = self.epochs * self.steps * self.batch
-        said = f"{self.epochs} epochs of {self.steps:,} steps of {self.batch} images, {images:,} in all"
+        epochs, steps = (f"{n:,} {name}{'s' * (n != 1)}" for n, name in ((self.epochs, "epoch"), (self.steps, "step")))
+        said = f"{epochs} of {steps} of {self.batch} images, {images:,} in all"
         if self.seconds is None or self.step_seconds is None or self.memory is None:
             return f"{said}; {WITHOUT}"
         step = f"{1000 * self.step_seconds:.3g} ms" if self.step_seconds < 1 else f"{self.step_seconds:.3g} s"
@@ -72,7 +74,7 @@ def look_ahead(config: Config) -> Ahead:
     bare = {name: value for name, value in config.model.options.items() if name != "pretrained"}
     measured = replace(config, model=replace(config.model, options=bare))
     reset_peak(device)
-    seconds = step_seconds(measured, max(1, config.batch_size // config.processes), device)
+    seconds = step_seconds(measured, max(1, config.batch_size // config.processes), device, PATIENCE)
     return counted._replace(step_seconds=seconds, memory=peak_memory(device) / 1e6)
 
 

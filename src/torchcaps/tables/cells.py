@@ -193,6 +193,9 @@ def find_tables(pattern: str) -> list[Table]:
     """
     if found := list_tables(pattern):
         return found
+    home, _, cell = pattern.rpartition("/")
+    if home in _TABLES and any(each.name == cell for each in _TABLES[home].cells):
+        raise ValueError(f"{pattern!r} is a cell of the table {home}: `torchcaps reproduce {home} --cells {cell}`")
     raise unknown("table", pattern, _TABLES, "`torchcaps list tables` shows all")
 
 

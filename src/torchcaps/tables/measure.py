@@ -6,6 +6,7 @@ torch is imported by the functions that need it.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
 REPEATS = 5  # timed passes, after one that is not
+LEAST = 2  # of them, where patience ends
 TURNS = 15  # of networks that are timed beside each other
 LONG_ENOUGH = 0.5  # seconds of repeats
 
@@ -150,10 +152,12 @@ def inference_memory(config: Config, batch_size: int = 128, device: str = "auto"
     return peak_memory(place) / 1e6
 
 
-def step_seconds(config: Config, batch_size: int, device: str = "auto") -> float:
-    """Return seconds of a training step on a batch of `batch_size` images, the median of at least five."""
+def step_seconds(config: Config, batch_size: int, device: str = "auto", patience: float = math.inf) -> float:
+    """Return seconds of a training step on a batch of `batch_size` images: the median of at least five, but of two
+    where more would take longer than `patience`, in seconds.
+    """
     step, place = training_step(config, batch_size, device)
-    return _median_seconds(step, place)
+    return _median_seconds(step, place, patience)
 
 
 def hundred_steps(config: Config, device: str = "auto") -> float:
@@ -172,10 +176,12 @@ def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
     return peak_memory(place) / 1e6
 
 
-def _median_seconds(function: Callable[[], object], place: str) -> float:
+def _median_seconds(function: Callable[[], object], place: str, patience: float = math.inf) -> float:
     times: list[float] = []
     while len(times) <= REPEATS or sum(times[1:]) < LONG_ENOUGH:
         times.append(_seconds(function, place))
+        if len(times) > LEAST and sum(times[1:]) > patience:
+            break
     return median(times[1:])
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 
@@ -83,28 +83,58 @@ def settled(device: torch.device) -> Iterator[None]:
         yield
         return
     before = _settings()
-    _settle("highest", tf32=True, benchmark=True)
+    _settle(RUN)
     try:
         yield
     finally:
-        _settle(*before)
+        _settle(before)
 
 
-def _settings() -> tuple[str, bool, bool]:
-    cudnn = torch.backends.cudnn
-    return torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+class Settings(NamedTuple):
+    """What torch does with products in float32, as both of its interfaces say it.
+
+    The older one refuses to be read where the newer one, by name, contradicts it; what it says is None then.
+    """
+
+    products: str | None  # of `torch.get_float32_matmul_precision`
+    cudnn: bool | None  # of `torch.backends.cudnn.allow_tf32`
+    by_name: tuple[str, ...]  # of `_named`, in its order
+    benchmark: bool
 
 
-def _settle(products: str, tf32: bool, benchmark: bool) -> None:
-    torch.set_float32_matmul_precision(products)
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = benchmark
+RUN = Settings("highest", True, ("ieee", "tf32", "tf32", "ieee"), True)
+
+
+def _named() -> tuple[Any, ...]:
+    """Return what holds a setting each: products, convolutions and recurrences on a GPU, and products on a CPU."""
+    backends: Any = torch.backends
+    return backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul
+
+
+def _settings() -> Settings:
+    products = cudnn = None
+    with suppress(RuntimeError):
+        products = torch.get_float32_matmul_precision()
+    with suppress(RuntimeError):
+        cudnn = torch.backends.cudnn.allow_tf32
+    return Settings(products, cudnn, tuple(each.fp32_precision for each in _named()), torch.backends.cudnn.benchmark)
+
+
+def _settle(settings: Settings) -> None:
+    """Set the older interface first, which changes the newer one too."""
+    if settings.products is not None:
+        torch.set_float32_matmul_precision(settings.products)
+    if settings.cudnn is not None:
+        torch.backends.cudnn.allow_tf32 = settings.cudnn
+    for each, precision in zip(_named(), settings.by_name, strict=True):
+        each.fp32_precision = precision
+    torch.backends.cudnn.benchmark = settings.benchmark
 
 
 def describe_settings(device: torch.device) -> dict:
     """Return how float32 is multiplied on a GPU, and how convolutions are chosen; nothing of other devices."""
     if device.type != "cuda":
         return {}
-    products, tf32, benchmark = _settings()
-    tf32_of = {"convolutions": tf32, "products": products != "highest"}
-    return {"tf32": tf32_of, "cudnn_benchmark": benchmark}
+    products, convolutions, *_ = _settings().by_name
+    tf32_of = {"convolutions": convolutions == "tf32", "products": products == "tf32"}
+    return {"tf32": tf32_of, "cudnn_benchmark": torch.backends.cudnn.benchmark}

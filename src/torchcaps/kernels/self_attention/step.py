@@ -7,13 +7,14 @@ from torch import Tensor
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.dynamic.op import dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
+from torchcaps.kernels.rule import unless_wide
 from torchcaps.routing import Step
-from torchcaps.routing.fused import register_kernel
+from torchcaps.routing.fused import always, register_kernel
 from torchcaps.routing.self_attention import SelfAttention
 from torchcaps.votes import ConvVotes, LinearVotes
 
 
-@register_kernel(LinearVotes, SelfAttention)
+@register_kernel(LinearVotes, SelfAttention, always, unless_wide)
 def linear_step(routing: SelfAttention, votes: LinearVotes, state: None, t: int) -> Step[None]:
     """Return the one step; of few images the plain one, where votes are smaller than the weights."""
     if 2 * len(votes.capsules.poses) * votes.rows <= votes.weight.shape[2]:
@@ -23,7 +24,7 @@ def linear_step(routing: SelfAttention, votes: LinearVotes, state: None, t: int)
     return Step(_narrow(routing, votes, total), None, None)
 
 
-@register_kernel(ConvVotes, SelfAttention)
+@register_kernel(ConvVotes, SelfAttention, always, unless_wide)
 def conv_step(routing: SelfAttention, votes: ConvVotes, state: None, t: int) -> Step[None]:
     """Return the one step on windows."""
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
