@@ -10,6 +10,7 @@ import inspect
 import io
 import os
 import re
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -140,14 +141,16 @@ def models_page() -> str:
     cards = sorted((HERE.parent / "weights").glob("*/README.md"))
     weights = "\n".join(f"../../{path.relative_to(HERE.parent).with_suffix('')}" for path in cards)
     budgets = ", ".join(f"`{name}`" for name in BUDGETS)
-    models = " ".join(f"`{name}`" for name in list_models())
+    models = " ".join(f"`{name}`" for name in list_models() if "." not in name)
     revisions = [
         ("part", "number", "why"),
         *((f"{each.kind} `{each.name}`", str(each.number), " ".join(each.why.split())) for each in REVISIONS),
     ]
     return (
         f"# Models, recipes, data\n\nFrom the registries, as `torchcaps list` prints them.\n\n## Models\n\n{models}\n\n"
-        "Any timm model with a routing behind a dot is one too: `resnet18.fm`. `torchcaps cost MODEL` counts it.\n\n"
+        "With a head behind a dot, such as `resnet18.fm`:\n\n"
+        f"{markdown(headed())}\n\n"
+        "Any other timm model with a routing behind a dot is one too. `torchcaps cost MODEL` counts it.\n\n"
         f"## Weights\n\nThey come with torchcaps, and `torchcaps.load` takes their names.\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n\n{weights}\n```\n\n"
         f"## Recipes\n\nBudgets: {budgets}.\n\n{markdown(recipes)}\n\n## Data\n\n{markdown(data)}\n\n"
@@ -155,9 +158,23 @@ def models_page() -> str:
     )
 
 
+def headed() -> Iterator[Sequence[str]]:
+    """Backbones that have the same heads, and these."""
+    by_backbone: dict[str, list[str]] = {}
+    for name in list_models():
+        backbone, dot, head = name.partition(".")
+        if dot:
+            by_backbone.setdefault(backbone, []).append(f"`{head}`")
+    by_heads: dict[str, list[str]] = {}
+    for backbone, heads in by_backbone.items():
+        by_heads.setdefault(" ".join(heads), []).append(f"`{backbone}`")
+    yield "backbone", "heads"
+    yield from ((" ".join(backbones), heads) for heads, backbones in by_heads.items())
+
+
 def glossary_page() -> str:
-    terms = "\n".join(f"{term}\n: {text}\n" for term, text in sorted(TERMS.items()))
-    return f"# Glossary\n\nThe words as reports and pages use them.\n\n{terms}"
+    terms = "\n".join(f"{term}\n  {text}\n" for term, text in sorted(TERMS.items()))
+    return f"# Glossary\n\nThe words as reports and pages use them.\n\n```{{glossary}}\n{terms}```\n"
 
 
 def tables_page() -> str:
@@ -188,7 +205,7 @@ def environment_page() -> str:
     assert not unknown, f"environment variables without a word in VARIABLES: {unknown}"
     rows = [
         ("variable", "is", "read in"),
-        *((f"`{n}`", VARIABLES[n], ", ".join(found[n])) for n in VARIABLES if n in found),
+        *((f"`{name}`", about, ", ".join(found[name])) for name, about in VARIABLES.items()),
     ]
     return f"# Environment variables\n\n{markdown(rows)}\n"
 
@@ -208,7 +225,6 @@ VARIABLES = {
     "TORCHCAPS_DATA": "the folder of the data sets, where `data.root` does not say it",
     "TORCHCAPS_CACHE": "the folder of what is decoded or fetched once",
     "TORCHCAPS_IMPORTED": "set by the library itself: what `--import` brought in, for processes that it starts",
-    "TORCHCAPS_IMPLEMENTATION": "plain or fused steps for all layers, over what they ask for",
 }
 
 
