@@ -130,8 +130,12 @@ def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "bad.py").write_text("1 / 0")
     with pytest.raises(ValueError, match=r"bad\.py cannot be imported: ZeroDivisionError"):
         plugins.import_file(tmp_path / "bad.py")
+    (tmp_path / "ends.py").write_text("raise SystemExit(0)")
+    with pytest.raises(ValueError, match=r"ends\.py cannot be imported: SystemExit"):
+        plugins.import_file(tmp_path / "ends.py")
     with pytest.raises(FileNotFoundError, match="there is no file"):
         plugins.import_file(tmp_path / "none.py")
+    assert plugins.handed_on() == [str(file)]
 
 
 def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tiny import tiny_config
 from torchcaps.cli import main
 from torchcaps.cli.jobs import Command, read_settings
 from torchcaps.papers import find_tables
+from torchcaps.plugins import HANDED_ON
 from torchcaps.ranks import Ranks, first_host, given_ranks
 from torchcaps.tables.fill import choose_cells, plan
 from torchcaps.tables.parts import read_part, take_part
@@ -244,6 +245,14 @@ def test_settings_of_jobs_are_names_and_values() -> None:
     assert read_settings(["partition=gpu", "gpus_per_node=1"]) == {"partition": "gpu", "gpus_per_node": 1}
     with pytest.raises(ValueError, match="it takes NAME=VALUE"):
         read_settings(["partition"])
+
+
+def test_a_job_takes_the_files_that_its_user_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[list[str]] = []
+    monkeypatch.setattr("torchcaps.cli.jobs.submit_parts", lambda words, *others: given.append(words) or [])
+    monkeypatch.setenv(HANDED_ON, os.pathsep.join(["/a/mine.py", "/b/other.py"]))
+    assert main(["reproduce", "fm/text-residual", "--out", str(tmp_path), "--submit", "local"]) == 0
+    assert given[0][-4:] == ["--import", "/a/mine.py", "--import", "/b/other.py"]
 
 
 def test_a_job_that_fails_is_seen_to_fail() -> None:

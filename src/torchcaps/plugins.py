@@ -45,20 +45,23 @@ def import_file(path: Path | str) -> str:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # one that ends would end the command, and as if all were well
         del sys.modules[name]
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     _LOADED[record] = name
-    handed = [each for each in os.environ.get(HANDED_ON, "").split(os.pathsep) if each]
-    os.environ[HANDED_ON] = os.pathsep.join(dict.fromkeys([*handed, str(path)]))
+    os.environ[HANDED_ON] = os.pathsep.join(dict.fromkeys([*handed_on(), str(path)]))
     return record
+
+
+def handed_on() -> list[str]:
+    """Return the paths of the files that the user of this command, or of the one that started it, named."""
+    return [each for each in os.environ.get(HANDED_ON, "").split(os.pathsep) if each]
 
 
 def import_handed_on() -> None:
     """Import in a process that a command started what its user named to that command."""
-    for path in os.environ.get(HANDED_ON, "").split(os.pathsep):
-        if path:
-            import_file(path)
+    for path in handed_on():
+        import_file(path)
 
 
 def imported() -> tuple[str, ...]:
