@@ -81,13 +81,13 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-    def open(self, page: Path, width: int = 1280, dark: bool = False) -> None:
-        """Load a file at a width in pixels, in the light or the dark scheme."""
+    def open(self, page: Path | str, width: int = 1280, dark: bool = False) -> None:
+        """Load a file, or what lies at an address, at a width in pixels, in the light or the dark scheme."""
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.loaded = False
-        self.ask("Page.navigate", url=page.resolve().as_uri())
+        self.ask("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self.loaded:
             self._note(self._read())
 

@@ -21,6 +21,7 @@ ROOMS = """
     cli
     usage
     testing
+    explore
     report compare
     examine
     papers

@@ -20,6 +20,7 @@ from torchcaps.cli.comparing import compare, rename_flags
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
 from torchcaps.cli.examining import examine
+from torchcaps.cli.exploring import explore
 from torchcaps.cli.exporting import export
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
@@ -44,6 +45,7 @@ COMMANDS = {
     "inspect": inspect,
     "runs": runs,
     "examine": examine,
+    "explore": explore,
     "reproduce": reproduce,
     "table": table,
     "compare": compare,

@@ -68,13 +68,7 @@ class _Source(NamedTuple):
         """Return the program, for any batch size, in which binary weights are bits; and how many outputs it has."""
         check_scales(scales)
         module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter, about its own insides
-            batch = ({0: torch.export.Dim.DYNAMIC},)
-            program = torch.export.export(module, (self.images[:2],), dynamic_shapes=batch)
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # which names the folders of this machine
-        return program, len(self.wanted())
+        return trace_program(module, self.images[:2]), len(self.wanted())
 
     @torch.no_grad()
     def wanted(self) -> Sequence[Tensor]:
@@ -131,23 +125,51 @@ def export_onnx(
         ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
     """
     given, path = _loaded(source, image), Path(path)
+    check_onnx()
+    program, outputs = given.program(scales)
+    onnx = to_onnx(program, ["images"], OUTPUTS[:outputs])
+    if given.manifest is not None:
+        onnx.model.metadata_props[KEY] = given.manifest.to_json()
+    with _replacing(path) as fresh:
+        onnx.save(fresh)
+    return given.written(path, _onnx_session(path), scales)
+
+
+def check_onnx() -> None:
+    """Raise ValueError, which says what to install, where what writes ONNX is missing."""
     try:
         import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport] - what the exporter needs, said in one line
     except ModuleNotFoundError as error:
         raise ValueError(missing_extra(error)) from error
-    program, outputs = given.program(scales)
+
+
+def trace_program(module: nn.Module, *inputs: Tensor, batch: bool = True) -> torch.export.ExportedProgram:
+    """Return `module`, a function of `inputs` [b, ...], as a program.
+
+    `batch` has it for any b, which then is above 1 in `inputs`.
+    """
+    any_size = tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs) if batch else None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+        program = torch.export.export(module, inputs, dynamic_shapes=any_size)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # which names the folders of this machine
+    return program
+
+
+def to_onnx(
+    program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]
+) -> torch.onnx.ONNXProgram:
+    """Return a program as ONNX, with these names of its inputs and outputs, in their order; see `check_onnx`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        names = OUTPUTS[:outputs]
-        onnx = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
+        onnx = torch.onnx.export(
+            program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
+        )
     assert onnx is not None
-    if given.manifest is not None:
-        onnx.model.metadata_props[KEY] = given.manifest.to_json()
     for node in onnx.model.graph.all_nodes():  # how each was traced, half a megabyte in all
         node.metadata_props.clear()
-    with _replacing(path) as fresh:
-        onnx.save(fresh)
-    return given.written(path, _onnx_session(path), scales)
+    return onnx
 
 
 def export_pt2(

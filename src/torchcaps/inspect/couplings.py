@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, PooledTransform
-from torchcaps.models import Model
+from torchcaps.models import Model, Output
 from torchcaps.models.smaller import SelectedTransform
 from torchcaps.routing import Step
 
@@ -41,6 +41,7 @@ class RoutedLayer:
     routing: str  # its registered name
     maps: Tensor  # [t, b, j, h, w], see `share_maps`; children without positions stand in one row
     strength: Tensor  # [t, b, j], of the parents: activation or length, averaged over positions
+    given: Tensor  # [t, b, h, w], what a place has to give: its children's activations or lengths, summed
     box: Box | None  # None: the children have no positions
 
 
@@ -82,8 +83,20 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
         model: it is left in evaluation mode.
         images: [b, c, h, w], as the model takes them.
     """
-    found: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    seen: dict[str, tuple[str, bool]] = {}
+    with torch.no_grad():
+        layers = watch_routing(model.eval(), images)[1]
+    boxes = locate_children(model, images)
+    return [replace(layer, box=boxes.get(layer.name)) for layer in layers]
+
+
+def watch_routing(model: Model, images: Tensor) -> tuple[Output, list[RoutedLayer]]:
+    """Return the output of `model` for images [b, c, h, w], and what `trace_routing` says of its layers, without their
+    boxes.
+
+    It is made of operations of torch alone, so that it can be exported.
+    """
+    found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
+    seen: dict[str, str] = {}
     routed: set[str] = set()
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
@@ -92,25 +105,20 @@ def trace_routing(model: Model, images: Tensor) -> list[RoutedLayer]:
             return
         if isinstance(transform, ConvTransform) and (transform.scrambled or transform.dims == 1):
             return
-        found[name].append((share_maps(layer, children, step), _presence(step.capsules)))
-        seen[name] = (spec.name, children.poses.ndim == 5)
+        given = _weigh(children).sum(1)
+        found[name].append((share_maps(layer, children, step), _presence(step.capsules), given))
+        seen[name] = spec.name
         if step.coupling is not None:
             routed.add(name)
 
-    with torch.no_grad(), visiting(model.eval(), visit):
-        model(images)
-    boxes = locate_children(model, images)
-    return [
-        RoutedLayer(
-            name,
-            seen[name][0],
-            torch.stack([maps for maps, _ in steps]),
-            torch.stack([presence for _, presence in steps]),
-            boxes[name] if seen[name][1] else None,
-        )
+    with visiting(model, visit):
+        output = model(images)
+    layers = [
+        RoutedLayer(name, seen[name], *(torch.stack(each) for each in zip(*steps, strict=True)), box=None)
         for name, steps in found.items()
         if name in routed
     ]
+    return output, layers
 
 
 def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
@@ -146,10 +154,17 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
         windows = torch.ones_like(size)
     shares = given / size.clamp_min(torch.finfo(size.dtype).tiny)  # [b, j, i, h, w]
     shares = torch.where(windows > 0, shares, 1 / j)
-    weight = lengths(poses) if children.activations is None else children.activations  # [b, h, w, i] or [b, i]
-    weight = weight.float().abs() + 1e-6  # a place of silent children is their plain mean
-    weight = (weight.movedim(-1, 1) if space else weight[:, None, None, :]).unsqueeze(1)  # [b, 1, i, h, w]
+    weight = (_weigh(children) + 1e-6).unsqueeze(1)  # a place of silent children is their plain mean
     return (shares * weight).sum(2) / weight.sum(2)
+
+
+def _weigh(children: Capsules) -> Tensor:
+    """Return the size of activation or length of each child, by place: [b, i, h, w]; those without positions stand in
+    one row, [b, 1, 1, i].
+    """
+    weight = lengths(children.poses) if children.activations is None else children.activations  # [b, h, w, i] or [b, i]
+    weight = weight.float().abs()
+    return weight.movedim(-1, 1) if weight.ndim == 4 else weight[:, None, None, :]
 
 
 def _unwindow(coupling: Tensor, transform: ConvTransform, space: tuple[int, int]) -> Tensor:

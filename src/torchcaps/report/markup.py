@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import to_svg
 
@@ -24,3 +28,19 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     cells = ("".join(f"<td>{escape(value)}</td>" for value in row) for row in rows)
     top = f"<tr>{head}</tr>" if header else ""
     return f"<table>{top}{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def read_part(name: str, package: str = "torchcaps.report") -> str:
+    """Return a file of the folder `web` of a package, with the line ends that a browser hashes it with."""
+    return (files(package) / "web" / name).read_text(encoding="utf-8")
+
+
+def source_hash(text: str) -> str:
+    """Return the name by which a content security policy allows a script or a style, without quotes."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def embedded_json(value: Any) -> str:
+    """Return `value` as JSON that no browser takes for markup."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

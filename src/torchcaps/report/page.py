@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import PurePath
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -22,7 +19,7 @@ from torchcaps.inspect.figures import SHOWN
 from torchcaps.inspect.measured import calibrate_measured, confusion, explain_scores, worst
 from torchcaps.inspect.pictures import COLOURS, data_uri, heat, is_line_art, shrink, to_bytes, to_sheet
 from torchcaps.report.examined import examined
-from torchcaps.report.markup import plot, table
+from torchcaps.report.markup import embedded_json, plot, read_part, source_hash, table
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.report.story import Sight, Story
 from torchcaps.report.terms import Explained
@@ -61,15 +58,14 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
         _time(story, plots),
         _reproduction(story, explained),
     ]
-    script = _part("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = read_part("make.js") + read_part("page.js")
     ended = (
         "finished" if story.result is not None else f"unfinished, {len(story.history)} of {story.config.epochs} epochs"
     )
     reasons = [reason for reason in (story.reason, sight if isinstance(sight, str) else "") if reason]
     if seen and seen.of_run is False:
         reasons.append(f"The {seen.split} images are not those of the run: they were changed since.")
-    return Template(_part("page.html")).substitute(
+    return Template(read_part("page.html")).substitute(
         title=escape(_title(story.config)),
         origin=escape(f"recipe {story.config.recipe}, " if story.config.recipe else "")
         + escape(f"seed {story.config.seed}"),
@@ -83,9 +79,9 @@ def render(story: Story, plots: Mapping[str, Figure], sight: Sight | str) -> str
         sections="\n".join(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
         ),
-        style=_part("page.css"),
+        style=read_part("page.css"),
         script=script,
-        script_hash=f"sha256-{digest}",
+        script_hash=source_hash(script),
         data=_data(seen, _parts_explained(seen, explained)),
         version=torchcaps.__version__,
     )
@@ -106,10 +102,6 @@ def _explain(explained: Explained, *terms: str) -> str:
 
 def _details(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
-
-
-def _part(name: str) -> str:
-    return (files("torchcaps.report") / "web" / name).read_text(encoding="utf-8")
 
 
 def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:
@@ -323,8 +315,7 @@ def _data(sight: Sight | None, terms: Mapping[str, list[tuple[str, str]]]) -> st
         images = torch.stack([each.image for each in examples])
         found |= {"art": is_line_art(images), "aspect": f"{images.shape[3]} / {images.shape[2]}"}
         found["examples"] = [_example(each) for each in examples]
-    text = json.dumps(found, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return embedded_json(found)
 
 
 def _example(example: Example) -> dict[str, Any]:

@@ -24,6 +24,7 @@ TERMS = {
     "that the class is there. Those of an image need not add up to 1.",
     "loss": "The number that training makes small.",
     "multiply-adds": "Products, each added to a sum: how much there is to compute for one image.",
+    "norm": "The Euclidean length of a pose that is not squashed: it says little about whether its class is there.",
     "parent": "A capsule of the higher one of two layers, a whole that parts belong to; of the last layer the parents "
     "are the classes.",
     "part": "What a capsule of a lower layer stands for: a stroke at a place, a wheel.",

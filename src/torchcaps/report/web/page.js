@@ -1,22 +1,9 @@
-"use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("examples");
   const percent = (p) => (100 * p).toFixed(1) + "%";
   const scored = (p) => (data.word === "probability" ? percent(p) : p.toFixed(2));
   const names = (list) => list.map((n) => data.classes[n]).join(" + ") || "nothing";
-
-  function make(tag, attributes = {}, ...children) {
-    const { style = {}, ...others } = attributes;
-    const node = document.createElement(tag);
-    for (const [name, value] of Object.entries(others)) {
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value);
-    }
-    for (const [name, value] of Object.entries(style)) node.style.setProperty(name, value);
-    node.append(...children);
-    return node;
-  }
 
   /** Show the picture at (row, column) of a sheet in `layer`, which is as large as one picture. */
   function place(layer, sheet, row, column) {
