@@ -241,6 +241,8 @@ def test_page_of_a_run_stands_in_its_folder_and_shows_its_test_images(tmp_path: 
     assert base64.b64decode(data["examples"][3]["pixels"]) == source.fetch(torch.tensor([first])).numpy().tobytes()
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere to write page\.html to"):
         write_explorer(run, tmp_path / "nowhere" / "page.html", tmp_path / "runtime")
+    with pytest.raises(ValueError, match=r"model\.onnx is an export, without its couplings"):
+        write_explorer(run / "model.onnx", runtime=tmp_path / "runtime")
     with pytest.raises(ValueError, match="is a folder; it must be a file"):
         write_explorer(run, tmp_path, tmp_path / "runtime")
 

@@ -10,7 +10,7 @@ import torch
 from torchcaps.data.prepare import to_input
 from torchcaps.deploy.classifier import Classifier
 from torchcaps.deploy.module import ModuleRunner
-from torchcaps.deploy.sources import build, read_source
+from torchcaps.deploy.sources import EXPORTED, build, read_source
 from torchcaps.explore.examples import Examples, learn_hand, read_examples
 from torchcaps.explore.graphs import make_graphs
 from torchcaps.explore.page import Explored, render
@@ -63,6 +63,8 @@ def write_explorer(source: str | Path, out: str | Path | None = None, runtime: s
 
 def explore(source: str | Path) -> Explored:
     """Return what a page shows of a run, a file of weights or a name of weights; raises as `write_explorer`."""
+    if Path(source).suffix in EXPORTED:
+        raise ValueError(f"{source} is an export, without its couplings: give the folder of its run, or its weights")
     manifest, model = read_source(source)
     classifier = build(source, manifest, ModuleRunner(model, "cpu"))
     try:
