@@ -81,14 +81,26 @@ def runs() -> tuple[Run, ...]:
 
 def cells() -> Iterator[Row]:
     """What was run: published, ours, the difference, and what a run took."""
-    yield "table", "row", "column", "budget", "published", "ours", "difference", "seeds", "core-hours a run"
+    yield (
+        "table",
+        "row",
+        "column",
+        "measure (%)",
+        "budget",
+        "published",
+        "ours",
+        "difference",
+        "seeds",
+        "core-hours a run",
+    )
     for run in runs():
         show, std = run.cell.metric.show, run.found.std
         ours = show(run.found.mean) + ("" if std is None else f" ± {show(std)}")
         link = f"[{run.table.paper.citation}, {run.table.printed}](../results/tables/{run.table.id}.md)"
         published = ", ".join(map(str, run.cell.published)) or "-"
         seeds, hours = str(len(run.found.values)), f"{run.hours:.1f}"
-        yield link, run.cell.row, run.cell.column, run.found.budget, published, ours, _differences(run), seeds, hours
+        what = (link, run.cell.row, run.cell.column, run.cell.metric.name, run.found.budget)
+        yield *what, published, ours, _differences(run), seeds, hours
 
 
 def _differences(run: Run) -> str:
@@ -122,16 +134,20 @@ def draw() -> Figure:
     for run in runs():
         assert isinstance(run.cell.how, Train)
         panels.setdefault(run.cell.how.build().data.name, []).append(run)
+    taken = [run.hours for run in runs()]
+    hours = min(taken) / 1.5, max(taken) * 1.5  # of all panels
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with style():
         figure = Figure(figsize=(4.8 * columns + 1.2, 4.4 * rows), layout="constrained")
         for number, (data, held) in enumerate(panels.items(), 1):
-            _draw_panel(figure.add_subplot(rows, columns, number, title=data), held)
+            _draw_panel(figure.add_subplot(rows, columns, number, title=data), held, hours)
     return figure
 
 
-def _draw_panel(axes: Axes, held: Sequence[Run]) -> None:
+def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     for number, run in enumerate(_distinct(held)):
         colour, ours = f"C{number % 10}", _accuracy(run.cell, run.found.mean)
         label = textwrap.fill(run.name, 60)
@@ -141,12 +157,11 @@ def _draw_panel(axes: Axes, held: Sequence[Run]) -> None:
             if each.number is not None:
                 axes.axhline(_accuracy(run.cell, each.number), color=colour, lw=1, ls="--")
     axes.set_xscale("log")
+    axes.set(xlim=hours, xlabel="core-hours of a run", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:.1g}")
-    axes.tick_params(which="minor", labelsize=7)
-    axes.set_xlabel("core-hours of a run")
-    axes.set_ylabel("test accuracy (%)")
-    axes.margins(0.15, 0.2)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(y=0.2)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 

@@ -94,8 +94,8 @@ def test_a_run_short_of_its_paper_stands_out_and_what_was_not_run_is_counted(mon
     made = tuple(draw_two_cores.Run(table, *each) for each in ((first, one), (second, two)))
     monkeypatch.setattr(draw_two_cores, "runs", lambda: made)
     _, short, fair = draw_two_cores.cells()
-    assert short[5:] == (f"{printed - 2.5:.2f}", "**-2.50**", "1", "4.0")
-    assert fair[5:7] == (f"{other:.2f} ± 1.41", "+0.00")
+    assert short[6:] == (f"{printed - 2.5:.2f}", "**-2.50**", "1", "4.0")
+    assert fair[6:8] == (f"{other:.2f} ± 1.41", "+0.00")
     assert next(row for row in draw_two_cores.missing() if "table2" in row[0] and "fm" in row[0])[2] == "2"
     (panel, *_) = draw_two_cores.draw().axes
     dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
