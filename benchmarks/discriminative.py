@@ -17,7 +17,7 @@ from networks import CASES, Bench
 from report import interleaved, median_ratio, record
 
 from torchcaps.papers.discriminative import System, system
-from torchcaps.tables.measure import training_step
+from torchcaps.tables.network import training_step
 
 BATCH = 128
 SYSTEMS: tuple[System, ...] = ("dr", "l2", "l1", "control")

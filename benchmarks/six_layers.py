@@ -16,7 +16,8 @@ from torchcaps.papers import find_cell
 from torchcaps.papers.encapnet_six import SIX
 from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Train
-from torchcaps.tables.measure import count_parameters, training_step
+from torchcaps.tables.measure import count_parameters
+from torchcaps.tables.network import training_step
 
 
 def main() -> None:

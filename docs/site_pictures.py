@@ -20,7 +20,8 @@ from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.inspect import figures
 from torchcaps.inspect.couplings import trace_routing
-from torchcaps.inspect.pairs import draw_pairs, trace_pairs
+from torchcaps.inspect.drawings import draw_pairs
+from torchcaps.inspect.pairs import trace_pairs
 from torchcaps.losses import cross_entropy, multi_hot
 from torchcaps.models import CapsuleHead, HeadedModel
 from torchcaps.routing import Spec

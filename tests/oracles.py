@@ -179,7 +179,7 @@ def uniform(seen, bias=0.0):
 def dynamic(seen, iterations, over="parents", start=0.0, bias=0.0):
     """Sabour et al. 2017, Procedure 1, with the logits kept and updated as printed; `start` is 0 or [i, j]."""
     b, p, i, j, _ = seen.shape
-    logits = np.zeros((b, p, i, j)) + start
+    logits, parents = np.zeros((b, p, i, j)) + start, np.empty(0)
     for _ in range(iterations):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
@@ -222,7 +222,7 @@ def xnorized_weight(weight, midpoint):
 def xnidr(seen, iterations, over="parents", bias=0.0):
     """Sun et al. 2023, Table 3, with b = 0 before the loop."""
     b, p, i, j, _ = seen.shape
-    logits = np.zeros((b, p, i, j))
+    logits, parents = np.zeros((b, p, i, j)), np.empty(0)
     for _ in range(iterations):
         coupling = (
             softmax_over_parents(seen, logits, "window") if over == "parents" else softmax_over_children(seen, logits)
@@ -258,7 +258,7 @@ def inverted_attention_c(seen, iterations, start, norm, scale, costs, before=0.0
     """
     beta_u, beta_a, heat, normalise, eps = costs
     b, p, _, j, d = seen.shape
-    parents, prior = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j))
+    parents, prior, activation = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j)), np.empty(0)
     for t in range(iterations):
         coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, "window")
         _, _, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
@@ -294,6 +294,7 @@ def em(seen, iterations, scope, costs):
     beta_u, beta_a, heat, normalise, eps = costs
     b, p, i, j, d = seen.shape
     coupling = softmax_over_parents(seen, np.zeros((b, p, i, j)), scope)
+    mean = activation = np.empty(0)
     for t in range(iterations):
         mean, variance, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
         logits = np.zeros((b, p, i, j))

@@ -14,8 +14,9 @@ from tiny import tiny_config
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
 from torchcaps.data import load_data
-from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement, read_agreement
+from torchcaps.inspect.agreement import Agreement, measure_agreement, read_agreement
 from torchcaps.inspect.couplings import visiting
+from torchcaps.inspect.drawings import draw_agreement
 from torchcaps.inspect.probes import find_probes
 from torchcaps.report import write_report
 from torchcaps.tables.records import describe_run

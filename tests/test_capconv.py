@@ -138,7 +138,8 @@ def test_an_aide_keeps_what_joins_a_capsule_with_itself_at_zero():
         aide.weight[own] = 7.0
     assert torch.equal(module(x), wanted) and aide.weight[own].eq(0).all()
     module(x).square().sum().backward()
-    assert aide.weight.grad[own].eq(0).all() and aide.weight.grad[~own].ne(0).any()
+    gradient = aide.weight.grad
+    assert gradient is not None and gradient[own].eq(0).all() and gradient[~own].ne(0).any()
     state = {name: value + own * 5 if name == "aide.weight" else value for name, value in module.state_dict().items()}
     wanted = module.eval()(x)
     module.load_state_dict(state)
@@ -315,7 +316,7 @@ def test_a_generator_by_elements_equals_a_convolution_of_each(last):
     if last:
         higher = higher.contiguous(memory_format=torch.channels_last)
     out = generator.convolve(higher, (6, 7))
-    assert out.is_contiguous(memory_format=torch.channels_last) == last
+    assert out.is_contiguous(memory_format=torch.channels_last) == last and bias is not None
     for e in range(4):
         made = torch.nn.functional.conv_transpose2d(
             higher[:, e::4], weight[4 * e : 4 * e + 4], bias[2 * e : 2 * e + 2], 2, 1, (1, 0)

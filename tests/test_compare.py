@@ -11,7 +11,7 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import main, training
-from torchcaps.compare import examined, page, shares
+from torchcaps.compare import examined, figures, page, shares
 from torchcaps.compare.comparison import (
     CONTROLS,
     Comparison,
@@ -23,7 +23,7 @@ from torchcaps.compare.comparison import (
     usual_data,
 )
 from torchcaps.compare.costs import COST, find_costs
-from torchcaps.compare.page import apart
+from torchcaps.compare.figures import apart
 from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
 from torchcaps.examine import examination
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
@@ -348,7 +348,7 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     rows = [row("em@data.fraction=1", 0.9, 0.8), row("em@data.fraction=0.1", 0.5), row("linear@data.fraction=1")]
     curves = shares.by_share(rows)
     assert [point[0] for point in curves["em"]] == [0.1, 1.0] and list(curves) == ["em"]
-    axes = shares.draw_shares(rows).axes[0]
+    axes = figures.draw_shares(rows).axes[0]
     assert axes.get_xscale() == "log" and [text.get_text() for text in axes.get_legend().get_texts()] == ["em"]
     assert shares.suffix(Comparison(fractions=(1,))) == "-fractions" and shares.suffix(Comparison()) == ""
 

@@ -136,7 +136,9 @@ def test_a_head_costs_the_same_in_every_implementation() -> None:
 def test_constants_and_weights_are_no_activations() -> None:
     class Scaled(Wrapped):
         def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-            return Output(images.flatten(1) * self.layers[0].weight * torch.full((12,), 2.0))
+            weight = self.layers[0].weight
+            assert isinstance(weight, Tensor)
+            return Output(images.flatten(1) * weight * torch.full((12,), 2.0))
 
     cost = measure_cost(Scaled(nn.PReLU(12)), (2, 3), 2)
     assert cost.activation_memory == 4 * 12

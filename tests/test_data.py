@@ -15,7 +15,7 @@ from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
 from torchcaps.data.splits import DRAWS, ORDER, equal_share, mix, permutation, stratified
 from torchcaps.papers import find_cell
-from torchcaps.tables.measure import image_shape
+from torchcaps.tables.arguments import image_shape
 
 # Of each set's full training and test splits: SHA-256 of the bytes of the int64 labels, first 16 digits.
 LABELS = {

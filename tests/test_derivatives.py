@@ -91,7 +91,7 @@ def test_first_derivatives_equal_those_of_backward(name, routing, options):
         torch.testing.assert_close(forward, slope, **CLOSE)
         torch.testing.assert_close(tangent, slope, **CLOSE)
     if (routing, options) in EXACT:
-        ends = [score(function)(moved(tensors, direction, step)) for step in (STEP, -STEP)]
+        ends = [score(function)(moved(tensors, direction, step)) for step in (STEP, -STEP)]  # pyright: ignore[reportPossiblyUnboundVariable]
         torch.testing.assert_close((ends[0] - ends[1]) / (2 * STEP), slope, rtol=1e-5, atol=1e-7)
 
 
@@ -126,7 +126,7 @@ def test_second_derivatives_equal_the_plain_ones(name, routing, options):
         wanted = wanted or found
         torch.testing.assert_close(found, wanted, **CLOSE)
     if (routing, options) in EXACT:
-        ends = [backward(function, moved(tensors, direction, step))[1] for step in (STEP, -STEP)]
+        ends = [backward(function, moved(tensors, direction, step))[1] for step in (STEP, -STEP)]  # pyright: ignore[reportPossiblyUnboundVariable]
         for d, up, down in zip(wanted, *(end.values() for end in ends), strict=True):
             torch.testing.assert_close((up - down) / (2 * STEP), d, rtol=1e-4, atol=1e-4 * d.abs().max().item() + 1e-7)
 

@@ -58,6 +58,7 @@ def test_a_learnt_start_keeps_its_gradient_where_agreements_are_constants():
     module, capsules = layer("linear-vector", "dynamic", start="learnt", gradients="last"), children("linear-vector")
     step = module(capsules, 2)
     agreement = module.votes(capsules).agree(module(capsules, 1).capsules.poses.unsqueeze(1)).detach()
+    assert module.routing.initial is not None
     fixed = squash(module.votes(capsules).combine((agreement + module.routing.initial).softmax(-1)))[:, 0]
     close(step.capsules.poses, fixed)
     a, b = (torch.autograd.grad(y.square().sum(), module.routing.initial)[0] for y in (step.capsules.poses, fixed))

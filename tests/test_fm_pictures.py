@@ -19,7 +19,7 @@ from torchcaps.inspect import (
     draw_segmentations,
     trace_pairs,
 )
-from torchcaps.inspect.pairs import draw_pairs
+from torchcaps.inspect.drawings import draw_pairs
 from torchcaps.inspect.pictures import colour_parts
 from torchcaps.inspect.reconstruction import absent_class
 from torchcaps.models import Model, create_model

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import torchcaps
+from torchcaps import usage
 from torchcaps.extras import EXTRAS
 
 ROOT = Path(__file__).parent.parent
@@ -65,9 +66,19 @@ def test_the_version_stands_in_one_place() -> None:
     for name in ("pyproject.toml", "CITATION.cff", "CONTRIBUTING.md"):
         assert torchcaps.__version__ not in (ROOT / name).read_text(encoding="utf-8"), name
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["dynamic"] == ["version"]
+    assert project["project"]["dynamic"] == ["version", "urls"]
     source = (ROOT / project["tool"]["hatch"]["version"]["path"]).read_text(encoding="utf-8")
     assert f'__version__ = "{torchcaps.__version__}"' in source
+
+
+def test_the_address_stands_in_one_place() -> None:
+    """Metadata of the package are made of it by hatch_build.py, which reads the source, as nothing is importable."""
+    hook = (ROOT / "hatch_build.py").read_text(encoding="utf-8")
+    (pattern,) = re.findall(r"re\.search\(r'(.*?)', source", hook)
+    (found,) = re.findall(pattern, (ROOT / "src" / "torchcaps" / "usage.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found == usage.ADDRESS
+    for name in ("pyproject.toml", "CITATION.cff", "CONTRIBUTING.md", ".github/ISSUE_TEMPLATE/config.yml"):
+        assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 def test_the_package_says_that_it_is_typed() -> None:

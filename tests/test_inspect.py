@@ -95,6 +95,7 @@ def test_map_is_the_mean_of_a_place_weighted_by_strength() -> None:
                         window = coupling[0, 3 * row + column].view(3, 3, 2, 3)
                         given[top, left] += window[y, x]
     shares = given / given.sum(-1, keepdim=True)  # [h, w, i, j]
+    assert children.activations is not None
     weight = children.activations[0, ..., None]
     expected = (shares * weight).sum(2) / weight.sum(2)
     torch.testing.assert_close(maps[0], expected.movedim(-1, 0), atol=1e-4, rtol=1e-4)

@@ -153,7 +153,7 @@ def test_the_class_layer_need_not_grow_with_the_image(name, own, less, positions
             model = create_model(name, image_size=size, positions=positions)
         assert sum(p.numel() for p in model.parameters()) == own - less
     model = narrow(name, positions=positions, iterations=3)
-    output = model(torch.randn(2, 3, *model.origin["image_size"]))
+    output = model(torch.randn(2, 3, *(model.origin or {})["image_size"]))
     output.scores.square().sum().backward()
     assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
@@ -218,7 +218,7 @@ def test_undivided_agreements_spread_the_first_couplings_several_times_as_far(na
     for scaled in (True, False):
         torch.manual_seed(0)
         model, couplings = create_model(name, channels=16, capsules=4, scaled=scaled), []
-        primary = model.primary(model.backbone(torch.randn(2, 3, *model.origin["image_size"])))
+        primary = model.primary(model.backbone(torch.randn(2, 3, *(model.origin or {})["image_size"])))
         model.stack(primary, visit=lambda level, t, step, found=couplings: found.append(step.coupling))
         spread[scaled] = (couplings[-1].std(-1) / couplings[-1].mean(-1)).mean()
     assert spread[False] > times * spread[True]
@@ -260,6 +260,7 @@ def test_primary_poses_are_neighbouring_channels_normalised():
     capsules = primary(features)
     maps = primary.conv(features)
     torch.testing.assert_close(capsules.poses[1, 2, 0, 1], F.layer_norm(maps[1, 4:8, 2, 0], (4,)))
+    assert capsules.activations is not None and primary.activation is not None
     torch.testing.assert_close(capsules.activations[1, 2, 0, 1], primary.activation(features)[1, 1, 2, 0].sigmoid())
 
 

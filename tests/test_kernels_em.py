@@ -127,12 +127,11 @@ def test_parents_that_start_elsewhere_are_compared_at_once_and_may_have_a_bias(n
 def test_plain_and_fused_steps_may_be_mixed(scope, rule):
     layer, capsules = any_layer("conv-padded", rule, scope=scope), children("conv-padded")
     wanted = layer(capsules, 4).capsules.poses
-    votes, state = layer.votes(capsules), None
+    votes, steps = layer.votes(capsules), []
     for t, implementation in enumerate(("plain", "fused", "plain", "fused")):
         layer.implementation = implementation
-        step = layer.step(votes, state, t)
-        state = step.state
-    torch.testing.assert_close(step.capsules.poses, wanted, rtol=1e-10, atol=1e-12)
+        steps.append(layer.step(votes, steps[-1].state if steps else None, t))
+    torch.testing.assert_close(steps[-1].capsules.poses, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_a_result_may_be_used_twice():
@@ -167,6 +166,7 @@ def test_extremes(what, scope, rule):
     layer, (poses, activations) = any_layer("conv-padded", rule, scope=scope), children("conv-padded")
     poses = poses * {"zero capsules": 0, "huge": 1e4, "tiny": 1e-12}.get(what, 1)
     if "activations" in what:
+        assert activations is not None
         activations = activations * (1e-12 if what == "few activations" else 0)
     module = CapsuleStack([layer], 3)
     check(module, poses, 1e-6, 1e-8, activations)

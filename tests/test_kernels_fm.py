@@ -58,8 +58,9 @@ def test_half_precision_is_rounded_but_once(dtype):
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), truth, rtol=2 * eps, atol=4 * eps)
     for name, e in true_grads.items():
-        assert grads[name].dtype == dtype
-        assert (grads[name].double() - e).abs().max() <= 16 * eps * e.abs().max(), name
+        found = grads[name]
+        assert found is not None and e is not None and found.dtype == dtype
+        assert (found.double() - e).abs().max() <= 16 * eps * e.abs().max(), name
 
 
 def operands(b, i, rows, c, j, m, dtype=torch.float64, per=(1, 1)):

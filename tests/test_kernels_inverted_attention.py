@@ -84,12 +84,11 @@ def test_a_layer_equals_its_plain_twin(name, options):
 def test_plain_and_fused_steps_may_be_mixed():
     layer, capsules = any_layer("conv-padded", "inverted-attention"), children("conv-padded")
     wanted = layer(capsules, 4).capsules.poses
-    votes, state = layer.votes(capsules), layer.routing.start(layer.votes(capsules))
+    votes, steps = layer.votes(capsules), []
     for t, implementation in enumerate(("plain", "fused", "plain", "fused")):
         layer.implementation = implementation
-        step = layer.step(votes, state, t)
-        state = step.state
-    torch.testing.assert_close(step.capsules.poses, wanted, rtol=1e-10, atol=1e-12)
+        steps.append(layer.step(votes, steps[-1].state if steps else layer.routing.start(votes), t))
+    torch.testing.assert_close(steps[-1].capsules.poses, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_a_result_may_be_used_twice():

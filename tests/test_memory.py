@@ -39,7 +39,7 @@ def dynamic():
 def naive(poses, weight):
     """Dynamic routing as public code writes it: poses [b, i, d], weight [j, i, d, D]."""
     votes = torch.einsum("bid,jidm->bijm", poses, weight)
-    logits = torch.zeros(votes.shape[:-1])
+    logits, parents = torch.zeros(votes.shape[:-1]), torch.empty(0)
     for _ in range(3):
         parents = squash((logits.softmax(2)[..., None] * votes).sum(1))
         logits = logits + (votes * parents[:, None]).sum(-1)

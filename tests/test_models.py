@@ -139,8 +139,8 @@ def test_the_package_imports_no_more_than_torch():
 )
 def test_names_of_data_sets_say_what_images_a_model_takes(name, classes, channels, side, count):
     model = create_model(name)
-    origin = model.origin
+    origin = model.origin or {}
     assert (origin["num_classes"], origin["in_channels"], origin["image_size"]) == (classes, channels, (side, side))
     assert count in (None, parameters(model))
-    told = create_model(name, num_classes=3, in_channels=2, image_size=(28, 29)).origin
+    told = create_model(name, num_classes=3, in_channels=2, image_size=(28, 29)).origin or {}
     assert (told["num_classes"], told["in_channels"], told["image_size"]) == (3, 2, (28, 29))

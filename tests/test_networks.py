@@ -24,9 +24,10 @@ from torchcaps.data.overlap import Parts
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model
 from torchcaps.papers import find_cell, list_tables
+from torchcaps.tables.arguments import image_shape, model_arguments
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell
-from torchcaps.tables.measure import build_network, image_shape, model_arguments
+from torchcaps.tables.network import build_network
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_weights, save_checkpoint
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases

@@ -75,7 +75,9 @@ def test_self_attention_needs_no_gram_matrix() -> None:
     votes = module.votes(capsules)
     dense = votes.dense()[:, 0]  # [b, i, j, d]
     rows = torch.einsum("bijd,bkjd->bij", dense, dense) / votes.pose**0.5
-    torch.testing.assert_close(module.routing.couple(votes, None, 0)[:, 0], rows.softmax(-1))
+    coupling = module.routing.couple(votes, None, 0)
+    assert coupling is not None
+    torch.testing.assert_close(coupling[:, 0], rows.softmax(-1))
 
 
 def test_the_exponential_squash_has_a_gradient_at_zero() -> None:
@@ -127,6 +129,7 @@ def test_variational_statistics_are_kept_by_iteration() -> None:
     assert norms[0].running_mean.any() and not norms[1].running_mean.any()
     module(capsules, 3)
     assert norms[1].running_mean.any() and not torch.equal(norms[0].running_mean, norms[1].running_mean)
+    assert capsules.activations is not None
     one = Capsules(capsules.poses[:1], capsules.activations[:1])
     assert module.eval()(one, 3).capsules.poses.isfinite().all()
     with pytest.raises(ValueError, match="rounds is 0; the statistics of at least 1 iteration are kept"):
@@ -136,7 +139,7 @@ def test_variational_statistics_are_kept_by_iteration() -> None:
 def test_variational_costs_are_removed_by_the_norm_behind_them() -> None:
     module, capsules = layer("linear-vector", "variational-bayes"), children("linear-vector")
     other = copy.deepcopy(module)
-    other.routing.beta_a.data += 3
+    other.routing.beta_a.data.add_(3)
     for a, b in zip(module(capsules, 2).capsules, other(capsules, 2).capsules, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 

@@ -129,7 +129,7 @@ def test_singular_values_of_fm_are_those_of_the_formula(options: dict) -> None:
 
 def einsum_dynamic(votes: Tensor, iterations: int) -> Tensor:
     """Lengths [j] of the parents of votes [i, j, d] by dynamic routing."""
-    logits = torch.zeros(votes.shape[:2])
+    logits, parents = torch.zeros(votes.shape[:2]), torch.empty(0)
     for _ in range(iterations):
         total = torch.einsum("ij,ijd->jd", logits.softmax(1), votes)
         square = total.square().sum(-1, keepdim=True)

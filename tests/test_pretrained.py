@@ -90,7 +90,7 @@ def test_bf16_that_changes_the_test_is_refused(run: Path, tmp_path: Path, monkey
 
 
 def test_a_card_is_no_markup_of_a_stranger(run: Path) -> None:
-    line = describe_run(run) | {"weights": {"bytes": 1, "precision": "float32", "sha256": "0"}}
+    line = {**describe_run(run), "weights": {"bytes": 1, "precision": "float32", "sha256": "0"}}
     line["recipe"] = "a|b`<script>\n# owned"
     card = write_card(RunFolder(run).read_manifest(), line, "x\n# owned")
     assert "<script>" not in card.replace("\\<script\\>", "") and "\n# owned" not in card

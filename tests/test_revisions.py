@@ -130,7 +130,7 @@ def test_a_count_is_not_renamed_by_a_change_of_training(tmp_path, monkeypatch, n
 def test_an_older_run_is_read_with_the_older_options(tmp_path, monkeypatch, none_yet):
     folder = fit(tiny_config(tmp_path)).folder
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older={"norm": False}),))
-    assert load_run(folder)[0].origin["norm"] is False
+    assert (load_run(folder)[0].origin or {})["norm"] is False
     assert read_older(ModelConfig("tiny", {"width": 5}), {}) == {"norm": False, "width": 5}
     assert read_older(ModelConfig("tiny", {"width": 5}), {"model tiny*": 2}) == {"width": 5}
     monkeypatch.setattr(revisions, "REVISIONS", (replace(CHANGED, older=None),))

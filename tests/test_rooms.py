@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 import torchcaps
+from torchcaps.extras import EXTRAS
 
 SOURCE = Path(torchcaps.__file__).parent
 # From top to bottom; a room is a folder or a file of the package. Those of one line know nothing of each other.
@@ -161,8 +163,10 @@ def homes() -> dict[str, str]:
 HOMES = homes()
 
 
-def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str]]:
-    """What a module imports, ours by module and others by package, and whether in a function; not what types need."""
+def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str, int]]:
+    """What a module imports, ours by module and others by package, whether in a function, and in which line; not what
+    types need.
+    """
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -171,7 +175,7 @@ def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str]]:
             whole = [f"{node.module}.{each.name}" for each in node.names]
             whole = [HOMES.get(each, each) for each in whole]
             named = [each if each in MODULES else node.module or "" for each in whole]
-        yield from ((inside, each if each in MODULES else each.split(".")[0]) for each in named)
+        yield from ((inside, each if each in MODULES else each.split(".")[0], node.lineno) for each in named)
         yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
 
@@ -187,17 +191,39 @@ def brought(module: str) -> frozenset[str]:
             seen.add(name)
             parts = name.split(".") if name in MODULES else []
             todo += [".".join(parts[:n]) for n in range(1, len(parts))]
-            todo += [each for inside, each in IMPORTS.get(name, []) if not inside]
+            todo += [each for inside, each, _ in IMPORTS.get(name, []) if not inside]
     return frozenset(seen - MODULES.keys() - sys.stdlib_module_names)
+
+
+def reason(name: str, target: str) -> str:
+    """Why a module imports another in a function, in the words of docs/architecture.md; "" where nothing is gained."""
+    if room_of(name) in ("cli", "__main__"):
+        return "a command"
+    if target in ("resource", "ctypes"):
+        return "one system"
+    new = brought(target) - brought(name)
+    if new & {"torch", "numpy"} and target.partition(".")[0] in ("torch", "torchcaps"):
+        return "torch" if target != "torchcaps.packed.loop" else "an optional package"
+    return "an optional package" if new & {*EXTRAS, "numba"} else ""
+
+
+LATE = {(name, line): reason(name, each) for name in MODULES for inside, each, line in IMPORTS[name] if inside}
 
 
 def test_an_import_in_a_function_has_a_reason() -> None:
     """It brings a package that its module does without, one system has it alone, or a command imports what it runs."""
-    commands = [name for name in MODULES if room_of(name) in ("cli", "__main__")]
-    systems = {"resource", "ctypes"}
-    late = [(name, each) for name in MODULES.keys() - {*commands} for inside, each in IMPORTS[name] if inside]
-    assert len(late) > 50
-    assert [(name, each) for name, each in late if not brought(each) - brought(name) and each not in systems] == []
+    assert [where for where, why in LATE.items() if not why] == []
+
+
+def test_the_page_counts_the_imports_in_functions() -> None:
+    """Of each reason it says how many there are at most; when many have gone, it says fewer."""
+    page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    said = {why: int(most) for most, why in re.findall(r"^\| (\d+) \| ([\w ]+):", page, re.MULTILINE)}
+    counted = Counter(LATE.values())
+    assert said.keys() == counted.keys()
+    assert {
+        why: (count, said[why]) for why, count in counted.items() if not 0.75 * said[why] <= count <= said[why]
+    } == {}
 
 
 def test_the_page_draws_the_rooms_as_they_are() -> None:

@@ -63,6 +63,7 @@ def test_the_order_of_children_and_of_parents_does_not_matter(name, routing, opt
             value.copy_(value[parents])
         elif key.startswith("norm.") and value.ndim == 3:
             value.copy_(value[order] if value.shape[1] == 1 else value[order][:, parents])
+    assert capsules.activations is not None
     after = moved(Capsules(capsules.poses[:, order], capsules.activations[:, order]), 3).capsules
     for a, b in zip(before, after, strict=True):
         assert (a is None) == (b is None)

@@ -37,6 +37,7 @@ def test_each_window_is_a_linear_layer_of_its_children(routing: str, options: di
     alone = CapsuleLayer(LinearTransform(9, 2, 4, 4), routing, "plain", **options).double().eval()
     alone.transform.weight.data = module.transform.weight.data[:, 0].flatten(1, 2)
     alone.routing.load_state_dict(module.routing.state_dict())
+    assert active is not None
     for place in range(3):
         here = slice(2 * place, 2 * place + 3)
         window = Capsules(poses[:, here].flatten(1, 2), active[:, here].flatten(1))

@@ -69,6 +69,7 @@ def test_a_step_waits_for_nothing(name, tmp_path: Path):
     config = tiny_config(tmp_path, model=model, loss=LossConfig(loss), clip=1.0, average=0.9)
     trainer = Trainer(build_fabric(config), config, False)
     use_implementation(trainer.model, "plain")  # kernels of a CPU are numpy's
+    values = torch.empty(0)
     for (images, labels), _ in zip(trainer.batches.epoch(0), range(2), strict=False):
         with NoWaiting():
             values = trainer.step(images, labels)

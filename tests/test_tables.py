@@ -15,9 +15,9 @@ from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.models import create_model
 from torchcaps.papers import find_cell, find_tables, list_tables
 from torchcaps.routing.discriminative import Discriminative
+from torchcaps.tables.arguments import model_arguments
 from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Quoted, Train
-from torchcaps.tables.measure import model_arguments
 from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED
 from torchcaps.tables.records import config_hash
 from torchcaps.train.check import check_config

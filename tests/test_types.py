@@ -89,6 +89,7 @@ def test_a_batch_without_images_gives_none(name, routing, options):
     for module in forms(name, routing, options):
         before = {key: x.clone() for key, x in module.named_buffers()}
         poses = capsules.poses[:0].clone().requires_grad_()
+        assert capsules.activations is not None
         step = module(Capsules(poses, capsules.activations[:0]), 3)
         space = module.votes(capsules).space
         pose = module.transform.sizes.pose - module.routing.spec.hidden

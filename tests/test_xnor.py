@@ -56,7 +56,7 @@ def surrogate_routing(routing, poses, weight, iterations=3):
         scale = poses.abs().mean(-1)[:, :, None, None] * weight.abs().mean(2).transpose(0, 1)
         votes = torch.einsum("bic,jicm->bijm", straight(poses), straight(weight)) * scale.detach()
     seen = (lambda x: x) if routing == "xnodr" else surrogate
-    logits = torch.zeros(votes.shape[:-1], dtype=votes.dtype)
+    logits, parents = torch.zeros(votes.shape[:-1], dtype=votes.dtype), torch.empty(0)
     for _ in range(iterations):
         parents = squash((logits.softmax(-1).unsqueeze(-1) * votes).sum(1))
         logits = logits + (seen(votes) * seen(parents).unsqueeze(1)).sum(-1)
@@ -158,6 +158,7 @@ def test_xnorized_convolution_has_the_gradient_of_its_surrogate():
         images.abs().mean(1, keepdim=True), torch.full((1, 1, 3, 3), 1 / 9, dtype=torch.float64), padding=1
     )
     scale = (scale * module.weight.abs().mean((1, 2, 3))[:, None, None]).detach()
+    assert module.bias is not None
     wanted = F.conv2d(straight(images), straight(module.weight), padding=1) * scale + module.bias[:, None, None]
     direction = torch.randn_like(ours)
     inputs = [images, *module.parameters()]

@@ -113,8 +113,8 @@ def compare(
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:
     """Write the table; and, unless it is to be done quietly, print it and draw its picture."""
-    from torchcaps.compare.page import collect, draw, markdown
-    from torchcaps.compare.shares import draw_shares, suffix
+    from torchcaps.compare.page import collect, markdown
+    from torchcaps.compare.shares import suffix
     from torchcaps.tables.records import read_records
 
     rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
@@ -125,6 +125,8 @@ def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results:
     if quiet:
         return
     say_lines(text)
+    from torchcaps.compare.figures import draw, draw_shares  # which are not drawn quietly
+
     if comparison.fractions:
         draw_shares(rows).savefig(path.with_suffix(".svg"))
         note(f"{path} and {path.with_suffix('.svg').name}")

@@ -21,6 +21,7 @@ from torchcaps.terminal import note, say_lines
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
     from torchcaps.tables.fill import Job, Settings
+    from torchcaps.tables.metrics import Record
 
 RESULTS = Path("results")
 FIELDS = {each.name for each in dataclasses.fields(Config)} - {"out", "device"}  # which `reproduce` has, too
@@ -165,7 +166,6 @@ def table(
         data_root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
     """
     from torchcaps.papers import find_tables
-    from torchcaps.tables.figures import draw, save
     from torchcaps.tables.pictures import list_pictures
     from torchcaps.tables.records import merge_records, read_records
     from torchcaps.tables.render import html, markdown, view
@@ -184,8 +184,8 @@ def table(
     for each in tables:
         pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
         shown, path = view(each, records, machine, pictures), home / "tables" / each.id
-        figure = draw(each, records) if write else None
-        if figure is not None:
+        drawn = write and draw_figure(each, records, path.with_suffix(".svg"))
+        if drawn:
             shown = shown._replace(picture=f"{path.name}.svg")
         texts = {"md": markdown(shown), "html": html(shown)}
         say_lines(texts[format])
@@ -194,9 +194,15 @@ def table(
             for suffix, text in texts.items():
                 path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
                 note(f"{path}.{suffix}")
-        if figure is not None:
-            save(figure, path.with_suffix(".svg"))
+        if drawn:
             note(f"{path}.svg")
+
+
+def draw_figure(table: Table, records: Sequence[Record], path: Path) -> bool:
+    """Write the figure that `table` stands for to `path`, and return whether there is one; imports matplotlib."""
+    from torchcaps.tables.figures import write_figure
+
+    return write_figure(table, records, path)
 
 
 def find_results(results: Path) -> Path:

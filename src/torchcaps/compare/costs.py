@@ -11,16 +11,9 @@ from typing import Any
 
 from torchcaps.config import Config
 from torchcaps.plugins import import_handed_on
+from torchcaps.tables.arguments import image_shape
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.measure import (
-    build_network,
-    image_shape,
-    latency,
-    peak_memory,
-    reset_peak,
-    step_memory,
-    step_seconds,
-)
+from torchcaps.tables.measure import latency, peak_memory, reset_peak, step_memory, step_seconds
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, count_hash, read_records
 
@@ -69,6 +62,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
 
     from torchcaps.cost import measure_cost
     from torchcaps.cost.operations import CONVENTION
+    from torchcaps.tables.network import build_network
     from torchcaps.train.devices import choose_device
     from torchcaps.train.machine import describe_machine
 

@@ -1,10 +1,10 @@
-"""A comparison as a table and as a picture of accuracy against cost, from the lines of results/runs.jsonl only."""
+"""A comparison as a table, from the lines of results/runs.jsonl only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
@@ -14,10 +14,6 @@ from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.summary import Summary, summarise
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 OLDER = r"\*"  # behind numbers that were counted otherwise
 Show = Callable[[Record], str]
@@ -29,7 +25,6 @@ COSTS: dict[str, Show] = {
     "latency at 1 (ms)": lambda cost: f"{cost['latency_1_ms']:.2f}",
     "at 128 (ms)": lambda cost: f"{cost['latency_128_ms']:.1f}",
 }
-PANELS = {"step_ms": "training step of 128 images (ms)", "latency_128_ms": "latency of 128 images (ms)"}
 LEGEND = (
     "Accuracy: test, of the epoch that is best on validation; mean ± standard deviation (runs), in percent. "
     "Multiply-adds are of one image. A training step is of 128 images, in bf16 where the machine multiplies in it "
@@ -73,7 +68,7 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str
 
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """Return the controls in front, then the others from the most accurate down; what has no run comes last."""
-    return sorted(rows, key=lambda row: (not is_control(row.head), -_accuracy(row)))
+    return sorted(rows, key=lambda row: (not is_control(row.head), -accuracy_of(row)))
 
 
 def is_control(head: str) -> bool:
@@ -82,7 +77,8 @@ def is_control(head: str) -> bool:
     return head in CONTROLS or head.endswith(f"-{TWIN}")
 
 
-def _accuracy(row: Row) -> float:
+def accuracy_of(row: Row) -> float:
+    """Return the mean test accuracy of a row in percent; 0 where nothing was run."""
     return row.accuracy.mean if row.accuracy is not None and row.accuracy.values else 0.0
 
 
@@ -115,7 +111,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
     """Return which routings lie above each control by more than both standard deviations together."""
-    by_head = {row.head: row for row in rows if _accuracy(row) and _deviation(row) is not None}
+    by_head = {row.head: row for row in rows if accuracy_of(row) and deviation_of(row) is not None}
     said = []
     for control in CONTROLS:
         if control not in by_head:
@@ -125,13 +121,13 @@ def _verdict(rows: Sequence[Row]) -> list[str]:
             row.head
             for row in ranked(list(by_head.values()))
             if not is_control(row.head)
-            and _accuracy(row) - _accuracy(floor) > (_deviation(row) or 0.0) + (_deviation(floor) or 0.0)
+            and accuracy_of(row) - accuracy_of(floor) > (deviation_of(row) or 0.0) + (deviation_of(floor) or 0.0)
         ]
         said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")
     return said
 
 
-def _deviation(row: Row) -> float | None:
+def deviation_of(row: Row) -> float | None:
     """Return the deviation; None for less than two runs, of which nothing can be said."""
     return None if row.accuracy is None else row.accuracy.std
 
@@ -162,62 +158,3 @@ def _place(record: Record) -> str:
     machine = where.get("gpu") or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
     precision = [where["precision"]] if "precision" in where else []  # of a run
     return ", ".join([machine, *precision, f"torch {where.get('torch')}", f"commit {commit}"])
-
-
-def draw(rows: Sequence[Row]) -> Figure:
-    """Test accuracy and its deviation against the time of a training step and the latency of a batch of 128."""
-    from matplotlib.figure import Figure
-
-    from torchcaps.inspect.figures import INK, style
-
-    with style():
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        known = sorted((row for row in rows if row.cost is not None and _accuracy(row)), key=_accuracy)
-        for axes, (key, label) in zip(panels, PANELS.items(), strict=True):
-            for row in known:
-                assert row.cost is not None
-                colour = INK["second" if row.head in CONTROLS else "accent"]
-                deviation = _deviation(row) or 0.0
-                axes.errorbar(row.cost[key], _accuracy(row), deviation, fmt="o", ms=4, color=colour, capsize=2, lw=1)
-            axes.set(xlabel=label)
-            axes.set_xlim(left=0)
-            axes.margins(x=0.05)
-        panels[0].set_ylabel("test accuracy (%)")
-        for axes, key in zip(panels, PANELS, strict=True):  # whose limits are known now
-            _name(axes, known, key)
-    return figure
-
-
-def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
-    """Write the names of the heads, from the least accurate up, beside `axes` with a line from each to its point, no
-    name on another.
-    """
-    from torchcaps.inspect.figures import INK
-
-    low, high = axes.get_ylim()
-    places = apart([(_accuracy(row) - low) / (high - low) for row in rows], 0.06)
-    for row, place in zip(rows, places, strict=True):
-        assert row.cost is not None
-        axes.annotate(
-            row.head,
-            (row.cost[key], _accuracy(row)),
-            (1.04, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=8,
-            color=INK["ink"],
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": INK["ink"], "alpha": 0.5},
-        )
-
-
-def apart(places: Sequence[float], gap: float) -> list[float]:
-    """Return `places`, which ascend, moved as little as pushing allows until each is `gap` above the one before."""
-    groups: list[tuple[float, int]] = []  # middle and size of what has been pushed together
-    for place in places:
-        middle, size = place, 1
-        while groups and middle - (size - 1) * gap / 2 - (groups[-1][0] + (groups[-1][1] - 1) * gap / 2) < gap:
-            other, count = groups.pop()
-            middle, size = (middle * size + other * count) / (size + count), size + count
-        groups.append((middle, size))
-    return [middle + (n - (size - 1) / 2) * gap for middle, size in groups for n in range(size)]

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.data.catalogue import cache_root
-from torchcaps.data.images import check_labels, shown
+from torchcaps.data.images import Labelled, check_labels, one_ahead
 from torchcaps.data.notes import say
 from torchcaps.locking import wait_for
 
@@ -34,7 +33,7 @@ MARGIN = 2**30  # bytes of a disk that are left free
 
 
 @dataclass(frozen=True, eq=False)
-class Mapped:
+class Mapped(Labelled):
     """Images of which the pixels lie in a file that is mapped into memory."""
 
     pixels: np.ndarray  # uint8 [m, c, h, w], of more images than these
@@ -46,33 +45,18 @@ class Mapped:
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self.rows))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         _, c, h, w = self.pixels.shape
         return c, h, w
 
-    @property
-    def shown(self) -> int | None:
-        return shown(self.labels)
-
     def fetch(self, indices: Tensor) -> Tensor:
         pixels = torch.from_numpy(self.pixels[self.rows[indices.cpu()].numpy()])
         return pixels.to(self.labels.device, non_blocking=True)
 
-    def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device, non_blocking=True)]
-
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield `fetch` of each of `batches`, one batch ahead."""
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self.fetch, batch) for batch in batches[:1]]
-            for batch in batches[1:]:
-                ahead.append(reader.submit(self.fetch, batch))
-                yield ahead.pop(0).result()
-            yield from (future.result() for future in ahead)
+        return one_ahead(self.fetch, batches)
 
     def subset(self, indices: Tensor) -> Mapped:
         paths, labels = tuple(self.paths[n] for n in indices.tolist()), self.labels[indices.to(self.labels.device)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchcaps.data.images import Fit, Images, check_labels, shown
+from torchcaps.data.images import Fit, Images, Labelled, check_labels
 from torchcaps.data.pictures import fit_picture, read_picture
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of width and height
@@ -27,7 +27,7 @@ class Form(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
+class ImageFiles(Labelled):
     """Images on disk, decoded whenever they are fetched."""
 
     paths: tuple[str, ...]
@@ -42,16 +42,9 @@ class ImageFiles:
             raise ValueError(f"{len(self.paths)} files have {len(self.boxes)} boxes, not one each, or None")
         check_labels(self.labels, self.classes, len(self.paths))
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.form.shape
-
-    @property
-    def shown(self) -> int | None:
-        return shown(self.labels)
 
     def fetch(self, indices: Tensor) -> Tensor:
         """Return the images at `indices` int64 [b], uint8 [b, c, h, w]; ValueError, naming the file, where one cannot
@@ -78,9 +71,6 @@ class ImageFiles:
             if isinstance(decoded, ValueError):
                 raise decoded
             yield decoded.to(device, non_blocking=True)
-
-    def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device, non_blocking=True)]
 
     def subset(self, indices: Tensor) -> ImageFiles:
         chosen = indices.tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self, runtime_checkable
 
@@ -79,8 +80,52 @@ class Stored(Source, Protocol):
         ...
 
 
+class Labelled:
+    """What sources have in common whose labels stand in a tensor, on the device of the source."""
+
+    labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shown(self) -> int | None:
+        return shown(self.labels)
+
+    def targets(self, indices: Tensor) -> Tensor:
+        return self.labels[indices.to(self.labels.device, non_blocking=True)]
+
+
+class Held(Labelled):
+    """What sources have in common whose pixels are in memory."""
+
+    pixels: Tensor  # [n, c, h, w]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, c, h, w = self.pixels.shape
+        return c, h, w
+
+    def fetch(self, indices: Tensor) -> Tensor:
+        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        return map(self.fetch, batches)
+
+
+def one_ahead(fetch: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield `fetch` of each of `batches`; the next one is fetched by a thread while one is used."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(fetch, batch) for batch in batches[:1]]
+        for batch in batches[1:]:
+            ahead.append(reader.submit(fetch, batch))
+            yield ahead.pop(0).result()
+        yield from (future.result() for future in ahead)
+
+
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(Held):
     """Images in memory.
 
     Raises:
@@ -97,27 +142,6 @@ class Images:
             found = f"{self.pixels.dtype} {list(self.pixels.shape)}"
             raise ValueError(f"pixels must be torch.uint8 [n, c, h, w], got {found}")
         check_labels(self.labels, self.classes, len(self.pixels))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        _, c, h, w = self.pixels.shape
-        return c, h, w
-
-    @property
-    def shown(self) -> int | None:
-        return shown(self.labels)
-
-    def fetch(self, indices: Tensor) -> Tensor:
-        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
-
-    def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device, non_blocking=True)]
-
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        return map(self.fetch, batches)
 
     def subset(self, indices: Tensor) -> Images:
         paths = tuple(self.paths[index] for index in indices.tolist()) if self.paths else ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchcaps.data.images import check_labels, shown
+from torchcaps.data.images import Held, Labelled, check_labels, one_ahead
 
 
 @dataclass(frozen=True, eq=False)
-class Floats:
+class Floats(Held):
     """Images of any real values in memory, which are taken as they are."""
 
     pixels: Tensor  # float32 [n, c, h, w]
@@ -26,28 +25,6 @@ class Floats:
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self.pixels))
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        _, c, h, w = self.pixels.shape
-        return c, h, w
-
-    @property
-    def shown(self) -> int | None:
-        return shown(self.labels)
-
-    def fetch(self, indices: Tensor) -> Tensor:
-        """Return the images at `indices` int64 [b], float32 [b, c, h, w]."""
-        return self.pixels[indices.to(self.pixels.device)]
-
-    def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device)]
-
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        return map(self.fetch, batches)
-
     def subset(self, indices: Tensor) -> Floats:
         return Floats(self.fetch(indices), self.targets(indices), self.classes)
 
@@ -56,7 +33,7 @@ class Floats:
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class Items(Labelled):
     """The items (image, label) of a Dataset, which is asked for them whenever they are needed.
 
     Images are uint8, or float32 where the Dataset makes floats of them; all have one shape.
@@ -71,13 +48,6 @@ class Items:
     def __post_init__(self) -> None:
         check_labels(self.labels, self.classes, len(self.rows))
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def shown(self) -> int | None:
-        return shown(self.labels)
-
     def fetch(self, indices: Tensor) -> Tensor:
         """Return the images at `indices` int64 [b], uint8 or float32 [b, c, h, w]; ValueError, which names the item,
         for one of another shape.
@@ -90,17 +60,9 @@ class Items:
             images.append(image)
         return torch.stack(images).to(self.labels.device) if images else torch.empty(0, *self.shape)
 
-    def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device)]
-
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield `fetch` of each of `batches`, one batch ahead."""
-        with ThreadPoolExecutor(1) as reader:
-            ahead = [reader.submit(self.fetch, batch) for batch in batches[:1]]
-            for batch in batches[1:]:
-                ahead.append(reader.submit(self.fetch, batch))
-                yield ahead.pop(0).result()
-            yield from (future.result() for future in ahead)
+        return one_ahead(self.fetch, batches)
 
     def subset(self, indices: Tensor) -> Items:
         return replace(self, rows=self.rows[indices.cpu()], labels=self.labels[indices.to(self.labels.device)])

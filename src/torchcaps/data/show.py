@@ -7,10 +7,10 @@ import html
 import io
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcaps.config import AugmentConfig, DataConfig
@@ -20,9 +20,6 @@ from torchcaps.data.images import Source, Stored
 from torchcaps.data.load import Data, load_data
 from torchcaps.data.overlap import Overlap
 from torchcaps.data.splits import strata
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CHANGED_ROWS = 2
 PART_COLOURS = ((0.1, 0.85, 0.2), (0.25, 0.45, 1.0), (1.0, 0.3, 0.2))  # green and blue as in FM agreement's Table 5
@@ -59,8 +56,6 @@ def draw_sheet(data: Data, augment: AugmentConfig, count: int = 10) -> Figure:
     """Return a figure of training images with their labels, below them the parts of overlapped ones, then rows after
     `augment`.
     """
-    from matplotlib.figure import Figure
-
     source, indices = _choose(data.train, count)
     count = len(indices)
     plain, targets = next(Batches(source, count, cut=data.crop).epoch(0))

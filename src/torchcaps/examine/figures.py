@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from torchcaps.examine.found import Curve
 from torchcaps.inspect.figures import INK, style
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 UNITS = {"angle": "angle (degrees)", "shift": "shift (pixels)", "scale": "scale", "shear": "shear (degrees)"}
 
 
 def draw_robustness(curves: Sequence[Curve]) -> Figure:
     """Return a panel for each change: accuracy, and what is kept of the images that are right unchanged."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
     with style():
         figure = Figure(figsize=(2.4 * max(len(curves), 1), 2.4), layout="constrained")
         panels = figure.subplots(1, max(len(curves), 1), sharey=True, squeeze=False)[0]

@@ -9,36 +9,36 @@ from typing import TYPE_CHECKING
 from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
-    from torchcaps.inspect.agreement import Agreement, draw_agreement, measure_agreement
+    from torchcaps.inspect.agreement import Agreement, measure_agreement
     from torchcaps.inspect.couplings import RoutedLayer, share_maps, trace_routing
-    from torchcaps.inspect.jacobian import Singular, measure_jacobian
-    from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
-    from torchcaps.inspect.probes import AgreementProbe, find_probes
-    from torchcaps.inspect.reconstruction import (
-        decode_classes,
+    from torchcaps.inspect.drawings import (
+        draw_agreement,
         draw_inputs_and_outputs,
         draw_overlaps,
         draw_reconstructions,
         draw_segmentations,
-        pose_sweep,
     )
+    from torchcaps.inspect.jacobian import Singular, measure_jacobian
+    from torchcaps.inspect.pairs import AgreedLayer, trace_pairs
+    from torchcaps.inspect.probes import AgreementProbe, find_probes
+    from torchcaps.inspect.reconstruction import decode_classes, pose_sweep
     from torchcaps.inspect.sparsity import accuracy_by_kept, child_importance
     from torchcaps.inspect.transplants import draw_transplants, transplant
 
 _HOMES = {
-    "agreement": ("Agreement", "draw_agreement", "measure_agreement"),
+    "agreement": ("Agreement", "measure_agreement"),
     "couplings": ("RoutedLayer", "share_maps", "trace_routing"),
-    "jacobian": ("Singular", "measure_jacobian"),
-    "pairs": ("AgreedLayer", "trace_pairs"),
-    "probes": ("AgreementProbe", "find_probes"),
-    "reconstruction": (
-        "decode_classes",
+    "drawings": (
+        "draw_agreement",
         "draw_inputs_and_outputs",
         "draw_overlaps",
         "draw_reconstructions",
         "draw_segmentations",
-        "pose_sweep",
     ),
+    "jacobian": ("Singular", "measure_jacobian"),
+    "pairs": ("AgreedLayer", "trace_pairs"),
+    "probes": ("AgreementProbe", "find_probes"),
+    "reconstruction": ("decode_classes", "pose_sweep"),
     "sparsity": ("accuracy_by_kept", "child_importance"),
     "transplants": ("draw_transplants", "transplant"),
 }

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +18,10 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, lengths, widen
 from torchcaps.config import from_plain
 from torchcaps.inspect.couplings import visiting
-from torchcaps.inspect.figures import INK, style
 from torchcaps.layers import CapsuleLayer
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model
 from torchcaps.routing import Step
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SHORTEST = 1e-12  # of a vote or a parent that has a direction; others count as at right angles
 
@@ -135,35 +130,3 @@ def read_agreement(history: Sequence[Mapping[str, Any]], columns: int = 5) -> di
                 raise ValueError(f"agreement of {name[:80]!r} must hold routing, share and length")
             rows[name][line["epoch"]] = from_plain(Agreement, values)
     return dict(rows)
-
-
-def draw_agreement(rows: Mapping[str, Mapping[int, Agreement]]) -> Figure:
-    """Return a row for each name, e.g. of a routing, and a panel for each epoch: bars of percentage, a line of
-    length.
-    """
-    from matplotlib.figure import Figure
-
-    columns = max(len(epochs) for epochs in rows.values())
-    with style():
-        figure = Figure(figsize=(2.3 * columns, 1.9 * len(rows)), layout="constrained")
-        panels = figure.subplots(len(rows), columns, squeeze=False, sharex=True)
-        for row, (name, epochs) in zip(panels, rows.items(), strict=True):
-            for axes, (epoch, agreement) in zip(row, sorted(epochs.items()), strict=False):
-                _draw_panel(axes, agreement, f"{name}, epoch {epoch}")
-            for axes in row[len(epochs) :]:
-                axes.set_axis_off()
-    return figure
-
-
-def _draw_panel(axes: Axes, agreement: Agreement, title: str) -> None:
-    width = 2 / len(agreement.share)
-    middles = [-1 + (step + 0.5) * width for step in range(len(agreement.share))]
-    axes.bar(middles, agreement.share, 0.9 * width, color=INK["line"])
-    axes.set(xlim=(-1, 1), xlabel="cosine of vote and parent", ylabel="% of votes")
-    axes.set_title(title, fontsize=8)
-    beside = axes.twinx()
-    seen = [(x, y) for x, y, share in zip(middles, agreement.length, agreement.share, strict=True) if share]
-    beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
-    beside.set_ylabel("mean length", color=INK["accent"])
-    beside.set_ylim(0)
-    beside.grid(False)

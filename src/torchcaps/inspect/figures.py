@@ -12,19 +12,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
 from torchcaps.inspect.pictures import heat
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 INK = {"ink": "#1b1f27", "muted": "#677084", "line": "#dde1e9", "accent": "#2f5fd0", "second": "#d9642c"}
 SIZE = (4.6, 2.9)  # inches
@@ -34,8 +34,6 @@ SHOWN = 30  # classes that a figure names
 @contextmanager
 def style() -> Iterator[None]:
     """Set Matplotlib's settings while a figure is made or saved. Text is taken as it is, never as formulas."""
-    import matplotlib
-
     settings: Any = {
         "text.parse_math": False,
         "svg.fonttype": "none",
@@ -61,8 +59,6 @@ def style() -> Iterator[None]:
 
 
 def _axes(size: tuple[float, float] = SIZE, **settings: Any) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set(**settings)
@@ -73,8 +69,6 @@ def draw_curves(history: Sequence[Mapping], quantity: str, selected: int | None 
     """Return training and validation over the epochs, of "loss" or "accuracy"; `selected` is the epoch that was
     kept.
     """
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
     figure, axes = _axes(xlabel="epoch", ylabel=quantity)
     epochs = [record["epoch"] for record in history]
     lowest, largest = float("inf"), 0.0
@@ -155,8 +149,6 @@ def draw_calibration(found: Calibration, word: str = "probability") -> Figure:
 
 def draw_timing(history: Sequence[Mapping]) -> Figure:
     """Return images a second in training, epoch by epoch."""
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _axes(xlabel="epoch", ylabel="images / s")
     axes.bar([record["epoch"] for record in history], [record["images_per_second"] for record in history], width=0.8)
     for patch in axes.patches:
@@ -170,8 +162,6 @@ def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     """Return accuracy over capsules kept: of each curve, by name, its points (capsules, accuracy); a single one is a
     dot.
     """
-    from matplotlib.ticker import PercentFormatter
-
     figure, axes = _axes(xlabel="capsules kept", ylabel="accuracy", xscale="log")
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points), strict=True), ".-", lw=1.4, ms=5, label=name)

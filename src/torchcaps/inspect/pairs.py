@@ -8,9 +8,7 @@ stand in the image or, below the classes of a deep network, where parts stand no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,12 +20,8 @@ from torchcaps.models import Model
 from torchcaps.routing import Step
 from torchcaps.routing.fm import FM
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 BLOCK = 1 << 22  # products that are held at once
 RADIUS = 0.4  # of the circle of children without positions, in shares of a picture's side
-NUMBERED = 40  # children on a circle that have room for their numbers
 
 
 @dataclass(frozen=True)
@@ -116,58 +110,6 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
             )
         )
     return found
-
-
-def draw_pairs(
-    image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor | None = None
-) -> Figure:
-    """Return the strongest pairs of each parent over the image [c, h, w], lines from child to child; a column for
-    each parent.
-
-    Products [k, m] make lines opaque, the largest of all fully; places are [k, m, 2, 2], `names` the k parents'. Where
-    children stand on a `ring` [i, 2], they are numbered dots on a bare ground, and the image is a column before them.
-    """
-    from torchcaps.inspect.figures import INK, draw_tiles
-
-    if ring is not None:
-        return _draw_circles(image, products, places, names, ring)
-    figure = draw_tiles({"pairs": image.expand(len(names), -1, -1, -1)}, names)
-    (axes,), largest = figure.axes, products.max().clamp_min(torch.finfo(products.dtype).tiny)
-    for column, (strengths, ends) in enumerate(zip(products / largest, places.tolist(), strict=True)):
-        for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
-            across, down = [column + 0.94 * x1, column + 0.94 * x2], [0.94 * y1, 0.94 * y2]
-            axes.plot(across, down, color=INK["second"], alpha=strength, lw=1, marker="o", ms=1.6, zorder=3)
-    axes.set(xlim=(0, len(names)))
-    return figure
-
-
-def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequence[str], ring: Tensor) -> Figure:
-    """Do as `draw_pairs` does, of children that stand on a circle."""
-    from matplotlib.figure import Figure
-
-    from torchcaps.inspect.figures import INK
-
-    largest = products.max().clamp_min(torch.finfo(products.dtype).tiny)
-    figure = Figure(figsize=(1.5 * (len(names) + 1), 1.8), layout="constrained")
-    first, *others = figure.subplots(1, len(names) + 1)
-    first.imshow(image.movedim(0, -1).squeeze(-1).clamp(0, 1).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
-    first.set_title("image", fontsize=8)
-    for axes, name, strengths, ends in zip(others, names, products / largest, places.tolist(), strict=True):
-        for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
-            axes.plot([x1, x2], [y1, y2], color=INK["second"], alpha=strength, lw=1.4)
-        rows, columns = ring.T.tolist()
-        axes.plot(columns, rows, "o", color=INK["accent"], ms=2.4)
-        for number, (row, column) in enumerate(zip(rows, columns, strict=True), 1):
-            if len(rows) <= NUMBERED:
-                place = [0.5 + 1.18 * (at - 0.5) for at in (column, row)]
-                axes.text(*place, str(number), ha="center", va="center", fontsize=5, color=INK["muted"])
-        axes.set_title(name, fontsize=8)
-        axes.set(xlim=(0, 1), ylim=(1, 0), aspect="equal")
-    for axes in (first, *others):
-        axes.set(xticks=[], yticks=[])
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-    return figure
 
 
 def circle(count: int) -> Tensor:

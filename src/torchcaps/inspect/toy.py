@@ -7,19 +7,16 @@ other vote points anywhere. A routing should send parts to their whole, and part
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.encapnet.sinkhorn import ground_cost, transport_plan
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 from torchcaps.routing import Step, routing_class
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PARTS, NOISE, POSE, LENGTH = 5, 4, 16, 3.0
 CHILDREN = 2 * PARTS + NOISE
@@ -101,8 +98,6 @@ def _draw_panels(
     values: Tensor, titles: Sequence[str], name: str, what: str, limits: tuple[float, float], colours: str
 ) -> Figure:
     """Return panels of [panel, parts, wholes], side by side, with one scale of colours."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(1.5 * len(values) + 1.4, 3.6), layout="constrained")
     panels = figure.subplots(1, len(values), squeeze=False)[0]
     for n, (axes, panel) in enumerate(zip(panels, values, strict=True)):
@@ -120,8 +115,6 @@ def draw_toy_agreement() -> Figure:
     """Return which pairs of parts agree on a whole: the products of their votes, which FM agreement sums (one panel
     each).
     """
-    from matplotlib.figure import Figure
-
     children, transform = toy_scene()
     votes = torch.nn.functional.normalize(transform(children).dense()[0, 0], dim=-1)  # [i, j, d]
     pairs = torch.einsum("ijd,kjd->jik", votes, votes)
@@ -142,8 +135,6 @@ def draw_toy_transport(epsilons: Sequence[float] = (1.0, 0.1, 0.01)) -> Figure:
 
     Both batches hold three kinds of features, 5, 4 and 3 of each; the cost is the cosine distance.
     """
-    from matplotlib.figure import Figure
-
     generator = torch.Generator().manual_seed(0)
     kinds = torch.randn(3, 8, generator=generator).repeat_interleave(torch.tensor([5, 4, 3]), 0)
     batches = [kinds + 0.5 * torch.randn(12, 8, generator=generator) for _ in range(2)]

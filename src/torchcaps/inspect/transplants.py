@@ -8,17 +8,15 @@ decoder's own, from another seed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcaps.inspect.figures import draw_tiles
 from torchcaps.losses import reconstruction_loss
 from torchcaps.models import Model
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 class Transplant(NamedTuple):

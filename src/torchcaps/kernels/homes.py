@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+def home_in(operation: str) -> Callable[[Tensor], Any]:
+    """Return a function that gives, for a tensor, the module of `operation` for its device: `forward` and `backward`.
+
+    The module imports numba or Triton, and is imported on first use.
+
+    Args:
+        operation: a folder of `torchcaps.kernels`, such as "dynamic".
+    """
+
+    def home(x: Tensor) -> Any:
+        return import_module(f"torchcaps.kernels.{operation}.{'cpu' if x.device.type == 'cpu' else 'cuda'}")
+
+    return home
 
 
 def call_at(x: Tensor, function: Callable[..., T], *inputs: object) -> T:

@@ -17,13 +17,18 @@ from torchcaps.examine.examination import read_examination
 from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder, read_plain
 from torchcaps.inspect import figures
-from torchcaps.inspect.agreement import draw_agreement, read_agreement
+from torchcaps.inspect.agreement import read_agreement
+from torchcaps.inspect.drawings import (
+    draw_agreement,
+    draw_overlaps,
+    draw_pairs,
+    draw_reconstructions,
+    draw_segmentations,
+)
 from torchcaps.inspect.evaluation import holds_images_of
 from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.measures import describe_measured, write_measures
-from torchcaps.inspect.pairs import draw_pairs
-from torchcaps.inspect.reconstruction import draw_overlaps, draw_reconstructions, draw_segmentations
 from torchcaps.losses import score_form
 from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.data.facts import data_facts
-from torchcaps.tables.measure import model_arguments, peak_memory, reset_peak, step_seconds
+from torchcaps.tables.arguments import model_arguments
+from torchcaps.tables.measure import peak_memory, reset_peak, step_seconds
 
 FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
 WITHOUT = "no estimate of time and memory"

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from torchcaps.tables.agreements import draw_stages
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from torchcaps.inspect.drawings import Agreement, draw_agreement
+from torchcaps.inspect.figures import style
 from torchcaps.tables.cells import Cell, Table
 from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
 from torchcaps.tables.summary import Summary, evidence, reproduction
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 class Panel(NamedTuple):
@@ -95,10 +96,6 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
     drawn = [(panel, cells, lines) for panel, cells in found if (lines := list(trace(panel, cells, records)))]
     if not drawn:
         return None
-    from matplotlib.figure import Figure
-
-    from torchcaps.inspect.figures import style
-
     columns = min(3, len(drawn))
     rows = -(-len(drawn) // columns)
     with style():
@@ -200,8 +197,6 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) ->
 
     `marked` are budgets and widths, and where splits are `mixed` the curves that are of the validation split.
     """
-    from matplotlib.ticker import MaxNLocator
-
     subjects = list(dict.fromkeys(line.subject for line in lines))
     tested = {line.subject for line in lines if not line.of_training}
     for line in lines:
@@ -224,9 +219,34 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) ->
     )
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as SVG to `path`, the same bytes for the same lines."""
-    from torchcaps.inspect.figures import style
+def draw_stages(table: Table, records: Sequence[Record]) -> Figure | None:
+    """Return a row for each layer of each of the table's networks, a panel for each stage, of the first seed's run.
 
+    None where there is no run.
+    """
+    rows: dict[str, dict[int, Agreement]] = {}
+    sources = []
+    for name, cell in {cell.row: cell for cell in table.cells}.items():
+        found = reproduction(cell, records) or evidence(cell, records)
+        if found is None or not (stages := found.records[0].get("agreement")):
+            continue
+        sources.append(f"{name}: {found.budget} {found.width}".strip())
+        for layer, place in zip(stages[0]["layers"], ("fifth layer", "class capsules"), strict=True):
+            agreements = {stage["epoch"]: Agreement(**stage["layers"][layer]) for stage in stages}
+            rows[f"{agreements[stages[0]['epoch']].routing}, {place}"] = agreements
+    if not rows:
+        return None
+    figure = draw_agreement(rows)
+    figure.suptitle("; ".join(sources), fontsize=8)
+    return figure
+
+
+def write_figure(table: Table, records: Sequence[Record], path: Path) -> bool:
+    """Write the figure of `draw` as SVG to `path`, the same bytes for the same lines; returns whether there is one."""
+    figure = draw(table, records)
+    if figure is None:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
     with style():
         figure.savefig(path, metadata={"Date": None})
+    return True

@@ -13,78 +13,24 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torchcaps.config import Config, DataConfig
-from torchcaps.data.catalogue import find
-from torchcaps.data.facts import data_facts
+from torchcaps.config import Config
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from torchcaps.models import Model
-
-CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
 REPEATS = 5  # timed passes, after one that is not
 LEAST = 2  # of them, where patience ends
 TURNS = 15  # of networks that are timed beside each other
 LONG_ENOUGH = 0.5  # seconds of repeats
 
 
-def model_arguments(config: Config) -> dict[str, Any]:
-    """Return what `create_model` is called with for a recipe, without reading its data; of the user's own, see
-    `data_facts`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `data_facts` of the user's own files.
-    """
-    entry, path = find(config.data.name)
-    data = config.data
-    given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
-    size: int | tuple[int, int] | None = next((each for each in given if each), None)
-    classes, channels = len(entry.classes) or CLASSES.get(entry.name, 0), data.compose.channels or entry.channels or 3
-    if path is not None:
-        facts = data_facts(data)
-        size, classes, channels = size or facts.size, facts.classes, _channels(data, facts.colour)
-    assert size is not None, config.data.name
-    return {
-        "name": config.model.name,
-        "num_classes": classes,
-        "in_channels": channels,
-        "image_size": size,
-        **config.model.options,
-    }
-
-
-def _channels(data: DataConfig, colour: bool) -> int:
-    return {"auto": 3 if colour else 1, "grey": 1, "rgb": 3}[data.colour]
-
-
-def image_shape(config: Config) -> tuple[int, int, int]:
-    """Return channels, height and width of the images that the network of a recipe sees."""
-    shape = model_arguments(config)
-    size = shape["image_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return shape["in_channels"], height, width
-
-
-def build_network(config: Config) -> Model:
-    """Return the network of a recipe, with fresh weights."""
-    from torchcaps.models import create_model
-
-    return create_model(**model_arguments(config))
-
-
 def count_parameters(config: Config) -> float:
     """Return trainable parameters, in millions; the network is built without memory for them."""
-    import torch
+    from torchcaps.tables.network import build_meta
 
-    with torch.device("meta"):
-        return sum(each.numel() for each in build_network(config).parameters() if each.requires_grad) / 1e6
+    return sum(each.numel() for each in build_meta(config).parameters() if each.requires_grad) / 1e6
 
 
 def count_part(config: Config, decoder: bool, statistics: bool = False) -> float:
@@ -95,10 +41,9 @@ def count_part(config: Config, decoder: bool, statistics: bool = False) -> float
         decoder: which of the two.
         statistics: count the running statistics of batch norm with them, as some frameworks print it.
     """
-    import torch
+    from torchcaps.tables.network import build_meta
 
-    with torch.device("meta"):
-        network = build_network(config)
+    network = build_meta(config)
     counted = {name: each.numel() for name, each in network.named_parameters() if each.requires_grad}
     if statistics:
         counted |= {name: each.numel() for name, each in network.named_buffers() if "running" in name}
@@ -156,7 +101,7 @@ def step_seconds(config: Config, batch_size: int, device: str = "auto", patience
     """Return seconds of a training step on a batch of `batch_size` images: the median of at least five, but of two
     where more would take longer than `patience`, in seconds.
     """
-    step, place = training_step(config, batch_size, device)
+    step, place = _training_step(config, batch_size, device)
     return _median_seconds(step, place, patience)
 
 
@@ -169,11 +114,25 @@ def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
     """Return megabytes that the process holds at most in a training step, weights and the optimiser's state
     included.
     """
-    step, place = training_step(config, batch_size, device)
+    step, place = _training_step(config, batch_size, device)
     step()
     reset_peak(place)
     step()
     return peak_memory(place) / 1e6
+
+
+def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], object], str]:
+    """Return what `network.inference_pass` does."""
+    from torchcaps.tables.network import inference_pass
+
+    return inference_pass(config, batch_size, device)
+
+
+def _training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
+    """Return what `network.training_step` does."""
+    from torchcaps.tables.network import training_step
+
+    return training_step(config, batch_size, device)
 
 
 def _median_seconds(function: Callable[[], object], place: str, patience: float = math.inf) -> float:
@@ -193,64 +152,6 @@ def _seconds(function: Callable[[], object], place: str) -> float:
     if place == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - begun
-
-
-def training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:
-    """Return a step as the library trains, on a batch of noise with labels at random, and the device that it runs
-    on.
-    """
-    import torch
-
-    from torchcaps.losses import multi_hot
-    from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
-    from torchcaps.train.processes import build_fabric
-
-    model, images, place = _prepare(config, batch_size, device)
-    config = replace(config, device=place, processes=1, batch_size=batch_size)
-    fabric, phases = build_fabric(config), build_phases(model, config)
-    wrapped, optimizer = fabric.setup(LossModule(model, *phases), phases[0].optimizer)
-    classes = model_arguments(config)["num_classes"]
-    labels = torch.randint(classes, (batch_size,), device=place)
-    batch = Batch(images, labels, multi_hot(labels, classes))
-
-    def step() -> None:
-        step_phases(fabric, model, wrapped, optimizer, phases, batch, config.clip)
-
-    return step, place
-
-
-def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], Tensor], str]:
-    """Return a pass in float32 over a batch of noise, and the device that it runs on."""
-    import torch
-
-    model, images, place = _prepare(config, batch_size, device)
-    model.eval()
-
-    @torch.inference_mode()
-    def forward() -> Tensor:
-        return model(images).scores
-
-    return forward, place
-
-
-def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tensor, str]:
-    """Return the network and a batch of noise, both of the config's seed, as the library has them there: channels
-    last.
-    """
-    import torch
-    from torch.nn.utils import convert_conv2d_weight_memory_format
-
-    from torchcaps.train.allocator import keep_freed_memory
-    from torchcaps.train.devices import choose_device
-
-    place = choose_device(device)
-    if place == "cpu":
-        keep_freed_memory()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model, images = build_network(config), torch.rand(batch_size, *image_shape(config))
-    model, images = convert_conv2d_weight_memory_format(model, torch.channels_last).to(place), images.to(place)
-    return model, images.contiguous(memory_format=torch.channels_last), place
 
 
 def reset_peak(device: str) -> None:

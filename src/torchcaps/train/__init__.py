@@ -2,8 +2,8 @@
 
 from torchcaps.train.callbacks import Callback
 from torchcaps.train.evaluation import evaluate, load_run
+from torchcaps.train.fitting import fit
 from torchcaps.train.interrupt import Interrupted
-from torchcaps.train.loop import fit
 from torchcaps.train.meter import Score
 from torchcaps.train.phases import Phase, build_phases
 from torchcaps.train.run import Result, RunFolder, unfinished_runs

@@ -1,4 +1,4 @@
-"""The training of one model, from a `Config` to a `Result` and the folder of the run.
+"""The loop that trains one model: one process's part in a run, from its folder to its `Result`.
 
 Batches are a pure function of (seed, epoch, step), and each step draws its random numbers from a generator seeded by
 (seed, step, rank). So a run is continued from its weights, optimisers and position alone, by the same operations in the
@@ -8,20 +8,17 @@ same order as if it had never stopped.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.loggers.logger import Logger
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config, to_plain
@@ -30,118 +27,33 @@ from torchcaps.layers import choose, chosen_forms, set_forms
 from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
-from torchcaps.plugins import check_imports, import_handed_on
-from torchcaps.ranks import given_ranks
 from torchcaps.terminal import warn
 from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
-from torchcaps.train.callbacks import Callback, check_callbacks, tell_epoch
-from torchcaps.train.check import check_config
+from torchcaps.train.callbacks import Callback, tell_epoch
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.classes import check_classes, find_weights
 from torchcaps.train.compiling import compile_module
 from torchcaps.train.describe import describe_run
-from torchcaps.train.devices import choose_compile, is_depthwise, settled
+from torchcaps.train.devices import choose_compile, is_depthwise
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
-from torchcaps.train.given import Given, give
+from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interrupted, Interruption
-from torchcaps.train.loggers import Logged, Name
 from torchcaps.train.machine import describe_environment, keep_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.optim import build_schedule, follow_on
 from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
 from torchcaps.train.position import Position
-from torchcaps.train.processes import build_fabric, join_ranks, launch, name_shortage
 from torchcaps.train.readback import Readback
 from torchcaps.train.run import Result, RunFolder, runs_of
 from torchcaps.train.stages import check_stages, enter_stage, held_part
 from torchcaps.train.start import open_run
 from torchcaps.train.statistics import count_batches, measure_statistics
 
-_ALONE = threading.Lock()  # held by the one run that a process trains
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
-
-
-def fit(
-    config: Config,
-    resume: bool = False,
-    callbacks: Sequence[Callback] = (),
-    max_minutes: float | None = None,
-    *,
-    start: str | Path | None = None,
-    model: nn.Module | None = None,
-    data: Any = None,
-    loggers: Sequence[Name | Logger] = (),
-) -> Result:
-    """Train, select on the validation split, and measure the selected weights once on the test split.
-
-    With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
-    same. Where torchrun or srun has started processes together, this one is a part of their one run.
-
-    Args:
-        config: all that determines the run, but for what is given below.
-        resume: continue the newest unfinished run of this config, and end as if it had never stopped; where there is
-            none, go on from the end of a finished one of fewer epochs.
-        callbacks: what looks at the run as it goes, and cannot change it, see `torchcaps.train.Callback`.
-        max_minutes: after which the run is saved and stopped, as a signal would stop it.
-        start: folder of a run, whose weights this one begins with where names and shapes agree.
-        model: a module from images to scores [b, classes] or `Output`, in place of `config.model`; in one process it
-            has the selected weights at the end. The run records it as "external", and loading it takes it again.
-        data: in place of `config.data.name`, see `torchcaps.data.given.given_data`; "external" as well. Batches of a
-            DataLoader are its own; a run that is stopped within an epoch begins that epoch again.
-        loggers: of Fabric, or csv, tensorboard and wandb, see `torchcaps.train.loggers`.
-
-    Raises:
-        ValueError: for values that contradict each other, the data or the machine; when there is nothing to resume;
-            when the config asks for a probe (`agreement`) that no callback answers.
-        FloatingPointError: when the loss is no longer finite; names the step, and the layer where that began.
-        MemoryError: when a batch does not fit into memory; names a batch size to try.
-        OSError: when something cannot be written, or one of several processes has ended.
-        Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came, or `max_minutes` were over; the
-            run is saved. It is a `KeyboardInterrupt`.
-    """
-    given = give(start, model, data)
-    config = given.settle(join_ranks(config), resume)
-    check_config(config)
-    callbacks = (*callbacks, *([Logged(loggers)] if loggers else []))
-    check_callbacks(config, callbacks)
-    fabric = build_fabric(config)
-    if not _ALONE.acquire(blocking=False):
-        raise ValueError(
-            "another run is being trained in this process, and both would draw from torch's one generator: "
-            "train in processes of their own"
-        )
-    with ExitStack() as stack:
-        stack.callback(_ALONE.release)
-        spawned = config.processes > 1 and given_ranks() is None
-        interruption = Interruption(spawned, max_minutes)
-        if spawned:
-            stack.enter_context(interruption)
-        ended = launch(fabric, partial(_train, config, resume, interruption, callbacks, given))
-    if isinstance(ended, Interrupted):
-        raise ended
-    return ended
-
-
-def _train(
-    config: Config,
-    resume: bool,
-    interruption: Interruption,
-    callbacks: Sequence[Callback],
-    given: Given,
-    fabric: Fabric,
-) -> Result | Interrupted:
-    import_handed_on()
-    check_imports(config.imports, f"the run {config.recipe}")
-    with name_shortage(config, fabric.device), settled(fabric.device):
-        trainer = Trainer(fabric, config, resume, interruption, callbacks, given)
-        try:
-            return trainer.run()
-        except Interrupted as stop:  # returned: several processes end together
-            return stop.with_traceback(None)  # which holds the trainer, and so the group of processes and its threads
 
 
 class Trainer:

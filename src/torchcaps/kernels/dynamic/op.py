@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.dynamic.plain import plain
-from torchcaps.kernels.homes import as_promised, call_at, none_yet
+from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
+
+_home = home_in("dynamic")
 
 
 @torch.library.custom_op("torchcaps::dynamic_step", mutates_args=(), device_types=("cpu", "cuda"))
@@ -56,17 +58,6 @@ def dynamic_step_backward(
     found = call_at(poses, _home(poses).backward, *_widest(gradient, *inputs), xnor, binary, last)
     outs = [poses.new_empty(0) if x is None else as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
-
-
-def _home(x: Tensor) -> Any:
-    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
-    use.
-    """
-    if x.device.type == "cpu":
-        from torchcaps.kernels.dynamic import cpu as home
-    else:
-        from torchcaps.kernels.dynamic import cuda as home
-    return home
 
 
 def _widest(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -15,9 +15,11 @@ from torch.utils.flop_counter import register_flop_formula
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
-from torchcaps.kernels.homes import as_promised, call_at, none_yet
+from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
+
+_home = home_in("em")
 
 
 @torch.library.custom_op("torchcaps::em_step", mutates_args=(), device_types=("cpu", "cuda"))
@@ -97,17 +99,6 @@ def em_step_backward(
     found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.scale)))
     outs = [poses.new_empty(0) if x is None else as_promised(next(found), x) for x in inputs]
     return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
-
-
-def _home(x: Tensor) -> Any:
-    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
-    use.
-    """
-    if x.device.type == "cpu":
-        from torchcaps.kernels.em import cpu as home
-    else:
-        from torchcaps.kernels.em import cuda as home
-    return home
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:

@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.fm import plain
-from torchcaps.kernels.homes import as_promised, call_at, none_yet
+from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
+
+_home = home_in("fm")
 
 
 @torch.library.custom_op("torchcaps::fm_sums", mutates_args=(), device_types=("cpu", "cuda"))
@@ -76,17 +78,6 @@ def fm_moments_backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, wei
     inputs = _widest(of_mean, of_variance, poses, weight)
     d_poses, d_weight = call_at(poses, _home(poses).moments_backward, *inputs)
     return as_promised(d_poses, poses), as_promised(d_weight, weight)
-
-
-def _home(x: Tensor) -> Any:
-    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
-    use.
-    """
-    if x.device.type == "cpu":
-        from torchcaps.kernels.fm import cpu as home
-    else:
-        from torchcaps.kernels.fm import cuda as home
-    return home
 
 
 def _widest(*tensors: Tensor) -> list[Tensor]:

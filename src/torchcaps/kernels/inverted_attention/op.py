@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from torchcaps.kernels.homes import as_promised, call_at, none_yet
+from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.inverted_attention.plain import plain
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
+
+_home = home_in("inverted_attention")
 
 
 @torch.library.custom_op("torchcaps::attend", mutates_args=(), device_types=("cpu", "cuda"))
@@ -50,17 +52,6 @@ def attend_backward(
     found = call_at(poses, _home(poses).backward, gradient, poses, weight, query, rows, stride, padding)
     d_poses, d_weight, d_query = map(as_promised, found, (poses, weight, query))
     return d_poses, d_weight, d_query
-
-
-def _home(x: Tensor) -> Any:
-    """Return the module with `forward` and `backward` for the device of `x`: it imports numba or Triton, so on first
-    use.
-    """
-    if x.device.type == "cpu":
-        from torchcaps.kernels.inverted_attention import cpu as home
-    else:
-        from torchcaps.kernels.inverted_attention import cuda as home
-    return home
 
 
 @attend.register_fake

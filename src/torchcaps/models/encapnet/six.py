@@ -223,17 +223,8 @@ def capnet_6_dynamic(
         iterations: of both layers (R).
         over, start: see `Dynamic`; Table 5 compares the starts.
     """
-    return build_capnet(
-        num_classes,
-        in_channels,
-        image_size,
-        types,
-        channels,
-        grid,
-        iterations,
-        partial(Dynamic, over=over, start=start),
-        dynamic_transforms,
-    )
+    sizes = num_classes, in_channels, image_size, types, channels, grid, iterations
+    return build_capnet(*sizes, partial(Dynamic, over=over, start=start), dynamic_transforms)
 
 
 @register_model("capnet-6-em")
@@ -256,17 +247,8 @@ def capnet_6_em(
         normalise: standardise what the sigmoid of an activation is given, which the paper finds crucial.
         eps: floor of the variances, see `EM`; about those of the first votes.
     """
-    return build_capnet(
-        num_classes,
-        in_channels,
-        image_size,
-        types,
-        channels,
-        grid,
-        iterations,
-        partial(EM, normalise=normalise, eps=eps),
-        em_transforms,
-    )
+    sizes = num_classes, in_channels, image_size, types, channels, grid, iterations
+    return build_capnet(*sizes, partial(EM, normalise=normalise, eps=eps), em_transforms)
 
 
 def cnn_6(num_classes: int, in_channels: int, image_size: tuple[int, int], channels: int = 32) -> StagedModel:

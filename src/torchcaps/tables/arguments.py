@@ -1,0 +1,48 @@
+"""What the network of a recipe is made for: classes, channels and the size of its images, without reading its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchcaps.config import Config, DataConfig
+from torchcaps.data.catalogue import find
+from torchcaps.data.facts import data_facts
+
+CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
+
+
+def model_arguments(config: Config) -> dict[str, Any]:
+    """Return what `create_model` is called with for a recipe, without reading its data; of the user's own, see
+    `data_facts`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `data_facts` of the user's own files.
+    """
+    entry, path = find(config.data.name)
+    data = config.data
+    given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
+    size: int | tuple[int, int] | None = next((each for each in given if each), None)
+    classes, channels = len(entry.classes) or CLASSES.get(entry.name, 0), data.compose.channels or entry.channels or 3
+    if path is not None:
+        facts = data_facts(data)
+        size, classes, channels = size or facts.size, facts.classes, _channels(data, facts.colour)
+    assert size is not None, config.data.name
+    return {
+        "name": config.model.name,
+        "num_classes": classes,
+        "in_channels": channels,
+        "image_size": size,
+        **config.model.options,
+    }
+
+
+def _channels(data: DataConfig, colour: bool) -> int:
+    return {"auto": 3 if colour else 1, "grey": 1, "rgb": 3}[data.colour]
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Return channels, height and width of the images that the network of a recipe sees."""
+    shape = model_arguments(config)
+    size = shape["image_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return shape["in_channels"], height, width
