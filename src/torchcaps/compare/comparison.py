@@ -31,7 +31,7 @@ from torchcaps.config import (
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
 from torchcaps.manifest import SHAPE
-from torchcaps.names import unknown
+from torchcaps.names import YOURS, unknown
 from torchcaps.plugins import imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.metrics import ACCURACY, Record
@@ -325,7 +325,9 @@ def choose_heads(wanted: Sequence[str]) -> list[str]:
     others = [name for name in wanted if name not in networks]
     for name in others:
         if not any(fnmatchcase(each, name) for each in every):
-            raise unknown("routing", name, every, "`torchcaps list routings` shows all; 'linear' is the plain head")
+            raise unknown(
+                "routing", name, every, f"`torchcaps list routings` shows all; 'linear' is the plain head; {YOURS}"
+            )
     chosen = [
         name
         for name in every
