@@ -138,10 +138,17 @@ class Comparison:
         return not self.depths or value == "1" or not (head == LINEAR or is_network(head))
 
     def options(self, head: str) -> set[str]:
-        """Return the names of the options of the model that a head makes of the backbone."""
+        """Return the names of the options of the model that a head makes of the backbone, of which more than one value
+        makes a difference: iterations make none of what takes one.
+        """
         from torchcaps.models.registry import describe_model
+        from torchcaps.routing import routing_class
 
-        return set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
+        found = set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
+        twin = head == TWIN or head.endswith(f"-{TWIN}")
+        if "iterations" in found and (twin or not routing_class(head).spec.iterative):
+            found.remove("iterations")
+        return found
 
     @property
     def home(self) -> str:
