@@ -187,18 +187,20 @@ def cases(device: torch.device) -> dict[str, tuple[str, Any, int, int]]:
     }
 
 
-COMPILED = ("dynamic", "xnidr", "fm", "em", "inverted-attention")
-
-
 def trials(device: torch.device) -> Iterator[Item]:
     """Whether each kernel is taken: the trial that a layer makes of it; and whether compiled code can train with it."""
     for name, (routing, shape, _, _) in cases(device).items():
         yield Item(f"trial/{name}", partial(trial, routing, shape, device))
+    if device.type == "cuda":
+        yield from (compiling(routing, device) for routing in ("dynamic", "fm"))
+
+
+def compiling(routing: str, device: torch.device) -> Item:
+    """Whether `torch.compile` trains a small layer with its kernel."""
     from forms import linear, measure
 
-    for routing in COMPILED if device.type == "cuda" else ():
-        train = partial(measure, routing, linear(64, 8, 10, 16), 32, device, ("fused-compiled",), 2, 1)
-        yield Item(f"trial/{routing}, compiled", train, 20)
+    train = partial(measure, routing, linear(64, 8, 10, 16), 32, device, ("fused-compiled",), 2, 1)
+    return Item(f"trial/{routing}, compiled", train, 20)
 
 
 def trial(routing: str, shape: Any, device: torch.device) -> dict[str, Any]:
@@ -222,7 +224,7 @@ def numerics(device: torch.device) -> Iterator[Item]:
     """The kernels' sums and gradients beside the plain forms, float64 and float32, dynamic routing and FM too."""
     for name in ("inverted_attention", "em", "linear"):
         script = ROOT / "tests" / f"interpreted_{name}.py"
-        yield Item(f"numerics/{name}", partial(called, [str(script), device.type], most=150), 20, timed=True)
+        yield Item(f"numerics/{name}", partial(called, [str(script), device.type], most=90), 20, timed=True)
 
 
 def called(command: list[str], until: float, most: float = math.inf) -> dict[str, Any]:
@@ -270,6 +272,7 @@ def compiled(device: torch.device) -> Iterator[Item]:
 
     if device.type == "cpu":
         return
+    yield from (compiling(routing, device) for routing in ("xnidr", "em", "inverted-attention"))
     for name, (routing, shape, batch, iterations) in list(cases(device).items())[:6]:
         ways = ("fused", "compiled", "fused-compiled")
         yield Item(f"compiled/{name}", partial(measure, routing, shape, batch, device, ways, iterations), 60)
@@ -399,9 +402,9 @@ def cell_of(cell: str, device: torch.device, until: float) -> dict[str, Any]:
 
 GROUPS: dict[str, Callable[[torch.device], Iterator[Item]]] = {  # in the order of their worth
     "trials": trials,
-    "numerics": numerics,
     "forms": forms,
     "steps": steps,
+    "numerics": numerics,
     "compiled": compiled,
     "training": training,
 }

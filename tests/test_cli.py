@@ -265,7 +265,10 @@ def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixtur
         ("train fm/table2", "begin so, such as 'fm/table2/"),
         ("reproduce fm/table2/ours-cifar10", "`torchcaps reproduce fm/table2 --cells ours-cifar10`"),
         ("train tiny --data.name mnits", "'mnist'"),
-        ("train tiny --model.name capsnt", "the nearest is 'capsnet'"),
+        (
+            "train tiny --model.name capsnt",
+            "the nearest is 'capsnet' (`torchcaps list models` shows all; --import FILE brings",
+        ),
         ("train tiny --epochs 0", "epochs is 0"),
         ("evaluate nowhere", "nowhere is not the folder of a run"),
         ("cost capsnt", "the nearest is 'capsnet'"),

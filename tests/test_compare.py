@@ -225,9 +225,10 @@ def test_a_sweep_makes_a_row_of_each_value() -> None:
 
 def test_an_option_is_swept_where_a_head_has_it() -> None:
     """Whether or not the usual config says it; heads without it have one row."""
-    cells = Comparison(sweep=("model.options.iterations", "1", "2")).cells(["linear", "em"])
-    assert [cell.name for cell in cells] == ["linear", "em@model.options.iterations=1", "em@model.options.iterations=2"]
-    assert [cell.how.build().model.options.get("iterations") for cell in cells] == [None, 1, 2]
+    heads = ["linear", "uniform", "twin", "fm", "em"]
+    cells = Comparison(sweep=("model.options.iterations", "1", "2")).cells(heads)
+    assert [cell.name for cell in cells] == [*heads[:-1], *(f"em@model.options.iterations={n}" for n in (1, 2))]
+    assert [cell.how.build().model.options.get("iterations") for cell in cells[4:]] == [1, 2]
     (cell,) = Comparison(sweep=("model.options.hidden", "8,8")).cells(["em"])
     assert cell.how.build().model.options["hidden"] == (8, 8)
     _, cell = Comparison(sweep=("model.options.routing_start", "learnt")).cells(["em", "dynamic"])

@@ -10,6 +10,7 @@ from torch import nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.dynamic.op import dynamic_step, dynamic_step_backward
+from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.op import em_step, em_step_backward
 from torchcaps.kernels.fm.op import fm_moments, fm_moments_backward, fm_sums, fm_sums_backward
 from torchcaps.kernels.inverted_attention.op import attend, attend_backward
@@ -121,6 +122,24 @@ def test_a_home_runs_on_the_device_of_its_inputs():
     ):
         fm_moments(poses, weight)
     assert len(seen) == 1 and seen[0].shape == poses.shape
+
+
+def test_weights_that_a_kernel_cannot_count_are_refused():
+    """By which a layer's trial finds it plain; batches may be of any size."""
+    poses, state = torch.empty(2, 2**15, 8, device="meta"), torch.empty(2, 1024, 16, device="meta")
+    weight = torch.empty(1024, 2**15, 8, 16, device="meta")
+    maps, windows = poses[:, None, None], weight[:, None, None]
+    first = Inputs(maps, windows, maps[..., 0], None, None, None)
+    with interpreted() as homes, without_launches():
+        calls = [
+            lambda: homes["dynamic"].forward(poses, weight, state, None, False, False),
+            lambda: homes["fm"].forward(poses, weight, state[:1], state[:1], True, 1e-12),
+            lambda: homes["inverted_attention"].forward(maps, windows, state[:, None], 1, 1, 0),
+            lambda: homes["em"].forward(first, Geometry(1, 1, 0, False)),
+        ]
+        for call in calls:
+            with pytest.raises(ValueError, match=r"the weights are 4,294,967,296 numbers, and the kernel takes less"):
+                call()
 
 
 LINEAR = (

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LARGEST = 1e18  # that a number in a record may be, which has no use for more
+YOURS = "--import FILE brings your own"  # what hints say where a file of the user's may add to the list
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:

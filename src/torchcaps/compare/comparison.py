@@ -31,7 +31,7 @@ from torchcaps.config import (
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
 from torchcaps.manifest import SHAPE
-from torchcaps.names import unknown
+from torchcaps.names import YOURS, unknown
 from torchcaps.plugins import imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.metrics import ACCURACY, Record
@@ -138,10 +138,17 @@ class Comparison:
         return not self.depths or value == "1" or not (head == LINEAR or is_network(head))
 
     def options(self, head: str) -> set[str]:
-        """Return the names of the options of the model that a head makes of the backbone."""
+        """Return the names of the options of the model that a head makes of the backbone, of which more than one value
+        makes a difference: iterations make none of what takes one.
+        """
         from torchcaps.models.registry import describe_model
+        from torchcaps.routing import routing_class
 
-        return set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
+        found = set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
+        twin = head == TWIN or head.endswith(f"-{TWIN}")
+        if "iterations" in found and (twin or not routing_class(head).spec.iterative):
+            found.remove("iterations")
+        return found
 
     @property
     def home(self) -> str:
@@ -325,7 +332,9 @@ def choose_heads(wanted: Sequence[str]) -> list[str]:
     others = [name for name in wanted if name not in networks]
     for name in others:
         if not any(fnmatchcase(each, name) for each in every):
-            raise unknown("routing", name, every, "`torchcaps list routings` shows all; 'linear' is the plain head")
+            raise unknown(
+                "routing", name, every, f"`torchcaps list routings` shows all; 'linear' is the plain head; {YOURS}"
+            )
     chosen = [
         name
         for name in every

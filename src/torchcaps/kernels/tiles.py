@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.window_tiles import pad
+from torchcaps.kernels.window_tiles import check_countable, pad
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with parents and sums
 PROGRAMS = 1024  # wanted
@@ -38,6 +38,7 @@ FUSION = {
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
     """Return the sizes that every kernel takes, of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    check_countable(weight)
     images, children, size = poses.shape
     parents, _, columns, m = weight.shape
     rows = size // columns

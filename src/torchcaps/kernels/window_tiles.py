@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+PLACES = 2**31
 WIDE = 2048  # of the votes of one child at a position, elements beyond which parents are taken in tiles of a quarter
 
 
@@ -27,6 +28,15 @@ def pad(parents: int, rows: int, m: int, tiled: bool = True) -> dict[str, int]:
     if tiled and padded[0] * padded[1] * padded[2] > WIDE:
         padded[0] = max(1, WIDE // (4 * padded[1] * padded[2]))
     return dict(zip(("JP", "RP", "MP"), padded, strict=True))
+
+
+def check_countable(weight: Tensor) -> None:
+    """Raise ValueError for weights of so many numbers that a place among them has no 32 bits, in which kernels count.
+
+    Places in children and parents have 64 bits, since batches may be of any size.
+    """
+    if weight.numel() >= PLACES:
+        raise ValueError(f"the weights are {weight.numel():,} numbers, and the kernel takes less than {PLACES:,}")
 
 
 def runs_of(children: int, programs: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
-from torchcaps.names import check_options, fits, unknown
+from torchcaps.names import YOURS, check_options, fits, unknown
 from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
@@ -310,7 +310,7 @@ def find_factory(name: str) -> Factory:
     for family in _FAMILIES:
         if factory := family.factory(name):
             return factory
-    raise unknown("model", name, list_models(), "`torchcaps list models` shows all")
+    raise unknown("model", name, list_models(), f"`torchcaps list models` shows all; {YOURS}")
 
 
 def _default(factory: Factory, argument: str, otherwise: int) -> Any:

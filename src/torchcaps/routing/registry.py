@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torchcaps.names import check_options, unknown
+from torchcaps.names import YOURS, check_options, unknown
 from torchcaps.plugins import load_plugins
 from torchcaps.routing.interface import Routing, Sizes, Spec
 
@@ -34,7 +34,7 @@ def routing_class(name: str) -> type[Routing[Any]]:
     """
     load_plugins()
     if name not in _ROUTINGS:
-        raise unknown("routing", name, _ROUTINGS, "`torchcaps list routings` shows all")
+        raise unknown("routing", name, _ROUTINGS, f"`torchcaps list routings` shows all; {YOURS}")
     return _ROUTINGS[name]
 
 

@@ -16,7 +16,7 @@ from torchcaps.kernels.em.cuda_kernels import LEAST, claim_kernel, forward_kerne
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result
 from torchcaps.kernels.tiles import FUSION
-from torchcaps.kernels.window_tiles import pad, runs_of, summed
+from torchcaps.kernels.window_tiles import check_countable, pad, runs_of, summed
 
 ELEMENTS = 2048  # of the votes that a program has at a time, at most: what registers hold, with parents and sums
 WARP = 256  # of them, a warp
@@ -90,6 +90,7 @@ def _given(inputs: Inputs) -> list[Tensor]:
 
 def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
     """Return the sizes and the flags that every kernel takes."""
+    check_countable(inputs.weight)
     images, height, width, types, _ = inputs.poses.shape
     parents, kh, kw, _, columns, m = inputs.weight.shape
     down, across = ((size + 2 * geometry.padding - k) // geometry.stride + 1 for size, k in ((height, kh), (width, kw)))

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from torchcaps.kernels.tiles import FUSION, change_of_logits, inner, parents_at, softmax
 from torchcaps.kernels.types import widest
-from torchcaps.kernels.window_tiles import child_at, column_of, pad, row_of, runs_of, summed, window_votes
+from torchcaps.kernels.window_tiles import (
+    check_countable,
+    child_at,
+    column_of,
+    pad,
+    row_of,
+    runs_of,
+    summed,
+    window_votes,
+)
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with query, gradient and sums
 PROGRAMS = 1024  # wanted
@@ -80,6 +89,7 @@ def _inputs(
     poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, int]]:
     """Return contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
+    check_countable(weight)
     query = query.to(widest(poses, weight, query, at_least=torch.float32)).contiguous()
     images, height, width, types, _ = poses.shape
     parents, kh, kw, _, columns, m = weight.shape
