@@ -54,6 +54,7 @@ def test_a_file_that_computes_otherwise_is_said(change, said, tmp_path, monkeypa
 
     def spoilt(path):
         run = session(path)
+        assert run is not None
         return lambda images: [*(each for each in run(images)[:-1]), run(images)[-1] + change]
 
     monkeypatch.setattr(exporting, "_onnx_session", spoilt)

@@ -144,6 +144,7 @@ def test_all_that_is_started_is_there(monkeypatch: pytest.MonkeyPatch):
     items = [*gpu_all.numerics(torch.device("cuda")), *gpu_all.training(torch.device("cuda"))]
     for item in items:
         if item.timed and not item.goes_on:
+            assert isinstance(item.run, partial)
             started.append(item.run.args[0][0])
         elif item.timed:
             item.run(until=0.0)
