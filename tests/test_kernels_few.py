@@ -101,6 +101,26 @@ def test_it_is_taken_by_a_stack_and_not_where_a_visitor_looks():
     assert seen == [(level, t, False) for level in (0, 1) for t in range(3)]
 
 
+class Poses(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, poses):
+        return self.layer(Capsules(poses), 3).capsules.poses
+
+
+@torch.no_grad()
+def test_an_export_from_a_few_images_holds_for_any_batch():
+    """How many images are few is no condition of the graph."""
+    module = Poses(layer_of("dynamic"))
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(module, (draw(2).poses,), dynamic_shapes=dynamic).module()
+    for images in (2, 3, 40):
+        poses = draw(images).poses
+        torch.testing.assert_close(program(poses), module(poses))
+
+
 def test_it_is_not_taken_where_something_else_is_asked_for():
     module, capsules = layer_of("dynamic", dtype=torch.float32), draw(dtype=torch.float32)
     assert module.at_once(capsules, 3) is None  # a gradient may be asked for
