@@ -114,7 +114,7 @@ dynamic_step.register_autograd(_differentiate, setup_context=_keep)
 
 @register_flop_formula(torch.ops.torchcaps.dynamic_step)
 def _(poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, *_: Any, **__: Any) -> int:
-    """Return the sum of votes, and with a state the agreement: products with W; with xnor the signs' product
+    """Return FLOPs: products with W for the sum of votes, and with a state for the agreement; with xnor that of signs
     besides.
     """
     if state is None:
@@ -126,17 +126,17 @@ def _(poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, *_: Any, **
 def _(
     gradient: Any, poses: Any, weight: Any, state: Any, initial: Any, xnor: bool, binary: bool, last: bool, **__: Any
 ) -> int:
-    """Return two for each product; the agreement, where it has a gradient, is made anew."""
+    """Return FLOPs: two products for each of forward's; and the agreement, where it has a gradient, once more."""
     if state is None or last:
         return 2 * _products(poses, weight)
     return 5 * _products(poses, weight) + (4 * _elements(poses, weight) if xnor else 0)
 
 
 def _products(poses: Any, weight: Any) -> int:
-    """Return FLOPs of making all votes once."""
+    """Return the FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
 
 
 def _elements(poses: Any, weight: Any) -> int:
-    """Return elements of all votes."""
+    """Return the number of elements of all votes."""
     return poses[0] * poses[2] // weight[2] * weight[0] * weight[1] * weight[3]

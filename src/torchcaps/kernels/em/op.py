@@ -188,7 +188,7 @@ def _(
     out_shape: Any,
     **__: Any,
 ) -> int:
-    """Return mean and squares, and with a state the logits: products with W."""
+    """Return FLOPs: products with W for mean and squares, and with a state for the logits."""
     return (2 if mean is None else 3) * _products(weight, out_shape[0], rows)
 
 
@@ -205,7 +205,7 @@ def _(
     *others: Any,
     **__: Any,
 ) -> int:
-    """Return two for each product, and all but that of the mean anew."""
+    """Return FLOPs: two products for each of forward's, and all but that of the mean once more."""
     return (5 if mean is None else 8) * _products(weight, d_mean, others[5])
 
 

@@ -165,7 +165,7 @@ fm_moments.register_autograd(_differentiate_moments, setup_context=_keep_inputs)
 
 @register_flop_formula(torch.ops.torchcaps.fm_sums)
 def _(poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any) -> int:
-    """Return both sums, and with l2 the lengths: products with W."""
+    """Return FLOPs: products with W for both sums, and with l2 for the lengths."""
     return (3 if l2 else 2) * _products(poses, weight)
 
 
@@ -173,21 +173,21 @@ def _(poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: 
 def _(
     of_total: Any, of_squares: Any, poses: Any, weight: Any, scale: Any, shift: Any, l2: bool, *_: Any, **__: Any
 ) -> int:
-    """Return two for each product; anew those of squares, of lengths and, where each child has its scale, of the
-    sum.
+    """Return FLOPs: two products for each of forward's; once more those of squares, of lengths and, where each child
+    has its scale, of the sum.
     """
     return ((8 if l2 else 5) + (scale[0] > 1)) * _products(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments)
 def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Return a Gram matrix of each child's rows, and its product with W on both sides."""
+    """Return FLOPs: a Gram matrix of each child's rows, and its products with W from both sides."""
     return 2 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight)
 
 
 @register_flop_formula(torch.ops.torchcaps.fm_moments_backward)
 def _(of_mean: Any, of_variance: Any, poses: Any, weight: Any, *_: Any, **__: Any) -> int:
-    """Return two for each product, and all but the last anew."""
+    """Return FLOPs: two products for each of forward's, and all but the last once more."""
     return 6 * poses[0] * poses[1] * poses[2] * weight[2] + _summaries(poses, weight, 3, 2)
 
 

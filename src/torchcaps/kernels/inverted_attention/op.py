@@ -94,7 +94,7 @@ def _(poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int
 
 @register_flop_formula(torch.ops.torchcaps.attend_backward)
 def _(gradient: Any, poses: Any, weight: Any, query: Any, rows: int, *_: Any, **__: Any) -> int:
-    """Return two for each product, and the agreement anew."""
+    """Return FLOPs: two products for each of forward's, and the agreement once more."""
     return 5 * _products(weight, query, rows)
 
 
