@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, blocks, room
+from torchcaps.kernels.lanes import arrays, blocks, rooms
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, select, store, transpose, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -37,7 +37,11 @@ def votes_of_few(poses: Tensor, weight: Tensor, binary: bool = False, midpoint: 
         u = signs
     out = np.empty((images, blocks(children), parents, pose, LANES), u.dtype)
     spans = ranges(parents, max(1, WORTH_A_THREAD // (children * columns * pose)))
-    run(lambda _, first, end: _votes(u, sizes, w, binary, midpoint, first, end, out), spans)
+
+    def work(_: int, first: int, end: int) -> None:
+        _votes(u, sizes, w, binary, midpoint, first, end, out, *rooms(u, (LANES, pose), (pose,)))
+
+    run(work, spans)
     return out
 
 
@@ -63,12 +67,13 @@ def _binarize(poses, midpoint, signs, sizes):
 
 
 @compiled
-def _votes(u, sizes, weight, binary, midpoint, first, end, out):
-    """Compute: the votes for the parents from `first` to `end`."""
+def _votes(u, sizes, weight, binary, midpoint, first, end, out, near, middles):
+    """Compute: the votes for the parents from `first` to `end`.
+
+    `near` [16, d] has those of 16 children of one image for one parent, as they are made.
+    """
     parents, children, columns, pose = weight.shape
     images, groups = out.shape[0], out.shape[1]
-    near = room((LANES, pose), u)  # votes of 16 children of one image for one parent, as they are made
-    middles = room((pose,), u)
     for j in range(first, end):
         _middles(weight, j, midpoint, middles)
         for group in range(groups):

@@ -8,6 +8,8 @@ beyond the last image are zeros. Importing this module imports numba.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,8 @@ from torchcaps.kernels.simd import (
     transpose,
     zeros,
 )
+
+BLOCK = (LANES, LANES)  # of numbers that are transposed
 
 
 def blocks(images: int) -> int:
@@ -47,16 +51,19 @@ def arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [x.detach().numpy() for x in tensors]
 
 
-@compiled
-def room(shape, like):
-    """Return memory of `shape` for numbers of the type of `like`, from a cache line on: a vector of float32 is one
-    line.
+def rooms(like: np.ndarray, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Return memory of each of `shapes` for numbers of the type of `like`, not set, for loops to work in.
+
+    Each begins at a cache line: a vector of float32 is one line. A loop that took its memory itself would be compiled
+    for half a second longer.
     """
-    size = 1
-    for side in shape:
-        size *= side
-    space = np.empty(size + 64 // like.itemsize, like.dtype)
-    skip = (-space.ctypes.data % 64) // like.itemsize
+    return [_room(like.dtype, shape) for shape in shapes]
+
+
+def _room(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    space = np.empty(size + 64 // dtype.itemsize, dtype)
+    skip = (-space.ctypes.data % 64) // dtype.itemsize
     return space[skip : skip + size].reshape(shape)
 
 
@@ -68,13 +75,12 @@ def clear(out, at, vectors):
 
 
 @compiled
-def gather(poses, first, count, out):
+def gather(poses, first, count, out, block):
     """Compute: poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are
     0.
     """
     images, children, size = poses.shape
     parts, whole = out.shape[1], count * size // LANES * LANES
-    block = room((LANES, LANES), poses)
     for part in range(parts):
         full = whole if (part + 1) * LANES <= images else 0  # numbers of each image that are moved 16 at a time
         # the poses of these children are count * size numbers in a row in each image: 16 numbers of 16 images are
@@ -92,11 +98,10 @@ def gather(poses, first, count, out):
 
 
 @compiled
-def scatter(lanes, first, count, out):
+def scatter(lanes, first, count, out, block):
     """Compute: the way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
     images, children, size = out.shape
     parts, whole = lanes.shape[1], count * size // LANES * LANES
-    block = room((LANES, LANES), lanes)
     for part in range(parts):
         full = whole if (part + 1) * LANES <= images else 0
         for e in range(0, full, LANES):  # as in `gather`, from the vectors to the images

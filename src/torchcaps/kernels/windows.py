@@ -77,7 +77,9 @@ def take_child(poses, source, start, count, k, n, rows, u):
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k] if t < count else -1
         if place < 0:
-            u[t * rows : (t + 1) * rows] = 0
+            for r in range(rows):
+                for c in range(u.shape[1]):
+                    u[t * rows + r, c] = 0
             continue
         for r in range(rows):
             for c in range(columns):

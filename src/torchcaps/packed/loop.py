@@ -32,7 +32,7 @@ from torch import Tensor
 
 from torchcaps.capsules import midpoint
 from torchcaps.kernels.dynamic.few import route_few
-from torchcaps.kernels.lanes import blocks, clear, room
+from torchcaps.kernels.lanes import blocks, clear, rooms
 from torchcaps.kernels.simd import (
     LANES,
     broadcast,
@@ -113,7 +113,7 @@ class PackedLoop:
         votes = (images, blocks(self.children), self.parents, self.pose, LANES)
         if self.pose == self.padded and math.prod(votes) <= NEAR:
             kept = np.empty(votes, np.float32)
-            _votes(children, middles, signs, sizes, self.words, self.scales, kept)
+            _votes(children, middles, signs, sizes, self.words, self.scales, kept, *rooms(kept, (LANES, self.pose)))
             return route_few(kept, torch.from_numpy(self.bias), self.xnor, iterations)[0]
         state = np.zeros((images, self.parents, self.padded), np.float32)
         parents = np.empty_like(state)
@@ -150,12 +150,11 @@ class PackedLoop:
 
 
 @compiled
-def _votes(poses, middles, signs, sizes, words, scales, out):
+def _votes(poses, middles, signs, sizes, words, scales, out, near):
     """Compute: votes [b, blocks of 16 children, j, D, 16], as `kernels.few` makes them of floats."""
     images, groups, parents, pose, _ = out.shape
     children, length = poses.shape[1:]
     binarize(poses, middles, 0, images, signs, sizes)
-    near = room((LANES, pose), out)
     for group in range(groups):
         start = group * LANES
         count = min(LANES, children - start)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchcaps.kernels.dynamic import first_cpu
 from torchcaps.kernels.lanes import (
+    BLOCK,
     arrays,
     back,
     blocks,
@@ -21,7 +22,7 @@ from torchcaps.kernels.lanes import (
     from_lanes,
     gather,
     outer,
-    room,
+    rooms,
     scatter,
     softmax,
     to_lanes,
@@ -45,7 +46,13 @@ def forward(
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, to_lanes(state), _start(initial, weight)), parts.numpy()
     # a thread has a run of children and sums of its own, which are added here: s_j is a sum over all of them
-    run(lambda part, first, end: _forward(*inputs, xnor, binary, first, end, into[part]), spans)
+    lanes = (GROUP, blocks(images), poses.shape[2], LANES)
+
+    def work(part: int, first: int, end: int) -> None:
+        space = rooms(into, BLOCK, lanes, (parents, pose, LANES), (parents, LANES))
+        _forward(*inputs, xnor, binary, first, end, into[part], *space)
+
+    run(work, spans)
     return from_lanes(parts.sum(0), images)
 
 
@@ -69,7 +76,14 @@ def backward(
     inputs = arrays(poses, weight, to_lanes(state), _start(initial, weight), to_lanes(gradient))
     results, into = arrays(*outs), parts.numpy()
     # what belongs to a child is written by the thread that has it; only the state's gradient is a sum over threads
-    run(lambda part, first, end: _backward(*inputs, xnor, binary, last, first, end, *results, into[part]), spans)
+    parts_of = blocks(images)
+    lanes, logits = (GROUP, parts_of, poses.shape[2], LANES), (GROUP, parts_of, parents, LANES)
+    shapes = (BLOCK, lanes, lanes, (parents, pose, LANES), logits, logits, (parts_of, pose, LANES))
+
+    def work(part: int, first: int, end: int) -> None:
+        _backward(*inputs, xnor, binary, last, first, end, *results, into[part], *rooms(into, *shapes))
+
+    run(work, spans)
     return outs[0], outs[1], from_lanes(parts.sum(0), images), outs[2]
 
 
@@ -174,17 +188,15 @@ def share(votes, coupling, out, to):
 
 
 @compiled
-def _forward(poses, weight, state, initial, xnor, binary, first, end, out):
+def _forward(poses, weight, state, initial, xnor, binary, first, end, out, block, u, votes, coupling):
     """Compute: out [blocks, j, d, 16] += sum over the children from `first` to `end`."""
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
-    u = room((GROUP, parts, size, LANES), poses)
-    votes = room((parents, pose, LANES), poses)  # of one child and 16 images: written and read before the next one
-    coupling = room((parents, LANES), poses)
+    # votes [j, d, 16] are of one child and 16 images: written and read before the next one
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)  # several children at once: transposing takes 16 numbers of an image
+        gather(poses, start, count, u, block)  # several children at once: transposing takes 16 numbers of an image
         for n in range(parts):  # blocks outside: the sums of 16 images stay near while children pass
             to = n * parents * pose * LANES  # of these images' parents, in the state and in `out`
             for i in range(count):
@@ -209,6 +221,13 @@ def _backward(
     out_weight,
     out_initial,
     out_state,
+    block,
+    u,
+    du,
+    votes,
+    coupling,
+    logits,
+    dv,
 ):
     """Compute: gradients of the children from `first` to `end`; what they add to that of the state goes to
     out_state.
@@ -216,16 +235,12 @@ def _backward(
     parts, parents, pose, _ = state.shape
     size = poses.shape[2]
     rows = size // weight.shape[2]
-    u = room((GROUP, parts, size, LANES), poses)
-    du = room((GROUP, parts, size, LANES), poses)
-    votes = room((parents, pose, LANES), poses)
-    # of a group of children and all images, from the first half of the work for the second
-    coupling = room((GROUP, parts, parents, LANES), poses)
-    logits = room((GROUP, parts, parents, LANES), poses)  # their gradients
-    dv = room((parts, pose, LANES), poses)  # of one child and one parent, all images: d W_ij is a sum over these
+    # coupling and logits, their gradients, [GROUP, blocks, j, 16] are of a group of children and all images, from the
+    # first half of the work for the second; dv [blocks, d, 16] of one child and one parent, all images: d W_ij is a sum
+    # over these
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         clear(du, 0, count * parts * size)
         for n in range(parts):  # first half: 16 images, and all parents of a child, since softmax needs them
             to = n * parents * pose * LANES
@@ -255,7 +270,7 @@ def _backward(
                 du,
                 out_weight,
             )
-        scatter(du, start, count, out_poses)
+        scatter(du, start, count, out_poses, block)
 
 
 @compiled

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.dynamic.cpu import agreement, share
-from torchcaps.kernels.lanes import clear, room, softmax
+from torchcaps.kernels.lanes import clear, rooms, softmax
 from torchcaps.kernels.simd import LANES, compiled, load, store, store_totals, zeros
 
 SMALLEST = 1e-24  # of a squared length, as in `torchcaps.capsules.squash`
@@ -27,18 +27,16 @@ def route_few(votes: np.ndarray, bias: Tensor | None, xnor: bool, iterations: in
     images, _, parents, pose, _ = votes.shape
     added = np.zeros((parents, pose), votes.dtype) if bias is None else bias.detach().numpy()
     out = np.empty((2, images, parents, pose), votes.dtype)
-    _route(votes, added, xnor, iterations, out[0], out[1])
+    space = rooms(votes, (parents, pose, LANES), (parents, pose, LANES), (parents, LANES))
+    _route(votes, added, xnor, iterations, out[0], out[1], *space)
     found = torch.from_numpy(out)
     return found[0], found[1]
 
 
 @compiled
-def _route(votes, bias, xnor, iterations, out, carried):
-    """Compute: out and carried, [b, j, d]."""
+def _route(votes, bias, xnor, iterations, out, carried, sums, state, coupling):
+    """Compute: out and carried, [b, j, d]; in `sums` each lane is over its own children, in `state` all are equal."""
     images, groups, parents, pose, _ = votes.shape
-    sums = room((parents, pose, LANES), votes)  # each lane over its own children
-    state = room((parents, pose, LANES), votes)  # the same in all lanes
-    coupling = room((parents, LANES), votes)
     one = zeros(votes) + votes.dtype.type(1)
     first = zeros(votes) + votes.dtype.type(1 / parents)
     for n in range(images):

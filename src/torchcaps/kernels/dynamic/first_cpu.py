@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.lanes import (
+    BLOCK,
     arrays,
     back,
     blocks,
@@ -16,7 +17,7 @@ from torchcaps.kernels.lanes import (
     from_lanes,
     gather,
     outer,
-    room,
+    rooms,
     scatter,
     to_lanes,
     votes_of,
@@ -34,7 +35,12 @@ def forward(poses: Tensor, weight: Tensor) -> Tensor:
     spans = ranges(children)
     parts = poses.new_zeros(len(spans), blocks(images), weight.shape[0], pose, LANES)
     inputs, into = arrays(poses, weight), parts.numpy()
-    run(lambda part, first, end: _forward(*inputs, first, end, into[part]), spans)
+    lanes = (GROUP, blocks(images), size, LANES)
+
+    def work(part: int, first: int, end: int) -> None:
+        _forward(*inputs, first, end, into[part], *rooms(into, BLOCK, lanes))
+
+    run(work, spans)
     return from_lanes(parts.sum(0), images)
 
 
@@ -42,19 +48,25 @@ def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, T
     """Return gradients of poses and weight."""
     outs = torch.empty_like(poses), torch.empty_like(weight)
     inputs = arrays(poses, weight, to_lanes(gradient), *outs)
-    run(lambda part, first, end: _backward(*inputs, first, end), ranges(poses.shape[1]))
+    images, children, size = poses.shape
+    lanes = (GROUP, blocks(images), size, LANES)
+    of_votes = (weight.shape[0], blocks(images), gradient.shape[2], LANES)
+
+    def work(_: int, first: int, end: int) -> None:
+        _backward(*inputs, first, end, *rooms(inputs[0], BLOCK, lanes, lanes, of_votes))
+
+    run(work, ranges(children))
     return outs
 
 
 @compiled
-def _forward(poses, weight, first, end, out):
+def _forward(poses, weight, first, end, out, block, u):
     """Compute: out [blocks, j, d, 16] += votes of the children from `first` to `end`."""
     parts, parents, pose, _ = out.shape
     size = poses.shape[2]
-    u = room((GROUP, parts, size, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         for n in range(parts):
             for i in range(count):
                 at, into = (i * parts + n) * size * LANES, n * parents * pose * LANES
@@ -63,15 +75,13 @@ def _forward(poses, weight, first, end, out):
 
 
 @compiled
-def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
+def _backward(poses, weight, gradient, out_poses, out_weight, first, end, block, u, du, dv):
     """Compute: gradients of the children from `first` to `end`: dv_ij = g_j whatever the child."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = gradient.shape
     size = poses.shape[2]
     rows = size // columns
-    u = room((GROUP, parts, size, LANES), poses)
-    du = room((GROUP, parts, size, LANES), poses)
-    dv = room((parents, parts, pose, LANES), poses)  # parents first: the same for every child
+    # dv has parents first: the same for every child
     for n in range(parts):
         for j in range(parents):
             to, at = (j * parts + n) * pose * LANES, (n * parents + j) * pose * LANES
@@ -79,11 +89,11 @@ def _backward(poses, weight, gradient, out_poses, out_weight, first, end):
                 store(dv, to + k, load(gradient, at + k))
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         clear(du, 0, count * parts * size)
         for i in range(count):
             for j in range(parents):
                 at, to = i * parts * size * LANES, (j * children + start + i) * columns * m
                 back(dv, j * parts * pose * LANES, weight, to, parts * rows, columns, m, du, at)  # du_i += g_j W_ij'
                 outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' g_j
-        scatter(du, start, count, out_poses)
+        scatter(du, start, count, out_poses, block)

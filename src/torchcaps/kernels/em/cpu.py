@@ -28,6 +28,31 @@ class _Arrays(NamedTuple):
     source: np.ndarray  # see `window_places`
 
 
+class _Room:
+    """What a thread's loops work in, for the positions that are taken together; 0 at first, and couplings 1."""
+
+    def __init__(self, weight: np.ndarray, rows: int):
+        _, blocks, columns, m, lanes = weight.shape
+        self.dtype, self.number = weight.dtype, (blocks, TOGETHER, 1, lanes)
+        self.pose, self.coupling = (blocks, TOGETHER * rows, m, lanes), (TOGETHER, blocks, lanes)
+        self.poses = TOGETHER * rows, columns
+
+    def child(self) -> tuple[np.ndarray, ...]:
+        """Return a child, its votes and its coupling."""
+        return self.zeros(self.poses), self.zeros(self.pose), np.ones(self.coupling, self.dtype)
+
+    def parents(self) -> tuple[np.ndarray, ...]:
+        """Return two numbers for each element of the parents, and one for each parent."""
+        return self.zeros(self.pose), self.zeros(self.pose), self.zeros(self.number)
+
+    def positions(self) -> np.ndarray:
+        """Return a number for each position."""
+        return self.zeros((TOGETHER,))
+
+    def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.zeros(shape, self.dtype)
+
+
 def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return weighted means, squares about them, sums of weights as `sums.moments` takes them; the competition over
     windows.
@@ -43,11 +68,15 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
     seen[..., 0], seen[..., 1] = -torch.inf, 0
     into, logits = tuple(arrays(centre, square, total)), seen.numpy()
 
+    room = _Room(x.weight, rows)
+
     def work(_: int, first: int, end: int) -> None:
         if whole:
             first, end = first * places, end * places
-            claim_loop(x.poses, x.weight, x.state, x.source, rows, TOGETHER, first, end, logits)
-        forward_loop(*x[:4], logits, x.source, rows, TOGETHER, routed, whole, first, end, into)
+            given = room.child(), room.parents()
+            claim_loop(x.poses, x.weight, x.state, x.source, rows, TOGETHER, first, end, logits, *given)
+        space = room.child(), room.parents(), room.parents(), room.positions()
+        forward_loop(*x[:4], logits, x.source, rows, TOGETHER, routed, whole, first, end, into, *space)
 
     run(work, ranges(images if whole else images * places))
     return centre.view(shape), square.view(shape), total.view(*shape[:3], 1), seen
@@ -65,14 +94,21 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
     children, activity = torch.zeros_like(poses), torch.zeros_like(inputs.activations)
     weights = poses.new_zeros(len(spans), *x.weight.shape)  # of each thread
     sums = [poses.new_empty(each.shape) for each in x.state]
-    seen, d_state = claims.numpy(), tuple(arrays(*sums))
+    seen, d_state, room = claims.numpy(), tuple(arrays(*sums)), _Room(x.weight, rows)
 
     def work(part: int, first: int, end: int) -> None:
         first, end = first * places, end * places
         into = tuple(arrays(children.flatten(1, 2), activity.flatten(1, 2), weights[part]))
         if whole:
-            activation_loop(x.poses, x.weight, x.state, result, seen, x.source, rows, TOGETHER, first, end, into[1])
-        backward_loop(*x[:4], result, seen, x.source, rows, TOGETHER, routed, whole, first, end, into, d_state)
+            own = room.child(), room.parents(), room.parents()
+            own += room.zeros(room.pose), room.zeros(room.coupling), room.positions()
+            activation_loop(
+                x.poses, x.weight, x.state, result, seen, x.source, rows, TOGETHER, first, end, into[1], *own
+            )
+        space = room.child(), *(room.parents() for _ in range(3))
+        space += room.zeros(room.pose), room.zeros(room.poses), room.zeros(room.coupling)
+        space += room.positions(), room.positions()
+        backward_loop(*x[:4], result, seen, x.source, rows, TOGETHER, routed, whole, first, end, into, d_state, *space)
 
     run(work, spans)
     found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]

@@ -4,7 +4,9 @@
 windows", `activation_loop` and `backward_loop` its "Backward". `torchcaps.kernels.simd` says how to read vectors,
 `torchcaps.kernels.windows` how arrays lie: a lane is a parent. What has a number for each parent is [blocks, positions,
 1, 16]; couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the scale of a state
-is empty, votes are compared with its mean by dot product.
+is empty, votes are compared with its mean by dot product. What a loop works in is handed to it (`cpu.py`): `child` is
+a child, its votes and its coupling, and `given`, `found` and `sums` are of the parents at hand, two numbers for each
+element and one for each parent.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
 
 
 @compiled
-def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
+def claim_loop(poses, weight, state, source, rows, together, first, end, seen, child, given):
     """Compute: seen [b, places, n, 2]: of each child, over all parents that see it, the largest logit and the sum of
     e^(l - it).
 
     Of the positions from `first` to `end`, whole images, which start from -inf and 0.
     """
-    u, votes, coupling = _room(weight, rows, together)
-    given, blocks = _parents(weight, rows, together), weight.shape[1]
+    u, votes, coupling = child
+    blocks = weight.shape[1]
     for start in range(first, end, together):
         count = min(together, end - start)
         _take(state, start, count, rows, given)  # mu, kappa and q of these positions
@@ -56,14 +58,30 @@ def claim_loop(poses, weight, state, source, rows, together, first, end, seen):
 
 
 @compiled
-def forward_loop(poses, activations, weight, state, seen, source, rows, together, routed, whole, first, end, out):
+def forward_loop(
+    poses,
+    activations,
+    weight,
+    state,
+    seen,
+    source,
+    rows,
+    together,
+    routed,
+    whole,
+    first,
+    end,
+    out,
+    child,
+    given,
+    sums,
+    a,
+):
     """Compute: out: means and sums of squares about them [positions, j, d], and sums of weights [positions, j, 1].
 
     Of the positions from `first` to `end`. Where not `routed` the activations are the weights, and there is no state.
     """
-    u, votes, coupling = _room(weight, rows, together)
-    given, sums = _parents(weight, rows, together), _parents(weight, rows, together)
-    a = np.zeros(together, poses.dtype)
+    u, votes, coupling = child
     for start in range(first, end, together):
         count = min(together, end - start)
         if routed:
@@ -82,11 +100,27 @@ def forward_loop(poses, activations, weight, state, seen, source, rows, together
 
 
 @compiled
-def activation_loop(poses, weight, state, result, seen, source, rows, together, first, end, d_activations):
+def activation_loop(
+    poses,
+    weight,
+    state,
+    result,
+    seen,
+    source,
+    rows,
+    together,
+    first,
+    end,
+    d_activations,
+    child,
+    given,
+    found,
+    mean,
+    change,
+    da,
+):
     """Add the gradient of the activations of children that compete over whole images, see `backward_loop`."""
-    u, votes, coupling = _room(weight, rows, together)
-    given, found = _parents(weight, rows, together), _parents(weight, rows, together)
-    mean, change, da = np.zeros_like(votes), np.empty_like(coupling), np.empty(together, poses.dtype)
+    u, votes, coupling = child
     for start in range(first, end, together):
         count = min(together, end - start)
         _take(state, start, count, rows, given)
@@ -104,21 +138,37 @@ def activation_loop(poses, weight, state, result, seen, source, rows, together, 
 
 @compiled
 def backward_loop(
-    poses, activations, weight, state, result, seen, source, rows, together, routed, whole, first, end, into, d_state
+    poses,
+    activations,
+    weight,
+    state,
+    result,
+    seen,
+    source,
+    rows,
+    together,
+    routed,
+    whole,
+    first,
+    end,
+    into,
+    d_state,
+    child,
+    given,
+    found,
+    sums,
+    mean,
+    d_u,
+    change,
+    a,
+    da,
 ):
     """Compute: gradients of the positions from `first` to `end`.
 
     Those of `into`, children, activations and weight, are added to what is there, and with `whole` those of activations
     are there already; d_state are the sums that make those of the state. `result` is the mean and G, V, H of README.md.
     """
-    u, votes, coupling = _room(weight, rows, together)
-    given, found, sums = (
-        _parents(weight, rows, together),
-        _parents(weight, rows, together),
-        _parents(weight, rows, together),
-    )
-    mean, d_u, change = np.zeros_like(votes), np.zeros_like(u), np.empty_like(coupling)
-    a, da = np.zeros(together, poses.dtype), np.zeros(together, poses.dtype)
+    u, votes, coupling = child
     for start in range(first, end, together):
         count = min(together, end - start)
         if routed:
@@ -128,10 +178,10 @@ def backward_loop(
         _clear(sums)
         for k in range(source.shape[1]):
             for n in range(poses.shape[2]):
-                child = k * poses.shape[2] + n
+                number = k * poses.shape[2] + n
                 take_child(poses, source, start, count, k, n, rows, u)
                 _take_number(activations, source, start, count, k, n, a)
-                make_votes(u, weight, child, votes)  # votes and couplings again, since forward kept none
+                make_votes(u, weight, number, votes)  # votes and couplings again, since forward kept none
                 if routed:
                     _logits(votes, given, count, rows, state, coupling)
                     _share(coupling, seen, source, start, count, k, n, whole)
@@ -148,28 +198,11 @@ def backward_loop(
                     differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
                 else:
                     differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
-                differentiate_child(votes, weight, child, d_u)  # du_i = sum_j dv_ij W_ij'
-                differentiate_weight(u, votes, child, into[2])  # dW_ij += u_i' dv_ij
+                differentiate_child(votes, weight, number, d_u)  # du_i = sum_j dv_ij W_ij'
+                differentiate_weight(u, votes, number, into[2])  # dW_ij += u_i' dv_ij
                 give_child(d_u, source, start, count, k, n, rows, into[0])  # added: windows share children
         if routed:
             _give(sums, start, count, rows, d_state)
-
-
-@compiled
-def _room(weight, rows, together):
-    """Return a child, its votes and its coupling, which is 1 until it is set."""
-    _, blocks, columns, m, _ = weight.shape
-    u = np.zeros((together * rows, columns), weight.dtype)
-    votes = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
-    return u, votes, np.ones((together, blocks, LANES), weight.dtype)
-
-
-@compiled
-def _parents(weight, rows, together):
-    """Return two numbers for each element of the parents, and one for each parent, all 0."""
-    blocks, m = weight.shape[1], weight.shape[3]
-    one = np.zeros((blocks, together * rows, m, LANES), weight.dtype)
-    return one, np.zeros_like(one), np.zeros((blocks, together, 1, LANES), weight.dtype)
 
 
 @compiled
@@ -190,9 +223,11 @@ def _give(x, start, count, rows, out):
 
 @compiled
 def _clear(x):
-    x[0][:] = 0
-    x[1][:] = 0
-    x[2][:] = 0
+    for k in range(0, x[0].size, LANES):
+        store(x[0], k, zeros(x[0]))
+        store(x[1], k, zeros(x[1]))
+    for k in range(0, x[2].size, LANES):
+        store(x[2], k, zeros(x[2]))
 
 
 @compiled
@@ -224,7 +259,8 @@ def _logits(votes, given, count, rows, state, coupling):
     else:
         _agreements(votes, given, count, rows, coupling)
     for j in range(state[0].shape[1], coupling.shape[1] * LANES):  # lanes without a parent: next to no share
-        coupling[:count, -1, j % LANES] = -np.inf
+        for t in range(count):
+            coupling[t, coupling.shape[1] - 1, j % LANES] = -np.inf
 
 
 @compiled
@@ -292,7 +328,8 @@ def _share(coupling, seen, source, start, count, k, n, whole):
         image, position = divmod(start + t, source.shape[0])
         place = source[position, k]
         if place < 0:  # outside the image
-            coupling[t] = 0
+            for v in range(at, at + blocks * LANES, LANES):
+                store(coupling, v, zeros(coupling))
             continue
         # e^(l - M) / sum e^(l - M), of the two numbers that `claim_loop` has left for the child
         most, share = seen[image, place, n, 0], 1 / seen[image, place, n, 1]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchcaps.kernels.fm.moments_cpu import backward as moments_backward
 from torchcaps.kernels.fm.moments_cpu import forward as moments
 from torchcaps.kernels.lanes import (
+    BLOCK,
     arrays,
     back,
     blocks,
@@ -20,7 +21,7 @@ from torchcaps.kernels.lanes import (
     from_lanes,
     gather,
     outer,
-    room,
+    rooms,
     scatter,
     to_lanes,
     vote,
@@ -40,7 +41,12 @@ def forward(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     spans = ranges(children)
     parts = poses.new_zeros(len(spans), 2, blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, scale, shift), parts.numpy()
-    run(lambda part, first, end: _forward(*inputs, l2, eps, first, end, *into[part]), spans)
+    shapes = (BLOCK, (GROUP, blocks(images), size, LANES), (pose, LANES), (pose, LANES))
+
+    def work(part: int, first: int, end: int) -> None:
+        _forward(*inputs, l2, eps, first, end, *into[part], *rooms(into, *shapes))
+
+    run(work, spans)
     total, squares = (from_lanes(each.sum(0), images) for each in parts.unbind(1))  # apart: outputs share no memory
     return total, squares
 
@@ -61,7 +67,14 @@ def backward(
     outs = torch.empty_like(poses), torch.empty_like(weight)
     affine = [poses.new_empty(children, parents, pose) for _ in range(2)]  # of scale and shift
     inputs = arrays(to_lanes(of_total), to_lanes(of_squares), poses, weight, scale, shift, *outs, *affine)
-    run(lambda _, first, end: _backward(*inputs, l2, eps, first, end), spans)
+    images = blocks(len(poses))
+    lanes, of_votes = (GROUP, images, poses.shape[2], LANES), (images, pose, LANES)
+    shapes = (BLOCK, lanes, lanes, of_votes, (pose, LANES), of_votes, (2, pose, LANES))
+
+    def work(_: int, first: int, end: int) -> None:
+        _backward(*inputs, l2, eps, first, end, *rooms(inputs[0], *shapes))
+
+    run(work, spans)
     d_scale, d_shift = (x.sum_to_size(scale.shape) for x in affine)
     return *outs, d_scale, d_shift
 
@@ -90,18 +103,15 @@ def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
 
 
 @compiled
-def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_squares):
+def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_squares, block, u, v, normal):
     """Compute: out [blocks, j, d, 16] += sums over the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = out_total.shape
     size = poses.shape[2]
     rows = size // columns
-    u = room((GROUP, parts, size, LANES), poses)
-    v = room((pose, LANES), poses)
-    normal = room((pose, LANES), poses)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         for n in range(parts):
             for i in range(count):
                 at = (i * parts + n) * size * LANES  # of u_i of these 16 images
@@ -119,22 +129,38 @@ def _forward(poses, weight, scale, shift, l2, eps, first, end, out_total, out_sq
 
 @compiled
 def _backward(
-    of_total, of_squares, poses, weight, scale, shift, out_poses, out_weight, out_scale, out_shift, l2, eps, first, end
+    of_total,
+    of_squares,
+    poses,
+    weight,
+    scale,
+    shift,
+    out_poses,
+    out_weight,
+    out_scale,
+    out_shift,
+    l2,
+    eps,
+    first,
+    end,
+    block,
+    u,
+    du,
+    v,
+    normal,
+    dv,
+    sums,
 ):
     """Compute: gradients of the children from `first` to `end`."""
     parents, children, columns, m = weight.shape
     parts, _, pose, _ = of_total.shape
     size = poses.shape[2]
     rows = size // columns
-    u = room((GROUP, parts, size, LANES), poses)
-    du = room((GROUP, parts, size, LANES), poses)
-    v = room((parts, pose, LANES), poses)
-    normal = room((pose, LANES), poses)
-    dv = room((parts, pose, LANES), poses)  # of one child and one parent, all images: dW_ij is a sum over these
-    sums = room((2, pose, LANES), poses)  # of what images give the gradients of scale and shift, each lane for itself
+    # dv [blocks, d, 16] is of one child and one parent, all images: dW_ij is a sum over these; sums [2, d, 16] of what
+    # images give the gradients of scale and shift, each lane for itself
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         clear(du, 0, count * parts * size)
         for i in range(count):
             at, child = i * parts * size * LANES, start + i
@@ -151,7 +177,7 @@ def _backward(
                 for d in range(pose):  # summed over images: across blocks so far, across lanes here
                     out_scale[child, j, d] = total(load(sums, d * LANES))
                     out_shift[child, j, d] = total(load(sums, (pose + d) * LANES))
-        scatter(du, start, count, out_poses)
+        scatter(du, start, count, out_poses, block)
 
 
 @compiled

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import clear, room
+from torchcaps.kernels.lanes import clear, rooms
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, store_totals, zeros
 
 
@@ -28,16 +28,16 @@ def sums_of_few(
     present.reshape(-1)[:children] = 1
     out = np.empty((2, images, parents, pose), votes.dtype)
     affine = (scale.detach().numpy(), shift.detach().numpy())
-    _sums(votes, present, *affine, l2, votes.dtype.type(eps), out[0], out[1])
+    sums = rooms(votes, (2, pose, LANES))[0]
+    _sums(votes, present, *affine, l2, votes.dtype.type(eps), out[0], out[1], sums)
     found = torch.from_numpy(out)
     return found[0], found[1]
 
 
 @compiled
-def _sums(votes, present, scale, shift, l2, eps, out_total, out_squares):
-    """Compute: both sums, [b, j, d]."""
+def _sums(votes, present, scale, shift, l2, eps, out_total, out_squares, sums):
+    """Compute: both sums, [b, j, d]; in `sums` each lane is over its own children."""
     images, groups, parents, pose, _ = votes.shape
-    sums = room((2, pose, LANES), votes)  # each lane over its own children
     one = zeros(votes) + votes.dtype.type(1)
     for n in range(images):
         for j in range(parents):

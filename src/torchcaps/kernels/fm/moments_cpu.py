@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import arrays, back, blocks, clear, gather, outer, room, scatter, vote
+from torchcaps.kernels.lanes import BLOCK, arrays, back, blocks, clear, gather, outer, rooms, scatter, vote
 from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
@@ -24,7 +24,10 @@ def forward(poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     pose = poses.shape[2] // weight.shape[2] * weight.shape[3]
     outs = [poses.new_empty(weight.shape[1], weight.shape[0], pose) for _ in range(2)]
     inputs = arrays(poses, weight, _mask(poses), *outs)
-    run(lambda _, first, end: _forward(*inputs, first, end), ranges(weight.shape[1]))
+    run(
+        lambda _, first, end: _forward(*inputs, first, end, *_rooms(inputs[0], inputs[1], False)),
+        ranges(weight.shape[1]),
+    )
     return outs[0], outs[1]
 
 
@@ -32,8 +35,24 @@ def backward(of_mean: Tensor, of_variance: Tensor, poses: Tensor, weight: Tensor
     """Return gradients for poses and weight."""
     outs = torch.empty_like(poses), torch.empty_like(weight)
     inputs = arrays(of_mean, of_variance, poses, weight, _mask(poses), *outs)
-    run(lambda _, first, end: _backward(*inputs, first, end), ranges(weight.shape[1]))
+    run(
+        lambda _, first, end: _backward(*inputs, first, end, *_rooms(inputs[2], inputs[3], True)),
+        ranges(weight.shape[1]),
+    )
     return outs
+
+
+def _rooms(poses: np.ndarray, weight: np.ndarray, back: bool) -> list[np.ndarray]:
+    """Return what the loops work in: a block, children, centred ones, their mean and Gram matrix, its summary, and the
+    half of a product; for the way back the changes of the last two as well, a vector and the changes of one more half.
+    """
+    images, _, size = poses.shape
+    columns, m = weight.shape[2:]
+    rows, parts, along = size // columns, blocks(images), columns // LANES + 1
+    centred, summary = (rows, parts, columns, LANES), (rows, along, columns, LANES)
+    shapes = [BLOCK, (GROUP, parts, size, LANES), centred, (rows, columns), (columns, columns), summary]
+    shapes.append((along, m, LANES))
+    return rooms(poses, *shapes, *([summary, (columns,), (along, m, LANES)] if back else []))
 
 
 def _mask(poses: Tensor) -> Tensor:
@@ -45,13 +64,12 @@ def _mask(poses: Tensor) -> Tensor:
 
 
 @compiled
-def _summary(u, mask, images, rows, columns, centred, mean, out):
+def _summary(u, mask, images, rows, columns, centred, mean, gram, out):
     """Take from one child u [blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows,
     columns], and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the
     mean.
     """
     parts = u.shape[0]
-    gram = np.empty((columns, columns), u.dtype)
     clear(out, 0, rows * (columns // LANES + 1) * columns)
     for r in range(rows):
         for c in range(columns):
@@ -79,21 +97,16 @@ def _through(summary, r, weight, to, columns, m, out):
 
 
 @compiled
-def _forward(poses, weight, mask, out_mean, out_variance, first, end):
+def _forward(poses, weight, mask, out_mean, out_variance, first, end, block, u, centred, mean, gram, summary, half):
     """Take the moments of the children from `first` to `end`, [i, j, d] each."""
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
-    rows, parts = size // columns, mask.shape[0]
-    u = room((GROUP, parts, size, LANES), poses)
-    centred = room((rows, parts, columns, LANES), poses)
-    mean = np.empty((rows, columns), poses.dtype)
-    summary = room((rows, columns // LANES + 1, columns, LANES), poses)
-    half = room((columns // LANES + 1, m, LANES), poses)
+    rows = size // columns
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         for i in range(start, start + count):
-            _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
+            _summary(u[i - start], mask, images, rows, columns, centred, mean, gram, summary)
             for j in range(parents):
                 for r in range(rows):
                     _through(summary, r, weight, (j * children + i) * columns * m, columns, m, half)
@@ -106,24 +119,37 @@ def _forward(poses, weight, mask, out_mean, out_variance, first, end):
 
 
 @compiled
-def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, first, end):
+def _backward(
+    of_mean,
+    of_variance,
+    poses,
+    weight,
+    mask,
+    out_poses,
+    out_weight,
+    first,
+    end,
+    block,
+    u,
+    centred,
+    mean,
+    gram,
+    summary,
+    half,
+    change,
+    constant,
+    dv,
+):
     """Compute: gradients of the children from `first` to `end`."""
     images, _, size = poses.shape
     parents, children, columns, m = weight.shape
-    rows, parts = size // columns, mask.shape[0]
-    u = room((GROUP, parts, size, LANES), poses)
-    centred = room((rows, parts, columns, LANES), poses)
-    mean = np.empty((rows, columns), poses.dtype)
-    summary = room((rows, columns // LANES + 1, columns, LANES), poses)
-    change = room(summary.shape, poses)
-    half = room((columns // LANES + 1, m, LANES), poses)
-    dv = room(half.shape, poses)
+    rows = size // columns
     clear(dv, 0, (columns // LANES + 1) * m)
     for start in range(first, end, GROUP):
         count = min(GROUP, end - start)
-        gather(poses, start, count, u)
+        gather(poses, start, count, u, block)
         for i in range(start, start + count):
-            _summary(u[i - start], mask, images, rows, columns, centred, mean, summary)
+            _summary(u[i - start], mask, images, rows, columns, centred, mean, gram, summary)
             clear(change, 0, rows * (columns // LANES + 1) * columns)
             for j in range(parents):
                 to = (j * children + i) * columns * m
@@ -143,16 +169,14 @@ def _backward(of_mean, of_variance, poses, weight, mask, out_poses, out_weight, 
                     for q in range(len(half)):
                         at = (r * len(half) + q) * columns * LANES
                         back(dv, q * m * LANES, weight, to, 1, columns, m, change, at)
-            _children(change, centred, images, u[i - start])
-        scatter(u, start, count, out_poses)
+            _children(change, centred, images, gram, constant, u[i - start])
+        scatter(u, start, count, out_poses, block)
 
 
 @compiled
-def _children(change, centred, images, out):
+def _children(change, centred, images, matrix, constant, out):
     """Compute: gradient of one child's poses, [blocks, rows * columns, 16], of that of its summary."""
     rows, parts, columns, _ = centred.shape
-    matrix = np.empty((columns, columns), centred.dtype)
-    constant = np.empty(columns, centred.dtype)
     for r in range(rows):
         # du = dmean / b + 2 / b (u - mean) dG, of which the first is the same for all images
         for c in range(columns):

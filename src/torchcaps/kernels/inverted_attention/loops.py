@@ -36,7 +36,8 @@ def forward_loop(poses, weight, query, source, rows, together, first, end, out):
     for start in range(first, end, together):
         count = min(together, end - start)
         take_parents(query, start, count, rows, q)
-        sums[:] = 0
+        for k in range(0, sums.size, LANES):
+            store(sums, k, zeros(sums))
         for k in range(window):  # a child i of a window is type n at offset k
             for n in range(types):
                 take_child(poses, source, start, count, k, n, rows, u)  # u_i of these positions
@@ -64,7 +65,8 @@ def backward_loop(gradient, poses, weight, query, source, rows, together, first,
         count = min(together, end - start)
         take_parents(query, start, count, rows, q)
         take_parents(gradient, start, count, rows, g)
-        d_q[:] = 0
+        for k in range(0, d_q.size, LANES):
+            store(d_q, k, zeros(d_q))
         for k in range(window):
             for n in range(types):
                 child = k * types + n
