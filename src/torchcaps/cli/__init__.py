@@ -140,6 +140,9 @@ def dispatch(args: Sequence[str]) -> None:
         return data(cast(Literal["list", "show"], args[1]), tuple(args[2:]))
     if args[:1] == ["--version"]:
         return say(f"torchcaps {__version__}")
+    if args[:1] in (["train"], ["evaluate"]) and args[1:] and args[1] not in ("-h", "--help"):
+        first = "RECIPE" if args[0] == "train" else "RUN"
+        raise ValueError(f"{args[0]} takes {first} before its flags: torchcaps {args[0]} {first} {args[1]} ...")
     given: dict[str, tuple[str, ...]] = {}
     if args[:1] == ["reproduce"]:
         check_reproduce(args[1:])

@@ -70,9 +70,10 @@ def choose(config: Config, given: Set[str]) -> tuple[Config, str]:
             config = _with(config, name, values[name])
     kind = SAID[look.scores] if look.scores else "scores of a kind that it does not say"
     height, width = facts.size
+    epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
     return config, (
         f"{config.model.name} gives {kind}: loss {config.loss.name}; {facts.images:,} training pictures of about "
-        f"{width}x{height}: image size {config.data.image_size or 'as it is'}, {config.epochs} epochs in batches of "
+        f"{width}x{height}: image size {config.data.image_size or 'as it is'}, {epochs} in batches of "
         f"{config.batch_size}, rate {config.optimiser.lr:g}, shifts of at most {config.data.augment.shift} pixels"
     )
 

@@ -72,6 +72,7 @@ def check_config(config: Config) -> None:
             f"coefficients.reuse_votes takes one pass for one step of each kind, but coefficients.steps is "
             f"{routing.steps} and coefficients.weight_steps {routing.weight_steps}: set both to 1"
         )
+    check_shares(config)
     check_names(config)
     if config.schedule.name == "step" and not config.schedule.milestones:
         raise ValueError("schedule.name is 'step', but there are no schedule.milestones: give epochs, e.g. 30 40")
@@ -81,6 +82,16 @@ def check_config(config: Config) -> None:
             f"{config.loss.reconstruction}) predicts pixels in [0, 1]: set it to none"
         )
     check_out(config.out)
+
+
+def check_shares(config: Config) -> None:
+    """Raise ValueError for processes that cannot share a batch equally."""
+    if config.processes < 1:
+        raise ValueError(f"processes is {config.processes}; it must be at least 1")
+    if config.batch_size < 1 or config.batch_size % config.processes:
+        raise ValueError(
+            f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
+        )
 
 
 def check_names(config: Config) -> None:

@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from torchcaps.config import Config
 from torchcaps.ranks import Ranks, given_ranks
+from torchcaps.train.check import check_shares
 from torchcaps.train.devices import choose_device, choose_precision, is_depthwise
 
 T = TypeVar("T")
@@ -95,12 +96,7 @@ def build_fabric(config: Config) -> Fabric:
     Raises:
         ValueError: for a device that is not there, or processes that cannot share the batch equally.
     """
-    if config.processes < 1:
-        raise ValueError(f"processes is {config.processes}; it must be at least 1")
-    if config.batch_size < 1 or config.batch_size % config.processes:
-        raise ValueError(
-            f"batch_size is {config.batch_size}; it must be a positive multiple of processes ({config.processes})"
-        )
+    check_shares(config)
     ranks = given_ranks() if config.processes > 1 else None
     if ranks is not None and ranks.bound and config.device in ("auto", "cuda") and torch.cuda.device_count() == 1:
         ranks = ranks._replace(here=1, local=0)  # as on a machine of its own, whose only GPU is the first
