@@ -119,9 +119,9 @@ class CapsuleLayer(nn.Module):
         most half as large as the weights, see `torchcaps.routing.fused.runs_now`.
         """
         poses, columns = children.poses, self.transform.shape[-2]
-        if self._whole is None or not 0 < 2 * len(poses) * poses.shape[-1] <= columns * columns:
+        if self._whole is None or not runs_now(poses, self.transform.weight):  # before an export fixes its batch size
             return None
-        if not runs_now(poses, self.transform.weight) or self.form("cpu") == "plain":
+        if not 0 < 2 * len(poses) * poses.shape[-1] <= columns * columns or self.form("cpu") == "plain":
             return None
         return self._whole(self.routing, self.transform(children), iterations)
 
