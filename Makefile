@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 DOCS := .venv/.docs
+RUNTIME := build/onnxruntime-web
 
 .PHONY: demo test test-all lint bench docs install clean
 
@@ -24,6 +25,7 @@ bench: $(STAMP)  ## time what is claimed to be fast; run it while nothing else r
 	$(BIN)/python benchmarks/everything.py
 
 docs: $(DOCS)  ## build the site in build/site; a warning or a broken link fails it
+	-test -d $(RUNTIME) || npm install --silent --prefix $(RUNTIME) --ignore-scripts onnxruntime-web@1.30.0
 	$(BIN)/python -m sphinx -b html -c docs -d build/.doctrees -n -W --keep-going -q . build/site
 
 install: $(STAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from docutils import nodes
@@ -16,9 +17,13 @@ sys.path.insert(0, str(HERE))
 import site_pages  # noqa: E402 - found beside this file
 
 import torchcaps  # noqa: E402 - what autodoc documents
+from torchcaps.explore.explore import write_explorer  # noqa: E402
+from torchcaps.explore.runtime import find_runtime, runtime_folder  # noqa: E402
 
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # figures of a tutorial's report
 ATTRIBUTES: dict[str, list[str]] = {}  # their comments, while napoleon works
+PLAY = "play/digits.html"  # of the site: the demonstration's network, to play with
+RUNTIMES = (HERE.parent / "build" / "onnxruntime-web", runtime_folder())  # where `make docs` puts it, and the cache
 FOLDERS = {"../results/tables": "generated/tables.md"}
 
 project = "torchcaps"
@@ -105,6 +110,33 @@ def lead_folders(app: object, name: str, source: list[str]) -> None:
         source[0] = source[0].replace(f"]({folder})", f"]({page})")
 
 
+def fetched() -> Path | None:
+    """The folder of what the page to play with computes by; None where it is not there."""
+    for folder in RUNTIMES:
+        with suppress(FileNotFoundError):
+            find_runtime(folder)
+            return folder
+    return None
+
+
+def offer_play(app: object, name: str, source: list[str]) -> None:
+    """Have the page about `torchcaps explore` begin with one that it wrote."""
+    if name == "docs/explore" and fetched() is not None:
+        heading, _, text = source[0].partition("\n")
+        link = f'<p><a href="../{PLAY}"><strong>Play with the network that the demonstration trains</strong></a></p>'
+        source[0] = f"{heading}\n\n{link}\n{text}"
+
+
+def write_play(app: object, fault: Exception | None) -> None:
+    """Write the page to play with, where its runtime is there; npm fetches it, and not everybody has npm."""
+    runtime = fetched()
+    if fault is not None or runtime is None:
+        return
+    out = Path(app.outdir) / PLAY  # type: ignore[attr-defined]
+    out.parent.mkdir(exist_ok=True)
+    write_explorer("digits", out, runtime)
+
+
 def visit_inline(translator: object, node: nodes.math) -> None:
     translator.body.append(tex2mathml(node.astext()))  # type: ignore[attr-defined]
     raise nodes.SkipNode
@@ -127,9 +159,11 @@ def write_start(app: object, fault: Exception | None) -> None:
 
 def setup(app: object) -> dict[str, bool]:
     app.connect("builder-inited", lambda app: site_pages.write_all(), priority=100)  # type: ignore[attr-defined]
-    app.connect("source-read", lead_folders)  # type: ignore[attr-defined]
+    for change in (lead_folders, offer_play):
+        app.connect("source-read", change)  # type: ignore[attr-defined]
     for handle, priority in ((escape_markup, 400), (restore_attributes, 600)):  # before napoleon, and after it
         app.connect("autodoc-process-docstring", handle, priority=priority)  # type: ignore[attr-defined]
-    app.connect("build-finished", write_start)  # type: ignore[attr-defined]
+    for write in (write_start, write_play):
+        app.connect("build-finished", write)  # type: ignore[attr-defined]
     app.add_html_math_renderer("mathml", (visit_inline, None), (visit_block, None))  # type: ignore[attr-defined]
     return {"parallel_read_safe": False}

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import pytest
 from browser import Browser, find_browser
 
+from torchcaps.explore.runtime import fetch_command, runtime_folder
 from torchcaps.report.terms import TERMS, Explained
 from torchcaps.routing import list_routings, routing_class
 
@@ -139,6 +140,24 @@ def test_site_builds_without_a_warning_and_no_link_is_dead(site: Path) -> None:
         text = (site / page).read_text(encoding="utf-8")
         assert not re.search(r"(?:src|href)=\"https?://[^\"]*\.(?:js|css)", text), page
     assert dead_links(site) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demonstration_s_network_can_be_played_with(site: Path) -> None:
+    """Where ONNX Runtime Web is there; else the site does not speak of the page."""
+    page = site / "play" / "digits.html"
+    link = "../play/digits.html" in (site / "docs" / "explore.html").read_text(encoding="utf-8")
+    assert link == page.exists()
+    if not link:
+        pytest.skip(f"ONNX Runtime Web is not there: {fetch_command(runtime_folder())}")
+    if (path := find_browser()) is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    with Browser(path, timeout=300) as browser:
+        browser.open(page, 390)
+        while not browser.run("document.body.innerText.includes('which is right')"):
+            time.sleep(0.1)
+        assert browser.faults == []
 
 
 @pytest.mark.slow
