@@ -218,6 +218,7 @@ def test_parts_that_a_network_lacks_are_named(explored: Explored, tmp_path: Path
     uniform = create_model("capsnet", **options, **SMALL | {"routing": "uniform", "decoder": False})
     page = render(small(uniform, form, ScoreForm("length", "none")), runtime)
     assert "This network has no decoder" in page and "The routing of this network (uniform)" in page
+    assert "<dfn>pose</dfn>" in page and "<dfn>decoder</dfn>" not in page
     assert "There are no examples here: there are none." in page and 'id="flows"' not in page
     assert "standardised as the training images" in page
     plain = create_model("tiny", **options)

@@ -139,9 +139,10 @@ def _capsules(explored: Explored, explained: Explained) -> str:
     absent = explored.graphs.absent
     if "capsules" in absent:
         return _note(absent["capsules"])
-    terms = f'<div class="terms">{_terms(explained, "pose", "decoder", "reconstruction")}</div>'
+    painted = () if "decoder" in absent else ("decoder", "reconstruction")
+    terms = f'<div class="terms">{_terms(explained, "pose", *painted)}</div>'
     if "decoder" in absent:
-        return f'<div class="terms">{_terms(explained, "pose")}</div>{_note(absent["decoder"])}'
+        return f"{terms}{_note(absent['decoder'])}"
     vague = _note("A class that is not there has a short capsule, which holds little: what it would paint is vague.")
     heading = "<h3>The same picture, as each class capsule would paint it</h3>"
     return f'{terms}<div id="capsule"></div>{heading}{vague}<div id="decoded"></div>'

@@ -113,17 +113,15 @@ function showAnswer() {
     make("b", {}, shown.length || data.score.shown !== null ? list(shown) : "nothing"),
     make("span", {}, shown.length === 1 ? `${data.word} ${value(shown[0])}` : shown.map((n) => `${name(n)} ${value(n)}`).join(", ")),
     ...(truth ? [make("span", { class: right ? "good" : "bad" }, right ? "which is right" : `it is ${list(truth)}`)] : []));
-  const largest = measured ? Math.max(1, ...measured) : 1;
   const rows = listed();
   const made = rows.map((n) => {
     const there = (truth || []).includes(n);
-    const bar = measured && !data.same ? Math.abs(measured[n]) / largest : read[n];
     const cells = [
       ...(measured && !data.same ? [make("em", {}, measured[n].toFixed(2))] : []),
       make("em", {}, value(n)),
     ];
     return make(data.capsules ? "button" : "div",
-      { class: `class${there ? " there" : ""}`, title: name(n), style: { "--share": `${100 * bar}%` },
+      { class: `class${there ? " there" : ""}`, title: name(n), style: { "--share": `${100 * read[n]}%` },
         ...(data.capsules ? { onclick: () => choose(n) } : {}) },
       make("span", {}, name(n)), make("u"), ...cells);
   });
