@@ -203,8 +203,8 @@ def reason(name: str, target: str) -> str:
         return "one system"
     new = brought(target) - brought(name)
     if new & {"torch", "numpy"} and target.partition(".")[0] in ("torch", "torchcaps"):
-        return "torch" if target != "torchcaps.packed.loop" else "an optional package"
-    return "an optional package" if new & {*EXTRAS, "numba"} else ""
+        return "torch" if target != "torchcaps.packed.loop" else "another package"
+    return "another package" if new & {*EXTRAS, "numba", "safetensors"} else ""
 
 
 LATE = {(name, line): reason(name, each) for name in MODULES for inside, each, line in IMPORTS[name] if inside}

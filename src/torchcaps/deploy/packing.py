@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -24,6 +22,8 @@ SCALES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def save_packed(packed: Model, path: Path, manifest: Manifest, scales: torch.dtype) -> None:
     """Write what `torchcaps.packed.pack` made to the file `path`, which is replaced whole."""
+    from safetensors.torch import save_file
+
     metadata = {"format": FORMAT, KEY: manifest.to_json(), "scales": str(scales).removeprefix("torch.")}
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in _tensors(packed).items()}, temporary, metadata)
@@ -42,6 +42,8 @@ def load_packed(path: str | Path) -> Model:
         FileNotFoundError: when there is no such file.
         ValueError: when it is not one of a packed model.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:

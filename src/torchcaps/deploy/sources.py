@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
-
 from torchcaps.deploy.classifier import Classifier, Runner
 from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.manifest import DIGESTS, Manifest
@@ -97,6 +95,8 @@ def read_file(path: Path) -> tuple[Manifest, Model]:
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.
     """
+    from safetensors import SafetensorError, safe_open
+
     from torchcaps.deploy.packing import load_packed, read_packed
     from torchcaps.models.pretrained import read_weights
 

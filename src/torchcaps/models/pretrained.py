@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import torchcaps
@@ -115,6 +113,9 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
     Raises:
         ValueError: for other files, and for weights that are not of the model that the file describes.
     """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_model
+
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}

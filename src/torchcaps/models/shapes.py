@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +29,8 @@ def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
         OSError: when it cannot be read.
         ValueError: when it is damaged, or no plain file.
     """
+    from safetensors import SafetensorError, safe_open
+
     check_plain(weights)
     try:
         with safe_open(str(weights), "pt") as file:
