@@ -33,6 +33,7 @@ from torchcaps.kernels.simd import LANES, broadcast, compiled, inlined, load, ma
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
+# Loops take `xnor` and `binary` as True or None: what stands behind None is not compiled.
 
 
 def forward(
@@ -46,11 +47,11 @@ def forward(
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
     inputs, into = arrays(poses, weight, to_lanes(state), _start(initial, weight)), parts.numpy()
     # a thread has a run of children and sums of its own, which are added here: s_j is a sum over all of them
-    lanes = (GROUP, blocks(images), poses.shape[2], LANES)
+    lanes, flags = (GROUP, blocks(images), poses.shape[2], LANES), (xnor or None, binary or None)
 
     def work(part: int, first: int, end: int) -> None:
         space = rooms(into, BLOCK, lanes, (parents, pose, LANES), (parents, LANES))
-        _forward(*inputs, xnor, binary, first, end, into[part], *space)
+        _forward(*inputs, *flags, first, end, into[part], *space)
 
     run(work, spans)
     return from_lanes(parts.sum(0), images)
@@ -76,12 +77,12 @@ def backward(
     inputs = arrays(poses, weight, to_lanes(state), _start(initial, weight), to_lanes(gradient))
     results, into = arrays(*outs), parts.numpy()
     # what belongs to a child is written by the thread that has it; only the state's gradient is a sum over threads
-    parts_of = blocks(images)
+    parts_of, flags = blocks(images), (xnor or None, binary or None)
     lanes, logits = (GROUP, parts_of, poses.shape[2], LANES), (GROUP, parts_of, parents, LANES)
     shapes = (BLOCK, lanes, lanes, (parents, pose, LANES), logits, logits, (parts_of, pose, LANES))
 
     def work(part: int, first: int, end: int) -> None:
-        _backward(*inputs, xnor, binary, last, first, end, *results, into[part], *rooms(into, *shapes))
+        _backward(*inputs, *flags, last, first, end, *results, into[part], *rooms(into, *shapes))
 
     run(work, spans)
     return outs[0], outs[1], from_lanes(parts.sum(0), images), outs[2]
@@ -130,7 +131,7 @@ def _dot(votes, at, state, to, pose):
 @inlined
 def agreement(votes, at, state, to, pose, xnor):
     """Return logits of 16 images with one parent."""
-    if not xnor:
+    if xnor is None:
         return _dot(votes, at, state, to, pose)  # sum_d v_d S_d
     logit = zeros(votes)
     for k in range(0, pose * LANES, LANES):  # sum_d sign(v_d) S_d: S where v > 0, and -S elsewhere, at 0 too
@@ -152,7 +153,7 @@ def _scale(votes, at, pose):
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Compute: votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
     votes_of(u, at, weight, child, rows, votes, 0, False)  # v_ij = u_i W_ij for all j, over those of the last child
-    if binary:
+    if binary is not None:
         _cancel_all(u, at, weight, child, rows, votes)
     _agreements(votes, state, to, initial, child, xnor, coupling)  # l_ij, where c_ij will stand
     softmax(coupling, 0, coupling.shape[0], zeros(votes) + votes.dtype.type(1))  # c_ij, each image's summing to 1
@@ -289,11 +290,13 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
         if last:
             continue
         # l = v . S, so that dS += dl v; with xnor l = mean|v| sign(v) . S, so that dS += dl mean|v| sign(v)
-        if xnor:
+        if xnor is not None:
             change = change * _scale(votes, j * pose * LANES, pose)
         for k in range(j * pose * LANES, (j + 1) * pose * LANES, LANES):
             x = load(votes, k)
-            step = select(x, zeros(votes), change, zeros(votes) - change) if xnor else change * x
+            step = change * x
+            if xnor is not None:
+                step = select(x, zeros(votes), change, zeros(votes) - change)
             store(out_state, to + k, load(out_state, to + k) + step)
 
 
@@ -310,14 +313,14 @@ def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, log
             base, here = (n * parents + j) * pose * LANES, at + n * rows * columns * LANES
             c = load(coupling, (n * parents + j) * LANES)
             change = load(logits, (n * parents + j) * LANES)
-            if xnor:  # the agreement's gradient takes |v|; that of a product takes no vote
+            if xnor is not None:  # the agreement's gradient takes |v|; that of a product takes no vote
                 vote(u, here, weight, to, rows, columns, m, votes, 0, False)
-                if binary:
+                if binary is not None:
                     _cancel(u, here, weight, to, rows, columns, m, votes, 0)
                 change = change * _scale(votes, 0, pose)  # mean|v|, a constant to the gradient
             for k in range(0, pose * LANES, LANES):  # dv_ij = c_ij g_j + dl_ij S_j
                 follow = change * load(state, base + k)
-                if xnor:  # straight through the sign, where |v| <= 1
+                if xnor is not None:  # straight through the sign, where |v| <= 1
                     one = zeros(votes) + votes.dtype.type(1)
                     follow = select(magnitude(load(votes, k)), one, zeros(votes), follow)
                 store(dv, n * pose * LANES + k, c * load(gradient, base + k) + follow)

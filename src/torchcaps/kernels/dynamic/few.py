@@ -28,7 +28,7 @@ def route_few(votes: np.ndarray, bias: Tensor | None, xnor: bool, iterations: in
     added = np.zeros((parents, pose), votes.dtype) if bias is None else bias.detach().numpy()
     out = np.empty((2, images, parents, pose), votes.dtype)
     space = rooms(votes, (parents, pose, LANES), (parents, pose, LANES), (parents, LANES))
-    _route(votes, added, xnor, iterations, out[0], out[1], *space)
+    _route(votes, added, xnor or None, iterations, out[0], out[1], *space)
     found = torch.from_numpy(out)
     return found[0], found[1]
 
@@ -80,5 +80,7 @@ def _squash(sums, bias, image, parent, xnor, out, carried, state):
     for d in range(pose):
         x = out[image, parent, d]
         k = (parent * pose + d) * LANES
-        store(state, k, load(state, k) + ((size if x > 0 else -size) if xnor else x))
+        if xnor is not None:
+            x = size if x > 0 else -size
+        store(state, k, load(state, k) + x)
         carried[image, parent, d] = state[parent, d, 0]
