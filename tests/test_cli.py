@@ -21,6 +21,7 @@ from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
+from torchcaps.shell import show_option
 from torchcaps.tables.records import config_hash, find_run
 
 FLAGS = [
@@ -156,6 +157,11 @@ def test_flags_replace_values_and_add_options() -> None:
         model=ModelConfig("capsnet", {"channels": 64, "primary": 8, "share": 0.5, "deep": True, "kind": "a"}),
     )
     assert parsed.changed[0] == "clip=0.5" and "schedule.milestones=4,6" in parsed.changed
+    for text, value in {"16,": (16,), "(8, 8)": (8, 8), "[4]": (4,), "()": (), "a,b": "a,b", "-1,2": (-1, 2)}.items():
+        read, _ = parse_flags(config, ["--model.options", "hidden", text])
+        assert read.model.options["hidden"] == value
+        again = show_option(value)
+        assert parse_flags(config, ["--model.options", "hidden", again])[0] == read
     assert parse_flags(config, ["--out", "elsewhere"])[0].changed == ()
     assert parse_flags(config, []) == (config, False)
     with pytest.raises(ValueError, match="--changed is written by the command line itself"):
@@ -269,6 +275,8 @@ def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixtur
             "train tiny --model.name capsnt",
             "the nearest is 'capsnet' (`torchcaps list models` shows all; --import FILE brings",
         ),
+        ("train tiny --data.name .", "data.name is '.', a folder: pictures in folders of their classes are folder:."),
+        ("train digits --model.options hidden 16", "it must be tuple[int, ...], typed 8,8, or 8, where there is one"),
         ("train tiny --epochs 0", "epochs is 0"),
         ("train --epochs 3 tiny", "train takes RECIPE before its flags: torchcaps train RECIPE --epochs"),
         ("evaluate --json runs/x", "evaluate takes RUN before its flags: torchcaps evaluate RUN --json"),

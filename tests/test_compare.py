@@ -221,6 +221,8 @@ def test_a_sweep_makes_a_row_of_each_value() -> None:
         ValueError, match=r"no field of a config is named 'optimiser\.rl'; the nearest is 'optimiser\.lr'"
     ):
         Comparison(sweep=("optimiser.rl", "1")).cells(["em"])[0].how.build()
+    with pytest.raises(ValueError, match=r"no field of a config is named 'lr'; the nearest is 'optimiser\.lr'"):
+        Comparison(sweep=("lr", "1")).cells(["em"])[0].how.build()
 
 
 def test_an_option_is_swept_where_a_head_has_it() -> None:

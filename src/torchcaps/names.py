@@ -15,7 +15,9 @@ YOURS = "--import FILE brings your own"  # what hints say where a file of the us
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
     """Return the error to raise when no `kind` is called `name`; `hint` says where all of them are listed."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    known = list(known)
+    last = [each for each in known if each.rpartition(".")[2] == name]  # of a name with dots, what it is called short
+    near = last or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
     nearest = f"; the nearest is {near[0]!r}" if near else ""
     return ValueError(f"no {kind} is named {name!r}{nearest}" + (f" ({hint})" if hint else ""))
 
@@ -29,7 +31,8 @@ def check_options(owner: str, function: Callable[..., object], options: Mapping[
             raise unknown(f"option of {owner}", name, known)
         kind = kinds.get(name, Any)
         if not fits(value, kind):
-            raise ValueError(f"option {name} of {owner} is {value!r}; it must be {describe_type(kind)}")
+            how = ", typed 8,8, or 8, where there is one" if describe_type(kind).startswith("tuple") else ""
+            raise ValueError(f"option {name} of {owner} is {value!r}; it must be {describe_type(kind)}{how}")
 
 
 def fits(value: object, kind: Any) -> bool:

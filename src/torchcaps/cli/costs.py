@@ -10,8 +10,8 @@ import tyro
 from tyro.conf import Positional
 
 from torchcaps.cli.listing import print_lines
-from torchcaps.cli.options import listed
 from torchcaps.config import Option
+from torchcaps.shell import listed
 from torchcaps.terminal import say
 
 UNITS = {  # of the fields of `Cost`

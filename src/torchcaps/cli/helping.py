@@ -13,9 +13,9 @@ from shutil import get_terminal_size
 from textwrap import shorten
 from typing import Any
 
-from torchcaps.cli.options import show_option
 from torchcaps.config import Config, ModelConfig
 from torchcaps.names import describe_type
+from torchcaps.shell import show_option
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 BEFORE = {  # flags that are no fields of a config
@@ -72,7 +72,7 @@ def short_help(config: Config, recipe: str) -> str:
         "Flags that are used most, and what they are here (--help-all shows all of them):",
         *columns(rows),
         "",
-        f"Options of {config.model.name} (--model.options NAME VALUE NAME VALUE ...; (3, 4) is typed 3,4):",
+        f"Options of {config.model.name} (--model.options NAME VALUE NAME VALUE ...; (3, 4) is typed 3,4; (3,) 3,):",
         *columns(list_options(config.model)),
     ]
     return "\n".join(lines)
@@ -126,4 +126,4 @@ def _default(config: Config, name: str) -> str:
         value = getattr(value, part)
     if isinstance(value, dict):
         return "" if not value else "..."
-    return "" if value is None else show_option(value)
+    return "" if value is None or value == () else show_option(value)

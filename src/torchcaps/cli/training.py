@@ -16,11 +16,10 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
-from torchcaps.cli.options import listed, show_option
 from torchcaps.config import Config, DataConfig, to_plain
 from torchcaps.plugins import imported
 from torchcaps.ranks import given_ranks
-from torchcaps.shell import typed
+from torchcaps.shell import listed, show_option, typed
 from torchcaps.terminal import note, say, say_lines
 from torchcaps.usage import USER_ERRORS, usage_errors
 
@@ -240,10 +239,17 @@ def describe_changes(recipe: Config, config: Config) -> list[str]:
     places |= {"data.root", "data.download", "continued"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
-        f"{name}={show_option(after.get(name))}"
+        f"{name}={_show(name, after.get(name))}"
         for name in sorted({*before, *after} - places)
         if before.get(name) != after.get(name)
     ]
+
+
+def _show(name: str, value: Any) -> str:
+    """Return a value as it is typed; the flags of lists but those of models take words."""
+    if isinstance(value, list) and not name.startswith("model.options."):
+        return ",".join(map(str, value))
+    return show_option(value)
 
 
 def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -265,7 +265,11 @@ def replace_field(config: Config, name: str, text: str) -> Config:
     if (last not in part and not option) or isinstance(part.get(last), dict):
         raise unknown("field of a config", name, list(list_fields(plain)))
     before = part.get(last)
-    for read in (json.loads, lambda text: json.loads(f"[{text}]"), str):  # 0.1, then 16,16, then a name
+    for read in (
+        json.loads,
+        lambda text: json.loads(f"[{text.removesuffix(',')}]"),
+        str,
+    ):  # 0.1, then 16,16, then a name
         with suppress(ValueError):
             part[last] = {"True": True, "False": False, "None": None}.get(text, read(text))
             return from_plain(Config, plain)

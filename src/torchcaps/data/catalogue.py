@@ -39,6 +39,8 @@ def find(name: str) -> tuple[Entry, Path | None]:
     prefix, colon, path = name.partition(":")
     wanted = (prefix + end for end in PATHS) if colon else (name,)
     entry = next((CATALOGUE[each] for each in wanted if each in CATALOGUE), None)
+    if not colon and (entry is None or entry.takes_path) and Path(name).expanduser().is_dir():
+        raise ValueError(f"data.name is {name!r}, a folder: pictures in folders of their classes are folder:{name}")
     if entry is None or (entry.takes_path and not colon):
         raise unknown("data set", name, CATALOGUE, "`torchcaps list data` shows all")
     if colon and not path:

@@ -12,7 +12,7 @@ from torchcaps.config import EXTERNAL, Config
 from torchcaps.names import check_choice
 from torchcaps.papers import create_recipe
 from torchcaps.papers.registry import finished_fields
-from torchcaps.shell import typed
+from torchcaps.shell import show_option, typed
 from torchcaps.tables.budgets import BUDGETS, Budget
 
 WRITTEN = ("changed", "imports", "start", "continued")  # fields that are no flags, or those of others
@@ -73,7 +73,8 @@ def _flags(recipe: Any, config: Any, prefix: str = "", always: Sequence[str] = (
             continue
         elif isinstance(new, dict):
             changed = {key: value for key, value in new.items() if old.get(key) != value}
-            found += [] if not changed else [f"--{name}", *(str(part) for pair in changed.items() for part in pair)]
+            words = (word for key, value in changed.items() for word in (key, show_option(value)))
+            found += [f"--{name}", *words] if changed else []
         elif isinstance(new, bool):
             found.append(f"--{name}" if new else f"--{prefix}no-{each.name.replace('_', '-')}")
         else:
