@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -100,6 +101,24 @@ def test_a_run_short_of_its_paper_stands_out_and_what_was_not_run_is_counted(mon
     (panel, *_) = draw_two_cores.draw().axes
     dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
     assert any(set(line.get_ydata()) == {printed} for line in dashed)
+
+
+def test_ratios_of_networks_are_given_with_their_range_and_without_skipped_steps(tmp_path: Path) -> None:
+    line = {
+        "benchmark": "networks/deep",
+        "batch": 8,
+        "goal": 5,
+        "passed": True,
+        "fp32_speed_up": 9.5,
+        "einsum_images_per_second": 5.0,
+        "images_per_second": 60.0,
+        "skipping_images_per_second": 12.5,
+    }
+    lines = [line | {"speed_up": ratio} for ratio in (20.25, 13.0, 12.0)]
+    path = tmp_path / "benchmarks.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
+    row = draw_speed.network_row(draw_speed.newest(path)["networks/deep"])
+    assert "12.0x (float32: 9.5x; over einsum that skips: 4.8x; in 3 measurements 12.0 to 20.2x)" in row
 
 
 def test_each_table_of_a_paper_is_listed_once_on_its_page() -> None:
