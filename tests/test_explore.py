@@ -36,7 +36,7 @@ from torchcaps.explore import write_explorer
 from torchcaps.explore.examples import Examples, in_turn, learn_hand
 from torchcaps.explore.explore import look
 from torchcaps.explore.page import Explored, render
-from torchcaps.explore.runtime import PLACES, SCRIPT, WASM, as_script, find_runtime, runtime_folder
+from torchcaps.explore.runtime import PACKAGE, PLACES, SCRIPT, VERSION, WASM, as_script, find_runtime, runtime_folder
 from torchcaps.forms import DataForm, InputForm, ScoreForm
 from torchcaps.inspect.couplings import trace_routing
 from torchcaps.manifest import Manifest
@@ -95,6 +95,13 @@ def test_runtime_is_found_wherever_npm_puts_it(place: str, tmp_path: Path) -> No
     found = find_runtime(stand_in(tmp_path, place))
     assert found.version == "1.2.3" and found.wasm.startswith(b"\0asm")
     assert found.script.endswith("globalThis.ort={InferenceSession:a,Tensor:b,env:c};")
+
+
+def test_one_version_of_the_runtime_is_named_everywhere() -> None:
+    root = Path(__file__).parent.parent
+    for name in ("Makefile", "docs/explore.md"):
+        named = re.findall(rf"{PACKAGE}@([\w.]+)", (root / name).read_text(encoding="utf-8"))
+        assert set(named) == {VERSION}, name
 
 
 def test_runtime_of_the_cache_is_found_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
