@@ -30,7 +30,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.capsules import midpoint
 from torchcaps.kernels.dynamic.few import route_few
 from torchcaps.kernels.lanes import blocks, clear, rooms
 from torchcaps.kernels.simd import (
@@ -49,7 +48,7 @@ from torchcaps.kernels.simd import (
     zeros,
 )
 from torchcaps.kernels.threads import ranges, run
-from torchcaps.packed.bits import binarize, dots, every, scale
+from torchcaps.packed.bits import binarize, dots, every, find_middles, scale
 from torchcaps.packed.images import SMALLEST, route_images
 from torchcaps.votes import Threshold
 
@@ -104,8 +103,9 @@ class PackedLoop:
         images, poses = len(poses), poses.detach().contiguous()
         if not images:
             return poses.new_zeros(0, self.parents, self.pose)
-        middles = midpoint(poses, (1, 2)).flatten() if self.threshold == "midpoint" else poses.new_zeros(images)
-        children, middles = poses.numpy(), middles.numpy()
+        children, middles = poses.numpy(), np.zeros(images, np.float32)
+        if self.threshold == "midpoint":
+            find_middles(children, middles)
         if images >= MANY * torch.get_num_threads():
             return self._route_images(children, middles, iterations)
         signs = np.empty((self.children, images), self.words.dtype)
