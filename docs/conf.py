@@ -20,8 +20,7 @@ import torchcaps  # noqa: E402 - what autodoc documents
 from torchcaps.explore.explore import write_explorer  # noqa: E402
 from torchcaps.explore.runtime import find_runtime, runtime_folder  # noqa: E402
 
-for name in ("fontTools", "onnx_ir", "onnxscript"):  # of figures in a tutorial's report, and of an export
-    logging.getLogger(name).setLevel(logging.WARNING)
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # figures of a tutorial's report
 ATTRIBUTES: dict[str, list[str]] = {}  # their comments, while napoleon works
 PLAY = "play/digits.html"  # of the site: the demonstration's network, to play with
 RUNTIMES = (HERE.parent / "build" / "onnxruntime-web", runtime_folder())  # where `make docs` puts it, and the cache

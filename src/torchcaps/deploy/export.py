@@ -7,6 +7,7 @@ time at batch 1 is taken beside the model's. Layers whose weights are binary are
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import tempfile
 import time
@@ -157,11 +158,25 @@ def trace_program(module: nn.Module, *inputs: Tensor, batch: bool = True) -> tor
     return program
 
 
+@contextmanager
+def _silent(*names: str) -> Iterator[None]:
+    """Have loggers say errors alone: of the exporter, which tells of each constant that it did not fold."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)
+
+
 def to_onnx(
     program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]
 ) -> torch.onnx.ONNXProgram:
     """Return a program as ONNX, with these names of its inputs and outputs, in their order; see `check_onnx`."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent("onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")
         onnx = torch.onnx.export(
             program, input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
