@@ -19,7 +19,7 @@ from torchcaps import cli
 from torchcaps.cli import training
 from torchcaps.config import Config, ScheduleConfig
 from torchcaps.papers import registry
-from torchcaps.train import Interrupted, fit, loop
+from torchcaps.train import Interrupted, fit, fitting, loop
 from torchcaps.train.checkpoint import load_state, present
 from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interruption
@@ -244,10 +244,10 @@ def test_a_stopped_process_holds_nothing_of_its_run(tmp_path: Path, monkeypatch:
             super().__init__(*args)
             trainers.append(ref(self))
 
-    monkeypatch.setattr(loop, "Trainer", Kept)
+    monkeypatch.setattr(fitting, "Trainer", Kept)
     config = tiny_config(tmp_path)
     fabric, interruption = build_fabric(config), Interruption()
     interruption.asked = True
-    stopped = loop._train(config, False, interruption, (), Given(), fabric)
+    stopped = fitting._train(config, False, interruption, (), Given(), fabric)
     assert isinstance(stopped, Interrupted) and str(stopped).startswith("stopped after step 1 of")
     assert len(trainers) == 1 and trainers[0]() is None
