@@ -2,7 +2,8 @@
 
 Layers take the steps that they take for a user: fused ones where there is a kernel, else plain ones. Held is what
 autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does not fit into
-the memory that is free, the batch is halved until it does, and the line says so.
+the memory that is free, the batch is halved until it does, and the line says so. Timed beside is the naive form under
+`torch.compile`, whole and for fixed shapes; compiling takes its time, and `--without-compiled` leaves it out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
 from torchcaps.routing.fused import Implementation
+from torchcaps.terminal import warn
 
 Forward = Callable[[], Tensor]
 ITERATIONS = {
@@ -74,6 +77,7 @@ def main() -> None:
     parser.add_argument("--routing", choices=ITERATIONS, nargs="+", default=list(ITERATIONS))
     parser.add_argument("--size", choices=[name.split()[0] for name in SIZES], nargs="+", help="else all")
     parser.add_argument("--batch", type=int, help="largest batch; each size has its own where it is not given")
+    parser.add_argument("--without-compiled", action="store_true", help="leave out einsum under torch.compile")
     flags = parser.parse_args()
     device = torch.device(flags.device)
     machine, lines = measure_machine(device), [HEADING]
@@ -82,21 +86,30 @@ def main() -> None:
             continue
         for routing in flags.routing:
             wanted = min(size.batch, flags.batch or size.batch)
-            values = compare(size, routing, wanted, flags.repeats, device, machine)
+            values = compare(size, routing, wanted, flags.repeats, device, machine, not flags.without_compiled)
             record(f"routing/{routing}/{name}", values)
             lines.append(summary(f"{routing}, {name}", values))
     print("\n".join(lines))
 
 
-def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.device, machine: Machine) -> dict:
-    """Of one line: the library's layer and the naive form on the same children and weights."""
+def compare(
+    size: Size,
+    routing: str,
+    wanted: int,
+    repeats: int,
+    device: torch.device,
+    machine: Machine,
+    with_compiled: bool = True,
+) -> dict:
+    """Of one line: the library's layer and the naive form, also compiled, on the same children and weights."""
     batch, iterations = fitting_batch(size, routing, wanted, device), ITERATIONS[routing]
     ours, plain, layer, poses = build(size, routing, batch, device, implementation="auto")
     held, peaks = [held_bytes(forward) for forward in (plain, ours)], {}
     if device.type == "cuda":
         peaks = {f"{key}peak_mb": peak_mb(f, device) for key, f in (("naive_", plain), ("", ours))}
-    forwards = interleaved([plain, ours], repeats)
-    steps = interleaved([lambda: plain().sum().backward(), lambda: ours().sum().backward()], repeats)
+    compiled = compile_naive(plain, routing) if with_compiled else None
+    timed = [plain, ours] if compiled is None else [plain, ours, compiled]
+    forwards, steps = interleaved(timed, repeats), interleaved([partial(step, each) for each in timed], repeats)
     moved = poses.nbytes + layer.transform.weight.nbytes + ours().nbytes
     operations = count_operations(routing, layer.transform, size.positions, batch, iterations)
     bounds = machine.seconds(moved, operations[0]), machine.seconds(3 * moved, operations[1])
@@ -116,8 +129,9 @@ def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.d
         "naive_forward_ms": round(1000 * median(forwards[0]), 2),
         "step_ms": round(1000 * median(steps[1]), 2),
         "naive_step_ms": round(1000 * median(steps[0]), 2),
-        "forward_speed_up": round(median_ratio(*forwards), 2),
-        "step_speed_up": round(median_ratio(*steps), 2),
+        "forward_speed_up": round(median_ratio(*forwards[:2]), 2),
+        "step_speed_up": round(median_ratio(*steps[:2]), 2),
+        **(compiled_values(forwards, steps) if with_compiled else {}),
         "gflops_per_second": round(machine.operations / 1e9, 1),
         "gb_per_second": round(machine.bytes / 1e9, 1),
         "roofline_forward_ms": round(1000 * bounds[0], 3),
@@ -127,13 +141,43 @@ def compare(size: Size, routing: str, wanted: int, repeats: int, device: torch.d
     }
 
 
-HEADING = f"{'':58}{'forward':>10}{'einsum':>9}{'step':>9}{'einsum':>9}{'held':>8}{'einsum':>8}  roofline"
+def step(forward: Forward) -> None:
+    """Take a training step without an optimiser: forward, and backward from the sum."""
+    forward().sum().backward()
+
+
+def compile_naive(plain: Forward, name: str) -> Forward | None:
+    """The naive form under `torch.compile`, forward and backward compiled; None, with a warning, where that fails."""
+    torch.compiler.reset()  # else the ninth form of one function would run as it is
+    compiled = torch.compile(plain, dynamic=False)
+    try:
+        step(compiled)
+    except Exception as error:  # whatever a compiler comes upon: a rival that cannot run is no end of the others
+        warn(f"{name}: einsum does not compile: {type(error).__name__}: {error}")
+        return None
+    return compiled
+
+
+def compiled_values(forwards: list[list[float]], steps: list[list[float]]) -> dict[str, float | None]:
+    """Times of the compiled form, the third where there is one, and how many times ours they take; else None."""
+    values: dict[str, float | None] = {}
+    for key, times in (("forward", forwards), ("step", steps)):
+        _, ours, *compiled = times
+        values[f"compiled_{key}_ms"] = round(1000 * median(compiled[0]), 2) if compiled else None
+        values[f"compiled_{key}_speed_up"] = round(median_ratio(compiled[0], ours), 2) if compiled else None
+    return values
+
+
+HEADING = (
+    f"{'':58}{'forward':>10}{'einsum':>9}{'compiled':>9}{'step':>9}{'einsum':>9}{'compiled':>9}"
+    f"{'held':>8}{'einsum':>8}  roofline"
+)
 
 
 def summary(name: str, values: dict) -> str:
     """One line of the printed table: milliseconds, MiB held, and the share of the roofline, forward and step."""
-    keys = ("naive_forward_ms", "step_ms", "naive_step_ms")
-    times = f"{values['forward_ms']:10.1f}" + "".join(f"{values[key]:9.1f}" for key in keys)
+    keys = [f"{form}{key}_ms" for key in ("forward", "step") for form in ("", "naive_", "compiled_")]
+    times = " " + "".join(f"{'-':>9}" if values.get(key) is None else f"{values[key]:9.1f}" for key in keys)
     shares = f"{values['forward_of_roofline']:.0%}, {values['step_of_roofline']:.0%}"
     held = f"{values['held_mb']:8.1f}{values['naive_held_mb']:8.1f}"
     return f"{name:58}{times}{held}  {shares}{'' if values['fused'] else '  (plain steps)'}"
@@ -202,7 +246,7 @@ def peak_mb(forward: Forward, device: torch.device) -> float:
     """Largest allocation on a CUDA device during forward and backward, less what was there before."""
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    forward().sum().backward()
+    step(forward)
     return mb(torch.cuda.max_memory_allocated(device) - before)
 
 
