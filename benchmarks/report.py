@@ -57,6 +57,11 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def step(forward: Callable[[], torch.Tensor]) -> None:
+    """Take a training step without an optimiser: forward, and backward from the sum."""
+    forward().sum().backward()
+
+
 class Allocated(NamedTuple):
     """Bytes that torch has allocated on CPU: the most that lived at once, and of the largest piece."""
 

@@ -4,20 +4,26 @@ Layers take the steps that they take for a user: fused ones where there is a ker
 autograd keeps for backward: all distinct storages together, the weights' too. Where the naive form does not fit into
 the memory that is free, the batch is halved until it does, and the line says so. Timed beside is the naive form under
 `torch.compile`, whole and for fixed shapes; compiling takes its time, and `--without-compiled` leaves it out.
+
+`--public DIR` measures public code in that folder beside linear layers, and nothing else; `public.py` says how a file
+there looks.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+import public
 import torch
 from naive_layer import route_naively
-from report import interleaved, median_ratio, record
+from public import Rival
+from report import interleaved, median_ratio, record, step
 from roofline import Machine, count_operations, measure_machine
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -78,8 +84,12 @@ def main() -> None:
     parser.add_argument("--size", choices=[name.split()[0] for name in SIZES], nargs="+", help="else all")
     parser.add_argument("--batch", type=int, help="largest batch; each size has its own where it is not given")
     parser.add_argument("--without-compiled", action="store_true", help="leave out einsum under torch.compile")
+    parser.add_argument("--public", type=Path, metavar="DIR", help="measure the files of this folder instead")
     flags = parser.parse_args()
     device = torch.device(flags.device)
+    if flags.public is not None:
+        compare_public(public.read_rivals(flags.public, ITERATIONS), flags.batch, flags.repeats, device)
+        return
     machine, lines = measure_machine(device), [HEADING]
     for name, size in SIZES.items():
         if flags.size and name.split()[0] not in flags.size:
@@ -141,9 +151,21 @@ def compare(
     }
 
 
-def step(forward: Forward) -> None:
-    """Take a training step without an optimiser: forward, and backward from the sum."""
-    forward().sum().backward()
+def compare_public(rivals: Sequence[Rival], wanted: int | None, repeats: int, device: torch.device) -> None:
+    """Record a line for each file and linear size, `public/FILE/SIZE`, and print their table."""
+    lines = [public.HEADING]
+    for name, size in SIZES.items():
+        if len(size.children) != 2:
+            continue
+        for rival in rivals:
+            rounds, most = rival.iterations, min(size.batch, wanted or size.batch)
+            batch = fitting_batch(size, rival.routing, most, device, rounds)
+            pair = build(size, rival.routing, batch, device, rounds, "auto", torch.ones)
+            weight = pair.layer.transform.weight
+            values = public.compare(rival, pair.ours, pair.plain, pair.poses, weight, repeats)
+            record(f"public/{rival.file}/{name}", values)
+            lines.append(public.summary((rival.file, name), values))
+    print("\n".join(lines))
 
 
 def compile_naive(plain: Forward, name: str) -> Forward | None:
@@ -190,13 +212,14 @@ def build(
     device: torch.device,
     iterations: int | None = None,
     implementation: Implementation = "plain",
+    make_activations: Callable[..., Tensor] = torch.rand,
 ) -> Pair:
     """The library's forward pass and the naive one, on random children and fresh weights."""
     torch.manual_seed(0)
     options = {"scope": "window"} if routing in WINDOW else {}
     layer = CapsuleLayer(size.transform(), routing, implementation, **options).to(device)
     poses = torch.randn(batch, *size.children, device=device, requires_grad=True)
-    activations = torch.rand(batch, *size.children[:-1], device=device)
+    activations = make_activations(batch, *size.children[:-1], device=device)
     rounds = iterations or ITERATIONS[routing]
     return Pair(
         lambda: layer(Capsules(poses, activations), rounds).capsules.poses,

@@ -84,6 +84,16 @@ Convolutional capsules, 16x16x32 of 4x4, 3x3 stride 2 → 32 of 4x4, batch {conv
 
 {conv}
 
+### Public code
+
+`python benchmarks/routing.py --public DIR`. Einsum above is ours; what others published is measured where it lies in a
+folder of the reader's, never in the repository. Each Python file there names a routing and gives a module from poses to
+parents (`benchmarks/public.py`), and is timed in turns with einsum and ours on the same poses. "Apart" is the largest
+difference of its parents from ours over the largest of ours, where the file takes our weights. The SHA-256 is of the
+file alone, not of what it imports.
+
+{public}
+
 ## Scale
 
 `python benchmarks/scale.py` grows a linear layer one axis at a time, from {base}.
@@ -205,6 +215,7 @@ def page(lines: Lines) -> str:
         over_step=OVER_COMPILED["step"],
         linear=table(ROUTING, map(routing_row, linear)),
         conv=table(ROUTING, map(routing_row, conv)),
+        public=public(under(lines, "public")),
         base=f"{base['children']} children of 8 → {base['parents']} of 16, batch {base['batch']}, "
         f"{base['iterations']} iterations (FM: 1)",
         slopes=table(SLOPES, map(slope_row, under(lines, "scale"))),
@@ -350,6 +361,27 @@ def compiled(line: dict[str, Any], key: str, has_goal: bool) -> str:
     if time is None:
         return "fails"
     return f"{time:.1f} ({ratio:.1f}x{passed(ratio >= OVER_COMPILED[key]) if has_goal else ''})"
+
+
+PUBLIC = (
+    *("file", "SHA-256", "routing", "R", "batch", "forward", "einsum", "ours", "step", "einsum", "ours"),
+    *("over ours", "apart"),
+)
+
+
+def public(lines: Sequence[dict[str, Any]]) -> str:
+    """The table of public code; a sentence where no line is there yet."""
+    return table(PUBLIC, map(public_row, lines)) if lines else "Not measured yet."
+
+
+def public_row(line: dict[str, Any]) -> Iterator[object]:
+    _, file, size = line["benchmark"].split("/", 2)
+    yield from (f"`{file}`, {size}", f"`{line['sha256'][:12]}`")
+    yield from (f"`{line['routing']}`", line["iterations"], line["batch"])
+    for key in ("forward", "step"):
+        yield from (f"{line[f'{form}{key}_ms']:.1f}" for form in ("public_", "naive_", ""))
+    yield f"{line['forward_speed_up']:.1f}x, {line['step_speed_up']:.1f}x"
+    yield "-" if line["difference"] is None else f"{line['difference']:.0e}"
 
 
 OVER_VOTES = ("held over votes: einsum", "ours", "largest piece over votes: einsum", "ours")
