@@ -69,7 +69,7 @@ and channels-last save the rest.
 
 `python benchmarks/routing.py`. Operations are counted by formula (`benchmarks/roofline.py`): as few as the algorithm
 needs when no vote is kept, whatever the implementation does. Where there is no kernel, steps are plain; these save
-memory first. Self-attention, self-routing and variational Bayes are not measured yet.
+memory first.{unmeasured}
 
 "Compiled" is einsum under `torch.compile`, what a user would try first: the whole form for these shapes, compiled ahead
 of the timing and timed in turns with the two others, with its time over ours, the median of ratios of neighbouring
@@ -211,6 +211,7 @@ def page(lines: Lines) -> str:
         share=f"{pair['skipping_share_of_time_saved']:.0%}",
         linear_batch=linear[0]["batch"],
         conv_batch=conv[0]["batch"],
+        unmeasured=unmeasured(linear),
         over_forward=OVER_COMPILED["forward"],
         over_step=OVER_COMPILED["step"],
         linear=table(ROUTING, map(routing_row, linear)),
@@ -338,6 +339,15 @@ ROUTING = (
     *("routing", "R", "forward", "einsum", "compiled", "step", "einsum", "compiled", "held", "einsum"),
     *("of roofline", "steps"),
 )
+
+
+def unmeasured(lines: Sequence[dict[str, Any]]) -> str:
+    """A sentence with the routings that no line is of; empty where all are measured."""
+    measured = {line["benchmark"].split("/")[1] for line in lines}
+    missing = [f"`{spec.name}`" for spec in list_routings() if spec.name not in measured]
+    return f" Not measured yet: {', '.join(missing)}." if missing else ""
+
+
 OVER_COMPILED = {"forward": 10, "step": 8}  # goals
 WITH_GOALS = ("dynamic", "em", "fm", "inverted-attention")
 

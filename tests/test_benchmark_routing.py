@@ -82,3 +82,10 @@ def test_the_page_shows_compiled_einsum_and_where_there_is_none():
     assert made[4] == "10.5 (10.5x, reached)" and made[7] == "7.0 (7.0x, missed)"
     assert [*draw_speed.routing_row(line | times | {"benchmark": "routing/xnidr/linear"})][4] == "10.5 (10.5x)"
     assert [*draw_speed.routing_row(line | dict.fromkeys(times))][4] == "fails"
+
+
+def test_the_page_names_the_routings_that_are_not_measured():
+    lines = [{"benchmark": f"routing/{name}/linear"} for name in routing.ITERATIONS]
+    assert draw_speed.unmeasured(lines) == ""
+    left = [line for line in lines if "/em/" not in line["benchmark"]]
+    assert draw_speed.unmeasured(left) == " Not measured yet: `em`."
