@@ -206,5 +206,6 @@ def variational_bayes(
 
 
 def standardise(x: Tensor) -> Tensor:
-    """Batch norm of [b, p, j, d] by type of capsule, without gain and bias."""
-    return F.batch_norm(x.movedim(2, 1), None, None, training=True).movedim(1, 2)
+    """Batch norm of [b, p, j, d] by type of capsule, without gain and bias; of one number alone 0."""
+    variance, mean = torch.var_mean(x, (0, 1, 3), correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + 1e-5)
