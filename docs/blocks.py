@@ -147,13 +147,13 @@ def lines(file: str, where: str, *columns: str) -> str:
 
 def tuning() -> str:
     """The short runs of which `fast` takes the best of a family: what was changed, and validation accuracy."""
-    rows: list[Row] = [("trained as", "with", "epochs", "validation accuracy (%)", "minutes", "taken")]
+    rows: list[Row] = [("trained as", "with", "epochs", "validation accuracy (%)", "taken")]
     for line in read_lines(RESULTS / "tuning.jsonl"):
         model = line["config"]["model"]["name"]
         entry = next((each for each in TUNED if fnmatchcase(model, each.family)), None)
         taken = "yes" if entry is not None and entry.changes == line["changes"] else ""
-        accuracy, minutes = f"{100 * line['validation_accuracy']:.2f}", f"{line['seconds'] / 60:.0f}"
-        rows.append((f"`{line['cell']}`", line["changes"] or "-", str(line["epochs"]), accuracy, minutes, taken))
+        accuracy = f"{100 * line['validation_accuracy']:.2f}"
+        rows.append((f"`{line['cell']}`", line["changes"] or "-", str(line["epochs"]), accuracy, taken))
     return markdown(rows)
 
 

@@ -46,4 +46,7 @@ def change(config: Config, text: str) -> Config:
     return from_plain(Config, plain)
 
 
-TUNED: tuple[Tuned, ...] = (Tuned("encapnet-6-*", "optimiser.lr=0.003"),)
+TUNED: tuple[Tuned, ...] = (
+    Tuned("encapnet-6-*", "optimiser.lr=0.003"),
+    Tuned("mobilenetv2_100.*", "batch_size=128,optimiser.lr=0.003"),
+)
