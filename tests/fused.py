@@ -9,6 +9,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 
+# routings with a fused step of linear capsules, and of windows
+LINEAR = (
+    "dynamic",
+    "xnodr",
+    "xnidr",
+    "xnodr-xnidr",
+    "em",
+    "fm",
+    "inverted-attention",
+    "inverted-attention-c",
+    "self-attention",
+)
+CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
 # name: (batch, children, child pose, parents, parent pose, matrix)
 SIZES = {
     "odd": (3, 63, 5, 7, 3, False),

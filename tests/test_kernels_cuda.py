@@ -5,6 +5,7 @@ from unittest import mock
 
 import pytest
 import torch
+from fused import CONV, LINEAR
 from interpreted import interpreted, needs_interpreter, needs_triton, without_launches
 from torch import nn
 
@@ -140,20 +141,6 @@ def test_weights_that_a_kernel_cannot_count_are_refused():
         for call in calls:
             with pytest.raises(ValueError, match=r"the weights are 4,294,967,296 numbers, and the kernel takes less"):
                 call()
-
-
-LINEAR = (
-    "dynamic",
-    "xnodr",
-    "xnidr",
-    "xnodr-xnidr",
-    "em",
-    "fm",
-    "inverted-attention",
-    "inverted-attention-c",
-    "self-attention",
-)
-CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
 
 
 class Every(nn.Module):

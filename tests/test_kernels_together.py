@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fused import CONV, LINEAR
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from tiny import tiny_config
@@ -18,18 +19,6 @@ from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTr
 from torchcaps.layers.transforms import Transform
 from torchcaps.train.processes import build_fabric, launch
 
-LINEAR = (
-    "dynamic",
-    "xnodr",
-    "xnidr",
-    "xnodr-xnidr",
-    "em",
-    "fm",
-    "inverted-attention",
-    "inverted-attention-c",
-    "self-attention",
-)
-CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
 IMAGES = 6
 
 
