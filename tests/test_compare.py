@@ -18,13 +18,12 @@ from torchcaps.compare.comparison import (
     all_heads,
     changed_files,
     choose_heads,
-    replace_field,
     settle_data,
     usual_data,
 )
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.figures import apart
-from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
 from torchcaps.examine import examination
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
 from torchcaps.routing import list_routings

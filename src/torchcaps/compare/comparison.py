@@ -6,9 +6,7 @@ Nothing here imports torch before a comparison is made.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial, reduce
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torchcaps.config import (
+    OPTION,
     AugmentConfig,
     CoefficientConfig,
     Config,
@@ -25,8 +24,7 @@ from torchcaps.config import (
     OptimiserConfig,
     Option,
     ScheduleConfig,
-    from_plain,
-    to_plain,
+    replace_field,
 )
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
@@ -42,7 +40,6 @@ LINEAR, TWIN = "linear", "twin"
 OF_TWIN = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
 CONTROLS = (LINEAR, "uniform", TWIN)  # in front, in every table
 DEPTH = "depth"
-OPTION = "model.options."  # what the name of a model's option begins with, as the field of a config
 HIDDEN = 16  # capsules of each layer between primary and class capsules, where layers are stacked
 SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 EPOCHS = 60  # of the budget `full`
@@ -247,42 +244,6 @@ def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
 def _with(config: Any, path: Sequence[str], value: object) -> Any:
     first, *rest = path
     return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
-
-
-def replace_field(config: Config, name: str, text: str) -> Config:
-    """Return `config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
-
-    Raises:
-        ValueError: for a field that it does not have, and a value that it does not take.
-    """
-    plain = part = to_plain(config)
-    *path, last = name.replace("-", "_").split(".")
-    for each in path:
-        part = part.get(each)
-        if not isinstance(part, dict):
-            raise unknown("field of a config", name, list(list_fields(plain)))
-    option = name.startswith(OPTION) and len(path) == 2  # which a model may have, whether or not the config says it
-    if (last not in part and not option) or isinstance(part.get(last), dict):
-        raise unknown("field of a config", name, list(list_fields(plain)))
-    before = part.get(last)
-    for read in (
-        json.loads,
-        lambda text: json.loads(f"[{text.removesuffix(',')}]"),
-        str,
-    ):  # 0.1, then 16,16, then a name
-        with suppress(ValueError):
-            part[last] = {"True": True, "False": False, "None": None}.get(text, read(text))
-            return from_plain(Config, plain)
-    raise ValueError(f"{name} cannot be {text!r}; here it is {before!r}")
-
-
-def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield names of all fields of a plain config, with dots."""
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            yield from list_fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[tuple[str, str]]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from statistics import mean
 from typing import Any
 
 from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.examine.found import Examination
-from torchcaps.tables.fill import COUNT, Job, Settings, find_finished
+from torchcaps.tables.fill import COUNT, Job, Settings, find_finished, place
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, config_hash, read_records
 
@@ -78,8 +77,7 @@ def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
     for job in jobs:
         if job.budget == COUNT or find_examinations(read_records(settings.records), job.config, [job.config.seed]):
             continue
-        data = replace(job.config.data, root=settings.root)
-        folder = find_finished(replace(job.config, data=data, out=settings.out, device=settings.device))
+        folder = find_finished(place(job.config, settings))
         if folder is None:
             settings.say(f"{job.label}: there is no finished run in {settings.out} to examine")
             continue

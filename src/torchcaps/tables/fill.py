@@ -147,7 +147,7 @@ def say_ahead(jobs: Sequence[Job], settings: Settings) -> float:
         if lacking := missing_data(job.config, settings.root):
             settings.say(f"{job.label}: data not at hand: {lacking}")
             continue
-        config = _placed(job.config, settings)
+        config = place(job.config, settings)
         key = (config_hash(config), job.budget)
         if key not in seen:
             seen[key] = measure_ahead(config)
@@ -157,7 +157,8 @@ def say_ahead(jobs: Sequence[Job], settings: Settings) -> float:
     return total
 
 
-def _placed(config: Config, settings: Settings) -> Config:
+def place(config: Config, settings: Settings) -> Config:
+    """Return `config` with the folders and the device of `settings`."""
     data = replace(config.data, root=settings.root)
     return replace(config, data=data, out=settings.out, device=settings.device)
 
@@ -232,14 +233,14 @@ def _train(job: Job, settings: Settings) -> bool:
     from torchcaps.train.devices import choose_device
     from torchcaps.train.machine import describe_machine
 
-    config = _placed(job.config, settings)
+    config = place(job.config, settings)
     assert job.budget != COUNT
     known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
     if (folder := find_finished(config)) is not None:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
-    ahead = measure_ahead(config if job.budget != "smoke" else _placed(_full(job), settings))
+    ahead = measure_ahead(config if job.budget != "smoke" else place(_full(job), settings))
     if ahead is not None:
         known |= {"step_seconds": ahead.step_seconds, "step_images": ahead.batch}
         settings.say(f"{job.label}: {'the budget full would take ' if job.budget == 'smoke' else 'ahead: '}{ahead}")

@@ -7,11 +7,10 @@ keeps what its paper gives.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torchcaps.config import Config, from_plain, to_plain
+from torchcaps.config import Config, replace_field
 
 
 @dataclass(frozen=True)
@@ -27,23 +26,15 @@ class Tuned:
 
 
 def change(config: Config, text: str) -> Config:
-    """Return `config` with NAME=VALUE,NAME=VALUE, such as optimiser.lr=0.1,batch_size=256; values as JSON or a word.
+    """Return `config` with NAME=VALUE,NAME=VALUE, such as optimiser.lr=0.1,batch_size=256, as `replace_field` has each.
 
     Raises:
-        KeyError, ValueError: for a field that no config has, and a value that it does not take.
+        ValueError: for a field that no config has, and a value that it does not take.
     """
-    plain = to_plain(config)
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
-        *path, last = name.split(".")
-        inner = plain
-        for each in path:
-            inner = inner[each]
-        try:
-            inner[last] = json.loads(value)
-        except json.JSONDecodeError:
-            inner[last] = value
-    return from_plain(Config, plain)
+        config = replace_field(config, name, value)
+    return config
 
 
 TUNED: tuple[Tuned, ...] = (
