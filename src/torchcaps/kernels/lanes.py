@@ -23,6 +23,7 @@ from torchcaps.kernels.simd import (
     load,
     select,
     store,
+    store_totals,
     transpose,
     zeros,
 )
@@ -168,3 +169,12 @@ def outer(u, at, v, parts, rows, columns, m, out, into):
     """
     for c in range(columns):  # row c of the gradient: sum over blocks, rows and lanes of u[.., c] v[.., :]
         outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)
+
+
+@compiled
+def join(sums, first, pose, out, begin):
+    """Compute: `pose` numbers of out from `begin` on = the sums over lanes of vectors of `sums`, the `first` and on."""
+    for d in range(0, pose, 4):
+        k = (first + d) * LANES
+        a, b = load(sums, k), load(sums, k + LANES)
+        store_totals(out, begin + d, a, b, load(sums, k + 2 * LANES), load(sums, k + 3 * LANES))

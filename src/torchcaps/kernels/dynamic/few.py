@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.dynamic.cpu import agreement, share
-from torchcaps.kernels.lanes import clear, rooms, softmax
-from torchcaps.kernels.simd import LANES, compiled, load, store, store_totals, zeros
+from torchcaps.kernels.lanes import clear, join, rooms, softmax
+from torchcaps.kernels.simd import LANES, compiled, load, store, zeros
 
 SMALLEST = 1e-24  # of a squared length, as in `torchcaps.capsules.squash`
 
@@ -63,10 +63,7 @@ def _squash(sums, bias, image, parent, xnor, out, carried, state):
     _, parents, pose = out.shape
     number = bias.dtype.type
     begin = (image * parents + parent) * pose
-    for d in range(0, pose, 4):
-        k = (parent * pose + d) * LANES
-        a, b = load(sums, k), load(sums, k + LANES)
-        store_totals(out, begin + d, a, b, load(sums, k + 2 * LANES), load(sums, k + 3 * LANES))
+    join(sums, parent * pose, pose, out, begin)
     square = number(0)
     for d in range(pose):
         out[image, parent, d] += bias[parent, d]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import clear, rooms
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, store_totals, zeros
+from torchcaps.kernels.lanes import clear, join, rooms
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, zeros
 
 
 def sums_of_few(
@@ -60,15 +60,5 @@ def _sums(votes, present, scale, shift, l2, eps, out_total, out_squares, sums):
                     store(sums, k, load(sums, k) + x)
                     k = (pose + d) * LANES
                     store(sums, k, load(sums, k) + x * x)
-            _join(sums, 0, out_total, (n * parents + j) * pose)
-            _join(sums, pose, out_squares, (n * parents + j) * pose)
-
-
-@compiled
-def _join(sums, first, out, begin):
-    """Compute: out [d] from `begin` on = the sums over lanes of `sums` from `first` on."""
-    pose = sums.shape[1]
-    for d in range(0, pose, 4):
-        k = (first + d) * LANES
-        a, b = load(sums, k), load(sums, k + LANES)
-        store_totals(out, begin + d, a, b, load(sums, k + 2 * LANES), load(sums, k + 3 * LANES))
+            join(sums, 0, pose, out_total, (n * parents + j) * pose)
+            join(sums, pose, pose, out_squares, (n * parents + j) * pose)
