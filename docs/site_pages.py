@@ -249,7 +249,7 @@ def claims_part(routing: str) -> str:
     """Published and measured, of the tables that test a routing: the best budget that has runs."""
     parts = []
     for table, pattern in CLAIMS[routing]:
-        for budget in ("full", "fast", "cpu"):
+        for budget in ("full", "fast", "short", "cpu"):
             made = cells(table, budget, pattern)
             if made.count("\n") > 1:
                 parts += [f"[{table}](../../results/tables/{table}.md), budget `{budget}`:", "", made, ""]

@@ -35,6 +35,8 @@ def test_fast_is_the_full_network_and_data_in_one_cycle() -> None:
     assert (fast.model, fast.batch_size, fast.optimiser) == (CONFIG.model, CONFIG.batch_size, CONFIG.optimiser)
     assert fast.data == replace(CONFIG.data, validation=0.0)  # the last epoch, on the whole training split
     assert apply_budget(replace(CONFIG, epochs=7), "fast", CELL).epochs == 7
+    assert apply_budget(CONFIG, "short", CELL) == replace(fast, recipe="paper.table1.a.short", epochs=8)
+    assert apply_budget(replace(CONFIG, epochs=7), "short", CELL).epochs == 7
     own = replace(CELL, how=Train(lambda: CONFIG, fast=lambda config: replace(config, epochs=12)))
     assert apply_budget(CONFIG, "fast", own).epochs == 12
 
@@ -45,6 +47,7 @@ def test_what_a_paper_plots_is_recorded_where_it_is_reproduced() -> None:
     assert {budget: config.test_curve for budget, config in recorded.items()} == {
         "full": True,
         "fast": True,
+        "short": True,
         "cpu": False,
         "smoke": False,
     }
@@ -92,7 +95,7 @@ def test_smoke_is_the_full_network_on_a_few_images() -> None:
 
 
 def test_unknown_budget_is_named() -> None:
-    with pytest.raises(ValueError, match="budget is 'huge'; it must be 'full', 'fast', 'cpu' or 'smoke'"):
+    with pytest.raises(ValueError, match="budget is 'huge'; it must be 'full', 'fast', 'short', 'cpu' or 'smoke'"):
         apply_budget(CONFIG, "huge", CELL)  # pyright: ignore[reportArgumentType]
 
 

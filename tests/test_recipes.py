@@ -51,7 +51,7 @@ def test_names_come_from_functions_and_match_patterns() -> None:
     assert len(CELLS) > 300
 
 
-@pytest.mark.parametrize("budget", [None, "full", "fast", "cpu", "smoke"])
+@pytest.mark.parametrize("budget", [None, "full", "fast", "short", "cpu", "smoke"])
 def test_every_recipe_has_every_budget(budget) -> None:
     digits = create_recipe("digits", budget)
     assert digits.recipe == ("digits" if budget is None else f"digits.{budget}")

@@ -35,7 +35,7 @@ def compare(
     depth: tuple[int, ...] = (),
     seeds: int = 3,
     loss: Literal["shared", "own"] = "shared",
-    budget: Literal["full", "fast", "cpu", "smoke"] = "cpu",
+    budget: Literal["full", "fast", "short", "cpu", "smoke"] = "cpu",
     costs: bool = False,
     examine: bool = False,
     show: bool = False,
@@ -60,7 +60,7 @@ def compare(
         depth: layers of capsules, each of which makes a row, with activations and gradients by layer: 1 2 4
         seeds: runs of each, with the seeds 0, 1, ...
         loss: shared (cross-entropy over activations with a learnt scale), own (that of each paper)
-        budget: full (60 epochs), fast (30), cpu (10, selected on validation), smoke (does it run?)
+        budget: full (60 epochs), fast (30), short (8), cpu (10, selected on validation), smoke (does it run?)
         costs: measure times and memory first, of those that have none or older counts; nothing else should run then;
             what cannot be measured is said, and is not trained
         examine: ask what routing does in each finished run (see `torchcaps examine`), for a second table

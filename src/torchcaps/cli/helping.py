@@ -19,7 +19,7 @@ from torchcaps.shell import show_option
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 BEFORE = {  # flags that are no fields of a config
-    "budget": "full, fast, cpu or smoke: for less time",
+    "budget": "full, fast, short, cpu or smoke: for less time",
     "resume": "continue the newest unfinished run",
     "dry-run": "say what is ahead, and stop there",
     "max-minutes": "after which the run is saved and ends",

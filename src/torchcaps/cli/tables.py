@@ -32,7 +32,7 @@ def reproduce(
     table: Annotated[Positional[str], NAME],
     cells: str = "*",
     seeds: int | None = None,
-    budget: Literal["full", "fast", "cpu", "smoke"] = "full",
+    budget: Literal["full", "fast", "short", "cpu", "smoke"] = "full",
     max_hours: float | None = None,
     dry_run: bool = False,
     out: Path = Path("runs"),
@@ -49,7 +49,8 @@ def reproduce(
         table: a name from `torchcaps list tables`, or a shell pattern
         cells: names of cells, a shell pattern
         seeds: runs of each cell, with the seeds 0, 1, ...; else as many as the recipe says
-        budget: full (as the paper trains), fast (the paper's network, 30 epochs), cpu (narrowed), smoke (does it run?)
+        budget: full (as the paper trains), fast (the paper's network, 30 epochs), short (8 epochs), cpu (narrowed),
+            smoke (does it run?)
         max_hours: after which no further run is begun
         dry_run: say of each run what is ahead, by a few measured steps, and stop there
         out: folder in which the runs' own folders are made

@@ -50,7 +50,7 @@ def train(
 
     Args:
         recipe: a name from `torchcaps list recipes`, such as digits or fm/table2/ours-cifar10
-        flags: --budget full, fast, cpu or smoke, and what differs from the recipe, e.g. --epochs 3 --model.options
+        flags: --budget full, fast, short, cpu or smoke, and what differs from it, e.g. --epochs 3 --model.options
             channels 64
     """
     from torchcaps.papers import create_recipe
@@ -175,7 +175,7 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
         if name != "--budget":
             continue
         if not joined and number + 1 == len(flags):
-            raise ValueError("--budget needs a value: full, fast, cpu or smoke")
+            raise ValueError("--budget needs a value: full, fast, short, cpu or smoke")
         rest = number + (1 if joined else 2)
         return cast("Budget", value if joined else flags[number + 1]), [*flags[:number], *flags[rest:]]
     return None, list(flags)

@@ -5,12 +5,13 @@
   and the last epoch, as papers train that pick nothing. Batch and rate are the paper's, or what was tuned for the
   family on a validation split, in runs of their own (`torchcaps.tables.tuned`). Any machine: precision and compiling
   are chosen there.
+- short: `fast` in at most 8 epochs, a first number of a network whose 30 epochs take longer than a machine is there.
 - cpu: meant for minutes on one core: the whole training split, 10 epochs, a narrowed network; step schedules become
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
-`cpu` and `smoke` select the model on a validation split. Where a paper plots test error over the epochs, `full` and
-`fast` write it down after each; nothing is selected by it.
+`cpu` and `smoke` select the model on a validation split. Where a paper plots test error over the epochs, `full`,
+`fast` and `short` write it down after each; nothing is selected by it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from torchcaps.names import check_choice
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.tuned import TUNED, change
 
-Budget = Literal["full", "fast", "cpu", "smoke"]
+Budget = Literal["full", "fast", "short", "cpu", "smoke"]
 BUDGETS: tuple[Budget, ...] = get_args(Budget)
-REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast")  # the others are never shown as one
+REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast", "short")  # the others are never shown as one
 
-FAST_EPOCHS = 30
+FAST_EPOCHS, SHORT_EPOCHS = 30, 8
 CPU_EPOCHS, CPU_STREAM = 10, 30_000  # images of an epoch, where they are composed without end
 SMOKE_IMAGES, SMOKE_BATCH = 64, 16
 ONE_CYCLE = ScheduleConfig("one-cycle", warmup=0.2)
@@ -51,6 +52,9 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
             return replace(config, data=replace(config.data, validation=0.0), test_curve=cell.how.plotted)
         case "fast":
             return replace((cell.how.fast or _same)(_tune(_fast(config))), test_curve=cell.how.plotted)
+        case "short":
+            fast = apply_budget(config, "fast", cell)
+            return replace(fast, recipe=config.recipe, epochs=min(fast.epochs, SHORT_EPOCHS))
         case "cpu":
             return _narrow(_short(config), cell.how.cpu)
         case "smoke":

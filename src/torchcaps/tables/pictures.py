@@ -16,7 +16,7 @@ from torchcaps.tables.fill import missing_data
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import config_hash, find_runs
 
-BUDGETS: tuple[Budget, ...] = ("full", "fast", "cpu")  # a smoke run has learnt nothing to be shown
+BUDGETS: tuple[Budget, ...] = ("full", "fast", "short", "cpu")  # a smoke run has learnt nothing to be shown
 SAID: dict[Drawn, str] = {
     "reconstructions": "the first image of each class, and below it what the decoder makes of its winning capsule",
     "segmentations": (

@@ -33,7 +33,7 @@ _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left
     **dict.fromkeys(("seconds", "cpu_seconds"), int | float),
     **dict.fromkeys(("curve", "config", "environment", "revisions", "examination"), dict),
 }
-_RUN = ("full", "fast", "cpu", "smoke", "count")  # budgets of lines that are found by hash and seed
+_RUN = ("full", "fast", "short", "cpu", "smoke", "count")  # budgets of lines that are found by hash and seed
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 

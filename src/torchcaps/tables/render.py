@@ -93,8 +93,8 @@ def _measured(
     if ours is None:
         return describe_gap(cell, records, machine), "", ""
     shown = _mean(cell, ours)
-    if ours.budget == "fast":
-        shown = f"fast: {shown}"
+    if ours.budget in ("fast", "short"):
+        shown = f"{ours.budget}: {shown}"
     if not ours.values:
         return shown, "", ""
     best = cell.metric.show(ours.best()) if len(ours.values) > 1 else ""

@@ -80,7 +80,7 @@ def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]
 
 
 def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
-    """Return the runs that may stand beside what was published: those of `full`, else those of `fast`."""
+    """Return the runs that may stand beside what was published: those of `full`, else `fast`, else `short`."""
     found = (summarise(cell, budget, records) for budget in REPRODUCTIONS)
     return next((each for each in found if each is not None), None)
 
