@@ -1,9 +1,12 @@
-"""How much memory there is to take, where the system tells."""
+"""How much memory there is to take, where the system tells; and what a run does with what it has taken."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from contextlib import suppress
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,3 +52,40 @@ def _limit() -> int | None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return None if soft == resource.RLIM_INFINITY else soft
+
+
+# Of glibc's malloc.h, and what it comes to by itself once large blocks have been freed.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_USUAL = ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20))
+
+
+@contextmanager
+def kept(device: torch.device | str) -> Iterator[None]:
+    """Keep within it what is freed, to be given out again, where a step runs on the CPU of a system with glibc.
+
+    Usually large blocks go back to the system and are cleared by it when they are asked for again, page by page: up to
+    a quarter of a training step. What was kept goes back at the end. An environment with settings of its own for the
+    allocator, GLIBC_TUNABLES or MALLOC_..., is left as it is: `MALLOC_MMAP_MAX_=65536` turns this off.
+    """
+    library = _glibc() if str(device).startswith("cpu") and not _is_set() else None
+    if library is None:
+        yield
+        return
+    library.mallopt(_MMAP_MAX, 0)
+    library.mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        for option, value in _USUAL:
+            library.mallopt(option, value)
+        library.malloc_trim(0)
+
+
+def _is_set() -> bool:
+    """Return whether the environment says how memory is to be given out."""
+    return any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """Return the library of this process; None where it is another one."""
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from torchcaps.config import Config
+from torchcaps.memory import kept
 
 REPEATS = 5  # timed passes, after one that is not
 LEAST = 2  # of them, where patience ends
@@ -102,7 +103,8 @@ def step_seconds(config: Config, batch_size: int, device: str = "auto", patience
     where more would take longer than `patience`, in seconds.
     """
     step, place = _training_step(config, batch_size, device)
-    return _median_seconds(step, place, patience)
+    with kept(place):
+        return _median_seconds(step, place, patience)
 
 
 def hundred_steps(config: Config, device: str = "auto") -> float:

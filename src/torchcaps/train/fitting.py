@@ -14,6 +14,7 @@ from lightning_fabric.loggers.logger import Logger
 from torch import nn
 
 from torchcaps.config import Config
+from torchcaps.memory import kept
 from torchcaps.plugins import check_imports, import_handed_on
 from torchcaps.ranks import given_ranks
 from torchcaps.train.callbacks import Callback, check_callbacks
@@ -100,7 +101,7 @@ def _train(
 ) -> Result | Interrupted:
     import_handed_on()
     check_imports(config.imports, f"the run {config.recipe}")
-    with name_shortage(config, fabric.device), settled(fabric.device):
+    with name_shortage(config, fabric.device), settled(fabric.device), kept(fabric.device):
         trainer = Trainer(fabric, config, resume, interruption, callbacks, given)
         try:
             return trainer.run()

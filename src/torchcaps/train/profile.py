@@ -25,6 +25,7 @@ from torchcaps.data.batches import Batches
 from torchcaps.data.images import Images
 from torchcaps.layers import CapsuleLayer, CapsuleStack
 from torchcaps.losses import multi_hot
+from torchcaps.memory import kept
 from torchcaps.models import Model
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 from torchcaps.train.processes import build_fabric
@@ -41,6 +42,7 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
 )
 
 
+@kept("cpu")
 def profile_step(
     model: Model,
     config: Config,

@@ -90,15 +90,17 @@ class ConvVotes(AffineVotes):
 
     def _sum(self, weight: Tensor) -> Tensor:
         """Return a convolution: rows of poses as images of the batch, (child, column) in and (parent, m) out as
-        channels.
+        channels, which stay last in memory as they are in poses.
         """
         poses, kernel = self.capsules.poses, weight.unflatten(1, (*self.kernel, -1))
         b = poses.shape[0]
-        maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 3, 5, 1, 2).flatten(0, 1).flatten(1, 2)
-        filters = kernel.permute(0, 5, 3, 4, 1, 2).flatten(0, 1).flatten(1, 2)  # [(j m), (i c), kh, kw]
-        out = F.conv2d(maps, filters, stride=self.strides, padding=self.paddings)  # [(b r), (j m), *space]
-        out = out.unflatten(1, (self.parents, -1)).unflatten(0, (b, self.rows))  # [b, r, j, m, *space]
-        return out.permute(0, 4, 5, 2, 1, 3).flatten(-2).flatten(1, 2)  # [b, p, j, d]
+        maps = poses.unflatten(-1, (self.rows, -1)).permute(0, 4, 1, 2, 3, 5).flatten(-2).flatten(0, 1)
+        filters = kernel.permute(0, 5, 1, 2, 3, 4).flatten(-2).flatten(0, 1)  # [(j m), kh, kw, (i c)]
+        out = F.conv2d(
+            maps.movedim(-1, 1), filters.movedim(-1, 1), stride=self.strides, padding=self.paddings
+        )  # [(b r), (j m), *space]
+        out = out.movedim(1, -1).unflatten(-1, (self.parents, -1)).unflatten(0, (b, self.rows))  # [b, r, *space, j, m]
+        return out.permute(0, 2, 3, 4, 1, 5).flatten(-2).flatten(1, 2)  # [b, p, j, d]
 
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
         """Return the windows that see a child stand in its kernel offsets: sum over parents, then over offsets, then
