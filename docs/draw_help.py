@@ -46,7 +46,7 @@ def draw(study: Study) -> Figure:
             _line(left, number, accuracies(study, head))
             _line(right, number, differences(study, head))
         left.set(ylabel="test accuracy (%)")
-        right.set(ylabel="percentage points above the twin")
+        right.set(ylabel="percentage points above its twin")
         right.axhline(0, color=INK["ink"], lw=0.8)
         for axes in (left, right):
             axes.set_xscale("log")
