@@ -1,7 +1,7 @@
 """Write the blocks of README and docs that hold measured numbers anew, from the lines of results/.
 
-`python docs/blocks.py` rewrites every block in place, and draws the picture of reproduced.md. A block stands between
-two comments, of which the first says what it shows:
+`python docs/blocks.py` rewrites every block in place, and draws the pictures of reproduced.md and do-capsules-help.md.
+A block stands between two comments, of which the first says what it shows:
 
     <!-- block: cells fm/figure4 cpu fashion-mnist-fm 'fashion-mnist-dynamic-*' -->
     ...
@@ -22,11 +22,16 @@ from statistics import mean
 from typing import Any
 
 import discriminative_blocks
+import draw_help
 import draw_two_cores
 import fm_blocks
+import help_advice
+import help_blocks
+import help_examined
 import xnodr_blocks
 from draw_compared import table as compared_table
 from draw_two_cores import core_hours
+from help_runs import Study
 
 from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
@@ -56,6 +61,7 @@ def main() -> None:
             page.write_text(new, encoding="utf-8")
             print(page.name)
     draw_two_cores.main()
+    draw_help.main()
 
 
 def renew(text: str) -> str:
@@ -216,6 +222,18 @@ def fm(name: str) -> str:
     return markdown(getattr(fm_blocks, name)(EARLIER))
 
 
+@cache
+def _study() -> Study:
+    return Study(read_records(RESULTS / "runs.jsonl"))
+
+
+def capsules_help(name: str, *words: str) -> str:
+    """A table or a text of the page that asks whether capsules help, or what other pages say from it."""
+    modules = (help_blocks, help_examined, help_advice)
+    made = next(getattr(module, name) for module in modules if hasattr(module, name))(_study(), *words)
+    return made if isinstance(made, str) else markdown(made)
+
+
 def two_cores(name: str) -> str:
     """A table of the page of what was run at full size."""
     return markdown(getattr(draw_two_cores, name)())
@@ -233,6 +251,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "compared": compared,
     "discriminative": discriminative,
     "fm": fm,
+    "help": capsules_help,
     "lines": lines,
     "reproduced": reproduced,
     "routings": routing_table,

@@ -1,0 +1,60 @@
+"""What README and which-routing.md advise, from the same runs as do-capsules-help.md; `docs/blocks.py` writes it."""
+
+from __future__ import annotations
+
+from draw_compared import DATA as SETS
+from help_blocks import NOT_RUN, answer, names, sides
+from help_runs import DATA, UNIFORM, Rows, Study, by_side, chosen, gap, was_run
+
+from torchcaps.compare.comparison import LINEAR, TWIN
+from torchcaps.compare.page import Row, is_control
+
+NAMES = {data: head.partition(" (")[0] for data, head in SETS.items()}
+WHAT = {
+    LINEAR: "the plain head",
+    TWIN: "the convolutional network of a capsule head's size",
+    UNIFORM: "capsules and one pass without agreement",
+}
+
+
+def start(rows: Rows) -> tuple[Row, str]:
+    """What to start with, and what is said of it: plain head, twin, capsules, routing, each taken where it is decided
+    that it lies above what is taken so far. The routing is the one that is best on validation.
+    """
+    routed = chosen(_routed(rows))
+    taken, above = rows[LINEAR], ""
+    for row in (rows[TWIN], rows[UNIFORM], *([routed] if routed else [])):
+        found = gap(row, taken)
+        if found is not None and found.side == 1:
+            taken, above = row, f", on {NAMES[DATA]} {found} points above `{taken.head}`"
+    return taken, f"`{taken.head}`, {WHAT.get(taken.head, 'a routing')}{above}"
+
+
+def _routed(rows: Rows) -> list[Row]:
+    return [row for row in rows.values() if not is_control(row.head) and was_run(row)]
+
+
+def advice(study: Study) -> str:
+    """Of which-routing.md: all heads on all images, whatever they cost."""
+    lines = [f"- **Start with** {start(study.whole(DATA))[1]}."]
+    for other in (UNIFORM, LINEAR):
+        said = (f"on {name} {sides(_against(study.whole(data), other))}" for data, name in NAMES.items())
+        lines.append(f"- **Against `{other}`**: " + "; ".join(said) + ".")
+    binary = ((name, gap(study.whole(data)["xnodr"], study.whole(data)["dynamic"])) for data, name in NAMES.items())
+    shown = ", ".join(f"on {name} {found}" for name, found in binary if found is not None)
+    return "\n".join([*lines, f"- **Binary weights**: points of `xnodr` above `dynamic`: {shown or NOT_RUN}."])
+
+
+def _against(rows: Rows, other: str) -> dict[int | None, list[str]]:
+    """Heads with capsules, by the side of `other` on which they lie."""
+    plain = [rows[UNIFORM]] if other != UNIFORM and was_run(rows[UNIFORM]) else []
+    return by_side([*plain, *_routed(rows)], lambda row: rows[other])
+
+
+def readme(study: Study) -> str:
+    """Of the README: where to start, which routings are better, and the answers of do-capsules-help.md."""
+    better = (f"on {name} {names(_against(study.whole(data), UNIFORM)[1])}" for data, name in NAMES.items())
+    return (
+        f"Start with {start(study.whole(DATA))[1]}. Routings above `{UNIFORM}`: {'; '.join(better)}.\n\n"
+        f"On shares of {NAMES[DATA]}'s images:\n\n{answer(study)}"
+    )
