@@ -154,6 +154,16 @@ network at most is its share. EncapNet's capsules are convolutions. "Between" is
 
 """
 
+BEFORE = """### Before and now
+
+`python benchmarks/before.py DIR`. Training steps of the papers' networks at full size, as the library trains them, by
+an earlier commit and by a later one, one thread, in turns: medians, and the middle half of the ratios of neighbouring
+steps. What has not become faster is convolutions and norms, which torch computes: see the shares above.
+
+{rows}
+
+"""
+
 MEMORY = """### Memory
 
 `python benchmarks/parts.py memory`. The peak of a training step in MB: weights, their gradients, the optimiser's state,
@@ -206,7 +216,7 @@ def page(lines: Lines) -> str:
         networks=table(
             ("network", "batch", "einsum", "ours", "found", "goal"), map(network_row, under(lines, "networks"))
         ),
-        parts=shares(under(lines, "shares")) + memory(under(lines, "memory")),
+        parts=shares(under(lines, "shares")) + before(under(lines, "before")) + memory(under(lines, "memory")),
         skipping=pair["skipping_speed_up"],
         share=f"{pair['skipping_share_of_time_saved']:.0%}",
         linear_batch=linear[0]["batch"],
@@ -317,6 +327,23 @@ def shares(lines: Sequence[dict[str, Any]]) -> str:
         for line in lines
     )
     return SHARES.format(rows=table(head, rows))
+
+
+def before(lines: Sequence[dict[str, Any]]) -> str:
+    """The section of steps by an earlier commit; empty where no line is there yet."""
+    head = ("network", "batch", "before", "now", "times as fast", "commits", "machine")
+    return BEFORE.format(rows=table(head, map(before_row, lines))) if lines else ""
+
+
+def before_row(line: dict[str, Any]) -> Iterator[object]:
+    low, high = line["ratios"]
+    yield f"`{line['benchmark'].partition('/')[2]}`"
+    yield line["batch"]
+    yield f"{line['before_ms']:,.0f} ms"
+    yield f"{line['now_ms']:,.0f} ms"
+    yield f"{line['ratio']:.2f} ({low:.2f} to {high:.2f})"
+    yield " → ".join(line["commits"])
+    yield f"{line['environment']['cpu']}, torch {line['environment']['torch']}"
 
 
 FORMS = ("ours", "float32", "einsum")
