@@ -56,16 +56,16 @@ def rooms(like: np.ndarray, *shapes: tuple[int, ...]) -> list[np.ndarray]:
     """Return memory of each of `shapes` for numbers of the type of `like`, not set, for loops to work in.
 
     Each begins at a cache line: a vector of float32 is one line. A loop that took its memory itself would be compiled
-    for half a second longer.
+    for half a second longer. All are cut from one piece: where it lies takes longer to ask than a small loop to run.
     """
-    return [_room(like.dtype, shape) for shape in shapes]
-
-
-def _room(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    size = math.prod(shape)
-    space = np.empty(size + 64 // dtype.itemsize, dtype)
-    skip = (-space.ctypes.data % 64) // dtype.itemsize
-    return space[skip : skip + size].reshape(shape)
+    line = 64 // like.dtype.itemsize
+    sizes = [math.prod(shape) for shape in shapes]
+    space = np.empty(sum(-(-size // line) * line for size in sizes) + line, like.dtype)
+    begin, found = (-space.ctypes.data % 64) // like.dtype.itemsize, []
+    for size, shape in zip(sizes, shapes, strict=True):
+        found.append(space[begin : begin + size].reshape(shape))
+        begin += -(-size // line) * line
+    return found
 
 
 @inlined

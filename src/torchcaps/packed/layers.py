@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from operator import is_not
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -89,7 +90,8 @@ class PackedLayer(CapsuleLayer):
     def __init__(self, transform: PackedTransform, routing: Routing):
         super().__init__(transform, routing)  # pyright: ignore[reportArgumentType] - it has sizes, and makes votes
         self._made: PackedLoop | None = None
-        self._made_of: list[tuple[Tensor, int]] = []  # the tensors of which the loop was made, and their versions
+        self._made_of: list[Tensor] = []  # the tensors of which the loop was made
+        self._made_at: list[int] = []  # and their versions
 
     @property
     def implementation(self) -> Implementation:
@@ -134,11 +136,12 @@ class PackedLayer(CapsuleLayer):
         if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
             return None
         assert isinstance(self.transform, PackedTransform) and isinstance(self.routing, XnODR)
-        bias = [] if self.routing.bias is None else [self.routing.bias]
-        tensors = [self.transform.bits, self.transform.scales, *bias]
-        now = [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if [(id(tensor), version) for tensor, version in now] != [(id(old), was) for old, was in self._made_of]:
-            self._made, self._made_of = self._build(), now
+        tensors, bias = [self.transform.bits, self.transform.scales], self.routing.bias
+        if bias is not None:
+            tensors.append(bias)
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        if versions != self._made_at or any(map(is_not, tensors, self._made_of)):
+            self._made, self._made_of, self._made_at = self._build(), tensors, versions
         return self._made
 
     def _build(self) -> PackedLoop | None:
