@@ -23,7 +23,14 @@ from torchcaps.models.smaller import rebuild
 HUB = "hf-hub:"
 FILE = "model.safetensors"
 CHECKOUT = Path(torchcaps.__file__).parents[2] / "weights"  # of a checkout; an installed wheel has none
-SHIPPED = ("digits", "encapnet-cifar10", "fm-fashion-mnist")  # names of the folders in it
+SHIPPED = (  # names of the folders in it
+    "attention-cifar10",
+    "digits",
+    "discriminative-fashion-mnist",
+    "encapnet-cifar10",
+    "fm-fashion-mnist",
+    "xnidr-cifar10",
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REPOSITORY = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95})(?:@([A-Za-z0-9._-]{1,95}))?"
