@@ -46,8 +46,7 @@ LINEAR = {
     "256x8 -> 10x16": linear(256, 8, 10, 16),
 }
 CONV = {"3x3x2 -> 2 of 4x4": conv(3, 2, 2), "5x5x4 -> 4 of 4x4": conv(5, 4, 4)}
-WINDOWED = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c")
-ROUTINGS = (*WINDOWED, "xnidr", "xnodr-xnidr", "fm")
+ROUTINGS = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "xnidr", "xnodr-xnidr", "fm")
 BATCHES = (1, 32)
 TURNS = 7
 
@@ -63,8 +62,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     for routing in flags.routing:
-        shapes = LINEAR | (CONV if routing in WINDOWED else {})
-        for name, shape in shapes.items():
+        for name, shape in (LINEAR | CONV).items():
             taken = name in flags.shape and CapsuleLayer(shape.transform(), routing).fused
             for batch in flags.batch if taken else ():
                 found = measure(routing, shape, batch, torch.device("cpu"), ("plain", "fused"), turns=flags.turns)

@@ -24,6 +24,7 @@ RUNS = {
     "all": ("benchmarks/gpu_all.py",),
     "test-attention": ("tests/interpreted_inverted_attention.py", "cuda"),
     "test-em": ("tests/interpreted_em.py", "cuda"),
+    "test-fm-windows": ("tests/interpreted_fm_windows.py", "cuda"),
     "test-linear": ("tests/interpreted_linear.py", "cuda"),
     "test-devices": ("-m", "pytest", "-q", "tests/test_on_device.py", "-m", "device"),
     "kernels": ("benchmarks/kernels.py", "--device", "cuda", "--repeats", "21"),

@@ -176,6 +176,8 @@ def cases(device: torch.device) -> dict[str, tuple[str, Any, int, int]]:
         "inverted-attention, windows": ("inverted-attention", resnet, 128, 2),
         "em, windows": ("em", resnet, 64, 2),
         "fm, 1152 children": ("fm", linear(1152, 8, 10, 16), 128, 1),
+        "fm, windows": ("fm", resnet, 64, 1),
+        "xnidr, windows": ("xnidr", resnet, 64, 2),
         "xnidr, head": ("xnidr", linear(160, 8, 10, 16), 128, 3),
         "inverted-attention-c, class layer": ("inverted-attention-c", linear(64, 16, 10, 16, True), 128, 2),
         "dynamic, windows": ("dynamic", resnet, 64, 2),
@@ -222,7 +224,7 @@ def trial(routing: str, shape: Any, device: torch.device) -> dict[str, Any]:
 
 def numerics(device: torch.device) -> Iterator[Item]:
     """The kernels' sums and gradients beside the plain forms, float64 and float32, dynamic routing and FM too."""
-    for name in ("inverted_attention", "em", "linear"):
+    for name in ("inverted_attention", "em", "fm_windows", "linear"):
         script = ROOT / "tests" / f"interpreted_{name}.py"
         yield Item(f"numerics/{name}", partial(called, [str(script), device.type], most=90), 20, timed=True)
 

@@ -23,6 +23,7 @@ from torchcaps.kernels.em import cuda as em_cuda
 from torchcaps.kernels.em.op import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result
 from torchcaps.kernels.fm import cuda as fm_cuda
+from torchcaps.kernels.fm_windows import cuda as fm_windows_cuda
 from torchcaps.kernels.inverted_attention import cuda as attention_cuda
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -77,11 +78,19 @@ def windows(b, h, w, n, r, c, m, j, k, s, p, dtype):
     return meta(b, h, w, n, r * c, dtype=dtype), meta(j, k, k, n, c, m), meta(b, places, j, r * m), (r, s, p)
 
 
-def attention(*sizes, dtype=torch.float32):
+def attention(*sizes, dtype=torch.float32, xnor=False, binary=False):
     """bfloat16 is of the children, as autocast has them."""
     x, w, q, geometry = windows(*sizes, dtype)
-    attention_cuda.forward(x, w, q, *geometry)
-    attention_cuda.backward(q, x, w, q, *geometry)
+    attention_cuda.forward(x, w, q, *geometry, xnor, binary)
+    attention_cuda.backward(q, x, w, q, *geometry, xnor, binary)
+
+
+def fm_windows(*sizes, l2=True, each=False):
+    x, w, g, geometry = windows(*sizes, torch.float32)
+    pairs = (x.shape[3] * w.shape[1] * w.shape[2], w.shape[0]) if each else (1, 1)
+    a = meta(*pairs, g.shape[3])
+    fm_windows_cuda.forward(x, w, a, a, *geometry, l2, 1e-12)
+    fm_windows_cuda.backward(g, g, x, w, a, a, *geometry, l2, 1e-12)
 
 
 def em(*sizes, whole=False, dot=False, first=False):
@@ -97,8 +106,10 @@ QUICK = {  # a case for each kernel
     "dynamic, 1000 classes": (dynamic, (128, 1152, 1, 8, 16, 1000), {}),
     "xnidr, mobilenet": (dynamic, (128, 160, 1, 8, 16, 10), {"xnor": True, "binary": True}),
     "fm, resnet": (fm, (128, 64, 4, 4, 4, 32), {}),
+    "fm, resnet in windows": (fm_windows, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {}),
     "attention, resnet": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {}),
     "attention, resnet, bfloat16": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"dtype": torch.bfloat16}),
+    "xnidr, resnet in windows": (attention, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"xnor": True, "binary": True}),
     "attention, 1000 classes": (attention, (128, 1, 1, 800, 4, 4, 4, 1000, 1, 1, 0), {}),
     "em, resnet over the image": (em, (128, 16, 16, 32, 4, 4, 4, 32, 3, 2, 0), {"whole": True}),
 }
@@ -115,6 +126,8 @@ SLOW = {  # the networks at batch 128, odd sizes and large ones
     "fm, odd, each": (fm, (33, 37, 3, 3, 5, 7), {"l2": False, "each": True}),
     "fm, one of each": (fm, (1, 1, 1, 1, 1, 1), {}),
     "fm, 100 classes": (fm, (128, 1152, 1, 8, 16, 100), {}),
+    "fm, odd and padded, each": (fm_windows, (3, 5, 7, 3, 3, 3, 5, 17, 3, 2, 1), {"l2": False, "each": True}),
+    "xnidr, odd and padded": (attention, (3, 5, 7, 3, 3, 3, 5, 17, 3, 2, 1), {"xnor": True}),
     "attention, resnet classes": (attention, (128, 1, 1, 800, 4, 4, 4, 10, 1, 1, 0), {}),
     "attention, cifar100": (attention, (128, 1, 1, 20, 6, 6, 6, 100, 1, 1, 0), {}),
     "attention, multimnist": (attention, (128, 1, 1, 576, 8, 8, 8, 10, 1, 1, 0), {}),

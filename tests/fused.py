@@ -21,7 +21,7 @@ LINEAR = (
     "inverted-attention-c",
     "self-attention",
 )
-CONV = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "self-attention")
+CONV = LINEAR  # of poses of at least three columns
 # name: (batch, children, child pose, parents, parent pose, matrix)
 SIZES = {
     "odd": (3, 63, 5, 7, 3, False),

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-HOMES = ("dynamic", "em", "fm", "inverted_attention")
+HOMES = ("dynamic", "em", "fm", "fm_windows", "inverted_attention")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 missing = "Triton is not installed" if find_spec("triton") is None else "Triton's interpreter is off: there is a GPU"
 needs_interpreter = pytest.mark.skipif(

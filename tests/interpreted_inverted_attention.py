@@ -7,7 +7,7 @@ import sys
 
 import torch
 from held import Held
-from inverted_attention_cases import CASES, distance, inputs, plain
+from inverted_attention_cases import CASES, FLAGS, distance, inputs, plain
 
 from torchcaps.kernels import window_tiles
 from torchcaps.kernels.inverted_attention import cuda
@@ -17,28 +17,31 @@ MANY = {  # parents in tiles, the last of which is not full, and children in run
     "linear-many": (2, 1, 1, 3, 2, 1, 1, 9, 1, 1, 0),
     "conv-many": (1, 2, 3, 1, 1, 2, 1, 9, 2, 1, 0),
 }
+SIGNS = ("conv-padded", "conv-vector", "conv-many")  # of those, the ones whose signs are compared too
 LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0), "conv-300": (2, 5, 7, 3, 3, 3, 5, 300, 3, 2, 1)}
 
 
-def compare(name, case, dtype, device):
-    tensors, geometry = inputs(case, dtype)
-    wanted, gradients, upstream = plain(tensors, geometry)
+def compare(name, case, how, dtype, device):
+    flags = FLAGS[how]
+    tensors, geometry = inputs(case, dtype, binary=flags[1])
+    wanted, gradients, upstream = plain(tensors, geometry, *flags)
     upstream, *tensors = (x.detach().to(device) for x in (upstream, *tensors))
-    found = [cuda.forward(*tensors, *geometry), *cuda.backward(upstream, *tensors, *geometry)]
+    found = [cuda.forward(*tensors, *geometry, *flags), *cuda.backward(upstream, *tensors, *geometry, *flags)]
     for a, b in zip(found, [wanted, *gradients], strict=True):
         far = distance(a.cpu(), b)
-        assert far < (1e-12 if dtype == torch.float64 else 1e-5), f"{name} in {dtype}: off by {far}"
+        assert far < (1e-12 if dtype == torch.float64 else 1e-5), f"{name} by {how} in {dtype}: off by {far}"
 
 
 if __name__ == "__main__":
     held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
     cases = {"": SMALL, "in tiles": MANY} if device == "cpu" else {"": CASES | LARGE}
-    for how, some in cases.items():
-        if how:
-            window_tiles.WIDE, cuda.PROGRAMS = 8, 4
+    for tiles, some in cases.items():
+        if tiles:
+            window_tiles.WIDE, window_tiles.PROGRAMS = 8, 4
         for name, case in some.items():
-            held(f"{name} in float64 {how}", compare, name, case, torch.float64, device)
-            if device != "cpu" or name == "conv-vector":
-                held(f"{name} in float32 {how}", compare, name, case, torch.float32, device)
+            for how in FLAGS if device != "cpu" or name in SIGNS else ("dot",):
+                held(f"{name} by {how} in float64 {tiles}", compare, name, case, how, torch.float64, device)
+                if device != "cpu" or name == "conv-vector":
+                    held(f"{name} by {how} in float32 {tiles}", compare, name, case, how, torch.float32, device)
     held.end()

@@ -4,6 +4,7 @@ import torch
 
 from torchcaps.capsules import Capsules
 from torchcaps.votes import ConvVotes
+from torchcaps.votes.binary import binary_children, binary_weight
 
 # name: (batch, height, width, children, rows, columns, columns of a vote, parents, kernel, stride, padding)
 CASES = {
@@ -16,22 +17,26 @@ CASES = {
     "ones": (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0),
 }
 
+FLAGS = {"dot": (False, False), "xnor": (True, False), "both": (True, True)}  # signs compared, and of binary votes
 
-def inputs(case, dtype, seed=0):
+
+def inputs(case, dtype, seed=0, binary=False):
     """Poses, weight and query with gradients, and the geometry (rows, stride, padding)."""
     b, h, w, n, r, c, m, j, k, stride, padding = case
     generator = torch.Generator().manual_seed(seed)
     places = ((h + 2 * padding - k) // stride + 1) * ((w + 2 * padding - k) // stride + 1)
     shapes = (b, h, w, n, r * c), (j, k, k, n, c, m), (b, places, j, r * m)
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    if binary:
+        tensors[:2] = binary_children(Capsules(tensors[0]), r).poses, binary_weight(tensors[1])
     return [x.requires_grad_() for x in tensors], (r, stride, padding)
 
 
-def plain(tensors, geometry):
+def plain(tensors, geometry, xnor=False, binary=False):
     """The sums by the library's plain votes, their gradients, and the gradient that came from above."""
     poses, weight, query = tensors
-    votes = ConvVotes(Capsules(poses), weight, *geometry)
-    out = votes.combine(votes.compete(votes.agree(query)))
+    votes = ConvVotes(Capsules(poses), weight, *geometry, binary)
+    out = votes.combine(votes.compete(votes.agree(query, "xnor" if xnor else "dot")))
     upstream = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape).sin()
     return out, torch.autograd.grad(out, tensors, upstream), upstream
 

@@ -283,6 +283,8 @@ NETWORKS = {  # what "auto" takes on CUDA where nobody has timed it
     ("em", LinearTransform(800, 10, 16, 16, matrix=True)): "plain",
     ("inverted-attention-c", LinearTransform(64, 10, 16, 16, matrix=True)): "plain",
     ("fm", LinearTransform(64, 32, 16, 16, matrix=True)): "fused",
+    ("fm", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
+    ("xnodr-xnidr", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
     ("self-attention", LinearTransform(16, 10, 8, 16)): "fused",
     ("self-attention", LinearTransform(16, 1000, 8, 16)): "plain",
     ("uniform", LinearTransform(64, 32, 16, 16, matrix=True)): "plain",

@@ -148,7 +148,7 @@ def test_all_that_is_started_is_there(monkeypatch: pytest.MonkeyPatch):
             started.append(item.run.args[0][0])
         elif item.timed:
             item.run(until=0.0)
-    assert len(started) == 3 + len(gpu.TRAINED)
+    assert len(started) == 4 + len(gpu.TRAINED)
     scripts = [ROOT / command[0] for command in gpu.RUNS.values() if command[0] != "-m"]
     assert all(path.is_file() for path in [*map(Path, started), *scripts])
     monkeypatch.setattr(gpu_all, "which", lambda name: None)

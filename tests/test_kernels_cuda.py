@@ -14,6 +14,7 @@ from torchcaps.kernels.dynamic.op import dynamic_step, dynamic_step_backward
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.op import em_step, em_step_backward
 from torchcaps.kernels.fm.op import fm_moments, fm_moments_backward, fm_sums, fm_sums_backward
+from torchcaps.kernels.fm_windows.op import fm_window_sums, fm_window_sums_backward
 from torchcaps.kernels.inverted_attention.op import attend, attend_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 
@@ -75,11 +76,21 @@ def test_fm_is_two_operations(dtype):
 
 
 @every_type
-def test_attention_is_an_operation(dtype):
+def test_fm_on_windows_is_an_operation(dtype):
+    (poses, weight, gradient), geometry = windows(dtype)
+    affine = draw(8, J, R * M, dtype=dtype), draw(8, J, R * M, dtype=dtype) + 1
+    with interpreted():
+        check(fm_window_sums, poses, weight, *affine, *geometry, True, 1e-12)
+        check(fm_window_sums_backward, gradient, gradient + 1, poses, weight, *affine, *geometry, True, 1e-12)
+
+
+@pytest.mark.parametrize("flags", [(False, False), (True, True)], ids=["dot", "xnor"])
+@every_type
+def test_attention_is_an_operation(dtype, flags):
     tensors, geometry = windows(dtype)
     with interpreted():
-        check(attend, *tensors, *geometry)
-        check(attend_backward, draw(B, 2, J, R * M, dtype=dtype), *tensors, *geometry)
+        check(attend, *tensors, *geometry, *flags)
+        check(attend_backward, draw(B, 2, J, R * M, dtype=dtype), *tensors, *geometry, *flags)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["window", "image"])
@@ -135,7 +146,8 @@ def test_weights_that_a_kernel_cannot_count_are_refused():
         calls = [
             lambda: homes["dynamic"].forward(poses, weight, state, None, False, False),
             lambda: homes["fm"].forward(poses, weight, state[:1], state[:1], True, 1e-12),
-            lambda: homes["inverted_attention"].forward(maps, windows, state[:, None], 1, 1, 0),
+            lambda: homes["fm_windows"].forward(maps, windows, state[:1], state[:1], 1, 1, 0, True, 1e-12),
+            lambda: homes["inverted_attention"].forward(maps, windows, state[:, None], 1, 1, 0, False, False),
             lambda: homes["em"].forward(first, Geometry(1, 1, 0, False)),
         ]
         for call in calls:

@@ -59,21 +59,27 @@ def test_equals_the_plain_step_in_float32(size, routing):
         check(*stack(size, routing, torch.float32), rtol=1e-4, atol=1e-5)
 
 
+# children, parents, poses and parents' poses
 WINDOWS = {
     "conv": ((2, 3, 4, 6), {"stride": 2}),
     "padded": ((3, 17, 4, 4), {"padding": 1, "matrix": True}),
+    "wide": ((2, 33, 9, 9), {"padding": 1, "stride": 2, "matrix": True}),
     "one": ((1, 1, 3, 2), {"kernel": 1}),
 }
 
 
 @pytest.mark.parametrize(("dtype", "rtol", "atol"), [(torch.float64, 1e-9, 1e-11), (torch.float32, 1e-4, 1e-5)])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("routing", ["dynamic", "xnodr"])
+@pytest.mark.parametrize("routing", ["dynamic", "xnodr", "xnidr", "xnodr-xnidr"])
 @pytest.mark.parametrize("windows", WINDOWS)
 def test_windows_equal_the_plain_step(windows, routing, bias, dtype, rtol, atol):
     torch.manual_seed(0)
     (children, parents, pose, parent_pose), options = WINDOWS[windows]
     transform = ConvTransform(children, parents, pose, parent_pose, **options)
+    if (windows, routing) == ("padded", "xnodr-xnidr"):
+        with pytest.raises(ValueError, match="at least 3 columns"):
+            CapsuleLayer(transform, routing, "fused", bias=bias)
+        return
     module = CapsuleStack([CapsuleLayer(transform, routing, "fused", bias=bias)], 3).to(dtype)
     for parameter in module.layers[0].routing.parameters():
         torch.nn.init.normal_(parameter, mean=0.3, std=0.5)
@@ -82,10 +88,22 @@ def test_windows_equal_the_plain_step(windows, routing, bias, dtype, rtol, atol)
         check(module, poses, rtol=rtol, atol=atol)
 
 
-def test_windows_hold_no_votes():
+@pytest.mark.parametrize("routing", ["xnidr", "xnodr-xnidr"])
+def test_windows_that_see_little_and_batches_without_an_image(routing):
+    torch.manual_seed(0)
+    module = CapsuleStack([CapsuleLayer(ConvTransform(2, 3, 9, 4, padding=3), routing, "fused")], 3)
+    check(module, torch.randn(2, 1, 2, 2, 9), rtol=1e-4, atol=1e-5)  # the windows in the corners see nothing
+    empty = torch.randn(0, 3, 4, 2, 9, requires_grad=True)
+    parents = module(Capsules(empty))[-1].capsules.poses
+    assert parents.shape == (0, 7, 8, 3, 4)
+    parents.sum().backward()
+
+
+@pytest.mark.parametrize("routing", ["dynamic", "xnidr", "xnodr-xnidr"])
+def test_windows_hold_no_votes(routing):
     torch.manual_seed(0)
     transform = ConvTransform(32, 32, 16, 16, stride=2, matrix=True)
-    module = CapsuleStack([CapsuleLayer(transform, "dynamic")], 3)
+    module = CapsuleStack([CapsuleLayer(transform, routing)], 3)
     poses = torch.randn(2, 16, 16, 32, 16, requires_grad=True)
     votes = 2 * 49 * 9 * 32 * 32 * 16 * 4
     assert module.layers[0].fused
@@ -239,8 +257,9 @@ def test_what_it_refuses():
         ({"gradients": "last"}, "takes gradients 'all'"),
         ({"start": "learnt"}, "no initial logits"),
     ):
-        with pytest.raises(ValueError, match=reason):
-            CapsuleLayer(ConvTransform(2, 3, 4, 4), "dynamic", "fused", **options)
+        for routing in ("dynamic", "xnidr", "xnodr-xnidr"):
+            with pytest.raises(ValueError, match=reason):
+                CapsuleLayer(ConvTransform(2, 3, 4, 4), routing, "fused", **options)
     with pytest.raises(ValueError, match="no kernel for Discriminative"):
         CapsuleLayer(LinearTransform(4, 3, 2, 2), "discriminative", "fused")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fused import Calls, check, held, largest_allocation, memory_of_nan, outcome, twin
-from inverted_attention_cases import CASES, distance, inputs, plain
+from inverted_attention_cases import CASES, FLAGS, distance, inputs, plain
 from layers import children
 from layers import layer as any_layer
 from naive import conv_votes, inverted_attention
@@ -19,17 +19,19 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels.inverted_attention.op import attend, attend_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
 
+every_flag = pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 LAYERS = ["linear-matrix", "linear-flattened", "conv-matrix", "conv-padded", "conv-vector", "conv-placed"]
 
 
 @every_case
+@every_flag
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
-def test_sums_and_gradients_equal_the_plain_ones(case, dtype, tolerance):
-    tensors, geometry = inputs(case, dtype)
-    wanted, gradients, upstream = plain(tensors, geometry)
+def test_sums_and_gradients_equal_the_plain_ones(case, flags, dtype, tolerance):
+    tensors, geometry = inputs(case, dtype, binary=flags[1])
+    wanted, gradients, upstream = plain(tensors, geometry, *flags)
     with memory_of_nan():
-        out = attend(*tensors, *geometry)
+        out = attend(*tensors, *geometry, *flags)
         found = torch.autograd.grad(out, tensors, upstream)
     assert out.dtype == dtype
     for a, b in zip((out, *found), (wanted, *gradients), strict=True):
@@ -62,14 +64,15 @@ def test_the_gradient_is_that_of_the_sums(name):
     assert torch.autograd.gradcheck(lambda *x: attend(*x, *geometry), tensors)
 
 
+@every_flag
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_is_an_operation_of_torch(dtype):
-    tensors, geometry = inputs(CASES["conv-padded"], dtype)
+def test_is_an_operation_of_torch(dtype, flags):
+    tensors, geometry = inputs(CASES["conv-padded"], dtype, binary=flags[1])
     tolerances = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}
-    torch.library.opcheck(attend, (*tensors, *geometry), **tolerances)
+    torch.library.opcheck(attend, (*tensors, *geometry, *flags), **tolerances)
     upstream = torch.ones_like(tensors[2])
     constants = [x.detach() for x in (upstream, *tensors)]
-    torch.library.opcheck(attend_backward, (*constants, *geometry))
+    torch.library.opcheck(attend_backward, (*constants, *geometry, *flags))
 
 
 @pytest.mark.parametrize("options", [{}, {"start": "learnt"}, {"bias": True, "scaled": True}], ids=str)
@@ -141,13 +144,14 @@ def test_compiles_whole():
         torch.testing.assert_close(a, b)
 
 
+@every_flag
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same(threads):
-    tensors, geometry = inputs(CASES["conv-wide"], torch.float64)
-    wanted, before = attend(*tensors, *geometry), torch.get_num_threads()
+def test_any_number_of_threads_gives_the_same(threads, flags):
+    tensors, geometry = inputs(CASES["conv-wide"], torch.float64, binary=flags[1])
+    wanted, before = attend(*tensors, *geometry, *flags), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out = attend(*tensors, *geometry)
+        out = attend(*tensors, *geometry, *flags)
         assert torch.equal(out, wanted)
         gradients = torch.autograd.grad(out, tensors, torch.ones_like(out))
     finally:
@@ -179,6 +183,9 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
     assert counter.get_total_flops() == 2 * pairs * 5 * product
+    with FlopCounterMode(display=False) as counter:
+        attend(*tensors, *geometry, xnor=True).sum().backward()
+    assert counter.get_total_flops() == 2 * pairs * (7 * product + 3 * 2 * 2)  # and signs times parents, for 4 elements
 
 
 def test_what_it_refuses():

@@ -29,9 +29,7 @@ class Bench(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.linear = nn.ModuleDict({name: self._stack(LinearTransform(50, 3, 4, 4), name) for name in LINEAR})
-        self.conv = nn.ModuleDict(
-            {name: self._stack(ConvTransform(2, 3, 4, 4, stride=2, matrix=True), name) for name in CONV}
-        )
+        self.conv = nn.ModuleDict({name: self._stack(ConvTransform(2, 3, 4, 4, stride=2), name) for name in CONV})
 
     @staticmethod
     def _stack(transform: Transform, routing: str) -> CapsuleStack:

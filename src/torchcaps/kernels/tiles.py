@@ -27,13 +27,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.window_tiles import check_countable, pad
+from torchcaps.kernels.window_tiles import FUSION, check_countable, pad
 
 ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with parents and sums
 PROGRAMS = 1024  # wanted
-FUSION = {
-    "enable_fp_fusion": True
-}  # of every launch: products are added without rounding, whatever Triton's default is
 
 
 def geometry(poses: Tensor, weight: Tensor) -> dict[str, int]:
@@ -147,6 +144,54 @@ def give_back(
 def inner(x, y):
     """Sum over the elements of a pose, [t, j]."""
     return tl.sum(tl.sum(x * y, 3), 2)
+
+
+@triton.jit
+def mean_size(votes, R, M):
+    """Return mean size of a vote's elements, [t, j]."""
+    return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
+
+
+@triton.jit
+def agreement(votes, parents, R, M, XNOR: tl.constexpr):
+    """Return v . p, [t, j]; XNOR mean|v| sum_d sign(v_d) p_d, in which the sign of 0 is -1."""
+    if XNOR:
+        found = tl.sum(tl.sum(tl.where(votes > 0, parents, -parents), 3), 2) * mean_size(votes, R, M)
+    else:
+        found = inner(votes, parents)
+    return found
+
+
+@triton.jit
+def given_to_parents(votes, change, R, M, XNOR: tl.constexpr):
+    """Return what the `change` of an agreement [t, j] gives the gradient of the parents, [t, j, r, m]."""
+    if XNOR:
+        size = (change * mean_size(votes, R, M))[:, :, None, None]
+        given = tl.where(votes > 0, size, -size)
+    else:
+        given = change[:, :, None, None] * votes
+    return given
+
+
+@triton.jit
+def given_to_votes(votes, parents, change, R, M, XNOR: tl.constexpr):
+    """Return what it gives the gradient of the votes: XNOR straight through the sign, where |v| <= 1."""
+    if XNOR:
+        size = (change * mean_size(votes, R, M))[:, :, None, None]
+        given = tl.where(tl.abs(votes) <= 1, parents * size, 0.0)
+    else:
+        given = change[:, :, None, None] * parents
+    return given
+
+
+@triton.jit
+def without_rounding(votes, u, w):
+    """Return 0 for what is less than half a term of its sum, where terms differ in sign alone: rounding left it.
+
+    `u` [t, r] is one column of the poses, `w` [j, m] one row of the weights: all have the sizes of these.
+    """
+    least = 0.5 * tl.abs(u)[:, None, :, None] * tl.abs(w)[None, :, None, :]
+    return tl.where(tl.abs(votes) < least, 0.0, votes)
 
 
 @triton.jit

@@ -17,6 +17,11 @@ import triton.language as tl
 from torch import Tensor
 
 PLACES = 2**31
+ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with what belongs to its parents
+PROGRAMS = 1024  # wanted
+FUSION = {
+    "enable_fp_fusion": True
+}  # of every launch: products are added without rounding, whatever Triton's default is
 WIDE = 2048  # of the votes of one child at a position, elements beyond which parents are taken in tiles of a quarter
 
 
@@ -37,6 +42,65 @@ def check_countable(weight: Tensor) -> None:
     """
     if weight.numel() >= PLACES:
         raise ValueError(f"the weights are {weight.numel():,} numbers, and the kernel takes less than {PLACES:,}")
+
+
+def geometry(poses: Tensor, weight: Tensor, rows: int, stride: int, padding: int) -> dict[str, int]:
+    """Return the sizes that kernels take, of poses [b, h, w, n, rows * c] and weight [j, kh, kw, n, c, m]."""
+    check_countable(weight)
+    images, height, width, types, _ = poses.shape
+    parents, kh, kw, _, columns, m = weight.shape
+    padded = pad(parents, rows, m)
+    per_position = padded["JP"] * padded["RP"] * padded["MP"]
+    down, across = ((size + 2 * padding - k) // stride + 1 for size, k in ((height, kh), (width, kw)))
+    return {
+        "count": images * down * across,
+        "height": height,
+        "width": width,
+        "across": across,
+        "places": down * across,
+        "stride": stride,
+        "padding": padding,
+        "types": types,
+        "KH": kh,
+        "KW": kw,
+        "J": parents,
+        "R": rows,
+        "C": columns,
+        "M": m,
+        "TILED": padded["JP"] < parents,
+        "T": max(1, ELEMENTS // per_position),
+        "num_warps": 4 if per_position <= ELEMENTS else 8,
+        **FUSION,
+        **padded,
+    }
+
+
+def children_of(sizes: dict[str, int]) -> int:
+    """Return the number of children in a window."""
+    return sizes["KH"] * sizes["KW"] * sizes["types"]
+
+
+def by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
+    """Return a grid of (tiles of positions, runs of children, tiles of parents), and how many children are in a run."""
+    tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
+    runs, share = runs_of(children_of(sizes), triton.cdiv(PROGRAMS, tiles * across))
+    return (tiles, runs, across), share
+
+
+def by_types(sizes: dict[str, int], images: int) -> tuple[tuple[int, int], int]:
+    """Return a grid of (types of children, runs of images), and how many positions are in a run."""
+    share = -(-images // max(1, PROGRAMS // sizes["types"]))  # images of a program
+    return (sizes["types"], -(-images // share)), share * sizes["places"]
+
+
+def offsets_first(weight: Tensor) -> Tensor:
+    """Map [j, kh, kw, n, c, m] -> [kh, kw, n, c, j, m]."""
+    return weight.permute(1, 2, 3, 4, 0, 5).contiguous()
+
+
+def parents_first(weight: Tensor) -> Tensor:
+    """Map [kh, kw, n, c, j, m] -> [j, kh, kw, n, c, m]."""
+    return weight.permute(4, 0, 1, 2, 3, 5)
 
 
 def runs_of(children: int, programs: int) -> tuple[int, int]:
@@ -89,3 +153,23 @@ def window_votes(
         w, _, _ = row_of(weight, at, c, J, M, JP, MP, j0)
         votes += u.to(query.dtype)[:, None, :, None] * w.to(query.dtype)[None, :, None, :]
     return votes
+
+
+@triton.jit
+def give_back(
+    d_votes, poses, weight, d_poses, d_weight, child, present, at, own, J, R, C, M,
+    JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0=0,
+):  # fmt: skip
+    """Add what d_votes [t, j, r, m] makes of the gradients of one child: of its poses, and of its weights, which begin
+    at `at` in `weight` and at `own` in `d_weight`, where this program alone writes.
+    """
+    for c in range(C):  # du_i += sum_j dv_ij W_ij', and dW_ij += sum_t u_i' dv_ij, by columns of u
+        u, place, r = column_of(poses, child, present, c, R, C, RP)
+        row, _, _ = row_of(weight, at, c, J, M, JP, MP, j0)
+        d_u = tl.sum(tl.sum(d_votes * row.to(d_votes.dtype)[None, :, None, :], 3), 1)
+        inside = present[:, None] & (r < R)[None, :]
+        tl.store(d_poses + place, tl.load(d_poses + place, mask=inside, other=0.0) + d_u, mask=inside)
+        d_row, where, exists = row_of(d_weight, own, c, J, M, JP, MP, j0)
+        d_row += tl.sum(tl.sum(d_votes * u.to(d_votes.dtype)[:, None, :, None], 2), 0)
+        tl.store(d_weight + where, d_row, mask=exists)
+    tl.debug_barrier()  # what a thread has stored another may load

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchcaps.kernels import tiles as tiling
 from torchcaps.kernels.tiles import (
+    agreement,
     by_children,
     by_images,
     change_of_logits,
@@ -24,12 +25,15 @@ from torchcaps.kernels.tiles import (
     columns_first,
     geometry,
     give_back,
+    given_to_parents,
+    given_to_votes,
     inner,
     parents_at,
     parents_first,
     row_at,
     softmax,
     votes_of,
+    without_rounding,
 )
 from torchcaps.kernels.window_tiles import runs_of
 
@@ -101,33 +105,21 @@ def _votes(
     poses, weight, image, last, child, children, J, R, C, M, dtype: tl.constexpr, BINARY: tl.constexpr,
     T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
 ):  # fmt: skip
-    """Return votes of one child, [t, j, r, m]; BINARY with 0 for what is less than half a term of its sum, where
-    terms differ in sign alone: rounding left it.
-    """
+    """Return votes of one child, [t, j, r, m]; BINARY with 0 where signs cancel."""
     votes = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
     if BINARY:
         at, there = column_at(image, last, child, children, 0, R, C, RP)
-        u = tl.abs(tl.load(poses + at, mask=there, other=0.0))
+        u = tl.load(poses + at, mask=there, other=0.0)
         at, there = row_at(child, 0, J, C, M, JP, MP, j0)
-        w = tl.abs(tl.load(weight + at, mask=there, other=0.0))
-        votes = tl.where(tl.abs(votes) < 0.5 * u[:, None, :, None] * w[None, :, None, :], 0.0, votes)
+        votes = without_rounding(votes, u, tl.load(weight + at, mask=there, other=0.0))
     return votes
-
-
-@triton.jit
-def _scale(votes, R, M):
-    """Return mean size of a vote's elements, [t, j]."""
-    return tl.sum(tl.sum(tl.abs(votes), 3), 2) / (R * M)
 
 
 @triton.jit
 def _logits(votes, state, initial, child, j0, J, R, M, JP: tl.constexpr, STARTS: tl.constexpr, XNOR: tl.constexpr):
     """Return logits of one child, [t, j], -inf beyond the last parent."""
     j = j0 + tl.arange(0, JP)
-    if XNOR:  # mean|v| sum_d sign(v_d) S_d
-        logits = tl.sum(tl.sum(tl.where(votes > 0, state, -state), 3), 2) * _scale(votes, R, M)
-    else:
-        logits = inner(votes, state)
+    logits = agreement(votes, state, R, M, XNOR)
     if STARTS:
         logits += tl.load(initial + child * J + j, mask=j < J, other=0.0)[None, :]
     return tl.where((j < J)[None, :], logits, float("-inf"))
@@ -209,11 +201,7 @@ def _state_kernel(
         logits = _logits(v, q, initial, child, j0, J, R, M, JP, STARTS, XNOR)
         coupling = softmax(logits, seen, pair, image < count, TILED)
         change = change_of_logits(v, coupling, g, seen, pair, image < count, TILED)
-        if XNOR:  # dS_j += dl_ij mean|v| sign(v)
-            size = (change * _scale(v, R, M))[:, :, None, None]
-            total += tl.where(v > 0, size, -size)
-        else:
-            total += change[:, :, None, None] * v  # dS_j += dl_ij v_ij
+        total += given_to_parents(v, change, R, M, XNOR)  # dS_j += dl_ij v_ij, or dl_ij mean|v| sign(v)
     tl.store(out + run * count * J * R * M + at, total, mask=mask)
 
 
@@ -243,14 +231,12 @@ def _child_kernel(
             of_initial += tl.sum(tl.where(real[:, None], change, 0.0), 0)
             # dv_ij = c_ij g_j + dl_ij S_j
             if LAST:  # v . S is a constant to the gradient
-                follow = tl.zeros_like(v)
-            elif XNOR:  # straight through the sign, where |v| <= 1
-                follow = tl.where(tl.abs(v) <= 1, q * (change * _scale(v, R, M))[:, :, None, None], 0.0)
+                d_votes = coupling[:, :, None, None] * g
             else:
-                follow = change[:, :, None, None] * q
+                d_votes = coupling[:, :, None, None] * g + given_to_votes(v, q, change, R, M, XNOR)
             give_back(
-                coupling[:, :, None, None] * g + follow, poses, weight, d_poses, d_weight, image, start - run * share,
-                last, begin, child, children, J, R, C, M, JP, RP, MP, j0,
+                d_votes, poses, weight, d_poses, d_weight, image, start - run * share, last, begin, child, children,
+                J, R, C, M, JP, RP, MP, j0,
             )  # fmt: skip
         j = j0 + tl.arange(0, JP)
         tl.store(d_initial + (run * children + child) * J + j, of_initial, mask=j < J)

@@ -1,4 +1,4 @@
-"""The fused step of dynamic routing, of XnIDR, of XnODR and of both, on linear capsules; of two of them on windows.
+"""The fused step of dynamic routing, of XnIDR, of XnODR and of both, on linear capsules and on windows.
 
 A step of inverted attention is the same sum, so windows take that kernel: only what votes are compared with differs.
 """
@@ -95,14 +95,23 @@ def supports_windows(transform: Transform, routing: Dynamic) -> str | None:
     return supports(transform, routing)
 
 
+def supports_signs_of_windows(transform: Transform, routing: Dynamic) -> str | None:
+    """Return why the kernel of windows does not take binary votes that agree by signs, or None."""
+    return supports_signs(transform, routing) or supports_windows(transform, routing)
+
+
 @register_kernel(ConvVotes, Dynamic, supports_windows, unless_wide)
 @register_kernel(ConvVotes, XnODR, supports_windows, unless_wide)
+@register_kernel(ConvVotes, XnIDR, supports_windows, unless_wide)
+@register_kernel(ConvVotes, XnODRXnIDR, supports_signs_of_windows, unless_wide)
 def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: Tensor | None, t: int) -> Step[Tensor | None]:
     """Return one iteration; the first is plain, a convolution."""
     if state is None:
         return routing.step(votes, state, t)
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
-    total = attend(votes.capsules.poses, weight, state, votes.rows, votes.stride, votes.padding)
+    signs = isinstance(routing, XnIDR)
+    flags = signs, signs and votes.binary
+    total = attend(votes.capsules.poses, weight, state, votes.rows, votes.stride, votes.padding, *flags)
     return _finish(routing, total, votes, state)
 
 

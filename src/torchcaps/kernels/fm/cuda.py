@@ -24,7 +24,7 @@ from torchcaps.kernels.tiles import (
     votes_of,
 )
 
-__all__ = ["backward", "forward", "moments", "moments_backward"]
+__all__ = ["backward", "forward", "moments", "moments_backward", "normal", "strides"]
 
 
 def forward(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def forward(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: boo
     sizes = geometry(poses, weight)
     grid, share = by_images(sizes)
     out = poses.new_empty(2, grid[1], sizes["count"], sizes["J"], sizes["R"] * sizes["M"])
-    inputs = poses, columns_first(weight), scale, shift, *_strides(scale)
+    inputs = poses, columns_first(weight), scale, shift, *strides(scale)
     _forward_kernel[grid](*inputs, out[0], out[1], share, l2, eps, **sizes)
     return out[0].sum(0), out[1].sum(0)
 
@@ -52,20 +52,20 @@ def backward(
     grid, share = by_children(sizes)
     d_poses, d_weight = torch.empty_like(poses), packed.new_empty(grid[1], *packed.shape)
     affine = poses.new_empty(2, grid[1], weight.shape[1], weight.shape[0], of_total.shape[2])
-    inputs = poses, packed, scale, shift, *_strides(scale), of_total, of_squares
+    inputs = poses, packed, scale, shift, *strides(scale), of_total, of_squares
     _child_kernel[grid](*inputs, d_poses, d_weight, affine[0], affine[1], share, l2, eps, **sizes)
     d_scale, d_shift = (x.sum(0).sum_to_size(scale.shape) for x in affine)
     return d_poses, parents_first(d_weight.sum(0)), d_scale.clone(), d_shift.clone()
 
 
-def _strides(affine: Tensor) -> tuple[int, int]:
+def strides(affine: Tensor) -> tuple[int, int]:
     """Return how far [i | 1, j | 1, d] goes on for the next child and the next parent."""
     children, parents, _ = affine.shape
     return (affine.stride(0) if children > 1 else 0), (affine.stride(1) if parents > 1 else 0)
 
 
 @triton.jit
-def _normal(
+def normal(
     votes, scale, shift, by_child, by_parent, child, eps, L2: tl.constexpr, J, R, M,
     JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
 ):  # fmt: skip
@@ -101,7 +101,7 @@ def _forward_kernel(
     squares = tl.zeros((T, JP, RP, MP), dtype)
     for child in range(run * share, tl.minimum(run * share + share, children)):
         v = votes_of(poses, weight, image, count, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
-        x, _, c, _ = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
+        x, _, c, _ = normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
         total += c * x  # T_j and Q_j of README.md, of this run of children
         squares += c * x * c * x
     begin = run * count * J * R * M
@@ -130,7 +130,7 @@ def _child_kernel(
             g = tl.load(of_total + at, mask=mask, other=0.0)
             h = 2 * tl.load(of_squares + at, mask=mask, other=0.0)  # the 2 of every term that has an h
             v = votes_of(poses, weight, image, last, child, children, J, R, C, M, dtype, T, JP, RP, MP, j0)
-            x, a, c, free = _normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
+            x, a, c, free = normal(v, scale, shift, by_child, by_parent, child, eps, L2, J, R, M, JP, RP, MP, j0)
             d_x = c * (g + c * h * x)  # c g + 2 c^2 x h, as if c were a constant
             # and what follows c = 1 / |x|: dc c^3 x, where c dc = sum_d (c g + 2 c^2 x h) x is at hand
             bent = tl.where(free, inner(d_x, x)[:, :, None, None] * c * c, 0.0)

@@ -1,4 +1,4 @@
-"""The fused step of FM agreement on linear capsules."""
+"""The fused step of FM agreement, on linear capsules and on windows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels.fm.op import fm_moments, fm_sums
+from torchcaps.kernels.fm_windows.op import fm_window_sums
 from torchcaps.kernels.rule import LANES, few_fit, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.fm import FM, Affine
 from torchcaps.routing.fused import Transform, register_kernel, register_whole
-from torchcaps.votes import LinearVotes
+from torchcaps.votes import ConvVotes, LinearVotes, Votes
 from torchcaps.votes.affine import pool_moments
 from torchcaps.votes.protocol import Each, Moments
 
@@ -30,6 +31,16 @@ def fm(routing: FM, votes: LinearVotes, state: Affine | None, t: int) -> Step[Af
     """Take the step: the two sums over children are one operation, and batch norm's statistics another."""
     total, squares = fm_sums(votes.capsules.poses, votes.weight, *_affine(routing, votes), routing.l2, routing.eps)
     return Step(routing.parents(votes, total.unsqueeze(1), squares.unsqueeze(1)), None, None)
+
+
+@register_kernel(ConvVotes, FM, supports, unless_wide)
+def fm_on_windows(routing: FM, votes: ConvVotes, state: Affine | None, t: int) -> Step[Affine | None]:
+    """Take the step: the two sums over children are one operation; batch norm's statistics are the plain ones."""
+    weight = votes.weight.unflatten(1, (*votes.kernel, -1))
+    affine = _shaped(votes, None if routing.norm is None else routing.norm(votes))
+    geometry = votes.rows, votes.stride, votes.padding
+    total, squares = fm_window_sums(votes.capsules.poses, weight, *affine, *geometry, routing.l2, routing.eps)
+    return Step(routing.parents(votes, total, squares), None, None)
 
 
 def supports_few(transform: Transform, routing: FM) -> str | None:
@@ -57,14 +68,19 @@ def fm_of_few(routing: FM, votes: LinearVotes, iterations: int) -> Step[Affine |
 
 def _affine(routing: FM, votes: LinearVotes) -> tuple[Tensor, Tensor]:
     """Scale and shift of the votes, both [i | 1, j | 1, d]."""
-    if routing.norm is None:
-        one = torch.ones(1, 1, votes.pose, device=votes.device)
-        return one, torch.zeros_like(one)
 
     def moments(each: Each) -> Moments:
         mean, variance = fm_moments(votes.capsules.poses, votes.weight)
         return pool_moments(mean, variance, torch.full_like(mean[:, 0, 0], len(votes.capsules.poses)), each)
 
-    scale, shift = routing.norm.affine(moments, votes.images)
+    return _shaped(votes, None if routing.norm is None else routing.norm.affine(moments, votes.images))
+
+
+def _shaped(votes: Votes, affine: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Scale and shift as batch norm gives them, both [i | 1, j | 1, d]; 1 and 0 where there is none."""
+    if affine is None:
+        one = torch.ones(1, 1, votes.pose, device=votes.device)
+        return one, torch.zeros_like(one)
+    scale, shift = affine
     shape = scale.shape[-3:-1] if scale.ndim == 5 else (1, 1)
     return scale.reshape(*shape, votes.pose), shift.reshape(*shape, votes.pose)

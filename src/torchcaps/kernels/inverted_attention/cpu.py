@@ -21,30 +21,40 @@ FEW, MANY = 8, 32  # positions at a time: whole fours of rows; many where the we
 CACHE = 2**20  # bytes of a core's own cache
 
 
-def forward(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+def forward(
+    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int, xnor: bool, binary: bool
+) -> Tensor:
     """See `op.attend`."""
     inputs, source, together = _inputs(poses, weight, query, rows, stride, padding)
-    out = torch.empty_like(inputs[2])
+    out, flags = torch.empty_like(inputs[2]), (xnor or None, binary or None)
     run(
-        lambda _, first, end: forward_loop(*arrays(*inputs), source, rows, together, first, end, out.numpy()),
+        lambda _, first, end: forward_loop(*arrays(*inputs), source, rows, together, *flags, first, end, out.numpy()),
         ranges(len(out)),
     )
     return out.view(query.shape)
 
 
 def backward(
-    gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+    gradient: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    query: Tensor,
+    rows: int,
+    stride: int,
+    padding: int,
+    xnor: bool,
+    binary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `op.attend_backward`. Threads take whole images, since windows of one image share children."""
     inputs, source, together = _inputs(poses, weight, query, rows, stride, padding)
     gradient = gradient.to(inputs[2].dtype).reshape(inputs[2].shape).contiguous()
-    spans, places = ranges(len(poses)), len(source)
+    spans, places, flags = ranges(len(poses)), len(source), (xnor or None, binary or None)
     children, parents = torch.zeros_like(inputs[0]), torch.empty_like(inputs[2])
     weights = inputs[1].new_zeros(len(spans), *inputs[1].shape)  # of each thread
 
     def work(part: int, first: int, end: int) -> None:
-        into = arrays(children, weights[part], parents)
-        backward_loop(*arrays(gradient, *inputs), source, rows, together, first * places, end * places, *into)
+        into, span = arrays(children, weights[part], parents), (first * places, end * places)
+        backward_loop(*arrays(gradient, *inputs), source, rows, together, *flags, *span, *into)
 
     run(work, spans)
     return children.view(poses.shape), parents_from_lanes(weights.sum(0), weight.shape), parents.view(query.shape)

@@ -14,62 +14,70 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchcaps.kernels.tiles import FUSION, change_of_logits, inner, parents_at, softmax
+from torchcaps.kernels import window_tiles
+from torchcaps.kernels.tiles import (
+    agreement,
+    change_of_logits,
+    given_to_parents,
+    given_to_votes,
+    inner,
+    parents_at,
+    softmax,
+    without_rounding,
+)
 from torchcaps.kernels.types import widest
 from torchcaps.kernels.window_tiles import (
-    check_countable,
+    by_positions,
+    by_types,
     child_at,
+    children_of,
     column_of,
-    pad,
+    geometry,
+    give_back,
+    offsets_first,
+    parents_first,
     row_of,
     runs_of,
     summed,
     window_votes,
 )
 
-ELEMENTS = 2048  # of the votes that a program has at a time: what registers hold, with query, gradient and sums
-PROGRAMS = 1024  # wanted
 
-
-def forward(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+def forward(
+    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int, xnor: bool, binary: bool
+) -> Tensor:
     """See `op.attend`."""
-    arrays, sizes = _inputs(poses, weight, query, rows, stride, padding)
+    arrays, sizes = _inputs(poses, weight, query, rows, stride, padding, xnor, binary)
     seen = _claims(arrays, arrays[2], sizes, back=False)
-    grid, share = _by_positions(sizes)
+    grid, share = by_positions(sizes)
     out = arrays[2].new_empty(grid[1], *query.shape)
     _forward_kernel[grid](*arrays, seen, out, share, **sizes)
     return summed(out)
 
 
 def backward(
-    gradient: Tensor, poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+    gradient: Tensor,
+    poses: Tensor,
+    weight: Tensor,
+    query: Tensor,
+    rows: int,
+    stride: int,
+    padding: int,
+    xnor: bool,
+    binary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `op.attend_backward`."""
-    arrays, sizes = _inputs(poses, weight, query, rows, stride, padding)
+    arrays, sizes = _inputs(poses, weight, query, rows, stride, padding, xnor, binary)
     gradient = gradient.contiguous()
     seen = _claims(arrays, gradient, sizes, back=True)
-    grid, share = _by_positions(sizes)
+    grid, share = by_positions(sizes)
     d_query = arrays[2].new_empty(grid[1], *query.shape)
     _query_kernel[grid](*arrays, gradient, seen, d_query, share, **sizes)
-    images, types = poses.shape[0], poses.shape[3]
-    share = -(-images // max(1, PROGRAMS // types))  # images of a program
+    grid, share = by_types(sizes, len(poses))
     d_poses = torch.zeros_like(arrays[0], dtype=d_query.dtype)
-    d_weight = d_query.new_zeros(-(-images // share), *arrays[1].shape)
-    grid = (types, len(d_weight))
-    _child_kernel[grid](*arrays, gradient, seen, d_poses, d_weight, share * query.shape[1], **sizes)
-    return d_poses, d_weight.sum(0).permute(4, 0, 1, 2, 3, 5), summed(d_query)
-
-
-def _by_positions(sizes: dict[str, int]) -> tuple[tuple[int, int, int], int]:
-    """Return a grid of (tiles of positions, runs of children, tiles of parents), and how many children are in a run."""
-    tiles, across = triton.cdiv(sizes["count"], sizes["T"]), triton.cdiv(sizes["J"], sizes["JP"])
-    runs, share = runs_of(_children(sizes), triton.cdiv(PROGRAMS, tiles * across))
-    return (tiles, runs, across), share
-
-
-def _children(sizes: dict[str, int]) -> int:
-    """Return the number of children in a window."""
-    return sizes["KH"] * sizes["KW"] * sizes["types"]
+    d_weight = d_query.new_zeros(grid[1], *arrays[1].shape)
+    _child_kernel[grid](*arrays, gradient, seen, d_poses, d_weight, share, **sizes)
+    return d_poses, parents_first(d_weight.sum(0)), summed(d_query)
 
 
 def _claims(arrays: tuple[Tensor, Tensor, Tensor], gradient: Tensor, sizes: dict[str, int], back: bool) -> Tensor:
@@ -79,53 +87,40 @@ def _claims(arrays: tuple[Tensor, Tensor, Tensor], gradient: Tensor, sizes: dict
     if not sizes["TILED"]:
         return arrays[2].new_empty(0)
     tiles = triton.cdiv(sizes["count"], sizes["T"])
-    runs, share = runs_of(_children(sizes), triton.cdiv(PROGRAMS, tiles))
-    seen = arrays[2].new_empty(sizes["count"], _children(sizes), 3)
+    runs, share = runs_of(children_of(sizes), triton.cdiv(window_tiles.PROGRAMS, tiles))
+    seen = arrays[2].new_empty(sizes["count"], children_of(sizes), 3)
     _claim_kernel[(tiles, runs)](*arrays, gradient, seen, share, back, **sizes)
     return seen
 
 
 def _inputs(
-    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int, xnor: bool, binary: bool
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, int]]:
     """Return contiguous poses, weight [kh, kw, n, c, j, m] and query of a type fit for sums; the sizes of a kernel."""
-    check_countable(weight)
+    sizes = geometry(poses, weight, rows, stride, padding) | {"XNOR": xnor, "BINARY": binary}
     query = query.to(widest(poses, weight, query, at_least=torch.float32)).contiguous()
-    images, height, width, types, _ = poses.shape
-    parents, kh, kw, _, columns, m = weight.shape
-    padded = pad(parents, rows, m)
-    per_position = padded["JP"] * padded["RP"] * padded["MP"]
-    across = (width + 2 * padding - kw) // stride + 1
-    sizes = {
-        "count": images * query.shape[1],
-        "height": height,
-        "width": width,
-        "across": across,
-        "places": query.shape[1],
-        "stride": stride,
-        "padding": padding,
-        "types": types,
-        "KH": kh,
-        "KW": kw,
-        "J": parents,
-        "R": rows,
-        "C": columns,
-        "M": m,
-        "TILED": padded["JP"] < parents,
-        "T": max(1, ELEMENTS // per_position),
-        "num_warps": 4 if per_position <= ELEMENTS else 8,
-        **FUSION,
-        **padded,
-    }
-    return (poses.contiguous(), weight.permute(1, 2, 3, 4, 0, 5).contiguous(), query), sizes
+    return (poses.contiguous(), offsets_first(weight), query), sizes
 
 
 @triton.jit
-def _couple(votes, query, seen, pair, real, j0, J, JP: tl.constexpr, TILED: tl.constexpr):
-    """Return softmax over parents, [t, j]: of all of them, where this tile has a part."""
+def _votes(
+    poses, child, present, weight, at, query, J, R, C, M, BINARY: tl.constexpr,
+    T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr, j0,
+):  # fmt: skip
+    """Return votes of one child for the parents from `j0` on, [t, j, r, m]; BINARY with 0 where signs cancel."""
+    votes = window_votes(poses, child, present, weight, at, query, J, R, C, M, T, JP, RP, MP, j0)
+    if BINARY:
+        u, _, _ = column_of(poses, child, present, 0, R, C, RP)
+        w, _, _ = row_of(weight, at, 0, J, M, JP, MP, j0)
+        votes = without_rounding(votes, u.to(query.dtype), w.to(query.dtype))
+    return votes
+
+
+@triton.jit
+def _logits(votes, query, j0, J, R, M, JP: tl.constexpr, XNOR: tl.constexpr):
+    """Return logits of one child, [t, j], -inf beyond the last parent."""
     there = (j0 + tl.arange(0, JP) < J)[None, :]
-    logits = tl.where(there, inner(votes, query), float("-inf"))
-    return softmax(logits, seen, pair, real, TILED)
+    return tl.where(there, agreement(votes, query, R, M, XNOR), float("-inf"))
 
 
 @triton.jit
@@ -134,6 +129,7 @@ def _claim_kernel(
     count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    XNOR: tl.constexpr, BINARY: tl.constexpr,
 ):  # fmt: skip
     """Compute: of each position and child of its window, over all parents, in `seen` [positions, i, 3]: the largest
     logit, the sum of e^(l - it), and BACK the sum of e^(l - it) times the agreement with the gradient. Tiles follow
@@ -144,15 +140,15 @@ def _claim_kernel(
     for j0 in range(0, J, JP):
         at, mask = parents_at(position, count, J, R, M, JP, RP, MP, j0)
         q = tl.load(query + at, mask=mask, other=0.0)
-        there = (j0 + tl.arange(0, JP) < J)[None, :]
         begun = real & (j0 > 0)
         for index in range(run * share, tl.minimum(run * share + share, children)):
             child, present = child_at(
                 position, index // types, index % types, count, height, width, across, places, stride, padding, types,
                 KW, R * C,
             )  # fmt: skip
-            votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
-            logits = tl.where(there, inner(votes, q), float("-inf"))
+            w = index * C * J * M
+            votes = _votes(poses, child, present, weight, w, q, J, R, C, M, BINARY, T, JP, RP, MP, j0)
+            logits = _logits(votes, q, j0, J, R, M, JP, XNOR)
             pair = (position * children + index) * 3
             before = tl.load(seen + pair, mask=begun, other=float("-inf"))
             most = tl.maximum(before, tl.max(logits, 1))
@@ -173,6 +169,7 @@ def _forward_kernel(
     poses, weight, query, seen, out, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    XNOR: tl.constexpr, BINARY: tl.constexpr,
 ):  # fmt: skip
     """Compute: out [runs, t, j, r, m] of the positions, the run of children and the tile of parents of this program."""
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
@@ -185,10 +182,11 @@ def _forward_kernel(
             position, index // types, index % types, count, height, width, across, places, stride, padding, types,
             KW, R * C,
         )  # fmt: skip
-        votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
+        w = index * C * J * M
+        votes = _votes(poses, child, present, weight, w, q, J, R, C, M, BINARY, T, JP, RP, MP, j0)
         pair = (position * children + index) * 3
-        # s_j += c_ij v_ij
-        total += _couple(votes, q, seen, pair, position < count, j0, J, JP, TILED)[:, :, None, None] * votes
+        coupling = softmax(_logits(votes, q, j0, J, R, M, JP, XNOR), seen, pair, position < count, TILED)
+        total += coupling[:, :, None, None] * votes  # s_j += c_ij v_ij
     tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
 
@@ -197,6 +195,7 @@ def _query_kernel(
     poses, weight, query, gradient, seen, out, share, count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    XNOR: tl.constexpr, BINARY: tl.constexpr,
 ):  # fmt: skip
     """Compute: out = sum_i l v, like `_forward_kernel`'s sums."""
     position, run = tl.program_id(0).to(tl.int64) * T + tl.arange(0, T), tl.program_id(1)
@@ -210,11 +209,12 @@ def _query_kernel(
             position, index // types, index % types, count, height, width, across, places, stride, padding, types,
             KW, R * C,
         )  # fmt: skip
-        votes = window_votes(poses, child, present, weight, index * C * J * M, q, J, R, C, M, T, JP, RP, MP, j0)
+        w = index * C * J * M
+        votes = _votes(poses, child, present, weight, w, q, J, R, C, M, BINARY, T, JP, RP, MP, j0)
         pair = (position * children + index) * 3
-        coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
-        # dq_j += l_ij v_ij
-        total += change_of_logits(votes, coupling, g, seen, pair, real, TILED)[:, :, None, None] * votes
+        coupling = softmax(_logits(votes, q, j0, J, R, M, JP, XNOR), seen, pair, real, TILED)
+        change = change_of_logits(votes, coupling, g, seen, pair, real, TILED)
+        total += given_to_parents(votes, change, R, M, XNOR)  # dq_j += l_ij v_ij
     tl.store(out + run.to(tl.int64) * count * J * R * M + at, total, mask=mask)
 
 
@@ -224,6 +224,7 @@ def _child_kernel(
     count, height, width, across, places, stride, padding, types,
     KH: tl.constexpr, KW: tl.constexpr, J: tl.constexpr, R: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
     TILED: tl.constexpr, T: tl.constexpr, JP: tl.constexpr, RP: tl.constexpr, MP: tl.constexpr,
+    XNOR: tl.constexpr, BINARY: tl.constexpr,
 ):  # fmt: skip
     """Compute: children of one type in `share` positions, which no other program has, and their part of the weights'
     gradient.
@@ -246,17 +247,9 @@ def _child_kernel(
                 at, mask = parents_at(position, last, J, R, M, JP, RP, MP, j0)
                 q = tl.load(query + at, mask=mask, other=0.0)
                 g = tl.load(gradient + at, mask=mask, other=0.0).to(q.dtype)
-                votes = window_votes(poses, child, present, weight, w, q, J, R, C, M, T, JP, RP, MP, j0)
-                coupling = _couple(votes, q, seen, pair, real, j0, J, JP, TILED)
+                votes = _votes(poses, child, present, weight, w, q, J, R, C, M, BINARY, T, JP, RP, MP, j0)
+                coupling = softmax(_logits(votes, q, j0, J, R, M, JP, XNOR), seen, pair, real, TILED)
                 change = change_of_logits(votes, coupling, g, seen, pair, real, TILED)
-                d_votes = coupling[:, :, None, None] * g + change[:, :, None, None] * q  # dv_ij = c_ij g_j + l_ij q_j
-                for c in range(C):  # du_i += sum_j dv_ij W_ij', and dW_ij += sum_t u_i' dv_ij, by columns of u
-                    u, place, r = column_of(poses, child, present, c, R, C, RP)
-                    row, _, _ = row_of(weight, w, c, J, M, JP, MP, j0)
-                    d_u = tl.sum(tl.sum(d_votes * row.to(q.dtype)[None, :, None, :], 3), 1)
-                    inside = present[:, None] & (r < R)[None, :]
-                    tl.store(d_poses + place, tl.load(d_poses + place, mask=inside, other=0.0) + d_u, mask=inside)
-                    d_row, where, exists = row_of(d_weight, own, c, J, M, JP, MP, j0)
-                    d_row += tl.sum(tl.sum(d_votes * u.to(q.dtype)[:, None, :, None], 2), 0)
-                    tl.store(d_weight + where, d_row, mask=exists)
-                tl.debug_barrier()  # what a thread has stored another may load
+                # dv_ij = c_ij g_j + l_ij q_j
+                d_votes = coupling[:, :, None, None] * g + given_to_votes(votes, q, change, R, M, XNOR)
+                give_back(d_votes, poses, weight, d_poses, d_weight, child, present, w, own, J, R, C, M, JP, RP, MP, j0)

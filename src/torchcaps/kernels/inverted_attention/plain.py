@@ -8,7 +8,9 @@ from torchcaps.capsules import Capsules
 from torchcaps.votes import ConvVotes
 
 
-def plain(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> Tensor:
+def plain(
+    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int, xnor: bool, binary: bool
+) -> Tensor:
     """Return sum_i softmax_j(v_ij . q_j) v_ij, [b, p, j, d]; inputs of one type."""
-    votes = ConvVotes(Capsules(poses), weight, rows, stride, padding)
-    return votes.combine(votes.compete(votes.agree(query)))
+    votes = ConvVotes(Capsules(poses), weight, rows, stride, padding, binary)
+    return votes.combine(votes.compete(votes.agree(query, "xnor" if xnor else "dot")))
