@@ -27,10 +27,11 @@ AXES = {
     "iterations": "iterations",
 }
 Lines = dict[str, dict[str, Any]]
+MARK = "†"
 
 PAGE = """# Speed
 
-Made by `docs/draw_speed.py` from the newest line of each benchmark in `results/benchmarks.jsonl`: {machine}.
+Made by `docs/draw_speed.py` from the newest line of each benchmark in `results/benchmarks.jsonl`: {machine}{others}.
 "Einsum" is the same algorithm written as public code writes it, with votes as a tensor (`benchmarks/naive.py`). That
 both are equal is checked in the same run, or by `tests/test_naive.py`. Times are medians over turns of as many calls as
 take 50 ms, at least one; ratios are medians of ratios of neighbouring turns. A step is forward and backward. Held is
@@ -201,20 +202,25 @@ def _key(record: dict[str, Any]) -> str:
 def page(lines: Lines) -> str:
     pair = lines["networks/attention-resnet-cifar10, 2 iterations"]
     first, linear, conv = pair["environment"], under(lines, "routing", "/linear"), under(lines, "routing", "/conv")
+    cpu = first["cpu"]
+    rows = [line for group in ("kernels", "networks", "routing", "first-step") for line in under(lines, group)]
     base, dynamic = lines["scale/dynamic/children"]["base"], lines["kernels/dynamic, 1152x8 -> 10x16"]
     differences = [line["difference"]["gradients"] for line in under(lines, "networks") if "difference" in line]
     return PAGE.format(
         machine=f"{first['cpu']}, {first['cores']} cores, {pair['threads']} threads, no GPU, torch {first['torch']}",
+        others=other_machines(rows, cpu),
         kernels=table(
-            ("layer", "batch", "forward", "step", "held", "roofline"), map(kernel_row, under(lines, "kernels"))
+            ("layer", "batch", "forward", "step", "held", "roofline"),
+            map(marked(kernel_row, cpu), under(lines, "kernels")),
         ),
-        first_steps=first_steps(under(lines, "first-step")),
-        heads=heads([line for line in under(lines, "heads") if "times_ms" in line and line["threads"] == 1]),
+        first_steps=first_steps(under(lines, "first-step"), cpu),
+        heads=heads([line for line in under(lines, "heads") if "times_ms" in line and line["threads"] == 1], cpu),
         dynamic_held=dynamic["held_mb"],
         naive_held=dynamic["naive_held_mb"],
         difference=f"{max(differences):.0e}",
         networks=table(
-            ("network", "batch", "einsum", "ours", "found", "goal"), map(network_row, under(lines, "networks"))
+            ("network", "batch", "einsum", "ours", "found", "goal"),
+            map(marked(network_row, cpu), under(lines, "networks")),
         ),
         parts=shares(under(lines, "shares")) + before(under(lines, "before")) + memory(under(lines, "memory")),
         skipping=pair["skipping_speed_up"],
@@ -224,8 +230,8 @@ def page(lines: Lines) -> str:
         unmeasured=unmeasured(linear),
         over_forward=OVER_COMPILED["forward"],
         over_step=OVER_COMPILED["step"],
-        linear=table(ROUTING, map(routing_row, linear)),
-        conv=table(ROUTING, map(routing_row, conv)),
+        linear=table(ROUTING, map(marked(routing_row, cpu), linear)),
+        conv=table(ROUTING, map(marked(routing_row, cpu), conv)),
         public=public(under(lines, "public")),
         base=f"{base['children']} children of 8 → {base['parents']} of 16, batch {base['batch']}, "
         f"{base['iterations']} iterations (FM: 1)",
@@ -241,15 +247,35 @@ def under(lines: Lines, group: str, end: str = "") -> list[dict[str, Any]]:
     return sorted(found, key=lambda line: order.get(line["benchmark"].split("/")[1], 0))
 
 
+def marked(row: Callable[[dict[str, Any]], Iterable[object]], cpu: str) -> Callable[[dict[str, Any]], list[object]]:
+    """Return `row`, whose first cell has a mark where a line was measured on another machine than `cpu`."""
+
+    def with_mark(line: dict[str, Any]) -> list[object]:
+        first, *rest = row(line)
+        return [first if line["environment"]["cpu"] == cpu else f"{first} {MARK}", *rest]
+
+    return with_mark
+
+
+def other_machines(lines: Iterable[dict[str, Any]], cpu: str) -> str:
+    """Say which machines the marked rows are of; empty where there is none."""
+    others = sorted({line["environment"]["cpu"] for line in lines} - {cpu})
+    return (
+        f"; rows with {MARK} are of another machine, as is what each is compared with: {', '.join(others)}"
+        if others
+        else ""
+    )
+
+
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     marks = ["---"] * len(head)
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, marks, *rows))
 
 
-def first_steps(lines: Sequence[dict[str, Any]]) -> str:
+def first_steps(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     """The section of first steps; empty where no line is there yet."""
     head = ("routing", "plain", "first process", "next process")
-    return FIRST_STEPS.format(rows=table(head, map(first_row, lines))) if lines else ""
+    return FIRST_STEPS.format(rows=table(head, map(marked(first_row, cpu), lines))) if lines else ""
 
 
 def first_row(line: dict[str, Any]) -> Sequence[str]:
@@ -260,14 +286,17 @@ def first_row(line: dict[str, Any]) -> Sequence[str]:
 RUNNERS = {"eager": "ours", "compiled": "`torch.compile`", "exported": "exported", "onnx": "ONNX Runtime"}
 
 
-def heads(lines: Sequence[dict[str, Any]]) -> str:
-    """The section of heads, a table a network and batch; empty where no line is there yet."""
+def heads(lines: Sequence[dict[str, Any]], cpu: str = "") -> str:
+    """The section of heads, a table a network and batch, with the machine where it is not `cpu`; empty where no line is
+    there yet.
+    """
     tables = []
     for line in lines:
         head = ("head", *RUNNERS.values(), "over dense")
-        name = line["benchmark"].partition("/")[2]
+        name, machine = line["benchmark"].partition("/")[2], line.get("environment", {}).get("cpu", cpu)
+        where = f", on {machine}" if cpu and machine != cpu else ""
         tables.append(
-            f"Features of {name}, batch {line['batch']}:\n\n{table(head, map(head_row(line), line['times_ms']))}"
+            f"Features of {name}, batch {line['batch']}{where}:\n\n{table(head, map(head_row(line), line['times_ms']))}"
         )
     return HEADS.format(tables="\n\n".join(tables)) if tables else ""
 

@@ -41,3 +41,11 @@ def test_lines_become_a_table():
     row = f"| `{CELL}` | 8 | 1,234 ms | 617 ms | 2.00 (1.91 to 2.09) | aaaaaaa → bbbbbbb+ | a CPU, torch 2.15.0 |"
     assert row in draw_speed.before([line])
     assert draw_speed.before([]) == ""
+
+
+def test_rows_of_another_machine_are_marked():
+    row = draw_speed.marked(lambda line: iter((line["name"], 2)), "a CPU")
+    here, there = ({"name": "x", "environment": {"cpu": cpu}} for cpu in ("a CPU", "another"))
+    assert row(here) == ["x", 2] and row(there) == ["x †", 2]
+    assert draw_speed.other_machines([here], "a CPU") == ""
+    assert draw_speed.other_machines([here, there], "a CPU").endswith(": another")
