@@ -182,6 +182,7 @@ def reproduced(results: str, *patterns: str) -> str:
     """
     records = read_records(RESULTS / "runs.jsonl")
     rows: list[Row] = [("table", "row", "column", "published", "ours", "seeds", "budget", "core-hours a run")]
+    seen: set[str] = set()  # what fills several cells stands once
     for table in list_tables():
         for cell in table.cells:
             if not isinstance(cell.how, Train) or cell.metric in (TRAIN_ACCURACY, TRAIN_LOSS):
@@ -190,8 +191,9 @@ def reproduced(results: str, *patterns: str) -> str:
                 continue
             for budget in REPRODUCTIONS:
                 found = summarise(cell, budget, records)
-                if found is None or not found.values:
+                if found is None or not found.values or any(each["config_hash"] in seen for each in found.records):
                     continue
+                seen |= {each["config_hash"] for each in found.records}
                 hours = mean(map(core_hours, found.records))
                 link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")

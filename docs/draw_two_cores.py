@@ -46,6 +46,11 @@ class Run(NamedTuple):
         return mean(map(core_hours, self.found.records))
 
     @property
+    def hashes(self) -> set[str]:
+        """What was computed, by name; none of records that do not say."""
+        return {each["config_hash"] for each in self.found.records if "config_hash" in each}
+
+    @property
     def name(self) -> str:
         return f"{self.table.paper.citation}: {self.cell.row}, {self.cell.column} ({self.found.budget})"
 
@@ -93,7 +98,11 @@ def cells() -> Iterator[Row]:
         "seeds",
         "core-hours a run",
     )
+    seen: set[str] = set()  # what fills several cells stands once
     for run in runs():
+        if run.hashes & seen:
+            continue
+        seen |= run.hashes
         show, std = run.cell.metric.show, run.found.std
         ours = show(run.found.mean) + ("" if std is None else f" ± {show(std)}")
         link = f"[{run.table.paper.citation}, {run.table.printed}](../results/tables/{run.table.id}.md)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import draw_speed
@@ -98,6 +99,11 @@ def test_a_run_short_of_its_paper_stands_out_and_what_was_not_run_is_counted(mon
     assert short[6:] == (f"{printed - 2.5:.2f}", "**-2.50**", "1", "4.0")
     assert fair[6:8] == (f"{other:.2f} ± 1.41", "+0.00")
     assert next(row for row in draw_two_cores.missing() if "table2" in row[0] and "fm" in row[0])[2] == "2"
+    again = replace(one, records=({**one.records[0], "config_hash": "0"},))
+    twice = tuple(draw_two_cores.Run(table, *each) for each in ((first, again), (second, again)))
+    monkeypatch.setattr(draw_two_cores, "runs", lambda: twice)
+    assert len([*draw_two_cores.cells()]) == 2, "a run that fills two cells stands once, below the head"
+    monkeypatch.setattr(draw_two_cores, "runs", lambda: made)
     (panel, *_) = draw_two_cores.draw().axes
     dashed = [line for line in panel.lines if line.get_linestyle() == "--"]
     assert any(set(line.get_ydata()) == {printed} for line in dashed)
