@@ -240,6 +240,7 @@ def test_a_training_run_keeps_its_loss_curve():
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
+@pytest.mark.slow
 def test_the_triton_form_equals_the_plain_one():
     script = Path(__file__).parent / "interpreted_fm_windows.py"
     subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)
