@@ -102,7 +102,7 @@ def test_last_step_of_an_epoch_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_update_that_overflows_is_named(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, optimiser=OptimiserConfig("sgd", lr=3e38, momentum=0.0))
+    config = tiny_config(tmp_path, optimiser=OptimiserConfig("sgd", lr=3e38, momentum=0.0, weight_decay=1e4))
     with pytest.raises(FloatingPointError, match=r"first in '\w+\.\w+' after its update|the output of layer"):
         fit(config)
 
