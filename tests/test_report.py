@@ -277,7 +277,10 @@ def test_commands_write_the_page(recipe: Config, capsys: pytest.CaptureFixture[s
 
 
 def test_failed_run_has_a_page_that_says_why(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "tiny", "--optimiser.lr", "1e38", "--optimiser.name", "sgd"]) == 1
+    assert (
+        main(["train", "tiny", "--optimiser.lr", "1e38", "--optimiser.weight-decay", "1e6", "--optimiser.name", "sgd"])
+        == 1
+    )
     words = " ".join(Reader((recipe.out / "tiny-0" / "report.html").read_text()).words)
     assert "the loss is" in words and "unfinished" in words
     assert "has no report" not in capsys.readouterr().err
