@@ -11,10 +11,10 @@ demo: $(STAMP)  ## train a capsule network on real handwritten digits
 	$(BIN)/torchcaps train digits
 
 test: lint  ## style, types and all quick tests, on all cores
-	$(BIN)/python -m pytest -rs -n auto
+	$(BIN)/python -m pytest -rs -n auto --dist worksteal
 
 test-all: lint  ## the same and the long checks
-	$(BIN)/python -m pytest -rs -n auto -m "slow or not slow"
+	$(BIN)/python -m pytest -rs -n auto --dist worksteal -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

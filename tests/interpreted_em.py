@@ -1,6 +1,7 @@
 """The Triton kernels of EM beside the plain form: `python tests/interpreted_em.py cuda`.
 
-Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 and no argument.
+Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 and no argument, or `few`, for a size
+without tiles and one with them.
 """
 
 import sys
@@ -54,15 +55,18 @@ def compare_large(name, case, device):
 
 if __name__ == "__main__":
     held = Held()
-    device = sys.argv[1] if sys.argv[1:] else "cpu"
+    few = sys.argv[1:] == ["few"]
+    device = sys.argv[1] if sys.argv[1:] and not few else "cpu"
+    if few:
+        SMALL, CASES = {"vector": SMALL["vector"]}, {}
     if device == "cpu":
         op._home = lambda x: cuda
         cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
     for name, case in (SMALL if device == "cpu" else CASES | LARGE).items():
         held(f"{name} in float64", compare, name, case, torch.float64, device)
-    for name, case in ({"linear": SMALL["linear"]} if device == "cpu" else CASES | LARGE).items():
+    for name, case in ({x: SMALL[x] for x in SMALL if x == "linear"} if device == "cpu" else CASES | LARGE).items():
         held(f"{name} in float32", compare, name, case, torch.float32, device)
-    for name, case in SMALL.items():
+    for name, case in SMALL.items() if not few else ():
         held(f"{name}, large poses", compare_large, name, case, device)
     if device == "cpu":
         window_tiles.WIDE = 8

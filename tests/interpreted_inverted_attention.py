@@ -34,7 +34,10 @@ def compare(name, case, how, dtype, device):
 
 if __name__ == "__main__":
     held = Held()
-    device = sys.argv[1] if sys.argv[1:] else "cpu"
+    few = sys.argv[1:] == ["few"]  # a size without tiles and one with them
+    device = sys.argv[1] if sys.argv[1:] and not few else "cpu"
+    if few:
+        SMALL, MANY = ({name: some[name]} for some, name in ((SMALL, "conv-vector"), (MANY, "linear-many")))
     cases = {"": SMALL, "in tiles": MANY} if device == "cpu" else {"": CASES | LARGE}
     for tiles, some in cases.items():
         if tiles:

@@ -232,7 +232,7 @@ def test_a_capfc_layer_reads_each_element_apart():
 
 
 @pytest.mark.parametrize(
-    "name", ["encapnet-v3", pytest.param("encapnet-v1", marks=pytest.mark.slow), "capnet-6-dynamic"]
+    "name", ["encapnet-v3", *(pytest.param(x, marks=pytest.mark.slow) for x in ("encapnet-v1", "capnet-6-dynamic"))]
 )
 def test_exports(name):
     class Scores(torch.nn.Module):

@@ -54,16 +54,25 @@ def test_agreements_as_eq_2_has_them_equal_the_plain_ones(scope):
 @every_scope
 @pytest.mark.parametrize(("name", "of_gradients"), [("conv-padded", 1e-5), ("conv-wide", 1e-4), ("linear-63", 1e-5)])
 def test_float32_errs_little_more_than_the_plain_form(name, of_gradients, scope, rule):
-    """Clusters of more parents than children are single votes: their gradients err by the mean over the deviation."""
-    exact, narrow = (em_cases.make(CASES[name], dtype, scope, rule=rule) for dtype in (torch.float64, torch.float32))
-    (wanted, gradients), plain, fused = (
-        em_cases.both(exact, fused=False),
-        em_cases.both(narrow, False),
-        em_cases.both(narrow),
-    )
-    for least, *each in ((1e-5, wanted, plain[0], fused[0]), (of_gradients, gradients, plain[1], fused[1])):
-        for e, b, a in zip(*each, strict=True):
-            assert a.dtype == torch.float32 and distance(a, e) < max(5 * distance(b, e), least)
+    """Clusters of more parents than children are single votes: their gradients err by the mean over the deviation.
+
+    The error of one draw is chance, 1e-6 or 2e-5 in either form, and another on another machine: means of eight.
+    """
+    draws = 8
+    of_plain, of_fused, least = [], [], []
+    for seed in range(draws):
+        exact, narrow = (
+            em_cases.make(CASES[name], x, scope, seed=seed, rule=rule) for x in (torch.float64, torch.float32)
+        )
+        wanted, plain, fused = em_cases.both(exact, fused=False), em_cases.both(narrow, False), em_cases.both(narrow)
+        assert all(x.dtype == torch.float32 for outs in fused for x in outs)
+        for errors, found in ((of_plain, plain), (of_fused, fused)):
+            errors.append(
+                [distance(a, e) for outs in zip(found, wanted, strict=True) for a, e in zip(*outs, strict=True)]
+            )
+        least = [1e-5] * len(wanted[0]) + [of_gradients] * len(wanted[1])
+    for bound, ours, theirs in zip(least, zip(*of_fused, strict=True), zip(*of_plain, strict=True), strict=True):
+        assert sum(ours) / draws < max(5 * sum(theirs) / draws, bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -344,6 +353,8 @@ def test_a_training_run_keeps_its_loss_curve(rule):
     assert curves[0] == pytest.approx(curves[1], rel=5e-3)
 
 
-def test_the_triton_form_equals_the_plain_one():
+@pytest.mark.parametrize("sizes", ["few", pytest.param("", marks=pytest.mark.slow)], ids=["few", "all"])
+def test_the_triton_form_equals_the_plain_one(sizes):
     script = Path(__file__).parent / "interpreted_em.py"
-    subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)
+    command = [sys.executable, script, *sizes.split()]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)

@@ -264,6 +264,8 @@ def test_a_training_run_keeps_its_loss_curve():
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
-def test_the_triton_form_equals_the_plain_one():
+@pytest.mark.parametrize("sizes", ["few", pytest.param("", marks=pytest.mark.slow)], ids=["few", "all"])
+def test_the_triton_form_equals_the_plain_one(sizes):
     script = Path(__file__).parent / "interpreted_inverted_attention.py"
-    subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)
+    command = [sys.executable, script, *sizes.split()]
+    subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, cwd=script.parent)

@@ -97,7 +97,15 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
-ARROWS = [each for name, path in MODULES.items() for each in arrows(name, ast.parse(path.read_text(encoding="utf-8")))]
+@cache
+def parsed() -> dict[str, ast.Module]:
+    """The modules as trees; read when a test asks, not while tests are collected."""
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+@cache
+def all_arrows() -> list[Arrow]:
+    return [each for name, tree in parsed().items() for each in arrows(name, tree)]
 
 
 def test_every_room_has_its_place():
@@ -107,14 +115,14 @@ def test_every_room_has_its_place():
 @pytest.mark.parametrize("room", ORDER)
 def test_arrows_run_down_only(room):
     """The face hands out names of all rooms, on first use; what rooms ask it for is the version alone."""
-    up = [each for each in ARROWS if room_of(each.source) == room and room_of(each.target) not in ("", room)]
+    up = [each for each in all_arrows() if room_of(each.source) == room and room_of(each.target) not in ("", room)]
     assert [each for each in up if ORDER[room_of(each.target)] >= ORDER[room]] == []
 
 
 def test_there_is_no_circle_of_modules():
     """Within a room, too; a folder's __init__, which hands out the names of its modules, is looked through."""
     below: dict[str, set[str]] = {module: set() for module in MODULES}
-    for each in ARROWS:
+    for each in all_arrows():
         if MODULES.get(each.source, SOURCE).name != "__init__.py" and each.source != each.target:
             below[each.source].add(each.target)
     while free := [module for module, targets in below.items() if not targets & below.keys()]:
@@ -145,22 +153,20 @@ def test_a_paper_has_one_name_in_all_rooms_below_it():
 
 def test_no_room_above_routing_knows_the_algorithm_with_coefficients():
     """They ask `Routing` for what it does; cells and names of models are no knowledge of a class."""
-    imported = [each for each in ARROWS if each.target == "torchcaps.routing.discriminative"]
+    imported = [each for each in all_arrows() if each.target == "torchcaps.routing.discriminative"]
     assert {each.source for each in imported} == {"torchcaps.routing"}
 
 
+@cache
 def homes() -> dict[str, str]:
     """The module of each name that a package hands out on first use."""
     found = {}
     for name, path in MODULES.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body if path.name == "__init__.py" else ():
+        for node in parsed()[name].body if path.name == "__init__.py" else ():
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_HOMES":
                 for home, given in ast.literal_eval(node.value).items():
                     found |= {f"{name}.{each}": f"{name}.{home}" for each in given}
     return found
-
-
-HOMES = homes()
 
 
 def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str, int]]:
@@ -173,13 +179,15 @@ def imports(tree: ast.AST, inside: bool = False) -> Iterator[tuple[bool, str, in
         named = [each.name for each in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             whole = [f"{node.module}.{each.name}" for each in node.names]
-            whole = [HOMES.get(each, each) for each in whole]
+            whole = [homes().get(each, each) for each in whole]
             named = [each if each in MODULES else node.module or "" for each in whole]
         yield from ((inside, each if each in MODULES else each.split(".")[0], node.lineno) for each in named)
         yield from imports(node, inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
 
-IMPORTS = {name: list(imports(ast.parse(path.read_text(encoding="utf-8")))) for name, path in MODULES.items()}
+@cache
+def all_imports() -> dict[str, list[tuple[bool, str, int]]]:
+    return {name: list(imports(tree)) for name, tree in parsed().items()}
 
 
 @cache
@@ -191,7 +199,7 @@ def brought(module: str) -> frozenset[str]:
             seen.add(name)
             parts = name.split(".") if name in MODULES else []
             todo += [".".join(parts[:n]) for n in range(1, len(parts))]
-            todo += [each for inside, each, _ in IMPORTS.get(name, []) if not inside]
+            todo += [each for inside, each, _ in all_imports().get(name, []) if not inside]
     return frozenset(seen - MODULES.keys() - sys.stdlib_module_names)
 
 
@@ -207,19 +215,23 @@ def reason(name: str, target: str) -> str:
     return "another package" if new & {*EXTRAS, "numba", "safetensors"} else ""
 
 
-LATE = {(name, line): reason(name, each) for name in MODULES for inside, each, line in IMPORTS[name] if inside}
+@cache
+def late() -> dict[tuple[str, int], str]:
+    return {
+        (name, line): reason(name, each) for name in MODULES for inside, each, line in all_imports()[name] if inside
+    }
 
 
 def test_an_import_in_a_function_has_a_reason() -> None:
     """It brings a package that its module does without, one system has it alone, or a command imports what it runs."""
-    assert [where for where, why in LATE.items() if not why] == []
+    assert [where for where, why in late().items() if not why] == []
 
 
 def test_the_page_counts_the_imports_in_functions() -> None:
     """Of each reason it says how many there are at most; when many have gone, it says fewer."""
     page = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     said = {why: int(most) for most, why in re.findall(r"^\| (\d+) \| ([\w ]+):", page, re.MULTILINE)}
-    counted = Counter(LATE.values())
+    counted = Counter(late().values())
     assert said.keys() == counted.keys()
     assert {
         why: (count, said[why]) for why, count in counted.items() if not 0.75 * said[why] <= count <= said[why]

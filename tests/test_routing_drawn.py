@@ -31,7 +31,7 @@ def drawn(draw):
     return CapsuleLayer(transform, routing, **options), Capsules(poses, torch.rand(shape[:-1]))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(drawn(), st.integers(1, 3))
 def test_any_layer_is_finite_with_its_gradients_and_has_the_shape_it_says(pair, iterations):
     module, capsules = pair
@@ -44,7 +44,7 @@ def test_any_layer_is_finite_with_its_gradients_and_has_the_shape_it_says(pair, 
     assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(drawn(), st.integers(1, 3))
 def test_couplings_are_shares_of_each_child(pair, iterations):
     """Non-negative, and over the parents of a position they sum to at most one; to one where none compete elsewhere."""

@@ -7,11 +7,13 @@ import onnxruntime
 import pytest
 import torch
 from layers import children, layer
-from routings import PAIRS, every_first, every_pair, every_variant
+from routings import FIRST, PAIRS, every_first, every_pair, every_variant
 from torch import nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack
+
+QUICKLY = ("dynamic", "em", "inverted-attention", "xnidr")  # exported in `make test`; the others in `make test-all`
 
 
 def compiled_equals_eager(stack, capsules, backend, rtol=1e-10):
@@ -90,7 +92,10 @@ def exported_equals_eager(name, routing, options, path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter, about its own insides
-@every_first
+@pytest.mark.parametrize(
+    ("routing", "options"),
+    [pytest.param(*each, id=each[0], marks=() if each[0] in QUICKLY else pytest.mark.slow) for each in FIRST],
+)
 def test_exports_with_any_batch_size(routing, options, tmp_path):
     name = "conv-padded" if ("conv-padded", routing, options) in PAIRS else "linear-vector"
     exported_equals_eager(name, routing, options, tmp_path / "layer.onnx")

@@ -68,7 +68,7 @@ def test_a_routing_without_kernels_takes_no_time_and_is_refused_by_the_command(c
 
 @pytest.mark.parametrize(("terminal", "module", "said"), [(True, "lanes", 1), (False, "lanes", 0), (True, "", 0)])
 def test_compiling_is_said_once_where_somebody_looks(monkeypatch, caplog, terminal, module, said):
-    from torchcaps.kernels.simd import _Announcement
+    from torchcaps.kernels.simd import _Compilation
 
     def function():
         pass
@@ -76,10 +76,37 @@ def test_compiling_is_said_once_where_somebody_looks(monkeypatch, caplog, termin
     function.__module__ = f"torchcaps.kernels.{module}" if module else "somebody.else"
     happened = SimpleNamespace(data={"dispatcher": SimpleNamespace(py_func=function)})
     monkeypatch.setattr("sys.stderr", SimpleNamespace(isatty=lambda: terminal, write=lambda text: None))
-    announcement = _Announcement()
+    compilation = _Compilation()
     with caplog.at_level(logging.WARNING, "torchcaps"):
-        announcement.on_start(happened)
-        announcement.on_start(happened)
+        for _ in range(2):
+            compilation.on_start(happened)
+            compilation.on_end(happened)
     assert [record.getMessage().startswith("torchcaps: compiling kernels") for record in caplog.records] == [
         True
     ] * said
+
+
+@pytest.mark.parametrize(
+    ("module", "asked", "level"),
+    [("torchcaps.kernels.lanes", "", 2), ("torchcaps.kernels.lanes", "3", 3), ("somebody.else", "", 3)],
+)
+def test_kernels_alone_are_compiled_at_the_second_level(monkeypatch, module, asked, level):
+    """One that is asked for stands, and after each compilation, also of one inside another, all is as before."""
+    from torchcaps.kernels.simd import _Compilation
+    from torchcaps.kernels.simd import options as config
+
+    def function():
+        pass
+
+    function.__module__ = module
+    monkeypatch.setenv("NUMBA_OPT", asked) if asked else monkeypatch.delenv("NUMBA_OPT", raising=False)
+    before, vectorized = config.OPT, config.LOOP_VECTORIZE
+    assert before == 3
+    happened = SimpleNamespace(data={"dispatcher": SimpleNamespace(py_func=function)})
+    compilation = _Compilation()
+    for _ in range(2):
+        compilation.on_start(happened)
+        assert level == config.OPT
+    for _ in range(2):
+        compilation.on_end(happened)
+    assert (before, vectorized) == (config.OPT, config.LOOP_VECTORIZE)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from torchcaps.backbones.interface import Backbone, Window
+from torchcaps.layers.pointwise import PointwiseConv2d
 
 
 class Stage(NamedTuple):
@@ -32,9 +33,7 @@ class BasicBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-            )
+            self.shortcut = nn.Sequential(PointwiseConv2d(in_channels, channels, stride), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm1(self.conv1(x)).relu()

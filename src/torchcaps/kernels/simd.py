@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -34,7 +35,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils, event
+from numba.core import cgutils, config, event
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -46,6 +47,7 @@ CONTRACT = ("contract",)
 _EXP = {types.float32: (7, 23, -86.0), types.float64: (13, 52, -708.0)}  # degree, bits of the mantissa, smallest x
 
 
+options: Any = config  # of numba's compiler, for all that it compiles next
 inline: Any = intrinsic  # numba fills in the first argument of what these decorate
 known_to_numba: Any = infer_global
 
@@ -85,14 +87,28 @@ def inlined(function: Callable) -> Any:
     return njit(inline="always", error_model="numpy")(function)
 
 
-class _Announcement(event.Listener):
-    """Says once a process that kernels are being compiled, to whom looks at a terminal or at a notebook."""
+class _Compilation(event.Listener):
+    """Has ours compiled at `LEVEL`, and says once a process that kernels are, to whom looks at a terminal or at a
+    notebook.
 
-    said = False
+    Loops are vectors already, so numba's vectorizer and what LLVM does beyond the second level only take time: a third
+    of it. A level that the user's NUMBA_OPT asks for stands. Numba compiles in one thread at a time, and tells here
+    while it does.
+    """
+
+    LEVEL = 2
+
+    def __init__(self) -> None:
+        self.said = False
+        self.before: list[tuple[Any, int]] = []  # of each compilation that is under way, one inside the other
 
     def on_start(self, event: Any) -> None:
-        ours = event.data["dispatcher"].py_func.__module__.startswith("torchcaps.")
-        if ours and not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        self.before.append((options.OPT, options.LOOP_VECTORIZE))
+        if not event.data["dispatcher"].py_func.__module__.startswith("torchcaps."):
+            return
+        if "NUMBA_OPT" not in os.environ:
+            options.OPT, options.LOOP_VECTORIZE = type(options.OPT)(self.LEVEL), 0
+        if not self.said and (sys.stderr.isatty() or "ipykernel" in sys.modules):
             self.said = True
             warn(
                 "compiling kernels for this processor, once per machine: some seconds a routing "
@@ -100,10 +116,10 @@ class _Announcement(event.Listener):
             )
 
     def on_end(self, event: Any) -> None:
-        """Say nothing."""
+        options.OPT, options.LOOP_VECTORIZE = self.before.pop()
 
 
-event.register("numba:compile", _Announcement())
+event.register("numba:compile", _Compilation())
 
 
 @cache

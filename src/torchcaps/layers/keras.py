@@ -7,6 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchcaps.layers.pointwise import pointwise
+
 EPS, MOMENTUM = 1e-3, 0.01  # of batch norm; Keras calls this a momentum of 0.99
 CUT = 0.87962566103423978  # standard deviation of a standard normal that is cut at -2 and 2
 
@@ -26,6 +28,8 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, c, h, w] -> [b, out_channels, ceil(h / stride), ceil(w / stride)]."""
+        if self.kernel_size == (1, 1):
+            return pointwise(input, self.weight, self.bias, self.stride)
         (top, bottom), (left, right) = (
             _same_padding(side, kernel, stride)
             for side, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True)

@@ -208,26 +208,22 @@ def backward_loop(
 @compiled
 def _take(x, start, count, rows, out):
     """Bring three arrays of parents, two of poses and one of numbers, [positions, j, d | 1], into lanes."""
-    take_parents(x[0], start, count, rows, out[0])
-    take_parents(x[1], start, count, rows, out[1])
-    take_parents(x[2], start, count, 1, out[2])
+    for k in range(3):  # a loop, and not three calls, so that it is compiled once
+        take_parents(x[k], start, count, rows if k < 2 else 1, out[k])
 
 
 @compiled
 def _give(x, start, count, rows, out):
     """Bring what lies as `_take` leaves it back."""
-    give_parents(x[0], start, count, rows, out[0])
-    give_parents(x[1], start, count, rows, out[1])
-    give_parents(x[2], start, count, 1, out[2])
+    for k in range(3):
+        give_parents(x[k], start, count, rows if k < 2 else 1, out[k])
 
 
 @compiled
 def _clear(x):
-    for k in range(0, x[0].size, LANES):
-        store(x[0], k, zeros(x[0]))
-        store(x[1], k, zeros(x[1]))
-    for k in range(0, x[2].size, LANES):
-        store(x[2], k, zeros(x[2]))
+    for each in x:
+        for k in range(0, each.size, LANES):
+            store(each, k, zeros(each))
 
 
 @compiled
