@@ -24,6 +24,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's memory is managed")
 def test_freed_memory_stays_with_the_process() -> None:
     """A tensor of 30 MiB that nobody holds any more: by default its pages are gone, and here they are not."""

@@ -248,7 +248,9 @@ def test_packed_layers_stand_in_stacks_and_leave_the_float_layer_alone():
     "make",
     [
         lambda: pack(layer("linear-flattened", "xnodr", dtype=torch.float32)),
-        lambda: pack(layer("conv-vector", "xnodr", dtype=torch.float32), torch.float16),
+        pytest.param(
+            lambda: pack(layer("conv-vector", "xnodr", dtype=torch.float32), torch.float16), marks=pytest.mark.slow
+        ),
         lambda: XnorConv2d(2, 3, 3, padding=1),
     ],
     ids=["packed-linear", "packed-convolution", "convolution"],

@@ -91,8 +91,8 @@ class _Compilation(event.Listener):
     """Has ours compiled at `LEVEL`, and says once a process that kernels are, to whom looks at a terminal or at a
     notebook.
 
-    Loops are vectors already, so numba's vectorizer and what LLVM does beyond the second level only take time: a third
-    of it. A level that the user's NUMBA_OPT asks for stands. Numba compiles in one thread at a time, and tells here
+    Loops are vectors already, so numba's vectorizer and what LLVM does beyond the second level only take time: a sixth
+    of EM's. A level that the user's NUMBA_OPT asks for stands. Numba compiles in one thread at a time, and tells here
     while it does.
     """
 
