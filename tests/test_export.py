@@ -84,7 +84,7 @@ def test_onnx_keeps_the_bits_of_binary_weights(routing, scales, within, tmp_path
 
 
 @pytest.mark.parametrize("routing", [
-    spec.name if spec.name == "xnidr" else pytest.param(spec.name, marks=pytest.mark.slow)
+    spec.name if spec.name == "dynamic" else pytest.param(spec.name, marks=pytest.mark.slow)
     for spec in list_routings()
 ])  # fmt: skip
 def test_every_routing_is_compared_when_it_is_exported(routing, tmp_path):
