@@ -12,6 +12,7 @@ import report
 CELL = "fm/table2/ours-cifar10"
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_checkout_is_named(tmp_path):
     run = [sys.executable, before.__file__, str(tmp_path)]
     answer = subprocess.run(run, capture_output=True, text=True, check=False)

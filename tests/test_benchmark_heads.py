@@ -9,6 +9,7 @@ import torch
 import xnodr_blocks
 
 
+@pytest.mark.slow
 def test_packed_heads_are_equal_and_every_form_is_timed():
     with torch.no_grad():
         name, values = heads.compare("mobilenetv2_100", 2, 1, ["eager"])

@@ -19,6 +19,7 @@ def test_memory_is_that_of_torch_at_its_highest():
     assert allocated_bytes(work) == (1 << 22, 1 << 22)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are counted by Linux")
 def test_resident_memory_counts_what_torch_does_not_allocate():
     added = resident_bytes(lambda: np.ones(1 << 22, np.float32))

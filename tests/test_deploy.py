@@ -172,7 +172,14 @@ def as_people_have_them(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-@pytest.mark.parametrize(("fit", "colour"), [("stretch", "rgb"), ("crop", "grey"), ("pad", "rgb")])
+@pytest.mark.parametrize(
+    ("fit", "colour"),
+    [
+        pytest.param("stretch", "rgb", marks=pytest.mark.slow),
+        ("crop", "grey"),
+        pytest.param("pad", "rgb", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_as_people_have_them_get_equal_answers_everywhere(
     fit: Literal["stretch", "crop", "pad"],
     colour: Literal["grey", "rgb"],

@@ -47,7 +47,14 @@ def test_onnx_gives_equal_scores_for_any_batch(tmp_path):
     assert done.milliseconds is not None and 0 < done.milliseconds < 1000 and done.torch_milliseconds > 0
 
 
-@pytest.mark.parametrize(("change", "said"), [(0.0, ""), (0.1, "differ by up to 0.1"), (float("nan"), "nan")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        pytest.param(0.0, "", marks=pytest.mark.slow),
+        (0.1, "differ by up to 0.1"),
+        pytest.param(float("nan"), "nan", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_that_computes_otherwise_is_said(change, said, tmp_path, monkeypatch, caplog):
     """Also where only one of the outputs does, and where it is no number."""
     session = exporting._onnx_session
@@ -83,10 +90,8 @@ def test_onnx_keeps_the_bits_of_binary_weights(routing, scales, within, tmp_path
     assert b".py" not in done.path.read_bytes()  # no path of this machine
 
 
-@pytest.mark.parametrize("routing", [
-    spec.name if spec.name == "dynamic" else pytest.param(spec.name, marks=pytest.mark.slow)
-    for spec in list_routings()
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", [spec.name for spec in list_routings()])
 def test_every_routing_is_compared_when_it_is_exported(routing, tmp_path):
     torch.manual_seed(0)
     model = create_model(f"small-resnet.{routing}", num_classes=3, image_size=16, width=4)

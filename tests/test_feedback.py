@@ -261,7 +261,8 @@ def joint(fabric: Fabric, counts: tuple[int, ...], path: Path) -> list:
     return gathered.tolist()
 
 
-@pytest.mark.parametrize("counts", [(4, 3), pytest.param((3, 3), marks=pytest.mark.slow)], ids=["unequal", "equal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(4, 3), (3, 3)], ids=["unequal", "equal"])
 def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(tmp_path: Path, counts: tuple[int, int]) -> None:
     config, paths = tiny_config(tmp_path), (tmp_path / "one.pt", tmp_path / "two.pt")
     rows = joint(build_fabric(config), counts, paths[0])

@@ -89,14 +89,15 @@ def identity(folder: Path) -> int | None:
         return None
 
 
-def test_run_killed_at_ten_random_moments_ends_as_if_it_never_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_run_killed_at_random_moments_ends_as_if_it_never_was(tmp_path: Path, count: int) -> None:
     whole = outcome(fit(everything(tmp_path / "whole", epochs=EPOCHS)).folder)
     config = everything(tmp_path / "runs", epochs=EPOCHS)
     kills = 0
-    for _ in range(10):
+    for _ in range(count):
         begun = (config.out / "tiny-0" / "config.json").exists()
         kills += killed_after_moving(start(train, config, begun), config.out / "tiny-0", random.uniform(0, 0.15))
-    assert kills == 10
+    assert kills == count
     assert outcome(finish(config)) == whole
 
 

@@ -62,6 +62,7 @@ def save_gradients(fabric: Fabric, path: Path) -> None:
         save_file({name: p.grad for name, p in bench.named_parameters() if p.grad is not None}, path)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     files = {count: tmp_path / f"{count}.safetensors" for count in (1, 2)}
     save_gradients(build_fabric(tiny_config(tmp_path)), files[1])
