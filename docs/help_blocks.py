@@ -177,7 +177,7 @@ def judge(found: Gap | None, claim: float) -> str:
     if found is None:
         return NOT_RUN
     if found.interval is None:
-        return "not decided (one seed)"
+        return "not decided (too few seeds)"
     low, high = found.interval
     if high < claim:
         return "refuted in size, capsules lie above" if low > 0 else "refuted"

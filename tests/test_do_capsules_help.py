@@ -58,9 +58,9 @@ def made(records: Sequence[Line], kind: str, *words: str) -> list[list[str]]:
     return [list(row) for row in found(Study(records), *words)]
 
 
-@pytest.mark.parametrize("freedom", range(1, len(T_95) + 1))
+@pytest.mark.parametrize("freedom", range(2, len(T_95) + 2))
 def test_the_quantiles_are_those_of_students_t(freedom: int) -> None:
-    top, steps = T_95[freedom - 1], 200_000
+    top, steps = T_95[freedom - 2], 200_000
     scale = math.gamma((freedom + 1) / 2) / math.sqrt(freedom * math.pi) / math.gamma(freedom / 2)
     middles = ((n + 0.5) * top / steps for n in range(steps))
     inside = 2 * scale * sum((1 + t * t / freedom) ** (-(freedom + 1) / 2) for t in middles) * top / steps
@@ -74,6 +74,8 @@ def test_a_difference_is_decided_where_its_interval_leaves_out_zero() -> None:
     assert (narrow.side, str(narrow)) == (1, "**+2.00 ± 0.80 (3)**")
     assert Gap((-1.2, -2.0, -2.8)).side == -1
     assert (Gap((9.0,)).side, Gap((9.0,)).interval, str(Gap((9.0,)))) == (0, None, "+9.00 (1)")
+    alike = Gap((0.8, 0.8))  # four of 500 images, twice
+    assert (alike.side, alike.interval, str(alike)) == (0, None, "+0.80 ± 0.00 (2)")
 
 
 def test_only_runs_of_the_same_seed_are_compared() -> None:
@@ -97,7 +99,7 @@ def test_each_head_stands_beside_the_network_of_its_own_size() -> None:
 
 
 def test_to_help_is_to_lie_above_every_control() -> None:
-    above, below, open_ = Gap((2.0, 2.1)), Gap((-2.0, -2.1)), Gap((1.0, -1.0))
+    above, below, open_ = Gap((2.0, 2.1, 2.0)), Gap((-2.0, -2.1, -2.0)), Gap((1.0, -1.0, 1.0))
     assert better(above, above) == "yes" and better(above, open_) == "not decided"
     assert better(above, below) == "no" and better(None, below) == "no"
     assert better(above, None) == "a control is not run"
@@ -161,7 +163,7 @@ def test_a_share_s_table_has_the_controls_in_front_and_what_was_not_run() -> Non
         ((0.5, -0.5, 0.0), "refuted"),
         ((-9.0, -9.1, -9.2), "refuted"),
         ((0.0, 8.0, 16.0), "not decided"),
-        ((8.4,), "not decided (one seed)"),
+        ((8.4,), "not decided (too few seeds)"),
     ],
 )
 def test_a_claim_is_judged_by_the_interval(differences: tuple[float, ...], said: str) -> None:
