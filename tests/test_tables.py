@@ -27,7 +27,7 @@ TABLES = {
     "self-routing": ["table-poster"],
     "variational-bayes": ["table-quoted"],
     "discriminative": ["table2", "figure2", "figure3", "figure4", "text-multimnist"],
-    "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4", "text-feedback"],
+    "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4", "text-feedback", "text-crops"],
     "fm": [
         *(f"table{number}" for number in range(1, 7)),
         *("figure4", "figure5", "text-affnist", "text-multimnist", "text-residual"),

@@ -27,6 +27,12 @@ class _Arrays(NamedTuple):
     state: tuple[np.ndarray, ...]  # mean, scale and prior, [positions, j, d | 1]; each empty where there is none
     source: np.ndarray  # see `window_places`
 
+    @property
+    def agreed(self) -> bool | None:
+        """Return whether votes are compared by dot product; else None, for which numba leaves these loops out."""
+        mean, scale, _ = self.state
+        return True if len(mean) and not len(scale) else None
+
 
 class _Room:
     """What a thread's loops work in, for the positions that are taken together; 0 at first, and couplings 1."""
@@ -62,6 +68,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
     x, poses, weight = _arrays(inputs, geometry), inputs.poses, inputs.weight
     rows, routed = geometry.rows, inputs.mean is not None
     whole, images, places = geometry.whole and routed, len(poses), len(x.source)
+    how = rows, TOGETHER, x.agreed
     shape = images, places, weight.shape[0], rows * weight.shape[-1]
     centre, square, total = (poses.new_empty(images * places, *size) for size in (shape[2:], shape[2:], (shape[2], 1)))
     seen = poses.new_empty(*x.activations.shape, 2) if whole else poses.new_empty(0, 0, 0, 2)
@@ -74,9 +81,9 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
         if whole:
             first, end = first * places, end * places
             given = room.child(), room.parents()
-            claim_loop(x.poses, x.weight, x.state, x.source, rows, TOGETHER, first, end, logits, *given)
+            claim_loop(x.poses, x.weight, x.state, x.source, *how, first, end, logits, *given)
         space = room.child(), room.parents(), room.parents(), room.positions()
-        forward_loop(*x[:4], logits, x.source, rows, TOGETHER, routed, whole, first, end, into, *space)
+        forward_loop(*x[:4], logits, x.source, *how, routed, whole, first, end, into, *space)
 
     run(work, ranges(images if whole else images * places))
     return centre.view(shape), square.view(shape), total.view(*shape[:3], 1), seen
@@ -89,7 +96,7 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
     """
     x, poses = _arrays(inputs, geometry), inputs.poses
     rows, routed, whole = geometry.rows, inputs.mean is not None, geometry.whole and inputs.mean is not None
-    spans, places = ranges(len(poses)), len(x.source)
+    spans, places, how = ranges(len(poses)), len(x.source), (rows, TOGETHER, x.agreed)
     result = tuple(arrays(*(each.flatten(0, 1) for each in given)))
     children, activity = torch.zeros_like(poses), torch.zeros_like(inputs.activations)
     weights = poses.new_zeros(len(spans), *x.weight.shape)  # of each thread
@@ -102,13 +109,11 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
         if whole:
             own = room.child(), room.parents(), room.parents()
             own += room.zeros(room.pose), room.zeros(room.coupling), room.positions()
-            activation_loop(
-                x.poses, x.weight, x.state, result, seen, x.source, rows, TOGETHER, first, end, into[1], *own
-            )
+            activation_loop(x.poses, x.weight, x.state, result, seen, x.source, *how, first, end, into[1], *own)
         space = room.child(), *(room.parents() for _ in range(3))
         space += room.zeros(room.pose), room.zeros(room.poses), room.zeros(room.coupling)
         space += room.positions(), room.positions()
-        backward_loop(*x[:4], result, seen, x.source, rows, TOGETHER, routed, whole, first, end, into, d_state, *space)
+        backward_loop(*x[:4], result, seen, x.source, *how, routed, whole, first, end, into, d_state, *space)
 
     run(work, spans)
     found = [children, parents_from_lanes(weights.sum(0), inputs.weight.shape), activity]

@@ -3,10 +3,11 @@
 `forward_loop` is README.md's "What is computed" line by line, `claim_loop` the first pass of "Competition over all
 windows", `activation_loop` and `backward_loop` its "Backward". `torchcaps.kernels.simd` says how to read vectors,
 `torchcaps.kernels.windows` how arrays lie: a lane is a parent. What has a number for each parent is [blocks, positions,
-1, 16]; couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where the scale of a state
-is empty, votes are compared with its mean by dot product. What a loop works in is handed to it (`cpu.py`): `child` is
-a child, its votes and its coupling, and `given`, `found` and `sums` are of the parents at hand, two numbers for each
-element and one for each parent.
+1, 16]; couplings are [positions, blocks, 16], so that a softmax reads one piece of memory. Where `agreed` is not None
+votes are compared with the mean of a state by dot product, and its scale is empty: numba compiles of the two
+comparisons the one that is asked for. What a loop works in is handed to it (`cpu.py`): `child` is a child, its votes
+and its coupling, and `given`, `found` and `sums` are of the parents at hand, two numbers for each element and one for
+each parent.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
 
 
 @compiled
-def claim_loop(poses, weight, state, source, rows, together, first, end, seen, child, given):
+def claim_loop(poses, weight, state, source, rows, together, agreed, first, end, seen, child, given):
     """Compute: seen [b, places, n, 2]: of each child, over all parents that see it, the largest logit and the sum of
     e^(l - it).
 
@@ -50,7 +51,7 @@ def claim_loop(poses, weight, state, source, rows, together, first, end, seen, c
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
-                _logits(votes, given, count, rows, state, coupling)  # l_ij, of the parents of these positions
+                _logits(votes, given, count, rows, state, agreed, coupling)  # l_ij, of the parents of these positions
                 for t in range(count):
                     image, position = divmod(start + t, source.shape[0])
                     if source[position, k] >= 0:  # a child outside the image has no parents
@@ -67,6 +68,7 @@ def forward_loop(
     source,
     rows,
     together,
+    agreed,
     routed,
     whole,
     first,
@@ -93,7 +95,7 @@ def forward_loop(
                 _take_number(activations, source, start, count, k, n, a)  # a_i, 0 there: such a vote weighs nothing
                 make_votes(u, weight, k * poses.shape[2] + n, votes)  # v_ij = u_i W_ij for all j
                 if routed:
-                    _logits(votes, given, count, rows, state, coupling)  # l_ij
+                    _logits(votes, given, count, rows, state, agreed, coupling)  # l_ij
                     _share(coupling, seen, source, start, count, k, n, whole)  # c_ij = softmax of l_ij
                 _gather(votes, coupling, a, count, rows, sums)  # w_ij = c_ij a_i into T, m and S T
         _give(sums, start, count, rows, out)  # `sums.moments` divides by D
@@ -109,6 +111,7 @@ def activation_loop(
     source,
     rows,
     together,
+    agreed,
     first,
     end,
     d_activations,
@@ -130,7 +133,7 @@ def activation_loop(
             for n in range(poses.shape[2]):
                 take_child(poses, source, start, count, k, n, rows, u)
                 make_votes(u, weight, k * poses.shape[2] + n, votes)
-                _logits(votes, given, count, rows, state, coupling)
+                _logits(votes, given, count, rows, state, agreed, coupling)
                 _share(coupling, seen, source, start, count, k, n, True)
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
                 _give_number(da, source, start, count, k, n, d_activations)  # added: da_i is a sum over windows
@@ -147,6 +150,7 @@ def backward_loop(
     source,
     rows,
     together,
+    agreed,
     routed,
     whole,
     first,
@@ -183,7 +187,7 @@ def backward_loop(
                 _take_number(activations, source, start, count, k, n, a)
                 make_votes(u, weight, number, votes)  # votes and couplings again, since forward kept none
                 if routed:
-                    _logits(votes, given, count, rows, state, coupling)
+                    _logits(votes, given, count, rows, state, agreed, coupling)
                     _share(coupling, seen, source, start, count, k, n, whole)
                 # `change` is dw_ij; da_i = sum_j c_ij dw_ij over the parents of this position
                 differentiate_activation(votes, coupling, mean, found, count, rows, change, da)
@@ -194,7 +198,7 @@ def backward_loop(
                 # `votes` become dv_ij; what the state's gradient is made of goes to `sums`
                 if not routed:
                     differentiate_uniform(votes, a, mean, found, count, rows)
-                elif len(state[1]):
+                elif agreed is None:
                     differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
                 else:
                     differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums)
@@ -246,11 +250,11 @@ def _give_number(number, source, start, count, k, n, out):
 
 
 @compiled
-def _logits(votes, given, count, rows, state, coupling):
+def _logits(votes, given, count, rows, state, agreed, coupling):
     """Compute: logits of the votes for the parents of `state`, of which `given` has those at hand; -inf beyond the
     last.
     """
-    if len(state[1]):
+    if agreed is None:
         _densities(votes, given, count, rows, coupling)
     else:
         _agreements(votes, given, count, rows, coupling)
