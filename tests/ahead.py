@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs on a machine that has none: `python tests/ahead.py --arch 80 90 --quick`.
+"""The Triton kernels compiled for GPUs on a machine that has none: `python tests/ahead.py --arch 90 --quick`.
 
 The launchers of `kernels/*/cuda.py` run on meta tensors under a stub of Triton's driver, so that signatures, constants,
 tiles and warps are those that a GPU would see. Each launch becomes a line of JSON: its grid, its registers, and bytes

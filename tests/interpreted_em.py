@@ -25,11 +25,11 @@ LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0)}
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}  # where clusters are single votes, gradients have four digits
 
 
-def compare(name, case, dtype, device):
-    for rule, scope, first in [
-        ("em", "window", True),
-        *((rule, scope, False) for rule in em_cases.RULES for scope in ("window", "image")),
-    ]:
+WAYS = [("em", "window", True), *((rule, scope, False) for rule in em_cases.RULES for scope in ("window", "image"))]
+
+
+def compare(name, case, dtype, device, ways=WAYS):
+    for rule, scope, first in ways:  # `first`: there is no state
         plain = em_cases.make(case, torch.float64, scope, first, rule=rule)
         tensors = [x.detach().to(device, dtype).requires_grad_() for x in plain.tensors]
         wanted, gradients = em_cases.both(plain, fused=False)
@@ -71,5 +71,5 @@ if __name__ == "__main__":
     if device == "cpu":
         window_tiles.WIDE = 8
         for name, case in MANY.items():
-            held(f"{name} in tiles", compare, name, case, torch.float64, device)
+            held(f"{name} in tiles", compare, name, case, torch.float64, device, WAYS[2:4] if few else WAYS)
     held.end()

@@ -161,6 +161,7 @@ def test_a_run_that_was_cut_has_the_agreement_of_all_its_epochs(run, tmp_path, m
     assert [line["agreement"] for line in lines(resumed)] == [line["agreement"] for line in lines(run)]
 
 
+@pytest.mark.slow
 def test_the_line_of_a_run_keeps_four_stages_and_its_report_the_picture(run):
     stages, found = describe_run(run)["agreement"], lines(run)
     assert [stage["epoch"] for stage in stages] == [1, 1, 1, 3]

@@ -345,15 +345,20 @@ def test_a_critic_never_shrinks_to_one_number(size, blocks, batch):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"capsules": None},
-        {"groups": "capsules"},
-        {"extractor": False},
-        {"divergence": partial(sinkhorn_divergence, cost="l2", through_plan=True)},
-        {"divergence": partial(sinkhorn_divergence, bias_fix=False)},
-        {"divergence": kl_divergence},
+        pytest.param({}, id="capsules"),
+        pytest.param({"capsules": None}, id="vanilla", marks=pytest.mark.slow),
+        pytest.param({"groups": "capsules"}, id="released-groups", marks=pytest.mark.slow),
+        pytest.param({"extractor": False}, id="no-extractor", marks=pytest.mark.slow),
+        pytest.param(
+            {"divergence": partial(sinkhorn_divergence, cost="l2", through_plan=True)},
+            id="l2",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"divergence": partial(sinkhorn_divergence, bias_fix=False)}, id="no-bias-fix", marks=pytest.mark.slow
+        ),
+        pytest.param({"divergence": kl_divergence}, id="kl"),
     ],
-    ids=["capsules", "vanilla", "released-groups", "no-extractor", "l2", "no-bias-fix", "kl"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_the_unit_gives_every_weight_a_finite_gradient(options, dtype):

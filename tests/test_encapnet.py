@@ -232,7 +232,8 @@ def test_a_capfc_layer_reads_each_element_apart():
 
 
 @pytest.mark.parametrize(
-    "name", ["encapnet-v3", *(pytest.param(x, marks=pytest.mark.slow) for x in ("encapnet-v1", "capnet-6-dynamic"))]
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) for x in ("encapnet-v1", "encapnet-v3", "capnet-6-dynamic")],
 )
 def test_exports(name):
     class Scores(torch.nn.Module):

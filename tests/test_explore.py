@@ -217,6 +217,7 @@ def test_graphs_say_what_torch_says(explored: Explored) -> None:
         torch.testing.assert_close(torch.from_numpy(found), model.reconstruct(poses, chosen).detach())
 
 
+@pytest.mark.slow
 def test_parts_that_a_network_lacks_are_named(explored: Explored, tmp_path: Path) -> None:
     runtime = find_runtime(stand_in(tmp_path))
     torch.manual_seed(0)

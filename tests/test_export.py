@@ -71,7 +71,7 @@ def test_a_file_that_computes_otherwise_is_said(change, said, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("routing", "scales", "within"), [
-    ("xnodr", torch.float32, 1e-5),
+    pytest.param("xnodr", torch.float32, 1e-5, marks=pytest.mark.slow),
     pytest.param("xnodr", torch.float16, 1e-3, marks=pytest.mark.slow),  # of rounded scales
     pytest.param("xnodr-xnidr", torch.float32, 1e-5, marks=pytest.mark.slow),
 ])  # fmt: skip

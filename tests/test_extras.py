@@ -79,6 +79,7 @@ def test_the_core_trains_with_torch_numpy_and_safetensors_alone():
     assert done.stderr.count("numba is not installed") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["numba", "llvmlite"])  # a numba without llvmlite is broken
 def test_without_numba_a_layer_is_plain_and_fused_says_why(package):
     code = CORE.partition("backbone")[0]
@@ -94,6 +95,7 @@ except ValueError as error:
     assert done.stderr.count("numba is not installed") == 1
 
 
+@pytest.mark.slow
 def test_without_numba_packed_layers_are_plain_and_say_so():
     code = """
 import torch
@@ -127,6 +129,7 @@ def test_a_command_names_the_extra_that_it_needs(package):
     assert done.stderr.strip() == f"torchcaps: error: {wanted}"
 
 
+@pytest.mark.slow
 def test_fit_names_the_extra_that_it_needs():
     code = "import torchcaps\ntry:\n    torchcaps.fit\nexcept ModuleNotFoundError as error:\n    print(error)"
     done = python(["lightning_fabric"], code)

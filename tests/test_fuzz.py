@@ -26,7 +26,7 @@ from torchcaps.config import Config
 from torchcaps.papers import registry
 from torchcaps.train import fit
 
-QUICK, LONG = 50, 1000  # inputs in `make test`, and in `make test-all`
+QUICK, LONG = 24, 1000  # inputs in `make test`, and in `make test-all`
 SECONDS = 20  # that any input may take
 NUMBERS_GONE = re.compile("not finite|the loss is")  # status 1: a learning rate, say, that no run survives
 

@@ -119,8 +119,8 @@ def test_no_tensor_of_the_votes_size_is_ever_made(routing, options):
     ("device", "environment", "held"),
     [
         ("cpu", {}, True),
-        ("cuda:0", {}, False),
-        ("cpu", {"MALLOC_MMAP_MAX_": "65536"}, False),
+        pytest.param("cuda:0", {}, False, marks=pytest.mark.slow),
+        pytest.param("cpu", {"MALLOC_MMAP_MAX_": "65536"}, False, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_freed_is_given_out_again_while_a_run_goes_on(device, environment, held) -> None:

@@ -73,7 +73,14 @@ def test_a_newcomer_has_all_properties() -> None:
     assert {"derivatives", "compile", "export"} <= set(checked)
 
 
-@pytest.mark.parametrize("name", ["dynamic", "em", "fm", "xnidr", "inverted-attention-c", "uniform"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dynamic",
+        "uniform",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("em", "fm", "xnidr", "inverted-attention-c")),
+    ],
+)
 def test_ours_pass_the_same_check(name: str) -> None:
     cls = routing_class(name)
     assert "shapes" in check_routing(cls, iterations=2)

@@ -157,6 +157,7 @@ def command(environment: dict[str, str], *words: str | Path) -> subprocess.Compl
                           text=True)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_hub_gives_what_was_published(run: Path, hub: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     place, environment = hub
     done = command(environment, "publish", run, "hf-hub:someone/digits", "--precision", "float32")
@@ -180,6 +181,7 @@ def test_the_hub_gives_what_was_published(run: Path, hub: tuple[Path, dict[str, 
     assert len(gone.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_published_by_nobody(run: Path, hub: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     place, environment = hub
     done = command(environment | {"HF_TOKEN": ""}, "publish", run, "hf-hub:someone/digits", "--precision", "float32")

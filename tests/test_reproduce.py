@@ -237,7 +237,8 @@ def test_plain_runs_are_collected_once(
 SETS = {"single": ("digits", "expanded-mnist"), "double": ("multimnist-fm", None)}
 
 
-@pytest.mark.parametrize("shown", ["single", pytest.param("double", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", ["single", "double"])
 def test_pictures_of_print_are_drawn(place: Path, capsys: pytest.CaptureFixture[str], shown: str) -> None:
     """By reproduce; and by table, where a run has a line and a folder, but no picture yet."""
     name, test = SETS[shown]

@@ -40,7 +40,14 @@ def check(name: str) -> None:
     assert bounded == (model.scores != "logit"), (name, model.scores, scores.min(), scores.max())
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if not name.startswith(LARGE)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith("variational-bayes-64-16-32-32") else ())
+        for name in OURS
+        if not name.startswith(LARGE)
+    ],
+)
 def test_scores_are_what_the_model_declares(name: str) -> None:
     check(name)
 

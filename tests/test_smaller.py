@@ -53,6 +53,7 @@ def probabilities(path: Path, images: torch.Tensor) -> np.ndarray:
     return np.array([list(each.probabilities.values()) for each in torchcaps.load(path)(images)])
 
 
+@pytest.mark.slow
 def test_a_pruned_and_folded_run_is_a_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.rand(4, 1, 8, 8)
     wanted = probabilities(copy, images)

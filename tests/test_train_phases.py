@@ -192,6 +192,7 @@ def two_steps(fabric: Fabric, config: Config) -> tuple[dict, dict]:
     return weights, Trainer(fabric, noisy, resume=False).run()._asdict()
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,

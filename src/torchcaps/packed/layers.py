@@ -135,8 +135,9 @@ class PackedLayer(CapsuleLayer):
             return None
         if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
             return None
-        assert isinstance(self.transform, PackedTransform) and isinstance(self.routing, XnODR)
-        tensors, bias = [self.transform.bits, self.transform.scales], self.routing.bias
+        transform, routing = self.transform, self.routing
+        assert isinstance(transform, PackedTransform) and isinstance(routing, XnODR)
+        tensors, bias = [transform.bits, transform.scales], routing.bias
         if bias is not None:
             tensors.append(bias)
         versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]

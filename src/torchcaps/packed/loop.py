@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.dynamic.few import route_few
+from torchcaps.kernels.dynamic.few import route_few, spaces
 from torchcaps.kernels.lanes import blocks, clear, rooms
 from torchcaps.kernels.simd import (
     LANES,
@@ -113,8 +113,9 @@ class PackedLoop:
         votes = (images, blocks(self.children), self.parents, self.pose, LANES)
         if self.pose == self.padded and math.prod(votes) <= NEAR:
             kept = np.empty(votes, np.float32)
-            _votes(children, middles, signs, sizes, self.words, self.scales, kept, *rooms(kept, (LANES, self.pose)))
-            return route_few(kept, torch.from_numpy(self.bias), self.xnor, iterations)[0]
+            near, *space = rooms(kept, (LANES, self.pose), *spaces(self.parents, self.pose))
+            _votes(children, middles, signs, sizes, self.words, self.scales, kept, near)
+            return route_few(kept, self.bias, self.xnor, iterations, space)[0]
         state = np.zeros((images, self.parents, self.padded), np.float32)
         parents = np.empty_like(state)
         spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))

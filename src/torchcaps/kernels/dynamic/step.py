@@ -80,7 +80,8 @@ def dynamic_of_few(routing: Dynamic, votes: LinearVotes, iterations: int) -> Ste
     binary, xnor = isinstance(routing, XnODR), isinstance(routing, XnIDR)
     midpoint = isinstance(routing, XnODR) and routing.threshold == "midpoint"
     poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
-    parents, carried = route_few(votes_of_few(poses, weight, binary, midpoint), routing.bias, xnor, iterations)
+    bias = None if routing.bias is None else routing.bias.detach().numpy()
+    parents, carried = route_few(votes_of_few(poses, weight, binary, midpoint), bias, xnor, iterations)
     return Step(Capsules(parents), None, carried.unsqueeze(1))
 
 
