@@ -41,6 +41,15 @@ def test_fast_is_the_full_network_and_data_in_one_cycle() -> None:
     assert apply_budget(CONFIG, "fast", own).epochs == 12
 
 
+def test_where_a_paper_selects_on_test_ours_selects_on_the_split_of_its_recipe() -> None:
+    selected = replace(CELL, how=Train(lambda: CONFIG, NARROW, selected=True))
+    for budget in BUDGETS:
+        found, usual = (apply_budget(CONFIG, budget, cell) for cell in (selected, CELL))
+        assert found.data.validation == 0.1 and found == replace(usual, data=found.data), budget
+    cell = find_cell("efficient-capsnet/table2/efficient-capsnet")
+    assert isinstance(cell.how, Train) and apply_budget(cell.how.build(), "fast", cell).data.validation == 0.1
+
+
 def test_what_a_paper_plots_is_recorded_where_it_is_reproduced() -> None:
     plotted = replace(CELL, how=Train(lambda: CONFIG, NARROW, plotted=True))
     recorded = {budget: apply_budget(CONFIG, budget, plotted) for budget in BUDGETS}

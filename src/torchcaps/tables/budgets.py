@@ -10,8 +10,9 @@
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
-`cpu` and `smoke` select the model on a validation split. Where a paper plots test error over the epochs, `full`,
-`fast` and `short` write it down after each; nothing is selected by it.
+`cpu` and `smoke` select the model on a validation split; the others where a paper selects on its test split, and their
+cell says so. Where a paper plots test error over the epochs, `full`, `fast` and `short` write it down after each;
+nothing is selected by it.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
     config = replace(config, recipe=".".join([*cell.id.split("/"), budget, *_width(cell.how.cpu, budget)]))
     match budget:
         case "full":
-            return replace(config, data=replace(config.data, validation=0.0), test_curve=cell.how.plotted)
+            return replace(_whole(config, cell.how), test_curve=cell.how.plotted)
         case "fast":
-            return replace((cell.how.fast or _same)(_tune(_fast(config))), test_curve=cell.how.plotted)
+            fast = (cell.how.fast or _same)(_tune(_fast(_whole(config, cell.how))))
+            return replace(fast, test_curve=cell.how.plotted)
         case "short":
             fast = apply_budget(config, "fast", cell)
             return replace(fast, recipe=config.recipe, epochs=min(fast.epochs, SHORT_EPOCHS))
@@ -80,11 +82,15 @@ def _selected(data: DataConfig) -> DataConfig:
     return replace(data, validation=data.validation or HELD)
 
 
+def _whole(config: Config, how: Train) -> Config:
+    """Return `config` with the whole training split, unless the epoch is chosen on a part of it."""
+    return config if how.selected else replace(config, data=replace(config.data, validation=0.0))
+
+
 def _fast(config: Config) -> Config:
     """Return one cycle of the rate over fewer epochs; all else is the recipe's."""
     return replace(
         config,
-        data=replace(config.data, validation=0.0),
         schedule=ONE_CYCLE,
         epochs=min(config.epochs, FAST_EPOCHS),
         precision="auto",
