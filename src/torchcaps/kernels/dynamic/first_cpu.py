@@ -1,6 +1,6 @@
-"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes.
+"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes is a matrix product.
 
-How arrays lie, and what runs in a thread, is as in `cpu.py`; the division by the number of parents is the caller's.
+Torch's own is as fast as a loop, and need not be compiled. The division by the number of parents is the caller's.
 """
 
 from __future__ import annotations
@@ -8,92 +8,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.lanes import (
-    BLOCK,
-    arrays,
-    back,
-    blocks,
-    clear,
-    from_lanes,
-    gather,
-    outer,
-    rooms,
-    scatter,
-    to_lanes,
-    votes_of,
-)
-from torchcaps.kernels.simd import LANES, compiled, load, store
-from torchcaps.kernels.threads import ranges, run
+from torchcaps.capsules import no_autocast
 
-GROUP = 8  # children that are gathered at once
+MANY = 64  # rows of all images from which on one product of turned weights is faster than one for each parent
 
 
 def forward(poses: Tensor, weight: Tensor) -> Tensor:
     """Return sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
-    images, children, size = poses.shape
-    pose = size // weight.shape[2] * weight.shape[3]
-    spans = ranges(children)
-    parts = poses.new_zeros(len(spans), blocks(images), weight.shape[0], pose, LANES)
-    inputs, into = arrays(poses, weight), parts.numpy()
-    lanes = (GROUP, blocks(images), size, LANES)
-
-    def work(part: int, first: int, end: int) -> None:
-        _forward(*inputs, first, end, into[part], *rooms(into, BLOCK, lanes))
-
-    run(work, spans)
-    return from_lanes(parts.sum(0), images)
+    parents, children, columns, m = weight.shape
+    images, rows = len(poses), poses.shape[2] // columns
+    u = _rows(poses, rows)
+    with no_autocast(poses):
+        if len(u) < MANY:  # [j, b rows, m], of weights as they lie
+            sums = torch.matmul(u, weight.flatten(1, 2)).unflatten(1, (images, rows)).movedim(0, 1)
+        else:  # [b rows, j m]
+            sums = u @ weight.movedim(0, 2).reshape(children * columns, parents * m)
+            sums = sums.unflatten(1, (parents, m)).unflatten(0, (images, rows)).movedim(1, 2)
+    return sums.flatten(2).contiguous()
 
 
 def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return gradients of poses and weight."""
-    outs = torch.empty_like(poses), torch.empty_like(weight)
-    inputs = arrays(poses, weight, to_lanes(gradient), *outs)
-    images, children, size = poses.shape
-    lanes = (GROUP, blocks(images), size, LANES)
-    of_votes = (weight.shape[0], blocks(images), gradient.shape[2], LANES)
-
-    def work(_: int, first: int, end: int) -> None:
-        _backward(*inputs, first, end, *rooms(inputs[0], BLOCK, lanes, lanes, of_votes))
-
-    run(work, ranges(children))
-    return outs
-
-
-@compiled
-def _forward(poses, weight, first, end, out, block, u):
-    """Compute: out [blocks, j, d, 16] += votes of the children from `first` to `end`."""
-    parts, parents, pose, _ = out.shape
-    size = poses.shape[2]
-    for start in range(first, end, GROUP):
-        count = min(GROUP, end - start)
-        gather(poses, start, count, u, block)
-        for n in range(parts):
-            for i in range(count):
-                at, into = (i * parts + n) * size * LANES, n * parents * pose * LANES
-                # s_j += u_i W_ij: no vote is stored at all, a product is added to what is there
-                votes_of(u, at, weight, start + i, size // weight.shape[2], out, into, True)
-
-
-@compiled
-def _backward(poses, weight, gradient, out_poses, out_weight, first, end, block, u, du, dv):
-    """Compute: gradients of the children from `first` to `end`: dv_ij = g_j whatever the child."""
     parents, children, columns, m = weight.shape
-    parts, _, pose, _ = gradient.shape
-    size = poses.shape[2]
-    rows = size // columns
-    # dv has parents first: the same for every child
-    for n in range(parts):
-        for j in range(parents):
-            to, at = (j * parts + n) * pose * LANES, (n * parents + j) * pose * LANES
-            for k in range(0, pose * LANES, LANES):
-                store(dv, to + k, load(gradient, at + k))
-    for start in range(first, end, GROUP):
-        count = min(GROUP, end - start)
-        gather(poses, start, count, u, block)
-        clear(du, 0, count * parts * size)
-        for i in range(count):
-            for j in range(parents):
-                at, to = i * parts * size * LANES, (j * children + start + i) * columns * m
-                back(dv, j * parts * pose * LANES, weight, to, parts * rows, columns, m, du, at)  # du_i += g_j W_ij'
-                outer(u, at, dv[j], parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' g_j
-        scatter(du, start, count, out_poses, block)
+    images, rows = len(poses), poses.shape[2] // columns
+    u = _rows(poses, rows)
+    dv = gradient.unflatten(2, (rows, m)).movedim(1, 2).flatten(0, 1)  # [b rows, j, m]: that of the votes of any child
+    with no_autocast(poses):
+        # du_i = sum_j dv_j W_ij', and dW_ij = sum over images and rows of u_i' dv_j
+        d_u = dv.flatten(1) @ weight.permute(0, 3, 1, 2).reshape(parents * m, children * columns)
+        if len(u) < MANY:
+            d_weight = torch.matmul(u.t(), dv.movedim(1, 0)).view_as(weight)
+        else:
+            d_weight = (u.t() @ dv.flatten(1)).unflatten(1, (parents, m)).unflatten(0, (children, columns))
+            d_weight = d_weight.movedim(2, 0).contiguous()
+    d_poses = d_u.unflatten(1, (children, columns)).unflatten(0, (images, rows)).movedim(1, 2)
+    return d_poses.flatten(2).contiguous(), d_weight
+
+
+def _rows(poses: Tensor, rows: int) -> Tensor:
+    """Map poses [b, i, rows * columns] -> [b rows, i columns]."""
+    return poses.unflatten(2, (rows, poses.shape[2] // rows)).movedim(1, 2).flatten(2).flatten(0, 1)
