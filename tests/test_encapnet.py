@@ -231,10 +231,8 @@ def test_a_capfc_layer_reads_each_element_apart():
     torch.testing.assert_close(classes.poses, squash(wanted))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=pytest.mark.slow) for x in ("encapnet-v1", "encapnet-v3", "capnet-6-dynamic")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encapnet-v1", "encapnet-v3", "capnet-6-dynamic"])
 def test_exports(name):
     class Scores(torch.nn.Module):
         def __init__(self):

@@ -70,10 +70,11 @@ def test_a_file_that_computes_otherwise_is_said(change, said, tmp_path, monkeypa
     assert ("computes otherwise than its model" in caplog.text) == bool(said) and said in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("routing", "scales", "within"), [
-    pytest.param("xnodr", torch.float32, 1e-5, marks=pytest.mark.slow),
-    pytest.param("xnodr", torch.float16, 1e-3, marks=pytest.mark.slow),  # of rounded scales
-    pytest.param("xnodr-xnidr", torch.float32, 1e-5, marks=pytest.mark.slow),
+    ("xnodr", torch.float32, 1e-5),
+    ("xnodr", torch.float16, 1e-3),  # of rounded scales
+    ("xnodr-xnidr", torch.float32, 1e-5),
 ])  # fmt: skip
 def test_onnx_keeps_the_bits_of_binary_weights(routing, scales, within, tmp_path):
     stem = nn.Sequential(nn.Conv2d(1, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchcaps.kernels.dynamic import first_cpu
+from torchcaps.kernels.dynamic import uniform
 from torchcaps.kernels.lanes import (
     BLOCK,
     arrays,
@@ -41,7 +41,7 @@ def forward(
 ) -> Tensor:
     """See `op.dynamic_step`; contiguous inputs of one type, float32 or float64."""
     if state is None:
-        return first_cpu.forward(poses, weight) / weight.shape[0]
+        return uniform.forward(poses, weight)
     images, parents, pose = state.shape
     spans = ranges(weight.shape[1])
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)
@@ -69,7 +69,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `op.dynamic_step_backward`; the gradient for `initial` is given where that is None, too."""
     if state is None:
-        return *first_cpu.backward(gradient / weight.shape[0], poses, weight), None, None
+        return *uniform.backward(gradient, poses, weight), None, None
     images, parents, pose = state.shape
     spans = ranges(weight.shape[1])
     parts = state.new_zeros(len(spans), blocks(images), parents, pose, LANES)

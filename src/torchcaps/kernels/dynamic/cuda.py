@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchcaps.kernels import tiles as tiling
+from torchcaps.kernels.dynamic import uniform
 from torchcaps.kernels.tiles import (
     agreement,
     by_children,
@@ -43,8 +44,7 @@ def forward(
 ) -> Tensor:
     """See `op.dynamic_step`; contiguous inputs of one type, float32 or float64."""
     if state is None:
-        rows = poses.unflatten(-1, (-1, weight.shape[2]))
-        return torch.einsum("birc,jicm->bjrm", rows, weight).flatten(2) / weight.shape[0]
+        return uniform.forward(poses, weight)
     sizes = geometry(poses, weight)
     inputs = poses, columns_first(weight), state, *_start(initial, state)
     seen = _claims(inputs, state, sizes, xnor, binary, back=False)
@@ -66,9 +66,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `op.dynamic_step_backward`; the gradient for `initial` is given where that is None, too."""
     if state is None:
-        rows, given = poses.unflatten(-1, (-1, weight.shape[2])), gradient.unflatten(-1, (-1, weight.shape[3]))
-        d_poses = torch.einsum("bjrm,jicm->birc", given, weight).flatten(2) / weight.shape[0]
-        return d_poses, torch.einsum("bjrm,birc->jicm", given, rows) / weight.shape[0], None, None
+        return *uniform.backward(gradient, poses, weight), None, None
     sizes, packed, start = geometry(poses, weight), columns_first(weight), _start(initial, state)
     seen = _claims((poses, packed, state, *start), gradient, sizes, xnor, binary, back=True)
     inputs = poses, packed, state, *start, gradient, seen

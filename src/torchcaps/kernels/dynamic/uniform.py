@@ -1,6 +1,6 @@
-"""The first iteration on CPU, where every child shares itself evenly: the sum of all votes is a matrix product.
+"""The first iteration, where every child shares itself evenly: the sum of all votes is a matrix product.
 
-Torch's own is as fast as a loop, and need not be compiled. The division by the number of parents is the caller's.
+Torch's own, on any device: nothing is to be compiled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MANY = 64  # rows of all images from which on one product of turned weights is f
 
 
 def forward(poses: Tensor, weight: Tensor) -> Tensor:
-    """Return sum_i v [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
+    """Return sum_i v / J [b, j, d] of poses [b, i, rows * columns] and weight [j, i, columns, m]."""
     parents, children, columns, m = weight.shape
     images, rows = len(poses), poses.shape[2] // columns
     u = _rows(poses, rows)
@@ -24,7 +24,7 @@ def forward(poses: Tensor, weight: Tensor) -> Tensor:
         else:  # [b rows, j m]
             sums = u @ weight.movedim(0, 2).reshape(children * columns, parents * m)
             sums = sums.unflatten(1, (parents, m)).unflatten(0, (images, rows)).movedim(1, 2)
-    return sums.flatten(2).contiguous()
+    return sums.flatten(2).contiguous() / parents
 
 
 def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def backward(gradient: Tensor, poses: Tensor, weight: Tensor) -> tuple[Tensor, T
     parents, children, columns, m = weight.shape
     images, rows = len(poses), poses.shape[2] // columns
     u = _rows(poses, rows)
-    dv = gradient.unflatten(2, (rows, m)).movedim(1, 2).flatten(0, 1)  # [b rows, j, m]: that of the votes of any child
+    dv = (gradient / parents).unflatten(2, (rows, m)).movedim(1, 2).flatten(0, 1)  # [b rows, j, m], for any child
     with no_autocast(poses):
         # du_i = sum_j dv_j W_ij', and dW_ij = sum over images and rows of u_i' dv_j
         d_u = dv.flatten(1) @ weight.permute(0, 3, 1, 2).reshape(parents * m, children * columns)
