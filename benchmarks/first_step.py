@@ -24,11 +24,24 @@ from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.routing.fused import Implementation
 
+def linear() -> LinearTransform:
+    return LinearTransform(1152, 10, 8, 16)
+
+
+def convolutional() -> ConvTransform:
+    return ConvTransform(32, 32, 16, 16, kernel=3, stride=2)
+
+
 LAYERS = {  # as in kernels.py: transform, children, images
-    "dynamic": (lambda: LinearTransform(1152, 10, 8, 16), (1152, 8), 128),
-    "fm": (lambda: LinearTransform(1152, 10, 8, 16), (1152, 8), 128),
+    "dynamic": (linear, (1152, 8), 128),
+    "fm": (linear, (1152, 8), 128),
     "em": (lambda: ConvTransform(32, 32, 16, 16, kernel=3, stride=2, matrix=True), (14, 14, 32, 16), 8),
-    "inverted-attention": (lambda: ConvTransform(32, 32, 16, 16, kernel=3, stride=2), (16, 16, 32, 16), 8),
+    "inverted-attention": (convolutional, (16, 16, 32, 16), 8),
+    "inverted-attention-c": (convolutional, (16, 16, 32, 16), 8),
+    "self-attention": (linear, (1152, 8), 128),
+    "xnodr": (linear, (1152, 8), 128),
+    "xnidr": (linear, (1152, 8), 128),
+    "xnodr-xnidr": (linear, (1152, 8), 128),
 }
 
 
@@ -60,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--routing", choices=LAYERS, nargs="+", default=list(LAYERS))
     parser.add_argument("--one", nargs=2, metavar=("ROUTING", "IMPLEMENTATION"), help=argparse.SUPPRESS)
     flags = parser.parse_args()
     torch.set_num_threads(flags.threads)
@@ -67,7 +81,7 @@ def main() -> None:
         seconds, result = first_step(*flags.one)
         print(json.dumps({"seconds": seconds, "result": result.item()}))
         return
-    for routing in LAYERS:
+    for routing in flags.routing:
         found: dict[str, list[dict[str, float]]] = {"first": [], "again": [], "plain": []}
         for _ in range(flags.repeats):
             with tempfile.TemporaryDirectory() as folder:
