@@ -88,7 +88,7 @@ def _read(rows: Rows) -> str:
         said = f"from {changed[low]:.1f} % (`{low}`) to {changed[high]:.1f} % (`{high}`) of the answers change"
     sides = {head: found.side for head, each in examined.items() if (found := _lost(each)) is not None}
     lose, gain, open_ = ([head for head, side in sides.items() if side == which] for which in (1, -1, 0))
-    return f"{said}, accuracy falls in {names(lose)}, rises in {names(gain)}, is not decided in {names(open_)}"
+    return f"{said}, accuracy falls in {names(lose)}, rises in {names(gain)}; not decided: {names(open_)}"
 
 
 def measures(study: Study, of: str) -> str | Iterator[Line]:

@@ -197,7 +197,7 @@ def test_what_couplings_of_another_class_cost_is_decided_by_the_same_rule() -> N
     assert few == "  - 1 % of the images: not run." and whole == "  - all images: not run."
     assert some == (
         "  - 10 % of the images: from 6.2 % (`em`) to 25.0 % (`dynamic`) of the answers change, accuracy falls in "
-        "`dynamic`, rises in none, is not decided in `em`."
+        "`dynamic`, rises in none; not decided: `em`."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,58 @@ def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(FileNotFoundError, match="there is no file"):
         plugins.import_file(tmp_path / "none.py")
     assert plugins.handed_on() == [str(file)]
+
+
+@pytest.fixture
+def imports_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv(plugins.HANDED_ON, "")
+    monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("imports_nothing_yet")
+def test_a_file_finds_what_lies_beside_it_and_its_record_tells_when_that_changes(tmp_path: Path) -> None:
+    """A module, one that only the module imports, a package, and one that is imported when it is called for."""
+    (tmp_path / "mine.py").write_text(
+        "import beside_of_mine\nfrom package_of_mine.deep import ROOT\ndef later():\n    import late_of_mine\n"
+        "    return late_of_mine.x\nassert ROOT == 3\n"
+    )
+    (tmp_path / "beside_of_mine.py").write_text("import behind_of_mine\n" + OWN.replace("NAME", "beside-of-mine"))
+    (tmp_path / "behind_of_mine.py").write_text("x = 1\n")
+    (tmp_path / "late_of_mine.py").write_text("x = 2\n")
+    (tmp_path / "not_of_mine.py").write_text("1 / 0\n")
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "__init__.py").touch()
+    (tmp_path / "package_of_mine" / "deep.py").write_text("ROOT = 3\n")
+    record = plugins.import_file(tmp_path / "mine.py")
+    assert record == plugins.import_file(tmp_path / "mine.py")
+    assert plugins.imported_for(routing_class("beside-of-mine")) == (record,)
+    (module,) = (module for name, module in sys.modules.items() if name.endswith(record[-8:]))
+    assert module.later() == 2
+    names = ("behind_of_mine", "beside_of_mine", "late_of_mine", "package_of_mine")
+    assert tuple(sorted(plugins.find_neighbours(tmp_path / "mine.py"))) == names
+    for changed in ("behind_of_mine.py", "late_of_mine.py", "package_of_mine/deep.py"):
+        before = plugins._digest(tmp_path / "mine.py", plugins.find_neighbours(tmp_path / "mine.py"))
+        with (tmp_path / changed).open("a") as file:
+            file.write("\n")
+        assert plugins._digest(tmp_path / "mine.py", plugins.find_neighbours(tmp_path / "mine.py")) != before
+
+
+@pytest.mark.usefixtures("imports_nothing_yet")
+def test_a_neighbour_that_bears_the_name_of_another_module_is_refused(tmp_path: Path) -> None:
+    """Else the second file would run with the first one's."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helpers_of_two.py").write_text(f"where = {folder!r}\n")
+        (tmp_path / folder / "mine.py").write_text(f"import helpers_of_two  # of {folder}\n")
+    plugins.import_file(tmp_path / "one" / "mine.py")
+    with pytest.raises(ValueError, match=r"helpers_of_two is .*one.* already: give yours another name"):
+        plugins.import_file(tmp_path / "two" / "mine.py")
+    assert len(plugins.imported()) == 1
 
 
 def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> None:
