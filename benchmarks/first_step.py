@@ -24,6 +24,7 @@ from torchcaps.capsules import Capsules
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.routing.fused import Implementation
 
+
 def linear() -> LinearTransform:
     return LinearTransform(1152, 10, 8, 16)
 

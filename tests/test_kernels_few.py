@@ -7,6 +7,8 @@ from fused import Calls, twin
 from routings import oracle
 
 from torchcaps.capsules import Capsules
+from torchcaps.kernels.dynamic.op import dynamic_of_few
+from torchcaps.kernels.fm.op import fm_sums_of_few
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.packed import pack
 
@@ -26,6 +28,7 @@ VARIANTS = [
     ("fm", {"l2": False, "halved": False}),
 ]
 every_variant = pytest.mark.parametrize(("routing", "options"), VARIANTS, ids=lambda x: str(x) if x else "")
+CHECKS = ("test_schema", "test_faketensor")  # they have no gradient
 # images, children, their pose (odd: signs do not cancel, which the oracle leaves to rounding), parents, their pose
 SIZES = [(1, 16, 7, 10, 16), (2, 21, 5, 3, 32), (1, 1, 3, 1, 16), (4, 33, 9, 17, 16)]
 
@@ -119,6 +122,42 @@ def test_an_export_from_a_few_images_holds_for_any_batch():
     for images in (2, 3, 40):
         poses = draw(images).poses
         torch.testing.assert_close(program(poses), module(poses))
+
+
+@every_variant
+@torch.no_grad()
+def test_a_compiled_graph_has_it_as_one_operation_where_steps_are_slower(routing, options):
+    """Steps took a compiled head of both projections six times as long as one that is not compiled."""
+    torch.compiler.reset()  # stacks are one function to it, which it compiles eight times at most
+    stack, seen = CapsuleStack([layer_of(routing, dtype=torch.float32, **options)]), []
+
+    def keep(graph, inputs):
+        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    compiled = torch.compile(stack, backend=keep, fullgraph=True, dynamic=False)
+    capsules, many = draw(dtype=torch.float32), draw(9, dtype=torch.float32)
+    for given in (capsules, many):
+        for a, e in zip(compiled(given)[-1].capsules, stack(given)[-1].capsules, strict=True):
+            assert (a is None) == (e is None)
+            if a is not None:
+                torch.testing.assert_close(a, e)
+        assert ("of_few" in " ".join(seen)) == (given is capsules and routing in ("fm", "xnodr-xnidr"))
+        seen.clear()
+
+
+@every_variant
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_operations_of_a_graph_keep_what_they_promise(routing, options, dtype):
+    module, poses = layer_of(routing, dtype=dtype, **options), draw(dtype=dtype).poses
+    weight = module.transform.weight
+    if routing == "fm":
+        scale, shift = torch.rand(2, 1, 1, weight.shape[-1], dtype=dtype)
+        torch.library.opcheck(fm_sums_of_few, (poses, weight, scale, shift, True, 1e-12), test_utils=CHECKS)
+    else:
+        flags = "xnodr" in routing, options.get("threshold") == "midpoint", "xnidr" in routing, 3
+        torch.library.opcheck(dynamic_of_few, (poses, weight, module.routing.bias, *flags), test_utils=CHECKS)
 
 
 def test_it_is_not_taken_where_something_else_is_asked_for():

@@ -14,7 +14,16 @@ from torchcaps.kernels.probe import Fused
 from torchcaps.layers.transforms import Transform
 from torchcaps.names import check_choice, fits
 from torchcaps.routing import Routing, Step, create_routing
-from torchcaps.routing.fused import DEVICES, Form, Implementation, find_kernel, find_whole, runs_fused, runs_now
+from torchcaps.routing.fused import (
+    DEVICES,
+    Form,
+    Implementation,
+    compiling,
+    find_kernel,
+    find_whole,
+    runs_fused,
+    runs_now,
+)
 from torchcaps.votes import Votes
 
 Schedule = Literal["sequential", "concurrent"]
@@ -118,12 +127,14 @@ class CapsuleLayer(nn.Module):
         There is a kernel of some routings of linear capsules. It is for inference with a few images, whose votes are at
         most half as large as the weights, see `torchcaps.routing.fused.runs_now`.
         """
-        poses, columns = children.poses, self.transform.shape[-2]
-        if self._whole is None or not runs_now(poses, self.transform.weight) or self.form("cpu") == "plain":
+        poses, columns, whole = children.poses, self.transform.shape[-2], self._whole
+        if whole is None or (compiling() and not whole.compiled):
+            return None
+        if not runs_now(poses, self.transform.weight) or self.form("cpu") == "plain":
             return None
         if not 0 < 2 * len(poses) * poses.shape[-1] <= columns * columns:  # asked last: an export holds for any batch
             return None
-        return self._whole(self.routing, self.transform(children), iterations)
+        return whole.route(self.routing, self.transform(children), iterations)
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
         """Return the last step of `iterations` of this layer alone."""

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from operator import is_not
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
 
-from torchcaps.capsules import Capsules, transformed
+from torchcaps.capsules import Capsules
 from torchcaps.layers.binarize import XnorConv2d, xnor_convolve
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
 from torchcaps.layers.transforms import LinearTransform, Transform, flatten_space
 from torchcaps.names import check_choice
+from torchcaps.packed.op import find_loop, route_packed
+from torchcaps.packed.signs import pack_signs, unpack_signs
 from torchcaps.routing import Routing, Step
-from torchcaps.routing.fused import DEVICES, Implementation, say_plain
+from torchcaps.routing.fused import DEVICES, Implementation, compiling, say_plain, watched
 from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
@@ -53,7 +54,7 @@ class PackedTransform(nn.Module):
         super().__init__()
         weight = transform.weight.detach()  # [j, *window, c, m]
         middle = weight_middle(weight, threshold)
-        self.register_buffer("bits", _pack((weight > (0 if middle is None else middle)).transpose(-1, -2)))
+        self.register_buffer("bits", pack_signs((weight > (0 if middle is None else middle)).transpose(-1, -2)))
         self.register_buffer("scales", weight.abs().mean(-2, keepdim=True).to(scales))
         self.form = copy.deepcopy(transform)
         self.form.register_parameter("weight", None)
@@ -63,7 +64,7 @@ class PackedTransform(nn.Module):
     def positive(self) -> Tensor:
         """Return which weights are, bool [j, *window, c, m]."""
         *outer, c, m = self.shape
-        return _unpack(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
+        return unpack_signs(self.bits, math.prod(self.shape)).view(*outer, m, c).transpose(-1, -2)
 
     def forward(self, children: Capsules) -> Votes:
         dtype = children.poses.dtype
@@ -89,9 +90,6 @@ class PackedLayer(CapsuleLayer):
 
     def __init__(self, transform: PackedTransform, routing: Routing):
         super().__init__(transform, routing)  # pyright: ignore[reportArgumentType] - it has sizes, and makes votes
-        self._made: PackedLoop | None = None
-        self._made_of: list[Tensor] = []  # the tensors of which the loop was made
-        self._made_at: list[int] = []  # and their versions
 
     @property
     def implementation(self) -> Implementation:
@@ -113,10 +111,13 @@ class PackedLayer(CapsuleLayer):
         """Return the last step of `iterations` of this layer alone; by its loop that step has neither coupling nor
         state.
         """
-        loop = self._loop(children.poses)
-        if loop is None:
+        poses = children.poses
+        if not self._loops_now(poses):
             return super().forward(children, iterations)
-        return Step(Capsules(loop(flatten_space(children).poses, iterations)), None, None)
+        inputs = _inputs(self)
+        poses = flatten_space(children).poses
+        parents = route_packed(poses, *inputs, iterations) if compiling() else find_loop(*inputs)(poses, iterations)
+        return Step(Capsules(parents), None, None)
 
     def bytes_per_weight(self) -> float:
         """Return how many bytes, bits and scales together, are stored for each weight of the float form, which has 4 in
@@ -125,34 +126,21 @@ class PackedLayer(CapsuleLayer):
         stored = sum(buffer.nbytes for buffer in self.transform.buffers())
         return stored / math.prod(self.transform.shape)
 
-    def _loop(self, poses: Tensor) -> PackedLoop | None:
-        """Return the loop, made anew where its tensors changed; None where it cannot be taken now."""
-        if self.implementation == "plain" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return None
+    def _loops_now(self, poses: Tensor) -> bool:
+        """Return whether the loop can be taken, and says it where numba alone is missing."""
+        if self.implementation == "plain" or watched():
+            return False
         if poses.device.type != "cpu" or poses.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return None
-        if type(poses) not in (Tensor, nn.Parameter) or transformed():  # a fake one holds no numbers
-            return None
+            return False
+        if type(poses) not in (Tensor, nn.Parameter):  # a fake one holds no numbers
+            return False
         if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
-            return None
-        transform, routing = self.transform, self.routing
-        assert isinstance(transform, PackedTransform) and isinstance(routing, XnODR)
-        tensors, bias = [transform.bits, transform.scales], routing.bias
-        if bias is not None:
-            tensors.append(bias)
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        if versions != self._made_at or any(map(is_not, tensors, self._made_of)):
-            self._made, self._made_of, self._made_at = self._build(), tensors, versions
-        return self._made
-
-    def _build(self) -> PackedLoop | None:
-        """Return the loop where the layer fits it and numba is there; that numba is not is said."""
+            return False
         if refuses(self) is not None:
-            return None
+            return False
         if "cpu" not in DEVICES:
             say_plain()
-            return None
-        return build_loop(self)
+        return "cpu" in DEVICES
 
 
 def refuses(layer: PackedLayer) -> str | None:
@@ -180,14 +168,17 @@ def build_loop(layer: PackedLayer) -> PackedLoop:
     Raises:
         ValueError: for other layers, see `refuses`.
     """
-    from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
-
     if (reason := refuses(layer)) is not None:
         raise ValueError(reason)
+    return find_loop(*_inputs(layer))
+
+
+def _inputs(layer: PackedLayer) -> tuple[Tensor, Tensor, Tensor | None, Sequence[int], bool, bool]:
+    """Return what `find_loop` takes, of a layer that fits the loop."""
     transform, routing = layer.transform, layer.routing
     assert isinstance(transform, PackedTransform) and isinstance(routing, XnODR)
-    scales, xnor = transform.scales.squeeze(-2), isinstance(routing, XnODRXnIDR)
-    return PackedLoop(transform.positive(), scales, routing.bias, routing.threshold, xnor)
+    flags = routing.threshold == "midpoint", isinstance(routing, XnODRXnIDR)
+    return transform.bits, transform.scales, routing.bias, transform.shape, *flags
 
 
 class PackedStack(CapsuleStack):
@@ -219,7 +210,7 @@ class PackedXnorConv2d(nn.Module):
     def __init__(self, conv: XnorConv2d, scales: torch.dtype):
         super().__init__()
         signs, scale = conv.binary_weight()
-        self.register_buffer("bits", _pack(signs > 0))
+        self.register_buffer("bits", pack_signs(signs > 0))
         self.register_buffer("scales", scale.to(scales))
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone(), requires_grad=False)
         self.shape, self.stride, self.padding = tuple(conv.weight.shape), conv.stride, conv.padding
@@ -227,21 +218,7 @@ class PackedXnorConv2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, c, h, w] -> [b, out, h', w']."""
-        positive = _unpack(self.bits, math.prod(self.shape)).view(self.shape)
+        positive = unpack_signs(self.bits, math.prod(self.shape)).view(self.shape)
         signs = torch.where(positive, 1.0, -1.0).to(input.dtype)
         scale = self.scales.to(input.dtype)
         return xnor_convolve(input, signs, scale, self.bias, self.stride, self.padding, self.threshold)
-
-
-def _pack(positive: Tensor) -> Tensor:
-    """Map bool [...] -> uint8 [ceil(n / 8)], lowest bit first, padded with 0."""
-    flat = positive.flatten().to(torch.uint8)
-    flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).unflatten(0, (-1, 8))
-    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=flat.device)
-    return (flat * places).sum(1, dtype=torch.uint8)
-
-
-def _unpack(bits: Tensor, count: int) -> Tensor:
-    """Map uint8 [n] -> bool [count]."""
-    places = torch.tensor([1 << k for k in range(8)], dtype=torch.uint8, device=bits.device)
-    return (bits.unsqueeze(1) & places).ne(0).flatten()[:count]

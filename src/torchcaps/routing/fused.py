@@ -54,8 +54,11 @@ Whole = Callable[[Any, Any, int], Step[Any]]
 
 
 class WholeKernel(NamedTuple):
+    """All iterations at once, and which layers it takes: see `register_whole`."""
+
     route: Whole
     supports: Supports
+    compiled: bool
 
 
 _KERNELS: dict[tuple[type, type], Kernel] = {}
@@ -98,7 +101,9 @@ def register_kernel(
     return register
 
 
-def register_whole(votes: type, routing: type[Routing], supports: Supports = always) -> Callable[[W], W]:
+def register_whole(
+    votes: type, routing: type[Routing], supports: Supports = always, compiled: bool = False
+) -> Callable[[W], W]:
     """Map a decorator for `route(routing, votes, iterations) -> Step`: all iterations of a layer at once.
 
     It is for inference: a few images on a CPU, in float32 or float64, and no gradient. It takes votes before
@@ -107,29 +112,32 @@ def register_whole(votes: type, routing: type[Routing], supports: Supports = alw
 
     Args:
         votes, routing, supports: see `register_kernel`.
+        compiled: whether `torch.compile` takes it too: then it must be an operation of torch there (`compiling`). Else
+            a graph has the steps, of which the compiler makes some faster than a call of an operation is.
     """
 
     def register(route: W) -> W:
         assert (votes, routing) not in _WHOLE, f"{votes.__name__} of {routing.__name__} have two whole kernels"
-        _WHOLE[votes, routing] = WholeKernel(route, supports)
+        _WHOLE[votes, routing] = WholeKernel(route, supports, compiled)
         return route
 
     return register
 
 
-def find_whole(transform: Transform, routing: Routing) -> Whole | None:
+def find_whole(transform: Transform, routing: Routing) -> WholeKernel | None:
     """Return what takes all iterations of a layer at once, see `register_whole`; None where nothing does."""
     if transform.makes is None or "cpu" not in DEVICES:
         return None
     kernel = _WHOLE.get((transform.makes, type(routing)))
-    return kernel.route if kernel is not None and kernel.supports(transform, routing) is None else None
+    return kernel if kernel is not None and kernel.supports(transform, routing) is None else None
 
 
 def runs_now(*tensors: Tensor) -> bool:
     """Return whether loops may read the memory of `tensors`, and nobody asks how results are made of them.
 
-    So they hold numbers on a CPU, one type of float32 and float64 all of them, and there is neither a gradient nor
-    autocast, nor a graph, a trace, a transform or a mode that sees each operation of torch.
+    So they are on a CPU, one type of float32 and float64 all of them, and there is neither a gradient nor autocast, nor
+    an export, a trace, a transform or a mode that sees each operation of torch. `torch.compile` sees a loop as one
+    operation, if the loop is one: see `compiling`.
     """
     first = tensors[0].dtype
     return (
@@ -137,9 +145,20 @@ def runs_now(*tensors: Tensor) -> bool:
         and first in (torch.float32, torch.float64)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or transformed())
-        and not torch._C._len_torch_dispatch_stack()
+        and not watched()
     )
+
+
+def watched() -> bool:
+    """Return whether an export, a trace, a transform or a mode asks how results are made, operation by operation."""
+    if torch.compiler.is_exporting() or transformed():
+        return True
+    return not compiling() and bool(torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack())
+
+
+def compiling() -> bool:
+    """Return whether `torch.compile` reads this code: then what it cannot read must be an operation of torch."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def find_kernel(implementation: Implementation, transform: Transform, routing: Routing) -> Kernel | None:

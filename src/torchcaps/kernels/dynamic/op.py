@@ -132,6 +132,42 @@ def _(
     return 5 * _products(poses, weight) + (4 * _elements(poses, weight) if xnor else 0)
 
 
+@torch.library.custom_op("torchcaps::dynamic_of_few", mutates_args=(), device_types="cpu")
+def dynamic_of_few(
+    poses: Tensor, weight: Tensor, bias: Tensor | None, binary: bool, midpoint: bool, xnor: bool, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Return parents and what is carried on of all iterations, both [b, j, d], for graphs of `torch.compile`.
+
+    Args:
+        poses: children [b, i, c], at least one image, float32 or float64, as the two that follow.
+        weight: [j, i, c, d].
+        bias: of the parents, [j, d]; None for 0.
+        binary, midpoint: see `torchcaps.kernels.few.votes_of_few`.
+        xnor, iterations: see `torchcaps.kernels.dynamic.few.route_few`.
+    """
+    parents, carried = all_of_few(poses, weight, bias, binary, midpoint, xnor, iterations)
+    return parents, carried.clone()  # they lie in one memory, which outputs of an operation may not
+
+
+@dynamic_of_few.register_fake
+def _(
+    poses: Tensor, weight: Tensor, bias: Tensor | None, binary: bool, midpoint: bool, xnor: bool, iterations: int
+) -> tuple[Tensor, Tensor]:
+    out = poses.new_empty(poses.shape[0], weight.shape[0], weight.shape[3])
+    return out, torch.empty_like(out)
+
+
+def all_of_few(
+    poses: Tensor, weight: Tensor, bias: Tensor | None, binary: bool, midpoint: bool, xnor: bool, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Return the same, outside of a graph, where calling an operation would take as long as a small layer."""
+    from torchcaps.kernels.dynamic.few import route_few
+    from torchcaps.kernels.few import votes_of_few
+
+    votes = votes_of_few(poses.contiguous(), weight.contiguous(), binary, midpoint)
+    return route_few(votes, None if bias is None else bias.detach().numpy(), xnor, iterations)
+
+
 def _products(poses: Any, weight: Any) -> int:
     """Return the FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]

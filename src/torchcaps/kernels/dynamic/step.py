@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, binarize, squash, widen
-from torchcaps.kernels.dynamic.op import dynamic_step
+from torchcaps.kernels.dynamic.op import all_of_few, dynamic_of_few, dynamic_step
 from torchcaps.kernels.inverted_attention.op import attend
 from torchcaps.kernels.rule import LANES, few_fit, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.dynamic import Dynamic
-from torchcaps.routing.fused import Transform, register_kernel, register_whole
+from torchcaps.routing.fused import Transform, compiling, register_kernel, register_whole
 from torchcaps.routing.xnidr import XnIDR, XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import ConvVotes, LinearVotes
@@ -71,17 +71,13 @@ def supports_few(transform: Transform, routing: Dynamic) -> str | None:
 @register_whole(LinearVotes, Dynamic, supports_few)
 @register_whole(LinearVotes, XnODR, supports_few)
 @register_whole(LinearVotes, XnIDR, supports_few)
-@register_whole(LinearVotes, XnODRXnIDR, supports_few)
-def dynamic_of_few(routing: Dynamic, votes: LinearVotes, iterations: int) -> Step[Tensor | None]:
+@register_whole(LinearVotes, XnODRXnIDR, supports_few, compiled=True)
+def of_few(routing: Dynamic, votes: LinearVotes, iterations: int) -> Step[Tensor | None]:
     """Return all iterations."""
-    from torchcaps.kernels.dynamic.few import route_few
-    from torchcaps.kernels.few import votes_of_few
-
-    binary, xnor = isinstance(routing, XnODR), isinstance(routing, XnIDR)
     midpoint = isinstance(routing, XnODR) and routing.threshold == "midpoint"
-    poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
-    bias = None if routing.bias is None else routing.bias.detach().numpy()
-    parents, carried = route_few(votes_of_few(poses, weight, binary, midpoint), bias, xnor, iterations)
+    flags = isinstance(routing, XnODR), midpoint, isinstance(routing, XnIDR), iterations
+    route = dynamic_of_few if compiling() else all_of_few
+    parents, carried = route(votes.capsules.poses, votes.weight, routing.bias, *flags)
     return Step(Capsules(parents), None, carried.unsqueeze(1))
 
 

@@ -201,3 +201,32 @@ def _summaries(poses: Any, weight: Any, times: int = 1, last: int = 1) -> int:
 def _products(poses: Any, weight: Any) -> int:
     """Return FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]
+
+
+@torch.library.custom_op("torchcaps::fm_sums_of_few", mutates_args=(), device_types="cpu")
+def fm_sums_of_few(
+    poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what `fm_sums` does, of a few images and without gradient, for graphs of `torch.compile`.
+
+    Poses [b, i, c] of at least one image, weight [j, i, c, d], scale and shift [1, j | 1, d], all of one type, float32
+    or float64.
+    """
+    total, squares = sums_of_few(poses, weight, scale, shift, l2, eps)
+    return total, squares.clone()  # they lie in one memory, which outputs of an operation may not
+
+
+@fm_sums_of_few.register_fake
+def _(poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float) -> tuple[Tensor, Tensor]:
+    return _result(poses, weight, scale, shift, l2, eps)
+
+
+def sums_of_few(
+    poses: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, l2: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the same, outside of a graph, where calling an operation would take as long as a small layer."""
+    from torchcaps.kernels.few import votes_of_few
+    from torchcaps.kernels.fm import few
+
+    votes = votes_of_few(poses.contiguous(), weight.contiguous())
+    return few.sums_of_few(votes, poses.shape[1], scale.contiguous(), shift.contiguous(), l2, eps)

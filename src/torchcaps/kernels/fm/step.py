@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.fm.op import fm_moments, fm_sums
+from torchcaps.kernels.fm.op import fm_moments, fm_sums, fm_sums_of_few, sums_of_few
 from torchcaps.kernels.fm_windows.op import fm_window_sums
 from torchcaps.kernels.rule import LANES, few_fit, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.fm import FM, Affine
-from torchcaps.routing.fused import Transform, register_kernel, register_whole
+from torchcaps.routing.fused import Transform, compiling, register_kernel, register_whole
 from torchcaps.votes import ConvVotes, LinearVotes, Votes
 from torchcaps.votes.affine import pool_moments
 from torchcaps.votes.protocol import Each, Moments
@@ -52,15 +52,12 @@ def supports_few(transform: Transform, routing: FM) -> str | None:
     return supports(transform, routing)
 
 
-@register_whole(LinearVotes, FM, supports_few)
+@register_whole(LinearVotes, FM, supports_few, compiled=True)
 def fm_of_few(routing: FM, votes: LinearVotes, iterations: int) -> Step[Affine | None]:
     """Return its one iteration."""
-    from torchcaps.kernels.few import votes_of_few
-    from torchcaps.kernels.fm.few import sums_of_few
-
-    poses, weight = votes.capsules.poses.contiguous(), votes.weight.contiguous()
-    scale, shift = (x.to(weight.dtype).contiguous() for x in _affine(routing, votes))
-    found = sums_of_few(votes_of_few(poses, weight), votes.children, scale, shift, routing.l2, routing.eps)
+    scale, shift = (x.to(votes.weight.dtype) for x in _affine(routing, votes))
+    sums = fm_sums_of_few if compiling() else sums_of_few
+    found = sums(votes.capsules.poses, votes.weight, scale, shift, routing.l2, routing.eps)
     total, squares = (x.unsqueeze(1) for x in found)
     poses, activations = routing.parents(votes, total, squares)
     return Step(Capsules(poses.squeeze(1), None if activations is None else activations.squeeze(1)), None, None)
