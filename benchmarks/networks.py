@@ -1,12 +1,12 @@
 """Whole networks: what capsules cost above their convolutions, and training against einsum; a table of goals.
 
-- `capsnet` on MNIST's size, bf16 and channels-last: forward and backward of the network without its decoder over those
-  of its two convolutions alone.
+- `capsnet` on MNIST's size: forward and backward of the network without its decoder over those of its two convolutions
+  alone.
 - `capsnet` with its decoder, and `attention-resnet-cifar10` at 2 and at 4 iterations: training steps (forward,
-  backward, optimiser) in bf16 and channels-last as the library trains, against the same network in float32 whose
-  capsules are routed as public code writes it: a tensor of votes, made anew in every step, and every step of every
-  layer computed. At 2 iterations that form runs once more with only the steps that reach the output: what it saves, of
-  all time saved, is the share of skipping.
+  backward, optimiser) as the library trains on this machine, channels-last, and in bf16 where it multiplies in bf16
+  natively, else in float32; against the same network in float32 whose capsules are routed as public code writes it: a
+  tensor of votes, made anew in every step, and every step of every layer computed. At 2 iterations that form runs once
+  more with only the steps that reach the output: what it saves, of all time saved, is the share of skipping.
 
 Loss and gradients of the library's network in float32 are compared with those of the einsum form first, on the images
 that are timed.
@@ -34,6 +34,7 @@ from torchcaps.losses import build_criterion, margin_loss, multi_hot
 from torchcaps.models import CapsNet, Model, create_model
 from torchcaps.routing import Step
 from torchcaps.routing.inverted_attention import InvertedAttention
+from torchcaps.train.devices import choose_precision
 from torchcaps.train.optim import build_optimiser
 
 TOLERANCE = 1e-3  # of float32: the distance of a parameter's two gradients over the length of one
@@ -158,9 +159,9 @@ class Bench:
         model.stack = EinsumStack(model.stack, every)  # pyright: ignore[reportArgumentType]
         return model
 
-    def loss(self, model: Model, bf16: bool = False) -> Tensor:
-        images = self.images.contiguous(memory_format=torch.channels_last) if bf16 else self.images
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    def loss(self, model: Model, as_trained: bool = False) -> Tensor:
+        images = self.images.contiguous(memory_format=torch.channels_last) if as_trained else self.images
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=as_trained and native_bf16()):
             output = model(images, self.labels)
         return self.criterion(output, images, multi_hot(self.labels, CLASSES))
 
@@ -175,18 +176,23 @@ class Bench:
         apart = [((a - b).norm() / b.norm().clamp_min(least)).item() for a, b in zip(gradients, naives, strict=True)]
         return {"loss": abs(ours - loss) / abs(loss), "gradients": max(apart)}
 
-    def training(self, model: Model, bf16: bool = False) -> Callable[[], None]:
+    def training(self, model: Model, as_trained: bool = False) -> Callable[[], None]:
         model = model.train()
-        if bf16:
+        if as_trained:
             model = convert_conv2d_weight_memory_format(model, torch.channels_last)
         optimizer = build_optimiser(model.parameters(), self.case.optimiser)
 
         def step() -> None:
             optimizer.zero_grad()
-            self.loss(model, bf16).backward()
+            self.loss(model, as_trained).backward()
             optimizer.step()
 
         return step
+
+
+def native_bf16() -> bool:
+    """Whether the library trains in bf16 on this machine."""
+    return choose_precision("auto", "cpu") == "bf16-mixed"
 
 
 def main() -> None:
@@ -207,7 +213,7 @@ def part_of_capsules(case: Case, batch: int, repeats: int) -> str:
     targets = multi_hot(torch.randint(0, CLASSES, (batch,)), CLASSES)
 
     def convolve() -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16()):
             return model.primary.conv(torch.relu(model.stem(images)))
 
     upstream = torch.randn_like(convolve())
@@ -216,7 +222,7 @@ def part_of_capsules(case: Case, batch: int, repeats: int) -> str:
         convolve().backward(upstream)
 
     def whole() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16()):
             output = model(images)
         margin_loss(output.scores, targets).backward()
 
@@ -240,8 +246,10 @@ def compare(name: str, case: Case, batch: int, repeats: int) -> str:
     """Record images a second of ours and of the einsum form, and return a line of the table."""
     bench = Bench(case, batch)
     difference = bench.difference()
-    losses = {"fp32": bench.loss(bench.model).item(), "bf16": bench.loss(bench.model, bf16=True).item()}
-    steps = [bench.training(bench.einsum()), bench.training(copy.deepcopy(bench.model), bf16=True)]
+    precision = "bf16" if native_bf16() else "fp32"
+    losses = {"fp32": bench.loss(bench.model).item()}
+    losses[precision] = bench.loss(bench.model, as_trained=True).item()
+    steps = [bench.training(bench.einsum()), bench.training(copy.deepcopy(bench.model), as_trained=True)]
     steps += [bench.training(copy.deepcopy(bench.model))]
     steps += [bench.training(bench.einsum(every=False))] if case.skipping else []
     naives, ours, single, *skipped = interleaved(steps, repeats)
@@ -251,6 +259,7 @@ def compare(name: str, case: Case, batch: int, repeats: int) -> str:
         "batch": batch,
         "iterations": case.iterations,
         "repeats": repeats,
+        "precision": precision,
         "difference": difference,
         "loss": losses,
         "einsum_images_per_second": per_second(batch, naives),

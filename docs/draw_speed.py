@@ -55,16 +55,17 @@ Dynamic routing's goal of 1/20 counts children and weights, which backward needs
 
 {first_steps}{heads}## Whole networks
 
-`python benchmarks/networks.py`. Training is forward, backward and optimiser step: ours in bf16, channels-last, as the
-library trains where a machine multiplies in bf16 natively; einsum in float32, votes made anew in each step, and of the
-concurrent layers every step computed. In float32 ours has the loss and, to {difference}, the gradients of einsum.
-Ratios are of the newest line; the range is over all lines, of several machines and states of the code.
+`python benchmarks/networks.py`. Training is forward, backward and optimiser step: ours as the library trains on the
+machine, channels-last, and in bf16 where it multiplies in bf16 natively, else in float32; einsum in float32, votes made
+anew in each step, and of the concurrent layers every step computed. In float32 ours has the loss and, to
+{difference}, the gradients of einsum. Ratios are of the newest line; the range is over all lines, of several machines
+and states of the code, most of them in bf16.
 
 {networks}
 
 With two iterations most of `attention-resnet-cifar10`'s steps reach nothing and are left out. Einsum that leaves them
-out as well is {skipping} times as fast as einsum that does not: that is {share} of all time saved. The kernels, bf16
-and channels-last save the rest.
+out as well is {skipping} times as fast as einsum that does not: that is {share} of all time saved. The kernels,
+channels-last and, where it is native, bf16 save the rest.
 
 {parts}## Every routing
 
@@ -332,7 +333,7 @@ def network_row(line: dict[str, Any]) -> tuple[object, ...]:
         found = f"{line['capsules_above_convolutions']:.1%} above"
         return name, line["batch"], *times, found, f"at most {goal:.0%}{passed(line['passed'])}"
     rates = f"{line['einsum_images_per_second']} images/s", f"{line['images_per_second']} images/s"
-    said = [f"float32: {line['fp32_speed_up']}x"]
+    said = [f"float32: {line['fp32_speed_up']}x"] if line.get("precision", "bf16") == "bf16" else ["in float32"]
     if "skipping_images_per_second" in line:
         said.append(f"over einsum that skips: {line['images_per_second'] / line['skipping_images_per_second']:.1f}x")
     if len(ratios := line.get("speed_ups", [])) > 1:

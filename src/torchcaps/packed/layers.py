@@ -98,7 +98,8 @@ class PackedLayer(CapsuleLayer):
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
         check_choice("implementation", value, get_args(Implementation))
-        reason = refuses(self) if "cpu" in DEVICES else "numba is not installed, which compiles the packed loop"
+        self._refused = refuses(self)
+        reason = self._refused if "cpu" in DEVICES else "numba is not installed, which compiles the packed loop"
         if value == "fused" and reason is not None:
             raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
         self._fused, self._whole, self._implementation = None, None, value
@@ -136,7 +137,7 @@ class PackedLayer(CapsuleLayer):
             return False
         if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
             return False
-        if refuses(self) is not None:
+        if self._refused is not None:
             return False
         if "cpu" not in DEVICES:
             say_plain()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from operator import is_not
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import ref
 
@@ -19,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Made(NamedTuple):
-    """A loop and what it was made of."""
+    """A loop and what it was made of beside the bits."""
 
     loop: PackedLoop
-    tensors: tuple[ref[Tensor], ...]
-    versions: tuple[int, ...]
-    settings: tuple[object, ...]
+    scales: ref[Tensor]
+    bias: ref[Tensor] | None
+    state: tuple[object, ...]  # versions of the tensors, and settings
 
 
 _MADE = WeakTensorKeyDictionary()  # by the bits of a layer: `Made`
@@ -41,25 +40,21 @@ def find_loop(
         midpoint: whether signs of children are taken of their middle.
         xnor: whether signs of votes agree (XnIDR).
     """
-    tensors = (bits, scales) if bias is None else (bits, scales, bias)
-    versions, settings = tuple(map(_version, tensors)), (*shape, midpoint, xnor)
+    state = _version(bits), _version(scales), bias is None or _version(bias), tuple(shape), midpoint, xnor
     made: Made | None = _MADE.get(bits)
-    if made is None or (made.versions, made.settings) != (versions, settings) or _others(made, tensors):
-        from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
+    if made is not None and made.state == state and made.scales() is scales and (made.bias and made.bias()) is bias:
+        return made.loop
+    from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
 
-        parents, children, length, pose = shape
-        positive = unpack_signs(bits, math.prod(shape)).view(parents, children, pose, length).transpose(-1, -2)
-        loop = PackedLoop(positive, scales.squeeze(-2), bias, "midpoint" if midpoint else "zero", xnor)
-        made = _MADE[bits] = Made(loop, tuple(map(ref, tensors)), versions, settings)
-    return made.loop
+    parents, children, length, pose = shape
+    positive = unpack_signs(bits, math.prod(shape)).view(parents, children, pose, length).transpose(-1, -2)
+    loop = PackedLoop(positive, scales.squeeze(-2), bias, "midpoint" if midpoint else "zero", xnor)
+    _MADE[bits] = Made(loop, ref(scales), None if bias is None else ref(bias), state)
+    return loop
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _others(made: Made, tensors: Sequence[Tensor]) -> bool:
-    return len(made.tensors) != len(tensors) or any(map(is_not, (each() for each in made.tensors), tensors))
 
 
 @torch.library.custom_op("torchcaps::route_packed", mutates_args=(), device_types="cpu")

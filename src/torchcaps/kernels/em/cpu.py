@@ -15,7 +15,7 @@ from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
 
-TOGETHER = 8  # positions at a time: whole fours of rows, few enough that what belongs to their parents stays near
+NEAR = 2**11  # numbers of the parents of the positions that are taken together: five such arrays stay in a first cache
 
 
 class _Arrays(NamedTuple):
@@ -39,9 +39,10 @@ class _Room:
 
     def __init__(self, weight: np.ndarray, rows: int):
         _, blocks, columns, m, lanes = weight.shape
-        self.dtype, self.number = weight.dtype, (blocks, TOGETHER, 1, lanes)
-        self.pose, self.coupling = (blocks, TOGETHER * rows, m, lanes), (TOGETHER, blocks, lanes)
-        self.poses = TOGETHER * rows, columns
+        self.together = together = 8 if 8 * blocks * rows * m * lanes <= NEAR else 4  # positions: whole fours of rows
+        self.dtype, self.number = weight.dtype, (blocks, together, 1, lanes)
+        self.pose, self.coupling = (blocks, together * rows, m, lanes), (together, blocks, lanes)
+        self.poses = together * rows, columns
 
     def child(self) -> tuple[np.ndarray, ...]:
         """Return a child, its votes and its coupling."""
@@ -53,7 +54,7 @@ class _Room:
 
     def positions(self) -> np.ndarray:
         """Return a number for each position."""
-        return self.zeros((TOGETHER,))
+        return self.zeros((self.together,))
 
     def zeros(self, shape: tuple[int, ...]) -> np.ndarray:
         return np.zeros(shape, self.dtype)
@@ -68,14 +69,13 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
     x, poses, weight = _arrays(inputs, geometry), inputs.poses, inputs.weight
     rows, routed = geometry.rows, inputs.mean is not None
     whole, images, places = geometry.whole and routed, len(poses), len(x.source)
-    how = rows, TOGETHER, x.agreed
+    room = _Room(x.weight, rows)
+    how = rows, room.together, x.agreed
     shape = images, places, weight.shape[0], rows * weight.shape[-1]
     centre, square, total = (poses.new_empty(images * places, *size) for size in (shape[2:], shape[2:], (shape[2], 1)))
     seen = poses.new_empty(*x.activations.shape, 2) if whole else poses.new_empty(0, 0, 0, 2)
     seen[..., 0], seen[..., 1] = -torch.inf, 0
     into, logits = tuple(arrays(centre, square, total)), seen.numpy()
-
-    room = _Room(x.weight, rows)
 
     def work(_: int, first: int, end: int) -> None:
         if whole:
@@ -96,12 +96,13 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
     """
     x, poses = _arrays(inputs, geometry), inputs.poses
     rows, routed, whole = geometry.rows, inputs.mean is not None, geometry.whole and inputs.mean is not None
-    spans, places, how = ranges(len(poses)), len(x.source), (rows, TOGETHER, x.agreed)
+    spans, places, room = ranges(len(poses)), len(x.source), _Room(x.weight, rows)
+    how = rows, room.together, x.agreed
     result = tuple(arrays(*(each.flatten(0, 1) for each in given)))
     children, activity = torch.zeros_like(poses), torch.zeros_like(inputs.activations)
     weights = poses.new_zeros(len(spans), *x.weight.shape)  # of each thread
     sums = [poses.new_empty(each.shape) for each in x.state]
-    seen, d_state, room = claims.numpy(), tuple(arrays(*sums)), _Room(x.weight, rows)
+    seen, d_state = claims.numpy(), tuple(arrays(*sums))
 
     def work(part: int, first: int, end: int) -> None:
         first, end = first * places, end * places
