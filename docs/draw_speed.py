@@ -78,11 +78,11 @@ of the timing and timed in turns with the two others, with its time over ours, t
 turns. The goal for dynamic, EM, FM and inverted attention is {over_forward} times forward and {over_step} times the
 step. "-" is not measured yet; "fails" did not compile. `--without-compiled` leaves this out: compiling takes its time.
 
-Linear capsules, 1152 of 8 → 10 of 16, batch {linear_batch}, milliseconds and MiB:
+Linear capsules, 1152 of 8 → 10 of 16, milliseconds and MiB:
 
 {linear}
 
-Convolutional capsules, 16x16x32 of 4x4, 3x3 stride 2 → 32 of 4x4, batch {conv_batch}:
+Convolutional capsules, 16x16x32 of 4x4, 3x3 stride 2 → 32 of 4x4:
 
 {conv}
 
@@ -226,8 +226,6 @@ def page(lines: Lines) -> str:
         parts=shares(under(lines, "shares")) + before(under(lines, "before")) + memory(under(lines, "memory")),
         skipping=pair["skipping_speed_up"],
         share=f"{pair['skipping_share_of_time_saved']:.0%}",
-        linear_batch=linear[0]["batch"],
-        conv_batch=conv[0]["batch"],
         unmeasured=unmeasured(linear),
         over_forward=OVER_COMPILED["forward"],
         over_step=OVER_COMPILED["step"],
@@ -393,7 +391,7 @@ def memory_row(line: dict[str, Any]) -> Iterator[object]:
 
 
 ROUTING = (
-    *("routing", "R", "forward", "einsum", "compiled", "step", "einsum", "compiled", "held", "einsum"),
+    *("routing", "R", "batch", "forward", "einsum", "compiled", "step", "einsum", "compiled", "held", "einsum"),
     *("of roofline", "steps"),
 )
 
@@ -411,7 +409,7 @@ WITH_GOALS = ("dynamic", "em", "fm", "inverted-attention")
 
 def routing_row(line: dict[str, Any]) -> Iterator[object]:
     name = line["benchmark"].split("/")[1]
-    yield from (f"`{name}`", line["iterations"])
+    yield from (f"`{name}`", line["iterations"], line["batch"])
     for key in ("forward", "step"):
         yield from (f"{line[f'{form}{key}_ms']:.1f}" for form in ("", "naive_"))
         yield compiled(line, key, name in WITH_GOALS)
