@@ -101,7 +101,7 @@ def test_em_is_an_operation(dtype, rule, whole):
     activations, prior = draw(*poses.shape[:-1], dtype=dtype).sigmoid(), draw(B, 2, J, dtype=dtype)
     precision = draw(B, 2, J, R * M, dtype=dtype).sigmoid() if rule == "distance" else None
     state = (None, None, None) if rule == "first" else (mean, precision, prior)
-    inputs, flags = (poses, weight, activations, *state), (*geometry, whole, 1e-8)
+    inputs, flags = (poses, weight, activations, *state), (*geometry, whole, rule == "dot", 1e-8)
     with interpreted():
         check(em_step, *inputs, *flags)
         with without_launches():

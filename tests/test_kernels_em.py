@@ -99,12 +99,21 @@ def test_the_gradient_is_that_of_the_step(first, scope, rule):
     assert torch.autograd.gradcheck(lambda *x: tuple(em_cases.step(case, x)), case.tensors)
 
 
+@pytest.mark.parametrize("rule", ["em", "inverted-attention-c"])
+def test_a_comparison_that_lacks_its_scale_is_refused(rule):
+    """A loop would read beyond an empty array."""
+    case = em_cases.make(CASES["conv-padded"], torch.float32, "window", False, rule=rule)
+    tensors = [*case.tensors[:4], *[None] * (6 - len(case.tensors)), *case.tensors[4:]]
+    with pytest.raises(ValueError, match="dot is .* scale"):
+        em_step(*tensors, *case.geometry, False, rule == "em", 1e-8)
+
+
 @every_scope
 @pytest.mark.parametrize(("first", "rule"), [(True, "em"), (False, "em"), (False, "inverted-attention-c")])
 def test_is_an_operation_of_torch(first, scope, rule):
     case = em_cases.make(CASES["conv-padded"], torch.float32, scope, first, rule=rule)
     tensors = [*case.tensors[:4], *[None] * (6 - len(case.tensors)), *case.tensors[4:]]
-    flags = *case.geometry, scope == "image", 1e-8
+    flags = *case.geometry, scope == "image", rule == "inverted-attention-c", 1e-8
     torch.library.opcheck(em_step, (*tensors, *flags))
     constants = [None if x is None else x.detach() for x in tensors]
     outs = em_step(*constants, *flags)

@@ -26,12 +26,7 @@ class _Arrays(NamedTuple):
     weight: np.ndarray  # in lanes
     state: tuple[np.ndarray, ...]  # mean, scale and prior, [positions, j, d | 1]; each empty where there is none
     source: np.ndarray  # see `window_places`
-
-    @property
-    def agreed(self) -> bool | None:
-        """Return whether votes are compared by dot product; else None, for which numba leaves these loops out."""
-        mean, scale, _ = self.state
-        return True if len(mean) and not len(scale) else None
+    agreed: bool | None  # True: votes are compared by dot product; else None, for which numba leaves these loops out
 
 
 class _Room:
@@ -129,4 +124,4 @@ def _arrays(inputs: Inputs, geometry: Geometry) -> _Arrays:
     state = [none if x is None else x.flatten(0, 1) for x in (mean, scale)]
     state.append(none if prior is None else prior.flatten(0, 1).unsqueeze(-1))
     source = window_places(*poses.shape[1:3], *weight.shape[1:3], geometry.stride, geometry.padding)
-    return _Arrays(children, activity, lanes, tuple(arrays(*state)), source)
+    return _Arrays(children, activity, lanes, tuple(arrays(*state)), source, geometry.dot or None)

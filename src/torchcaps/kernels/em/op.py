@@ -34,6 +34,7 @@ def em_step(
     stride: int,
     padding: int,
     whole: bool,
+    dot: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do the E step and the M step of votes v_ij = u_i W_ij that are never made, in float32 at least.
@@ -47,9 +48,9 @@ def em_step(
         weight: [j, kernel height, kernel width, n, c, m].
         activations: a, [b, h, w, n].
         mean, scale, prior: of the parents that votes are compared with, [b, p, j, rows * m] twice and [b, p, j]; p
-            counts the positions of the windows. Without a scale they are compared by dot product; all None, in a first
-            iteration, not at all: then w_ij = a_i.
-        rows, stride, padding, whole: see `Geometry`.
+            counts the positions of the windows. With `dot` there is no scale; all None, in a first iteration, votes are
+            not compared at all: then w_ij = a_i.
+        rows, stride, padding, whole, dot: see `Geometry`; without `dot` a state has a scale.
         eps: floor of the sum of weights where it divides.
 
     Returns:
@@ -57,9 +58,10 @@ def em_step(
         w, n, 2] or empty.
     """
     if not len(poses):
-        return _result(poses, weight, activations, mean, scale, prior, rows, stride, padding, whole, eps)
+        return _result(poses, weight, activations, mean, scale, prior, rows, stride, padding, whole, dot, eps)
+    _check(mean, scale, dot)
     inputs = Inputs(*_alike(poses, weight, activations, mean, scale, prior))
-    geometry = Geometry(rows, stride, padding, whole)
+    geometry = Geometry(rows, stride, padding, whole, dot)
     centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
     return *moments(centre, square, total, eps), seen
 
@@ -83,6 +85,7 @@ def em_step_backward(
     stride: int,
     padding: int,
     whole: bool,
+    dot: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return gradients for poses, weight, activations and the state, in their types; an empty one for what is None.
@@ -92,13 +95,20 @@ def em_step_backward(
     inputs = poses, weight, activations, mean, scale, prior
     if not len(poses):
         return none_yet(*inputs)
+    _check(mean, scale, dot)
     d_mean, d_variance, d_total, *given = _alike(d_mean, d_variance, d_total, *inputs)
     result = of_votes(d_mean, d_variance, d_total, found_mean, found_variance, found_total, eps)
-    wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole)
+    wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole, dot)
     of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
     found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.scale)))
     outs = [poses.new_empty(0) if x is None else as_promised(next(found), x) for x in inputs]
     return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
+
+
+def _check(mean: Tensor | None, scale: Tensor | None, dot: bool) -> None:
+    """Raise ValueError where a state has a scale that is not looked at, or lacks one that is: loops read unchecked."""
+    if mean is not None and (scale is None) != dot:
+        raise ValueError(f"dot is {dot}, and the state has {'no' if scale is None else 'a'} scale: one of both")
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:
@@ -119,6 +129,7 @@ def _result(
     stride: int,
     padding: int,
     whole: bool,
+    dot: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = [x for x in (poses, weight, activations, mean, scale, prior) if x is not None]

@@ -92,6 +92,8 @@ def _step(
     """Return the step of poses, weight and activations as `em_step` takes them, the last of which are shares in a
     first iteration.
     """
-    mean, variance, total, _ = em_step(*tensors, *judges, *geometry, routing.eps)
+    mean, variance, total, _ = em_step(
+        *tensors, *judges, *geometry, isinstance(routing, InvertedAttentionC), routing.eps
+    )
     capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)
     return Step(capsules, None, state)
