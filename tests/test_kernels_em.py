@@ -104,7 +104,7 @@ def test_a_comparison_that_lacks_its_scale_is_refused(rule):
     """A loop would read beyond an empty array."""
     case = em_cases.make(CASES["conv-padded"], torch.float32, "window", False, rule=rule)
     tensors = [*case.tensors[:4], *[None] * (6 - len(case.tensors)), *case.tensors[4:]]
-    with pytest.raises(ValueError, match="dot is .* scale"):
+    with pytest.raises(ValueError, match=r"dot is .* scale"):
         em_step(*tensors, *case.geometry, False, rule == "em", 1e-8)
 
 
