@@ -232,6 +232,7 @@ def part_of_capsules(case: Case, batch: int, repeats: int) -> str:
         "threads": torch.get_num_threads(),
         "batch": batch,
         "repeats": repeats,
+        "precision": "bf16" if native_bf16() else "fp32",
         "convolutions_ms": round(1000 * median(convolutions), 1),
         "network_ms": round(1000 * median(network), 1),
         "capsules_above_convolutions": round(above, 3),

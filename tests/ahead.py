@@ -97,8 +97,8 @@ def em(*sizes, whole=False, dot=False, first=False):
     x, w, mu, geometry = windows(*sizes, torch.float32)
     a, prior = meta(*x.shape[:-1]), meta(*mu.shape[:-1])
     given = Inputs(x, w, a, *((None,) * 3 if first else (mu, None if dot else mu, prior)))
-    *_, seen = em_cuda.forward(given, Geometry(*geometry, whole))
-    em_cuda.backward(Result(mu, mu, mu, prior.unsqueeze(-1)), given, seen, Geometry(*geometry, whole))
+    *_, seen = em_cuda.forward(given, Geometry(*geometry, whole, dot))
+    em_cuda.backward(Result(mu, mu, mu, prior.unsqueeze(-1)), given, seen, Geometry(*geometry, whole, dot))
 
 
 QUICK = {  # a case for each kernel

@@ -144,6 +144,26 @@ def test_other_data_are_matched_by_name_and_read_as_the_run_reads(
     assert "'cow' is none of the model's" in capsys.readouterr().err
 
 
+def test_other_pictures_are_measured_all_unless_some_are_their_test_split(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fifth, which would be drawn to train on the rest, had been measured without a word."""
+    other = pictures(tmp_path / "other", ("bee", "dog"), colour=True, side=16, seed=1)
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{other}")
+    assert (record["images"], record["split"]) == (40, "all")
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name}\n" for path in sorted(other.rglob("*.png"))]
+    (tmp_path / "other.csv").write_text("path,label\n" + "".join(rows))
+    record, _ = said(capsys, run[0], "--data.name", f"list:{tmp_path / 'other.csv'}")
+    assert (record["images"], record["split"]) == (40, "all")
+    (tmp_path / "parted" / "test").mkdir(parents=True)
+    shutil.copytree(other, tmp_path / "parted" / "train")
+    for name in ("bee", "dog"):
+        (tmp_path / "parted" / "test" / name).mkdir()
+        shutil.copy(other / name / "0.png", tmp_path / "parted" / "test" / name)
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{tmp_path / 'parted'}")
+    assert (record["images"], record["split"]) == (2, "test")
+
+
 def test_a_run_of_pictures_that_are_no_squares_reads_others_as_it_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +180,7 @@ def test_a_run_of_pictures_that_are_no_squares_reads_others_as_it_does(
         run = fit(tiny_config(tmp_path / name, {"width": 8}, data=data, epochs=2, batch_size=4)).folder
         assert RunFolder(run).read_config().data == data and RunFolder(run).read_manifest().input.size == expected
         found, _ = said(capsys, run, "--data.name", f"folder:{tmp_path / 'other'}")
-        assert found["images"] == 5
+        assert (found["images"], found["split"]) == (24, "all")
         assert main(["predict", str(run), str(tmp_path / "other" / "dark" / "0.png")]) == 0
         assert "0.png" in capsys.readouterr().out
 

@@ -148,7 +148,7 @@ def test_weights_that_a_kernel_cannot_count_are_refused():
             lambda: homes["fm"].forward(poses, weight, state[:1], state[:1], True, 1e-12),
             lambda: homes["fm_windows"].forward(maps, windows, state[:1], state[:1], 1, 1, 0, True, 1e-12),
             lambda: homes["inverted_attention"].forward(maps, windows, state[:, None], 1, 1, 0, False, False),
-            lambda: homes["em"].forward(first, Geometry(1, 1, 0, False)),
+            lambda: homes["em"].forward(first, Geometry(1, 1, 0, False, False)),
         ]
         for call in calls:
             with pytest.raises(ValueError, match=r"the weights are 4,294,967,296 numbers, and the kernel takes less"):

@@ -26,6 +26,9 @@ BATCHES = [(9, 3, 5, 4, 14), (1, 1, 1, 1, 31), (33, 11, 8, 16, 40), (18, 17, 9, 
 SIZES = [*SMALL, *BATCHES]  # the last is the number of images; from 12 on they lie in lanes
 
 
+CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # there is no gradient
+
+
 def stack(children, parents, pose, parent_pose, routing="xnodr", iterations=3, **options):
     torch.manual_seed(children)
     transform = LinearTransform(children, parents, pose, parent_pose, std=2.0)
@@ -214,6 +217,7 @@ def test_each_layer_of_a_stack_is_packed_on_its_own():
         torch.testing.assert_close(steps[-1].capsules.poses, plain(capsules)[-1].capsules.poses)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.14", reason="torch calls every graph an export there, and takes steps")
 @pytest.mark.parametrize("routing", ["xnodr", "xnodr-xnidr"])
 @torch.no_grad()
 def test_a_compiled_graph_has_the_loop_as_one_operation_and_makes_it_once(routing, monkeypatch):
@@ -244,7 +248,10 @@ def test_the_operation_of_a_graph_keeps_what_it_promises():
         layer = pack(stack(9, 4, 8, parent_pose)).layers[0]
         transform = layer.transform
         inputs = torch.randn(images, 9, 8), transform.bits, transform.scales, None, list(transform.shape), False, True
-        torch.library.opcheck(route_packed, (*inputs, 2), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(route_packed, (*inputs, 2), test_utils=CHECKS)
+    with FlopCounterMode(display=False) as counter:
+        route_packed(*inputs, 3)
+    assert counter.get_total_flops() == 2 * 40 * 9 * 4 * 16 * (8 + 2 * 2)
 
 
 def test_a_loop_goes_with_its_bits():
@@ -271,3 +278,40 @@ def test_a_trace_and_a_mode_see_the_steps():
     with FlopCounterMode(display=False) as counter:
         parents(one)
     assert counter.get_total_flops() > 0
+
+
+@torch.no_grad()
+def test_a_loop_is_made_anew_without_a_bias_and_in_inference_mode():
+    """Neither tells by a version: what was there is gone, and nobody counts changes."""
+    packed, poses = pack(stack(9, 4, 8, 16, bias=True)), Capsules(torch.randn(2, 9, 8))
+    layer = packed.layers[0]
+    packed.load_state_dict({**packed.state_dict(), "layers.0.routing.bias": torch.randn(4, 16)})
+    before = packed(poses)[-1].capsules.poses
+    layer.routing.bias = None
+    without = packed(poses)[-1].capsules.poses
+    use_implementation(packed, "plain")
+    torch.testing.assert_close(without, packed(poses)[-1].capsules.poses)
+    assert (without - before).abs().max() > 0.01
+    with torch.inference_mode():
+        packed = pack(stack(9, 4, 8, 16))
+        before = packed(poses)[-1].capsules.poses
+        packed.layers[0].transform.bits.copy_(packed.layers[0].transform.bits.flip(0))
+        changed = packed(poses)[-1].capsules.poses
+    assert (changed - before).abs().max() > 0.01
+
+
+@torch.no_grad()
+def test_a_routing_that_is_changed_after_packing_takes_steps():
+    packed, poses = pack(stack(9, 4, 8, 16)), Capsules(torch.randn(2, 9, 8))
+    packed.layers[0].routing.over = "children"
+    changed = packed(poses)[-1]
+    assert changed.state is not None
+
+
+@torch.no_grad()
+def test_without_numba_a_packed_layer_compiles_whole(monkeypatch):
+    monkeypatch.setattr("torchcaps.packed.layers.DEVICES", set())
+    packed, poses = pack(stack(9, 4, 8, 16)), Capsules(torch.randn(2, 9, 8))
+    torch.compiler.reset()
+    compiled = torch.compile(packed, backend="eager", fullgraph=True)
+    assert compiled(poses)[-1].state is not None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -150,6 +151,7 @@ def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytes
 def imports_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(plugins.HANDED_ON, "")
     monkeypatch.setattr(plugins, "_LOADED", {})
+    monkeypatch.setattr(plugins, "_READ", {})
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
     yield
@@ -157,45 +159,88 @@ def imports_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         del sys.modules[name]
 
 
+def write(folder: Path, **files: str) -> None:
+    """Write NAME.py, or with __ in place of / FOLDER/NAME.py."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__of__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def module_of(record: str) -> ModuleType:
+    (module,) = (module for name, module in sys.modules.items() if name.endswith(record[-8:]))
+    return module
+
+
 @pytest.mark.usefixtures("imports_nothing_yet")
 def test_a_file_finds_what_lies_beside_it_and_its_record_tells_when_that_changes(tmp_path: Path) -> None:
     """A module, one that only the module imports, a package, and one that is imported when it is called for."""
-    (tmp_path / "mine.py").write_text(
-        "import beside_of_mine\nfrom package_of_mine.deep import ROOT\ndef later():\n    import late_of_mine\n"
-        "    return late_of_mine.x\nassert ROOT == 3\n"
+    write(
+        tmp_path,
+        mine="import beside_mine\nfrom package_mine.deep import ROOT\nassert ROOT == 3\n"
+        "def later():\n    import late_mine\n    return late_mine.x\n",
+        beside_mine="import behind_mine\n" + OWN.replace("NAME", "beside-of-mine"),
+        behind_mine="x = 1\n",
+        late_mine="x = 2\n",
+        not_mine="1 / 0\n",
+        package_mine__of____init__="from .not_mine import y\n",
+        package_mine__of__not_mine="y = 1\n",
+        package_mine__of__deep="ROOT = 3\n",
     )
-    (tmp_path / "beside_of_mine.py").write_text("import behind_of_mine\n" + OWN.replace("NAME", "beside-of-mine"))
-    (tmp_path / "behind_of_mine.py").write_text("x = 1\n")
-    (tmp_path / "late_of_mine.py").write_text("x = 2\n")
-    (tmp_path / "not_of_mine.py").write_text("1 / 0\n")
-    (tmp_path / "package_of_mine").mkdir()
-    (tmp_path / "package_of_mine" / "__init__.py").touch()
-    (tmp_path / "package_of_mine" / "deep.py").write_text("ROOT = 3\n")
-    record = plugins.import_file(tmp_path / "mine.py")
-    assert record == plugins.import_file(tmp_path / "mine.py")
+    (tmp_path / "package_mine" / ".#deep.py").symlink_to("nowhere")  # an editor's lock
+    file = tmp_path / "mine.py"
+    record = plugins.import_file(file)
+    assert record == plugins.import_file(file)
     assert plugins.imported_for(routing_class("beside-of-mine")) == (record,)
-    (module,) = (module for name, module in sys.modules.items() if name.endswith(record[-8:]))
-    assert module.later() == 2
-    names = ("behind_of_mine", "beside_of_mine", "late_of_mine", "package_of_mine")
-    assert tuple(sorted(plugins.find_neighbours(tmp_path / "mine.py"))) == names
-    for changed in ("behind_of_mine.py", "late_of_mine.py", "package_of_mine/deep.py"):
-        before = plugins._digest(tmp_path / "mine.py", plugins.find_neighbours(tmp_path / "mine.py"))
-        with (tmp_path / changed).open("a") as file:
-            file.write("\n")
-        assert plugins._digest(tmp_path / "mine.py", plugins.find_neighbours(tmp_path / "mine.py")) != before
+    assert module_of(record).later() == 2
+    assert sorted(plugins.find_neighbours(file).files) == ["behind_mine", "beside_mine", "late_mine", "package_mine"]
+    for changed in ("behind_mine.py", "late_mine.py", "package_mine/deep.py"):
+        before = plugins._digest(file, plugins.find_neighbours(file))
+        with (tmp_path / changed).open("a") as opened:
+            opened.write("\n")
+        assert plugins._digest(file, plugins.find_neighbours(file)) != before
 
 
 @pytest.mark.usefixtures("imports_nothing_yet")
-def test_a_neighbour_that_bears_the_name_of_another_module_is_refused(tmp_path: Path) -> None:
-    """Else the second file would run with the first one's."""
+def test_folders_that_are_no_packages_hide_nothing(tmp_path: Path) -> None:
+    """A clone of the library beside a file, and a folder of data that bears a module's name."""
+    write(tmp_path, mine="import torchcaps, data_mine\n", data_mine="x = 1\n", torchcaps__of__setup="1 / 0\n")
+    write(tmp_path, data_mine__of__made="1 / 0\n", torchcaps__of____init__="1 / 0\n")
+    assert plugins.find_neighbours(tmp_path / "mine.py").files == {"data_mine": (tmp_path / "data_mine.py",)}
+    plugins.import_file(tmp_path / "mine.py")
+
+
+@pytest.mark.usefixtures("imports_nothing_yet")
+def test_a_neighbour_that_bears_the_name_of_another_module_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    """Else the file would run with the other, now or when a function imports it."""
     for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "helpers_of_two.py").write_text(f"where = {folder!r}\n")
-        (tmp_path / folder / "mine.py").write_text(f"import helpers_of_two  # of {folder}\n")
+        write(tmp_path / folder, helpers_mine=f"where = {folder!r}\n", mine=f"import helpers_mine  # {folder}\n")
     plugins.import_file(tmp_path / "one" / "mine.py")
-    with pytest.raises(ValueError, match=r"helpers_of_two is .*one.* already: give yours another name"):
+    with (tmp_path / "two" / "mine.py").open("a") as file:
+        file.write("open(__file__ + '.ran', 'w')\n")
+    with pytest.raises(ValueError, match=r"helpers_mine is .*one.*: give yours another name"):
         plugins.import_file(tmp_path / "two" / "mine.py")
-    assert len(plugins.imported()) == 1
+    write(tmp_path, late="def later():\n    import cmd\n", cmd="x = 1\n")
+    with pytest.raises(ValueError, match=r"cmd is .*: give yours another name"):
+        plugins.import_file(tmp_path / "late.py")
+    assert not list(tmp_path.rglob("*.ran")) and len(plugins.imported()) == 1
+
+
+@pytest.mark.usefixtures("imports_nothing_yet")
+def test_a_neighbour_that_was_changed_or_mended_is_read_anew_and_one_in_hiding_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.v2.py"
+    file.write_text("import help_mine\nx = help_mine.x\nclass Mine: pass\n")
+    write(tmp_path, help_mine="1 / 0\n")
+    with pytest.raises(ValueError, match="ZeroDivisionError"):
+        plugins.import_file(file)
+    for x in (1, 22):
+        write(tmp_path, help_mine=f"x = {x}\n")
+        record = plugins.import_file(file)
+        assert module_of(record).x == x
+        assert plugins.imported_for(module_of(record).Mine) == (record,)
+    write(tmp_path, other="import help_mine\n__import__('hidden_mine')\n", hidden_mine="")
+    with pytest.raises(ValueError, match="it imports hidden_mine without saying so"):
+        plugins.import_file(tmp_path / "other.py")
 
 
 def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> None:

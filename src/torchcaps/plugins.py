@@ -13,26 +13,35 @@ import hashlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NamedTuple
 
 from torchcaps.terminal import note
 
 GROUP = "torchcaps.plugins"
 HANDED_ON = "TORCHCAPS_IMPORTED"  # to the processes that a command starts: the files that its user named
 _LOADED: dict[str, frozenset[str]] = {}  # "NAME SHA256": its modules, in the order of loading
+_READ: dict[str, str] = {}  # neighbours that are loaded: the SHA-256 of each
+
+
+class Neighbours(NamedTuple):
+    """What lies beside a file and is imported by it."""
+
+    folder: Path
+    files: dict[str, tuple[Path, ...]]  # by the name of the module or package
 
 
 def import_file(path: Path | str) -> str:
     """Import the Python file at `path`, once; returns what a run records of it: its name and a SHA-256.
 
-    It finds the modules and packages that lie beside it, as a program does. The digest is of its bytes, and where it
-    imports such neighbours, or they others, of theirs too.
+    It finds the modules and packages that lie beside it, see `find_neighbours`. The digest is of its bytes, and where
+    it imports such neighbours, or they others, of theirs too.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it cannot be imported; says why.
+        ValueError: when it cannot be imported, or when a neighbour has the name of another module; says why.
     """
     path = Path(path).expanduser().absolute()
     if not path.is_file():
@@ -41,78 +50,122 @@ def import_file(path: Path | str) -> str:
     record = f"{path.name} {_digest(path, neighbours)}"
     if record in _LOADED:
         return record
-    name = f"torchcaps_import_{path.stem}_{record[-8:]}"
+    name = f"torchcaps_import_{path.stem.replace('.', '_')}_{record[-8:]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file: --import takes one that ends in .py")
+    _prepare(path, neighbours)
     module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
+        _check_told(path, neighbours, set(sys.modules) - before)
     except (Exception, SystemExit) as error:  # one that ends would end the command, and as if all were well
-        del sys.modules[name]
+        _forget({name} | {each for each in set(sys.modules) - before if each.partition(".")[0] in neighbours.files})
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(str(path.parent))
-    _check_origins(path, neighbours)
-    if neighbours and str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # for what is imported within a function, later
-    _LOADED[record] = frozenset({name, *neighbours})
+    _READ.update({each: _sha(neighbours, each) for each in neighbours.files})
+    _LOADED[record] = frozenset({name, *neighbours.files})
     os.environ[HANDED_ON] = os.pathsep.join(dict.fromkeys([*handed_on(), str(path)]))
     return record
 
 
-def find_neighbours(path: Path) -> dict[str, tuple[Path, ...]]:
-    """Return the modules and packages beside the Python file `path` that it imports, or that these import, anywhere in
-    their code, by name: the files of each.
+def find_neighbours(path: Path) -> Neighbours:
+    """Return the modules, and packages with an `__init__.py`, beside the Python file `path` that it imports, or that
+    these import, anywhere in their code by an `import` statement.
+
+    Raises:
+        ValueError: when one of them cannot be read.
     """
+    path = path.resolve()  # a link's neighbours are those of the file, as of a program
     found: dict[str, tuple[Path, ...]] = {}
     ahead = [path]
     while ahead:
-        for name in _imported_names(ahead.pop()):
+        for name in _imported_names(ahead.pop()) - {"torchcaps", *found}:
             files = _files(path.parent, name)
-            if name not in found and files and path not in files:
+            if files and path not in files:
                 found[name] = files
                 ahead.extend(files)
-    return found
+    return Neighbours(path.parent, found)
 
 
 def _imported_names(path: Path) -> set[str]:
     """Return the first parts of the names of all modules that a file imports; none where it is no Python."""
     try:
         tree = ast.parse(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
     except (SyntaxError, ValueError):  # whoever imports it will say so
         return set()
     names = {alias.name for each in ast.walk(tree) if isinstance(each, ast.Import) for alias in each.names}
-    names |= {each.module for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) and each.module}
+    froms = [each for each in ast.walk(tree) if isinstance(each, ast.ImportFrom) and not each.level]
+    names |= {each.module for each in froms if each.module}
     return {name.partition(".")[0] for name in names}
 
 
 def _files(folder: Path, name: str) -> tuple[Path, ...]:
-    """Return the Python files of the module or package `name` in `folder`; none where it is not there."""
-    if (folder / name).is_dir():
-        return tuple(sorted((folder / name).rglob("*.py")))
+    """Return the Python files of the package or module `name` in `folder`; none where it is not there."""
+    if (folder / name / "__init__.py").is_file():
+        return tuple(sorted(file for file in (folder / name).rglob("*.py") if file.is_file()))
     module = folder / f"{name}.py"
     return (module,) if module.is_file() else ()
 
 
-def _digest(path: Path, neighbours: Mapping[str, Sequence[Path]]) -> str:
-    """Return the SHA-256 of a file, or of it and of the names and bytes of its neighbours."""
+def _digest(path: Path, neighbours: Neighbours) -> str:
+    """Return the SHA-256 of a file, or of it and of the names and digests of its neighbours."""
     digest = hashlib.sha256(path.read_bytes())
-    for name in sorted(neighbours):
-        for file in neighbours[name]:
-            digest.update(f"\n{file.relative_to(path.parent).as_posix()}\n".encode())
-            digest.update(file.read_bytes())
+    for name in sorted(neighbours.files):
+        digest.update(f"\n{name} {_sha(neighbours, name)}".encode())
     return digest.hexdigest()
 
 
-def _check_origins(path: Path, neighbours: Mapping[str, Sequence[Path]]) -> None:
-    """Raise ValueError where a neighbour has the name of a module that was imported before, from elsewhere."""
-    for name, files in neighbours.items():
-        origin = getattr(sys.modules.get(name), "__file__", None)
+def _sha(neighbours: Neighbours, name: str) -> str:
+    digest = hashlib.sha256()
+    for file in neighbours.files[name]:
+        digest.update(f"{file.relative_to(neighbours.folder).as_posix()} {file.stat().st_size}\n".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _prepare(path: Path, neighbours: Neighbours) -> None:
+    """See to it that each neighbour is what its name will import, now and later, and as it is on the disk.
+
+    Raises:
+        ValueError: where another module has the name of one.
+    """
+    for name, files in neighbours.files.items():
+        origin = _origin(name)
         if origin is not None and Path(origin).resolve() not in {file.resolve() for file in files}:
-            raise ValueError(f"{path} imports {files[0]}, but {name} is {origin} already: give yours another name")
+            raise ValueError(f"{path} imports {files[0]}, but {name} is {origin}: give yours another name")
+        if name in sys.modules and _READ.get(name) != _sha(neighbours, name):
+            _forget({each for each in sys.modules if each.partition(".")[0] == name})
+    if neighbours.files and str(neighbours.folder) not in sys.path:
+        sys.path.append(str(neighbours.folder))  # last, and for good: a function may import one when it is called
+    importlib.invalidate_caches()
+
+
+def _origin(name: str) -> str | None:
+    """Return the file of what `import name` gives; None where it gives nothing. Built-in modules have no file but a
+    word.
+    """
+    if (module := sys.modules.get(name)) is not None:
+        return getattr(module, "__file__", None) or "built-in"
+    spec = importlib.util.find_spec(name)
+    return None if spec is None else spec.origin or None
+
+
+def _check_told(path: Path, neighbours: Neighbours, loaded: Iterable[str]) -> None:
+    """Raise ValueError where a module beside `path` was imported otherwise than by a statement: no digest tells of
+    it.
+    """
+    for name in {each.partition(".")[0] for each in loaded} - set(neighbours.files):
+        if _origin(name) in map(str, _files(neighbours.folder, name)):
+            raise ValueError(f"it imports {name} without saying so; write `import {name}`")
+
+
+def _forget(names: Iterable[str]) -> None:
+    for name in names:
+        del sys.modules[name]
 
 
 def handed_on() -> list[str]:
@@ -133,7 +186,8 @@ def imported() -> tuple[str, ...]:
 
 def imported_for(kind: type) -> tuple[str, ...]:
     """Return "NAME SHA256" of the file that defines the class `kind`; empty where it is ours or a package's."""
-    return tuple(record for record, modules in _LOADED.items() if kind.__module__.partition(".")[0] in modules)
+    first = kind.__module__.partition(".")[0]
+    return tuple(record for record, modules in _LOADED.items() if first in modules)
 
 
 def check_imports(records: Sequence[str], what: str) -> None:

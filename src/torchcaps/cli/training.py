@@ -280,7 +280,9 @@ class EvaluateFlags:
     """What is measured, and how it is said."""
 
     data: DataConfig  #: other data than the run's: its classes are matched by name
-    split: Literal["test", "validation", "train", "all"] = "test"  #: the images to measure on
+    split: Literal["test", "validation", "train", "all"] | None = (
+        None  #: the images to measure on; else test, and of other data without a test split of their own all
+    )
     device: str = "auto"  #: auto, cpu, cuda, mps
     json: bool = False  #: print one JSON object, with accuracy by class, confusion, top-k and calibration
     out: Path | None = None  #: folder to write the same to, as JSON and CSV
@@ -294,7 +296,7 @@ def evaluate(
 
     Args:
         run: the folder of a run
-        flags: e.g. --split validation, --json, or other data: --data.name folder:PATH --split all
+        flags: e.g. --split validation, --json, or other data: --data.name folder:PATH
     """
     from torchcaps.train import RunFolder
 
@@ -312,13 +314,13 @@ def evaluate(
     found = evaluate_run(run, asked.data, asked.split, asked.device)
     if found.of_run is False and asked.data.name == data.name:
         why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")
-        note(f"torchcaps: the {asked.split} images are not those of the run: {why}")
+        note(f"torchcaps: the {found.split} images are not those of the run: {why}")
     score = found.score
     if asked.json:
         say(dumps(found.describe()))
     else:
         said = f"accuracy {score.accuracy:.2%}, {score.errors} errors of {score.images}, loss {score.loss:.4f}"
-        say(f"{asked.split}: {said}")
+        say(f"{found.split}: {said}")
     if asked.out is not None:
         for path in found.write(asked.out):
             note(str(path))

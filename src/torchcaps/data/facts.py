@@ -41,7 +41,7 @@ def data_facts(config: DataConfig) -> DataFacts:
         known = entry.image_size, len(entry.classes) or 10, entry.channels == 3
         return DataFacts(min(images, config.limit or images), *known, False, single)
     if path is not None and entry.name != "npz:PATH":
-        return _facts_of_files(path, entry.name == "list:FILE", config.limit)
+        return _measure_files(_list_files(path, entry.name == "list:FILE"), config.limit)
     from torchcaps.data.load import load_data
 
     data = load_data(config)
@@ -49,28 +49,49 @@ def data_facts(config: DataConfig) -> DataFacts:
     return DataFacts(images, data.image_size, data.num_classes, data.channels == 3, False, data.shown == 1)
 
 
-def _facts_of_files(path: Path, listed: bool, limit: int | None) -> DataFacts:
+def has_test_split(config: DataConfig) -> bool:
+    """Return whether a data set says which images are its test split; of the user's own files it may be that none do,
+    and a fifth is drawn.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_data`.
+    """
+    entry, path = find(config.name)
+    if path is None or entry.name == "npz:PATH" or config.test is not None:
+        return True
+    return _list_files(path, entry.name == "list:FILE").parted
+
+
+class _Listed(NamedTuple):
+    """The training pictures of the user's own files, or all where there is no test split."""
+
+    files: Sequence[str]
+    parted: bool
+    classes: int
+    single: bool
+
+
+def _list_files(path: Path, listed: bool) -> _Listed:
     if listed:
         from torchcaps.data.listed import read_rows
 
         rows = read_rows(path)
-        parted = any(row.split for row in rows)
         files = [row.path for row in rows if row.split in ("", "train")]
         classes = {label for row in rows for label in row.labels}
-        single = all(len(row.labels) == 1 for row in rows)
-    else:
-        from torchcaps.data.tree import list_tree
+        return _Listed(files, any(row.split for row in rows), len(classes), all(len(row.labels) == 1 for row in rows))
+    from torchcaps.data.tree import list_tree
 
-        tree = list_tree(path)
-        parted, classes, single = "train" in tree.splits, tree.classes, True
-        files = [file for group in tree.splits["train" if parted else ""].values() for file in group]
-    return _measure_files(files, parted, len(classes), single, limit)
+    tree = list_tree(path)
+    parted = "train" in tree.splits
+    files = [file for group in tree.splits["train" if parted else ""].values() for file in group]
+    return _Listed(files, parted, len(tree.classes), True)
 
 
-def _measure_files(files: Sequence[str], parted: bool, classes: int, single: bool, limit: int | None) -> DataFacts:
+def _measure_files(listed: _Listed, limit: int | None) -> DataFacts:
     from torchcaps.data.folder import TEST_SHARE
     from torchcaps.data.pictures import Facts, describe_picture
 
+    files, parted, classes, single = listed
     found: list[Facts] = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         try:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
+from torchcaps.data.facts import has_test_split
 from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
@@ -47,7 +48,7 @@ class Evaluation:
 def evaluate_run(
     path: str | Path,
     data: DataConfig | None = None,
-    split: SplitName | Literal["all"] = "test",
+    split: SplitName | Literal["all"] | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """Measure the model that a run selected.
@@ -56,7 +57,8 @@ def evaluate_run(
         path: the folder of the run.
         data: other data, whose classes are matched by name; they are read as the run's pictures were where that is left
             open, and standardised by its mean and std. None: the run's own.
-        split: whose images are measured; all: every image of the data.
+        split: whose images are measured; all: every image of the data. None: test, but of other data that have no test
+            split of their own all.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -72,6 +74,8 @@ def evaluate_run(
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
         loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
     loaded = match_data(path, loaded)
+    if split is None:
+        split = "all" if other and not has_test_split(asked) else "test"
     splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
     if not splits:
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")

@@ -137,9 +137,9 @@ class PackedLayer(CapsuleLayer):
             return False
         if torch.is_grad_enabled() and any(x.requires_grad for x in (poses, *self.routing.parameters())):
             return False
-        if self._refused is not None:
+        if self._refused is not None or _starts_elsewhere(self.routing) is not None:
             return False
-        if "cpu" not in DEVICES:
+        if "cpu" not in DEVICES and not compiling():  # a graph cannot say it
             say_plain()
         return "cpu" in DEVICES
 
@@ -150,12 +150,20 @@ def refuses(layer: PackedLayer) -> str | None:
     assert isinstance(transform, PackedTransform)
     if type(routing) not in (XnODR, XnODRXnIDR) or not isinstance(routing, XnODR):
         return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
-    if routing.over != "parents" or routing.initial is not None:
-        return "the packed loop routes over 'parents' from start 'zero'"
+    if (reason := _starts_elsewhere(routing)) is not None:
+        return reason
     if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
         return "the packed loop is of linear layers of vector poses, whose positions share no weights"
     if transform.shape[-2] > 64:
         return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"
+    return None
+
+
+def _starts_elsewhere(routing: Routing) -> str | None:
+    """Return why the loop does not take the settings of a routing, which may change after it was packed."""
+    assert isinstance(routing, XnODR)
+    if routing.over != "parents" or routing.initial is not None:
+        return "the packed loop routes over 'parents' from start 'zero'"
     return None
 
 

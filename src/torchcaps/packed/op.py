@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from torchcaps.packed.signs import unpack_signs
@@ -24,6 +25,7 @@ class Made(NamedTuple):
     scales: ref[Tensor]
     bias: ref[Tensor] | None
     state: tuple[object, ...]  # versions of the tensors, and settings
+    copies: list[Tensor]  # of those that have no version
 
 
 _MADE = WeakTensorKeyDictionary()  # by the bits of a layer: `Made`
@@ -40,21 +42,34 @@ def find_loop(
         midpoint: whether signs of children are taken of their middle.
         xnor: whether signs of votes agree (XnIDR).
     """
-    state = _version(bits), _version(scales), bias is None or _version(bias), tuple(shape), midpoint, xnor
+    state = _version(bits), _version(scales), None if bias is None else _version(bias), *shape, midpoint, xnor
     made: Made | None = _MADE.get(bits)
-    if made is not None and made.state == state and made.scales() is scales and (made.bias and made.bias()) is bias:
+    if made is not None and made.state == state and _still(made, bits, scales, bias):
         return made.loop
     from torchcaps.packed.loop import PackedLoop  # with numba, which packed layers on other devices do without
 
     parents, children, length, pose = shape
     positive = unpack_signs(bits, math.prod(shape)).view(parents, children, pose, length).transpose(-1, -2)
     loop = PackedLoop(positive, scales.squeeze(-2), bias, "midpoint" if midpoint else "zero", xnor)
-    _MADE[bits] = Made(loop, ref(scales), None if bias is None else ref(bias), state)
+    copies = [x.clone() for x in _unversioned(bits, scales, bias)]
+    _MADE[bits] = Made(loop, ref(scales), None if bias is None else ref(bias), state, copies)
     return loop
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _still(made: Made, bits: Tensor, scales: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a loop was made of these tensors, as far as their versions do not tell."""
+    if made.scales() is not scales or (made.bias and made.bias()) is not bias:
+        return False
+    return not made.copies or all(map(torch.equal, made.copies, _unversioned(bits, scales, bias)))
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Return how often a tensor was changed in place; None of one of inference mode, of which nobody counts it."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _unversioned(*tensors: Tensor | None) -> list[Tensor]:
+    return [x for x in tensors if x is not None and x.is_inference()]
 
 
 @torch.library.custom_op("torchcaps::route_packed", mutates_args=(), device_types="cpu")
@@ -84,3 +99,15 @@ def _(
     iterations: int,
 ) -> Tensor:
     return poses.new_empty(poses.shape[0], shape[0], shape[3])
+
+
+@register_flop_formula(torch.ops.torchcaps.route_packed)
+def _(
+    poses: Any, bits: Any, scales: Any, bias: Any, shape: Any, midpoint: bool, xnor: bool, iterations: int, **__: Any
+) -> int:
+    """Return FLOPs of the float form: the votes once, and after the first iteration their products with a state and
+    with couplings.
+    """
+    parents, children, length, pose = shape
+    votes = poses[0] * parents * children * pose
+    return 2 * votes * length + 4 * (iterations - 1) * votes

@@ -168,6 +168,12 @@ def all_of_few(
     return route_few(votes, None if bias is None else bias.detach().numpy(), xnor, iterations)
 
 
+@register_flop_formula(torch.ops.torchcaps.dynamic_of_few)
+def _(poses: Any, weight: Any, bias: Any, binary: bool, midpoint: bool, xnor: bool, iterations: int, **__: Any) -> int:
+    """Return FLOPs: the votes once, and after the first iteration their products with a state and with couplings."""
+    return _products(poses, weight) + 4 * (iterations - 1) * _elements(poses, weight)
+
+
 def _products(poses: Any, weight: Any) -> int:
     """Return the FLOPs of making all votes once."""
     return 2 * poses[0] * poses[2] * weight[0] * weight[1] * weight[3]

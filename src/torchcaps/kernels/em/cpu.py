@@ -15,7 +15,7 @@ from torchcaps.kernels.lanes import arrays
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
 
-NEAR = 2**11  # numbers of the parents of the positions that are taken together: five such arrays stay in a first cache
+NEAR = 2**13  # bytes of the parents of the positions that are taken together: five such arrays stay in a first cache
 
 
 class _Arrays(NamedTuple):
@@ -34,7 +34,8 @@ class _Room:
 
     def __init__(self, weight: np.ndarray, rows: int):
         _, blocks, columns, m, lanes = weight.shape
-        self.together = together = 8 if 8 * blocks * rows * m * lanes <= NEAR else 4  # positions: whole fours of rows
+        of_eight = 8 * blocks * rows * m * lanes * weight.itemsize
+        self.together = together = 8 if of_eight <= NEAR else 4  # positions: whole fours of rows
         self.dtype, self.number = weight.dtype, (blocks, together, 1, lanes)
         self.pose, self.coupling = (blocks, together * rows, m, lanes), (together, blocks, lanes)
         self.poses = together * rows, columns

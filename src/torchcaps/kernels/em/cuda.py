@@ -114,7 +114,7 @@ def _sizes(inputs: Inputs, geometry: Geometry) -> dict[str, int]:
         "M": m,
         **padded,
         "ROUTED": routed,
-        "DOT": routed and inputs.scale is None,
+        "DOT": routed and geometry.dot,
         "WHOLE": routed and (geometry.whole or padded["JP"] < parents),
     }
 

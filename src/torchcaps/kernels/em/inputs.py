@@ -23,4 +23,4 @@ class Geometry(NamedTuple):
     stride: int  # of the windows, as the next
     padding: int
     whole: bool  # a child competes over all windows that see it, not at each position apart
-    dot: bool = False  # votes are compared by dot product, of this routing in each iteration after the first
+    dot: bool  # votes are compared by dot product, of this routing in each iteration after the first

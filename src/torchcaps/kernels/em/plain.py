@@ -27,7 +27,7 @@ def plain(
     assert votes.activations is not None
     weights = votes.activations.unsqueeze(-1)  # [b, p, i, j | 1]
     if mean is not None and prior is not None:
-        logits = votes.agree(mean) if dot or scale is None else -votes.distance(scale, -mean * scale)
+        logits = votes.agree(mean) if scale is None else -votes.distance(scale, -mean * scale)
         coupling = votes.compete(logits + prior.unsqueeze(2), scope="image" if whole else "window")
         weights = weights * coupling
     else:

@@ -230,3 +230,9 @@ def sums_of_few(
 
     votes = votes_of_few(poses.contiguous(), weight.contiguous())
     return few.sums_of_few(votes, poses.shape[1], scale.contiguous(), shift.contiguous(), l2, eps)
+
+
+@register_flop_formula(torch.ops.torchcaps.fm_sums_of_few)
+def _(poses: Any, weight: Any, *_: Any, **__: Any) -> int:
+    """Return FLOPs: the votes once."""
+    return _products(poses, weight)
