@@ -181,7 +181,9 @@ def reproduced(results: str, *patterns: str) -> str:
     `results` is where the page finds the folder of that name.
     """
     records = read_records(RESULTS / "runs.jsonl")
-    rows: list[Row] = [("table", "row", "column", "published", "ours", "seeds", "budget", "core-hours a run")]
+    rows: list[Row] = [
+        ("table", "row", "column", "measure (%)", "published", "ours", "seeds", "budget", "core-hours a run")
+    ]
     seen: set[str] = set()  # what fills several cells stands once
     for table in list_tables():
         for cell in table.cells:
@@ -197,7 +199,7 @@ def reproduced(results: str, *patterns: str) -> str:
                 hours = mean(map(core_hours, found.records))
                 link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")
-                rows.append((link, cell.row, cell.column, *ours))
+                rows.append((link, cell.row, cell.column, cell.metric.name, *ours))
     return markdown(rows)
 
 

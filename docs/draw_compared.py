@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchcaps.compare.comparison import Comparison, all_heads
+from torchcaps.compare.costs import BATCH
 from torchcaps.compare.page import COSTS, Row, collect, older_counts, ranked, show_accuracy
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import read_records
@@ -28,7 +29,15 @@ def table(records: Sequence[Record]) -> str:
         beside = [next(other for other in rows if other.head == row.head) for rows in others]
         lines.append((f"`{row.head}`", *map(show_accuracy, beside), show_accuracy(row), *_costs(row)))
     shown = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*shown, *("\n" + note for note in older_counts(last))])
+    return "\n".join([*shown, *("\n" + note for note in (*_machines(last), *older_counts(last)))])
+
+
+def _machines(rows: Sequence[Row]) -> list[str]:
+    """What costs are of; empty where none was measured."""
+    found = [row.cost["environment"] for row in rows if row.cost is not None]
+    where = dict.fromkeys(f"{each['cpu']}, {each['threads']} threads" for each in found)
+    name = list(DATA.values())[-1].removesuffix(" (%)")
+    return [f"Costs: images of {name}'s size, a training step of {BATCH} of them; {'; '.join(where)}."] if found else []
 
 
 def _costs(row: Row) -> tuple[str, ...]:

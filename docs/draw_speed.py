@@ -28,6 +28,7 @@ AXES = {
 }
 Lines = dict[str, dict[str, Any]]
 MARK = "†"
+MARKED = ("kernels", "networks", "routing", "first-step", "shares", "memory", "scale")  # groups whose rows have it
 
 PAGE = """# Speed
 
@@ -45,7 +46,8 @@ find and clear, most where a size is run first. So some of its forward passes be
 
 `python benchmarks/kernels.py`. The roofline of a pass is the larger of the bytes that it must move over the bandwidth
 of a copy and of its operations over the rate of float32 multiply-adds, of a matrix product or in registers, whichever
-is higher, both measured in the same run; shown is which part of that speed is reached, forward and step. R is the
+is higher, both measured in the same run; shown is which part of that speed is reached, forward and step. Shares of
+different runs, in this table and the last, do not compare: what a machine reaches differs from hour to hour. R is the
 number of iterations.
 
 {kernels}
@@ -103,9 +105,10 @@ file alone, not of what it imports.
 ![Time of a training step and peak memory against children, parents, batch and iterations, on logarithmic axes: at the
 large end einsum takes several times the memory and the time of ours](pictures/scale.png)
 
-*A training step by einsum (dashed) and as layers take it (solid). Dotted: the votes, if they were a tensor. Where these
-stay in the caches, at the small end, inverted attention by einsum is as fast. The peaks of EM and inverted attention at
-batch 32 are weights and their gradients, several copies of them, padded to 16 parents.*
+*A training step by einsum (dashed) and as layers take it (solid), on the machine of the tables below. Dotted: the votes,
+if they were a tensor. Where these stay in the caches, at the small end, inverted attention by einsum is as fast. The
+peaks of EM and inverted attention at batch 32 are weights and their gradients, several copies of them, padded to 16
+parents.*
 
 Slopes of a straight line through the four largest sizes of an axis, on logarithmic axes; 1 is linear, and less means
 that a part does not grow, as weights do not with the batch. Einsum's time grows faster than its work where votes leave
@@ -160,7 +163,8 @@ BEFORE = """### Before and now
 
 `python benchmarks/before.py DIR`. Training steps of the papers' networks at full size, as the library trains them, by
 an earlier commit and by a later one, one thread, in turns: medians, and the middle half of the ratios of neighbouring
-steps. What has not become faster is convolutions and norms, which torch computes: see the shares above.
+steps. What has not become faster is convolutions and norms, which torch computes: see the shares above. Where the
+quotient of the two medians lies outside the ratios, the machine's own speed changed in between: the ratios count.
 
 {rows}
 
@@ -204,9 +208,10 @@ def page(lines: Lines) -> str:
     pair = lines["networks/attention-resnet-cifar10, 2 iterations"]
     first, linear, conv = pair["environment"], under(lines, "routing", "/linear"), under(lines, "routing", "/conv")
     cpu = first["cpu"]
-    rows = [line for group in ("kernels", "networks", "routing", "first-step") for line in under(lines, group)]
+    rows = [line for group in MARKED for line in under(lines, group)]
     base, dynamic = lines["scale/dynamic/children"]["base"], lines["kernels/dynamic, 1152x8 -> 10x16"]
     differences = [line["difference"]["gradients"] for line in under(lines, "networks") if "difference" in line]
+    growing = [line for line in under(lines, "scale") if line["axis"] != "iterations"]
     return PAGE.format(
         machine=f"{first['cpu']}, {first['cores']} cores, {pair['threads']} threads, no GPU, torch {first['torch']}",
         others=other_machines(rows, cpu),
@@ -223,10 +228,12 @@ def page(lines: Lines) -> str:
             ("network", "batch", "einsum", "ours", "found", "goal"),
             map(marked(network_row, cpu), under(lines, "networks")),
         ),
-        parts=shares(under(lines, "shares")) + before(under(lines, "before")) + memory(under(lines, "memory")),
+        parts=shares(under(lines, "shares"), cpu)
+        + before(under(lines, "before"))
+        + memory(under(lines, "memory"), cpu),
         skipping=pair["skipping_speed_up"],
         share=f"{pair['skipping_share_of_time_saved']:.0%}",
-        unmeasured=unmeasured(linear),
+        unmeasured=unmeasured(linear, "of linear capsules") + unmeasured(conv, "of windows"),
         over_forward=OVER_COMPILED["forward"],
         over_step=OVER_COMPILED["step"],
         linear=table(ROUTING, map(marked(routing_row, cpu), linear)),
@@ -234,8 +241,10 @@ def page(lines: Lines) -> str:
         public=public(under(lines, "public")),
         base=f"{base['children']} children of 8 → {base['parents']} of 16, batch {base['batch']}, "
         f"{base['iterations']} iterations (FM: 1)",
-        slopes=table(SLOPES, map(slope_row, under(lines, "scale"))),
-        fitting=table(FITTING, map(fitting_row, (x for x in under(lines, "scale") if x["axis"] != "iterations"))),
+        slopes=table(SLOPES, map(marked(slope_row, cpu), under(lines, "scale"))),
+        fitting=table(
+            FITTING, map(marked(fitting_row, cpu), (x for x in under(lines, "scale") if x["axis"] != "iterations"))
+        ),
     )
 
 
@@ -340,21 +349,17 @@ def network_row(line: dict[str, Any]) -> tuple[object, ...]:
     return f"{name}, training", line["batch"], *rates, found, f"{goal}x{passed(line['passed'])}"
 
 
-def shares(lines: Sequence[dict[str, Any]]) -> str:
+def shares(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     """The section of the shares of a step; empty where no line is there yet."""
     if not lines:
         return ""
     head = ("network", "batch", "step", *lines[0]["shares"])
-    rows = (
-        (
-            f"`{line['benchmark'].partition('/')[2]}`",
-            line["batch"],
-            f"{line['step_ms']:,.0f} ms",
-            *(f"{each:.0%}" for each in line["shares"].values()),
-        )
-        for line in lines
-    )
-    return SHARES.format(rows=table(head, rows))
+    return SHARES.format(rows=table(head, map(marked(shares_row, cpu), lines)))
+
+
+def shares_row(line: dict[str, Any]) -> Iterator[object]:
+    yield from (f"`{line['benchmark'].partition('/')[2]}`", line["batch"], f"{line['step_ms']:,.0f} ms")
+    yield from (f"{each:.0%}" for each in line["shares"].values())
 
 
 def before(lines: Sequence[dict[str, Any]]) -> str:
@@ -377,10 +382,10 @@ def before_row(line: dict[str, Any]) -> Iterator[object]:
 FORMS = ("ours", "float32", "einsum")
 
 
-def memory(lines: Sequence[dict[str, Any]]) -> str:
+def memory(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     """The section of peaks; empty where no line is there yet."""
     head = ("network", "batch", *FORMS, "largest batch in 8 GB")
-    return MEMORY.format(rows=table(head, map(memory_row, lines))) if lines else ""
+    return MEMORY.format(rows=table(head, map(marked(memory_row, cpu), lines))) if lines else ""
 
 
 def memory_row(line: dict[str, Any]) -> Iterator[object]:
@@ -396,11 +401,11 @@ ROUTING = (
 )
 
 
-def unmeasured(lines: Sequence[dict[str, Any]]) -> str:
+def unmeasured(lines: Sequence[dict[str, Any]], where: str) -> str:
     """A sentence with the routings that no line is of; empty where all are measured."""
     measured = {line["benchmark"].split("/")[1] for line in lines}
     missing = [f"`{spec.name}`" for spec in list_routings() if spec.name not in measured]
-    return f" Not measured yet: {', '.join(missing)}." if missing else ""
+    return f" Not measured yet {where}: {', '.join(missing)}." if missing else ""
 
 
 OVER_COMPILED = {"forward": 10, "step": 8}  # goals

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from draw_compared import DATA as SETS
-from help_blocks import NOT_RUN, answer, names, sides
-from help_runs import DATA, UNIFORM, Rows, Study, by_side, chosen, gap, was_run
+from help_blocks import NOT_RUN, answer, images, names, sides
+from help_runs import DATA, SHARES, UNIFORM, Rows, Study, by_side, chosen, gap, was_run
 
 from torchcaps.compare.comparison import LINEAR, TWIN
 from torchcaps.compare.page import Row, is_control
@@ -26,7 +26,7 @@ def start(rows: Rows) -> tuple[Row, str]:
     for row in (rows[TWIN], rows[UNIFORM], *([routed] if routed else [])):
         found = gap(row, taken)
         if found is not None and found.side == 1:
-            taken, above = row, f", on {NAMES[DATA]} {found} points above `{taken.head}`"
+            taken, above = row, f", on all of {NAMES[DATA]} {found} points above `{taken.head}`"
     return taken, f"`{taken.head}`, {WHAT.get(taken.head, 'a routing')}{above}"
 
 
@@ -56,5 +56,13 @@ def readme(study: Study) -> str:
     better = (f"on {name} {names(_against(study.whole(data), UNIFORM)[1])}" for data, name in NAMES.items())
     return (
         f"Start with {start(study.whole(DATA))[1]}. Routings above `{UNIFORM}`: {'; '.join(better)}.\n\n"
-        f"On shares of {NAMES[DATA]}'s images:\n\n{answer(study)}"
+        f"On shares of {NAMES[DATA]}'s images, where help means to lie above `{LINEAR}` and above a convolutional twin "
+        f"of equal size, or above `{UNIFORM}`:\n\n{answer(study)}{_above_all(study)}"
     )
+
+
+def _above_all(study: Study) -> str:
+    """Which heads the plain one is decided to lie above, by share; empty where there are none."""
+    below = {share: _against(study.rows(share), LINEAR)[-1] for share in SHARES}
+    said = [f"of {images(share)}, {names(heads)}" for share, heads in below.items() if heads]
+    return f"\n- `{LINEAR}` is decided to lie above: {'; '.join(said)}." if said else ""

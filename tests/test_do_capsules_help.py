@@ -216,7 +216,7 @@ def test_what_to_start_with_is_the_cheapest_that_nothing_is_decided_to_lie_above
     assert help_advice.start(Study(plain).whole("cifar10"))[1] == "`linear`, the plain head"
     lines = [*plain, *runs("uniform", 1.0, (72, 73, 74.5)), *runs("fm", 1.0, (73, 72, 75), validated=0.6)]
     taken, said = help_advice.start(Study(lines).whole("cifar10"))
-    assert taken.head == "uniform" and said.endswith("on CIFAR-10 **+2.17 ± 0.29 (3)** points above `linear`")
+    assert taken.head == "uniform" and said.endswith("on all of CIFAR-10 **+2.17 ± 0.29 (3)** points above `linear`")
     lines += runs("em", 1.0, (76, 77, 78), validated=0.7)
     taken, said = help_advice.start(Study(lines).whole("cifar10"))
     assert taken.head == "em" and said.endswith("points above `uniform`")

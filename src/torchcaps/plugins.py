@@ -159,7 +159,7 @@ def _check_told(path: Path, neighbours: Neighbours, loaded: Iterable[str]) -> No
     it.
     """
     for name in {each.partition(".")[0] for each in loaded} - set(neighbours.files):
-        if _origin(name) in map(str, _files(neighbours.folder, name)):
+        if _origin(name) in [str(file) for file in _files(neighbours.folder, name)]:
             raise ValueError(f"it imports {name} without saying so; write `import {name}`")
 
 

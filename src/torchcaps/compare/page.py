@@ -149,7 +149,7 @@ def older_counts(rows: Sequence[Row]) -> list[str]:
     """Return what is said below a table whose numbers are not all counted as they are now."""
     if all(row.cost is None or counts_are_current(row.cost) for row in rows):
         return []
-    return [f"{OLDER} counted with revision 1: of what ran there, which is less where a head has a kernel."]
+    return [f"{OLDER} an older count, which leaves out what kernels compute: a newer one may be higher."]
 
 
 def _place(record: Record) -> str:
