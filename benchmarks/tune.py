@@ -21,6 +21,7 @@ from torchcaps.tables.cells import Train
 from torchcaps.tables.lines import read_lines
 from torchcaps.tables.records import append_record, config_hash
 from torchcaps.tables.tuned import change
+from torchcaps.train.devices import settled
 from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import describe_environment
@@ -52,7 +53,8 @@ def run(config: Config, cell: str, changes: str, results: Path) -> None:
         resume = False
     fabric = build_fabric(config)
     trial = Trial(fabric, config, resume, Interruption(shared=False))
-    trial.run()
+    with settled(fabric.device):
+        trial.run()
     last = RunFolder(trial.folder.path).read("trial.json")
     kept = ("validation_accuracy", "validation_loss", "train_accuracy", "train_loss", "images_per_second")
     curve = [each["validation_accuracy"] for each in trial.position.history]

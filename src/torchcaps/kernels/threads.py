@@ -35,6 +35,15 @@ def run(work: Work, spans: list[tuple[int, int]]) -> None:
         list(_pool(os.getpid()).map(lambda part: work(part, *spans[part]), range(len(spans))))
 
 
+def in_each_thread(work: Callable[[], object]) -> None:
+    """Call `work()` in each of torch's threads, one after the other as far as Python's lock has it.
+
+    Where their OpenMP cannot be called it is the thread at hand alone.
+    """
+    threads = torch.get_num_threads() if _openmp() is not None else 1
+    run(lambda *_: work(), [(0, 0)] * threads)
+
+
 @cache
 def _openmp() -> ctypes.CDLL | None:
     """Return the OpenMP that torch has loaded, GNU's or one that has its entry points."""

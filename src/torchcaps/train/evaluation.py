@@ -17,6 +17,7 @@ from torchcaps.data.classes import with_classes
 from torchcaps.forms import InputForm
 from torchcaps.losses import Criterion, multi_hot
 from torchcaps.models import Model
+from torchcaps.models.pretrained import drop_denormals
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
@@ -143,4 +144,5 @@ def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, C
     rebuilt = run.rebuild(model)
     rebuilt = convert_conv2d_weight_memory_format(rebuilt.cpu() if model is not None else rebuilt, torch.channels_last)
     load_weights(found, rebuilt)
+    drop_denormals(rebuilt)
     return rebuilt.eval(), config
