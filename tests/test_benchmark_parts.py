@@ -15,7 +15,7 @@ SMALL = parts.CASES["efficient-capsnet-mnist"]
 @pytest.fixture
 def recorded(monkeypatch):
     lines = []
-    monkeypatch.setattr(parts, "record", lambda name, values: lines.append({"benchmark": name, **values}))
+    monkeypatch.setattr(parts, "record", lambda name, values: lines.append({"benchmark": name, **values, "environment": {"cpu": "here"}}))
     return lines
 
 
@@ -26,9 +26,10 @@ def test_a_step_with_more_images_holds_more_and_einsum_most(recorded):
     for form, (few, many) in line["peak_bytes"].items():
         assert few < many
         assert 6 < line["largest_in_8_gb"][form] < 8e9 / (many - few) * 4 + 2
-    made = draw_speed.memory(recorded)
-    assert f"| `small` | 6 | {line['peak_bytes']['ours'][1] / 1e6:,.0f} |" in made
-    assert draw_speed.memory([]) == draw_speed.shares([]) == ""
+    for cpu, mark in (("here", ""), ("elsewhere", " †")):
+        made = draw_speed.memory(recorded, cpu)
+        assert f"| `small`{mark} | 6 | {line['peak_bytes']['ours'][1] / 1e6:,.0f} |" in made
+    assert draw_speed.memory([], "here") == draw_speed.shares([], "here") == ""
 
 
 def test_a_line_through_two_peaks_says_which_batch_fits():
@@ -40,7 +41,9 @@ def test_shares_are_parts_of_a_whole(recorded):
     (line,) = recorded
     assert sum(line["shares"].values()) == pytest.approx(1, abs=1e-3)
     assert line["shares"]["capsules"] > 0
-    assert "| network | batch | step | convolutions |" in draw_speed.shares(recorded)
+    assert "| network | batch | step | convolutions |" in draw_speed.shares(recorded, "here")
+    assert "| `small` | 4 |" in draw_speed.shares(recorded, "here")
+    assert "| `small` † | 4 |" in draw_speed.shares(recorded, "elsewhere")
 
 
 @pytest.mark.parametrize(("routing", "options"), [("em", {}), ("fm", {"hidden": (3,)}), ("dynamic", {"hidden": (3,)})])

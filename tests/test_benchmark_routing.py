@@ -66,12 +66,12 @@ def test_einsum_compiles_and_is_equal():
 
 def test_the_page_shows_compiled_einsum_and_where_there_is_none():
     line = {
-        **{"benchmark": "routing/fm/linear", "iterations": 1, "fused": True},
+        **{"benchmark": "routing/fm/linear", "iterations": 1, "batch": 9, "fused": True},
         **dict.fromkeys(("forward_ms", "naive_forward_ms", "step_ms", "naive_step_ms"), 1.0),
         **dict.fromkeys(("held_mb", "naive_held_mb", "forward_of_roofline", "step_of_roofline"), 0.5),
     }
     made = [*draw_speed.routing_row(line)]
-    assert len(made) == len(draw_speed.ROUTING) and made[4] == made[7] == "-"
+    assert len(made) == len(draw_speed.ROUTING) and made[2] == 9 and made[5] == made[8] == "-"
     times = {
         "compiled_forward_ms": 10.5,
         "compiled_forward_speed_up": 10.5,
@@ -79,13 +79,13 @@ def test_the_page_shows_compiled_einsum_and_where_there_is_none():
         "compiled_step_speed_up": 7,
     }
     made = [*draw_speed.routing_row(line | times)]
-    assert made[4] == "10.5 (10.5x, reached)" and made[7] == "7.0 (7.0x, missed)"
-    assert [*draw_speed.routing_row(line | times | {"benchmark": "routing/xnidr/linear"})][4] == "10.5 (10.5x)"
-    assert [*draw_speed.routing_row(line | dict.fromkeys(times))][4] == "fails"
+    assert made[5] == "10.5 (10.5x, reached)" and made[8] == "7.0 (7.0x, missed)"
+    assert [*draw_speed.routing_row(line | times | {"benchmark": "routing/xnidr/linear"})][5] == "10.5 (10.5x)"
+    assert [*draw_speed.routing_row(line | dict.fromkeys(times))][5] == "fails"
 
 
 def test_the_page_names_the_routings_that_are_not_measured():
     lines = [{"benchmark": f"routing/{name}/linear"} for name in routing.ITERATIONS]
-    assert draw_speed.unmeasured(lines) == ""
+    assert draw_speed.unmeasured(lines, "anywhere") == ""
     left = [line for line in lines if "/em/" not in line["benchmark"]]
-    assert draw_speed.unmeasured(left) == " Not measured yet: `em`."
+    assert draw_speed.unmeasured(left, "of windows") == " Not measured yet of windows: `em`."
