@@ -15,7 +15,11 @@ SMALL = parts.CASES["efficient-capsnet-mnist"]
 @pytest.fixture
 def recorded(monkeypatch):
     lines = []
-    monkeypatch.setattr(parts, "record", lambda name, values: lines.append({"benchmark": name, **values, "environment": {"cpu": "here"}}))
+    monkeypatch.setattr(
+        parts,
+        "record",
+        lambda name, values: lines.append({"benchmark": name, **values, "environment": {"cpu": "here"}}),
+    )
     return lines
 
 
