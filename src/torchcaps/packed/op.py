@@ -88,16 +88,7 @@ def route_packed(
 
 
 @route_packed.register_fake
-def _(
-    poses: Tensor,
-    bits: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-    shape: Sequence[int],
-    midpoint: bool,
-    xnor: bool,
-    iterations: int,
-) -> Tensor:
+def _(poses: Tensor, bits: Tensor, scales: Tensor, bias: Tensor | None, shape: Sequence[int], *_: Any) -> Tensor:
     return poses.new_empty(poses.shape[0], shape[0], shape[3])
 
 
