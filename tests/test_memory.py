@@ -5,11 +5,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import torchcaps
 from torchcaps.capsules import Capsules, squash
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 
@@ -146,3 +148,8 @@ print(pages())
     before, within, after = map(int, answer.stdout.split())
     assert min(before, after) > 16_000
     assert (within < 100) is held and (within > 16_000) is not held
+
+
+def test_the_allocator_is_settled_in_one_place_so_that_the_environment_can_turn_it_off() -> None:
+    sources = Path(torchcaps.__file__).parent.rglob("*.py")
+    assert [each.name for each in sources if "mallopt" in each.read_text(encoding="utf-8")] == ["memory.py"]

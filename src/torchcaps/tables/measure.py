@@ -61,7 +61,8 @@ def latency(config: Config, batch_size: int = 128, device: str = "auto") -> floa
     passes.
     """
     forward, place = _inference(config, batch_size, device)
-    return 1000 * _median_seconds(forward, place)
+    with kept(place):
+        return 1000 * _median_seconds(forward, place)
 
 
 def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "auto") -> list[float]:
@@ -70,7 +71,8 @@ def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "a
     For networks that differ by less than a machine's speed does from one minute to the next.
     """
     passes = [_inference(config, batch_size, device) for config in configs]
-    times = [[_seconds(*each) for each in passes] for _ in range(TURNS + 1)]
+    with kept(passes[0][1]):
+        times = [[_seconds(*each) for each in passes] for _ in range(TURNS + 1)]
     return [1000 * median(column) for column in zip(*times[1:], strict=True)]
 
 
@@ -92,10 +94,7 @@ def alone(measure: Callable[..., float], config: Config, **options: Any) -> floa
 def inference_memory(config: Config, batch_size: int = 128, device: str = "auto") -> float:
     """Return megabytes that the process holds at most while it infers a batch, weights included."""
     forward, place = _inference(config, batch_size, device)
-    forward()
-    reset_peak(place)
-    forward()
-    return peak_memory(place) / 1e6
+    return _peak(forward, place)
 
 
 def step_seconds(config: Config, batch_size: int, device: str = "auto", patience: float = math.inf) -> float:
@@ -117,10 +116,7 @@ def step_memory(config: Config, batch_size: int, device: str = "auto") -> float:
     included.
     """
     step, place = _training_step(config, batch_size, device)
-    step()
-    reset_peak(place)
-    step()
-    return peak_memory(place) / 1e6
+    return _peak(step, place)
 
 
 def _inference(config: Config, batch_size: int, device: str) -> tuple[Callable[[], object], str]:
@@ -135,6 +131,15 @@ def _training_step(config: Config, batch_size: int, device: str) -> tuple[Callab
     from torchcaps.tables.network import training_step
 
     return training_step(config, batch_size, device)
+
+
+def _peak(function: Callable[[], object], place: str) -> float:
+    """Return megabytes that the process holds at most in the second of two calls."""
+    with kept(place):
+        function()
+        reset_peak(place)
+        function()
+        return peak_memory(place) / 1e6
 
 
 def _median_seconds(function: Callable[[], object], place: str, patience: float = math.inf) -> float:

@@ -13,7 +13,6 @@ from torchcaps.config import Config
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model, create_model
 from torchcaps.tables.arguments import image_shape, model_arguments
-from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.devices import choose_device
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
 from torchcaps.train.processes import build_fabric
@@ -65,8 +64,6 @@ def _prepare(config: Config, batch_size: int, device: str) -> tuple[Model, Tenso
     last.
     """
     place = choose_device(device)
-    if place == "cpu":
-        keep_freed_memory()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model, images = build_network(config), torch.rand(batch_size, *image_shape(config))

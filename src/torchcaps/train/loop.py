@@ -28,7 +28,6 @@ from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.terminal import warn
-from torchcaps.train.allocator import keep_freed_memory
 from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
 from torchcaps.train.callbacks import Callback, tell_epoch
@@ -70,8 +69,6 @@ class Trainer:
     ):
         self.fabric, self.config, self.callbacks = fabric, config, callbacks
         self.interruption = interruption or Interruption()
-        if fabric.device.type == "cpu":
-            keep_freed_memory()
         with fabric.rank_zero_first():
             self.data = given.load_data(config.data, fabric.device)
             if not len(self.data.test):
