@@ -46,7 +46,23 @@ def test_numba_forgets_what_it_kept_when_another_file_changes(tmp_path: Path, mo
 def test_code_is_not_kept_where_numba_has_no_place_for_our_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(simd, "njit", lambda **options: lambda function: options)
     kept = simd.compiled(test_code_is_not_kept_where_numba_has_no_place_for_our_stamp)
-    assert kept == {"nogil": True, "error_model": "numpy"}
+    assert kept == {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
+def test_a_subroutine_is_called_by_compiled_functions_alone() -> None:
+    """It has no code that takes Python's objects, so numba would jump to the address 0."""
+
+    @simd.subroutine
+    def twice(x: float) -> float:
+        return 2 * x
+
+    @simd.compiled
+    def fourfold(x: float) -> float:
+        return twice(twice(x))
+
+    assert fourfold(1.5) == 6.0
+    with pytest.raises(TypeError, match="twice is a subroutine of compiled functions"):
+        twice(1.5)
 
 
 def test_torch_says_when_its_transforms_are_at_work() -> None:

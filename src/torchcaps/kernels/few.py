@@ -12,7 +12,18 @@ import numpy as np
 from torch import Tensor
 
 from torchcaps.kernels.lanes import arrays, blocks, rooms
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, select, store, transpose, zeros
+from torchcaps.kernels.simd import (
+    LANES,
+    broadcast,
+    compiled,
+    load,
+    magnitude,
+    select,
+    store,
+    subroutine,
+    transpose,
+    zeros,
+)
 from torchcaps.kernels.threads import ranges, run
 
 WORTH_A_THREAD = 2**18  # numbers of the weights
@@ -94,7 +105,7 @@ def _votes(u, sizes, weight, binary, midpoint, first, end, out, near, middles):
                     transpose(near, d, pose, out, into + d * LANES, LANES)
 
 
-@compiled
+@subroutine
 def _middles(weight, parent, midpoint, out):
     """Compute: what signs of weights are taken of, [d]: 0, or the middle over all children and c."""
     _, children, columns, pose = weight.shape
@@ -109,7 +120,7 @@ def _middles(weight, parent, midpoint, out):
         store(out, d, (low + high) * half if midpoint else zeros(out))
 
 
-@compiled
+@subroutine
 def _vote(u, at, weight, to, columns, pose, out, row):
     """Compute: row `row` of out [16, d] = sum over c of u[c] w[c], of `u` from `at` and `weight` from `to` on."""
     for d in range(0, pose, LANES):
@@ -119,7 +130,7 @@ def _vote(u, at, weight, to, columns, pose, out, row):
         store(out, row * pose + d, vote)
 
 
-@compiled
+@subroutine
 def _binary_vote(u, at, weight, to, columns, pose, middles, sizes, child, out, row):
     """Compute: the same of signs, of which sums are exact, times the mean sizes of the child and of each column."""
     scale = broadcast(sizes, child) / out.dtype.type(columns)

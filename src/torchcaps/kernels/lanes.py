@@ -15,18 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.kernels.products import multiply, outer_row
-from torchcaps.kernels.simd import (
-    LANES,
-    compiled,
-    exp,
-    inlined,
-    load,
-    select,
-    store,
-    store_totals,
-    transpose,
-    zeros,
-)
+from torchcaps.kernels.simd import LANES, exp, inlined, load, select, store, store_totals, subroutine, transpose, zeros
 
 BLOCK = (LANES, LANES)  # of numbers that are transposed
 
@@ -75,7 +64,7 @@ def clear(out, at, vectors):
         store(out, k, zeros(out))
 
 
-@compiled
+@subroutine
 def gather(poses, first, count, out, block):
     """Compute: poses [b, i, k] of `count` children from `first` on -> out [count, blocks, k, 16]; missing images are
     0.
@@ -98,7 +87,7 @@ def gather(poses, first, count, out, block):
                     out[i, part, k, lane] = poses[b, first + i, k] if b < images else 0
 
 
-@compiled
+@subroutine
 def scatter(lanes, first, count, out, block):
     """Compute: the way back: lanes [count, blocks, k, 16] -> `out` [b, i, k] at `first`."""
     images, children, size = out.shape
@@ -123,7 +112,7 @@ def vote(u, at, w, to, rows, columns, m, out, into, add):
         multiply(u, at + r * columns * LANES, columns, w, to, m, 1, out, into + r * m * LANES, m, add)
 
 
-@compiled
+@subroutine
 def votes_of(u, at, weight, child, rows, out, into, add):
     """Compute: all votes of one child, out [j, rows, m, 16] = or += u weight, with weight [j, i, columns, m].
 
@@ -135,7 +124,7 @@ def votes_of(u, at, weight, child, rows, out, into, add):
         vote(u, at, weight, to, rows, columns, m, out, into + j * rows * m * LANES, add)
 
 
-@compiled
+@subroutine
 def softmax(logits, at, parents, whole):
     """Compute: softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""
     end = at + parents * LANES
@@ -153,7 +142,7 @@ def softmax(logits, at, parents, whole):
         store(logits, k, load(logits, k) * share)
 
 
-@compiled
+@subroutine
 def back(v, at, w, to, rows, columns, m, out, into):
     """Compute: out [rows, columns, 16] += v w', the gradient of u: `v` [rows, m, 16] from `at` on, `out` from `into`
     on.
@@ -162,7 +151,7 @@ def back(v, at, w, to, rows, columns, m, out, into):
         multiply(v, at + r * m * LANES, m, w, to, 1, m, out, into + r * columns * LANES, columns, True)
 
 
-@compiled
+@subroutine
 def outer(u, at, v, parts, rows, columns, m, out, into):
     """Compute: out [columns, m] = u' v, the gradient of w, over `parts` blocks of u [parts, rows, columns, 16] and
     of v.
@@ -171,7 +160,7 @@ def outer(u, at, v, parts, rows, columns, m, out, into):
         outer_row(u, at + c * LANES, columns * LANES, v, parts * rows, m, out, into + c * m)
 
 
-@compiled
+@subroutine
 def join(sums, first, pose, out, begin):
     """Compute: `pose` numbers of out from `begin` on = the sums over lanes of vectors of `sums`, the `first` and on."""
     for d in range(0, pose, 4):

@@ -18,7 +18,8 @@ four or eight sums `a0`, `a1`, ... where one would do, because an instruction ta
 from operands to result, but a new one may begin in each: sums that do not wait for each other keep it busy.
 
 Every function below that is marked `@inline` tells numba the type of its result, and `emit` writes LLVM's instructions
-for it into the function that calls it. `compiled` makes machine code of a loop, `inlined` a part of one.
+for it into the function that calls it. `compiled` makes machine code of a loop, `subroutine` of what
+loops call, `inlined` a part of one.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ import operator
 import os
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config, event
+from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -70,14 +72,38 @@ def compiled(function: Callable) -> Any:
     """Return `function` in machine code, which runs without Python's lock and is kept on disk where there is a
     place.
     """
+    return _kept(function, no_cfunc_wrapper=True)
+
+
+def subroutine(function: Callable) -> Any:
+    """Return `function` in machine code for compiled functions to call, kept as theirs is; Python cannot.
+
+    What makes a function's arguments of Python's objects would take a quarter of the time of compiling it.
+    """
+    dispatcher = _kept(function, no_cfunc_wrapper=True, no_cpython_wrapper=True)
+    if isinstance(dispatcher, CPUDispatcher):  # NUMBA_DISABLE_JIT leaves the function as it is
+        dispatcher.__class__ = _Subroutine
+    return dispatcher
+
+
+class _Subroutine(CPUDispatcher):
+    """What numba compiles a subroutine by; called from Python it would run into nothing."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{self.py_func.__qualname__} is a subroutine of compiled functions; Python cannot call it")
+
+
+def _kept(function: Callable, **settings: bool) -> Any:
+    """Return what `settings` of numba's make of `function`, with a place for it on disk where there is one."""
+    unkept = partial(njit, nogil=True, error_model="numpy", **settings)
     try:
-        dispatcher: Any = njit(nogil=True, error_model="numpy", cache=True)(function)
+        dispatcher: Any = unkept(cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
-        return njit(nogil=True, error_model="numpy")(function)
+        return unkept()(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
     kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
-        return njit(nogil=True, error_model="numpy")(function)
+        return unkept()(function)
     kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.simd import LANES, broadcast, compiled, exp, highest, load, select, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, exp, highest, load, select, store, subroutine, total, zeros
 
 
 def parents_to_lanes(weight: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def window_places(height: int, width: int, kh: int, kw: int, stride: int, paddin
     return np.ascontiguousarray(np.where((y >= 0) & (x >= 0), y * width + x, -1).reshape(-1, kh * kw))
 
 
-@compiled
+@subroutine
 def take_parents(x, start, count, rows, out):
     """Compute: x [positions, j, rows * m] -> out; positions beyond `count` are zeros."""
     _, parents, pose = x.shape
@@ -57,7 +57,7 @@ def take_parents(x, start, count, rows, out):
                     out[j // LANES, t * rows + r, s, j % LANES] = value
 
 
-@compiled
+@subroutine
 def give_parents(x, start, count, rows, out):
     """Compute: the way back: x [blocks, positions * rows, m, 16] -> out [positions, j, d]."""
     _, parents, pose = out.shape
@@ -69,7 +69,7 @@ def give_parents(x, start, count, rows, out):
                     out[start + t, j, r * m + s] = x[j // LANES, t * rows + r, s, j % LANES]
 
 
-@compiled
+@subroutine
 def take_child(poses, source, start, count, k, n, rows, u):
     """Compute: child n at offset k of the windows of the positions from `start` on; absent ones are zeros."""
     columns = poses.shape[3] // rows
@@ -86,7 +86,7 @@ def take_child(poses, source, start, count, k, n, rows, u):
                 u[t * rows + r, c] = poses[image, place, n, r * columns + c]
 
 
-@compiled
+@subroutine
 def give_child(d_u, source, start, count, k, n, rows, d_poses):
     """Add the gradient of `take_child`'s result to that of the children."""
     columns = d_poses.shape[3] // rows
@@ -99,7 +99,7 @@ def give_child(d_u, source, start, count, k, n, rows, d_poses):
                     d_poses[image, place, n, r * columns + c] += d_u[t * rows + r, c]
 
 
-@compiled
+@subroutine
 def make_votes(u, weight, child, votes):
     """Compute: votes = u W of one child, four rows by two columns at a time."""
     blocks, height, m, _ = votes.shape
@@ -133,7 +133,7 @@ def make_votes(u, weight, child, votes):
                 store(votes, k + 3 * step + LANES, b3)
 
 
-@compiled
+@subroutine
 def softmax(coupling, at, blocks):
     """Compute: in place, over the numbers of `blocks` vectors from `at` on."""
     end = at + blocks * LANES
@@ -152,7 +152,7 @@ def softmax(coupling, at, blocks):
         store(coupling, k, load(coupling, k) * share)
 
 
-@compiled
+@subroutine
 def differentiate_child(d_votes, weight, child, d_u):
     """Compute: d_u = d_votes W', summed over parents, four rows by two columns at a time."""
     blocks, height, m, _ = d_votes.shape
@@ -181,7 +181,7 @@ def differentiate_child(d_votes, weight, child, d_u):
             d_u[r + 3, c], d_u[r + 3, c + 1] = total(a3), total(b3)
 
 
-@compiled
+@subroutine
 def differentiate_weight(u, d_votes, child, d_weight):
     """Compute: d_weight += u' d_votes, four columns of u by two of the votes at a time."""
     blocks, height, m, _ = d_votes.shape

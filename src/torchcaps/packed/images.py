@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from torchcaps.kernels.lanes import softmax
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, root, select, store, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, root, select, store, subroutine, zeros
 from torchcaps.packed.bits import binarize, dots, scale
 
 BLOCK = 8  # children
@@ -63,7 +63,7 @@ def route_images(poses, middles, words, scales, bias, pose, xnor, iterations, fi
                     parents[start + b, j, k] = sums[j, k, b]
 
 
-@compiled
+@subroutine
 def _bring_near(scales, i, near, n):
     """Write child i's scales [j, D] as float32 into row n of `near`."""
     width = near.shape[1]
@@ -71,7 +71,7 @@ def _bring_near(scales, i, near, n):
         store(near, n * width + k, scale(scales, i * width + k))
 
 
-@compiled
+@subroutine
 def _share_evenly(sizes, i, shares, n):
     """Write into `shares` [n, j] the size of child i over the number of parents."""
     number = shares.shape[1]
@@ -80,7 +80,7 @@ def _share_evenly(sizes, i, shares, n):
         store(shares, (n * number + j) * LANES, share)
 
 
-@compiled
+@subroutine
 def _agree(signs, sizes, words, i, length, near, state, shares, n):
     """Write into `shares` [n, j] the products of the state and of the votes of child i."""
     number, pose, _ = state.shape
@@ -97,7 +97,7 @@ def _agree(signs, sizes, words, i, length, near, state, shares, n):
         store(shares, (n * number + j) * LANES, (a0 + a1 + (a2 + a3)) * load(sizes, at))
 
 
-@compiled
+@subroutine
 def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elements):
     """Write into `shares` [n, j] the products of the state and of the signs of the votes of child i, times their
     mean size.
@@ -118,7 +118,7 @@ def _agree_in_signs(signs, sizes, words, i, length, near, state, shares, n, elem
         store(shares, (n * number + j) * LANES, (a0 + a1) * (m0 + m1) * size)
 
 
-@compiled
+@subroutine
 def _add_votes(signs, words, i, count, length, near, shares, sums):
     """Compute: sums [j, D] += the votes of `count` children from i on, by their shares."""
     number, pose, _ = sums.shape
@@ -140,7 +140,7 @@ def _add_votes(signs, words, i, count, length, near, shares, sums):
             store(sums, b + 3 * LANES, a3)
 
 
-@compiled
+@subroutine
 def _squash(sums, state, xnor, elements):
     """Compute: sums [j, D] become parents, which are added to `state`, or with `xnor` their signs times their mean
     size.

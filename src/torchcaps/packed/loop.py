@@ -43,6 +43,7 @@ from torchcaps.kernels.simd import (
     select,
     store,
     store_totals,
+    subroutine,
     total,
     transpose,
     zeros,
@@ -244,7 +245,7 @@ def _pass(signs, sizes, words, scales, state, length, elements, xnor, uniform, f
                     store(out, here, load(out, here) + vote * share)
 
 
-@compiled
+@subroutine
 def _agree(words, base, signs, length, near, state, shares):
     """Write into `shares` [b, j] the products of the state and of the votes of a child of size 1."""
     images, parents, pose = state.shape
@@ -266,7 +267,7 @@ def _agree(words, base, signs, length, near, state, shares):
             store_totals(shares, b * shares.shape[1] + j, a0, a1, a2, a3)
 
 
-@compiled
+@subroutine
 def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
     """Write into `shares` [b, j] the products of the state and of the signs of a child's votes, times their mean
     size.
@@ -283,7 +284,7 @@ def _agree_in_signs(words, base, signs, length, near, state, shares, elements):
             shares[b, j] = total(a) * total(m) / np.float32(elements)
 
 
-@compiled
+@subroutine
 def _softmax(shares, outside, sizes):
     """Turn products of a child of size 1 [b, j] into its shares in the parents, times its size."""
     images, width = shares.shape

@@ -29,7 +29,18 @@ from torchcaps.kernels.lanes import (
     vote,
     votes_of,
 )
-from torchcaps.kernels.simd import LANES, broadcast, compiled, inlined, load, magnitude, select, store, zeros
+from torchcaps.kernels.simd import (
+    LANES,
+    broadcast,
+    compiled,
+    inlined,
+    load,
+    magnitude,
+    select,
+    store,
+    subroutine,
+    zeros,
+)
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -92,7 +103,7 @@ def _start(initial: Tensor | None, weight: Tensor) -> Tensor:
     return weight.new_zeros(weight.shape[1], weight.shape[0]) if initial is None else initial
 
 
-@compiled
+@subroutine
 def _cancel(u, at, weight, to, rows, columns, m, votes, into):
     """Make 0 of what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
     half = votes.dtype.type(0.5)
@@ -149,7 +160,7 @@ def _scale(votes, at, pose):
     return size / votes.dtype.type(pose)
 
 
-@compiled
+@subroutine
 def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes, coupling):
     """Compute: votes [j, d, 16] of one child of 16 images, and their coupling [j, 16]."""
     votes_of(u, at, weight, child, rows, votes, 0, False)  # v_ij = u_i W_ij for all j, over those of the last child
@@ -159,7 +170,7 @@ def _couple(u, at, weight, child, state, to, initial, xnor, binary, rows, votes,
     softmax(coupling, 0, coupling.shape[0], zeros(votes) + votes.dtype.type(1))  # c_ij, each image's summing to 1
 
 
-@compiled
+@subroutine
 def _cancel_all(u, at, weight, child, rows, votes):
     """Do `_cancel` for the votes of one child for every parent."""
     parents, children, columns, m = weight.shape
@@ -168,7 +179,7 @@ def _cancel_all(u, at, weight, child, rows, votes):
         _cancel(u, at, weight, to, rows, columns, m, votes, j * rows * m * LANES)
 
 
-@compiled
+@subroutine
 def _agreements(votes, state, to, initial, child, xnor, coupling):
     """Compute: logits [j, 16] of 16 images with all parents."""
     parents, pose, _ = votes.shape
@@ -178,7 +189,7 @@ def _agreements(votes, state, to, initial, child, xnor, coupling):
         store(coupling, j * LANES, logit + initial[child, j])  # one number for all 16 images
 
 
-@compiled
+@subroutine
 def share(votes, coupling, out, to):
     """Compute: out [j, d, 16] += coupling times votes."""
     parents, pose, _ = votes.shape
@@ -274,7 +285,7 @@ def _backward(
         scatter(du, start, count, out_poses, block)
 
 
-@compiled
+@subroutine
 def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, out_state):
     """Compute: gradients of the logits [j, 16] of one child and 16 images, and what they add to that of the state."""
     parents = coupling.shape[0]
@@ -300,7 +311,7 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
             store(out_state, to + k, load(out_state, to + k) + step)
 
 
-@compiled
+@subroutine
 def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, logits, votes, dv, du, out_weight):
     """Compute: gradients of one child's poses and matrices, of those of its votes: c gradient + logit state."""
     parents, children, columns, m = weight.shape
@@ -328,7 +339,7 @@ def _children(u, at, weight, child, state, gradient, xnor, binary, coupling, log
         outer(u, at, dv, parts, rows, columns, m, out_weight, to)  # dW_ij = sum_b u_i' dv_ij, whole: it is set
 
 
-@compiled
+@subroutine
 def _initial(logits, out, child):
     """Sum over images [blocks, j, 16] -> out [i, j] at `child`."""
     parts, parents, lanes = logits.shape

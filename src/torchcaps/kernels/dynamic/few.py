@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchcaps.kernels.dynamic.cpu import agreement, share
 from torchcaps.kernels.lanes import clear, join, rooms, softmax
-from torchcaps.kernels.simd import LANES, compiled, load, store, zeros
+from torchcaps.kernels.simd import LANES, compiled, load, store, subroutine, zeros
 
 SMALLEST = 1e-24  # of a squared length, as in `torchcaps.capsules.squash`
 
@@ -66,7 +66,7 @@ def _route(votes, bias, xnor, iterations, out, carried, sums, state, coupling):
                 _squash(sums, bias, n, j, xnor, out, carried, state)
 
 
-@compiled
+@subroutine
 def _squash(sums, bias, image, parent, xnor, out, carried, state):
     """Compute: a parent of its sums, and what it adds to `state`, in all lanes, of which `carried` has one."""
     _, parents, pose = out.shape

@@ -7,10 +7,10 @@ rows, m, 16] for the first parent, row and element of a position, and `place` th
 
 from __future__ import annotations
 
-from torchcaps.kernels.simd import LANES, compiled, load, store, total, zeros
+from torchcaps.kernels.simd import LANES, load, store, subroutine, total, zeros
 
 
-@compiled
+@subroutine
 def differentiate_activation(votes, coupling, mean, found, count, rows, change, da):
     """Compute: change = gradient of the weight a c of each pair, H + sum_d y (G + V y), y = v - mean; da = sum_j c
     change.
@@ -34,7 +34,7 @@ def differentiate_activation(votes, coupling, mean, found, count, rows, change, 
         da[t] = total(whole)  # sum over blocks so far; over lanes, it is the sum over all parents
 
 
-@compiled
+@subroutine
 def differentiate_uniform(votes, a, mean, found, count, rows):
     """Turn votes into their gradient a (G + 2 V y)."""
     of_mean, of_square, _ = found
@@ -47,7 +47,7 @@ def differentiate_uniform(votes, a, mean, found, count, rows):
                 store(votes, k, (load(of_mean, k) + (vy + vy)) * a[t])
 
 
-@compiled
+@subroutine
 def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, count, rows, sums):
     """Turn votes into their gradient a c (G + 2 V y) - 2 s^2 l e, where l = a c (change - da) is that of the logit.
 
@@ -75,7 +75,7 @@ def differentiate_coupled(votes, coupling, a, da, change, given, mean, found, co
                 store(votes, k, w * (load(of_mean, k) + (vy + vy)) - (le + le) * s)  # dv_ij takes the vote's place
 
 
-@compiled
+@subroutine
 def differentiate_agreed(votes, coupling, a, da, change, given, mean, found, count, rows, sums):
     """Turn votes into their gradient a c (G + 2 V y) + l q, where l = a c (change - da) is that of the logit.
 

@@ -20,7 +20,7 @@ from torchcaps.kernels.em.gradients import (
     differentiate_coupled,
     differentiate_uniform,
 )
-from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, store, total, zeros
+from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, store, subroutine, total, zeros
 from torchcaps.kernels.windows import (
     differentiate_child,
     differentiate_weight,
@@ -209,28 +209,28 @@ def backward_loop(
             _give(sums, start, count, rows, d_state)
 
 
-@compiled
+@subroutine
 def _take(x, start, count, rows, out):
     """Bring three arrays of parents, two of poses and one of numbers, [positions, j, d | 1], into lanes."""
     for k in range(3):  # a loop, and not three calls, so that it is compiled once
         take_parents(x[k], start, count, rows if k < 2 else 1, out[k])
 
 
-@compiled
+@subroutine
 def _give(x, start, count, rows, out):
     """Bring what lies as `_take` leaves it back."""
     for k in range(3):
         give_parents(x[k], start, count, rows if k < 2 else 1, out[k])
 
 
-@compiled
+@subroutine
 def _clear(x):
     for each in x:
         for k in range(0, each.size, LANES):
             store(each, k, zeros(each))
 
 
-@compiled
+@subroutine
 def _take_number(x, source, start, count, k, n, out):
     """Compute: x [b, places, n] of child n at offset k -> out [positions], 0 outside the image."""
     for t in range(count):
@@ -239,7 +239,7 @@ def _take_number(x, source, start, count, k, n, out):
         out[t] = x[image, place, n] if place >= 0 else 0
 
 
-@compiled
+@subroutine
 def _give_number(number, source, start, count, k, n, out):
     """Add number [positions] to out [b, places, n]."""
     for t in range(count):
@@ -249,7 +249,7 @@ def _give_number(number, source, start, count, k, n, out):
             out[image, place, n] += number[t]
 
 
-@compiled
+@subroutine
 def _logits(votes, given, count, rows, state, agreed, coupling):
     """Compute: logits of the votes for the parents of `state`, of which `given` has those at hand; -inf beyond the
     last.
@@ -263,7 +263,7 @@ def _logits(votes, given, count, rows, state, agreed, coupling):
             coupling[t, coupling.shape[1] - 1, j % LANES] = -np.inf
 
 
-@compiled
+@subroutine
 def _densities(votes, given, count, rows, logits):
     """Log density of the votes, plus log prior: prior - sum_d (scale (v - mean))^2; `given` has the three."""
     mean, scale, prior = given
@@ -282,7 +282,7 @@ def _densities(votes, given, count, rows, logits):
             store(logits, (t * blocks + x) * LANES, logit)
 
 
-@compiled
+@subroutine
 def _agreements(votes, given, count, rows, logits):
     """Compute: dot products of the votes with the parents, plus log prior; of `given` the mean and the prior count."""
     query, _, prior = given
@@ -298,7 +298,7 @@ def _agreements(votes, given, count, rows, logits):
             store(logits, (t * blocks + x) * LANES, a0 + a1)
 
 
-@compiled
+@subroutine
 def _claim(logits, at, blocks, seen):
     """Add e^logit of `blocks` vectors from `at` on to the sum in seen (largest logit, sum over e^it)."""
     top = load(logits, at)
@@ -316,7 +316,7 @@ def _claim(logits, at, blocks, seen):
         seen[1] += total(whole) * np.exp(most - seen[0])
 
 
-@compiled
+@subroutine
 def _share(coupling, seen, source, start, count, k, n, whole):
     """Compute: logits -> softmax over the parents of the position, or of all windows that see the child."""
     blocks = coupling.shape[1]
@@ -337,7 +337,7 @@ def _share(coupling, seen, source, start, count, k, n, whole):
             store(coupling, v, exp(load(coupling, v) - most) * share)
 
 
-@compiled
+@subroutine
 def _gather(votes, coupling, a, count, rows, sums):
     """Take one more vote into each mean and into the sum of squares about it, which so is never uncentred.
 

@@ -26,7 +26,7 @@ from torchcaps.kernels.lanes import (
     to_lanes,
     vote,
 )
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, root, select, store, subroutine, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
 __all__ = ["backward", "forward", "moments", "moments_backward"]
@@ -79,14 +79,14 @@ def backward(
     return *outs, d_scale, d_shift
 
 
-@compiled
+@subroutine
 def _place(affine, child, parent):
     """Return where the numbers of a child and a parent stand in `affine` [i | 1, j | 1, d]."""
     children, parents, pose = affine.shape
     return ((child if children > 1 else 0) * parents + (parent if parents > 1 else 0)) * pose
 
 
-@compiled
+@subroutine
 def _normal(votes, at, scale, shift, place, pose, l2, eps, out):
     """Return out [d, 16] = scale v + shift; the coupling, 1 / length, and whether the length is more than its floor."""
     square = zeros(out)
@@ -180,7 +180,7 @@ def _backward(
         scatter(du, start, count, out_poses, block)
 
 
-@compiled
+@subroutine
 def _differentiate(v, normal, c, free, of_total, of_squares, of, scale, place, out, n, sums):
     """Compute: out [n, d, 16] = gradient of v [n, d, 16]; what it adds to those of scale and shift goes to sums [2,
     d, 16].

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.lanes import BLOCK, arrays, back, blocks, clear, gather, outer, rooms, scatter, vote
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, store, subroutine, total, zeros
 from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
@@ -63,7 +63,7 @@ def _mask(poses: Tensor) -> Tensor:
     return mask.view(-1, LANES)
 
 
-@compiled
+@subroutine
 def _summary(u, mask, images, rows, columns, centred, mean, gram, out):
     """Take from one child u [blocks, rows * columns, 16]: centred poses [rows, blocks, columns, 16], mean [rows,
     columns], and out [rows, parts, columns, 16], lane e of which is row e of the Gram matrix, lane `columns` the
@@ -88,7 +88,7 @@ def _summary(u, mask, images, rows, columns, centred, mean, gram, out):
             out[r, columns // LANES, c, columns % LANES] = mean[r, c]
 
 
-@compiled
+@subroutine
 def _through(summary, r, weight, to, columns, m, out):
     """Compute: out [parts, m, 16] = the rows of a summary through W."""
     parts = summary.shape[1]
@@ -173,7 +173,7 @@ def _backward(
         scatter(u, start, count, out_poses, block)
 
 
-@compiled
+@subroutine
 def _children(change, centred, images, matrix, constant, out):
     """Compute: gradient of one child's poses, [blocks, rows * columns, 16], of that of its summary."""
     rows, parts, columns, _ = centred.shape

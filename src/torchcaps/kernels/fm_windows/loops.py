@@ -9,7 +9,7 @@ is outside the image adds nothing, though its vote of 0 would be the shift.
 from __future__ import annotations
 
 from torchcaps.kernels.lanes import clear
-from torchcaps.kernels.simd import LANES, compiled, load, root, select, store, zeros
+from torchcaps.kernels.simd import LANES, compiled, load, root, select, store, subroutine, zeros
 from torchcaps.kernels.windows import (
     differentiate_child,
     differentiate_weight,
@@ -102,7 +102,7 @@ def backward_loop(
                 give_child(d_u, source, start, count, k, n, rows, d_poses)  # added: windows share children
 
 
-@compiled
+@subroutine
 def _add(votes, scale, shift, pair, source, start, count, k, rows, l2, eps, total, squares):
     """Compute: total += c x and squares += (c x)^2; x = scale v + shift takes the vote's place."""
     blocks, height, m, _ = votes.shape
@@ -128,7 +128,7 @@ def _add(votes, scale, shift, pair, source, start, count, k, rows, l2, eps, tota
                 store(squares, e, load(squares, e) + y * y)
 
 
-@compiled
+@subroutine
 def _differentiate(votes, given, g, h, d_scale, d_shift):
     """Turn votes into their gradient scale dx, and add v dx and dx to those of scale and shift.
 

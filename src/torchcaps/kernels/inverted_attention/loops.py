@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, select, store, total, zeros
+from torchcaps.kernels.simd import LANES, broadcast, compiled, load, magnitude, select, store, subroutine, total, zeros
 from torchcaps.kernels.windows import (
     differentiate_child,
     differentiate_weight,
@@ -89,7 +89,7 @@ def backward_loop(
         give_parents(d_q, start, count, rows, d_query)
 
 
-@compiled
+@subroutine
 def _dot(votes, parents, at, size):
     """Return sum_d v p of 16 parents, whose `size` elements stand from `at` on; four sums hide the wait for each
     other.
@@ -108,7 +108,7 @@ def _dot(votes, parents, at, size):
     return (a0 + a1) + (a2 + a3)
 
 
-@compiled
+@subroutine
 def _cancel(u, weight, child, votes):
     """Make 0 of what is less than half a term of its sum, where terms differ in sign alone: rounding left it."""
     blocks, height, m, _ = votes.shape
@@ -126,7 +126,7 @@ def _cancel(u, weight, child, votes):
                 store(votes, k, select(least, magnitude(vote), zeros(votes), vote))
 
 
-@compiled
+@subroutine
 def _scale(votes, at, size, pose):
     """Return mean size of the `pose` elements of votes for 16 parents, in `size` vectors from `at` on."""
     a0 = a1 = zeros(votes)  # of even and odd vectors: there is an even number, what fills up being 0
@@ -135,7 +135,7 @@ def _scale(votes, at, size, pose):
     return (a0 + a1) / votes.dtype.type(pose)
 
 
-@compiled
+@subroutine
 def _agree_in_signs(votes, parents, at, size, pose):
     """Return mean|v| sum_d sign(v) p of 16 parents; the sign of 0 is -1."""
     a0 = a1 = zeros(votes)
@@ -147,7 +147,7 @@ def _agree_in_signs(votes, parents, at, size, pose):
     return (a0 + a1) * _scale(votes, at, size, pose)
 
 
-@compiled
+@subroutine
 def _couple(votes, q, count, rows, shape, xnor, coupling):
     """Compute: softmax over parents of their agreement with the child, without what fills the last block up.
 
@@ -168,7 +168,7 @@ def _couple(votes, q, count, rows, shape, xnor, coupling):
         softmax(coupling, t * blocks * LANES, blocks)
 
 
-@compiled
+@subroutine
 def _add(votes, coupling, count, rows, sums):
     """Compute: sums += c v."""
     blocks, height, m, _ = votes.shape
@@ -180,7 +180,7 @@ def _add(votes, coupling, count, rows, sums):
                 store(sums, k, load(sums, k) + c * load(votes, k))
 
 
-@compiled
+@subroutine
 def _differentiate(votes, g, coupling, count, rows, change):
     """Compute: gradients of the logits, l = c (v . g - sum_j c v . g)."""
     blocks, height, m, _ = votes.shape
@@ -195,7 +195,7 @@ def _differentiate(votes, g, coupling, count, rows, change):
             store(change, k, load(coupling, k) * (load(change, k) - whole))
 
 
-@compiled
+@subroutine
 def _give_votes(votes, q, g, coupling, change, count, rows, d_q):
     """Turn votes into their gradient c g + l q, and add l v to that of q."""
     blocks, height, m, _ = votes.shape
@@ -208,7 +208,7 @@ def _give_votes(votes, q, g, coupling, change, count, rows, d_q):
                 store(votes, k, c * load(g, k) + l * load(q, k))
 
 
-@compiled
+@subroutine
 def _give_signs(votes, q, g, coupling, change, count, rows, pose, d_q):
     """Do the same where votes agree by their signs: l mean|v| sign(v) goes to q, and l mean|v| q to where |v| <= 1."""
     blocks, height, m, _ = votes.shape
