@@ -12,6 +12,7 @@ A block stands between two comments, of which the first says what it shows:
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +164,18 @@ def tuning() -> str:
     return markdown(rows)
 
 
+def weights() -> str:
+    """What a checkout's trained networks scored on their test split, by the lines of their runs."""
+    rows: list[Row] = [("name", "parameters", "data", "test accuracy (%)", "wrong", "MB")]
+    for file in sorted((ROOT / "weights").glob("*/run.json")):
+        line = json.loads(file.read_text(encoding="utf-8"))
+        size = (file.parent / "model.safetensors").stat().st_size / 1e6
+        wrong = f"{line['test_errors']:,} of {line['test_images']:,}"
+        data, accuracy = line["config"]["data"]["name"], f"{100 * line['test_accuracy']:.2f}"
+        rows.append((f"`{file.parent.name}`", f"{line['parameters']:,}", f"`{data}`", accuracy, wrong, f"{size:.1f}"))
+    return markdown(rows)
+
+
 def _head(column: str) -> str:
     name, _, unit = column.rpartition("_")
     return f"{name.replace('_', ' ')} ({UNITS[unit]})" if unit in UNITS and name else column.replace("_", " ")
@@ -261,6 +274,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "routings": routing_table,
     "tuning": tuning,
     "two-cores": two_cores,
+    "weights": weights,
     "xnodr": xnodr,
 }
 
