@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torchcaps.compare.comparison import Comparison, all_heads
 from torchcaps.compare.costs import BATCH
-from torchcaps.compare.page import COSTS, Row, collect, older_counts, ranked, show_accuracy
+from torchcaps.compare.page import COSTS, collect, older_counts, ranked, show_accuracy
+from torchcaps.compare.rows import Row
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import read_records
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
-from help_runs import ROUTINGS, SHARES, UNIFORM, Study, gap, twin_of, values
+from help_runs import ROUTINGS, SHARES, UNIFORM, Study, twin_of
 
 from torchcaps.compare.comparison import LINEAR, TWIN
+from torchcaps.compare.rows import gap, values
 from torchcaps.inspect.figures import INK, style
 from torchcaps.tables.records import read_records
 

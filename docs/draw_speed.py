@@ -131,8 +131,8 @@ FIRST_STEPS = """## The first step
 user, forward and backward each when it comes; they are kept beside the package, or where that cannot be written in the
 user's cache (`NUMBA_CACHE_DIR` names another place). At a terminal a line says so; `torchcaps warm` does it ahead.
 Seconds of the first forward and backward pass of the layers above, linear ones at batch 128 and convolutional ones at
-batch 8, in a process of its own, one thread. Compiling is work of one core, so the range over machines is wide; the goal
-is a first process less than {goal} s over plain steps:
+batch 8, in a process of its own, one thread. Compiling is work of one core, so the range over machines is wide; the
+goal is a first process less than {goal} s over plain steps:
 
 {rows}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from draw_compared import DATA as SETS
-from help_blocks import NOT_RUN, answer, images, names, sides
-from help_runs import DATA, SHARES, UNIFORM, Rows, Study, by_side, chosen, gap, was_run
+from help_blocks import NOT_RUN, answer, images
+from help_runs import DATA, SHARES, UNIFORM, Rows, Study, chosen
 
 from torchcaps.compare.comparison import LINEAR, TWIN
-from torchcaps.compare.page import Row, is_control
+from torchcaps.compare.page import is_control
+from torchcaps.compare.rows import Row, by_side, describe_sides, gap, names, was_run
 
 NAMES = {data: head.partition(" (")[0] for data, head in SETS.items()}
 WHAT = {
@@ -38,7 +39,7 @@ def advice(study: Study) -> str:
     """Of which-routing.md: all heads on all images, whatever they cost."""
     lines = [f"- **Start with** {start(study.whole(DATA))[1]}."]
     for other in (UNIFORM, LINEAR):
-        said = (f"on {name} {sides(_against(study.whole(data), other))}" for data, name in NAMES.items())
+        said = (f"on {name} {describe_sides(_against(study.whole(data), other))}" for data, name in NAMES.items())
         lines.append(f"- **Against `{other}`**: " + "; ".join(said) + ".")
     binary = ((name, gap(study.whole(data)["xnodr"], study.whole(data)["dynamic"])) for data, name in NAMES.items())
     shown = ", ".join(f"on {name} {found}" for name, found in binary if found is not None)

@@ -6,29 +6,15 @@ Whoever claims an order here asks `Gap.side`, so that no sentence can say more t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from statistics import mean
 
 from draw_two_cores import core_hours
-from help_runs import (
-    DATA,
-    ROUTINGS,
-    SHARES,
-    UNIFORM,
-    Gap,
-    Rows,
-    Study,
-    better,
-    by_side,
-    capsules,
-    chosen,
-    gap,
-    twin_of,
-    was_run,
-)
+from help_runs import DATA, ROUTINGS, SHARES, UNIFORM, Rows, Study, better, capsules, chosen, twin_of
 
 from torchcaps.compare.comparison import LINEAR, TWIN
-from torchcaps.compare.page import Row, ranked, show_accuracy
+from torchcaps.compare.page import ranked, show_accuracy
+from torchcaps.compare.rows import Gap, Row, by_side, describe_sides, gap, was_run
 from torchcaps.data.catalogue import find
 
 NOT_RUN, NONE_RUN = "not run", "Not run."
@@ -136,7 +122,7 @@ def against(study: Study, of: str) -> str:
             [row for row in capsules(rows) if row.head != UNIFORM], lambda row: rows[UNIFORM]
         ),
     }
-    return "\n".join(f"- {what}: {sides(found)}." for what, found in said.items())
+    return "\n".join(f"- {what}: {describe_sides(found)}." for what, found in said.items())
 
 
 def report(study: Study) -> Iterator[Line]:
@@ -198,12 +184,3 @@ def _show(found: Gap | None) -> str:
 
 def _points(found: Gap | None) -> str:
     return "" if found is None else f" ({found} points)"
-
-
-def names(found: Iterable[str]) -> str:
-    return ", ".join(f"`{head}`" for head in found) or "none"
-
-
-def sides(found: dict[int | None, list[str]]) -> str:
-    said = f"above {names(found[1])}; below {names(found[-1])}; not decided {names(found[0])}"
-    return f"{said}; not run beside it {names(found[None])}" if found[None] else said

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import mean
 
-from help_blocks import NOT_RUN, Line, images, names
-from help_runs import ROUTINGS, SHARES, Gap, Rows, Study
+from help_blocks import NOT_RUN, Line, images
+from help_runs import ROUTINGS, SHARES, Rows, Study
 
 from torchcaps.compare.examined import COLUMNS
+from torchcaps.compare.rows import Gap, names
 from torchcaps.examine.found import Examination, Placebo
 from torchcaps.examine.placebos import ONE, OTHER, RANDOM, SAME, UNIFORM
 

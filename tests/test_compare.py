@@ -23,6 +23,7 @@ from torchcaps.compare.comparison import (
 )
 from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.figures import apart
+from torchcaps.compare.rows import Row
 from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
 from torchcaps.examine import examination
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
@@ -117,24 +118,32 @@ def cost(comparison: Comparison, head: str, multiply_adds: int) -> dict:
 
 def test_the_table_ranks_by_accuracy_behind_the_controls_and_says_who_beats_them():
     comparison = Comparison()
-    accuracies = {"linear": (0.90, 0.91), "uniform": (0.80, 0.82), "em": (0.91, 0.92), "dynamic": (0.95, 0.96)}
+    accuracies = {
+        "linear": (0.90, 0.91, 0.92),
+        "uniform": (0.80, 0.82, 0.81),
+        "em": (0.91, 0.905, 0.925),
+        "dynamic": (0.95, 0.96, 0.97),
+        "xnodr": (0.70, 0.71),
+    }
     lines = [line(comparison, head, a, seed) for head, pair in accuracies.items() for seed, a in enumerate(pair)]
     lines.append(cost(comparison, "em", 3_000_000))
-    rows = page.collect(comparison, choose_heads(["em", "dynamic", "fm"]), "cpu", lines)
-    assert [row.head for row in page.ranked(rows)] == [*CONTROLS, "em-twin", "dynamic", "em", "fm"]
+    rows = page.collect(comparison, choose_heads(["em", "dynamic", "fm", "xnodr"]), "cpu", lines)
+    assert [row.head for row in page.ranked(rows)] == [*CONTROLS, "em-twin", "dynamic", "em", "xnodr", "fm"]
     text = page.markdown(comparison, rows, "cpu")
-    assert "| dynamic | 95.50 ± 0.71 (2) | 96.00 | " in text and "| fm | not run |" in text
-    assert "| em | 91.50 ± 0.71 (2) | 92.00 | 1,234 | 3.00 | 5.0 | 7 | 0.50 | 9.0 |" in text
-    assert "Above `linear` by more than both standard deviations together: dynamic." in text
-    assert "Above `uniform` by more than both standard deviations together: dynamic, em." in text
-    assert "8, 1.0 min a run" in text
+    assert "| dynamic | 96.00 ± 1.00 (3) | 97.00 | " in text and "| fm | not run |" in text
+    assert "| em | 91.33 ± 1.04 (3) | 92.50 | 1,234 | 3.00 | 5.0 | 7 | 0.50 | 9.0 |" in text
+    behind = "below none; not decided {}`xnodr`; not run beside it `fm`."
+    assert f"Against `linear`: above `dynamic`; {behind.format('`em`, ')}" in text
+    assert f"Against `uniform`: above `dynamic`, `em`; {behind.format('')}" in text
+    assert "Against `twin`" not in text and page.RULE in text
+    assert "14, 1.0 min a run" in text
 
 
 def test_a_single_run_beats_nobody():
     comparison = Comparison()
     lines = [line(comparison, head, a) for head, a in (("linear", 0.1), ("uniform", 0.2), ("em", 0.9))]
     text = page.markdown(comparison, page.collect(comparison, choose_heads(["em"]), "cpu", lines), "cpu")
-    assert "Above" not in text
+    assert "Against `linear`: above none; below none; not decided `em`." in text
 
 
 def test_counts_of_what_ran_are_marked():
@@ -348,8 +357,8 @@ def test_one_thing_is_varied_at_a_time() -> None:
 
 
 def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None:
-    def row(head: str, *values: float) -> page.Row:
-        return page.Row(head, Summary("cpu", "", values, (), False), None)
+    def row(head: str, *values: float) -> Row:
+        return Row(head, Summary("cpu", "", values, (), False), None)
 
     rows = [row("em@data.fraction=1", 0.9, 0.8), row("em@data.fraction=0.1", 0.5), row("linear@data.fraction=1")]
     curves = shares.by_share(rows)

@@ -14,9 +14,10 @@ import help_blocks
 import help_examined
 import help_runs
 import pytest
-from help_runs import ROUTINGS, SHARES, T_95, Gap, Study, better, gap, heads, twin_of
+from help_runs import ROUTINGS, SHARES, Study, better, heads, twin_of
 
 from torchcaps.compare.comparison import Comparison
+from torchcaps.compare.rows import T_95, Gap, gap
 from torchcaps.config import to_plain
 from torchcaps.examine.found import CapsuleLayerFacts, Examination, Placebo
 from torchcaps.examine.placebos import ONE, OTHER

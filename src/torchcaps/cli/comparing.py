@@ -125,11 +125,13 @@ def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results:
     if quiet:
         return
     say_lines(text)
-    from torchcaps.compare.figures import draw, draw_shares  # which are not drawn quietly
+    from torchcaps.compare.figures import draw, draw_shares, save  # which are not drawn quietly
 
+    picture = path.with_suffix(".svg")
     if comparison.fractions:
-        draw_shares(rows).savefig(path.with_suffix(".svg"))
-        note(f"{path} and {path.with_suffix('.svg').name}")
+        save(draw_shares(rows), picture)
     elif any(row.cost is not None and row.accuracy is not None for row in rows):
-        draw(rows).savefig(path.with_suffix(".svg"))
-        note(f"{path} and {path.with_suffix('.svg').name}")
+        save(draw(rows), picture)
+    else:
+        return
+    note(f"{path} and {picture.name}")

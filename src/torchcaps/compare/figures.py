@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from torchcaps.compare.comparison import CONTROLS
-from torchcaps.compare.page import Row, accuracy_of, deviation_of, is_control
+from torchcaps.compare.page import accuracy_of, deviation_of, is_control
+from torchcaps.compare.rows import Row
 from torchcaps.compare.shares import by_share
 from torchcaps.inspect.figures import INK, style
 
@@ -86,3 +88,9 @@ def draw_shares(rows: Sequence[Row]) -> Figure:
         if curves:
             axes.legend(fontsize=7, ncols=2 if len(curves) > len(CONTROLS) else 1)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `figure` as SVG, the same text for the same lines."""
+    with style():
+        figure.savefig(path, metadata={"Date": None})

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from statistics import mean
-from typing import NamedTuple
 
 from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
 from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
-from torchcaps.examine.found import Examination
+from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.summary import Summary, summarise
+from torchcaps.tables.summary import summarise
 
 OLDER = r"\*"  # behind numbers that were counted otherwise
 Show = Callable[[Record], str]
@@ -31,14 +30,10 @@ LEGEND = (
     "natively; its memory is what it takes beyond the resting process. Latency is of inference in float32, for a batch "
     "of 1 and of 128."
 )
-
-
-class Row(NamedTuple):
-    head: str
-    accuracy: Summary | None
-    cost: Record | None
-    parameters: int | None = None  # trainable, counted where there is no line of costs
-    examined: tuple[Examination, ...] = ()  # of its runs
+RULE = (
+    f"Heads are compared by the differences of runs with the same seed: decided is what the interval of 95 % "
+    f"(Student's t, at least {FEWEST} seeds) leaves zero out of."
+)
 
 
 def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[Row]:
@@ -110,21 +105,16 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
-    """Return which routings lie above each control by more than both standard deviations together."""
-    by_head = {row.head: row for row in rows if accuracy_of(row) and deviation_of(row) is not None}
+    """Return which heads lie above each control and which below, and of which it is not decided."""
+    by_head = {row.head: row for row in rows}
+    heads = [row for row in ranked(rows) if not is_control(row.head)]
     said = []
     for control in CONTROLS:
-        if control not in by_head:
-            continue
-        floor = by_head[control]
-        above = [
-            row.head
-            for row in ranked(list(by_head.values()))
-            if not is_control(row.head)
-            and accuracy_of(row) - accuracy_of(floor) > (deviation_of(row) or 0.0) + (deviation_of(floor) or 0.0)
-        ]
-        said.append(f"Above `{control}` by more than both standard deviations together: {', '.join(above) or 'none'}.")
-    return said
+        if control in by_head:
+            found = by_side(heads, lambda _, floor=by_head[control]: floor)
+            if found[1] or found[-1] or found[0]:
+                said.append(f"Against `{control}`: {describe_sides(found)}.")
+    return [RULE, *said] if said else []
 
 
 def deviation_of(row: Row) -> float | None:

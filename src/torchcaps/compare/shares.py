@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from torchcaps.compare.comparison import Comparison
-from torchcaps.compare.page import Row
+from torchcaps.compare.rows import Row
 
 
 def suffix(comparison: Comparison) -> str:
