@@ -60,8 +60,7 @@ def draw_routing(spec: Spec, out: Path) -> None:
     label = int(data.test.targets(torch.tensor([IMAGE])))
     right = accuracy(model, data)
     figure, said = draw(model, image, [str(n) for n in range(10)], label)
-    with figures.style():
-        figure.savefig(picture, metadata={"Date": None})
+    figures.save_svg(figure, picture)
     part.write_text(
         f"{mark}\n![{said}](../generated/{picture.name})\n\n*{said} The image shows a {label}. Drawn while this site "
         f"was built, of a network that was trained for {EPOCHS} epochs of the digits and has {right:.0%} of the test "

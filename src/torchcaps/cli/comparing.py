@@ -125,13 +125,14 @@ def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results:
     if quiet:
         return
     say_lines(text)
-    from torchcaps.compare.figures import draw, draw_shares, save  # which are not drawn quietly
+    from torchcaps.compare.figures import draw, draw_shares  # which are not drawn quietly
+    from torchcaps.inspect.figures import save_svg
 
     picture = path.with_suffix(".svg")
     if comparison.fractions:
-        save(draw_shares(rows), picture)
+        save_svg(draw_shares(rows), picture)
     elif any(row.cost is not None and row.accuracy is not None for row in rows):
-        save(draw(rows), picture)
+        save_svg(draw(rows), picture)
     else:
         return
     note(f"{path} and {picture.name}")

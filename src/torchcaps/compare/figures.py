@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,9 +87,3 @@ def draw_shares(rows: Sequence[Row]) -> Figure:
         if curves:
             axes.legend(fontsize=7, ncols=2 if len(curves) > len(CONTROLS) else 1)
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write `figure` as SVG, the same text for the same lines."""
-    with style():
-        figure.savefig(path, metadata={"Date": None})

@@ -234,6 +234,12 @@ def save_figure(figure: Figure, path: Path) -> None:
             figure.savefig(temporary, metadata={"CreationDate": None})
 
 
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write `figure` as SVG to `path`, the same bytes for the same figure."""
+    with style():
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
 def to_svg(figure: Figure) -> str:
     """Return `figure` as an SVG element without size, whose colours are the variables of the page."""
     file = io.StringIO()

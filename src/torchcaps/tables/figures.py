@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from torchcaps.inspect.drawings import Agreement, draw_agreement
-from torchcaps.inspect.figures import style
+from torchcaps.inspect.figures import save_svg, style
 from torchcaps.tables.cells import Cell, Table
 from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
@@ -247,6 +247,5 @@ def write_figure(table: Table, records: Sequence[Record], path: Path) -> bool:
     if figure is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with style():
-        figure.savefig(path, metadata={"Date": None})
+    save_svg(figure, path)
     return True
