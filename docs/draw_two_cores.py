@@ -171,6 +171,7 @@ def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> 
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.2)
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
