@@ -144,8 +144,8 @@ HEADS = """## Heads
 that is made of convolutions. Of one image the loops of a layer run all iterations at once (`kernels/few.py`); a packed
 head has one bit a weight. "Over dense" is the time of the head as it is over that of the dense layers that it
 replaces, the median of neighbouring turns. Goals at batch 1: at most three times dense for what is routed, less than
-dense for what is packed. A packed head above MobileNet's features is mostly the fixed cost of a call: an AMD EPYC missed
-its goal (an earlier line), which the tables below, of another machine, do not show.
+dense for what is packed. A packed head above MobileNet's features is mostly the fixed cost of a call: an AMD EPYC
+missed its goal (an earlier line), which the tables below, of another machine, do not show.
 
 {tables}
 
