@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchcaps.inspect.figures import style
+from torchcaps.inspect.figures import save_svg, style
 from torchcaps.papers import list_tables
 from torchcaps.tables.budgets import REPRODUCTIONS
 from torchcaps.tables.cells import Cell, Table, Train
@@ -190,8 +190,7 @@ def _accuracy(cell: Cell, value: float) -> float:
 def svg() -> str:
     """The picture, the same text for the same lines."""
     file = io.StringIO()
-    with style():
-        draw().savefig(file, format="svg", metadata={"Date": None})
+    save_svg(draw(), file)
     return file.getvalue()
 
 

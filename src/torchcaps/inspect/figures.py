@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import torch
@@ -234,10 +234,10 @@ def save_figure(figure: Figure, path: Path) -> None:
             figure.savefig(temporary, metadata={"CreationDate": None})
 
 
-def save_svg(figure: Figure, path: Path) -> None:
-    """Write `figure` as SVG to `path`, the same bytes for the same figure."""
+def save_svg(figure: Figure, target: Path | IO[str]) -> None:
+    """Write `figure` as SVG to `target`, the same text for the same figure."""
     with style():
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(target, format="svg", metadata={"Date": None})
 
 
 def to_svg(figure: Figure) -> str:

@@ -18,8 +18,8 @@ four or eight sums `a0`, `a1`, ... where one would do, because an instruction ta
 from operands to result, but a new one may begin in each: sums that do not wait for each other keep it busy.
 
 Every function below that is marked `@inline` tells numba the type of its result, and `emit` writes LLVM's instructions
-for it into the function that calls it. `compiled` makes machine code of a loop, `subroutine` of what
-loops call, `inlined` a part of one.
+for it into the function that calls it. `compiled` makes machine code of a loop, `subroutine` of what loops call,
+`inlined` a part of either.
 """
 
 from __future__ import annotations
@@ -95,15 +95,15 @@ class _Subroutine(CPUDispatcher):
 
 def _kept(function: Callable, **settings: bool) -> Any:
     """Return what `settings` of numba's make of `function`, with a place for it on disk where there is one."""
-    unkept = partial(njit, nogil=True, error_model="numpy", **settings)
+    make = partial(njit, nogil=True, error_model="numpy", **settings)
     try:
-        dispatcher: Any = unkept(cache=True)(function)
+        dispatcher: Any = make(cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
-        return unkept()(function)
+        return make()(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
     kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
-        return unkept()(function)
+        return make()(function)
     kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
     return dispatcher
 
