@@ -24,13 +24,14 @@ scale 0.
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.dynamic.few import route_few, spaces
+from torchcaps.kernels.dynamic.few import route_votes, spaces
 from torchcaps.kernels.lanes import blocks, clear, rooms
 from torchcaps.kernels.simd import (
     LANES,
@@ -71,7 +72,7 @@ class PackedLoop:
     """
 
     def __init__(self, positive: Tensor, scales: Tensor, bias: Tensor | None, threshold: Threshold, xnor: bool):
-        self.xnor, self.threshold = xnor, threshold
+        self.xnor, self.threshold, self._kept = xnor, threshold, threading.local()
         self.parents, self.children, self.length, self.pose = positive.shape
         self.padded = -(-self.pose // LANES) * LANES
         self.bytes = next(size for size in WORDS if 8 * size >= self.length)
@@ -109,14 +110,14 @@ class PackedLoop:
             find_middles(children, middles)
         if images >= MANY * torch.get_num_threads():
             return self._route_images(children, middles, iterations)
-        signs = np.empty((self.children, images), self.words.dtype)
-        sizes = np.empty((self.children, images), np.float32)
         votes = (images, blocks(self.children), self.parents, self.pose, LANES)
         if self.pose == self.padded and math.prod(votes) <= NEAR:
-            kept = np.empty(votes, np.float32)
-            near, *space = rooms(kept, (LANES, self.pose), *spaces(self.parents, self.pose))
-            _votes(children, middles, signs, sizes, self.words, self.scales, kept, near)
-            return route_few(kept, self.bias, self.xnor, iterations, space)[0]
+            out = np.empty((2, images, self.parents, self.pose), np.float32)
+            inputs = (children, middles, self.words, self.scales, self.bias, self.xnor or None, iterations)
+            _route_few(*inputs, out[0], out[1], *self._space(votes))
+            return torch.from_numpy(out[0])
+        signs = np.empty((self.children, images), self.words.dtype)
+        sizes = np.empty((self.children, images), np.float32)
         state = np.zeros((images, self.parents, self.padded), np.float32)
         parents = np.empty_like(state)
         spans = ranges(self.children, max(1, WORTH_A_THREAD // state.size))
@@ -132,6 +133,18 @@ class PackedLoop:
             run(lambda part, first, end, inputs=inputs: _pass(*inputs, first, end, sums[part]), spans)
             _squash(sums, self.bias, parents, state, self.pose, self.xnor)
         return torch.from_numpy(parents)[..., : self.pose]
+
+    def _space(self, votes: tuple[int, ...]) -> list[np.ndarray]:
+        """Return memory that `_route_few` works in, of the calling thread alone.
+
+        It is kept for the next call, at most a megabyte: to ask for it takes as long as to make a small layer's votes.
+        """
+        if getattr(self._kept, "shape", None) != votes:
+            each = (self.children, votes[0])
+            shapes = (each, votes, (LANES, self.pose), *spaces(self.parents, self.pose))
+            self._kept.space = [np.empty(each, self.words.dtype), *rooms(self.bias, *shapes)]
+            self._kept.shape = votes
+        return self._kept.space
 
     def _route_images(self, children: np.ndarray, middles: np.ndarray, iterations: int) -> Tensor:
         """Return the same for a batch, each thread with images of its own."""
@@ -152,6 +165,15 @@ class PackedLoop:
 
 
 @compiled
+def _route_few(
+    poses, middles, words, scales, bias, xnor, iterations, out, carried, signs, sizes, votes, near, sums, state, shares
+):
+    """Compute: everything for a few images of a small layer, whose votes are kept; `out` [b, j, D] is the result."""
+    _votes(poses, middles, signs, sizes, words, scales, votes, near)
+    route_votes(votes, bias, xnor, iterations, out, carried, sums, state, shares)
+
+
+@subroutine
 def _votes(poses, middles, signs, sizes, words, scales, out, near):
     """Compute: votes [b, blocks of 16 children, j, D, 16], as `kernels.few` makes them of floats."""
     images, groups, parents, pose, _ = out.shape

@@ -5,8 +5,6 @@ Importing this module imports numba.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,32 +17,37 @@ SMALLEST = 1e-24  # of a squared length, as in `torchcaps.capsules.squash`
 
 
 def spaces(parents: int, pose: int) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of what `route_few` works in, for `kernels.lanes.rooms`: sums, state and coupling."""
+    """Return the shapes of what `route_votes` works in, for `kernels.lanes.rooms`: sums, state and coupling."""
     return (parents, pose, LANES), (parents, pose, LANES), (parents, LANES)
 
 
-def route_few(
-    votes: np.ndarray, bias: np.ndarray | None, xnor: bool, iterations: int, space: Sequence[np.ndarray] = ()
-) -> tuple[Tensor, Tensor]:
+def route_few(votes: np.ndarray, bias: np.ndarray | None, xnor: bool, iterations: int) -> tuple[Tensor, Tensor]:
     """Return parents [b, j, d] after `iterations`, at least 1, and what the routing carries on, [b, j, d].
 
     Args:
         votes: [b, blocks of 16 children, j, d, 16], see `kernels.few`.
         bias: of the parents, [j, d]; None for 0.
         xnor: whether signs of votes are compared, and recalled of outputs (XnIDR).
-        space: memory of the shapes of `spaces`, where the caller has asked for it together with its own.
     """
     images, _, parents, pose, _ = votes.shape
     bias = np.zeros((parents, pose), votes.dtype) if bias is None else bias
     out = np.empty((2, images, parents, pose), votes.dtype)
-    _route(votes, bias, xnor or None, iterations, out[0], out[1], *(space or rooms(votes, *spaces(parents, pose))))
+    _route(votes, bias, xnor or None, iterations, out[0], out[1], *rooms(votes, *spaces(parents, pose)))
     found = torch.from_numpy(out)
     return found[0], found[1]
 
 
 @compiled
 def _route(votes, bias, xnor, iterations, out, carried, sums, state, coupling):
-    """Compute: out and carried, [b, j, d]; in `sums` each lane is over its own children, in `state` all are equal."""
+    route_votes(votes, bias, xnor, iterations, out, carried, sums, state, coupling)
+
+
+@subroutine
+def route_votes(votes, bias, xnor, iterations, out, carried, sums, state, coupling):
+    """Compute: out and carried, [b, j, d], see `route_few`.
+
+    In `sums` each lane is over its own children, in `state` all are equal.
+    """
     images, groups, parents, pose, _ = votes.shape
     one = zeros(votes) + votes.dtype.type(1)
     first = zeros(votes) + votes.dtype.type(1 / parents)
