@@ -97,11 +97,11 @@ def test_threads_share_children_or_images(threads, images):
 
 def test_users_in_several_threads_do_not_meet_in_the_memory_that_is_kept():
     loop = build_loop(pack(stack(160, 10, 8, 16).eval()).layers[0])
-    poses = [torch.randn(1 + n % 2, 160, 8) for n in range(8)]  # sizes in turn, so that what is kept is made anew
+    poses = [torch.randn(4 + n % 2, 160, 8) for n in range(8)]  # sizes in turn, so that what is kept is made anew
     wanted = [loop(each).clone() for each in poses]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda n: loop(poses[n % 8]), range(800)))
-    assert all(torch.equal(found[n], wanted[n % 8]) for n in range(800))
+        found = list(pool.map(lambda n: loop(poses[n % 8]), range(3000)))
+    assert all(torch.equal(found[n], wanted[n % 8]) for n in range(3000))
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 8), (2, 34, 8), (2, 33, 7), (20, 34, 8), (2, 33, 9)])
