@@ -200,7 +200,9 @@ def newest(path: Path) -> Lines:
         if "first_seconds" in line:
             line["over_plain"] = [over_plain(each) for each in records if _key(each) == name]
         if "over_dense" in line:
-            line["all_over_dense"] = [each["over_dense"] for each in records if _key(each) == name]
+            line["all_over_dense"] = [
+                each["over_dense"] for each in records if _key(each) == name and "over_dense" in each
+            ]
     return lines
 
 
@@ -270,13 +272,17 @@ def marked(row: Callable[[dict[str, Any]], Iterable[object]], cpu: str) -> Calla
 
 
 def other_machines(lines: Iterable[dict[str, Any]], cpu: str) -> str:
-    """Say which machines the marked rows are of; empty where there is none."""
-    others = sorted({line["environment"]["cpu"] for line in lines} - {cpu})
-    return (
-        f"; rows with {MARK} are of another machine, as is what each is compared with: {', '.join(others)}"
-        if others
-        else ""
-    )
+    """Say which machines the marked rows are of, and where a name does not tell machines apart; empty where there is
+    one alone.
+    """
+    names = {line["environment"]["cpu"] for line in lines}
+    others, said = sorted(names - {cpu}), ""
+    if others:
+        said = f"; rows with {MARK} are of another machine, as is what each is compared with: {', '.join(others)}"
+    vague = sorted(name for name in names if "(family" not in name)
+    if vague and said:
+        said += f" ({' and '.join(vague)} stand for any generation: older lines do not say which)"
+    return said
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:

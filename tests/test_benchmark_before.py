@@ -44,9 +44,11 @@ def test_lines_become_a_table():
     assert draw_speed.before([]) == ""
 
 
-def test_rows_of_another_machine_are_marked():
-    row = draw_speed.marked(lambda line: iter((line["name"], 2)), "a CPU")
-    here, there = ({"name": "x", "environment": {"cpu": cpu}} for cpu in ("a CPU", "another"))
+def test_rows_of_another_machine_are_marked_and_names_that_do_not_tell_machines_apart_are_said():
+    row = draw_speed.marked(lambda line: iter((line["name"], 2)), "a CPU (family 1)")
+    here, there, old = ({"name": "x", "environment": {"cpu": cpu}} for cpu in ("a CPU (family 1)", "b (family 2)", "b"))
     assert row(here) == ["x", 2] and row(there) == ["x †", 2]
-    assert draw_speed.other_machines([here], "a CPU") == ""
-    assert draw_speed.other_machines([here, there], "a CPU").endswith(": another")
+    assert draw_speed.other_machines([here], "a CPU (family 1)") == ""
+    assert draw_speed.other_machines([here, there], "a CPU (family 1)").endswith(": b (family 2)")
+    said = draw_speed.other_machines([here, there, old], "a CPU (family 1)")
+    assert ": b, b (family 2) (b stand" in said

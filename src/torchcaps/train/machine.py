@@ -64,14 +64,21 @@ def describe_commit(package: Path) -> dict | None:
         return None
 
 
-def describe_cpu() -> str:
-    """Return the model name of the processor, as far as the system tells."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the name of the processor, as far as the system tells.
+
+    Processors of a virtual machine are often called by their maker's name alone, whatever their generation; so family
+    and model follow where Linux has them.
+    """
+    if not cpuinfo.exists():
+        return platform.processor() or platform.machine()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    name = found.get("model name") or platform.processor() or platform.machine()
+    numbers = [
+        f"{key} {found[name]}" for key, name in (("family", "cpu family"), ("model", "model")) if found.get(name)
+    ]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
