@@ -40,7 +40,7 @@ what autograd keeps for backward, all distinct storages together, children and w
 it anew.
 
 Einsum's times vary from one run to the next, up to several times: much of them goes into memory that the system has to
-find and clear, most where a size is run first. So some of its forward passes below took longer than whole steps.
+find and clear, most where a size is run first.
 
 ## Kernels
 
@@ -102,18 +102,18 @@ file alone, not of what it imports.
 
 `python benchmarks/scale.py` grows a linear layer one axis at a time, from {base}.
 
-![Time of a training step and peak memory against children, parents, batch and iterations, on logarithmic axes: at the
-large end einsum takes several times the memory and the time of ours](pictures/scale.png)
+![Time of a training step and peak memory against children, parents, batch and iterations, on logarithmic axes: where
+children, parents or images are most, einsum takes several times the memory and the time of ours](pictures/scale.png)
 
 *A training step by einsum (dashed) and as layers take it (solid), on the machine of the tables below. Dotted: the
-votes, if they were a tensor. Where these stay in the caches, at the small end, inverted attention by einsum is as fast.
-The peaks of EM and inverted attention at batch 32 are weights and their gradients, several copies of them, padded to 16
-parents.*
+votes, if they were a tensor. Where these stay in the caches, at the small end, einsum is the faster for inverted
+attention, and for EM too. The peaks of EM and inverted attention at batch 32 are weights and their gradients, several
+copies of them, padded to 16 parents.*
 
 Slopes of a straight line through the four largest sizes of an axis, on logarithmic axes; 1 is linear, and less means
 that a part does not grow, as weights do not with the batch. Einsum's time grows faster than its work where votes leave
 the caches. Held, and the largest single allocation of a step, stand over the size of all votes at the axis' end: ours
-makes no vote tensor at any size. At batch 32 the weights alone are a quarter of the votes.
+makes no vote tensor at any of these sizes. At batch 32 the weights alone are a quarter of the votes.
 
 {slopes}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import gpu
 import gpu_all
+import gpu_log
 import pytest
 import torch
 from forms import ROUTINGS
@@ -108,6 +110,24 @@ def test_the_next_item_has_a_fresh_process_whenever_the_one_before_died(tmp_path
         monkeypatch.setattr(gpu_all.subprocess, "Popen", process)
         gpu_all.finish("trials", "cuda", out, later)
         assert process.started == started
+
+
+def test_what_is_sent_to_strangers_names_neither_the_user_nor_their_folders(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "ada")
+    monkeypatch.setattr(gpu_log.getpass, "getuser", lambda: "ada")
+    script = tmp_path / "fails.py"
+    mine = tmp_path / "ada" / "secret" / "x.py"
+    script.write_text(f"import sys\nprint({str(mine)!r}, '/scratch/ada/y.py', sys.prefix)\nraise KeyError(3)\n")
+    item = gpu_all.Item("fails", partial(gpu_all.called, [str(script)]), timed=True)
+    log = Log(tmp_path / "log.jsonl")
+    outcome, found = gpu_all.attempt(item, gpu_all.time.time() + 100)
+    log.end("fails", outcome, **found)
+    here, windows = str(Path(gpu_log.__file__).parent.parent), r"C:\Users\ada\x"
+    log.write({"machine": {"says": [f'File "{here}/src/torchcaps/x.py"', windows, "adagrad"]}})
+    text = log.path.read_text()
+    assert "secret/x.py" in text and "/scratch/USER/y.py PYTHON" in text and "CHECKOUT/src/torchcaps/x.py" in text
+    assert "adagrad" in text and not re.search(r"\bada\b", text) and here not in text
+    assert json.loads(text.splitlines()[-1])["machine"]["says"][1] == r"C:\Users\USER\x"
 
 
 def test_a_script_is_ended_when_the_time_is_out_and_its_last_lines_are_kept(tmp_path: Path):

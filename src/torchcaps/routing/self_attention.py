@@ -1,7 +1,7 @@
 """Self-attention routing of Efficient-CapsNet (Mazzia, Salvetti and Chiaberge 2021), in one pass.
 
 The paper writes a Gram matrix of the votes for a parent and sums its rows. A row's sum is the dot product of a vote
-with the sum of all votes, so the matrix is not needed, and the cost is that of one iteration of dynamic routing. As in
+with the sum of all votes, so the matrix is not needed: the cost grows with the children, not with their square. As in
 the released code logits are divided by the root of the parent's pose (the paper has the child's), and the learnt prior
 is added behind the softmax, so that a child's couplings do not add up to 1.
 """

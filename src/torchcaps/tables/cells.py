@@ -65,8 +65,8 @@ class Train:
     cpu: Narrow | None = None  #: None: the budget `cpu` trains the network as it is
     fast: Change | None = None  #: what differs in the budget `fast`, after all its other changes
     seeds: int = 3  #: runs, where no other number is asked for
-    selected: bool = False  #: whether `full` and `fast` choose the epoch, on the recipe's validation split
-    plotted: bool = False  #: whether the paper plots its test error over the epochs: then `full` and `fast` record it
+    selected: bool = False  #: whether `full`, `fast` and `short` choose the epoch, on the recipe's validation split
+    plotted: bool = False  #: whether the paper plots its test error over the epochs: then those three record it
 
 
 @dataclass(frozen=True)
