@@ -52,3 +52,11 @@ def test_rows_of_another_machine_are_marked_and_names_that_do_not_tell_machines_
     assert draw_speed.other_machines([here, there], "a CPU (family 1)").endswith(": b (family 2)")
     said = draw_speed.other_machines([here, there, old], "a CPU (family 1)")
     assert ": b, b (family 2) (b stand" in said
+
+
+def test_a_first_step_is_held_to_plain_steps_in_this_process_and_the_next():
+    line = {"benchmark": "first-step/em", "first_seconds": 7.0, "again_seconds": 2.75, "plain_seconds": 2.0}
+    _, _, _, _, first, later = draw_speed.first_row(line | {"over_plain": [5.0, 1.5]})
+    assert first == "5.0 s (in 2 measurements 1.5 to 5.0), missed" and later == "0.8 s, missed"
+    _, _, _, _, first, later = draw_speed.first_row(line | {"first_seconds": 6.9, "again_seconds": 2.25})
+    assert first == "4.9 s, reached" and later == "0.2 s, reached"
