@@ -277,3 +277,27 @@ def test_faulty_folders(tmp_path):
     (tmp_path / "train/cat").mkdir()
     with pytest.raises(ValueError, match=r"class folder .*cat holds no images"):
         load(tmp_path)
+
+
+def test_no_class_is_drawn_out_of_training(tmp_path):
+    """Of a class with one picture that one had become a test picture, so that nobody learnt it."""
+    fill(tmp_path, splits=(".",), classes=tuple("bcdef"), per_class=1)
+    fill(tmp_path, splits=(".",), classes=("a",), per_class=10)
+    data = load(tmp_path, validation=0.25)
+    assert data.train.labels.unique().tolist() == list(range(6))
+    assert (len(data.train), len(data.validation), len(data.test)) == (9, 3, 3)
+    assert data.test.labels.tolist() == [0, 0, 0]
+
+
+def test_changes_of_colours_that_images_do_not_have(tmp_path, caplog):
+    fill(tmp_path / "grey", shape=(4, 4))
+    np.savez(tmp_path / "two.npz", x_train=np.random.default_rng(0).integers(0, 255, (8, 5, 5, 2), dtype=np.uint8),
+             y_train=np.arange(8) % 2, x_test=np.zeros((2, 5, 5, 2), np.uint8), y_test=np.arange(2))  # fmt: skip
+    config = DataConfig(f"npz:{tmp_path / 'two.npz'}", validation=0.0, augment=AugmentConfig(contrast=0.2))
+    with pytest.raises(ValueError, match=r"data\.augment\.contrast is 0\.2: .* these have 2 channels"):
+        load_data(config).training(config, 2, 0)
+    data = load(tmp_path / "grey")
+    data.training(DataConfig(augment=AugmentConfig(hue=0.1, contrast=0.1)), 2, 0)
+    assert "data.augment.hue is 0.1: it is of RGB images, and changes nothing of 1 channel(s)" in caplog.text
+    load_data(DataConfig("digits", copies=3, limit=20))
+    assert "data.copies is 3, which digits does not read: it changes nothing" in caplog.text

@@ -231,3 +231,33 @@ def test_measures_by_hand() -> None:
     assert record["confused"] == [{"shown": "c", "taken_for": "a", "images": 1},
                                   {"shown": "c", "taken_for": "b", "images": 1}]  # fmt: skip
     assert record["calibration"]["error"] == pytest.approx((0.1 + 0.7 + 0.5) / 3)
+
+
+def test_of_other_data_the_run_s_own_choice_of_images_counts_for_nothing(
+    run: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The run's test set, share and limit had been taken of the others, and of two nothing could be held out."""
+    plain = json.loads((run[0] / "config.json").read_text())
+    plain["data"] |= {"test": f"folder:{run[1]}", "fraction": 0.5, "limit": 6}
+    (run[0] / "config.json").write_text(json.dumps(plain))
+    other = pictures(tmp_path / "other", ("bee", "dog"), seed=1)
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{other}")
+    assert (record["images"], record["split"]) == (40, "all")
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{other}", "--data.limit", "6")
+    assert record["images"] < 20
+    for name in ("bee", "dog"):
+        for n in range(1, 20):
+            (other / name / f"{n}.png").unlink()
+    record, _ = said(capsys, run[0], "--data.name", f"folder:{other}")
+    assert (record["images"], record["split"]) == (2, "all")
+
+
+def test_what_a_network_that_says_nothing_ranks_first_is_what_it_predicts() -> None:
+    """Equal scores had put each class among the first, and so had scores that are no numbers."""
+    for scores in (torch.zeros(10, 10), torch.full((10, 10), torch.nan)):
+        watch = Watch(LossConfig("cross-entropy"))
+        watch(scores, torch.arange(10))
+        measured = watch.measured()
+        record = describe_measured(measured, list("abcdefghij"), "test", 10)
+        assert record["top"]["1"] == (record["accuracy"] if scores.isfinite().all() else 0.0)
+        assert record["top"]["5"] == (0.5 if scores.isfinite().all() else 0.0)

@@ -159,6 +159,14 @@ def test_a_stopped_run_of_a_loader_begins_the_epoch_again_and_says_so(tmp_path: 
     assert curve(cut.folder) == curve(whole.folder) and RunFolder(cut.folder).read_config().batch_size == 16
 
 
+def test_a_run_of_a_loader_that_was_stopped_by_the_last_step_of_an_epoch_goes_on(tmp_path: Path) -> None:
+    one = dict.fromkeys(("train", "validation", "test"), DataLoader(TensorDataset(FLOATS, LABELS), 60))
+    config = own_config(tmp_path)
+    with pytest.raises(Interrupted, match="after step 1 of 2"):
+        fit(config, model=Net(), data=one, max_minutes=0)
+    assert len(curve(fit(config, resume=True, model=Net(), data=one).folder)) == 2
+
+
 def test_label_sets_are_rows_of_0_and_1(tmp_path: Path) -> None:
     sets = torch.stack([LABELS == 0, LABELS > 0, LABELS == 2], 1).float()
     config = own_config(tmp_path, loss=LossConfig("binary-cross-entropy"))
@@ -205,6 +213,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "size": ({"model": Net(7)}, r"Net, for images \[2, 2, 6, 5\], fails: .*shapes"),
     "processes": ({"data": loaders(), "processes": 2, "batch_size": 16}, "each of which would see all of it"),
     "augment": ({"data": loaders(), "config": DataConfig(augment=AugmentConfig(flip=True))}, "a DataLoader gives are"),
+    "share": ({"data": loaders(), "config": DataConfig(fraction=0.1)}, r"data\.fraction is 0\.1, but images that a"),
+    "views": ({"data": loaders(), "config": DataConfig(views=5)}, r"data\.views is 5, but images that a DataLoader"),
+    "other-test": ({"config": DataConfig(test="mnist")}, r"data\.test is 'mnist', but data is given"),
+    "no-images": (
+        {"data": {"train": (FLOATS, LABELS), "test": (FLOATS[:0], LABELS[:0])}},
+        "the test split of external is empty",
+    ),
     "size-of-floats": ({"config": DataConfig(image_size=9)}, r"data\.image_size is 9, but images that are floats"),
     "loss": ({"loss": LossConfig("margin")}, "scores of the module are outside .*: take 'cross-entropy'"),
     "logger": ({"loggers": ["paper"]}, "log is 'paper'; it must be 'csv', 'tensorboard' or 'wandb'"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny, tiny_config
 
@@ -19,14 +20,16 @@ from torchcaps.data.splits import balanced
 from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
+from torchcaps.report.report import read_history
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.train import Result, RunFolder, fit
+from torchcaps.train import Interrupted, Result, RunFolder, fit, start
 from torchcaps.train.classes import find_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.position import Position
 from torchcaps.train.processes import build_fabric
+from torchcaps.train.run import runs_of
 from torchcaps.train.start import find_start, take_weights
 
 KEPT = ("conv.weight", "conv.bias", "decoder.bias")  # tensors of `tiny` whose shape has nothing of the classes
@@ -251,3 +254,103 @@ def test_each_is_a_flag(recipe: Config, capsys: pytest.CaptureFixture[str]) -> N
     assert 0 < line["validation_mean_class_accuracy"] < 1
     assert run.read_result()["test_mean_class_accuracy"] > 0
     assert training.parse_flags(recipe, ["--loss.class-weights", "1", "2.5"])[0].loss.class_weights == (1.0, 2.5)
+
+
+def test_an_extension_that_is_killed_is_no_run_and_can_be_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had been found as an unfinished run, which began from new weights, or ended without its best ones."""
+    config = tiny_config(tmp_path, epochs=1)
+    fit(config)
+    longer = replace(config, epochs=2)
+
+    class Killed(BaseException):
+        pass
+
+    for name in ("copytree", "copyfile"):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(start.shutil, name, lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr(RunFolder, "remove", lambda self: None)  # nobody cleans up after a kill
+            fit(longer, resume=True)
+    assert [run.path.name for run in runs_of(longer)] == ["tiny-0"]
+    after, whole = fit(longer, resume=True), fit(replace(longer, out=tmp_path / "whole"))
+    assert lines(after.folder) == lines(whole.folder)
+
+
+def test_a_start_that_was_cut_before_its_first_weights_needs_them_again(
+    finished: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(tmp_path, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="gone"):
+        patch.setattr(Trainer, "save", lambda self: (_ for _ in ()).throw(OSError("gone")))
+        patch.setattr(RunFolder, "remove", lambda self: None)
+        fit(config, start=finished.folder)
+    begun = RunFolder(tmp_path / "tiny-0").read_config()
+    with pytest.raises(ValueError, match=r"was cut before it had its first weights, those of tiny-0: give that run's"):
+        fit(begun, resume=True)
+    assert fit(begun, resume=True, start=finished.folder).folder == tmp_path / "tiny-0"
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
+    """One more would have drawn the splits anew, so that training images had been tested on."""
+    images = torch.randint(0, 255, (40, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels = torch.arange(40) % 2
+
+    def write(count: int, names: tuple[str, str]) -> DataConfig:
+        for n in range(count):
+            folder = tmp_path / "pictures" / names[int(labels[n])]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[n, 0].numpy()).save(folder / f"{n}.png")
+        return DataConfig(f"folder:{tmp_path / 'pictures'}")
+
+    config = tiny_config(tmp_path / "runs", data=write(38, ("ant", "bee")), batch_size=8)
+    with pytest.raises(Interrupted):
+        fit(config, max_minutes=0)
+    record = (tmp_path / "runs" / "tiny-0" / "model.json").read_bytes()
+    write(40, ("ant", "bee"))
+    with pytest.raises(ValueError, match=r"cannot resume .*tiny-0: its train images were changed since it began"):
+        fit(config, resume=True)
+    for name in ("38.png", "39.png"):
+        next((tmp_path / "pictures").rglob(name)).unlink()
+    (tmp_path / "pictures" / "ant").rename(tmp_path / "pictures" / "cow")
+    with pytest.raises(ValueError, match=r"its classes were ant, bee, and are bee, cow"):
+        fit(config, resume=True)
+    assert (tmp_path / "runs" / "tiny-0" / "model.json").read_bytes() == record
+    (tmp_path / "pictures" / "cow").rename(tmp_path / "pictures" / "ant")
+    assert fit(config, resume=True).test_images
+
+
+def test_a_log_of_a_run_whose_epochs_were_done_has_its_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(tmp_path, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "_test", lambda self: (_ for _ in ()).throw(Interrupted()))
+        fit(config, loggers=["csv"])
+    assert "test_accuracy" in max((fit(config, resume=True, loggers=["csv"]).folder).rglob("metrics.csv")).read_text()
+
+
+def test_a_validation_loss_that_is_no_number_is_said_and_chooses_no_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate = Trainer.evaluate
+
+    def spoilt(self: Trainer, split: Any, model: Any) -> Any:
+        score = evaluate(self, split, model)._replace(errors=3)
+        return score._replace(loss=float("nan")) if split == "validation" and self.position.epoch == 0 else score
+
+    monkeypatch.setattr(Trainer, "evaluate", spoilt)
+    result = fit(tiny_config(tmp_path, epochs=2))
+    found = read_history(result.folder / "metrics.jsonl")
+    assert found[0]["validation_loss"] is None and found[1]["validation_loss"] > 0 and result.selected_epoch == 2
+    assert "epoch 1: the validation loss is nan" in caplog.text
+
+
+@pytest.mark.parametrize("minutes", [float("nan"), -1.0, float("inf")])
+def test_minutes_are_a_number(tmp_path: Path, minutes: float) -> None:
+    with pytest.raises(ValueError, match=r"max_minutes is .*; it must be a number of minutes, at least 0"):
+        fit(tiny_config(tmp_path), max_minutes=minutes)
+
+
+def test_a_rise_of_one_step_is_one(tmp_path: Path) -> None:
+    """Torch divides by one step fewer."""
+    result = fit(tiny_config(tmp_path, schedule=ScheduleConfig("one-cycle", warmup=0.1)))
+    assert [line["step"] for line in lines(result.folder)] == [5, 10]

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 
-def hold(path: Path) -> AbstractContextManager[object] | None:
-    """Hold the lock file `path`, which is made where it is not there; None where a process holds it already.
+def hold(path: Path, seconds: float = 0) -> AbstractContextManager[object] | None:
+    """Hold the lock file `path`, which is made where it is not there; None where a process holds it for `seconds` on.
 
     It is held until the context that is returned ends, or is forgotten, or the process ends, however it does: the
     system lets go of it.
@@ -15,7 +15,7 @@ def hold(path: Path) -> AbstractContextManager[object] | None:
     from filelock import FileLock, Timeout
 
     try:
-        return FileLock(path, thread_local=False).acquire(blocking=False)
+        return FileLock(path, thread_local=False).acquire(timeout=seconds)
     except Timeout:
         return None
 

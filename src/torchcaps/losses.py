@@ -84,9 +84,9 @@ def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
 def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the softmax cross-entropy of logits [b, classes], averaged over the batch; several labels share the
-    probability equally.
+    probability equally, and an image without labels adds nothing.
     """
-    return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True))
+    return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True).clamp_min(1))
 
 
 def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
@@ -97,7 +97,7 @@ def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7)
     """
     scores = widen(scores)
     share = scores / scores.sum(1, keepdim=True).clamp_min(eps)
-    weights = targets / targets.sum(1, keepdim=True)
+    weights = targets / targets.sum(1, keepdim=True).clamp_min(1)  # of an image without labels all are 0
     return -(weights * share.clamp(eps, 1 - eps).log()).sum(1).mean()
 
 

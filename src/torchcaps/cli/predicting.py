@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv as tables
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from io import TextIOWrapper
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,6 +138,8 @@ def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: 
     """
     several = classifier.score.shown != 1
     cell = printable if sys.stdout.isatty() else str  # elsewhere a name is data
+    if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():  # whatever a terminal here could show
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape", newline="")
     table = tables.writer(sys.stdout, lineterminator="\n")
     further = [f"{what}_{n}" for n in range(2, top + 1) for what in ("label", "probability")]
     table.writerow(["picture", *(["labels"] if several else []), "label", "probability", *further])

@@ -309,8 +309,10 @@ def evaluate(
             default=EvaluateFlags(data),
             args=flags,
         )
-    from torchcaps.inspect.evaluation import evaluate_run
+    from torchcaps.inspect.evaluation import evaluate_run, leave_shares
 
+    if asked.data.name != data.name:
+        asked = dataclasses.replace(asked, data=leave_shares(asked.data, given_fields(flags)))
     found = evaluate_run(run, asked.data, asked.split, asked.device)
     if found.of_run is False and asked.data.name == data.name:
         why = "they were changed since" + ("" if asked.data == data else ", or these flags choose others")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from torchcaps.layers import plain_steps
+from torchcaps.layers import evaluating, plain_steps
 
 aten = torch.ops.aten
 CONVENTION = 2  # of what is counted; 1 counted what a machine ran, with kernels where it has them
@@ -64,10 +64,8 @@ def count_operations(module: nn.Module, *inputs: object) -> int:
 
     Capsule layers take plain steps for it, whatever their implementation is.
     """
-    training = module.training
-    with torch.no_grad(), plain_steps(module), OperationCounter() as counter:
-        module.eval()(*inputs)
-    module.train(training)
+    with torch.no_grad(), evaluating(module), plain_steps(module), OperationCounter() as counter:
+        module(*inputs)
     return counter.total
 
 

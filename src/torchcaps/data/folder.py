@@ -54,7 +54,7 @@ def split_test(whole: ImageFiles) -> dict[str, ImageFiles]:
     """Return a training and a test split, where none were given: a stratified fifth is the test split, always the
     same.
     """
-    train, test = stratified(strata(whole.labels), round(TEST_SHARE * len(whole)), TEST_SEED)
+    train, test = stratified(strata(whole.labels), round(TEST_SHARE * len(whole)), TEST_SEED, spare=True)
     return {"train": whole.subset(train), "test": whole.subset(test)}
 
 

@@ -72,7 +72,7 @@ def given_data(given: object, config: DataConfig, device: torch.device | str = "
         return _of_loaders(sources, config, device)
     assert isinstance(train, Stored)
     if "test" not in sources:
-        kept, test = stratified(strata(train.labels), round(TEST_SHARE * len(train)), TEST_SEED)
+        kept, test = stratified(strata(train.labels), round(TEST_SHARE * len(train)), TEST_SEED, spare=True)
         sources["test"], train = train.subset(test), train.subset(kept)
     if any(not isinstance(each, Images) for each in sources.values()):
         _check_taken_as_is(config, whole=False)
@@ -178,7 +178,7 @@ def _classes(train: object, read: Mapping[str, _Read]) -> tuple[str, ...]:
     dataset = getattr(train, "dataset", train)
     said = getattr(dataset, "classes", None)
     first = read["train"].labels
-    count = first.shape[1] if first.ndim == 2 else 1 + max(int(each.labels.max()) for each in read.values())
+    count = first.shape[1] if first.ndim == 2 else 1 + max(int(x.labels.max()) for x in read.values() if len(x.labels))
     if isinstance(said, Sequence) and len(said) >= count and all(isinstance(each, str) for each in said):
         return tuple(said)
     return tuple(map(str, range(count)))
@@ -191,7 +191,9 @@ def _check_taken_as_is(config: DataConfig, whole: bool) -> None:
     asked |= {name: value for name in ("image_size", "pad") if (value := getattr(config, name)) is not None}
     if whole:
         asked |= {name: value for name in ("crop", "enlarge", "limit") if (value := getattr(config, name)) is not None}
-        asked |= {name: value for name in ("standardise",) if (value := getattr(config, name)) != "none"}
+        usual = DataConfig(config.name)
+        same = ("standardise", "standardise_first", "std", "fraction", "views")
+        asked |= {name: value for name in same if (value := getattr(config, name)) != getattr(usual, name)}
         asked |= {"augment": config.augment} if config.augment != AugmentConfig() else {}
         asked |= {"balance": True} if config.balance else {}
     for name, value in asked.items():

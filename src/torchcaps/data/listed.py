@@ -9,6 +9,7 @@ and 1 alone, under a header, say of the class that the column is named after whe
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -108,7 +109,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def order_names(names: set[str]) -> tuple[str, ...]:
     """Return the names in the order of their values where all are whole numbers, else in that of the names."""
-    numbers = all(name.lstrip("-").isdecimal() for name in names)
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
 
 

@@ -12,11 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchcaps.config import DataConfig
+from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data.batches import Batches
 from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
 from torchcaps.data.digest import digest
+from torchcaps.data.entry import Entry
 from torchcaps.data.images import Images, Source, Splits, Stored
 from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
@@ -136,6 +137,7 @@ class Data:
         Raises:
             ValueError: when how `config` standardises is not what the data were loaded with, and as `Batches` does.
         """
+        _check_colours(config.augment, self.channels)
         for name in ("standardise", "standardise_first"):
             if (asked := getattr(config, name)) != (loaded := getattr(self, name)):
                 raise ValueError(f"data.{name} is {asked!r}, but the data were loaded with {loaded!r}")
@@ -189,11 +191,12 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         raise ValueError(f"data.pad is {config.pad} and data.image_size {config.image_size}: images take one of them")
     if not 0 <= config.validation < 1:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
+    entry, path = find(config.name)
+    _say_idle(entry, config)
     if config.limit is not None:
         if config.limit < 1:
             raise ValueError(f"data.limit is {config.limit}: it must be at least one image")
         config = replace(config, compose=replace(config.compose, epoch=config.limit, held=config.limit))
-    entry, path = find(config.name)
     train, test, validation = _call(entry.reader, path, config)
     if config.test is not None:
         test = read_test(config.test, config)
@@ -218,6 +221,29 @@ def assemble(read: Splits, config: DataConfig, device: torch.device | str = "cpu
     how = config.standardise, config.crop, config.views, config.std
     more = {"standardise_first": config.standardise_first, "enlarge": config.enlarge, "read": read}
     return Data(train, validation, test, *how, **more)
+
+
+def _check_colours(asked: AugmentConfig, channels: int) -> None:
+    """Raise ValueError for a change of colours that images of `channels` do not have; say which ones are left out."""
+    if asked.contrast and channels not in (1, 3):
+        raise ValueError(
+            f"data.augment.contrast is {asked.contrast}: it is of grey and RGB images, and these have {channels} "
+            "channels"
+        )
+    for name in ("saturation", "hue"):
+        if (value := getattr(asked, name)) and channels != 3:
+            say(f"data.augment.{name} is {value}: it is of RGB images, and changes nothing of {channels} channel(s)")
+
+
+def _say_idle(entry: Entry, config: DataConfig) -> None:
+    """Say which settings of `config` are of other sets than `entry`."""
+    usual, idle = DataConfig(entry.name), []
+    idle += ["compose"] if entry.compose is None else []
+    idle += ["copies"] if entry.name != "affnist" else []
+    idle += ["order"] if not entry.name.startswith("npz:") else []
+    for name in idle:
+        if (value := getattr(config, name)) != getattr(usual, name):
+            say(f"data.{name} is {value}, which {entry.name} does not read: it changes nothing")
 
 
 def read_test(name: str, config: DataConfig) -> Source:

@@ -67,6 +67,8 @@ class LoaderBatches(Batches):
         """Yield images float32 [b, c, h, w], of uint8 in [0, 1], and labels int64 [b] or label sets uint8 [b,
         classes].
         """
+        if start == len(self):  # a run that was stopped after the epoch's last step
+            return
         assert start == 0, start
         torch.manual_seed(int(mix(DRAWS, self.seed, epoch).generate_state(1)[0]))
         for batch in self._source.loader:

@@ -6,11 +6,13 @@ a picture that is read for training and one that is classified later, elsewhere,
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from os import SEEK_CUR, PathLike
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -289,3 +291,21 @@ def _resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     width_height = size[1], size[0]
     planes = [_from_array(plane).resize(width_height, Resampling.BILINEAR) for plane in np.ascontiguousarray(pixels)]
     return np.stack([np.array(plane) for plane in planes])
+
+
+def walk(folder: Path | str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield the files in and below `folder`, by name, those of a folder before those of the folders in it.
+
+    What is hidden is passed over; links are followed, but none to a folder `above` again.
+
+    Raises:
+        OSError: for a folder that may not be read.
+    """
+    with os.scandir(folder) as entries:
+        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    yield from (os.path.join(folder, name) for name, is_folder in found if not is_folder)
+    above |= {os.path.realpath(folder)}
+    for name, is_folder in found:
+        path = os.path.join(folder, name)
+        if is_folder and os.path.realpath(path) not in above:
+            yield from walk(path, above)

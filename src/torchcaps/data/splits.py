@@ -74,21 +74,27 @@ def coins(indices: Tensor, seed: int) -> Tensor:
     return torch.from_numpy((state >> np.uint64(63)).astype(bool))
 
 
-def stratified(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified(labels: Tensor, held: int, seed: int, spare: bool = False) -> tuple[Tensor, Tensor]:
     """Return the indices of the images kept and of the `held` images set aside, both ascending, class by class in
     proportion.
 
     Each class gives the whole part of its quota; the rest comes from the classes with the largest remainders, one image
-    each, the lower class first among equals. `labels` int64 [n].
+    each, the lower class first among equals. With `spare` no class gives its last image, as long as others have enough.
+    `labels` int64 [n].
     """
     assert 0 <= held <= len(labels), held
     classes = labels.cpu()
     counts = torch.bincount(classes)
     quotas, remainders = counts * held // len(classes), counts * held % len(classes)
-    quotas[remainders.argsort(descending=True, stable=True)[: held - int(quotas.sum())]] += 1
-
-    order = permutation(len(classes), mix(SPLIT, seed))
-    by_class = order[classes[order].argsort(stable=True)]  # random inside a class
+    order = remainders.argsort(descending=True, stable=True)
+    quotas[order[: held - int(quotas.sum())]] += 1
+    room = (counts - 1).clamp_min(0)
+    if spare and held <= int(room.sum()):
+        quotas = torch.minimum(quotas, room)
+        while missing := held - int(quotas.sum()):
+            quotas[order[(quotas < room)[order]][:missing]] += 1
+    drawn = permutation(len(classes), mix(SPLIT, seed))
+    by_class = drawn[classes[drawn].argsort(stable=True)]  # random inside a class
     rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
     taken = rank < quotas[classes[by_class]]
     return by_class[~taken].sort().values, by_class[taken].sort().values
@@ -144,5 +150,5 @@ def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
     held = round(config.validation * len(train))
     if config.validation and not 0 < held < len(train):
         raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
-    kept, taken = stratified(strata(train.labels), held, config.split_seed)
+    kept, taken = stratified(strata(train.labels), held, config.split_seed, spare=True)
     return train.subset(kept), train.subset(taken)

@@ -7,12 +7,11 @@ Hidden files and folders are passed over; symbolic links are followed.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from torchcaps.data.notes import some
-from torchcaps.data.pictures import suffixes
+from torchcaps.data.pictures import suffixes, walk
 
 SPLITS = {  # names of folders, in lower case
     "train": ("train", "training"),
@@ -71,7 +70,7 @@ def list_pictures(folder: Path) -> tuple[list[str], list[str], list[str]]:
     Those of a folder come before those of the folders in it.
     """
     pictures, left, below = [], [], []
-    for file in _walk(folder, frozenset()):
+    for file in walk(folder):
         if os.path.splitext(file)[1].lower() not in suffixes():
             left.append(file)
             continue
@@ -79,18 +78,6 @@ def list_pictures(folder: Path) -> tuple[list[str], list[str], list[str]]:
         if (parent := os.path.dirname(file)) != str(folder) and parent not in below[-1:]:
             below.append(parent)
     return pictures, left, below
-
-
-def _walk(folder: Path | str, above: frozenset[str]) -> Iterator[str]:
-    """Yield the files in and below `folder`; a link to a folder `above` is not followed again."""
-    with os.scandir(folder) as entries:
-        found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    yield from (os.path.join(folder, name) for name, is_folder in found if not is_folder)
-    above |= {os.path.realpath(folder)}
-    for name, is_folder in found:
-        path = os.path.join(folder, name)
-        if is_folder and os.path.realpath(path) not in above:
-            yield from _walk(path, above)
 
 
 def _find_splits(path: Path) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchcaps.data.pictures import suffixes
+from torchcaps.data.pictures import suffixes, walk
 from torchcaps.deploy.classifier import BATCH, Classifier, Prediction
 from torchcaps.files import check_plain
 
@@ -21,14 +21,17 @@ def find_pictures(places: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: when nothing of all is there.
-        ValueError: for a folder that holds no picture.
+        ValueError: for a folder that holds no picture, or that cannot be read.
     """
     found: list[Path] = []
     for place in map(Path, places):
         if not os.path.isdir(place):  # which says no where Path.is_dir fails: of a folder that is closed, a long name
             found.append(place)
             continue
-        inside = sorted(path for path in _walk(place) if path.suffix.lower() in suffixes())
+        try:
+            inside = sorted(path for path in map(Path, walk(place)) if path.suffix.lower() in suffixes())
+        except OSError as error:
+            raise ValueError(f"cannot read the folder {error.filename}: {error.strerror}") from error
         if not inside:
             raise ValueError(f"the folder {place} holds no pictures")
         found += inside
@@ -60,9 +63,3 @@ def _read(classifier: Classifier, path: Path) -> np.ndarray | ValueError:
         return error
     except OSError as error:
         return ValueError(f"cannot read the image {path}: {error.strerror}")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if not name.startswith("."))

@@ -119,7 +119,7 @@ class AideConv2d(nn.Conv2d):
         tensor.
         """
         weight = self.weight
-        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter):
+        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference():
             return weight * self.mask
         blocks = weight.data.unflatten(1, (self.capsules, -1)).unflatten(0, (self.capsules, -1))  # [g, d', g, d, k, k]
         blocks.diagonal(0, 0, 2).zero_()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, lengths, widen
 from torchcaps.config import from_plain
 from torchcaps.inspect.couplings import visiting
-from torchcaps.layers import CapsuleLayer
+from torchcaps.layers import CapsuleLayer, evaluating
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model
 from torchcaps.routing import Step
@@ -67,15 +67,13 @@ def measure_agreement(
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
         last[name] = layer, children, step
 
-    training = model.training
-    with torch.no_grad(), visiting(model.eval(), visit):
+    with torch.no_grad(), evaluating(model), visiting(model, visit):
         for images, labels in batches:
             classes = model(images).capsules[-1:]
             for name, (layer, children, step) in last.items():
                 top = bool(classes) and classes[0].poses is step.capsules.poses
                 cosine, length = _compare(layer, children, step.capsules, labels if top and true_class else None)
                 sums[name] += _histogram(cosine, length, steps)
-    model.train(training)
     return {name: _summarise(last[name][0].routing.spec.name, counts) for name, counts in sums.items()}
 
 
@@ -88,9 +86,13 @@ def _compare(
     votes = layer.votes(children)
     poses = widen(parents.poses)
     poses = poses.flatten(1, len(votes.space)) if votes.space else poses.unsqueeze(1)  # [b, p, j, d]
-    length = votes.distance().sqrt()  # [b, p, i, j]
+    if hidden := layer.routing.spec.hidden:  # elements that serve the routing alone, and that no parent has
+        dense = widen(votes.dense())[..., :-hidden]
+        length, agree = lengths(dense), (dense * poses.unsqueeze(2)).sum(-1)
+    else:
+        length, agree = votes.distance().sqrt(), widen(votes.agree(poses))  # [b, p, i, j]
     size = length * lengths(poses).unsqueeze(2)
-    cosine = torch.where(size > SHORTEST, widen(votes.agree(poses)) / size.clamp_min(SHORTEST), 0)
+    cosine = torch.where(size > SHORTEST, agree / size.clamp_min(SHORTEST), 0)
     there = torch.ones_like(cosine, dtype=torch.bool)
     if votes.present is not None:
         there &= votes.present[None, :, :, None]

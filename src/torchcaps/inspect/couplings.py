@@ -143,7 +143,7 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
             for each in (coupling, coupling.abs().sum(-1, keepdim=True), torch.ones_like(coupling[:1, :, :, :1]))
         )
     else:
-        height, width = space or (1, poses.shape[1])
+        height, width = (1, *space)[-2:] if space else (1, poses.shape[1])  # a sequence is one row
         flat = coupling.squeeze(1).movedim(-1, 1)  # [b, j, i], children as (capsule, height, width)
         if isinstance(layer.transform, SelectedTransform):
             flat = layer.transform.among_all(flat)
@@ -160,11 +160,13 @@ def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:
 
 def _weigh(children: Capsules) -> Tensor:
     """Return the size of activation or length of each child, by place: [b, i, h, w]; those without positions stand in
-    one row, [b, 1, 1, i].
+    one row, [b, 1, 1, i], and so do the places of a sequence.
     """
-    weight = lengths(children.poses) if children.activations is None else children.activations  # [b, h, w, i] or [b, i]
+    weight = lengths(children.poses) if children.activations is None else children.activations  # [b, *space, i]
     weight = weight.float().abs()
-    return weight.movedim(-1, 1) if weight.ndim == 4 else weight[:, None, None, :]
+    if weight.ndim == 2:
+        return weight[:, None, None, :]
+    return (weight if weight.ndim == 4 else weight.unsqueeze(1)).movedim(-1, 1)
 
 
 def _unwindow(coupling: Tensor, transform: ConvTransform, space: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
-from torchcaps.data.facts import has_test_split
+from torchcaps.data.facts import data_facts, has_test_split
 from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
@@ -71,11 +71,14 @@ def evaluate_run(
         fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
     other = asked.name != config.data.name
+    if split is None:
+        split = "all" if other and not has_test_split(asked) else "test"
+    if split == "all" and other and not has_test_split(asked):
+        if not round(asked.validation * data_facts(asked).images):  # of a few pictures nothing can be held out
+            asked = replace(asked, validation=0.0)
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
         loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
     loaded = match_data(path, loaded)
-    if split is None:
-        split = "all" if other and not has_test_split(asked) else "test"
     splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
     if not splits:
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
@@ -94,6 +97,15 @@ def evaluate_run(
     )
     of_run = holds_images_of(manifest, loaded, splits)
     return Evaluation(split, score, watch.measured(), loaded.train.classes, of_run)
+
+
+def leave_shares(data: DataConfig, given: Collection[str]) -> DataConfig:
+    """Return `data`, of other images than a run's, without what only says which images of its own the run took: a test
+    split that lies elsewhere, a share and a limit, but for those of the fields `given`, such as "data.limit".
+    """
+    usual = DataConfig(data.name)
+    own = [name for name in ("test", "fraction", "limit") if f"data.{name}" not in given]
+    return replace(data, **{name: getattr(usual, name) for name in own})
 
 
 def read_alike(data: DataConfig, form: InputForm | None) -> DataConfig:

@@ -109,7 +109,9 @@ class Watch:
         several = labels.ndim == 2
         predicted = predict(scores, self.shown if several else 1, score_threshold(self.loss))
         places = torch.arange(len(labels)) if indices is None else indices
-        better = (scores > scores.masked_fill(~targets, -math.inf).amax(1, keepdim=True)).sum(1)
+        own, at = scores.masked_fill(~targets, -math.inf).max(1, keepdim=True)
+        behind = (scores < own) | ((scores == own) & (torch.arange(scores.shape[1]) >= at))  # as in an argmax
+        better = (~behind).sum(1)  # what is no number is before all
         read = to_probabilities(scores, self.loss.name)
         return Measured(scores, read, targets, predicted, places, several, better)
 

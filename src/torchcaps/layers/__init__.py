@@ -3,7 +3,7 @@
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.choice import Choice, choose, chosen_forms, set_forms
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, plain_steps, use_implementation
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, evaluating, plain_steps, use_implementation
 from torchcaps.layers.primary import PrimaryCapsules, PrimaryPoses
 from torchcaps.layers.transforms import (
     ConvTransform,
@@ -30,6 +30,7 @@ __all__ = [
     "choose",
     "chosen_class",
     "chosen_forms",
+    "evaluating",
     "flatten_space",
     "plain_steps",
     "pose_shape",

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torchcaps.capsules import Capsules, transformed
 from torchcaps.kernels import timing
 from torchcaps.kernels.probe import Known
-from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
+from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, evaluating
 from torchcaps.routing import Step
 from torchcaps.routing.fused import Form
 
@@ -158,15 +158,9 @@ def _uses(model: nn.Module, arguments: tuple[Any, ...], device: torch.device) ->
 @contextmanager
 def _evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Return evaluation mode, eager and without gradients, after which modes and random numbers are as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices), evaluating(model):
+        yield
 
 
 def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns: bool, compiled: bool) -> Choice:

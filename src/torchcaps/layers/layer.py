@@ -71,6 +71,7 @@ class CapsuleLayer(nn.Module):
     @implementation.setter
     def implementation(self, value: Implementation) -> None:
         kernel = find_kernel(value, self.transform, self.routing)
+        self._kernel, self._routed = kernel, type(self.routing)
         self._fused = None if kernel is None else Fused(kernel.step, demanded=value == "fused")
         self._whole = None if kernel is None else find_whole(self.transform, self.routing)
         self._implementation: Implementation = value
@@ -112,14 +113,28 @@ class CapsuleLayer(nn.Module):
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
         """
-        fused = self._fused if self.form(votes.device.type) == "fused" else None
-        if fused is not None and not couplings and runs_fused(votes) and fused.taken(self.routing, votes):
+        fused = self._fused if self.form(votes.device.type) == "fused" and not couplings and self._fits() else None
+        if fused is not None and runs_fused(votes) and fused.taken(self.routing, votes):
             step = fused.step(self.routing, votes, state, t)
         else:
             step = self.routing.step(votes, state, t)
         poses, activations = (None if x is None else _placed(_narrowed(x, votes), votes.space) for x in step.capsules)
         assert poses is not None
         return step._replace(capsules=Capsules(poses, activations))
+
+    def _fits(self) -> bool:
+        """Return whether the kernel takes the routing as it is now: its settings may have been changed since.
+
+        Raises:
+            ValueError: where it does not, and the implementation is "fused".
+        """
+        if self._kernel is None:
+            return False
+        same = type(self.routing) is self._routed
+        reason = self._kernel.supports(self.transform, self.routing) if same else "it is another routing now"
+        if reason is not None and self._implementation == "fused":
+            raise ValueError(f"implementation is 'fused', but {reason}")
+        return reason is None
 
     def at_once(self, children: Capsules, iterations: int) -> Step[Any] | None:
         """Return all iterations by one kernel, or None where steps are to be taken one after the other.
@@ -129,6 +144,10 @@ class CapsuleLayer(nn.Module):
         """
         poses, columns, whole = children.poses, self.transform.shape[-2], self._whole
         if whole is None or (compiling() and not whole.compiled):
+            return None
+        if type(self).votes is not CapsuleLayer.votes or type(self).step is not CapsuleLayer.step:
+            return None  # what takes all iterations calls neither
+        if not self._fits() or whole.supports(self.transform, self.routing) is not None:
             return None
         if not runs_now(poses, self.transform.weight) or self.form("cpu") == "plain":
             return None
@@ -289,6 +308,18 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
     for each in module.modules():
         if isinstance(each, CapsuleLayer):
             each.implementation = implementation
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have `module` in evaluation mode while this is entered; each part of it is in its own mode again afterwards."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Zhao, Wang and Huang 2020, section 3.4 and Algorithm 2. Both have Keras' momentu
 from __future__ import annotations
 
 import math
+from typing import NoReturn
 
 from torch import Tensor, nn
 
@@ -84,6 +85,10 @@ class NormalisedTransform(LinearTransform):
     ):
         super().__init__(children, parents, child_pose, parent_pose, matrix, std)
         self.norm = VoteNorm(children, parents, parent_pose, each, momentum, eps)
+
+    def scaled(self, coupling: Tensor) -> NoReturn:
+        """Raise ValueError: the norm behind the weights would take out what they are multiplied by."""
+        raise ValueError("votes that pass a batch norm cannot be scaled by their weights: nothing can be folded")
 
     def forward(self, children: Capsules) -> Votes:
         votes = super().forward(children)

@@ -91,6 +91,10 @@ class Transform(nn.Module):
         """
         raise NotImplementedError
 
+    def seen(self, children: Capsules) -> Capsules:
+        """Return which of `children`, or what of them, votes: signs are taken of these."""
+        return children
+
     def inputs(self, children: Capsules, weight: Tensor) -> tuple[Capsules, Tensor]:
         """Return what votes are made of: children with their coordinates, and W for each of them, [j, *window,
         columns, m].
@@ -193,15 +197,19 @@ class PooledTransform(LinearTransform):
     ):
         super().__init__(children, parents, child_pose, parent_pose, matrix, std)
 
-    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
-        """Return the votes of each type's mean over the positions; children without positions are taken as they are. A
-        type's activation is the mean of its children's.
+    def seen(self, children: Capsules) -> Capsules:
+        """Return each type's mean over the positions; children without positions are taken as they are. A type's
+        activation is the mean of its children's.
         """
         poses, activations = children
         if space := tuple(range(1, poses.ndim - 2)):
             poses = poses.mean(space)
             activations = None if activations is None else activations.mean(space)
-        return super().vote(Capsules(poses, activations), weight, binary)
+        return Capsules(poses, activations)
+
+    def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> LinearVotes:
+        """Return the votes of what is seen."""
+        return super().vote(self.seen(children), weight, binary)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, of the mean over positions"

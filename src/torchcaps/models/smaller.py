@@ -199,7 +199,7 @@ def cut(
     weight = old.weight.detach()[j][:, i]
     sizes = (len(weight), weight.shape[-2], weight.shape[-1])
     if given is None and isinstance(old, SelectedTransform):
-        given = torch.zeros(old.given, dtype=torch.bool)
+        given = torch.zeros(old.given, dtype=torch.bool, device=old.weight.device)
         given[old.get_buffer("selected")[i]] = True
     if given is None or given.all():
         transform = LinearTransform(weight.shape[1], *sizes)

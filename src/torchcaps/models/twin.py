@@ -27,6 +27,7 @@ from torchcaps.layers import (
     PrimaryPoses,
     Transform,
     chosen_class,
+    evaluating,
 )
 from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.efficient_capsnet import CutCapsules, EfficientCapsNet
@@ -211,11 +212,9 @@ def make_twin(model: Model, in_channels: int, image_size: tuple[int, int]) -> Tw
         ValueError: for a network that has none, see `parts_of`, and where no width fits.
     """
     parts = parts_of(model)
-    training = parts.stem.training
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(parts.stem):
         image = torch.zeros(1, in_channels, *image_size, device=next(model.parameters()).device)
-        features = tuple(parts.stem.eval()(image).shape[1:])
-    parts.stem.train(training)
+        features = tuple(parts.stem(image).shape[1:])
     kept = trainable(parts.stem) + (trainable(parts.decoder) if parts.decoder is not None else 0)
 
     def count(width: int) -> int:

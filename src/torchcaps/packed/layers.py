@@ -71,7 +71,7 @@ class PackedTransform(nn.Module):
         check_types(children, dtype if dtype.is_floating_point else self.scales.dtype)
         scales = self.scales.to(dtype)
         return self.form.vote(
-            binary_children(children, self.form.rows, self.threshold),
+            binary_children(self.form.seen(children), self.form.rows, self.threshold),
             torch.where(self.positive(), scales, -scales),
             binary=True,
         )
@@ -152,7 +152,7 @@ def refuses(layer: PackedLayer) -> str | None:
         return f"the packed loop is of XnODR, and of it with XnIDR, not of {type(routing).__name__}"
     if (reason := _starts_elsewhere(routing)) is not None:
         return reason
-    if not isinstance(transform.form, LinearTransform) or (transform.form.rows, transform.form.shared) != (1, 1):
+    if type(transform.form) is not LinearTransform or (transform.form.rows, transform.form.shared) != (1, 1):
         return "the packed loop is of linear layers of vector poses, whose positions share no weights"
     if transform.shape[-2] > 64:
         return f"the packed loop takes poses of up to 64 elements, not {transform.shape[-2]}"

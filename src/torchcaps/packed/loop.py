@@ -50,6 +50,7 @@ from torchcaps.kernels.simd import (
     zeros,
 )
 from torchcaps.kernels.threads import ranges, run
+from torchcaps.names import fits
 from torchcaps.packed.bits import binarize, dots, every, find_middles, scale
 from torchcaps.packed.images import SMALLEST, route_images
 from torchcaps.votes import Threshold
@@ -95,13 +96,15 @@ class PackedLoop:
         """Map children [b, i, d], float32 -> parents [b, j, D] after `iterations`, at least 1; no gradient.
 
         Raises:
-            ValueError: for children of another number or length.
+            ValueError: for children of another number or length, and for fewer iterations.
         """
         if poses.shape[1:] != (self.children, self.length):  # numba reads and writes beyond an array unchecked
             raise ValueError(
                 f"the children are {tuple(poses.shape[1:])} (capsules, pose), but the transform takes "
                 f"({self.children}, {self.length})"
             )
+        if not fits(iterations, int) or iterations < 1:
+            raise ValueError(f"iterations is {iterations!r}; it must be a whole number, at least 1")
         images, poses = len(poses), poses.detach().contiguous()
         if not images:
             return poses.new_zeros(0, self.parents, self.pose)
@@ -137,7 +140,7 @@ class PackedLoop:
     def _space(self, votes: tuple[int, ...]) -> list[np.ndarray]:
         """Return memory that `_route_few` works in, of the calling thread alone.
 
-        It is kept for the next call, at most a megabyte: to ask for it takes as long as to make a small layer's votes.
+        It is kept for the next call, at most two megabytes: to ask for it takes as long as a small layer's votes.
         """
         if getattr(self._kept, "shape", None) != votes:
             each = (self.children, votes[0])

@@ -63,9 +63,11 @@ def _still(made: Made, bits: Tensor, scales: Tensor, bias: Tensor | None) -> boo
     return not made.copies or all(map(torch.equal, made.copies, _unversioned(bits, scales, bias)))
 
 
-def _version(tensor: Tensor) -> int | None:
-    """Return how often a tensor was changed in place; None of one of inference mode, of which nobody counts it."""
-    return None if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> tuple[int | None, int]:
+    """Return how often a tensor was changed in place, None of one of inference mode, of which nobody counts it; and
+    where it lies, which is all that an assignment of its `data` changes.
+    """
+    return None if tensor.is_inference() else tensor._version, tensor.data_ptr()
 
 
 def _unversioned(*tensors: Tensor | None) -> list[Tensor]:

@@ -135,8 +135,8 @@ def read_history(path: Path) -> list[dict[str, Any]]:
             if not isinstance(line, dict):
                 raise ValueError(f"it holds a {type(line).__name__}, not an object")
             check_fields(line, METRICS, NEEDED)
-            if (line["validation_loss"] is None) != (line["validation_accuracy"] is None):
-                raise ValueError("it has one of validation_loss and validation_accuracy, and not the other")
+            if line["validation_loss"] is not None and line["validation_accuracy"] is None:
+                raise ValueError("it has a validation_loss, and no validation_accuracy")
         read_agreement(lines)
         return lines
     except (RecursionError, ValueError) as error:

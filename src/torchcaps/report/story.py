@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,13 @@ class Story:
         measured = [each for each in self.history if each["validation_accuracy"] is not None]
         if not measured:
             return self.history[-1]["epoch"] if self.history else None
-        return max(measured, key=lambda each: (each["validation_accuracy"], -each["validation_loss"]))["epoch"]
+        return max(measured, key=_rank)["epoch"]
+
+
+def _rank(line: dict[str, Any]) -> tuple[float, float]:
+    """Return by what an epoch is selected; a loss that was not finite is the largest."""
+    loss = line["validation_loss"]
+    return line["validation_accuracy"], -math.inf if loss is None else -loss
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ class Display:
             terms = ", ".join(f"{name} {value:.4f}" for name, value in record["penalties"].items())
             parts.append(f"penalties: {terms}")
         if record["validation_accuracy"] is not None:
-            parts.append(
-                f"validation: loss {record['validation_loss']:.4f}, accuracy {record['validation_accuracy']:.2%}"
-            )
+            loss = record["validation_loss"]
+            said = "not finite" if loss is None else f"{loss:.4f}"
+            parts.append(f"validation: loss {said}, accuracy {record['validation_accuracy']:.2%}")
         parts.append(f"{record['images_per_second']:.0f} images/s")
         self.say("  ".join(parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -68,6 +69,8 @@ def fit(
         Interrupted: at the end of the step in which SIGINT (Ctrl-C) or SIGTERM came, or `max_minutes` were over; the
             run is saved. It is a `KeyboardInterrupt`.
     """
+    if max_minutes is not None and not 0 <= max_minutes < math.inf:
+        raise ValueError(f"max_minutes is {max_minutes}; it must be a number of minutes, at least 0")
     given = give(start, model, data)
     config = given.settle(join_ranks(config), resume)
     check_config(config)

@@ -37,6 +37,8 @@ class Given(NamedTuple):
         """
         data = config.data
         if self.data is not None:
+            if data.test is not None:
+                raise ValueError(f"data.test is {data.test!r}, but data is given: give the images of its 'test' beside")
             data = replace(data, name=EXTERNAL, root=None, test=None)
         config = replace(
             config,

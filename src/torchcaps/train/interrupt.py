@@ -46,8 +46,11 @@ class Interruption:
             "_before": {},
             "_heard": False,
             "_quiet": True,
-            "_end": math.inf,
+            "_end": self._end - time.monotonic() + time.time(),  # monotonic clocks of two processes may differ
         }
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state | {"_end": state["_end"] - time.time() + time.monotonic()})
 
     @property
     def asked(self) -> bool:

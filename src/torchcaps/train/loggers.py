@@ -46,6 +46,7 @@ class Logged(Callback):
                     raise ValueError(missing_extra(ModuleNotFoundError(name=package)))
         self.asked = tuple(loggers)
         self.loggers: list[Logger] = []
+        self.last = 0  # step of the last record; of a run whose epochs were done already there is none
         self.status = "failed"
 
     def on_start(self, folder: Path, config: Config) -> None:

@@ -25,7 +25,7 @@ from torchcaps.config import Config, to_plain
 from torchcaps.kernels.timing import TIMED
 from torchcaps.layers import choose, chosen_forms, set_forms
 from torchcaps.losses import build_criterion, multi_hot, score_threshold
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.models import Model
 from torchcaps.terminal import warn
 from torchcaps.train.anomaly import check_weights, spoilt
@@ -87,6 +87,7 @@ class Trainer:
         if given.model is None:
             check_memory(self.shape, config, fabric.device)
         fabric.seed_everything(config.seed, verbose=False)
+        self.started = given.start is not None
         model = given.create_model(self.shape, config)
         if given.start is not None and (said := given.start.give(model)) and fabric.is_global_zero:
             warn(said)
@@ -148,8 +149,15 @@ class Trainer:
     def _run(self) -> Result:
         begun = present(self.folder.last)
         if begun:
+            if self.fabric.is_global_zero:
+                self._check_images()
             self.load()
             keep_threads(self.folder.read("environment.json"), self.fabric.device)
+        elif self.config.start and not self.started:
+            raise ValueError(
+                f"{self.folder.path} was cut before it had its first weights, those of "
+                f"{self.config.start.rpartition(' ')[0]}: give that run's folder again, as start=... or --from"
+            )
         forms = self.choose()
         if self.fabric.is_global_zero:
             self.folder.write("model.json", to_plain(self.manifest))
@@ -162,6 +170,23 @@ class Trainer:
         with self.interruption:
             self._train()
         return self._test()
+
+    def _check_images(self) -> None:
+        """Raise ValueError where the images are no longer those that the run has begun with, as far as it says."""
+        if not (self.folder.path / "model.json").exists():
+            return
+        before, now = self.folder.read_manifest(), self.manifest
+        if before.classes != now.classes:
+            raise ValueError(
+                f"cannot resume {self.folder.path}: its classes were {', '.join(before.classes)}, and are "
+                f"{', '.join(now.classes)}"
+            )
+        for split in ("train", "validation", "test") if DIGESTS not in before.missing else ():
+            if getattr(before.data, split) != getattr(now.data, split):
+                raise ValueError(
+                    f"cannot resume {self.folder.path}: its {split} images were changed since it began; put them back, "
+                    "or begin a new run without --resume"
+                )
 
     def choose(self) -> dict[str, Any]:
         """Have capsule layers take the faster form on a GPU, see `torchcaps.choose`; what a checkpoint says stands.
@@ -294,7 +319,7 @@ class Trainer:
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
         model = self.evaluated()
-        validation = self.evaluate("validation", model) if len(self.data.validation) else None
+        validation = self._finite(self.evaluate("validation", model)) if len(self.data.validation) else None
         said = tell_epoch(self.callbacks, position.epoch + 1, model, self.data)
         self._tick()
         tested = self._test_beside(model)
@@ -304,7 +329,7 @@ class Trainer:
                 "step": (position.epoch + 1) * steps,
                 "train_loss": train.loss,
                 "train_accuracy": train.accuracy,
-                "validation_loss": validation.loss if validation else None,
+                "validation_loss": validation.loss if validation and validation.loss < math.inf else None,
                 "validation_accuracy": validation.accuracy if validation else None,
                 **self._by_class("validation", validation),
                 "lr": self.schedule.get_last_lr()[0],
@@ -327,19 +352,32 @@ class Trainer:
         display.end_epoch(position.history[-1])
         self._stop_if(self.fabric.broadcast(self.interruption.asked))
 
+    def _finite(self, score: Score) -> Score:
+        """Return a score of the validation split whose loss, where it is not finite, is the largest of all: what is
+        said.
+        """
+        if math.isfinite(score.loss):
+            return score
+        if self.fabric.is_global_zero:
+            warn(
+                f"epoch {self.position.epoch + 1}: the validation loss is {score.loss}; it is left out, and "
+                "the largest where accuracies are equal"
+            )
+        return score._replace(loss=math.inf)
+
     def _by_class(self, split: str, score: Score | None) -> dict[str, float | None]:
         """Return the mean of the classes' accuracies, where it selects."""
         if self.config.select == "accuracy" or score is None:
             return {}
         return {f"{split}_mean_class_accuracy": score.mean_class_accuracy}
 
-    def _test_beside(self, model: Model) -> dict[str, float]:
+    def _test_beside(self, model: Model) -> dict[str, float | None]:
         """Return loss and accuracy on the test split, where its curve is asked for; its time is none of the run's."""
         if not self.config.test_curve:
             return {}
         test = self.evaluate("test", model)
         self.clock, self.cpu_clock = time.monotonic(), time.process_time()
-        return {"test_loss": test.loss, "test_accuracy": test.accuracy}
+        return {"test_loss": test.loss if math.isfinite(test.loss) else None, "test_accuracy": test.accuracy}
 
     def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
         """Return what the model added to the loss of the epoch, and each term of it, without its weight; of others

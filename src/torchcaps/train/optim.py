@@ -103,7 +103,9 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
         case "cosine":
             return CosineAnnealingLR(optimizer, max(steps, 1), config.lr_min)
         case "one-cycle":
-            return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=config.warmup, cycle_momentum=False)
+            whole = abs(config.warmup * steps - 1) < 1e-6  # step to rise in: torch divides by one fewer
+            rising = config.warmup * (1.001 if whole else 1)
+            return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=rising, cycle_momentum=False)
         case "triangular2":
             return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
         case "exponential" if config.continuous:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -191,7 +191,7 @@ class RunFolder(NamedTuple):
         Raises:
             ValueError: when one does.
         """
-        held = hold(self.path / LOCK)
+        held = hold(self.path / LOCK, seconds=1)  # who only asks whether it is held lets go at once
         if held is None:
             raise ValueError(
                 f"{self.path} is being trained by another process; wait for it (one that was killed lets go in seconds)"
@@ -201,6 +201,8 @@ class RunFolder(NamedTuple):
     @property
     def in_use(self) -> bool:
         """Return whether a process is training in this folder."""
+        if not (self.path / LOCK).exists():
+            return False
         held = hold(self.path / LOCK)
         with held or nullcontext():
             return held is None
@@ -237,8 +239,10 @@ def _candidates(config: Config) -> itertools.chain[Path]:
     return itertools.chain([config.out / name], (config.out / f"{name}-{number}" for number in itertools.count(2)))
 
 
-def create_run(config: Config) -> RunFolder:
-    """Make a fresh folder for a run of `config` and write the config to it.
+def create_run(config: Config, fill: Callable[[RunFolder], object] = lambda run: None) -> RunFolder:
+    """Make a fresh folder for a run of `config`, have `fill` write what it begins with, and write the config to it.
+
+    The config is last: without it a folder is no run, so that what is cut before is none.
 
     Raises:
         ValueError: when `config.out` cannot be written to.
@@ -253,7 +257,12 @@ def create_run(config: Config) -> RunFolder:
             reason = error.strerror or str(error)
             raise ValueError(f"cannot make {path} ({reason}): give another folder with --out") from error
         run = RunFolder(path)
-        run.write("config.json", to_plain(config))
+        try:
+            fill(run)
+            run.write("config.json", to_plain(config))
+        except BaseException:
+            run.remove()
+            raise
         return run
     raise AssertionError("the candidates never end")
 

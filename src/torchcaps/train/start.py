@@ -114,15 +114,15 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     weights = present(shorter.last)
     assert weights is not None
     name = f"{shorter.path.resolve().name} {epochs} {_digest(weights / MODEL)}"
-    run = create_run(replace(config, continued=name))
-    try:
-        run.write("environment.json", shorter.read("environment.json"))  # with as many threads it ends in the same bits
+
+    def fill(run: RunFolder) -> None:
+        for file in ("environment.json", "model.json"):  # as many threads end in the same bits; the images are compared
+            run.write(file, shorter.read(file))
         save_state_beside(run.last, weights / MODEL, state | {"epochs": epochs})
         if best := present(shorter.best):
             shutil.copytree(best, run.best)
-    except BaseException:
-        run.remove()
-        raise
+
+    run = create_run(replace(config, continued=name), fill)
     warn(
         f"{config.recipe or config.model.name} goes on in {run.path} from the end of {shorter.path}, {epochs} epochs; "
         f"the rate goes on as in a run of {config.epochs}"

@@ -95,7 +95,7 @@ class SharedVotes(AffineVotes):
         """Return the tiles of parents; on a CPU these are of so few parents that their votes stay in its cache."""
         if self.device.type != "cpu":
             return super()._tiles()
-        return parent_tiles(self.parents, max(1, CACHED // (len(self.poses) * self.children * self.pose)))
+        return parent_tiles(self.parents, max(1, CACHED // max(1, len(self.poses) * self.children * self.pose)))
 
     def _affine_votes(self, u: Tensor, w: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """Return scale * vote + shift, [b, 1, i, j, d], by one matrix product per image and type, the shift being one
@@ -105,7 +105,8 @@ class SharedVotes(AffineVotes):
             return super()._affine_votes(u, self._repeat(w), scale, shift)
         with no_autocast(u):
             matrix = widen(w).permute(1, 2, 0, 3) * scale[:, 0].unsqueeze(2)  # [b | 1, t, c, j, m]
-            b, (t, _, j, m) = max(len(scale), len(shift)), matrix.shape[1:]
+            sizes, (t, _, j, m) = (len(scale), len(shift)), matrix.shape[1:]
+            b = max(sizes) if min(sizes) else 0  # of no images
             row = shift[:, 0].unsqueeze(2).expand(b, t, 1, j, m)
             matrix = torch.cat([matrix.expand(b, -1, -1, -1, -1), row], 2).flatten(3)  # [b | 1, t, c + 1, (j m)]
             votes = F.pad(widen(self._by_type(u)), (0, 1), value=1.0) @ matrix  # [b, t, p, (j m)]

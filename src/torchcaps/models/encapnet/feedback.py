@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torchcaps.config import ScoreKind
 from torchcaps.encapnet.feedback import Divergence, OptimalTransportUnit
 from torchcaps.encapnet.sinkhorn import Cost, First, kl_divergence, sinkhorn_divergence
+from torchcaps.layers import evaluating
 from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.models.registry import Factory, Model, Output, register_variant
 from torchcaps.names import check_choice
@@ -197,16 +198,14 @@ def stage_shapes(network: StagedModel) -> list[Shapes]:
     Raises:
         ValueError: when the network does not take these, or a stage returns anything but maps [b, c, h, w].
     """
-    trace, training = _Trace(network), network.training
+    trace = _Trace(network)
     weights = {name: value.to("meta") for name, value in (*trace.named_parameters(), *trace.named_buffers())}
     try:
-        with torch.no_grad():
-            maps = functional_call(trace.eval(), weights, (torch.empty(1, *network.image, device="meta"),))
+        with torch.no_grad(), evaluating(trace):
+            maps = functional_call(trace, weights, (torch.empty(1, *network.image, device="meta"),))
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"the network does not take images of {network.image}, as it says: {reason}") from error
-    finally:
-        trace.train(training)
     for number, stage in enumerate(maps, 1):
         for each in stage:
             if not isinstance(each, Tensor) or each.ndim != 4:
