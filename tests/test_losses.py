@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchcaps.config import LossConfig
 from torchcaps.inspect.measured import READINGS, to_probabilities
-from torchcaps.losses import build_criterion, score_loss, score_threshold
+from torchcaps.losses import build_criterion, cross_entropy, normalised_cross_entropy, score_loss, score_threshold
 from torchcaps.models import Output
 
 NAMES = get_args(get_type_hints(LossConfig)["name"])
@@ -84,6 +84,16 @@ def test_a_loss_is_finite_where_all_scores_are_equal(name, value):
     loss = build_criterion(LossConfig(name))(Output(scores), IMAGES, targets.float())
     loss.backward()
     assert scores.grad is not None and loss.isfinite() and scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "normalised-cross-entropy"])
+def test_an_image_without_labels_adds_nothing(name):
+    scores, targets = torch.rand(2, 3, requires_grad=True), torch.tensor([[0, 0, 0], [0, 1, 1]]).float()
+    criterion = cross_entropy if name == "cross-entropy" else normalised_cross_entropy
+    loss = criterion(scores, targets)
+    torch.testing.assert_close(loss, criterion(scores[1:], targets[1:]) / 2)
+    (gradient,) = torch.autograd.grad(loss, scores)
+    assert not gradient[0].any() and gradient[1].any()
 
 
 def test_the_margin_loss_of_zero_capsules_is_a_sum_over_classes_and_its_average_a_tenth_of_it():

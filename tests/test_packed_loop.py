@@ -16,8 +16,10 @@ from torchcaps.layers import (
     CapsuleStack,
     ConvTransform,
     LinearTransform,
+    PooledTransform,
     use_implementation,
 )
+from torchcaps.models.self_routing import NormedTransform
 from torchcaps.packed import PackedLayer, PackedStack, op, pack
 from torchcaps.packed.layers import build_loop, refuses
 from torchcaps.packed.op import route_packed
@@ -325,3 +327,39 @@ def test_without_numba_a_packed_layer_compiles_whole(monkeypatch):
     torch.compiler.reset()
     compiled = torch.compile(packed, backend="eager", fullgraph=True)
     assert compiled(poses)[-1].state is not None
+
+
+def test_of_pooled_children_signs_are_taken_of_the_means():
+    layer = CapsuleLayer(PooledTransform(5, 3, 8, 16, std=2.0), "xnodr").eval()
+    poses = Capsules(torch.randn(2, 3, 3, 5, 8))
+    for packed in (pack(layer), pack(layer).double()):
+        dtype = packed.transform.scales.dtype
+        with torch.no_grad():
+            found = packed(Capsules(poses.poses.to(dtype)), 3).capsules.poses
+            torch.testing.assert_close(found.float(), layer(poses, 3).capsules.poses, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transform_that_does_more_than_vote_is_not_packed():
+    layer = CapsuleLayer(NormedTransform(6, 3, 8, 16, types=6), "xnodr")
+    with pytest.raises(ValueError, match="a layer with NormedTransform cannot be packed"):
+        pack(layer)
+
+
+@pytest.mark.parametrize("iterations", [0, -1, True, 1.5])
+def test_iterations_are_a_number_of_them(iterations):
+    packed = pack(stack(33, 11, 8, 16)).layers[0]
+    with torch.no_grad(), pytest.raises(ValueError, match=r"iterations is .*; it must be a whole number, at least 1"):
+        packed(Capsules(torch.randn(2, 33, 8)), iterations)
+
+
+def test_a_loop_is_made_anew_where_a_tensor_is_given_other_data():
+    """Which counts no version."""
+    packed = pack(stack(33, 11, 8, 16, bias=True)).layers[0]
+    poses = torch.randn(2, 33, 8)
+    with torch.no_grad():
+        before = packed(Capsules(poses), 3).capsules.poses
+        packed.routing.bias.data = torch.ones(11, 16)
+        found = packed(Capsules(poses), 3).capsules.poses
+        packed.implementation = "plain"
+        torch.testing.assert_close(found, packed(Capsules(poses), 3).capsules.poses, rtol=1e-4, atol=1e-5)
+    assert (found - before).abs().max() > 0.01

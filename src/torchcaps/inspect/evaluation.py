@@ -73,9 +73,9 @@ def evaluate_run(
     other = asked.name != config.data.name
     if split is None:
         split = "all" if other and not has_test_split(asked) else "test"
-    if split == "all" and other and not has_test_split(asked):
-        if not round(asked.validation * data_facts(asked).images):  # of a few pictures nothing can be held out
-            asked = replace(asked, validation=0.0)
+    drawn = split == "all" and other and not has_test_split(asked)
+    if drawn and not round(asked.validation * data_facts(asked).images):  # of a few pictures nothing can be held out
+        asked = replace(asked, validation=0.0)
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
         loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
     loaded = match_data(path, loaded)
