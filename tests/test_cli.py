@@ -270,7 +270,6 @@ def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixtur
         ("train digit", "no recipe is named 'digit'; the nearest is 'digits'"),
         ("train fm/table2", "begin so, such as 'fm/table2/"),
         ("reproduce fm/table2/ours-cifar10", "`torchcaps reproduce fm/table2 --cells ours-cifar10`"),
-        ("train tiny --data.name mnits", "'mnist'"),
         (
             "train tiny --model.name capsnt",
             "the nearest is 'capsnet' (`torchcaps list models` shows all; --import FILE brings",
@@ -282,7 +281,6 @@ def test_a_run_may_be_given_minutes(recipe: Config, capsys: pytest.CaptureFixtur
         ("evaluate --json runs/x", "evaluate takes RUN before its flags: torchcaps evaluate RUN --json"),
         ("train tiny --processes 3 --batch-size 64 --dry-run", "it must be a positive multiple of processes (3)"),
         ("train tiny --head-epochs 1 --dry-run", "head_epochs is 1, but tiny is no backbone under a head"),
-        ("evaluate nowhere", "nowhere is not the folder of a run"),
         ("cost capsnt", "the nearest is 'capsnet'"),
         ("cost tiny --image-size 0", "image_size is 0"),
     ],
@@ -299,9 +297,7 @@ def test_user_errors_take_one_line(
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "command", ["", "train", "fly", "list planets", "train tiny --epochs many", "train tiny --wings 2"]
-)
+@pytest.mark.parametrize("command", ["train", "fly", "list planets", "train tiny --wings 2"])
 def test_wrong_usage_is_status_two(recipe: Config, capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert main(command.split()) == 2
     assert capsys.readouterr().err

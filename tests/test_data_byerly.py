@@ -20,6 +20,10 @@ def test_digits_are_changed_and_stay_white_on_black() -> None:
     changed = byerly.change_digits(pixels, uniform(64))
     assert changed.dtype == torch.uint8 and changed.shape == pixels.shape
     assert (changed != pixels).flatten(1).any(1).all()
+    ink = (changed > 127).flatten(1).sum(1)
+    assert (ink > 30).all() and (ink < 130).all()  # of 96: nothing is inverted, and no overshoot comes round
+    border = torch.cat([changed[..., :1, :], changed[..., -1:, :], changed[..., :1].mT, changed[..., -1:].mT], 2)
+    assert (border.float().mean((1, 2, 3)) < 64).all()
     assert torch.equal(changed, byerly.change_digits(pixels, uniform(64)))
 
 

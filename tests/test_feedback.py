@@ -278,7 +278,7 @@ def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(tmp_path: Pa
 def test_a_run_trains_with_it(tmp_path: Path) -> None:
     options = {"types": 2, "lengths": (1, 1), "poses": (1, 2), "units": 2}
     config = replace(tiny_config(tmp_path), model=ModelConfig("encapnet-v1-feedback", options), epochs=1)
-    assert fit(config).test_accuracy > 0.02
+    assert fit(config).test_accuracy > 0.15
 
 
 @pytest.mark.parametrize(

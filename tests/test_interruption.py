@@ -35,6 +35,7 @@ def everything(out: Path, **changes) -> Config:
     return tiny_config(
         out,
         {"norm": True, "dropout": 0.2},
+        average=0.9,
         **({"schedule": ScheduleConfig("one-cycle"), "clip": 1.0, "checkpoint_every": 0.0, "epochs": 3} | changes),
     )
 

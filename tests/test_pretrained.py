@@ -127,12 +127,16 @@ def test_a_folder_of_pictures_does_not_hide_weights_of_its_name(
         find_weights("other")
 
 
-def test_a_name_is_no_way_out_of_the_cache(cache: Path, tmp_path: Path) -> None:
-    (tmp_path / "cache" / FILE).parent.mkdir()
-    (tmp_path / "cache" / FILE).write_bytes(b"")
-    for name in ("..", "../", "weights/../..", "a/b"):
-        with pytest.raises(FileNotFoundError):
-            find_weights(f"{name}")
+def test_a_name_is_no_way_out_of_the_cache(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each of these would lead there is a file."""
+    for folder in (cache, cache.parent, tmp_path, cache / "a" / "b"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_bytes(b"")
+    (tmp_path / "empty" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "empty" / "here")
+    for name in ("weights/../..", "a/b", "../cache", "a/../.."):
+        with pytest.raises(FileNotFoundError, match="there is no run, no file and no weights"):
+            find_weights(name)
 
 
 @pytest.mark.parametrize("name", ["hf-hub:", "hf-hub:owner", "hf-hub:owner/../x", "hf-hub:a/b/c", "hf-hub:a/b@c@d"])

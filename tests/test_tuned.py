@@ -18,6 +18,9 @@ from torchcaps.tables.tuned import TUNED, Tuned, change
 TRIALS = read_lines(Path(__file__).parent.parent / "results" / "tuning.jsonl")
 
 
+assert TRIALS, "there are no trials"
+
+
 def _kind(line: dict[str, Any]) -> tuple[str, int, int]:
     """Return what two trials share when one says something about the other: the cell, its length and the seed."""
     return line["cell"], line["epochs"], line["seed"]

@@ -102,7 +102,7 @@ def test_children_from_a_relu_keep_their_zeros_apart_from_their_positive_half():
 
 
 @pytest.mark.parametrize("routing", ["xnodr", "xnidr", "xnodr-xnidr"])
-@pytest.mark.parametrize("size", [0.0, 1e-6, 1e2])
+@pytest.mark.parametrize("size", [1e-6])  # others: test_routing_finite.py
 def test_half_precision_stays_finite(routing, size):
     module, capsules = layer("conv-padded", routing, dtype=torch.float32), children("conv-padded", dtype=torch.float32)
     poses = (size * capsules.poses).requires_grad_()
