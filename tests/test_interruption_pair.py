@@ -87,3 +87,11 @@ def test_a_signal_to_the_first_process_saves_and_the_pair_resumes(
     assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("torchcaps: stopped after step") and "Traceback" not in said
     assert finish(tmp_path) == whole
+
+
+def test_minutes_end_a_pair_too(tmp_path: Path, whole: list[dict]) -> None:
+    """The clock had been left with the process that started both, and takes no step."""
+    process = launch(tmp_path, "--max-minutes", "0.001")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "torchcaps: stopped after step" in said, said
+    assert finish(tmp_path) == whole

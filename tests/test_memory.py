@@ -75,7 +75,8 @@ def test_the_measure_sees_what_the_naive_form_holds():
 )
 def test_dynamic_routing_holds_little(backend):
     torch.compiler.reset()
-    function, poses, _ = dynamic()
+    function, poses, stack = dynamic()
+    stack.layers[0].implementation = "plain"  # of the fused step: test_kernels_dynamic.py
     if backend != "eager":
         function = torch.compile(function, fullgraph=True, backend=backend)
         function(poses)  # what compiling itself keeps is not part of a step
@@ -106,9 +107,10 @@ class Largest(TorchDispatchMode):
         ("fm", {"batch_norm": "pair"}),
     ],
 )
-def test_no_tensor_of_the_votes_size_is_ever_made(routing, options):
+@pytest.mark.parametrize("implementation", ["plain", "auto"])
+def test_no_tensor_of_the_votes_size_is_ever_made(routing, options, implementation):
     """The largest tensor of a forward pass is a quarter of the votes at most."""
-    layer = CapsuleLayer(ConvTransform(8, 32, 16, 16, stride=2, matrix=True), routing, **options)
+    layer = CapsuleLayer(ConvTransform(8, 32, 16, 16, stride=2, matrix=True), routing, implementation, **options)
     capsules = Capsules(torch.randn(4, 9, 9, 8, 16), torch.rand(4, 9, 9, 8))
     votes = 4 * 4 * 4 * 72 * 32 * 16 * 4  # bytes: b, p, i, j, d, float32
     with Largest() as largest:

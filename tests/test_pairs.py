@@ -162,3 +162,13 @@ def test_bad_input_is_named() -> None:
         measure_jacobian(build(), torch.rand(2, 1, 12, 12), count=0)
     with pytest.raises(ValueError, match="of is 'votes'"):
         measure_jacobian(build(), torch.rand(2, 1, 12, 12), of="votes")
+
+
+def test_how_many_images_are_asked_for_changes_nothing_of_the_first():
+    """Also where a norm over all images stands between them."""
+    torch.manual_seed(0)
+    model = create_model("small-resnet.variational-bayes", num_classes=3, in_channels=1, image_size=(8, 8), width=4)
+    images = torch.rand(4, 1, 8, 8)
+    (one,), (all_,) = (measure_jacobian(model, images, count=count) for count in (1, 4))
+    torch.testing.assert_close(one.largest[0], all_.largest[0])
+    assert one.largest[0] > 0 and len(all_.largest) == 4

@@ -65,8 +65,11 @@ def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "act
     found = []
     for name, (layer, children, iterations) in below.items():
         routing, votes, activations = _taken_in(layer, children)
-        active = None if activations is None else activations[:count]
-        values = torch.linalg.svdvals(_jacobian(routing, votes[:count], active, iterations, of))  # [b, n]
+        together = any(True for _ in routing.buffers())  # it has statistics of all images, as in training
+        if not together:
+            votes, activations = votes[:count], None if activations is None else activations[:count]
+        rows = _jacobian(routing, votes, activations, iterations, of, count if together else None)
+        values = torch.linalg.svdvals(rows)  # [b, n]
         found.append(Singular(name, values[:, 0], values[:, -1]))
     return found
 
@@ -84,9 +87,11 @@ def _taken_in(layer: CapsuleLayer, children: Capsules) -> tuple[Routing, Tensor,
     return raw, fm_votes(layer, children), activations
 
 
-def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, iterations: int, of: Of) -> Tensor:
-    """Return d outputs / d votes of each image, [b, outputs, (i j d)], at votes [b, i, j, d]; images are routed
-    alone.
+def _jacobian(
+    routing: Routing, votes: Tensor, activations: Tensor | None, iterations: int, of: Of, first: int | None
+) -> Tensor:
+    """Return d outputs / d votes of each image, [b, outputs, (i j d)], at votes [b, i, j, d]; where images are routed
+    together of the `first` alone: what an image's own votes do.
     """
     leaf = widen(votes).requires_grad_()
     with torch.enable_grad():
@@ -96,8 +101,14 @@ def _jacobian(routing: Routing, votes: Tensor, activations: Tensor | None, itera
             step = routing.step(given, step.state, t)
         poses, active = step.capsules
         outputs = poses if of == "poses" else lengths(poses) if active is None else active
-        each = outputs.flatten(1).sum(0)
-        rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten(1) for one in each]
+        flat = outputs.flatten(1)
+        if first is not None:
+            rows = [
+                torch.stack([torch.autograd.grad(one, leaf, retain_graph=True)[0][n].flatten() for one in flat[n]])
+                for n in range(min(first, len(flat)))
+            ]
+            return torch.stack(rows)
+        rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten(1) for one in flat.sum(0)]
     return torch.stack(rows, 1)
 
 
