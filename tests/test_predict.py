@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -165,3 +166,34 @@ def test_what_is_wrong_is_said_in_one_line(command: str, message: str, capsys: p
     assert main(["predict", *command.split()]) == 2
     printed = capsys.readouterr()
     assert message in printed.err.splitlines()[-1] and printed.err.splitlines()[-1].startswith("torchcaps: error: ")
+
+
+def test_names_that_the_system_s_encoding_lacks_are_whole_in_a_table_that_is_written_to_a_file(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "names").mkdir()
+    shutil.copy(place / "pictures" / "a.png", place / "names" / "猫 Ж.png")
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors="replace")
+    monkeypatch.setattr("sys.stdout", file)
+    assert main(["predict", "runs/tiny-0", "names", "--csv"]) == 0
+    file.flush()
+    (row,) = csv.DictReader(io.StringIO(file.buffer.getvalue().decode("utf-8")))
+    assert Path(row["picture"]).name == "猫 Ж.png"
+
+
+def test_pictures_behind_links_are_read_and_a_folder_that_cannot_be_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They had been left out without a word."""
+    (place / "linked").mkdir()
+    (place / "linked" / "more").symlink_to(place / "pictures" / "below", target_is_directory=True)
+    (place / "linked" / "round").symlink_to(place / "linked", target_is_directory=True)
+    assert main(["predict", "runs/tiny-0", "linked", "--json"]) == 0
+    assert [each["picture"] for each in json.loads(capsys.readouterr().out)] == ["linked/more/c.bmp"]
+
+    def closed(folder: str | Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr("torchcaps.data.pictures.os.scandir", closed)
+    assert main(["predict", "runs/tiny-0", "linked", "--json"]) == 2
+    assert "cannot read the folder linked: Permission denied" in capsys.readouterr().err
