@@ -34,6 +34,17 @@ def test_workflows_call_modules_of_python() -> None:
     assert len(steps) > 10 and [step for step in steps if not re.match(r"python -[mc] ", step)] == []
 
 
+def test_workflows_name_slow_tests_that_there_are() -> None:
+    """Of two processes, of compiled runs and of the wheel, also with the oldest and the newest dependencies."""
+    (words,) = re.findall(r'-m slow -k "(.*)"', CHECKS)
+    names = [
+        name
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert all(any(word in name for name in names) for word in words.split(" or "))
+
+
 def test_workflows_try_what_is_named() -> None:
     for wanted in ("ubuntu-latest", "macos-latest", "windows-latest", "lowest-direct", "highest", "constraints.txt"):
         assert wanted in CHECKS
