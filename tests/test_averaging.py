@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_config
+from tiny import tiny, tiny_config
 from torch import nn
 
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig
 from torchcaps.data import Batches, load_data
 from torchcaps.data.splits import coins
-from torchcaps.train import fit
+from torchcaps.train import RunFolder, fit
 from torchcaps.train.averaging import Average
 from torchcaps.train.check import check_config
+from torchcaps.train.statistics import count_batches
 
 
 def test_the_mean_is_its_formula() -> None:
@@ -88,5 +89,31 @@ def test_alternate_flips_need_flips_and_images_that_come_again(data: DataConfig,
 
 
 def test_a_mean_is_evaluated_with_statistics_of_its_own(tmp_path: Path) -> None:
+    """Also after so many steps that running statistics would do for the weights themselves."""
+    model, data = tiny(10, 1, (8, 8), norm=True), load_data(DataConfig("digits"))
+    batches = data.training(DataConfig("digits"), 256, 0)
+    assert count_batches(model, batches, 20) == 0 and count_batches(model, batches, 20, averaged=True) == len(batches)
     run = fit(replace(tiny_config(tmp_path, {"norm": True}, average=0.9), epochs=1))
-    assert '"statistics_batches"' in (run.folder / "environment.json").read_text()
+    assert RunFolder(run.folder).read("environment.json")["statistics_batches"] == 5
+
+
+def test_the_mean_of_a_run_is_that_of_its_weights_after_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recomputed beside it."""
+    seen: list[dict[str, torch.Tensor]] = []
+    begin, update = Average.__init__, Average.update
+
+    def note(average: Average) -> None:
+        seen.append({name: value.detach().clone() for name, value in average.model.named_parameters()})
+
+    monkeypatch.setattr(Average, "__init__", lambda self, *given: (begin(self, *given), note(self))[0])
+    monkeypatch.setattr(Average, "update", lambda self: (update(self), note(self))[0])
+    run = fit(replace(tiny_config(tmp_path, average=0.5), epochs=1))
+    best = load_file(run.folder / "best" / "model.safetensors")
+    assert len(seen) == 6
+    for name, mean in seen[0].items():
+        for step, weights in enumerate(seen[1:]):
+            decay = min(0.5, (1 + step) / (10 + step))
+            mean = decay * mean + (1 - decay) * weights[name]
+        torch.testing.assert_close(best[name], mean, msg=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,25 @@ class TestSets:
         ) as caught:
             load_data(DataConfig(name=name, root=tmp_path))
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+    def test_digits_and_clothes_from_files_in_their_format(self, tmp_path, name, folder):
+        """Rows before columns, and the training split from the files that are called so."""
+        raw, written = tmp_path / folder / "raw", {}
+        raw.mkdir(parents=True)
+        for n, split in enumerate(("train", "t10k")):
+            pixels = (torch.arange(20 * 28 * 28) * (7 + n)).remainder(251).to(torch.uint8).view(20, 28, 28)
+            labels = (torch.arange(20) * 3 + n).remainder(10)
+            written[split] = pixels, labels
+            head = struct.pack(">HBB3I", 0, 8, 3, 20, 28, 28)
+            (raw / f"{split}-images-idx3-ubyte").write_bytes(head + pixels.numpy().tobytes())
+            (raw / f"{split}-labels-idx1-ubyte").write_bytes(
+                struct.pack(">HBBI", 0, 8, 1, 20) + labels.to(torch.uint8).numpy().tobytes()
+            )
+        data = load_data(DataConfig(name=name, root=tmp_path, validation=0.0))
+        for source, split in ((data.train, "train"), (data.test, "t10k")):
+            assert torch.equal(source.fetch(torch.arange(20)).squeeze(1), written[split][0])
+            assert torch.equal(source.labels, written[split][1])
 
     def test_svhn_from_files_in_its_format(self, tmp_path, monkeypatch):
         from scipy.io import savemat
