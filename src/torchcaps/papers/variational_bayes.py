@@ -45,6 +45,8 @@ def variational_bayes_cifar10() -> Config:
 
 @table(PAPER, "table-quoted", "quoted", "Test error (%), as others quote it")
 def table_quoted() -> Iterator[Cell]:
-    fashion, cifar = (Train(each, seeds=1) for each in (variational_bayes_fashion_mnist, variational_bayes_cifar10))
+    fashion, cifar = (
+        Train(each, seeds=1, selected=True) for each in (variational_bayes_fashion_mnist, variational_bayes_cifar10)
+    )
     yield Cell("fashion-mnist", "VB, 172 K", "Fashion-MNIST", fashion, (Published("5.2"),), ERROR, SOURCE)
     yield Cell("cifar10", "VB, 323 K", "CIFAR-10", cifar, (Published("11.2"),), ERROR, SOURCE)

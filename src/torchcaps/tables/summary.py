@@ -65,15 +65,16 @@ def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary 
 
 
 def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]) -> Summary | None:
-    """Return the runs of the part whose mean is best, or the mean of the parts by seed; None until all parts have
-    runs.
+    """Return the runs of the part whose mean is best, or whose best run is where a best was published, or the mean of
+    the parts by seed; None until all parts have runs.
     """
     parts = [summarise(find_cell(name), budget, records) for name in how.parts]
     known = [part for part in parts if part is not None and part.values]
     if len(known) < len(parts):
         return None
     if how.how == "best":
-        return (min if cell.metric.lower else max)(known, key=lambda part: part.mean)
+        best = any(each.kind == "best" for each in cell.published)
+        return (min if cell.metric.lower else max)(known, key=lambda part: part.best() if best else part.mean)
     values = tuple(mean(row) for row in zip(*(part.values for part in known), strict=False))
     lines = tuple(record for part in known for record in part.records)
     return Summary(budget, known[0].width, values, lines, cell.metric.lower)
@@ -94,14 +95,15 @@ def evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
 def difference(published: Published, summary: Summary) -> float | None:
     """Return ours less theirs: mean or single value against our mean, a best against our best of as many runs.
 
-    None where one of them is no number, and where we have fewer runs than a best is of.
+    None where one of them is no number, where we have fewer runs than a best is of, and where nobody knows of how many
+    it is.
     """
     number = published.number
     if number is None or not summary.values:
         return None
     if published.kind != "best":
         return summary.mean - number
-    if published.runs is not None and len(summary.values) < published.runs:
+    if published.runs is None or len(summary.values) < published.runs:
         return None
     return summary.best(published.runs) - number
 

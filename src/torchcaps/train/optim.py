@@ -109,6 +109,8 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
         case "triangular2":
             return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
         case "exponential" if config.continuous:
-            return LambdaLR(optimizer, lambda step: config.gamma ** (step / config.step_size))
+            return LambdaLR(optimizer, lambda step: max(config.gamma ** (step / config.step_size), config.lr_min / lr))
+        case "exponential" if config.lr_min:
+            return LambdaLR(optimizer, lambda step: max(config.gamma ** (step // config.step_size), config.lr_min / lr))
         case "exponential":
             return StepLR(optimizer, config.step_size, config.gamma)
