@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import discriminative_blocks
@@ -31,7 +30,7 @@ import help_blocks
 import help_examined
 import xnodr_blocks
 from draw_compared import table as compared_table
-from draw_two_cores import core_hours
+from draw_two_cores import mean_hours
 from help_runs import Study
 
 from torchcaps.papers import find_tables, list_tables
@@ -209,7 +208,7 @@ def reproduced(results: str, *patterns: str) -> str:
                 if found is None or not found.values or any(each["config_hash"] in seen for each in found.records):
                     continue
                 seen |= {each["config_hash"] for each in found.records}
-                hours = mean(map(core_hours, found.records))
+                hours = mean_hours(found.records)
                 link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
                 ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")
                 rows.append((link, cell.row, cell.column, cell.metric.name, *ours))

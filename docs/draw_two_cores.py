@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -43,7 +43,7 @@ class Run(NamedTuple):
 
     @property
     def hours(self) -> float:
-        return mean(map(core_hours, self.found.records))
+        return mean_hours(self.found.records)
 
     @property
     def hashes(self) -> set[str]:
@@ -53,6 +53,11 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.table.paper.citation}: {self.cell.row}, {self.cell.column} ({self.found.budget})"
+
+
+def mean_hours(records: Iterable[Record]) -> float:
+    """Of runs that ended; those that failed say no time."""
+    return mean(core_hours(each) for each in records if "failure" not in each)
 
 
 def core_hours(record: Record) -> float:

@@ -378,3 +378,31 @@ def test_activations_and_gradients_stand_by_layer() -> None:
     lines = examined.describe_depth({"em@depth=2": [Examination("test", 1, 1.0, 3, layers=layers)], "fm": []})
     assert lines[-2:] == ["| em@depth=2 | stack.0 | 0.25 | 0.01 |", "| em@depth=2 | stack.1 | 0.5 | 0.01 |"]
     assert examined.describe_depth({"fm": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--sweep epochs 5 20", "--sweep epochs: budget cpu makes 10 of 5"),
+        ("--sweep precision fp32 bf16", "--sweep precision: budget cpu makes 'auto' of"),
+        ("--sweep schedule.name cosine step --budget fast", "--sweep schedule.name: budget fast makes 'one-cycle'"),
+        ("--sweep seed 1 2", "--sweep seed: "),
+    ],
+)
+def test_a_sweep_over_what_the_budget_sets_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    """Rows had been named by values that no run had."""
+    assert main(["compare", "--show", "--data.name", "digits", "--results", str(tmp_path), *words.split()]) == 2
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_small_shares_get_more_passes_in_every_budget() -> None:
+    for budget, epochs in (
+        ("cpu", {"0.01": 100, "1": 10}),
+        ("fast", {"0.01": 300, "1": 30}),
+        ("short", {"0.01": 80, "1": 8}),
+    ):
+        cells = Comparison(fractions=(0.01, 1.0)).cells(["em"])
+        found = {cell.name.rpartition("=")[2]: apply_budget(cell.build(), budget, cell).epochs for cell in cells}
+        assert found == epochs, budget

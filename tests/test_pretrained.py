@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from tiny import tiny_config
 import torchcaps
 from torchcaps.cli import main
 from torchcaps.config import DataConfig, ModelConfig
+from torchcaps.deploy import publish
 from torchcaps.deploy.publish import write_card, write_package
 from torchcaps.manifest import KEY, from_json
 from torchcaps.models import pretrained
@@ -206,3 +208,53 @@ def test_what_ships_is_small_and_is_what_its_card_says() -> None:
         assert classifier.manifest == from_json((CHECKOUT / name / "model.json").read_text())
         card = (CHECKOUT / name / "README.md").read_text()
         assert card == write_card(classifier.manifest, line, name)
+
+
+def test_a_package_names_no_folder_of_the_machine_that_it_was_made_on(run: Path, tmp_path: Path) -> None:
+    """The file of weights that a backbone began with had been named with all its folders."""
+    mine = "/home/anna/w/x.safetensors"
+    shutil.copytree(run, tmp_path / "run")
+    for name, keys in (("config.json", ("model", "options")), ("model.json", ("model",))):
+        plain = json.loads((tmp_path / "run" / name).read_text())
+        place = plain
+        for key in keys:
+            place = place[key]
+        place["pretrained"] = mine
+        (tmp_path / "run" / name).write_text(json.dumps(plain))
+    line = {"config": {"model": {"options": {"pretrained": mine}}, "changed": [f"model.options.pretrained={mine}"]}}
+    assert publish._plain(line) == {
+        "config": {
+            "model": {"options": {"pretrained": "x.safetensors"}},
+            "changed": ["model.options.pretrained=x.safetensors"],
+        }
+    }
+    manifest = RunFolder(tmp_path / "run").read_manifest()
+    assert "anna" in manifest.to_json()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "load_run", lambda path: load_run(run))
+        patch.setattr(publish, "_round", lambda run, model, precision: (model, "float32"))
+        write_package(tmp_path / "run", tmp_path / "out", describe_run(run) | line)
+    written = [path.read_bytes() for path in (tmp_path / "out").iterdir()]
+    assert len(written) == 4 and not any(b"anna" in each for each in written)
+
+
+def test_what_is_to_be_private_is_put_into_no_public_place(run: Path, tmp_path: Path) -> None:
+    class Api:
+        put = False
+
+        def create_repo(self, name: str, private: bool, exist_ok: bool) -> None:
+            assert exist_ok  # and leaves the one that is there as it is
+
+        def repo_info(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(private=False)
+
+        def upload_folder(self, **_: object) -> SimpleNamespace:
+            self.put = True
+            return SimpleNamespace(repo_url="there")
+
+    api, package = Api(), publish.Package(tmp_path, 1, "", "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.HfApi", lambda: api)
+        with pytest.raises(ValueError, match="hf-hub:a/b is there already, and public"):
+            publish.publish_hub(package, "hf-hub:a/b", private=True)
+        assert not api.put and publish.publish_hub(package, "hf-hub:a/b") == "there"

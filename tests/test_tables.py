@@ -15,11 +15,13 @@ from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.models import create_model
 from torchcaps.papers import find_cell, find_tables, list_tables
 from torchcaps.routing.discriminative import Discriminative
+from torchcaps.tables import summary
 from torchcaps.tables.arguments import model_arguments
 from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
-from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Quoted, Train
-from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED
+from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train
+from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED, Metric
 from torchcaps.tables.records import config_hash
+from torchcaps.tables.summary import Summary, difference
 from torchcaps.train.check import check_config
 
 TABLES = {
@@ -255,3 +257,25 @@ def test_wrong_names_are_answered_by_the_nearest() -> None:
 
 def test_counts_are_not_trained() -> None:
     assert all(cell.metric.unit in ("M", "MB", "Mb", "ms", "s") for cell in CELLS if isinstance(cell.how, Count))
+
+
+def test_the_mean_of_parts_is_of_runs_with_the_same_seed_and_a_best_is_of_the_part_that_has_it() -> None:
+    """They had been paired by their places in the file, and the part with the best mean had given the best run."""
+    errors = {"a": {1: 5, 2: 40}, "b": {0: 10, 1: 22, 2: 25}}
+    parts = {
+        name: Summary(
+            "full", "", tuple(map(float, by.values())), tuple({"seed": s, "e": e} for s, e in by.items()), True
+        )
+        for name, by in errors.items()
+    }
+    metric = Metric("error", "%", lambda record: float(record["e"]), lower=True)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "summarise", lambda name, budget, records: parts[name])
+        patch.setattr(summary, "find_cell", lambda name: name)
+        for how, published in (("mean", ()), ("best", (Published("5", "best", runs=2),)), ("best", (Published("5"),))):
+            cell = Cell("x", "row", "column", Combine(how, ("a", "b")), published, metric)
+            found.append(summary._combine(cell, cell.how, "full", []).values)
+    assert found == [(13.5, 32.5), (5.0, 40.0), (10.0, 22.0, 25.0)]
+    assert difference(Published("5", "best"), parts["a"]) is None  # nobody says of how many it is the best
+    assert difference(Published("4", "best", runs=2), parts["a"]) == 1.0

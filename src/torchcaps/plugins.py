@@ -173,6 +173,11 @@ def handed_on() -> list[str]:
     return [each for each in os.environ.get(HANDED_ON, "").split(os.pathsep) if each]
 
 
+def own_files() -> list[str]:
+    """Return the flags of a command that name these files again."""
+    return [word for path in handed_on() for word in ("--import", path)]
+
+
 def import_handed_on() -> None:
     """Import in a process that a command started what its user named to that command."""
     for path in handed_on():

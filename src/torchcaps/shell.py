@@ -14,7 +14,13 @@ T = TypeVar("T")
 
 def typed(words: Iterable[str]) -> str:
     """Return `words` as one line for the shell of the system, quoted where it needs that."""
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return " ".join(map(_quoted, words)) if os.name == "nt" else shlex.join(words)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as cmd and PowerShell take it for one: both split at more than spaces, such as &, ; and commas."""
+    quoted = subprocess.list2cmdline([word])
+    return quoted if quoted.startswith('"') or re.fullmatch(r"[\w.:\\/=+-]+", word) else f'"{quoted}"'
 
 
 def listed(options: Mapping[str, T]) -> dict[str, T | str | tuple[int, ...]]:

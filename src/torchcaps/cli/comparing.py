@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from torchcaps.cli.tables import RESULTS, fill
-from torchcaps.config import DataConfig
+from torchcaps.config import Config, DataConfig
 from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
     from torchcaps.tables.budgets import Budget
+    from torchcaps.tables.cells import Cell
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
@@ -91,6 +93,8 @@ def compare(
     for cell in cells:
         assert cell.build is not None
         cell.build()  # a sweep over what there is not is said before anything runs
+    if sweep:
+        check_sweep(cells, budget, sweep[0])
     for name, file in changed_files(cells, read_records(path)):
         note(f"{name}: {file} was changed since its runs, which are made anew")
     if costs:
@@ -102,6 +106,10 @@ def compare(
         write(comparison, heads, budget, results, quiet=True)
 
     if not show:
+        if data.download:
+            from torchcaps.data import load_data
+
+            load_data(dataclasses.replace(comparison.config(heads[0]).data, download=True, root=data.root))
         jobs = plan(cells, budget, seeds)
         note(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
         settings = Settings(path, out, device, data.root, max_hours, note, finish)
@@ -109,6 +117,29 @@ def compare(
         if examine or depth:
             record_examinations(jobs, settings)
     write(comparison, heads, budget, results)
+
+
+def check_sweep(cells: Sequence[Cell], budget: Budget, field: str) -> None:
+    """Raise ValueError where a budget sets the `field` that a sweep is over, so that rows were named wrongly."""
+    from torchcaps.tables.budgets import apply_budget
+
+    for cell in cells:
+        assert cell.build is not None
+        asked = cell.build()
+        given, found = (_field(each, field) for each in (asked, apply_budget(asked, budget, cell)))
+        if field == "seed" or given != found:
+            what = (
+                "each row has seeds of its own" if field == "seed" else f"budget {budget} makes {found!r} of {given!r}"
+            )
+            raise ValueError(f"--sweep {field}: {what}; sweep another field, or give another --budget")
+
+
+def _field(config: Config, name: str) -> Any:
+    """Return the value of a field, such as "optimiser.lr" or "model.options.hidden"; None of an option not given."""
+    found: Any = config
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else getattr(found, part)
+    return found
 
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 import torchcaps
 from torchcaps.config import Config
-from torchcaps.plugins import handed_on
+from torchcaps.plugins import own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
 from torchcaps.terminal import note, say_lines
@@ -83,7 +83,7 @@ def reproduce(
         words += ["--device", device, *(["--seeds", str(seeds)] if seeds is not None else [])]
         words += ["--max-hours", str(max_hours)] if max_hours is not None else []
         words += ["--data-root", str(data_root)] if data_root is not None else []
-        words += [word for path in handed_on() for word in ("--import", path)]
+        words += own_files()
         for number, job in submit_parts(words, numbers, parts, out / "jobs", submit, slurm):
             note(f"{table}: part {number}/{parts} is job {job}; what it says is in {out / 'jobs'}")
         return
@@ -100,7 +100,7 @@ def reproduce(
         return
     left = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
-    again = ["torchcaps", "table", table, *(["--results", str(results)] if results != RESULTS else [])]
+    again = ["torchcaps", "table", table, *own_files(), *(["--results", str(results)] if results != RESULTS else [])]
     note(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
 
 

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.config import Config, DataConfig, to_plain
-from torchcaps.plugins import imported
+from torchcaps.plugins import imported, own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import listed, show_option, typed
 from torchcaps.terminal import note, say, say_lines
@@ -87,7 +87,7 @@ def train(
             report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
-        again = typed(["torchcaps", "train", recipe, *flags, *([] if resume else ["--resume"])])
+        again = typed(["torchcaps", "train", recipe, *flags, *own_files(), *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
     if ranks is None or ranks.rank == 0:
         report(result.folder)
@@ -159,7 +159,7 @@ def report(folder: Path, reason: str = "") -> None:
     except Exception as error:
         if reason:
             return
-        again = typed(["torchcaps", "inspect", str(folder), "--debug"])
+        again = typed(["torchcaps", "inspect", str(folder), *own_files(), "--debug"])
         said = " ".join(str(error).split()) or type(error).__name__
         note(f"torchcaps: {folder} has no report ({said}); to see why: {again}")
 

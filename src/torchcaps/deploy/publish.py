@@ -34,6 +34,8 @@ Precision = Literal["auto", "float32", "bf16"]
 MOST = 50  # classes that a card names
 WITHIN = 0.0002  # share of the test images by which rounded weights may differ
 _PATH = re.compile(r"(folder|npz|list):.*[/\\]")
+_NAME = re.compile(r".*[/\\]")  # all before the name of a file
+_START = "model.options.pretrained="  # of a change by a flag: a file of weights
 
 
 class Package(NamedTuple):
@@ -65,6 +67,7 @@ def write_package(
     """
     run, folder = RunFolder(Path(path)), Path(folder)
     manifest = run.read_manifest()
+    manifest = replace(manifest, model=_named(manifest.model))
     if not run.finished:
         raise ValueError(f"{path} is not finished: it has no result to publish")
     if manifest.format == 1:
@@ -110,7 +113,9 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
         raise ValueError(missing_extra(error)) from error
     try:
         api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
+        api.create_repo(name, private=private, exist_ok=True)  # which leaves one that is there as it is
+        if private and not api.repo_info(name).private:
+            raise ValueError(f"{target} is there already, and public: nothing was put there; make it private first")
         done = api.upload_folder(repo_id=name, folder_path=package.folder, commit_message="A network of torchcaps")
     except HfHubHTTPError as error:
         raise OSError(f"{target} cannot be published: {' '.join(str(error).split())}") from error
@@ -222,10 +227,18 @@ def measure_accuracy(path: Path, *models: Model) -> list[float]:
 def _plain(value: Any) -> Any:
     """Return a line without the folders of the machine that it was trained on."""
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items() if key not in ("root", "out")}
+        return _named({key: _plain(each) for key, each in value.items() if key not in ("root", "out")})
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
+    if isinstance(value, str) and value.startswith(_START):
+        return _START + _NAME.sub("", value.removeprefix(_START))
     return _PATH.sub(r"\1:", value) if isinstance(value, str) else value
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options of a model, of a file of weights that it began with the name alone."""
+    weights = options.get("pretrained")
+    return options | ({"pretrained": _NAME.sub("", weights)} if isinstance(weights, str) else {})
 
 
 def _text(value: object) -> str:

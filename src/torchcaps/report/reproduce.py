@@ -28,7 +28,10 @@ def reproduce_command(config: Config, folder: Path) -> str:
     given = [name for name, part in (("model", config.model), ("data", config.data)) if part.name == EXTERNAL]
     if given or recipe is None or recipe.model.options.keys() - config.model.options.keys():
         read = "RunFolder(pathlib.Path(sys.argv[1])).read_config()"
-        code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; fit({read})"
+        files = [record.partition(" ")[0] for record in config.imports]
+        own = "".join(f"import_file({file!r}); " for file in files)
+        own = f"from torchcaps.plugins import import_file; {own}" if own else ""
+        code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; {own}fit({read})"
         if config.agreement:
             asked = "from torchcaps.inspect import find_probes; "
             code = code.replace(f"fit({read})", f"{asked}config = {read}; fit(config, callbacks=find_probes(config))")

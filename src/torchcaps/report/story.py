@@ -42,13 +42,14 @@ class Story:
         measured = [each for each in self.history if each["validation_accuracy"] is not None]
         if not measured:
             return self.history[-1]["epoch"] if self.history else None
-        return max(measured, key=_rank)["epoch"]
+        by = self.config.select.replace("-", "_")
+        return max(measured, key=lambda line: _rank(line, f"validation_{by}"))["epoch"]
 
 
-def _rank(line: dict[str, Any]) -> tuple[float, float]:
+def _rank(line: dict[str, Any], by: str) -> tuple[float, float]:
     """Return by what an epoch is selected; a loss that was not finite is the largest."""
     loss = line["validation_loss"]
-    return line["validation_accuracy"], -math.inf if loss is None else -loss
+    return line.get(by, line["validation_accuracy"]), -math.inf if loss is None else -loss
 
 
 @dataclass(frozen=True)

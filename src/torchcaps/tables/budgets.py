@@ -55,8 +55,10 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
             fast = (cell.how.fast or _same)(_tune(_fast(_whole(config, cell.how))))
             return replace(fast, test_curve=cell.how.plotted)
         case "short":
-            fast = apply_budget(config, "fast", cell)
-            return replace(fast, recipe=config.recipe, epochs=min(fast.epochs, SHORT_EPOCHS))
+            fast, usual = apply_budget(config, "fast", cell), min(config.epochs, FAST_EPOCHS)
+            more = max(1.0, fast.epochs / usual)  # passes over a share of the images, of which there are more
+            epochs = min(fast.epochs, round(more * SHORT_EPOCHS))
+            return replace(fast, recipe=config.recipe, epochs=epochs)
         case "cpu":
             return _narrow(_short(config), cell.how.cpu)
         case "smoke":

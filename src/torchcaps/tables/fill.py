@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -294,7 +295,7 @@ def find_finished(config: Config) -> Path | None:
     """Return the folder, in `config.out`, of a finished run of `config`."""
     from torchcaps.train import RunFolder
 
-    for path in sorted(config.out.glob(f"{config.recipe}-{config.seed}*")):
+    for path in sorted(config.out.glob(f"{escape(f'{config.recipe}-{config.seed}')}*")):
         run = RunFolder(path)
         if not run.finished:
             continue

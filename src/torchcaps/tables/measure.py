@@ -152,13 +152,21 @@ def _median_seconds(function: Callable[[], object], place: str, patience: float 
 
 
 def _seconds(function: Callable[[], object], place: str) -> float:
-    import torch
-
+    _wait(place)
     begun = time.perf_counter()
     function()
+    _wait(place)
+    return time.perf_counter() - begun
+
+
+def _wait(place: str) -> None:
+    """Wait until a device has done what was asked of it."""
+    import torch
+
     if place == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    elif place == "mps":
+        torch.mps.synchronize()
 
 
 def reset_peak(device: str) -> None:

@@ -53,6 +53,7 @@ def summarise(cell: Cell, budget: Budget, records: Sequence[Record]) -> Summary 
         case Count():
             name = count_hash(cell.how.build())
             found = [each for each in records if (each.get("cell"), each.get("config_hash")) == (cell.id, name)]
+            found = found[:1]  # those of several machines have no mean
         case Formula(value):
             return Summary(FORMULA, "", (value,), (), cell.metric.lower)
         case Combine():
@@ -75,9 +76,19 @@ def _combine(cell: Cell, how: Combine, budget: Budget, records: Sequence[Record]
     if how.how == "best":
         best = any(each.kind == "best" for each in cell.published)
         return (min if cell.metric.lower else max)(known, key=lambda part: part.best() if best else part.mean)
-    values = tuple(mean(row) for row in zip(*(part.values for part in known), strict=False))
+    seeds = [_by_seed(part, cell) for part in known]
+    common = sorted(set.intersection(*map(set, seeds)))
+    values = tuple(mean(each[seed] for each in seeds) for seed in common)
+    if not values:
+        return None
     lines = tuple(record for part in known for record in part.records)
     return Summary(budget, known[0].width, values, lines, cell.metric.lower)
+
+
+def _by_seed(part: Summary, cell: Cell) -> dict[int, float]:
+    """Return the values of a part by the seeds of its runs; what has none counts as seed 0."""
+    read = {record.get("seed", 0): cell.metric.read(record) for record in part.records}
+    return {seed: value for seed, value in read.items() if value is not None} or {0: part.mean}
 
 
 def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
