@@ -137,10 +137,10 @@ def images(data: str, upsampled: bool) -> DataConfig:
 
 
 def loss(network: Network, data: str) -> LossConfig:
-    """Return the loss: margin without upsampling and on MultiMNIST; else cross-entropy of dense heads, squared hinge of
-    capsules.
+    """Return the loss: margin without upsampling, on MultiMNIST, and of dynamic routing, which has nothing xnorized;
+    else cross-entropy of dense heads, squared hinge of xnorized ones.
     """
-    if not network.upsampled or data == "multimnist":
+    if not network.upsampled or data == "multimnist" or network.head == "dynamic":
         return LossConfig("margin")
     return LossConfig("cross-entropy" if network.head == "linear" else "squared-hinge")
 

@@ -20,6 +20,7 @@ LEGEND = (
     "published, a mean against our mean, a best against our best of as many runs. Evidence on a CPU is of a narrowed "
     "network and few epochs, and no reproduction."
 )
+VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'  # of a telephone, too
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
 :root { color-scheme: light dark }
@@ -183,7 +184,7 @@ def html(shown: View) -> str:
         said = f"Picture {number}: {escape(caption)}."
         picture += f'<figure><img src="{escape(file)}" alt="{said}"><figcaption>{said}</figcaption></figure>\n'
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{escape(shown.title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n{VIEWPORT}\n<title>{escape(shown.title)}</title>\n'
         f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"
         f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n{command}"
         f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{picture}{lists}</html>\n'
