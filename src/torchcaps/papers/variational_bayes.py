@@ -15,8 +15,8 @@ from torchcaps.tables.metrics import ERROR
 
 PAPER = Paper("variational-bayes", "Ribeiro, Leontidis and Kollias 2020")
 SOURCE = (
-    "quoted in Comput. Intell. Neurosci. 2022, 4984490, Table 1; which network it is, is inferred from its size, which it "
-    "has with three channels; flips, and images standardised over all channels together, are ours"
+    "quoted in Comput. Intell. Neurosci. 2022, 4984490, Table 1; which network it is, is inferred from its size, which "
+    "it has with three channels; flips, and images standardised over all channels together, are ours"
 )
 EPOCHS = 300
 
