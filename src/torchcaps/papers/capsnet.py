@@ -55,7 +55,8 @@ def capsnet_fashion_mnist() -> Config:
 
 @recipe
 def capsnet_cifar10() -> Config:
-    """CapsNet on CIFAR-10, one model of 32 types; the paper's 10.6 % test error is of 7 models on 24x24 crops, each of
-    64 types and with a category for none of the above in the routing, Section 7.
+    """CapsNet on CIFAR-10, one model of 32 types; the paper's 10.6 % test error is of 7 models on 24x24 crops.
+
+    Each of those (Section 7) has 64 types, and in its routing a category for what is none of the above.
     """
     return replace(capsnet_mnist(), data=DataConfig("cifar10", augment=AugmentConfig(crop=4, flip=True)))
