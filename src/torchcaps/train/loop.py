@@ -176,7 +176,7 @@ class Trainer:
         if not (self.folder.path / "model.json").exists():
             return
         before, now = self.folder.read_manifest(), self.manifest
-        if before.classes != now.classes:
+        if before.classes and before.classes != now.classes:  # an older run does not name them
             raise ValueError(
                 f"cannot resume {self.folder.path}: its classes were {', '.join(before.classes)}, and are "
                 f"{', '.join(now.classes)}"

@@ -75,10 +75,10 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = found.get("model name") or platform.processor() or platform.machine()
-    numbers = [
-        f"{key} {found[name]}" for key, name in (("family", "cpu family"), ("model", "model")) if found.get(name)
+    generation = [
+        f"{said} {found[key]}" for said, key in (("family", "cpu family"), ("model", "model")) if key in found
     ]
-    return f"{name} ({', '.join(numbers)})" if numbers else name
+    return f"{name} ({', '.join(generation)})" if generation else name
 
 
 def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
