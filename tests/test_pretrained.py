@@ -233,7 +233,7 @@ def test_a_package_names_no_folder_of_the_machine_that_it_was_made_on(run: Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, "load_run", lambda path: load_run(run))
         patch.setattr(publish, "_round", lambda run, model, precision: (model, "float32"))
-        write_package(tmp_path / "run", tmp_path / "out", describe_run(run) | line)
+        write_package(tmp_path / "run", tmp_path / "out", {**describe_run(run), **line})
     written = [path.read_bytes() for path in (tmp_path / "out").iterdir()]
     assert len(written) == 4 and not any(b"anna" in each for each in written)
 

@@ -75,9 +75,8 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = found.get("model name") or platform.processor() or platform.machine()
-    generation = [
-        f"{said} {found[key]}" for said, key in (("family", "cpu family"), ("model", "model")) if key in found
-    ]
+    fields = {"family": "cpu family", "model": "model"}
+    generation = [f"{said} {found[field]}" for said, field in fields.items() if field in found]
     return f"{name} ({', '.join(generation)})" if generation else name
 
 
