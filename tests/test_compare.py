@@ -397,6 +397,11 @@ def test_a_sweep_over_what_the_budget_sets_is_refused(
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_sweep_is_named_as_flags_are(tmp_path: Path) -> None:
+    words = "--sweep optimiser.weight-decay 0 1e-4 --data.name digits --routings em"
+    assert main(["compare", "--show", "--results", str(tmp_path), *words.split()]) == 0
+
+
 def test_small_shares_get_more_passes_in_every_budget() -> None:
     for budget, epochs in (
         ("cpu", {"0.01": 100, "1": 10}),

@@ -313,6 +313,15 @@ def replace_field(config: Config, name: str, text: str) -> Config:
     raise ValueError(f"{name} cannot be {text!r}; here it is {before!r}")
 
 
+def read_field(config: Any, name: str) -> Any:
+    """Return the value of a field of a config or of a part of it, such as "optimiser.lr"; None of an option of the
+    model that is not given.
+    """
+    for part in name.replace("-", "_").split("."):
+        config = config.get(part) if isinstance(config, Mapping) else getattr(config, part)
+    return config
+
+
 def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yield names of all fields of a plain config, with dots."""
     for name, value in plain.items():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchcaps.layers import evaluating
 from torchcaps.names import check_choice, unknown
 
 Features = Literal["pooled", "spatial", "flattened", "trunk"]
@@ -73,14 +74,12 @@ class TimmBackbone(nn.Module):
         else.
         """
         image = next(self.model.parameters()).new_zeros(1, in_channels, *image_size)
-        training = self.training
         try:
-            with torch.no_grad():
-                shape = tuple(self.eval()(image).shape[1:])
+            with torch.no_grad(), evaluating(self):
+                shape = tuple(self(image).shape[1:])
         except (AssertionError, RuntimeError, ValueError) as error:
             size = f"{image_size[0]}x{image_size[1]}"
             raise ValueError(f"{name} does not take images of {size} and {in_channels} channels: {error}") from error
-        self.train(training)
         if len(shape) != (3 if self.features in ("spatial", "trunk") else 1):
             raise ValueError(f"{name} has no map of features, but {list(shape)} an image: features 'pooled' can be had")
         return shape

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from torchcaps.cli.tables import RESULTS, fill
-from torchcaps.config import Config, DataConfig
+from torchcaps.config import DataConfig, read_field
 from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
@@ -126,20 +126,12 @@ def check_sweep(cells: Sequence[Cell], budget: Budget, field: str) -> None:
     for cell in cells:
         assert cell.build is not None
         asked = cell.build()
-        given, found = (_field(each, field) for each in (asked, apply_budget(asked, budget, cell)))
+        given, found = (read_field(each, field) for each in (asked, apply_budget(asked, budget, cell)))
         if field == "seed" or given != found:
             what = (
                 "each row has seeds of its own" if field == "seed" else f"budget {budget} makes {found!r} of {given!r}"
             )
             raise ValueError(f"--sweep {field}: {what}; sweep another field, or give another --budget")
-
-
-def _field(config: Config, name: str) -> Any:
-    """Return the value of a field, such as "optimiser.lr" or "model.options.hidden"; None of an option not given."""
-    found: Any = config
-    for part in name.split("."):
-        found = found.get(part) if isinstance(found, dict) else getattr(found, part)
-    return found
 
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:

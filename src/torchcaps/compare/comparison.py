@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -24,6 +24,7 @@ from torchcaps.config import (
     OptimiserConfig,
     Option,
     ScheduleConfig,
+    read_field,
     replace_field,
 )
 from torchcaps.data.catalogue import find
@@ -236,8 +237,8 @@ def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
             settled, image_size=max((side for side in SIDES if side <= min(facts.size)), default=SIDES[0])
         )
     for name in sorted(others):
-        value = reduce(getattr, name.split(".")[1:], data)
-        settled = _with(settled, name.split(".")[1:], value)
+        within = name.removeprefix("data.")
+        settled = _with(settled, within.split("."), read_field(data, within))
     return settled
 
 

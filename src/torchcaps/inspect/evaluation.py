@@ -71,9 +71,9 @@ def evaluate_run(
         fabric = build_fabric(replace(config, device=device, processes=1))
     asked = config.data if data is None else data
     other = asked.name != config.data.name
+    drawn = other and split in (None, "all") and not has_test_split(asked)
     if split is None:
-        split = "all" if other and not has_test_split(asked) else "test"
-    drawn = split == "all" and other and not has_test_split(asked)
+        split = "all" if drawn else "test"
     if drawn and not round(asked.validation * data_facts(asked).images):  # of a few pictures nothing can be held out
         asked = replace(asked, validation=0.0)
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
