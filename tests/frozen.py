@@ -186,6 +186,16 @@ RUNS: dict[str, Config] = {
             augment=AugmentConfig(crop=2, flip=True, shift=1),
         ),
     ),
+    "data byerly": replace(
+        tiny_run("cnn-6", 16, LOGITS, 1e-3, channels=4),
+        data=DataConfig("digits", image_size=16, validation=0.0, limit=32, augment=AugmentConfig(byerly=True)),
+    ),
+    "model efficient-capsnet-*, decoder": tiny_run(
+        "efficient-capsnet-mnist",
+        20,
+        LossConfig("margin", reconstruction=0.0005),
+        widths=(4, 4, 4, 16),
+    ),
     "data crop": replace(
         tiny_run("cnn-6", 16, LOGITS, channels=4),
         data=DataConfig(

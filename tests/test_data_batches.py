@@ -113,8 +113,16 @@ class TestStandardise:
         torch.testing.assert_close(done.std((1, 2, 3), correction=0), torch.ones(4))
         torch.testing.assert_close(done[1], (images[1] - images[1].mean()) / images[1].std(correction=0))
 
-    def test_blank_image_becomes_zero(self):
-        assert not prepare.standardise_image(torch.full((1, 1, 4, 4), 0.7)).abs().max() > 1e-6
+    def test_per_channel_of_an_image(self):
+        images = transforms.to_float(random_images(4).pixels)
+        (batch, _), *_ = Batches(random_images(4), 4, standardise="channel").epoch(0)
+        for image, done in zip(images, batch, strict=True):
+            for channel, found in zip(image, done, strict=True):
+                torch.testing.assert_close(found, (channel - channel.mean()) / channel.std(correction=0))
+
+    @pytest.mark.parametrize("standardise", [prepare.standardise_image, prepare.standardise_channel])
+    def test_blank_image_becomes_zero(self, standardise):
+        assert not standardise(torch.full((1, 1, 4, 4), 0.7)).abs().max() > 1e-6
 
     def test_by_data_set(self):
         images = random_images(16)

@@ -35,9 +35,24 @@ def test_shifts_lose_no_ink() -> None:
     for down, right in ((one, zero), (zero, one), (2 * one, 2 * one)):
         moved = byerly._shift_within(images, down, right, back, back)
         assert torch.equal(moved.sum((1, 2, 3)), images.sum((1, 2, 3)))
+    least = torch.full((4,), 0.26).double()  # of margins 2 and 4, 1 and 4: up and left rounded up, else of one more
+    moved = byerly._shift_within(images, least, least, back, back)
+    assert moved[0, 0, 1:4, 0:2].all() and moved[1, 0, 3:6, 2:4].all()
     moved = byerly._shift_within(images, one, one, back, back)
     assert moved[0, 0, :3, :2].all() and moved[1, 0, 6:, 5:].all()  # to the border, and no further
     assert torch.equal(byerly._shift_within(0 * images, one, one, back, back), 0 * images)
+
+
+def test_few_of_the_squeezed_stand_one_column_further() -> None:
+    """Two numbers are drawn there: the second moves the image where it is above a half, 12.97 % of the time."""
+    drawn = byerly._normal(*torch.rand(2, 400_000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    assert abs((drawn.abs() >= 0.5).double().mean().item() - byerly.FURTHER) < 0.002
+    pixels = torch.full((4_000, 1, 8, 28), 255, dtype=torch.uint8)
+    draws = uniform(4_000)
+    draws[:, 0], draws[:, 7:9] = 0.9, 0.0  # no turn; no number, so that one pixel is squeezed
+    changed = byerly.change_digits(pixels, draws)
+    further = (changed[:, 0, 0, 0] == 0).double().mean().item()
+    assert abs(further - byerly.FURTHER) < 0.03
 
 
 def test_squeezed_images_are_narrower_by_whole_pixels() -> None:
@@ -57,9 +72,9 @@ def test_a_patch_of_four_pixels_is_black() -> None:
 
 
 def test_turns_are_known_and_numbers_normal() -> None:
-    images = torch.rand(1, 1, 5, 5)
-    turned = byerly._turn(images, torch.tensor([90.0]))
-    torch.testing.assert_close(turned, images.rot90(1, (2, 3)), atol=1e-5, rtol=0)
+    images = torch.rand(1, 1, 6, 6)
+    turned = byerly._turn(images, torch.tensor([90.0]))  # about the pixel at (3, 3), which row and column 0 are far of
+    torch.testing.assert_close(turned[..., 1:, 1:], images[..., 1:, 1:].rot90(1, (2, 3)), atol=1e-5, rtol=0)
     first, second = torch.rand(2, 100_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     normal = byerly._normal(first, second)
     assert abs(normal.std().item() - byerly.DEVIATION) < 0.01 and abs(normal.mean().item()) < 0.01

@@ -312,6 +312,7 @@ def test_scores_of_several_views_are_averaged() -> None:
     {"pad": 15, "crop": 14}, {"standardise": "dataset", "std": (0.3,)},
     {"standardise": "image", "standardise_first": True, "pad": 15, "crop": 11, "views": 5},
     {"standardise": "image", "enlarge": 24}, {"image_size": 11, "crop": 10, "views": 5, "enlarge": 16},
+    {"standardise": "channel", "crop": 7},
 ])  # fmt: skip
 def test_a_picture_becomes_the_input_that_measuring_gives_it(data: dict[str, Any], tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "runs", epochs=1, batch_size=4,

@@ -446,6 +446,7 @@ def test_pictures_become_what_predict_makes_of_them(browser: Browser, digits: Pa
         InputForm((20, 31), 3, fit="pad", ground="#804020", pad=40, standardise="dataset", **means),
         InputForm((60, 70), 3, crop=50, views=5, standardise="dataset", standardise_first=True, enlarge=77, **means),
         InputForm((9, 53), 3, standardise="image", standardise_first=True),
+        InputForm((16, 16), 3, standardise="channel"),
     ]
     for form in forms:
         plain = {name: getattr(form, name) for name in form.__dataclass_fields__} | {"ground": [128, 64, 32]}

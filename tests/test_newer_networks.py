@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchcaps import create_model
+from torchcaps import Capsules, create_model
+from torchcaps.layers import LinearTransform
+from torchcaps.models.network import CapsuleNetwork
 from torchcaps.models.registry import Model
 
 COUNTS = {  # name: (parameters, options)
@@ -74,5 +76,25 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         create_model("efficient-capsnet-mnist", pose=7)
     with pytest.raises(ValueError, match="hidden is 2, capsules 32 and pose 16; 0 or 1, and at least 1"):
         create_model("self-routing-1-cifar10", hidden=2)
-    with pytest.raises(ValueError, match="convs -1; at least 1"):
+    with pytest.raises(ValueError, match="convs -1 and stem_padding 0; at least 1"):
         create_model("variational-bayes-64-8-16-16", convs=-1)
+    with pytest.raises(ValueError, match="stem_padding -1; at least 1"):
+        create_model("variational-bayes-64-8-16-16", stem_padding=-1)
+    with pytest.raises(ValueError, match=r"option placement of .* is 'byerly'"):
+        create_model("variational-bayes-64-8-16-16", placement="byerly")
+
+
+def test_variational_bayes_stands_as_released() -> None:
+    """16 places lie below the classes, and a vote is told (i + 1) / (10 n) in elements 3 and 7 of its pose."""
+    model = create_model("variational-bayes-64-8-16-16", image_size=32)
+    assert isinstance(model, CapsuleNetwork)
+    transform = model.stack.layers[-1].transform
+    assert isinstance(transform, LinearTransform) and transform.shared == 16
+    with torch.no_grad():
+        transform.weight.zero_()
+        children = Capsules(torch.rand(1, 4, 4, 16, 16), torch.ones(1, 4, 4, 16))
+        votes = transform(children).dense().reshape(16, 4, 4, -1, 16)  # [type, y, x, j, pose]
+    expected = torch.zeros(4, 4, 16)
+    expected[..., 3] = torch.tensor([[0.025], [0.05], [0.075], [0.1]])
+    expected[..., 7] = torch.tensor([0.025, 0.05, 0.075, 0.1])
+    torch.testing.assert_close(votes, expected[None, :, :, None].expand_as(votes))

@@ -18,7 +18,8 @@ from torchcaps.routing.discriminative import Discriminative
 from torchcaps.tables import summary
 from torchcaps.tables.arguments import model_arguments
 from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
-from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train
+from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Paper, Published, Quoted, Train
+from torchcaps.tables.cells import table as register
 from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED, Metric
 from torchcaps.tables.records import config_hash
 from torchcaps.tables.summary import Summary, difference
@@ -27,7 +28,7 @@ from torchcaps.train.check import check_config
 TABLES = {
     "efficient-capsnet": ["table2"],
     "self-routing": ["table-poster"],
-    "variational-bayes": ["table-quoted"],
+    "variational-bayes": ["table-quoted", "text-readme"],
     "discriminative": ["table2", "figure2", "figure3", "figure4", "text-multimnist"],
     "encapnet": ["table1", "table3", "table4", "table5", "figure2", "figure4", "text-feedback", "text-crops"],
     "fm": [
@@ -279,3 +280,11 @@ def test_the_mean_of_parts_is_of_runs_with_the_same_seed_and_a_best_is_of_the_pa
     assert found == [(13.5, 32.5), (5.0, 40.0), (10.0, 22.0, 25.0)]
     assert difference(Published("5", "best"), parts["a"]) is None  # nobody says of how many it is the best
     assert difference(Published("4", "best", runs=2), parts["a"]) == 1.0
+
+
+def test_a_table_has_a_name_that_listings_can_place():
+    paper = Paper("mine", "Mine 2026")
+    with pytest.raises(ValueError, match="a table is named 'readme'; it must begin with table, figure or text"):
+        register(paper, "readme", "README", "accuracy")
+    with pytest.raises(ValueError, match="'fm/table2' is registered twice"):
+        register(Paper("fm", "x"), "table2", "Table 2", "x")(lambda: iter(()))

@@ -20,6 +20,8 @@ SMALL = {  # name: (options, sizes)
     "capsnet": ({"channels": 16, "kernel": 3, "primary": 4, "hidden": (5,)}, (4, 1, (12, 12))),
     "em-simple-cifar10": ({"channels": 16, "capsules": 4}, (10, 3, (20, 20))),
     "attention-simple-cifar100": ({"channels": 16, "capsules": 8}, (10, 3, (20, 20))),
+    "self-routing-1-cifar10": ({"width": 4, "capsules": 4}, (3, 3, (16, 16))),
+    "variational-bayes-64-8-16-16": ({"channels": 8, "primary": 4, "capsules": (4, 4)}, (5, 2, (20, 20))),
 }
 
 

@@ -96,8 +96,8 @@ class DataConfig(Checked):
     pad: int | None = None  #: put black around each image, up to this many pixels a side, in place of resizing it
     validation: float = 0.1  #: share of the training split held out to select the model on; 0 trains on all of it
     split_seed: int = 0  #: seed of the split, apart from the seed of the run
-    standardise: Literal["none", "image", "dataset"] = (
-        "none"  #: zero mean and unit variance: per image, or per channel over the training split
+    standardise: Standardise = (
+        "none"  #: zero mean and unit variance: of each image, of each channel of it, or of each over the training split
     )
     standardise_first: bool = False  #: standardise whole images, before they move: zeros that enter are the mean
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
@@ -127,6 +127,7 @@ class ModelConfig(Checked):
     options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
 
 
+Standardise = Literal["none", "image", "channel", "dataset"]
 ScoreKind = Literal["length", "logit", "probability"]  # what a score of a class is: in [0, 1), any number, in [0, 1]
 LossName = Literal[
     "margin", "spread", "squared-hinge", "cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"

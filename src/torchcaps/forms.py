@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torchcaps.config import ScoreKind
+from torchcaps.config import ScoreKind, Standardise
 
 MOST = 65_536  # pixels a side, channels, and classes
 _COLOUR = re.compile(r"[A-Za-z]{1,40}|#[0-9A-Fa-f]{3,8}|[a-z]{3}\([0-9.,% ]{1,40}\)")
@@ -33,7 +33,7 @@ class InputForm:
     crop: int | None = None  #: side that is cut out then
     views: Literal[1, 5, 10] = 1  #: crops whose scores are averaged
     range: tuple[float, ...] = (0.0, 1.0)  #: what black and white become
-    standardise: Literal["none", "image", "dataset"] = "none"
+    standardise: Standardise = "none"
     standardise_first: bool = False  #: the whole picture, before anything is cut out of it
     mean: tuple[float, ...] = ()  #: of each channel in [0, 1], for standardise dataset; () where it is not known
     std: tuple[float, ...] = ()

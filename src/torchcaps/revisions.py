@@ -154,6 +154,15 @@ def _agrees_by_default(routing: str) -> Callable[[Config], bool]:
     return concerns
 
 
+_OTHERWISE_PLACED: dict[str, Option] = {"stem_padding": 2, "placement": "hinton"}
+
+
+def _placed_as_released(config: Config) -> bool:
+    """Return whether a network of variational Bayes is another than the one of revision 1."""
+    options = config.model.options
+    return any(options.get(name) != value for name, value in _OTHERWISE_PLACED.items())
+
+
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
 
 
@@ -225,6 +234,35 @@ REVISIONS: tuple[Revision, ...] = (
             and config.model.options.get("gain") is None
         ),
         {"gain": 1.0},
+    ),
+    Revision(
+        "model",
+        "variational-bayes-*",
+        2,
+        "the stem was padded, and coordinates were ten times those of the released code",
+        lambda config: with_model("variational-bayes-*")(config) and _placed_as_released(config),
+        _OTHERWISE_PLACED,
+    ),
+    *(
+        Revision("model", name, 2, "its first weights were not the released ones", with_model(name), training=True)
+        for name in ("self-routing-*", "resnet20-*")
+    ),
+    Revision(
+        "model",
+        "efficient-capsnet-*",
+        2,
+        "the first weights of its decoder were not Keras'",
+        lambda config: with_model("efficient-capsnet-*")(config) and config.model.options.get("decoder", True) is True,
+        training=True,
+    ),
+    Revision(
+        "data",
+        "byerly",
+        2,
+        "shifts were rounded to fewer pixels, too many of the squeezed images stood one column further, and turns were "
+        "about another point",
+        lambda config: config.data.augment.byerly,
+        training=True,
     ),
 )
 

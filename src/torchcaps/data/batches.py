@@ -2,7 +2,8 @@
 
 So a run resumed at any step goes on with the same batches, without stored generator state; and R processes together see
 what one process would: order and changes are drawn for the joint batch, of which each process takes its rows. That
-holds bit for bit on the CPU; on a GPU the sums of standardise "image" may round differently in batches of another size.
+holds bit for bit on the CPU; on a GPU the sums of standardise "image" and "channel" may round differently in batches of
+another size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from torchcaps.config import AugmentConfig
+from torchcaps.config import AugmentConfig, Standardise
 from torchcaps.data import prepare, transforms
 from torchcaps.data.images import Source, Stored, resize
 from torchcaps.data.overlap import Overlap, Parts
@@ -39,7 +40,7 @@ class Batches:
     _: KW_ONLY
     seed: int = 0  # not negative
     augment: AugmentConfig | None = None
-    standardise: Literal["none", "image", "dataset"] = "none"
+    standardise: Standardise = "none"
     mean: Tensor | None = None  # [c], of the channels in [0, 1]; for standardise "dataset"
     std: Tensor | None = None  # [c]
     standardise_first: bool = False  # before anything is cut or moved, and after colours are changed
@@ -170,6 +171,8 @@ class Batches:
     def _standardise(self, images: Tensor) -> Tensor:
         if self.standardise == "image":
             return prepare.standardise_image(images)
+        if self.standardise == "channel":
+            return prepare.standardise_channel(images)
         if self.mean is not None and self.std is not None and self.standardise == "dataset":
             return prepare.standardise_dataset(images, self.mean.to(images.device), self.std.to(images.device))
         return images

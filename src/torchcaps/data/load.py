@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from torchcaps.config import AugmentConfig, DataConfig
+from torchcaps.config import AugmentConfig, DataConfig, Standardise
 from torchcaps.data.batches import Batches
 from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
@@ -44,7 +44,7 @@ class Data:
     train: Source
     validation: Source  # may be empty
     test: Source
-    standardise: Literal["none", "image", "dataset"] = "none"
+    standardise: Standardise = "none"
     crop: int | None = None  # pixels a side that batches are cut to
     views: Literal[1, 5, 10] = 1  # crops of each test image
     deviations: tuple[float, ...] = ()  # of the channels, for standardise "dataset"; else the training split's

@@ -101,9 +101,21 @@ def standardise_image(images: A) -> A:
 
     The deviation is at least 1 / sqrt(c h w), as in TensorFlow's `per_image_standardization`: blank images become 0.
     """
-    centred = images - images.mean((1, 2, 3), keepdims=True)
-    deviation = (centred * centred).mean((1, 2, 3), keepdims=True) ** 0.5
-    return centred / deviation.clip(min=math.prod(images.shape[1:]) ** -0.5)
+    return _standardise_over(images, (1, 2, 3))
+
+
+def standardise_channel(images: A) -> A:
+    """Return the images with zero mean and unit variance of each channel of each image: float [b, c, h, w].
+
+    The deviation is at least 1 / sqrt(h w), so that blank channels become 0.
+    """
+    return _standardise_over(images, (2, 3))
+
+
+def _standardise_over(images: A, axes: tuple[int, ...]) -> A:
+    centred = images - images.mean(axes, keepdims=True)
+    deviation = (centred * centred).mean(axes, keepdims=True) ** 0.5
+    return centred / deviation.clip(min=math.prod(images.shape[axis] for axis in axes) ** -0.5)
 
 
 def standardise_dataset(images: A, mean: A, std: A) -> A:
@@ -134,6 +146,8 @@ def to_input(pixels: np.ndarray, form: InputForm) -> np.ndarray:
 def _standardise(images: np.ndarray, form: InputForm) -> np.ndarray:
     if form.standardise == "image":
         return standardise_image(images)
+    if form.standardise == "channel":
+        return standardise_channel(images)
     if form.standardise == "dataset":
         if not (form.mean and form.std):
             raise ValueError("mean and std of the training images are not known")

@@ -187,7 +187,12 @@ def _prepared(explored: Explored) -> str:
     cut = f"cut to {form.crop} x {form.crop}" if form.crop is not None else ""
     if cut and form.views > 1:
         cut = f"{cut} at {form.views} places, whose scores are averaged"
-    means = {"none": "", "image": "given mean 0 and variance 1", "dataset": "standardised as the training images"}
+    means = {
+        "none": "",
+        "image": "given mean 0 and variance 1",
+        "channel": "each channel given mean 0 and variance 1",
+        "dataset": "standardised as the training images",
+    }
     first, second = (means[form.standardise], cut) if form.standardise_first else (cut, means[form.standardise])
     steps += [each for each in (first, second) if each]
     if form.enlarge is not None:

@@ -2,6 +2,7 @@
 
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.choice import Choice, choose, chosen_forms, set_forms
+from torchcaps.layers.coordinates import Coordinates
 from torchcaps.layers.decoders import DenseDecoder, chosen_class
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, Schedule, evaluating, plain_steps, use_implementation
 from torchcaps.layers.primary import PrimaryCapsules, PrimaryPoses
@@ -19,6 +20,7 @@ __all__ = [
     "CapsuleStack",
     "Choice",
     "ConvTransform",
+    "Coordinates",
     "DenseDecoder",
     "LinearTransform",
     "PooledTransform",

@@ -75,11 +75,11 @@ def glorot_uniform_(conv: nn.Conv2d) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def he_normal_(conv: nn.Conv2d) -> None:
+def he_normal_(layer: nn.Conv2d | nn.Linear) -> None:
     """Draw weights by He et al. 2015 as Keras' `he_normal`: variance 2 / fan_in; and no bias."""
-    normal_(conv.weight, 2 / conv.weight[0].numel())
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    normal_(layer.weight, 2 / layer.weight[0].numel())
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _same_padding(side: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers.coordinates import append_coordinates, coordinate_weights
+from torchcaps.layers.coordinates import Coordinates, append_coordinates, coordinate_weights
 from torchcaps.routing import Sizes
 from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVotes, Votes
 
@@ -46,7 +46,7 @@ class Transform(nn.Module):
         matrix: whether a pose is a square matrix (vote = pose W) or a vector.
         std: of the normal initial weights; None keeps the size of poses under uniform coupling, for children of unit
             variance: sqrt(parents / (columns * children)) (as Tsai et al. 2020's code).
-        coordinates: add the place of a child to its votes, see `torchcaps.layers.coordinates`.
+        coordinates: add the place of a child to its votes, see `torchcaps.layers.coordinates`; True: `Coordinates()`.
         shared: children of the window that share each matrix; `window` then counts them once.
 
     `makes` names the class of the votes, by which fused steps are found; None: no kernel can know them.
@@ -64,7 +64,7 @@ class Transform(nn.Module):
         parent_pose: int,
         matrix: bool = False,
         std: float | None = None,
-        coordinates: bool = False,
+        coordinates: bool | Coordinates = False,
         shared: int = 1,
     ):
         super().__init__()
@@ -73,7 +73,9 @@ class Transform(nn.Module):
         self.rows, columns, out = pose_shape(child_pose, parent_pose, matrix)
         self.shared = shared
         self.sizes = Sizes(math.prod(window) * shared, parents, parent_pose)
-        self.register_buffer("place", coordinate_weights(self.rows, out) if coordinates else None)
+        start, scale = coordinates if isinstance(coordinates, Coordinates) else Coordinates()
+        self.start = start
+        self.register_buffer("place", coordinate_weights(self.rows, out, scale) if coordinates else None)
         self.shape = (parents, *window, columns, out)
         self.weight = nn.Parameter(torch.empty(self.shape))
         self.std = std if std is not None else math.sqrt(parents / (columns * self.sizes.children))
@@ -108,7 +110,7 @@ class Transform(nn.Module):
                 f"{self.rows * self.shape[-2]}"
             )
         place = self.place.to(weight.dtype).expand(*weight.shape[:-2], -1, -1)
-        return append_coordinates(children, self.rows), torch.cat((weight, place), -2)
+        return append_coordinates(children, self.rows, self.start), torch.cat((weight, place), -2)
 
     def scaled(self, coupling: Tensor) -> Self:
         """Return a copy whose votes are `coupling` [i, j] times those of this transform; no children share matrices
@@ -160,7 +162,7 @@ class LinearTransform(Transform):
         parent_pose: int,
         matrix: bool = False,
         std: float | None = None,
-        coordinates: bool = False,
+        coordinates: bool | Coordinates = False,
         shared: int = 1,
     ):
         if shared < 1 or children % shared:
@@ -247,7 +249,7 @@ class ConvTransform(Transform):
         padding: int = 0,
         matrix: bool = False,
         std: float | None = None,
-        coordinates: bool = False,
+        coordinates: bool | Coordinates = False,
         scrambled: bool = False,
         dims: int = 2,
     ):

@@ -14,7 +14,7 @@ from torchcaps.backbones.interface import Window, count_positions
 from torchcaps.capsules import Capsules, lengths, squash_exponential
 from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, chosen_class
-from torchcaps.layers.keras import EPS, MOMENTUM, glorot_uniform_, he_normal_, normal_
+from torchcaps.layers.keras import EPS, MOMENTUM, glorot_normal_, glorot_uniform_, he_normal_, normal_
 from torchcaps.models.images import CIFAR10, MULTIMNIST
 from torchcaps.models.registry import Model, Output, register_variant
 
@@ -126,7 +126,18 @@ def efficient_capsnet(
     normal_(transform.weight, 2 / (num_classes * children * pose))  # Keras counts classes and children as places
     stack = CapsuleStack([CapsuleLayer(transform, "self-attention", prior=prior, bias=bias)], 1)
     decoded = DenseDecoder(num_classes, class_pose, (in_channels, *image_size)) if decoder else None
+    if decoded is not None:
+        start_as_released(decoded)
     return EfficientCapsNet(nn.Sequential(*layers, squeeze, nn.Flatten()), pose, stack, decoded)
+
+
+def start_as_released(decoder: DenseDecoder) -> None:
+    """Draw weights as Keras does: of the hidden layers by He et al., of the last by Glorot and Bengio; no biases."""
+    *hidden, last = [each for each in decoder.layers if isinstance(each, nn.Linear)]
+    for layer in hidden:
+        he_normal_(layer)
+    glorot_normal_(last.weight, last.in_features, last.out_features)
+    nn.init.zeros_(last.bias)
 
 
 register_variant("efficient-capsnet-mnist", efficient_capsnet)

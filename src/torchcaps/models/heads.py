@@ -101,8 +101,9 @@ class CapsuleHead(RoutedHead):
     activations, inverted attention with layer norm; FM agreement and, with activations, self-routing take vectors as
     they are.
 
-    Scores are the lengths of the class capsules, in [0, 1); the activations of EM, in (0, 1), and of FM agreement,
-    logits; of inverted attention logits, one linear map of a pose to a number that all classes share.
+    Scores are the lengths of the class capsules, in [0, 1); the activations of EM and variational Bayes, in (0, 1), of
+    self-routing, which add up to 1, and of FM agreement, logits; of inverted attention logits, one linear map of a pose
+    to a number that all classes share.
 
     Args:
         routing: a registered name.

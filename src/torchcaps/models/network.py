@@ -13,7 +13,7 @@ from torchcaps.backbones.resnet import capsule_resnet
 from torchcaps.backbones.simple import HALVING, SimpleBackbone
 from torchcaps.capsules import Capsules, lengths
 from torchcaps.config import ScoreKind
-from torchcaps.layers import CapsuleStack, ConvTransform, LinearTransform, PooledTransform, Transform
+from torchcaps.layers import CapsuleStack, ConvTransform, Coordinates, LinearTransform, PooledTransform, Transform
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import check_choice
 
@@ -137,7 +137,7 @@ def placed_transform(
     pose: int,
     matrix: bool = True,
     positions: Positions = "own",
-    coordinates: bool = False,
+    coordinates: bool | Coordinates = False,
 ) -> LinearTransform:
     """Return the transform from `capsules` at each of `places` to `above` capsules without positions, all of `pose`
     elements.

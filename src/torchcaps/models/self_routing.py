@@ -63,7 +63,7 @@ class ResNet20(Backbone):
         self.windows = (Window(3, 1, 1), Window(3, 2, 1), Window(3, 2, 1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
+                nn.init.kaiming_uniform_(module.weight)  # as released
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images)
@@ -84,6 +84,8 @@ class NormedPoses(nn.Module):
         self.norm = nn.BatchNorm2d(capsules * pose)
         self.activation = nn.Conv2d(in_channels, capsules, 3, 1, 1, bias=False)
         self.activation_norm = nn.BatchNorm2d(capsules)
+        for conv in (self.conv, self.activation):
+            nn.init.kaiming_uniform_(conv.weight)  # as released
 
     def forward(self, features: Tensor) -> Capsules:
         """Map [b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
@@ -116,8 +118,13 @@ class NormedTransform(LinearTransform):
 
 @torch.no_grad()
 def uniform_start(transform: Transform) -> None:
-    """Start the logits, the last element of each vote, from zero; what else there is by He et al. for one pose."""
-    nn.init.normal_(transform.weight, std=(2 / transform.shape[-2]) ** 0.5)
+    """Start the logits, the last element of each vote, from zero; what else there is uniformly by He et al., as
+    released: the fan counts a child's elements times those of all parents' poses.
+    """
+    parents, *_, columns, out = transform.shape
+    fan = parents * max(out - 1, 1) * columns
+    bound = (6 / fan) ** 0.5
+    nn.init.uniform_(transform.weight, -bound, bound)
     transform.weight[..., -1] = 0
 
 
@@ -167,7 +174,9 @@ def average_pooling(
         width: channels of the first stage.
     """
     backbone = ResNet20(in_channels, width)
-    return PlainNetwork(backbone, nn.Sequential(*pool(), nn.Linear(backbone.channels, num_classes)))
+    linear = nn.Linear(backbone.channels, num_classes)
+    nn.init.kaiming_uniform_(linear.weight)  # as released
+    return PlainNetwork(backbone, nn.Sequential(*pool(), linear))
 
 
 register_variant("self-routing-1-cifar10", self_routing, **CIFAR10)

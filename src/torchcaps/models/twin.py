@@ -34,6 +34,8 @@ from torchcaps.models.efficient_capsnet import CutCapsules, EfficientCapsNet
 from torchcaps.models.heads import HeadedModel, PooledCapsules, RoutedHead
 from torchcaps.models.network import CapsuleNetwork
 from torchcaps.models.registry import Factory, Model, Output, find_factory, register_family
+from torchcaps.models.self_routing import NormedPoses
+from torchcaps.models.variational_bayes import NormedPrimary
 
 SUFFIX = "-twin"
 TOLERANCE = 0.01  # of the parameters
@@ -116,8 +118,10 @@ def plain_layers(parts: Parts, features: tuple[int, ...], width: int, outputs: i
         channels, space = out, []
 
     primary = parts.primary
-    if isinstance(primary, PrimaryCapsules | PrimaryPoses):
-        conv(Window(primary.conv.kernel_size[0], primary.conv.stride[0]))
+    if isinstance(primary, PrimaryCapsules | PrimaryPoses | NormedPoses | NormedPrimary):
+        own = primary.conv
+        assert isinstance(own.padding, tuple)
+        conv(Window(own.kernel_size[0], own.stride[0], own.padding[0]))
         pooled = isinstance(primary, PrimaryCapsules) and primary.pooled
     elif isinstance(primary, PooledCapsules | CutCapsules):
         dense(False, width, last=False)

@@ -10,28 +10,35 @@ matches, and was not read in the paper.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.backbones.interface import Backbone, Window, count_positions
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, Transform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, Coordinates, Transform
 from torchcaps.models.network import ActivationHead, CapsuleNetwork, placed_transform
 from torchcaps.models.registry import register_variant
+from torchcaps.names import check_choice
+
+PLACEMENTS = {"released": Coordinates(start=1.0, scale=0.1), "hinton": Coordinates()}
 
 
 class Stem(Backbone):
-    """A 5x5 convolution with stride 2, and `convs` 3x3 ones, padded, without bias, with batch norm and ReLU."""
+    """A 5x5 convolution with stride 2, and `convs` 3x3 ones, padded by 1, without bias, with batch norm and ReLU."""
 
-    def __init__(self, in_channels: int, channels: int, convs: int):
+    def __init__(self, in_channels: int, channels: int, convs: int, padding: int):
         super().__init__()
-        windows = [Window(5, 2, 2), *[Window(3, 1, 1)] * convs]
+        windows = [Window(5, 2, padding), *[Window(3, 1, 1)] * convs]
         layers: list[nn.Module] = []
         for window in windows:
             layers += [nn.Conv2d(in_channels, channels, *window, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
             in_channels = channels
         self.layers = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight)  # as released
         self.channels, self.windows = channels, tuple(windows)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -53,6 +60,8 @@ class NormedPrimary(nn.Module):
         self.norm = nn.BatchNorm3d(capsules)
         self.activation = nn.Conv2d(in_channels, capsules, 1, bias=False)
         self.activation_norm = nn.BatchNorm2d(capsules)
+        for conv in (self.conv, self.activation):
+            nn.init.xavier_uniform_(conv.weight)  # as released
 
     def forward(self, features: Tensor) -> Capsules:
         """Map [b, c, h, w] -> poses [b, h, w, i, d] and activations [b, h, w, i]."""
@@ -72,6 +81,8 @@ def variational_bayes(
     pose: int = 16,
     iterations: int = 3,
     coordinates: bool = True,
+    placement: Literal["released", "hinton"] = "released",
+    stem_padding: int = 0,
 ) -> CapsuleNetwork:
     """Return the network: stem -> 1x1 primary capsules -> convolutional capsules, 3x3, stride 2 and then 1 -> class
     capsules.
@@ -86,16 +97,20 @@ def variational_bayes(
         pose: elements of a pose, a square number.
         iterations: of the routing, at least 1.
         coordinates: whether votes for the classes know the place of their child.
+        placement: what they know of row or column i of n: "released" (i + 1) / (10 n), "hinton" (i + 1/2) / n.
+        stem_padding: pixels around an image, for the first convolution: with 0, images of 32 pixels leave 4x4 places
+            below the classes, with 2 they leave 5x5.
 
     Raises:
-        ValueError: for images that are too small, and for sizes below 1.
+        ValueError: for images that are too small, for sizes below 1 (a padding below 0) and another placement.
     """
-    if min(channels, primary, *capsules) < 1 or convs < 0 or not capsules:
+    check_choice("placement", placement, tuple(PLACEMENTS))
+    if min(channels, primary, *capsules) < 1 or min(convs, stem_padding) < 0 or not capsules:
         raise ValueError(
-            f"channels is {channels}, primary {primary}, capsules {capsules} and convs {convs}; at least 1, 1, one "
-            "layer of 1, and 0"
+            f"channels is {channels}, primary {primary}, capsules {capsules}, convs {convs} and stem_padding "
+            f"{stem_padding}; at least 1, 1, one layer of 1, 0 and 0"
         )
-    stem = Stem(in_channels, channels, convs)
+    stem = Stem(in_channels, channels, convs, stem_padding)
     strides = (2, *[1] * (len(capsules) - 1))
     height, width = count_positions(image_size, [*stem.windows, *(Window(3, stride) for stride in strides)])
     below = (primary, *capsules)
@@ -103,9 +118,8 @@ def variational_bayes(
         ConvTransform(a, b, pose, pose, 3, stride, 0, matrix=True)
         for a, b, stride in zip(below, capsules, strides, strict=False)
     ]
-    transforms.append(
-        placed_transform(capsules[-1], height * width, num_classes, pose, positions="shared", coordinates=coordinates)
-    )
+    told = PLACEMENTS[placement] if coordinates else False
+    transforms.append(placed_transform(capsules[-1], height * width, num_classes, pose, True, "shared", told))
     for transform in transforms:
         xavier(transform)
     stack = CapsuleStack([CapsuleLayer(each, "variational-bayes") for each in transforms], iterations)

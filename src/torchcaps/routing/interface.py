@@ -52,7 +52,7 @@ class Spec:
     binary_weights: bool = False  # weights enter as signs and scales only, so that they can be packed
     hidden: int = 0  # last elements of a vote that serve the routing alone, and are not in a parent's pose
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
-    loss: LossName = "margin"  # that its paper trains class capsules with
+    loss: LossName = "margin"  # that class capsules are trained with, its paper's where it serves
 
     @property
     def scores(self) -> ScoreKind:

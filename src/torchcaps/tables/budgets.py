@@ -10,9 +10,9 @@
   one-cycle, since compressed ones stop learning at their first step; bf16 where the machine multiplies in it natively.
 - smoke: the full network on a handful of images, to see that it runs, and how fast.
 
-`cpu` and `smoke` select the model on a validation split; the others where a paper selects on its test split, and their
-cell says so. Where a paper plots test error over the epochs, `full`, `fast` and `short` write it down after each;
-nothing is selected by it.
+`cpu` and `smoke` select the model on a validation split; the others where a paper selects an epoch, on its test split
+or on validation images, and their cell says so. Where a paper plots test error over the epochs, `full`, `fast` and
+`short` write it down after each; nothing is selected by it.
 """
 
 from __future__ import annotations

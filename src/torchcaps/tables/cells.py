@@ -160,14 +160,22 @@ class Table:
 
 
 _TABLES: dict[str, Table] = {}
+_KINDS = ("table", "figure", "text")
 
 
 def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callable[[], Iterable[Cell]]], Table]:
-    """Register a function that yields the cells of a table; listings, commands and tests find it then."""
+    """Register a function that yields the cells of a table; listings, commands and tests find it then.
+
+    Raises:
+        ValueError: for a name that does not begin with table, figure or text, and for one that the paper has already.
+    """
+    if not name.startswith(_KINDS):
+        raise ValueError(f"a table is named {name!r}; it must begin with table, figure or text, as in text-crops")
 
     def register(function: Callable[[], Iterable[Cell]]) -> Table:
         made = Table(paper, name, printed, title, function)
-        assert made.id not in _TABLES, f"table {made.id!r} is registered twice"
+        if made.id in _TABLES:
+            raise ValueError(f"table {made.id!r} is registered twice")
         _TABLES[made.id] = made
         return made
 
@@ -175,15 +183,14 @@ def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callab
 
 
 def list_tables(pattern: str = "*") -> list[Table]:
-    """Return, by Tables whose PAPER/TABLE matches a shell pattern, paper by paper its tables, figures, and numbers
-    in the text.
+    """Return the tables whose PAPER/TABLE matches a shell pattern: paper by paper its tables, figures, and numbers in
+    the text.
     """
     return sorted((each for name, each in _TABLES.items() if fnmatchcase(name, pattern)), key=_order)
 
 
 def _order(table: Table) -> tuple[str, int, str]:
-    kinds = ("table", "figure", "text")
-    return table.paper.name, next(n for n, kind in enumerate(kinds) if table.name.startswith(kind)), table.name
+    return table.paper.name, next(n for n, kind in enumerate(_KINDS) if table.name.startswith(kind)), table.name
 
 
 def find_tables(pattern: str) -> list[Table]:

@@ -140,7 +140,12 @@ function standardise(images, form) {
   if (form.standardise === "dataset") {
     return images.map((plane, c) => plane.map((x) => (x - form.mean[c]) / form.std[c]));
   }
-  if (form.standardise !== "image") return images;
+  if (form.standardise === "channel") return images.map((plane) => centre([plane])[0]);
+  return form.standardise === "image" ? centre(images) : images;
+}
+
+/** Mean 0 and variance 1 over all planes together; the deviation is at least 1 / sqrt(count). */
+function centre(images) {
   const count = images.length * images[0].length;
   const total = (of) => images.reduce((sum, plane) => plane.reduce((s, x) => s + of(x), sum), 0);
   const mean = total((x) => x) / count;
