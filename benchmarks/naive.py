@@ -1,7 +1,8 @@
 """Routings as public code writes them: votes are a tensor [b, p, i, j, d], and every iteration makes more of its size.
 
-They are what the library is measured against, and `tests/test_naive.py` holds them equal to it. Letters as there:
-b batch, p position, i child in the window, j parent, d pose.
+They are what the library is measured against, and `tests/test_naive.py` holds them equal to it. As public code does,
+they leave out what reaches nothing: the first agreement, with parents of zeros, and what follows the last parents.
+Letters as there: b batch, p position, i child in the window, j parent, d pose.
 """
 
 from __future__ import annotations
@@ -83,9 +84,10 @@ def em(
     for t in range(iterations):
         mean, squares, variance, total = cluster(votes, coupling * activations.unsqueeze(-1))
         logit = activation(variance, total, beta_u, beta_a, temperature * (1 - 0.95 ** (t + 1)))
-        density = -(squares / (2 * variance.unsqueeze(2))).sum(-1)  # [b, p, i, j]
-        volume = 0.5 * (2 * math.pi * variance).log().sum(-1)
-        coupling = (density + (F.logsigmoid(logit) - volume).unsqueeze(2)).softmax(-1)
+        if t + 1 < iterations:
+            density = -(squares / (2 * variance.unsqueeze(2))).sum(-1)  # [b, p, i, j]
+            volume = 0.5 * (2 * math.pi * variance).log().sum(-1)
+            coupling = (density + (F.logsigmoid(logit) - volume).unsqueeze(2)).softmax(-1)
     return mean, logit.sigmoid()
 
 
@@ -105,12 +107,12 @@ def activation(variance: Tensor, total: Tensor, beta_u: Tensor, beta_a: Tensor, 
 
 
 def inverted_attention(votes: Tensor, gain: Tensor, bias: Tensor, iterations: int, scale: float = 1.0) -> Tensor:
-    """Tsai et al. 2020, parents from zero, competition at one position; parents [b, p, j, d].
+    """Tsai et al. 2020, competition at one position; parents [b, p, j, d]. With parents of zeros all shares are even.
 
     `scale` multiplies the agreement: 1 in Eq. 2, 1 / sqrt(d) in the authors' code.
     """
-    parents = torch.zeros_like(votes[:, :, 0])
-    for _ in range(iterations):
+    parents = attend(votes, None, gain, bias, scale)
+    for _ in range(iterations - 1):
         parents = attend(votes, parents, gain, bias, scale)
     return parents
 

@@ -5,8 +5,9 @@
 - `capsnet` with its decoder, and `attention-resnet-cifar10` at 2 and at 4 iterations: training steps (forward,
   backward, optimiser) as the library trains on this machine, channels-last, and in bf16 where it multiplies in bf16
   natively, else in float32; against the same network in float32 whose capsules are routed as public code writes it: a
-  tensor of votes, made anew in every step, and every step of every layer computed. At 2 iterations that form runs once
-  more with only the steps that reach the output: what it saves, of all time saved, is the share of skipping.
+  tensor of votes, made anew in every step, and every step of every layer computed. The goal is judged like for like:
+  both in float32, and einsum with only the steps that reach the output, where there are others. What skipping saves, of
+  all time saved, is its share.
 
 Loss and gradients of the library's network in float32 are compared with those of the einsum form first, on the images
 that are timed.
@@ -52,7 +53,7 @@ class Case(NamedTuple):
     batch: int
     goal: float
     iterations: int = 3
-    skipping: bool = False  # whether the share of steps that reach nothing is measured
+    skipping: bool = False  # whether there are steps that reach nothing
 
 
 SGD = OptimiserConfig("sgd", lr=1e-4)  # small: the images are noise, and weights shall stay finite
@@ -62,7 +63,7 @@ CASES = {
     ),
     **{
         f"attention-resnet-cifar10, {r} iterations": Case(
-            "attention-resnet-cifar10", LossConfig("cross-entropy"), SGD, (3, 32, 32), 8, 5, r, r == 2
+            "attention-resnet-cifar10", LossConfig("cross-entropy"), SGD, (3, 32, 32), 8, 5, r, True
         )
         for r in (2, 4)
     },
@@ -254,7 +255,7 @@ def compare(name: str, case: Case, batch: int, repeats: int) -> str:
     steps += [bench.training(copy.deepcopy(bench.model))]
     steps += [bench.training(bench.einsum(every=False))] if case.skipping else []
     naives, ours, single, *skipped = interleaved(steps, repeats)
-    ratio = median_ratio(naives, ours)
+    ratio, alike = median_ratio(naives, ours), median_ratio(skipped[0] if skipped else naives, single)
     values = {
         "threads": torch.get_num_threads(),
         "batch": batch,
@@ -268,8 +269,9 @@ def compare(name: str, case: Case, batch: int, repeats: int) -> str:
         "fp32_images_per_second": per_second(batch, single),
         "speed_up": round(ratio, 2),
         "fp32_speed_up": round(median_ratio(naives, single), 2),
+        "like_for_like": round(alike, 2),
         "goal": case.goal,
-        "passed": ratio >= case.goal and max(difference.values()) <= TOLERANCE,
+        "passed": alike >= case.goal and max(difference.values()) <= TOLERANCE,
     }
     if skipped:
         saved = [(a - b) / (a - c) for a, b, c in zip(naives, skipped[0], ours, strict=True)]
@@ -279,7 +281,7 @@ def compare(name: str, case: Case, batch: int, repeats: int) -> str:
             "skipping_share_of_time_saved": round(median(saved), 3),
         }
     record(f"networks/{name}", values)
-    return line(f"{name}, training", f"{ratio:.2f}x", f"{case.goal:g}x", values["passed"])
+    return line(f"{name}, training", f"{alike:.2f}x", f"{case.goal:g}x", values["passed"])
 
 
 def per_second(batch: int, seconds: list[float]) -> float:

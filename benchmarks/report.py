@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from torchcaps.memory import kept
 from torchcaps.tables.lines import append_line
 from torchcaps.tables.measure import peak_memory, reset_peak
 from torchcaps.train.machine import describe_machine
 
 RESULTS = Path(__file__).parent.parent / "results"
 TURN = 0.05  # seconds
+BASELINE = 2  # of lines since einsum leaves out what reaches nothing, and memory is kept while it is timed
 
 
 def interleaved(
@@ -29,14 +31,16 @@ def interleaved(
 
     A turn is `calls` in a row; without a number as many as last `TURN` seconds, and at least one: else a short call
     would be charged with waking the threads that slept while a long one ended on one of them, which takes milliseconds
-    on a virtual machine.
+    on a virtual machine. On a CPU what is freed is kept meanwhile, as in training (`torchcaps.memory.kept`): else
+    whatever takes large pieces would mostly be charged with the system's clearing of them.
     """
     counts = [calls or 1 for _ in functions]
-    for k, function in enumerate(functions):
-        for _ in range(warmup):
-            taken = _seconds(function, 1)
-            counts[k] = calls or max(1, int(TURN / taken))
-    turns = [[_seconds(*each) for each in zip(functions, counts, strict=True)] for _ in range(repeats)]
+    with kept("cuda" if torch.cuda.is_available() else "cpu"):
+        for k, function in enumerate(functions):
+            for _ in range(warmup):
+                taken = _seconds(function, 1)
+                counts[k] = calls or max(1, int(TURN / taken))
+        turns = [[_seconds(*each) for each in zip(functions, counts, strict=True)] for _ in range(repeats)]
     return [list(seconds) for seconds in zip(*turns, strict=True)]
 
 
@@ -105,6 +109,7 @@ def record(benchmark: str, values: dict) -> None:
     line = {
         "benchmark": benchmark,
         **values,
+        "baseline": BASELINE,
         "date": date.today().isoformat(),
         "environment": describe_machine(),
     }

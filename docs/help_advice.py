@@ -54,9 +54,15 @@ def _against(rows: Rows, other: str) -> dict[int | None, list[str]]:
 
 def readme(study: Study) -> str:
     """Of the README: where to start, which routings are better, and the answers of do-capsules-help.md."""
-    better = (f"on {name} {names(_against(study.whole(data), UNIFORM)[1])}" for data, name in NAMES.items())
+    found = {name: _against(study.whole(data), UNIFORM) for data, name in NAMES.items()}
+    better = (f"on {name} {names(sides[1])}" for name, sides in found.items())
+    tests = sum(len(heads) for sides in found.values() for side, heads in sides.items() if side is not None)
+    taken, said = start(study.whole(DATA))
+    twin = gap(taken, study.whole(DATA)[TWIN]) if taken.head != TWIN else None
+    beside = f"; to the convolutional `{TWIN}` of its size {twin} points" if twin else ""
     return (
-        f"Start with {start(study.whole(DATA))[1]}. Routings above `{UNIFORM}`: {'; '.join(better)}.\n\n"
+        f"Start with {said}{beside}. Routings above `{UNIFORM}`: {'; '.join(better)}; of these {tests} comparisons "
+        f"each is judged alone, so one in twenty comes out by chance.\n\n"
         f"On shares of {NAMES[DATA]}'s images, where help means to lie above `{LINEAR}` and above a convolutional twin "
         f"of equal size, or above `{UNIFORM}`:\n\n{answer(study)}{_above_all(study)}"
     )

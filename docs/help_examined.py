@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import sqrt
 from statistics import mean
 
 from help_blocks import NOT_RUN, Line, images
@@ -22,6 +23,7 @@ PLACEBOS = {
 }
 MEASURES = ("T", "from the image", "told from its negative", "trees a class", "kept at 30° (%)", "at scale 0.8 (%)")
 POSE = "R² of the angle"
+NORMAL_95 = 1.96  # deviations, within which 95 % lie
 Read = Callable[[Examination], float | None]
 CAPSULES: Mapping[str, tuple[Read, str]] = {  # of the class capsules, and of their children
     "D": (lambda found: found.layers[-1].d_score[-1] if found.layers else None, ".3f"),
@@ -51,7 +53,7 @@ def _placebos(rows: Rows) -> Iterator[Line]:
         own = f"{100 * mean(each.accuracy for each in examined):.1f}"
         lost = _lost(examined)
         shown = (_placebo(examined, name) for name in PLACEBOS)
-        yield f"`{head}`", str(len(examined)), own, *shown, "" if lost is None else str(lost)
+        yield f"`{head}`", str(len(examined)), own, *shown, "" if lost is None else _bold(lost, _side(examined))
 
 
 def _placebo(examined: Sequence[Examination], name: str) -> str:
@@ -59,6 +61,11 @@ def _placebo(examined: Sequence[Examination], name: str) -> str:
     if not found:
         return ""
     return f"{100 * mean(each.accuracy for each in found):.1f} ({100 * mean(each.changed for each in found):.1f})"
+
+
+def _bold(lost: Gap, side: int) -> str:
+    """What is lost as text, in bold only where it is decided on the images too."""
+    return str(lost) if side else str(lost).replace("**", "")
 
 
 def _others(examined: Sequence[Examination]) -> list[tuple[Examination, Placebo]]:
@@ -69,6 +76,19 @@ def _lost(examined: Sequence[Examination]) -> Gap | None:
     """Points of accuracy that are lost by the couplings of another class; None where there are none."""
     found = _others(examined)
     return Gap(tuple(100 * (one.accuracy - each.accuracy) for one, each in found)) if found else None
+
+
+def _side(examined: Sequence[Examination]) -> int:
+    """1: accuracy is lost, -1: gained, 0: not decided. Decided is what both the seeds and the number of images say.
+
+    At most each answer that changed is right in one of the two cases alone, so that by chance the images lost, of all
+    runs together, deviate by no more than the root of the number of answers that changed.
+    """
+    found, lost = _others(examined), _lost(examined)
+    changed = sum(each.changed * one.images for one, each in found)
+    images_lost = sum((one.accuracy - each.accuracy) * one.images for one, each in found)
+    sure = abs(images_lost) > NORMAL_95 * sqrt(changed)
+    return lost.side if lost is not None and sure else 0
 
 
 def couplings(study: Study) -> str:
@@ -87,7 +107,7 @@ def _read(rows: Rows) -> str:
     said = f"{changed[low]:.1f} % of the answers change (`{low}`)"
     if low != high:
         said = f"from {changed[low]:.1f} % (`{low}`) to {changed[high]:.1f} % (`{high}`) of the answers change"
-    sides = {head: found.side for head, each in examined.items() if (found := _lost(each)) is not None}
+    sides = {head: _side(each) for head, each in examined.items()}
     lose, gain, open_ = ([head for head, side in sides.items() if side == which] for which in (1, -1, 0))
     return f"{said}, accuracy falls in {names(lose)}, rises in {names(gain)}; not decided: {names(open_)}"
 

@@ -8,9 +8,10 @@ from statistics import mean
 
 from torchcaps.compare.comparison import TWIN, Comparison, all_heads, choose_heads
 from torchcaps.compare.examined import find_examinations
-from torchcaps.compare.rows import Gap, Row, values, was_run
+from torchcaps.compare.rows import FEWEST, Gap, Row, values, was_run
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import find_all_runs
 from torchcaps.tables.summary import summarise
 
 DATA = "cifar10"
@@ -39,9 +40,9 @@ def collect(records: Sequence[Record], share: float, data: str, names: Sequence[
     comparison, found = Comparison(data=data, fractions=(share,)), {}
     for cell in comparison.cells(names):
         assert cell.build is not None
-        examined = find_examinations(records, apply_budget(cell.build(), "cpu", cell))
-        head = cell.name.partition("@")[0]
-        found[head] = Row(head, summarise(cell, "cpu", records), None, examined=tuple(examined))
+        config, head = apply_budget(cell.build(), "cpu", cell), cell.name.partition("@")[0]
+        examined, again = find_examinations(records, config), find_all_runs(records, config, "cpu")
+        found[head] = Row(head, summarise(cell, "cpu", records), None, examined=tuple(examined), again=tuple(again))
     return found
 
 
@@ -56,8 +57,11 @@ def capsules(rows: Rows) -> list[Row]:
 
 
 def chosen(candidates: Sequence[Row]) -> Row | None:
-    """The one that is best on validation, so that the test split, which it is judged by, had no say."""
-    return max(candidates, key=lambda row: mean(values(row, "validation_accuracy").values()), default=None)
+    """The one that is best on validation, so that the test split, which it is judged by, had no say; of those with
+    seeds enough to be judged, where there are such.
+    """
+    able = [row for row in candidates if len(values(row)) >= FEWEST]
+    return max(able or candidates, key=lambda row: mean(values(row, "validation_accuracy").values()), default=None)
 
 
 def better(*gaps: Gap | None) -> str:

@@ -79,9 +79,25 @@ def test_the_page_shows_compiled_einsum_and_where_there_is_none():
         "compiled_step_speed_up": 7,
     }
     made = [*draw_speed.routing_row(line | times)]
+    assert made[5] == "10.5 (10.5x)" and draw_speed.is_old(line)  # einsum was timed otherwise then: no goal is judged
+    line |= {"baseline": 2}
+    made = [*draw_speed.routing_row(line | times)]
     assert made[5] == "10.5 (10.5x, reached)" and made[8] == "7.0 (7.0x, missed)"
     assert [*draw_speed.routing_row(line | times | {"benchmark": "routing/xnidr/linear"})][5] == "10.5 (10.5x)"
     assert [*draw_speed.routing_row(line | dict.fromkeys(times))][5] == "fails"
+
+
+def test_einsum_leaves_out_what_reaches_nothing(monkeypatch):
+    """As public code does: no agreement with parents of zeros, no densities behind the last parents."""
+    called = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda *given, **named: called.append(1) or softmax(*given, **named))
+    votes = torch.rand(2, 1, 5, 3, 4)
+    routing.route_naively.__globals__["naive"].inverted_attention(votes, torch.ones(4), torch.zeros(4), 3)
+    assert len(called) == 2
+    called.clear()
+    routing.route_naively.__globals__["naive"].em(votes, torch.rand(2, 1, 5), torch.rand(3), torch.rand(3), 3)
+    assert len(called) == 2
 
 
 def test_the_page_names_the_routings_that_are_not_measured():

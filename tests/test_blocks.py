@@ -116,6 +116,7 @@ def test_ratios_of_networks_are_given_with_their_range_and_without_skipped_steps
         "goal": 5,
         "passed": True,
         "fp32_speed_up": 9.5,
+        "fp32_images_per_second": 50.0,
         "einsum_images_per_second": 5.0,
         "images_per_second": 60.0,
         "skipping_images_per_second": 12.5,
@@ -124,7 +125,10 @@ def test_ratios_of_networks_are_given_with_their_range_and_without_skipped_steps
     path = tmp_path / "benchmarks.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in lines), encoding="utf-8")
     row = draw_speed.network_row(draw_speed.newest(path)["networks/deep"])
-    assert "12.0x (float32: 9.5x; over einsum that skips: 4.8x; in 3 measurements 12.0 to 20.2x)" in row
+    said = "12.0x (float32: 9.5x; float32 over einsum that skips: 4.0x; in 3 measurements 12.0 to 20.2x)"
+    assert said in row and row[-1] == "5x"
+    row = draw_speed.network_row(line | {"speed_up": 12.0, "like_for_like": 5.5, "baseline": 2})
+    assert row[-2:] == ("12.0x (float32: 9.5x; like for like: 5.5x)", "5x, reached")
 
 
 def test_each_table_of_a_paper_is_listed_once_on_its_page() -> None:

@@ -12,6 +12,7 @@ from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
+from torchcaps.tables.records import find_all_runs
 from torchcaps.tables.summary import summarise
 
 OLDER = r"\*"  # behind numbers that were counted otherwise
@@ -43,8 +44,9 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
         assert cell.build is not None
         cost = find_costs(records, cell)
         counted = None if cost is not None else round(1e6 * count_parameters(cell.build()))
-        examined = find_examinations(records, apply_budget(cell.build(), budget, cell))
-        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted, tuple(examined)))
+        config = apply_budget(cell.build(), budget, cell)
+        examined, again = find_examinations(records, config), find_all_runs(records, config, budget)
+        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted, tuple(examined), tuple(again)))
     return rows
 
 

@@ -125,12 +125,16 @@ def find_run(records: Sequence[Record], config: Config, budget: str) -> Record |
 
 def find_runs(records: Sequence[Record], config: Config, budget: str) -> list[Record]:
     """Return the lines of runs of `config`, whatever their seed, in `budget`: one for each seed, in their order."""
-    wanted = (config_hash(config), budget)
     by_seed: dict[int, Record] = {}
-    for record in records:
-        if _key(record)[:2] == wanted:
-            by_seed.setdefault(record["seed"], record)
+    for record in find_all_runs(records, config, budget):
+        by_seed.setdefault(record["seed"], record)
     return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def find_all_runs(records: Sequence[Record], config: Config, budget: str) -> list[Record]:
+    """Return the lines of runs of `config` in `budget`, also where a seed was run again, as in another precision."""
+    wanted = (config_hash(config), budget)
+    return [record for record in records if _key(record)[:2] == wanted]
 
 
 def _key(record: Record) -> tuple[str | None, str | None, int | None]:
