@@ -97,6 +97,8 @@ def test_cells_of_a_plotted_recipe_all_record_its_test_curve() -> None:
         "fm/figure5",
         "inverted-attention/figure4",
         "inverted-attention/figure5",
+        "inverted-attention/text-pose",
+        "inverted-attention/text-start",
         *(f"xnodr/figure{number}" for number in range(4, 10)),
     }
 

@@ -8,11 +8,14 @@ from torchcaps.papers import (
     encapnet_six,
     fm,
     fm_decoding,
+    fm_text,
     inverted_attention,
+    inverted_attention_text,
     own,
     self_routing,
     variational_bayes,
     xnodr,
+    xnodr_text,
 )
 from torchcaps.papers.registry import Finish, create_recipe, finish_recipe, list_recipes, recipe
 from torchcaps.tables.cells import find_cell, find_tables, list_tables
@@ -30,7 +33,9 @@ __all__ = [
     "finish_recipe",
     "fm",
     "fm_decoding",
+    "fm_text",
     "inverted_attention",
+    "inverted_attention_text",
     "list_recipes",
     "list_tables",
     "own",
@@ -38,4 +43,5 @@ __all__ = [
     "self_routing",
     "variational_bayes",
     "xnodr",
+    "xnodr_text",
 ]

@@ -55,6 +55,8 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("inference time", "iterations", ("time-*",)),
     ),
     "inverted-attention/figure5": (Panel("DiverseMultiMNIST", "epoch", DIVERSE),),
+    "inverted-attention/text-pose": ONE,
+    "inverted-attention/text-start": ONE,
     **{f"xnodr/figure{number}": ONE for number in range(4, 10)},
 }
 
