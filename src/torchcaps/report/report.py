@@ -207,7 +207,7 @@ def draw_examples(
     """Return figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
     found: dict[str, Callable[[], Figure]] = {}
     decoded = [each for each in examples if each.decoded is not None]
-    few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
+    few = ([each for each in decoded if each.right][: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
     if few:
         images = torch.stack([each.image for each in few]).to(device)
         sets = [[n in which for n in range(len(classes))] for each in few for which in (each.targets, each.predicted)]
@@ -219,8 +219,7 @@ def draw_examples(
         else:
             found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
     for layer in examples[0].routed if examples else []:
-        top = layer is examples[0].routed[-1]
-        names = name_parents(examples[0], layer.parents, classes if top else ())
+        names = name_parents(examples[0], layer.parents, classes if layer.top else ())
         found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
             examples[0].image, layer.maps, names, layer.box, layer.equal
         )

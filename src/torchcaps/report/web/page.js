@@ -156,7 +156,6 @@
   }
 
   function layerView(example, layer) {
-    const top = layer === example.routed.at(-1);
     const setters = [];
     const largest = Math.max(1e-6, ...layer.strength.flat().map(Math.abs));
     const cards = layer.parents.map((parent, column) => {
@@ -174,8 +173,8 @@
         value.textContent = layer.strength[t][column].toFixed(2);
         level.style.width = percent(Math.abs(layer.strength[t][column]) / largest);
       });
-      const there = top && example.targets.includes(parent);
-      const name = make("b", there ? { class: "there" } : {}, top ? data.classes[parent] : `parent ${parent + 1}`);
+      const there = layer.top && example.targets.includes(parent);
+      const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
       return make("div", { class: "route" }, picture, make("div", { class: "meter" }, level), make("div", { class: "name" }, name, value));
     });
     const steps = layer.strength.length;
