@@ -60,11 +60,11 @@ def read_examples(source: str | Path, manifest: Manifest) -> Examples:
             split = "validation" if len(data.validation) else "train"
     else:
         data = _named(manifest, form)
-    source = getattr(data, split)
-    if not len(source):
+    images: Source = getattr(data, split)
+    if not len(images):
         raise ValueError(f"there are no {split} images")
-    rows = choose_rows(source, MOST)
-    pixels, targets = source.fetch(rows).cpu(), source.targets(rows).cpu()
+    rows = choose_rows(images, MOST)
+    pixels, targets = images.fetch(rows).cpu(), images.targets(rows).cpu()
     levels = (pixels * 255).round() if pixels.is_floating_point() else pixels
     return Examples(split, _inner(levels.clamp(0, 255).to(torch.uint8), form), list(map(_classes, targets)))
 

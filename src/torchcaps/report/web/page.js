@@ -2,7 +2,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("examples");
   const percent = (p) => (100 * p).toFixed(1) + "%";
-  const scored = (p) => (data.word === "probability" ? percent(p) : p.toFixed(2));
+  const rounded = (x) => (x === null ? "not a number" : x.toFixed(2));
+  const scored = (p) => (data.word === "probability" && p !== null ? percent(p) : rounded(p));
   const names = (list) => list.map((n) => data.classes[n]).join(" + ") || "nothing";
 
   /** Show the picture at (row, column) of a sheet in `layer`, which is as large as one picture. */
@@ -170,7 +171,7 @@
       const level = make("i");
       setters.push((t) => {
         place(heat, layer.sheet, t, column);
-        value.textContent = layer.strength[t][column].toFixed(2);
+        value.textContent = rounded(layer.strength[t][column]);
         level.style.width = percent(Math.abs(layer.strength[t][column]) / largest);
       });
       const there = layer.top && example.targets.includes(parent);
@@ -201,7 +202,7 @@
         picture.append(pairs(layer.lines[n], layer.ring || []));
         const there = layer.top && example.targets.includes(parent);
         const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
-        return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, layer.activations[n].toFixed(2))));
+        return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, rounded(layer.activations[n]))));
       });
       return make("div", { class: "cards" }, ...cards);
     });
