@@ -189,7 +189,7 @@
     slider.addEventListener("input", () => set(Number(slider.value)));
     set(steps - 1);
     const play = player("Play", [...Array(steps).keys()], 900, set);
-    const most = Number((100 * layer.largest).toPrecision(2)) + "%";
+    const most = layer.largest === null ? "not a number" : Number((100 * layer.largest).toPrecision(2)) + "%";
     const scale = make("span", { class: "scale" }, `−${most}`, make("i"), `+${most} against an equal share of ${percent(layer.equal)}`);
     const controls = steps > 1 ? [play.button, make("label", {}, slider, said)] : [];
     return { node: make("div", {}, make("div", { class: "bar" }, ...controls, scale), make("div", { class: "cards routes" }, ...cards)), stop: play.stop };
