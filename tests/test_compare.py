@@ -30,7 +30,7 @@ from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Exam
 from torchcaps.routing import list_routings
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.records import config_hash
+from torchcaps.tables.records import config_hash, name_machine
 from torchcaps.tables.summary import Summary
 
 
@@ -368,7 +368,54 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert [point[0] for point in curves["em"]] == [0.1, 1.0] and list(curves) == ["em"]
     axes = figures.draw_shares(rows).axes[0]
     assert axes.get_xscale() == "log" and [text.get_text() for text in axes.get_legend().get_texts()] == ["em"]
-    assert shares.suffix(Comparison(fractions=(1,))) == "-fractions" and shares.suffix(Comparison()) == ""
+    assert [shares.suffix(each) for each in (Comparison(fractions=(1,)), Comparison())] == ["-fractions", ""]
+    assert curves["em"] == [(0.1, 0.5, None), (1.0, pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))]
+    empty = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"}
+    assert empty == {0.1}
+
+
+def test_a_sweep_has_files_of_its_own() -> None:
+    sweeps = [("optimiser.lr", "1"), ("optimiser.weight-decay", "0"), ("model.options.iterations", "1")]
+    found = [shares.suffix(Comparison(sweep=each)) for each in sweeps]
+    assert found == ["-optimiser.lr", "-optimiser.weight_decay", "-model.options.iterations"]
+
+
+def test_as_many_heads_as_there_are_have_colours_of_their_own() -> None:
+    summary = Summary("cpu", "", (0.5, 0.6), (), False)
+    rows = [Row(f"{head}@data.fraction={share}", summary, None) for head in all_heads() for share in (0.1, 1)]
+    lines = [line for line in figures.draw_shares(rows).axes[0].lines if not line.get_label().startswith("_")]
+    assert len({line.get_color() for line in lines}) == len(lines) == len(all_heads())
+
+
+def test_controls_are_marked_as_such_whatever_their_name_and_single_runs_are_empty() -> None:
+    def row(head: str, *values: float) -> Row:
+        times = {"step_ms": 1.0, "latency_128_ms": 2.0}
+        return Row(head, Summary("cpu", "", values, (), False), times)
+
+    rows = [row("em", 0.5, 0.6), row("em-twin", 0.6, 0.7), row("uniform@epochs=5", 0.9)]
+    axes = figures.draw(rows).axes[0]
+    marks = {float(line.get_ydata()[0]): line for line in axes.lines if line.get_marker() == "o"}
+    routing, control = figures.INK["accent"], figures.INK["second"]
+    assert [marks[key].get_color() for key in sorted(marks)] == [routing, control, control]
+    assert [marks[key].get_markerfacecolor() for key in sorted(marks)] == [routing, control, "none"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["routing", "control", "a single run"]
+
+
+def test_a_head_is_judged_by_the_twin_of_its_size() -> None:
+    comparison = Comparison()
+    accuracies = {"twin": 0.9, "em": 0.8, "em-twin": 0.7, "dynamic": 0.8}
+    lines = [line(comparison, head, a + seed / 1000, seed) for head, a in accuracies.items() for seed in range(3)]
+    text = page.markdown(comparison, page.collect(comparison, choose_heads(["em", "dynamic"]), "cpu", lines), "cpu")
+    assert "Against `twin`, or NAME`-twin` where there is one: above `em`; below `dynamic`;" in text
+
+
+@pytest.mark.parametrize(("device", "named"), [("cpu", "abacus, 1 thread(s)"), ("cuda", "H1"), (None, "H1")])
+def test_a_run_is_of_the_machine_that_computed_it(device: str | None, named: str) -> None:
+    where = {"gpu": "H1", "cpu": "abacus", "threads": 1} | ({} if device is None else {"device": device})
+    assert name_machine(where) == named
+    run = line(Comparison(), "em", 0.5) | {"environment": where}
+    text = page.markdown(Comparison(), page.collect(Comparison(), ["em"], "cpu", [run]), "cpu")
+    assert f"; {named}, torch" in text
 
 
 def test_activations_and_gradients_stand_by_layer() -> None:

@@ -31,6 +31,7 @@ from torchcaps.examine.robustness import measure_robustness
 from torchcaps.examine.sample import Move, Sample
 from torchcaps.examine.trees import measure_trees
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
+from torchcaps.layers.decoders import chosen_class, chosen_poses
 from torchcaps.models import Model, Output
 from torchcaps.report.examined import examined
 from torchcaps.routing import Routing
@@ -146,6 +147,23 @@ def test_scores_of_a_tree_that_each_image_chooses() -> None:
     assert above.dead == above.starved == pytest.approx(1 / 5)  # the fifth, which no score reads
 
 
+def test_the_gradient_is_that_of_the_class_that_is_there() -> None:
+    """A network whose loss is almost that of its decoder alone, where class 1 always wins and both are painted."""
+
+    class Painted(Known):
+        def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+            output = super().forward(images)
+            poses = output.capsules[-1].poses[:, : self.classes]
+            painted = chosen_poses(poses, chosen_class(output.scores, labels)).mean(1)
+            return output._replace(aux={"reconstruction": painted[:, None, None, None].expand_as(images)})
+
+    looked_at = sample(one_hot([1, 1, 1], 3), [0, 1, 0], 2)
+    model = Painted(1, 3, 4, classes=2)
+    loss = LossConfig("cross-entropy", reconstruction=1000.0)
+    above = measure_layers(model, replace(looked_at, loss=loss))[1]
+    assert above.starved == pytest.approx(1 / 3)  # the third, which nobody paints
+
+
 def test_static_routing_is_a_tree_that_no_image_chooses() -> None:
     looked_at = sample(torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), [0, 1, 2, 0], 3)
     above = measure_layers(Known(3, 3, 2, Static), looked_at)[1]
@@ -221,6 +239,13 @@ def test_moves_are_of_whole_pixels_and_known_angles() -> None:
     assert torch.equal(moved[2, :, :3], pixels[2, :, 2:]) and not moved[2, :, 3:].any()
 
 
+def test_moves_of_floats_keep_their_shades() -> None:
+    pixels = torch.rand(2, 1, 5, 5)
+    moved = replace(Move.none(2), right=torch.tensor([1, -1]))(pixels)
+    torch.testing.assert_close(moved[0, :, :, 1:], pixels[0, :, :, :-1])
+    torch.testing.assert_close(moved[1, :, :, :-1], pixels[1, :, :, 1:])
+
+
 class Places(Model):
     """Two class capsules, each the place of the ink, or the same for all images."""
 
@@ -243,7 +268,7 @@ def test_poses_that_hold_the_place_tell_how_far_an_image_was_moved() -> None:
     looked_at = sample(pixels, [0] * 8, 2)
     held = {each.by: each for each in measure_equivariance(Places(False), looked_at)}
     assert held["down"].r2 == pytest.approx(1, abs=1e-4) and held["right"].r2 == pytest.approx(1, abs=1e-4)
-    assert held["right"].images == 16
+    assert held["right"].images == 4
     told = measure_equivariance(Places(True), looked_at)
     assert all(each.r2 is not None and each.r2 <= 1e-9 for each in told)
     assert all(each.r2 is None for each in measure_equivariance(Places(False), sample(pixels[:1], [0], 2)))
@@ -253,8 +278,9 @@ def test_r2_is_of_images_that_the_map_was_not_fitted_to() -> None:
     """Half of the amount is in the pose, the other half is noise of as much variance: R^2 is a half."""
     generator = np.random.default_rng(0)
     seen, noise = torch.from_numpy(generator.standard_normal((2, 20_000)))
-    found, images = held_out_r2(seen[:, None], torch.zeros(20_000).long(), seen + noise, torch.arange(20_000) % 2 == 0)
-    assert found == pytest.approx(0.5, abs=0.02) and images == 10_000
+    rows = torch.arange(20_000)
+    found, images = held_out_r2(seen[:, None], 0 * rows, seen + noise, rows // 4, rows % 2 == 0)
+    assert found == pytest.approx(0.5, abs=0.02) and images == 5_000
 
 
 def test_what_does_not_apply_is_said() -> None:

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -28,12 +30,13 @@ from torch import Tensor
 import torchcaps
 from torchcaps import create_model
 from torchcaps.cli import main
+from torchcaps.data import Images
 from torchcaps.data.pictures import fit_picture
 from torchcaps.data.prepare import to_input
 from torchcaps.deploy.classifier import Classifier
 from torchcaps.deploy.module import ModuleRunner
 from torchcaps.explore import write_explorer
-from torchcaps.explore.examples import Examples, in_turn, learn_hand
+from torchcaps.explore.examples import LOOKED, Examples, choose_rows, in_turn, learn_hand
 from torchcaps.explore.explore import look
 from torchcaps.explore.page import Explored, render
 from torchcaps.explore.runtime import PACKAGE, PLACES, SCRIPT, VERSION, WASM, as_script, find_runtime, runtime_folder
@@ -41,6 +44,7 @@ from torchcaps.forms import DataForm, InputForm, ScoreForm
 from torchcaps.inspect.couplings import trace_routing
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
+from torchcaps.report.markup import read_part
 from torchcaps.train import fit
 
 SMALL: dict[str, Any] = {"channels": 4, "primary": 2, "primary_pose": 4, "class_pose": 4, "kernel": 3}
@@ -261,6 +265,12 @@ def test_examples_come_one_of_each_class_in_turn() -> None:
     assert in_turn(torch.eye(4, dtype=torch.uint8), 3).tolist() == [0, 1, 2]
 
 
+def test_examples_of_a_split_that_lies_class_by_class_show_every_class() -> None:
+    labels = torch.arange(4).repeat_interleave(LOOKED)
+    split = Images(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels, ("a", "b", "c", "d"))
+    assert split.targets(choose_rows(split, 6)).tolist() == [0, 1, 2, 3, 0, 1]
+
+
 def test_hand_is_that_of_the_training_images() -> None:
     hand = learn_hand(strokes())
     assert hand is not None
@@ -268,6 +278,72 @@ def test_hand_is_that_of_the_training_images() -> None:
     assert hand.frame == pytest.approx((6 / 12, 6 / 12, 8 / 12, 2 / 12))
     assert learn_hand(255 - strokes()) is None
     assert learn_hand(torch.zeros(2, 1, 12, 12, dtype=torch.uint8)) is None
+
+
+# ---- the scripts, without a page ----
+
+NODE = shutil.which("node")
+
+
+def computed(call: str) -> Any:
+    """The value of an expression that sees the functions of the page, none of which touches a document by itself."""
+    if NODE is None:
+        pytest.skip("no node is installed, which runs the page's scripts without a page")
+    parts = [read_part(name, "torchcaps.explore") for name in ("prepare.js", "flows.js")]
+    script = "\n".join([*parts, f"console.log(JSON.stringify({call}))"])
+    done = subprocess.run([NODE, "-"], input=script, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        InputForm((4, 6), 2),
+        InputForm((4, 6), 2, pad=9),
+        InputForm((4, 6), 2, crop=3, views=5),
+        InputForm((4, 6), 2, pad=9, crop=4),
+    ],
+    ids=["whole", "padded", "cut", "padded and cut"],
+)
+def test_flows_lie_over_the_picture_that_the_network_sees(form: InputForm) -> None:
+    pixels = torch.randint(0, 256, (2, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    plain = {name: getattr(form, name) for name in form.__dataclass_fields__}
+    planes = f"{json.dumps([plane.flatten().tolist() for plane in pixels])}.map(p => Uint8Array.from(p))"
+    seen = computed(f"(f => (v => [v.planes.map(p => [...p]), v.size])(firstView({planes}, f)))({json.dumps(plain)})")
+    taken = to_input(pixels[None], form)[0, 0]
+    assert seen[1] == list(taken.shape[1:])
+    np.testing.assert_allclose(np.array(seen[0]).reshape(taken.shape) / 255, taken, atol=1e-6)
+
+
+def test_places_that_are_taken_together_are_drawn_where_they_lie() -> None:
+    """9 x 17 places: rows of 2 but for the last, columns of 3 but for the last; in a box of half the height."""
+    layer = "{places: [9, 17], box: [0.5, 0, 0.5, 1], parents: 1, iterations: 1}"
+    result = "{given: new Array(153).fill(1), maps: new Array(153).fill(1)}"
+    grid, first, last, groups = computed(
+        f"((l, g) => [[g.rows, g.columns], locate(0, l, g), locate(29, l, g), placesOf(l.places, g)])"
+        f"({layer}, gather({layer}, {result}))"
+    )
+    assert grid == [5, 6] and first == pytest.approx([1.5 / 17, 0.5 + 1 / 18])
+    assert last == pytest.approx([16 / 17, 0.5 + 8.5 / 18])
+    wanted = torch.arange(30).view(5, 6).repeat_interleave(2, 0).repeat_interleave(3, 1)[:9, :17]
+    assert groups == wanted.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("focus", "followed", "then"), [(-1, False, -1), (2, False, 2), (2, True, 1), (None, False, 1)]
+)
+def test_the_parents_that_are_looked_at_stay_with_the_next_picture(
+    focus: int | None, followed: bool, then: int
+) -> None:
+    layer = "{places: [1, 1], box: null, parents: 3, iterations: 1, top: true}"
+    result = "{size: [1, 1], layers: [{given: [1], maps: [1, 0, 0], strength: [1, 2, 3]}]}"
+    given = f"{{layers: [{layer}], level: 0, t: null, focus: {json.dumps(focus)}, followed: {json.dumps(followed)}}}"
+    shown = (
+        f"(f => {{ Object.assign(f, {given}, {{place: null, slider: {{}}, bar: {{}}, tile: {{style: {{}}}},"
+        f" stage: {{classList: {{toggle() {{}}}}}}, trace() {{}}}}); f.show({result}, 1); return f.focus; }})"
+        "(Object.create(Flows.prototype))"
+    )
+    assert computed(shown) == then
 
 
 # ---- in a browser ----

@@ -19,7 +19,9 @@ from torchcaps.inspect import (
     draw_segmentations,
     trace_pairs,
 )
-from torchcaps.inspect.drawings import draw_pairs
+from torchcaps.inspect.couplings import Box
+from torchcaps.inspect.drawings import draw_pairs, draw_reconstructions
+from torchcaps.inspect.figures import draw_couplings, draw_tiles, pale
 from torchcaps.inspect.pictures import colour_parts
 from torchcaps.inspect.reconstruction import absent_class
 from torchcaps.models import Model, create_model
@@ -99,6 +101,44 @@ def test_pairs_are_lines_between_places(model: Model) -> None:
     assert lines[5].get_xdata() == pytest.approx([1 + 0.94 * x1, 1 + 0.94 * x2])
     assert lines[5].get_ydata() == pytest.approx([0.94 * y1, 0.94 * y2])
     assert max(line.get_alpha() for line in lines) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_of_any_channels_are_shown_by_their_first(channels: int) -> None:
+    image, names = torch.rand(channels, 6, 6), ["a"]
+    products, places = torch.ones(1, 1), torch.rand(1, 1, 2, 2)
+    for ring in (None, torch.rand(3, 2)):
+        assert torch.equal(pictures(draw_pairs(image, products, places, names, ring))[0], image[0])
+
+
+def test_photographs_are_no_negatives_and_line_art_is_ink() -> None:
+    photograph, strokes = 0.2 + 0.8 * torch.rand(1, 6, 6), torch.eye(6)[None]
+    for image, colours in ((photograph, "gray"), (strokes, "gray_r")):
+        tiles = draw_tiles({"input": image[None]})
+        alone = draw_pairs(image, torch.ones(1, 1), torch.rand(1, 1, 2, 2), ["a"], torch.rand(3, 2))
+        assert [each.axes[0].images[0].get_cmap().name for each in (tiles, alone)] == [colours] * 2
+    assert pale(photograph).flatten().argmax() == photograph.flatten().argmin()
+    assert torch.equal(pale(strokes), 0.6 * strokes)
+
+
+def test_images_that_are_no_squares_keep_their_proportions() -> None:
+    """Of 4 x 8 pixels: half as high as wide, in the middle of the tile, and what lies over them too."""
+    image = torch.rand(1, 4, 8)
+    routed = draw_couplings(image, torch.rand(1, 1, 2, 2), ["a"], Box(0.5, 0.5, 0.5, 0.5), 0.5)
+    assert routed.axes[0].images[0].get_extent() == pytest.approx([0, 0.94, 0.705, 0.235])
+    assert routed.axes[0].images[1].get_extent() == pytest.approx([0.47, 0.94, 0.705, 0.47])
+    paired = draw_pairs(image, torch.ones(1, 1), torch.tensor([[[[0.0, 0.0], [1.0, 1.0]]]]), ["a"])
+    (line,) = paired.axes[0].lines
+    assert line.get_xdata() == pytest.approx([0, 0.94]) and line.get_ydata() == pytest.approx([0.235, 0.705])
+
+
+def test_a_pose_sweep_stands_below_how_far_it_goes(model: Model) -> None:
+    figure = draw_reconstructions(model, torch.rand(2, 1, 12, 12), torch.tensor([0, 1]), sweep=1, rows=3)
+    first, second = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["input", "decoded"] and len(first.texts) == 2
+    moved = [text.get_text() for text in second.texts]
+    assert len(moved) == 11 and (moved[0], moved[5], moved[10]) == ("-0.25", "image 2", "+0.25")
+    assert len(second.images) == 3 * 11
 
 
 def test_pairs_of_a_deep_networks_classes_are_on_a_circle() -> None:

@@ -15,6 +15,7 @@ from torchcaps.cli import parse_flags
 from torchcaps.config import Config, DataConfig, LossConfig
 from torchcaps.data import load_data
 from torchcaps.inspect import decode_classes, pose_sweep, trace_routing
+from torchcaps.inspect import examples as looked_into
 from torchcaps.inspect.couplings import Box, share_maps
 from torchcaps.inspect.examples import CLASSES, _classes, look_into
 from torchcaps.inspect.measured import (
@@ -117,6 +118,7 @@ def test_places_lie_where_the_fields_of_their_capsules_do() -> None:
 
 
 def test_layers_that_only_share_out_equally_are_left_out() -> None:
+    torch.manual_seed(0)
     model = create_model("attention-simple-cifar10", channels=4, capsules=2, pose=4, iterations=2)
     images = torch.randn(1, 3, 32, 32)
     assert [layer.name for layer in trace_routing(model, images)] == ["stack.2"]
@@ -126,6 +128,14 @@ def test_layers_that_only_share_out_equally_are_left_out() -> None:
     unseen = layers[0].maps[1, ..., -1, :]  # 7 windows of 3 with stride 2 do not reach the 16th row
     torch.testing.assert_close(unseen, torch.full_like(unseen, 1 / 2))
     assert ((layers[0].maps[1, ..., :-1, :-1] - 1 / 2).abs() > 1e-3).float().mean() > 0.9
+
+
+def test_the_class_layer_is_the_one_whose_parents_are_the_classes() -> None:
+    """Though it may not be traced, and the layer below it is."""
+    model, images = Two("dynamic"), torch.rand(2, 1, 7, 9)
+    assert [layer.top for layer in trace_routing(model, images)] == [False, True]
+    model.stack.layers[1] = CapsuleLayer(LinearTransform(3 * 3 * 4, 4, 4, 5), "uniform")
+    assert [(layer.name, layer.top) for layer in trace_routing(model, images)] == [("stack.0", False)]
 
 
 def test_a_pooled_type_has_one_share_everywhere_and_scrambled_windows_have_none() -> None:
@@ -228,6 +238,17 @@ def test_examples_of_overlapped_digits_tell_them_apart() -> None:
         assert example.parts is not None and example.parts.shape == (3, 3, *data.image_size)
         assert example.absent not in {*example.targets, *example.predicted}
         assert torch.equal(example.image * 255, data.test.fetch(torch.tensor([example.index]))[0].float())
+
+
+def test_label_sets_are_decoded_on_the_device_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(_: Model, poses: Tensor, sets: Tensor, images: Tensor) -> Tensor:
+        assert {poses.device, sets.device, images.device} == {poses.device}
+        return torch.zeros(3, 3, 2, 2)
+
+    monkeypatch.setattr(looked_into, "colour_sets", decode)
+    poses, there = torch.zeros(1, 4, 2, device="meta"), torch.tensor([True, False, False, False])
+    found = looked_into._parts(Two("dynamic"), poses, torch.arange(4.0), there, ~there, torch.zeros(1, 2, 2))
+    assert found[0].shape == (3, 3, 2, 2) and found[1] is None
 
 
 def test_pictures_keep_their_pixels() -> None:

@@ -20,14 +20,16 @@ from tiny import tiny_config
 
 from torchcaps.cli import main
 from torchcaps.config import Config, LossConfig, ModelConfig
+from torchcaps.examine.found import CapsuleLayerFacts, Examination, Placebo
 from torchcaps.forms import ScoreForm
 from torchcaps.inspect.couplings import Box
+from torchcaps.models import create_model
 from torchcaps.papers import registry
-from torchcaps.report import write_report
+from torchcaps.report import report, write_report
 from torchcaps.report.page import render
 from torchcaps.report.report import draw_history, look, read_story
 from torchcaps.scores import score_word
-from torchcaps.train import fit
+from torchcaps.train import fit, load_run
 from torchcaps.train.display import Display
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">$\\frac'
@@ -199,6 +201,63 @@ def test_a_report_is_never_replaced_by_a_poorer_one(copy: Path, capsys: pytest.C
     assert write_report(copy).read_bytes() != b""
 
 
+def test_the_page_that_is_kept_is_the_one_that_is_named(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["inspect", str(copy), "--out", str(out)]) == 0
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"data": {"name": "folder:gone"}}))
+    capsys.readouterr()
+    assert main(["inspect", str(copy), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
+
+
+def test_a_diverged_run_has_a_page_that_a_browser_can_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    model, config = load_run(copy)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    monkeypatch.setattr(report, "load_run", lambda _: (model, config))
+    page = write_report(copy).read_text()
+    data = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0]
+    (first, *_) = json.loads(data, parse_constant=refuse)["examples"]
+    assert first["probabilities"] == [None] * 10
+    record = json.loads((copy / "evaluation.json").read_text(), parse_constant=refuse)
+    assert record["calibration"]["error"] is None or record["calibration"]["error"] >= 0
+
+
+@pytest.mark.parametrize(("asked", "there"), [("cpu", "cpu"), ("mps", "auto")])
+def test_the_images_are_looked_at_where_the_run_was_trained(
+    asked: str, there: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story, seen = read_story(run), []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    model, config = load_run(run)
+    monkeypatch.setattr(report, "load_run", lambda _: (model, replace(config, device=asked)))
+    build = report.build_fabric
+    monkeypatch.setattr(report, "build_fabric", lambda config: seen.append(config.device) or build(config))
+    look(story)
+    assert seen == [there]
+
+
+def test_a_figure_of_examples_shows_each_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right ones first, though there be few, then the mistakes."""
+    shown: list[torch.Tensor] = []
+    monkeypatch.setattr(report, "draw_reconstructions", lambda model, images, labels: shown.append(images))
+    sight = look(read_story(run))
+    examples = [
+        replace(each, image=torch.full_like(each.image, n / 10), predicted=[n], targets=[0 if n < 3 else n], routed=[])
+        for n, each in enumerate(sight.examples[:5])
+    ]
+    shown.clear()
+    report.draw_examples(create_model("tiny", num_classes=10), examples, sight.classes, torch.device("cpu"))
+    assert (shown[0][:, 0, 0, 0] * 10).round().tolist() == [0, 3, 4, 1, 2]
+
+
 def test_images_that_are_not_those_of_the_run_are_said(copy: Path) -> None:
     warning = "The test images are not those of the run: they were changed since."
     assert warning not in (copy / "report.html").read_text()
@@ -359,6 +418,18 @@ def test_page_fits_its_width_in_both_schemes(browser: Browser, run: Path, width:
     ink, paper = browser.run("(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))")
     brightness = [sum(map(int, re.findall(r"\d+", colour))) for colour in (ink, paper)]
     assert (brightness[0] > brightness[1]) is dark
+
+
+def test_an_examined_run_fits_a_phone(browser: Browser, run: Path, tmp_path: Path) -> None:
+    layers = tuple(
+        CapsuleLayerFacts(f"network.stack.{n}", "inverted-attention", (0.5,), (0.5,), (0.5,), 0.123, 0.5, 1.2e-5, 0.5)
+        for n in range(3)
+    )
+    placebos = (Placebo("of another image, other class", 0.5, 0.5, 500),)
+    story = replace(read_story(run), examination=Examination("test", 500, 0.5, 3, placebos, layers))
+    (tmp_path / "report.html").write_text(render(story, {}, look(read_story(run))))
+    browser.open(tmp_path / "report.html", 390)
+    assert browser.run("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("dark", [False, True])

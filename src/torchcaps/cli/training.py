@@ -338,10 +338,10 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
         out: folder that the report is written to; else that of the run
     """
     from torchcaps.report import write_report
-    from torchcaps.report.report import PAGE, ReportKept
+    from torchcaps.report.report import ReportKept
 
     try:
         say(str(write_report(run, out=out)))
     except ReportKept as kept:
         note(f"torchcaps: {kept}")
-        say(str(run / PAGE))
+        say(str(kept.page))

@@ -85,7 +85,7 @@ def measure_costs(config: Config, device: str = "auto") -> dict[str, Any]:
         "latency_1_ms": round(latency(config, 1, device), 3),
         "latency_128_ms": round(latency(config, BATCH, device), 2),
         "threads": torch.get_num_threads(),
-        "environment": describe_machine(),
+        "environment": {**describe_machine(), "device": place},
     }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from torchcaps.compare.comparison import CONTROLS
@@ -14,12 +17,14 @@ from torchcaps.compare.rows import Row
 from torchcaps.compare.shares import by_share
 from torchcaps.inspect.figures import INK, style
 
+COLOURS = matplotlib.colormaps["tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
+MARKERS = "osD^"  # of heads beyond so many
 PANELS = {"step_ms": "training step of 128 images (ms)", "latency_128_ms": "latency of 128 images (ms)"}
 
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Return a figure of test accuracy and its deviation, against the time of a training step and the latency of a
-    batch of 128.
+    batch of 128. Of a single run, which has no deviation, the mark is empty.
     """
     with style():
         figure = Figure(figsize=(10, 4), layout="constrained")
@@ -28,16 +33,33 @@ def draw(rows: Sequence[Row]) -> Figure:
         for axes, (key, label) in zip(panels, PANELS.items(), strict=True):
             for row in known:
                 assert row.cost is not None
-                colour = INK["second" if row.head in CONTROLS else "accent"]
-                deviation = deviation_of(row) or 0.0
-                axes.errorbar(row.cost[key], accuracy_of(row), deviation, fmt="o", ms=4, color=colour, capsize=2, lw=1)
+                deviation = deviation_of(row)
+                how = _mark(INK["second" if is_control(row.head) else "accent"], deviation is not None)
+                axes.errorbar(row.cost[key], accuracy_of(row), deviation, capsize=2, lw=1, **how)
             axes.set(xlabel=label)
             axes.set_xlim(left=0)
             axes.margins(x=0.05)
         panels[0].set_ylabel("test accuracy (%)")
+        if known:
+            panels[0].legend(handles=_legend(known), fontsize=7)
         for axes, key in zip(panels, PANELS, strict=True):  # whose limits are known now
             _name(axes, known, key)
     return figure
+
+
+def _mark(colour: Any, several: bool, marker: str = "o") -> dict[str, Any]:
+    """Return how a mean is marked: filled where it is of several runs."""
+    return {"marker": marker, "linestyle": "", "ms": 4, "color": colour, "mfc": colour if several else "none"}
+
+
+def _legend(rows: Sequence[Row]) -> list[Line2D]:
+    """Return what the marks of `rows` mean."""
+    marks = {
+        "routing": (any(not is_control(row.head) for row in rows), _mark(INK["accent"], True)),
+        "control": (any(is_control(row.head) for row in rows), _mark(INK["second"], True)),
+        "a single run": (any(deviation_of(row) is None for row in rows), _mark(INK["muted"], False)),
+    }
+    return [Line2D([], [], label=label, **how) for label, (there, how) in marks.items() if there]
 
 
 def _name(axes: Axes, rows: Sequence[Row], key: str) -> None:
@@ -73,15 +95,19 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
 
 
 def draw_shares(rows: Sequence[Row]) -> Figure:
-    """Return a line for each head, over the share of the training data on a logarithmic axis; controls are dashed."""
+    """Return a line for each head, over the share of the training data on a logarithmic axis; controls are dashed, and
+    the mark of a single run, which has no deviation, is empty.
+    """
     with style():
         figure = Figure(figsize=(6.4, 4), layout="constrained")
         axes = figure.add_subplot()
         curves = by_share(rows)
-        for head, points in curves.items():
-            shares, means, spreads = zip(*points, strict=True)
-            how = "--" if is_control(head) else "-"
-            axes.errorbar(shares, means, spreads, fmt=f".{how}", lw=1.2, ms=5, capsize=2, label=head)
+        for n, (head, points) in enumerate(curves.items()):
+            colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n // len(COLOURS) % len(MARKERS)]
+            line = {"color": colour, "lw": 1.2, "linestyle": "--" if is_control(head) else "-"}
+            axes.plot(*zip(*(point[:2] for point in points), strict=True), label=head, **line)
+            for share, mean, spread in points:
+                axes.errorbar(share, mean, spread, capsize=2, lw=1.2, **_mark(colour, spread is not None, marker))
         axes.set(xscale="log", xlabel="share of the training data", ylabel="test accuracy (%)")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         if curves:

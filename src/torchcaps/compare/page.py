@@ -12,7 +12,7 @@ from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.records import find_all_runs
+from torchcaps.tables.records import find_all_runs, name_machine
 from torchcaps.tables.summary import summarise
 
 OLDER = r"\*"  # behind numbers that were counted otherwise
@@ -107,15 +107,19 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:
-    """Return which heads lie above each control and which below, and of which it is not decided."""
+    """Return which heads lie above each control and which below, and of which it is not decided; of `twin` the one of
+    its own stands in its place for a head that has one.
+    """
     by_head = {row.head: row for row in rows}
     heads = [row for row in ranked(rows) if not is_control(row.head)]
     said = []
     for control in CONTROLS:
         if control in by_head:
-            found = by_side(heads, lambda _, floor=by_head[control]: floor)
+            own = {row.head: by_head.get(f"{row.head}-{control}") for row in heads}
+            found = by_side(heads, lambda row, floor=by_head[control], own=own: own[row.head] or floor)
             if found[1] or found[-1] or found[0]:
-                said.append(f"Against `{control}`: {describe_sides(found)}.")
+                which = f"`{control}`, or NAME`-{control}` where there is one" if any(own.values()) else f"`{control}`"
+                said.append(f"Against {which}: {describe_sides(found)}.")
     return [RULE, *said] if said else []
 
 
@@ -147,6 +151,5 @@ def older_counts(rows: Sequence[Row]) -> list[str]:
 def _place(record: Record) -> str:
     where = record.get("environment", {})
     commit = (where.get("commit") or {}).get("hash", "unknown")[:10]
-    machine = where.get("gpu") or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
     precision = [where["precision"]] if "precision" in where else []  # of a run
-    return ", ".join([machine, *precision, f"torch {where.get('torch')}", f"commit {commit}"])
+    return ", ".join([name_machine(where), *precision, f"torch {where.get('torch')}", f"commit {commit}"])

@@ -39,7 +39,7 @@ class _Sums:
 
     def add(self, values: Tensor) -> None:
         """Take in [b, ...]."""
-        values = values.detach().double()
+        values = values.detach().cpu().double()
         self.images += len(values)
         self.total, self.squares = self.total + values.sum(0), self.squares + values.square().sum(0)
         top = values.amax(0)
@@ -77,8 +77,8 @@ def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
       0 where routing is static, or does nothing at all.
     - d_score: the largest standard deviation, over images, of a capsule's activation (or length).
     - dead: capsules whose activation never exceeds a tenth of the layer's largest.
-    - gradient: norm of the training loss's gradient by a capsule's pose and activation; a capsule is starved whose mean
-      is below a hundredth of the layer's.
+    - gradient: norm of the training loss's gradient by a capsule's pose and activation, where a decoder paints the
+      class of the label, as in training; a capsule is starved whose mean is below a hundredth of the layer's.
 
     Args:
         model: in evaluation mode.
@@ -104,7 +104,7 @@ def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
     for images, labels in sample.stream():
         last.clear()
         with torch.enable_grad(), visiting(model, visit):
-            output = take(model, images)
+            output = take(model, images, labels)
         loss = criterion(output, images, multi_hot(labels, len(sample.classes)))
         for name, norms in _gradients(loss * len(images), last).items():
             seen[name].gradient.add(norms)
@@ -123,13 +123,13 @@ def _bounded(layer: CapsuleLayer, strength: Tensor) -> Tensor:
 
 
 def shares_of(layer: CapsuleLayer, step: Step) -> Tensor:
-    """Return the shares of each child, [b, p, i, j], at least 0; they add up to 1, or are all 0 of a child that
-    gives none.
+    """Return the shares of each child, float64 [b, p, i, j] on the CPU, at least 0; they add up to 1, or are all 0 of
+    a child that gives none.
     """
     poses, (children, parents, _) = step.capsules.poses, layer.transform.sizes
     positions = poses.shape[1:-2].numel()
     coupling = poses.new_full((), 1 / parents) if step.coupling is None else step.coupling
-    size = coupling.detach().abs().expand(len(poses), positions, children, parents).double()
+    size = coupling.detach().abs().cpu().double().expand(len(poses), positions, children, parents)
     return size / size.sum(-1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
 
 
@@ -147,18 +147,18 @@ def polarity(shares: Tensor, weight: Tensor) -> Tensor:
     """Return the sum of the T-scores of children, times their weights, and the sum of these: float64 [2], on the CPU.
 
     Args:
-        shares: [b, p, i, j], see `shares_of`.
+        shares: [b, p, i, j] on the CPU, see `shares_of`.
         weight: [b, p, i] of the children, or what broadcasts to it.
     """
     parents = shares.shape[-1]
-    weight = weight.double().expand(shares.shape[:-1]) * (shares.sum(-1) > 0)
+    weight = weight.cpu().double().expand(shares.shape[:-1]) * (shares.sum(-1) > 0)
     entropy = torch.special.entr(shares).sum(-1)
     score = 1 - entropy / math.log(parents) if parents > 1 else torch.zeros_like(entropy)
-    return torch.stack([(score * weight).sum(), weight.sum()]).cpu()
+    return torch.stack([(score * weight).sum(), weight.sum()])
 
 
 def _gradients(loss: Tensor, capsules: dict[str, Capsules]) -> dict[str, Tensor]:
-    """Return norm of the gradient by each capsule, [b, n], of those of each layer."""
+    """Return norm of the gradient by each capsule, float64 [b, n] on the CPU, of those of each layer."""
     leaves = [(name, each) for name, found in capsules.items() for each in found if each is not None]
     leaves = [(name, each) for name, each in leaves if each.requires_grad]
     if not leaves or not loss.requires_grad:
@@ -167,9 +167,9 @@ def _gradients(loss: Tensor, capsules: dict[str, Capsules]) -> dict[str, Tensor]
     squares: dict[str, Tensor] = {}
     for (name, leaf), gradient in zip(leaves, found, strict=True):
         strength = leaf if leaf.ndim < capsules[name].poses.ndim else leaf[..., 0]
-        size = torch.zeros_like(strength, dtype=torch.float64)
+        size = torch.zeros(strength.shape, dtype=torch.float64)
         if gradient is not None:
-            square = gradient.double().square()
+            square = gradient.cpu().double().square()
             size = square if leaf.ndim < capsules[name].poses.ndim else square.sum(-1)
         squares[name] = squares.get(name, 0) + size
     return {name: each.sqrt().flatten(1) for name, each in squares.items()}

@@ -22,7 +22,7 @@ RANGES = {  # of uniform draws; shifts in shares of the shorter side
     "shear": (-20.0, 20.0),
 }
 RIDGE = 1e-6  # of the mean square of the poses' elements
-SPARE = 2  # images for each number that is fitted, at least
+SPARE = 2  # changed images for each number that is fitted, at least
 
 
 def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Equivariance]:
@@ -31,7 +31,7 @@ def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Eq
 
     R^2 is 1 where the pose tells the amount exactly, 0 where it tells nothing, and below where the map does not carry
     over. Each image is changed four times, and all of its changes are on one side of the split. Classes with fewer than
-    two images for each number that is fitted are left out. None for a network without capsules.
+    two changed images for each number that is fitted are left out. None for a network without capsules.
 
     Args:
         model: in evaluation mode.
@@ -50,7 +50,7 @@ def measure_equivariance(model: Model, sample: Sample, seed: int = 0) -> list[Eq
         winning = _winning_poses(model, sample, rows, move)
         if winning is None:
             return []
-        found.append(Equivariance(by, *held_out_r2(*winning, amount, rows % 2 == 0)))
+        found.append(Equivariance(by, *held_out_r2(*winning, amount, rows, rows % 2 == 0)))
     return found
 
 
@@ -63,20 +63,24 @@ def _winning_poses(model: Model, sample: Sample, rows: Tensor, move: Move) -> tu
         if not output.capsules or output.capsules[-1].poses.shape[:2] != output.scores.shape:
             return None
         winner = output.scores.argmax(1)
-        poses.append(output.capsules[-1].poses[torch.arange(len(winner), device=winner.device), winner].double().cpu())
+        won = output.capsules[-1].poses[torch.arange(len(winner), device=winner.device), winner]
+        poses.append(won.cpu().double())
         winners.append(winner.cpu())
     return torch.cat(poses), torch.cat(winners)
 
 
-def held_out_r2(poses: Tensor, classes: Tensor, amount: Tensor, fitted: Tensor) -> tuple[float | None, int]:
+def held_out_r2(
+    poses: Tensor, classes: Tensor, amount: Tensor, images: Tensor, fitted: Tensor
+) -> tuple[float | None, int]:
     """Return R^2 of `amount` [n] from `poses` [n, d], by a linear map for each of `classes` [n] that is fitted where
     `fitted`.
 
     Returns:
-        R^2 over all others whose class has such a map, and their number; None where there are none.
+        R^2 over all others whose class has such a map, None where there are none, and of how many distinct `images`,
+        int64 [n], they are.
     """
     error = total = 0.0
-    images, amount = 0, amount.double()
+    amount, measured = amount.double(), torch.zeros_like(fitted)
     for each in classes.unique():
         mine = classes == each
         x, y = poses[mine & fitted], amount[mine & fitted]
@@ -89,5 +93,5 @@ def held_out_r2(poses: Tensor, classes: Tensor, amount: Tensor, fitted: Tensor) 
         weight = torch.linalg.lstsq(gram, ((x - centre).T @ (y - middle))[:, None]).solution[:, 0]
         error += (wanted - middle - (tried - centre) @ weight).square().sum().item()
         total += (wanted - wanted.mean()).square().sum().item()
-        images += len(tried)
-    return (1 - error / total if total > 0 else None), images
+        measured |= mine & ~fitted
+    return (1 - error / total if total > 0 else None), len(images[measured].unique())

@@ -65,7 +65,7 @@ class Equivariance:
 
     by: str
     r2: float | None  #: on images that the linear map was not fitted to; None where there are too few
-    images: int  #: that it was taken of
+    images: int  #: that it was taken of; the first examinations counted each of the four changes of one
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,12 @@ def measure_negation(model: Model, sample: Sample) -> list[Negation]:
         for name, (layer, (poses, activations)) in below.items():
             iterations = rounds[name.rpartition(".")[0]]
             plus, minus = (layer(Capsules(each, activations), iterations).capsules for each in (poses, -poses))
-            p, m = widen(plus.poses).double(), widen(minus.poses).double()
+            p, m = (widen(each.poses).cpu().double() for each in (plus, minus))
             cosine = F.cosine_similarity(p, m, -1, LEAST)
             there = p.norm(dim=-1).minimum(m.norm(dim=-1)) > LEAST
-            a, b = strengths(plus).double(), strengths(minus).double()
+            a, b = (strengths(each).cpu().double() for each in (plus, minus))
             found = [(cosine * there).sum(), there.sum().double(), (a - b).abs().sum(), a.abs().sum()]
-            sums[name] += torch.stack(found).cpu()
+            sums[name] += torch.stack(found)
     return [
         Negation(name, (each[0] / each[1].clamp_min(1)).item(), (each[2] / each[3].clamp_min(LEAST)).item())
         for name, each in sums.items()

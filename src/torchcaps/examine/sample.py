@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchcaps.config import LossConfig
 from torchcaps.data import Batches, Source
-from torchcaps.data.transforms import affine
+from torchcaps.data.transforms import affine, shift
 from torchcaps.losses import multi_hot, score_threshold
 from torchcaps.metrics import predict
 from torchcaps.models import Model, Output
@@ -40,19 +40,12 @@ class Move:
         return Move(*(getattr(self, name)[indices] for name in ("angle", "scale", "shear", "down", "right")))
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Return pixels [n, c, h, w] of any type, bilinear and rounded; zeros enter."""
+        """Return pixels [n, c, h, w] of any type, bilinear, and rounded where they are whole numbers; zeros enter."""
         images = affine(pixels.float(), self.angle, self.scale, self.shear)
-        return _shift(images.round_(), self.down, self.right).to(pixels.dtype)
-
-
-def _shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    _, _, h, w = images.shape
-    y = torch.arange(h) - down[:, None]  # [n, h], where a row comes from
-    x = torch.arange(w) - right[:, None]
-    there = ((y >= 0) & (y < h))[:, :, None] & ((x >= 0) & (x < w))[:, None]  # [n, h, w]
-    y, x, there = (each.to(images.device) for each in (y.clamp(0, h - 1), x.clamp(0, w - 1), there))
-    number = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[number, :, y[:, :, None], x[:, None]].movedim(-1, 1) * there.unsqueeze(1)
+        if not pixels.is_floating_point():
+            images = images.round_()
+        by = torch.stack([self.down, self.right], 1)
+        return shift(images, by, int(by.abs().max())).to(pixels.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +154,6 @@ class Sample:
         return torch.cat([self.predict(take(model, images).scores) for images, _ in self.stream(rows, move)])
 
 
-def take(model: Model, images: Tensor) -> Output:
-    """Return what a model in evaluation mode makes of images."""
-    return model(images.contiguous(memory_format=torch.channels_last))
+def take(model: Model, images: Tensor, labels: Tensor | None = None) -> Output:
+    """Return what a model in evaluation mode makes of images; a decoder paints the class of `labels`, where given."""
+    return model(images.contiguous(memory_format=torch.channels_last), labels)

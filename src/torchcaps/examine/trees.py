@@ -50,10 +50,10 @@ def measure_trees(model: Model, sample: Sample) -> list[Trees]:
         layer, step = last[0]
         if not layer.routing.spec.couplings or layer.transform.sizes.parents != len(sample.classes):
             return []
-        winner = output.scores.argmax(1)
+        winner = output.scores.argmax(1).cpu()
         shares = shares_of(layer, step)  # [b, p, i, j]
         won = shares.flatten(1, 2).gather(2, winner[:, None, None].expand(-1, shares.shape[1:3].numel(), 1))
-        places = (won.squeeze(2) * (BINS - 1)).round().to(torch.uint8).cpu()
+        places = (won.squeeze(2) * (BINS - 1)).round().to(torch.uint8)
         for number, tree in zip(winner.tolist(), places, strict=True):
             trees[number][tree.numpy().tobytes()] += 1
     return [_summarise(sample.classes[number], trees[number]) for number in sorted(trees)]

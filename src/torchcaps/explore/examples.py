@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.config import DataConfig
-from torchcaps.data import Data, load_data
+from torchcaps.data import Data, Source, load_data
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.data.prepare import middle
 from torchcaps.forms import InputForm
@@ -21,7 +21,7 @@ from torchcaps.train import RunFolder
 from torchcaps.train.evaluation import match_data
 
 MOST = 20  # examples
-LOOKED = 2000  # images of a split whose labels are looked at
+LOOKED = 2000  # images of a split whose labels are looked at, evenly spaced
 INK = 0.25  # of white: pixels above it are inside what is drawn
 PENS = (0.03, 0.25)  # share of the smaller side, thinnest and thickest
 
@@ -60,11 +60,13 @@ def read_examples(source: str | Path, manifest: Manifest) -> Examples:
             split = "validation" if len(data.validation) else "train"
     else:
         data = _named(manifest, form)
-    targets = _targets(data, split)
-    rows = in_turn(targets, MOST)
-    pixels = getattr(data, split).fetch(rows).cpu()
+    images: Source = getattr(data, split)
+    if not len(images):
+        raise ValueError(f"there are no {split} images")
+    rows = choose_rows(images, MOST)
+    pixels, targets = images.fetch(rows).cpu(), images.targets(rows).cpu()
     levels = (pixels * 255).round() if pixels.is_floating_point() else pixels
-    return Examples(split, _inner(levels.clamp(0, 255).to(torch.uint8), form), [_classes(targets[n]) for n in rows])
+    return Examples(split, _inner(levels.clamp(0, 255).to(torch.uint8), form), list(map(_classes, targets)))
 
 
 def _named(manifest: Manifest, form: InputForm) -> Data:
@@ -79,11 +81,14 @@ def _named(manifest: Manifest, form: InputForm) -> Data:
     return data
 
 
-def _targets(data: Data, split: str) -> Tensor:
-    source = getattr(data, split)
-    if not len(source):
-        raise ValueError(f"there are no {split} images")
-    return source.targets(torch.arange(min(len(source), LOOKED))).cpu()
+def choose_rows(source: Source, count: int) -> Tensor:
+    """Return the places, int64, of `count` images of a split, one of each class in turn.
+
+    Of a large split the labels of 2,000 images are looked at, evenly spaced: some lie class by class.
+    """
+    looked = min(len(source), LOOKED)
+    rows = torch.arange(looked) * len(source) // looked
+    return rows[in_turn(source.targets(rows).cpu(), count)]
 
 
 def _classes(target: Tensor) -> list[int]:

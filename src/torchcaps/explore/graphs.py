@@ -31,6 +31,7 @@ class Layer(NamedTuple):
     places: tuple[int, int]  # height and width of the grid of its children
     box: Box | None  # None: they have no positions
     strength: str  # what says how strongly a parent is there: its activation or its length
+    top: bool  # whether the parents are the classes
 
 
 class Graphs(NamedTuple):
@@ -127,7 +128,7 @@ def make_graphs(model: Model, image: Tensor, decodes: str = "") -> Graphs:
 def _describe(layer: RoutedLayer, box: Box | None) -> Layer:
     steps, _, parents, height, width = layer.maps.shape
     strength = "activation" if routing_class(layer.routing).spec.gives_activations else "length"
-    return Layer(layer.name, layer.routing, steps, parents, (height, width), box, strength)
+    return Layer(layer.name, layer.routing, steps, parents, (height, width), box, strength, layer.top)
 
 
 def _flat(output: Output, layers: Sequence[RoutedLayer]) -> tuple[Tensor, ...]:

@@ -252,10 +252,10 @@ def _data(explored: Explored) -> dict[str, Any]:
                 "parents": layer.parents,
                 "places": layer.places,
                 "box": layer.box,
-                "top": n == len(graphs.layers) - 1 and layer.parents == len(explored.classes),
+                "top": layer.top,
                 "strength": layer.strength,
             }
-            for n, layer in enumerate(graphs.layers)
+            for layer in graphs.layers
         ],
         "examples": []
         if found is None

@@ -103,9 +103,9 @@ def _compare(
 
 def _histogram(cosine: Tensor, length: Tensor, steps: int) -> Tensor:
     """Return how many votes are in each step, and the sum of their lengths: [2, steps]."""
-    step = ((cosine + 1) / 2 * steps).long().clamp(0, steps - 1)
-    weights = torch.stack([torch.ones_like(length), length]).double()
-    return torch.stack([torch.bincount(step, weight, minlength=steps) for weight in weights]).cpu()
+    step = ((cosine + 1) / 2 * steps).long().clamp(0, steps - 1).cpu()
+    weights = torch.stack([torch.ones_like(length), length]).cpu().double()
+    return torch.stack([torch.bincount(step, weight, minlength=steps) for weight in weights])
 
 
 def _summarise(routing: str, counts: Tensor) -> Agreement:

@@ -43,6 +43,7 @@ class RoutedLayer:
     strength: Tensor  # [t, b, j], of the parents: activation or length, averaged over positions
     given: Tensor  # [t, b, h, w], what a place has to give: its children's activations or lengths, summed
     box: Box | None  # None: the children have no positions
+    top: bool  # whether the parents are the classes
 
 
 @contextmanager
@@ -97,10 +98,12 @@ def watch_routing(model: Model, images: Tensor) -> tuple[Output, list[RoutedLaye
     """
     found: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = defaultdict(list)
     seen: dict[str, str] = {}
+    last: dict[str, Capsules] = {}
     routed: set[str] = set()
 
     def visit(name: str, layer: CapsuleLayer, children: Capsules, t: int, step: Step) -> None:
         spec, transform = layer.routing.spec, layer.transform
+        last[name] = step.capsules
         if not spec.couplings or (step.coupling is None and t > 0):
             return
         if isinstance(transform, ConvTransform) and (transform.scrambled or transform.dims == 1):
@@ -114,11 +117,23 @@ def watch_routing(model: Model, images: Tensor) -> tuple[Output, list[RoutedLaye
     with visiting(model, visit):
         output = model(images)
     layers = [
-        RoutedLayer(name, seen[name], *(torch.stack(each) for each in zip(*steps, strict=True)), box=None)
+        RoutedLayer(
+            name,
+            seen[name],
+            *(torch.stack(each) for each in zip(*steps, strict=True)),
+            box=None,
+            top=are_classes(last[name], output),
+        )
         for name, steps in found.items()
         if name in routed
     ]
     return output, layers
+
+
+def are_classes(capsules: Capsules, output: Output) -> bool:
+    """Return whether `capsules` are those of the classes: the last of `output`, one for each of its scores."""
+    poses = output.capsules[-1].poses if output.capsules else None
+    return capsules.poses is poses and capsules.poses.shape[:-1] == output.scores.shape
 
 
 def share_maps(layer: CapsuleLayer, children: Capsules, step: Step) -> Tensor:

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcaps.inspect.agreement import Agreement
-from torchcaps.inspect.figures import INK, draw_tiles, style
+from torchcaps.inspect.figures import INK, draw_tiles, frame, show_image, style
+from torchcaps.inspect.pictures import is_line_art
 from torchcaps.inspect.reconstruction import absent_class, colour_sets, pose_sweep
 from torchcaps.models import Model
 
+REACH = 0.25  # of a pose sweep
 NUMBERED = 40  # children on a circle that have room for their numbers
 
 
@@ -59,10 +61,12 @@ def draw_pairs(
     if ring is not None:
         return _draw_circles(image, products, places, names, ring)
     figure = draw_tiles({"pairs": image.expand(len(names), -1, -1, -1)}, names)
+    box = frame(image)
     (axes,), largest = figure.axes, products.max().clamp_min(torch.finfo(products.dtype).tiny)
     for column, (strengths, ends) in enumerate(zip(products / largest, places.tolist(), strict=True)):
         for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
-            across, down = [column + 0.94 * x1, column + 0.94 * x2], [0.94 * y1, 0.94 * y2]
+            across = [column + box.left + box.width * x for x in (x1, x2)]
+            down = [box.top + box.height * y for y in (y1, y2)]
             axes.plot(across, down, color=INK["second"], alpha=strength, lw=1, marker="o", ms=1.6, zorder=3)
     axes.set(xlim=(0, len(names)))
     return figure
@@ -73,7 +77,7 @@ def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequen
     largest = products.max().clamp_min(torch.finfo(products.dtype).tiny)
     figure = Figure(figsize=(1.5 * (len(names) + 1), 1.8), layout="constrained")
     first, *others = figure.subplots(1, len(names) + 1)
-    first.imshow(image.movedim(0, -1).squeeze(-1).clamp(0, 1).cpu().numpy(), cmap="gray_r", vmin=0, vmax=1)
+    show_image(first, image, is_line_art(image[None]), frame(image))
     first.set_title("image", fontsize=8)
     for axes, name, strengths, ends in zip(others, names, products / largest, places.tolist(), strict=True):
         for strength, ((y1, x1), (y2, x2)) in zip(strengths.clamp(0, 1).tolist(), ends, strict=True):
@@ -95,21 +99,23 @@ def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequen
 
 @torch.no_grad()
 def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: int = 0, rows: int = 6) -> Figure:
-    """Return images, below each its reconstruction from the winning capsule, and the pose sweep of one image.
+    """Return images, below each its reconstruction from the winning capsule, and under them the pose sweep of one.
 
     Args:
         model: with a decoder; it is left in evaluation mode.
         images: [b, c, h, w] in [0, 1]; labels int64 [b].
-        sweep: index of the image whose pose is moved.
+        sweep: index of the image whose pose is moved, by as much as stands above its own columns.
         rows: dimensions of the pose that are shown, those whose sweep changes the image most.
     """
     output = model.eval()(images)
     predicted = output.scores.argmax(1).tolist()
-    frames = pose_sweep(model, images[sweep])  # [d, s, c, h, w]
+    frames = pose_sweep(model, images[sweep], REACH)  # [d, s, c, h, w]
     most = frames.std(1).flatten(1).mean(1).argsort(descending=True)[:rows].tolist()
     titles = [f"{p}" if p == l else f"{p}, is {l}" for p, l in zip(predicted, labels.tolist(), strict=True)]
+    moved = [f"{x:+.2f}" for x in torch.linspace(-REACH, REACH, frames.shape[1]).tolist()]
+    moved[len(moved) // 2] = f"image {sweep + 1}"
     tiles = {"input": images, "decoded": output.aux["reconstruction"]}
-    return draw_tiles(tiles | {f"pose {dimension}": frames[dimension] for dimension in most}, titles)
+    return draw_tiles(tiles, titles, {f"pose {dimension}": frames[dimension] for dimension in most}, moved)
 
 
 @torch.no_grad()

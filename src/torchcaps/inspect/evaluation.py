@@ -13,7 +13,7 @@ from torchcaps.data import Data, load_data
 from torchcaps.data.facts import data_facts, has_test_split
 from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
-from torchcaps.inspect.measures import describe_measured, write_measures
+from torchcaps.inspect.measures import describe_measured, finite, write_measures
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.train.evaluation import evaluate, load_run, match_data
@@ -38,7 +38,7 @@ class Evaluation:
     def describe(self) -> dict[str, Any]:
         """Return it as JSON can hold it; see `describe_measured`."""
         known = {"split": self.split, "accuracy": self.score.accuracy, **self.score._asdict(), "of_run": self.of_run}
-        return describe_measured(self.measured, self.classes, self.split, self.score.images) | known
+        return finite(describe_measured(self.measured, self.classes, self.split, self.score.images) | known)
 
     def write(self, folder: Path) -> list[Path]:
         """Write it to `folder` as JSON and tables, which are returned; see `write_measures`."""

@@ -33,6 +33,7 @@ class Routed:
     strength: Tensor  # [t, k]
     equal: float  # the share of a parent where all get the same
     box: Box | None
+    top: bool  # whether the parents are the classes
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def _parts(
     Each is decoded in colours from poses [1, j, d], over `image`.
     """
     absent = absent_class(scores[None], targets[None], predicted[None])
-    sets = torch.stack([targets, predicted, absent[0]])
-    pictures = colour_sets(model, poses.expand(3, -1, -1), sets, image.expand(3, -1, -1, -1)).cpu()
+    sets = torch.stack([targets, predicted, absent[0]]).to(poses.device)
+    images = image.to(poses.device).expand(3, -1, -1, -1)
+    pictures = colour_sets(model, poses.expand(3, -1, -1), sets, images).cpu()
     return pictures, int(absent.long().argmax()) if absent.any() else None
 
 
@@ -182,7 +184,18 @@ def _by_image(layers: list[RoutedLayer], images: int) -> list[list[Routed]]:
             parents = maps[-1].flatten(1).sum(1).argsort(descending=True)[:CLASSES].sort().values
             equal = 1 / maps.shape[1]
             kept = parents.tolist()
-            each.append(Routed(layer.name, layer.routing, kept, maps[:, kept], strength[:, kept], equal, layer.box))
+            each.append(
+                Routed(
+                    layer.name,
+                    layer.routing,
+                    kept,
+                    maps[:, kept],
+                    strength[:, kept],
+                    equal,
+                    layer.box,
+                    layer.top,
+                )
+            )
         found.append(each)
     return found
 

@@ -24,11 +24,12 @@ from torch import Tensor
 from torchcaps.files import replacing
 from torchcaps.inspect.couplings import Box
 from torchcaps.inspect.measured import Calibration
-from torchcaps.inspect.pictures import heat
+from torchcaps.inspect.pictures import heat, is_line_art, visible
 
 INK = {"ink": "#1b1f27", "muted": "#677084", "line": "#dde1e9", "accent": "#2f5fd0", "second": "#d9642c"}
 SIZE = (4.6, 2.9)  # inches
 SHOWN = 30  # classes that a figure names
+TILE = 0.94  # of a column: the longer side of an image
 
 
 @contextmanager
@@ -171,35 +172,84 @@ def draw_kept(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
     return figure
 
 
-def draw_tiles(rows: Mapping[str, Tensor], titles: Sequence[str] = ()) -> Figure:
-    """Return rows of images [columns, c, h, w] in [0, 1] under each other, named.
+def draw_tiles(
+    rows: Mapping[str, Tensor],
+    titles: Sequence[str] = (),
+    below: Mapping[str, Tensor] | None = None,
+    others: Sequence[str] = (),
+    ink: bool | None = None,
+) -> Figure:
+    """Return rows of images [columns, c, h, w] in [0, 1] under each other, named, each image in its own proportions.
 
-    `titles`, of one line or more, stand above the first row.
+    Args:
+        rows: the images; of other than one channel or three the first is shown.
+        titles: of columns, one line or more each, above the first row.
+        below: rows of other columns, under the first ones, if any.
+        others: titles of the columns of `below`.
+        ink: whether what is bright in one channel is drawn dark, as ink on paper; None: where the first row is line
+            art, see `is_line_art`.
     """
-    columns = max(len(row) for row in rows.values())
-    titles = ["\n".join(_wrapped(line, 10) for line in title.splitlines()) for title in titles]
-    lines = max((title.count("\n") + 1 for title in titles), default=1)
-    figure, axes = _axes((columns * 0.62 + 0.7, len(rows) * 0.66 + 0.1 + 0.15 * lines))
-    for place, row in enumerate(rows.values()):
-        grey = row.shape[1] not in (3, 4)
-        pixels = (row[:, 0] if grey else row.movedim(1, -1)).float().cpu().numpy()
-        for column, image in enumerate(pixels):
-            extent = (column, column + 0.94, place + 0.94, place)
-            axes.imshow(image, cmap="gray_r", vmin=0, vmax=1, extent=extent, interpolation="nearest")
-    for column, title in enumerate(titles):
-        axes.text(column + 0.47, -0.08, title, ha="center", fontsize=7)
-    axes.set(xlim=(0, columns), ylim=(len(rows), -0.05 - 0.25 * lines), aspect="equal", xticks=[])
-    axes.set_yticks([place + 0.47 for place in range(len(rows))], list(rows), fontsize=7)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.grid(False)
+    if ink is None:
+        ink = is_line_art(next(iter(rows.values())))
+    groups = [(rows, _lined(titles)), *([(below, _lined(others))] if below else [])]
+    columns = max(len(row) for each, _ in groups for row in each.values())
+    heights = [0.66 * len(each) + 0.1 + 0.15 * _lines(lined) for each, lined in groups]
+    figure = Figure(figsize=(columns * 0.62 + 0.7, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (each, lined) in zip(panels, groups, strict=True):
+        _draw_rows(axes, each, lined, columns, ink)
     return figure
 
 
+def _draw_rows(axes: Axes, rows: Mapping[str, Tensor], titles: Sequence[str], columns: int, ink: bool) -> None:
+    """Draw rows of images below their titles, where there is room for so many columns."""
+    for place, row in enumerate(rows.values()):
+        box = frame(row)
+        for column, image in enumerate(row):
+            show_image(axes, image, ink, box, column, place)
+    for column, title in enumerate(titles):
+        axes.text(column + TILE / 2, -0.08, title, ha="center", fontsize=7)
+    axes.set(xlim=(0, columns), ylim=(len(rows), -0.05 - 0.25 * _lines(titles)), aspect="equal", xticks=[])
+    axes.set_yticks([place + TILE / 2 for place in range(len(rows))], list(rows), fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def show_image(axes: Axes, image: Tensor, ink: bool, box: Box | None = None, column: float = 0, row: float = 0) -> None:
+    """Draw an image [c, h, w] in [0, 1] into `box` (None: all) of the cell of side 1 at (column, row)."""
+    box = box or Box()
+    pixels = visible(image).movedim(0, -1).float().clamp(0, 1).cpu().numpy()
+    left, top = column + box.left, row + box.top
+    extent = (left, left + box.width, top + box.height, top)
+    settings: Any = {"cmap": "gray_r" if ink else "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, extent=extent, **settings)
+
+
+def frame(images: Tensor) -> Box:
+    """Return where images [..., h, w] lie in a cell of side 1: in their own proportions, in the middle of a tile."""
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    tall, wide = TILE * height / longer, TILE * width / longer
+    return Box((TILE - tall) / 2, (TILE - wide) / 2, tall, wide)
+
+
+def _lined(titles: Sequence[str]) -> list[str]:
+    """Return titles in lines that a column has room for."""
+    return ["\n".join(_wrapped(line, 10) for line in title.splitlines()) for title in titles]
+
+
+def _lines(titles: Sequence[str]) -> int:
+    """Return the lines of the longest."""
+    return max((title.count("\n") + 1 for title in titles), default=1)
+
+
 def pale(image: Tensor) -> Tensor:
-    """Return an image [c, h, w] in [0, 1] as ink [1, h, w] in [0, 0.6], on which colours are seen at any shade."""
+    """Return an image [c, h, w] in [0, 1] as ink [1, h, w] in [0, 0.6], on which colours are seen at any shade: line
+    art as it is, and of others what is dark.
+    """
     grey = image.float().mean(0, keepdim=True)
-    return 0.6 * (grey if len(image) == 1 else 1 - grey)
+    return 0.6 * (grey if is_line_art(image[None]) else 1 - grey)
 
 
 def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box | None, equal: float) -> Figure:
@@ -211,12 +261,12 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
 
     shares = maps - equal
     ground = pale(image).expand(maps.shape[1], -1, -1, -1)
-    figure = draw_tiles({f"iteration {t + 1}": ground for t in range(len(maps))}, names)
-    axes, place, most = figure.axes[0], box or Box(), shares.abs().max().item()
+    figure = draw_tiles({f"iteration {t + 1}": ground for t in range(len(maps))}, names, ink=True)
+    axes, place, most, tile = figure.axes[0], box or Box(), shares.abs().max().item(), frame(image)
     colours = heat(shares, most).movedim(2, -1).numpy()  # [t, j, h, w, 4]
     for row, column in torch.cartesian_prod(*map(torch.arange, maps.shape[:2])).tolist():
-        left, top = column + 0.94 * place.left, row + 0.94 * place.top
-        extent = (left, left + 0.94 * place.width, top + 0.94 * place.height, top)
+        left, top = column + tile.left + tile.width * place.left, row + tile.top + tile.height * place.top
+        extent = (left, left + tile.width * place.width, top + tile.height * place.height, top)
         axes.imshow(colours[row, column], extent=extent, interpolation="nearest", alpha=0.8, zorder=2)
     axes.set(xlim=(0, maps.shape[1]), ylim=(len(maps), -0.3))
     said = f"orange: up to {most:.2g} more than an equal share of {equal:.2g}; blue: as much less"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
     - `confused`: pairs of classes, the most frequent first; of label sets see `confusion`.
     - `calibration`: mean distance of probability and frequency, and both in ten bins.
 
+    What is not a number, as of a diverged run, is None.
+
     Args:
         measured: what a model said of images of the split.
         classes: their names.
@@ -38,7 +41,7 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
     wrong = sorted((-int(counts[a, b]), a, b) for a, b in counts.nonzero().tolist())
     best = range(1, max(1, min(MOST, len(classes) - 1)) + 1)
     calibration = calibrate_measured(measured)
-    return {
+    record = {
         "split": split,
         "images": images,
         "measured": len(measured.targets),
@@ -51,6 +54,16 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
             "bins": [dict(zip(BINS, row, strict=True)) for row in _bin_rows(measured)],
         },
     }
+    return finite(record)
+
+
+def finite(value: Any) -> Any:
+    """Return `value` as JSON can hold it: numbers that are not finite, as a diverged run has them, become None."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, classes: Sequence[str]) -> list[Path]:
@@ -62,7 +75,7 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
     """
     counts = confusion(measured.targets, measured.predicted).tolist()
     written = {
-        "evaluation.json": json.dumps(record, indent=2) + "\n",
+        "evaluation.json": json.dumps(finite(record), indent=2, allow_nan=False) + "\n",
         "by-class.csv": _to_csv([CLASS, *_class_rows(measured, classes)]),
         "confusion.csv": _to_csv(
             [("shown", *classes), *((name, *row) for name, row in zip(classes, counts, strict=True))]

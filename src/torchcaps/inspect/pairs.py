@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
-from torchcaps.inspect.couplings import Box, locate_children, visiting
+from torchcaps.inspect.couplings import Box, are_classes, locate_children, visiting
 from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.routing import Step
@@ -86,7 +86,7 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
     boxes = locate_children(model, images) if below else {}
     found = []
     for name, (layer, children, above) in below.items():
-        placed, top = children.poses.ndim == 5, above.poses is output.capsules[-1].poses
+        placed, top = children.poses.ndim == 5, are_classes(above, output)
         if not (placed or top):
             continue
         assert above.activations is not None and isinstance(layer.routing, FM)

@@ -22,9 +22,14 @@ def to_bytes(images: Tensor) -> Tensor:
     return (images.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
 
 
+def visible(images: Tensor) -> Tensor:
+    """Return images [..., c, h, w] with one channel or three: of any other number the first."""
+    return images if images.shape[-3] in (1, 3) else images[..., :1, :, :]
+
+
 def shrink(images: Tensor, side: int = LARGEST) -> Tensor:
     """Return images [..., c, h, w] no larger than `side`, in their own proportions, with one channel or three."""
-    images = images if images.shape[-3] in (1, 3) else images[..., :1, :, :]
+    images = visible(images)
     height, width = images.shape[-2:]
     if max(height, width) <= side:
         return images
@@ -50,7 +55,7 @@ def data_uri(sheet: Tensor) -> str:
 
 def is_line_art(images: Tensor) -> bool:
     """Return whether images [b, c, h, w] in [0, 1] are bright strokes on black, which may as well be ink on paper."""
-    return images.shape[1] == 1 and images.float().flatten().quantile(0.25).item() < 0.05
+    return images.shape[1] == 1 and (images < 0.05).float().mean().item() > 0.25
 
 
 def colour_parts(parts: Tensor, ground: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import to_svg
+from torchcaps.inspect.measures import finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +42,6 @@ def source_hash(text: str) -> str:
 
 
 def embedded_json(value: Any) -> str:
-    """Return `value` as JSON that no browser takes for markup."""
-    text = json.dumps(value, separators=(",", ":"))
+    """Return `value` as JSON that no browser takes for markup; numbers that are not finite are null."""
+    text = json.dumps(finite(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

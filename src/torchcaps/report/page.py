@@ -352,6 +352,7 @@ def _routed(layer: Routed) -> dict[str, Any]:
     return {
         "name": layer.name,
         "routing": layer.routing,
+        "top": layer.top,
         "parents": layer.parents,
         "strength": [[round(s, 4) for s in row] for row in layer.strength.tolist()],
         "equal": layer.equal,

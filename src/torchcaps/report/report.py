@@ -36,6 +36,7 @@ from torchcaps.report.story import Sight, Split, Story
 from torchcaps.scores import score_word
 from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
+from torchcaps.train.devices import choose_device
 from torchcaps.train.evaluation import match_data
 from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
@@ -65,7 +66,11 @@ FEW = 12  # columns of a figure of examples
 
 
 class ReportKept(ValueError):
-    """A report was not written, since the one that is there shows more."""
+    """A report was not written, since the one that is there, `page`, shows more."""
+
+    def __init__(self, page: Path, why: str):
+        super().__init__(f"{page} stays as it was, since a new one would show less: {why}")
+        self.page = page
 
 
 def write_report(path: str | Path, reason: str = "", out: str | Path | None = None) -> Path:
@@ -96,7 +101,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         sight = " ".join(str(error).split())
         if page.exists() and SEEN.encode() in page.read_bytes():
-            raise ReportKept(f"{page} stays as it was, since a new one would show less: {sight}") from error
+            raise ReportKept(page, sight) from error
     plots = draw_history(story) | draw_examined(story)
     folder = own_folder(home / FIGURES, make=True)
     for name, figure in (plots | (sight.figures if isinstance(sight, Sight) else {})).items():
@@ -150,9 +155,8 @@ def look(story: Story) -> Sight:
         FileNotFoundError: when there is no checkpoint yet, or the data are not there.
         ValueError: when the data cannot be read.
     """
-
     model, config = load_run(story.folder)
-    fabric = build_fabric(replace(config, device="auto", processes=1))
+    fabric = build_fabric(replace(config, device=_device(config.device), processes=1))
     data = match_data(story.folder, load_data(config.data, fabric.device))
     manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
@@ -207,7 +211,7 @@ def draw_examples(
     """Return figures, by name, of what was decoded of images, of where their parts went, and of which parts agreed."""
     found: dict[str, Callable[[], Figure]] = {}
     decoded = [each for each in examples if each.decoded is not None]
-    few = (decoded[: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
+    few = ([each for each in decoded if each.right][: FEW // 2] + [each for each in decoded if not each.right])[:FEW]
     if few:
         images = torch.stack([each.image for each in few]).to(device)
         sets = [[n in which for n in range(len(classes))] for each in few for which in (each.targets, each.predicted)]
@@ -219,8 +223,7 @@ def draw_examples(
         else:
             found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
     for layer in examples[0].routed if examples else []:
-        top = layer is examples[0].routed[-1]
-        names = name_parents(examples[0], layer.parents, classes if top else ())
+        names = name_parents(examples[0], layer.parents, classes if layer.top else ())
         found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(
             examples[0].image, layer.maps, names, layer.box, layer.equal
         )
@@ -239,6 +242,14 @@ def name_parents(example: Example, parents: list[int], classes: tuple[str, ...])
     if not classes:
         return [f"parent {n + 1}" for n in parents]
     return [f"{classes[n]} \u2713" if n in example.targets else classes[n] for n in parents]
+
+
+def _device(name: str) -> str:
+    """Return the device that a run asked for, where it is there; else "auto"."""
+    try:
+        return choose_device(name)
+    except ValueError:
+        return "auto"
 
 
 def _reconstructs(model: Model, config: Config) -> bool:

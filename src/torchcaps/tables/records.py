@@ -37,6 +37,17 @@ _RUN = ("full", "fast", "short", "cpu", "smoke", "count")  # budgets of lines th
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 
+def name_machine(environment: Mapping[str, Any]) -> str:
+    """Return what computed a line: the GPU of a run on one, else the processor and its threads.
+
+    Costs that were measured before the device was written down count as the GPU's where there was one.
+    """
+    gpu = environment.get("gpu")
+    if gpu and environment.get("device", "cuda") == "cuda":
+        return str(gpu)
+    return f"{environment.get('cpu')}, {environment.get('threads')} thread(s)"
+
+
 def config_hash(config: Config, revisions: Mapping[str, int] | None = None) -> str:
     """Return a name of what `config` computes: of the values in which it differs from the defaults, seed and places
     aside.

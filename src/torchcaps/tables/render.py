@@ -12,6 +12,7 @@ from torchcaps.tables.cells import Cell, Quoted, Table
 from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.pictures import Picture
+from torchcaps.tables.records import name_machine
 from torchcaps.tables.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
 
 HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
@@ -137,9 +138,7 @@ def _sources(used: Sequence[Summary]) -> Iterator[str]:
             where = record.get("environment", {})
             commit = where.get("commit") or {}
             state = f"{commit.get('hash', 'unknown')[:10]}{' with changes' if commit.get('dirty') else ''}"
-            cpu = f"{where.get('cpu')}, {where.get('threads')} thread(s)"
-            machine = where.get("gpu") if where.get("device") == "cuda" else cpu
-            key = (summary.budget, summary.width, str(machine), f"torch {where.get('torch')}", f"commit {state}")
+            key = (summary.budget, summary.width, name_machine(where), f"torch {where.get('torch')}", f"commit {state}")
             groups[key][record.get("config_hash"), record.get("seed")] = record
     for (budget, width, *place), lines in groups.items():
         kind = f"{budget} ({width})" if width else budget

@@ -15,18 +15,22 @@ function draw(tag, attributes) {
   return node;
 }
 
-/** Of one layer: `given[t][place]`, shares of all, and `share[t][place][parent]`, with neighbouring places together. */
+/**
+ * Of one layer: `given[t][place]`, shares of all, and `share[t][place][parent]`, with neighbours together, `fy` x `fx` of
+ * them but for the last of a row or column, which may have fewer.
+ */
 function gather(layer, result) {
   const [height, width] = layer.places;
   const [fy, fx] = layer.box ? [height, width].map((side) => Math.ceil(side / GRID)) : [1, 1];
   const [rows, columns] = [Math.ceil(height / fy), Math.ceil(width / fx)];
   const count = rows * columns;
+  const groups = placesOf(layer.places, { columns, fy, fx });
   const steps = Array.from({ length: layer.iterations }, (_, t) => {
     const given = new Float64Array(count);
     const to = Array.from({ length: count }, () => new Float64Array(layer.parents));
     for (let y = 0; y < height; y++) {
       for (let x = 0; x < width; x++) {
-        const place = Math.floor(y / fy) * columns + Math.floor(x / fx);
+        const place = groups[y * width + x];
         const weight = result.given[(t * height + y) * width + x] + 1e-9;
         given[place] += weight;
         for (let j = 0; j < layer.parents; j++) {
@@ -42,7 +46,21 @@ function gather(layer, result) {
     const last = steps.at(-1).given;
     places = places.sort((a, b) => last[b] - last[a]).slice(0, CHILDREN).sort((a, b) => a - b);
   }
-  return { steps, places, rows, columns };
+  return { steps, places, rows, columns, fy, fx };
+}
+
+/** The middle of the n-th group of `size` places, of `side` in all, as a share of the grid. */
+const middleOf = (n, size, side) => (n * size + Math.min((n + 1) * size, side)) / 2 / side;
+
+/** Where a place of `gather` lies in the picture: [x, y], in shares of its width and height. */
+function locate(place, layer, { columns, fy, fx }) {
+  const [[height, width], [top, left, tall, wide]] = [layer.places, layer.box];
+  return [left + wide * middleOf(place % columns, fx, width), top + tall * middleOf(Math.floor(place / columns), fy, height)];
+}
+
+/** The place of `gather` that each place of the grid is counted to, row by row. */
+function placesOf([height, width], { columns, fy, fx }) {
+  return Array.from({ length: height * width }, (_, n) => Math.floor(n / width / fy) * columns + Math.floor((n % width) / fx));
 }
 
 class Flows {
@@ -94,7 +112,8 @@ class Flows {
     const few = order.slice(0, PARENTS);
     if (layer.top && !few.includes(winner)) few.splice(-1, 1, winner);
     this.kept = few.sort((a, b) => a - b);
-    if (this.focus === null || !this.kept.includes(this.focus) || this.followed) {
+    const shown = this.focus === -1 || this.kept.includes(this.focus);
+    if (!shown || this.followed) {
       this.focus = layer.top ? winner : order[0];
       this.followed = true;
     }
@@ -130,10 +149,8 @@ class Flows {
     const ends = this.buttons.map(({ node }) => node.getBoundingClientRect());
     this.dots = gathered.places.map((place, n) => {
       if (layer.box === null) return [18, ((n + 0.5) / gathered.places.length) * stage.height];
-      const [top, left, height, width] = layer.box;
-      const [y, x] = [Math.floor(place / gathered.columns) + 0.5, (place % gathered.columns) + 0.5];
-      return [tile.left - stage.left + tile.width * (left + (x / gathered.columns) * width),
-        tile.top - stage.top + tile.height * (top + (y / gathered.rows) * height)];
+      const [x, y] = locate(place, layer, gathered);
+      return [tile.left - stage.left + tile.width * x, tile.top - stage.top + tile.height * y];
     });
     const count = this.dots.length;
     this.paths = this.dots.map(([x0, y0], n) => ends.map((end) => {
@@ -186,11 +203,11 @@ class Flows {
     const { layer, gathered } = this;
     this.heat.hidden = layer.box === null || this.focus === -1;
     if (this.heat.hidden) return;
-    [this.heat.height, this.heat.width] = [gathered.rows, gathered.columns];
-    const image = new ImageData(gathered.columns, gathered.rows);
-    share.forEach((row, place) => {
-      const above = row[this.focus] - equal;
-      image.data.set([...HEAT[above < 0 ? 1 : 0], (255 * Math.abs(above)) / this.apart], 4 * place);
+    [this.heat.height, this.heat.width] = layer.places;
+    const image = new ImageData(this.heat.width, this.heat.height);
+    placesOf(layer.places, gathered).forEach((place, n) => {
+      const above = share[place][this.focus] - equal;
+      image.data.set([...HEAT[above < 0 ? 1 : 0], (255 * Math.abs(above)) / this.apart], 4 * n);
     });
     this.heat.getContext("2d").putImageData(image, 0, 0);
     layer.box.forEach((part, n) => this.heat.style.setProperty(["top", "left", "height", "width"][n], `${100 * part}%`));

@@ -144,7 +144,7 @@ async function choose(n) {
   choosing -= 1;
 }
 
-const shown = () => ({ ...state.answer, planes: state.planes, size: form.size });
+const shown = () => ({ ...state.answer, ...firstView(state.planes, form) });
 
 /** The class poses of the answer, with the one that is looked at moved. */
 function moved(by) {
@@ -277,7 +277,8 @@ const pose = (() => {
   return {
     busy: () => painting,
     async show(settled) {
-      showPlanes(input, state.planes, form.size);
+      const seen = firstView(state.planes, form);
+      showPlanes(input, seen.planes, seen.size);
       any.value = looked();
       state.moves.fill(0);
       sliders.forEach((each) => each.set(0));
@@ -362,7 +363,7 @@ async function take(file) {
   } catch {
     return say(`${file.name} is no picture that this browser can read.`, true);
   }
-  find("invert").checked = data.dark && onPaper(taken.planes, taken.size);
+  find("invert").checked = data.hand !== null && onPaper(taken.planes, taken.size);
   await show();
 }
 

@@ -97,19 +97,33 @@ function readPixels(pixels, form) {
   return [Uint8Array.from({ length: count }, (_, n) => grey(n))];
 }
 
+/** Planes of `form.size` with the black border that `form` asks for, and their size. */
+function padPlanes(planes, form) {
+  if (form.pad === null) return { planes, size: form.size };
+  const [[height, width], side] = [form.size, form.pad];
+  const [top, left] = middle(form.size, [side, side]);
+  const padded = planes.map((plane) => {
+    const out = new Uint8Array(side * side);
+    for (let y = 0; y < height; y++) out.set(plane.subarray(y * width, (y + 1) * width), (top + y) * side + left);
+    return out;
+  });
+  return { planes: padded, size: [side, side] };
+}
+
+/** Planes of `form.size` as the first view of the network has them, before they are standardised, and their size. */
+function firstView(planes, form) {
+  const { planes: padded, size } = padPlanes(planes, form);
+  if (form.crop === null) return { planes: padded, size };
+  const part = [form.crop, form.crop];
+  const [top, left] = middle(part, size);
+  return { planes: padded.map((plane) => cutPlane(plane, size[1], top, left, part)), size: part };
+}
+
 /** What the network takes of planes of `form.size`: a Float32Array [c, h, w] for each view. */
 function toInput(planes, form) {
-  let [height, width] = form.size;
-  if (form.pad !== null) {
-    const [top, left] = middle(form.size, [form.pad, form.pad]);
-    planes = planes.map((plane) => {
-      const out = new Uint8Array(form.pad * form.pad);
-      for (let y = 0; y < height; y++) out.set(plane.subarray(y * width, (y + 1) * width), (top + y) * form.pad + left);
-      return out;
-    });
-    height = width = form.pad;
-  }
-  let images = planes.map((plane) => Float32Array.from(plane, (level) => level / 255));
+  const { planes: padded, size } = padPlanes(planes, form);
+  let [height, width] = size;
+  let images = padded.map((plane) => Float32Array.from(plane, (level) => level / 255));
   const whole = form.crop === null || form.standardise_first;
   if (whole) images = standardise(images, form);
   let views = [images];

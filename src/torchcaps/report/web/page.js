@@ -2,7 +2,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("examples");
   const percent = (p) => (100 * p).toFixed(1) + "%";
-  const scored = (p) => (data.word === "probability" ? percent(p) : p.toFixed(2));
+  const rounded = (x) => (x === null ? "not a number" : x.toFixed(2));
+  const scored = (p) => (data.word === "probability" && p !== null ? percent(p) : rounded(p));
   const names = (list) => list.map((n) => data.classes[n]).join(" + ") || "nothing";
 
   /** Show the picture at (row, column) of a sheet in `layer`, which is as large as one picture. */
@@ -156,7 +157,6 @@
   }
 
   function layerView(example, layer) {
-    const top = layer === example.routed.at(-1);
     const setters = [];
     const largest = Math.max(1e-6, ...layer.strength.flat().map(Math.abs));
     const cards = layer.parents.map((parent, column) => {
@@ -171,11 +171,11 @@
       const level = make("i");
       setters.push((t) => {
         place(heat, layer.sheet, t, column);
-        value.textContent = layer.strength[t][column].toFixed(2);
+        value.textContent = rounded(layer.strength[t][column]);
         level.style.width = percent(Math.abs(layer.strength[t][column]) / largest);
       });
-      const there = top && example.targets.includes(parent);
-      const name = make("b", there ? { class: "there" } : {}, top ? data.classes[parent] : `parent ${parent + 1}`);
+      const there = layer.top && example.targets.includes(parent);
+      const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
       return make("div", { class: "route" }, picture, make("div", { class: "meter" }, level), make("div", { class: "name" }, name, value));
     });
     const steps = layer.strength.length;
@@ -189,7 +189,7 @@
     slider.addEventListener("input", () => set(Number(slider.value)));
     set(steps - 1);
     const play = player("Play", [...Array(steps).keys()], 900, set);
-    const most = Number((100 * layer.largest).toPrecision(2)) + "%";
+    const most = layer.largest === null ? "not a number" : Number((100 * layer.largest).toPrecision(2)) + "%";
     const scale = make("span", { class: "scale" }, `−${most}`, make("i"), `+${most} against an equal share of ${percent(layer.equal)}`);
     const controls = steps > 1 ? [play.button, make("label", {}, slider, said)] : [];
     return { node: make("div", {}, make("div", { class: "bar" }, ...controls, scale), make("div", { class: "cards routes" }, ...cards)), stop: play.stop };
@@ -202,7 +202,7 @@
         picture.append(pairs(layer.lines[n], layer.ring || []));
         const there = layer.top && example.targets.includes(parent);
         const name = make("b", there ? { class: "there" } : {}, layer.top ? data.classes[parent] : `parent ${parent + 1}`);
-        return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, layer.activations[n].toFixed(2))));
+        return make("div", { class: "agree" }, picture, make("div", { class: "name" }, name, make("span", {}, rounded(layer.activations[n]))));
       });
       return make("div", { class: "cards" }, ...cards);
     });
