@@ -32,8 +32,8 @@ LEGEND = (
     "of 1 and of 128."
 )
 RULE = (
-    f"Heads are compared by the differences of runs with the same seed: decided is what the interval of 95 % "
-    f"(Student's t, at least {FEWEST} seeds) leaves zero out of."
+    f"Heads are compared by the differences of runs with the same seed, and of one precision where there are such: "
+    f"decided is what the interval of 95 % (Student's t, at least {FEWEST} seeds) leaves zero out of."
 )
 
 
