@@ -81,10 +81,11 @@ def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
     places = whole[1] // whole[0]
     if not types <= children <= types * places:
         raise ValueError(f"{types} types of capsules at {places} places were not pruned to {children} capsules")
-    bottom = torch.zeros(whole[0], places, dtype=torch.bool)  # any that are as many: the weights say which they are
-    bottom[:types, 0] = True
-    bottom[:types, 1:] = torch.arange(types * (places - 1)).view(types, -1) < children - types
-    above = [torch.arange(most) < n for n, most in zip(hidden, whole[2:], strict=True)]
+    with torch.device("cpu"):  # also of a model on the meta device, where no mask can be counted
+        bottom = torch.zeros(whole[0], places, dtype=torch.bool)  # any that are as many: the weights say which they are
+        bottom[:types, 0] = True
+        bottom[:types, 1:] = torch.arange(types * (places - 1)).view(types, -1) < children - types
+        above = [torch.arange(most) < n for n, most in zip(hidden, whole[2:], strict=True)]
     return _keep(model, [bottom.flatten(), *above])
 
 
@@ -111,13 +112,20 @@ def fold(model: Model) -> Model:
 def rebuild(manifest: Manifest) -> Model:
     """Return the model that a manifest describes, pruned and folded as it says, to load weights into.
 
+    Of one that was pruned the whole network never takes memory: only its record says how large that was. What it holds
+    is what was in the memory before, until the weights are loaded.
+
     Raises:
         ValueError: when it cannot be built; as `Manifest.origin`.
     """
-    model = rebuild_model(manifest.origin)
-    if manifest.smaller.pruned:
-        model = prune_to(model, manifest.smaller.pruned)
-    return fold(model) if manifest.smaller.folded else model
+    if not manifest.smaller.pruned:
+        model = rebuild_model(manifest.origin)
+        return fold(model) if manifest.smaller.folded else model
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        small = prune_to(rebuild_model(manifest.origin), manifest.smaller.pruned)
+        model = fold(small) if manifest.smaller.folded else small
+    return model.to_empty(device=device)
 
 
 def _prunable(model: Model) -> CapsNet:
@@ -204,7 +212,7 @@ def cut(
     if given is None or given.all():
         transform = LinearTransform(weight.shape[1], *sizes)
     else:
-        transform = SelectedTransform(given.nonzero().squeeze(1), len(given), *sizes)
+        transform = SelectedTransform(given.nonzero().squeeze(1).to(weight.device), len(given), *sizes)
     transform.weight = nn.Parameter(weight)
     return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
 
