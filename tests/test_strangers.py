@@ -311,6 +311,13 @@ def test_values_that_no_run_has_name_the_file(run: Path, capsys: pytest.CaptureF
     assert "config.json: batch_size is -1" in capsys.readouterr().err
 
 
+def test_a_run_is_measured_in_batches_that_no_record_makes_endless(run: Path) -> None:
+    plain = json.loads((run / "config.json").read_text())
+    assert load_run(run)[1].batch_size == plain["batch_size"]
+    (run / "config.json").write_text(json.dumps(plain | {"batch_size": 10**9}))
+    assert load_run(run)[1].batch_size == 4096
+
+
 def test_measuring_a_run_fetches_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchcaps.inspect import evaluation
 
