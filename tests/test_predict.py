@@ -20,6 +20,7 @@ from tiny import tiny_config
 from torchcaps.cli import main
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig
 from torchcaps.deploy.export import export_onnx
+from torchcaps.deploy.many import find_pictures
 from torchcaps.train import fit
 
 SHOWN = 0.6  # scores in (0, 1), read as logits, are probabilities from a half on: some lie above this, and some below
@@ -78,6 +79,13 @@ def test_all_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
         assert line.split()[:3] == [record["picture"], record["label"], f"{record['probability']:.2f}"]
         assert "then " + record["top"][1]["label"] in line
+
+
+def test_a_pattern_that_no_shell_expanded_is_expanded(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "a[1].png", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_pictures([tmp_path / "*.png", tmp_path / "a[1].png", tmp_path / "no?.png"])
+    assert [path.name for path in found] == ["a.png", "a[1].png", "b.png", "a[1].png", "no?.png"]
 
 
 def test_pictures_that_show_several_classes_give_the_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,7 +65,9 @@ class Manifest:
     def __post_init__(self) -> None:
         check_model(self.model)
         if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
-            raise ValueError(f"two classes are called {twice[0][:80]!r}: rename one of them, each needs a name of its own")
+            raise ValueError(
+                f"two classes are called {twice[0][:80]!r}: rename one of them, each needs a name of its own"
+            )
         for what, texts in (("classes", self.classes), ("versions", (*self.versions, *self.versions.values()))):
             if any(len(text) > LONGEST for text in texts):
                 raise ValueError(f"{what} holds a text of more than {LONGEST} characters")

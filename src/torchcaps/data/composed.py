@@ -95,7 +95,7 @@ def _streams(
 
 
 def _check_memory(stream: Stream) -> None:
-    """Raise ValueError where the memory holds neither what `stream` composes of nor the numbers of an epoch's images."""
+    """Raise ValueError where the memory does not hold what `stream` composes of, and the numbers of its images."""
     memory = free_memory()
     needed = stream.kept + 8 * len(stream)
     if memory is not None and needed > memory:
