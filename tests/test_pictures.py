@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from torchcaps.config import Config, DataConfig
+from torchcaps.data import load_data
 from torchcaps.data.images import resize
 from torchcaps.data.pictures import (
     convert_picture,
@@ -22,6 +24,7 @@ from torchcaps.data.pictures import (
     read_picture,
     suffixes,
 )
+from torchcaps.train.check import check_config
 
 STORED = {  # how an upright picture has to be turned for its orientation to turn it back
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -201,6 +204,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     for wrong in ("whit", "#ffffff00"):
         with pytest.raises(ValueError, match=rf"data\.ground is '{wrong}'; it must be an opaque colour"):
             ground_colour(wrong, 3)
+    for begin in (load_data, lambda data: check_config(Config(data=data))):  # before anything is read or trained
+        with pytest.raises(ValueError, match=r"data\.ground is 'whit'; it must be an opaque colour"):
+            begin(DataConfig("digits", ground="whit"))
     with pytest.raises(ValueError, match=r"data\.fit is 'squash': it must be stretch, crop or pad"):
         fit_picture(np.zeros((1, 2, 2), np.uint8), (4, 4), "squash")  # pyright: ignore[reportArgumentType]
 
