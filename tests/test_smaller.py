@@ -160,10 +160,19 @@ def _on_meta(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def test_no_mask_is_made_of_capsules_that_no_network_has(copy: Path) -> None:
+    plain = RunFolder(prune_run(copy).folder).read_manifest().to_plain()
+    plain["model"]["image_size"] = [60_000, 60_000]
+    del plain["input"]
+    with pytest.raises(ValueError, match=r"a network of 4,\d{3},\d{3},\d{3} capsules is too large to have been pruned"):
+        rebuild(read(plain))
+
+
 def test_a_model_that_only_memory_can_build_may_take_no_more_than_its_weights() -> None:
     def build(rows: int) -> Model:
         model = Model()
         model.steps = [float(x) for x in torch.linspace(0, 1, 3)]  # which the meta device cannot tell
+        torch.rand(2, generator=torch.Generator().manual_seed(0))
         model.large = torch.nn.Parameter(torch.empty(rows, 2**20))
         return model
 

@@ -21,7 +21,7 @@ def typed(words: Iterable[str]) -> str:
 
 def _quoted(word: str) -> str:
     """Return a word as cmd and PowerShell take it for one: both split at more than spaces, such as &, ; and commas."""
-    word = re.sub(r'["%`$]', "?", word)
+    word = re.sub(r'["“”„%`$]', "?", word)
     if re.fullmatch(r"[\w.:\\/=+-]+", word):
         return word
     behind = word[len(word.rstrip("\\")) :]  # backslashes before the last quote would be read with it

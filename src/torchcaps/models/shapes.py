@@ -94,7 +94,7 @@ def _build_within(build: Callable[[], Model], limit: int) -> Model | None:
     try:
         with made:
             return build().to("meta")
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         if made.bytes > limit:
             raise ValueError(f"its model takes {made.bytes / 1e9:.3g} GB, which its weights do not") from error
         return None
@@ -110,7 +110,8 @@ class _Limited(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not any(isinstance(each, Tensor) for each in tree_leaves((args, kwargs))):
-            made = func(*args, **kwargs | {"device": torch.device("meta")})
+            without = {"device": torch.device("meta"), **dict.fromkeys(kwargs.keys() & {"generator"})}
+            made = func(*args, **kwargs | without)
             self.bytes += sum(each.nbytes for each in tree_leaves(made) if isinstance(each, Tensor))
             if self.bytes > self.limit:
                 raise ValueError(f"{self.bytes} bytes are more than {self.limit}")

@@ -21,6 +21,8 @@ from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.registry import Model, rebuild_model
 from torchcaps.votes import LinearVotes
 
+MOST = 2**24  # children of a layer that `prune_to` takes: a record alone says how many there were
+
 
 class Sparsity(NamedTuple):
     """How much of a layer is exactly zero."""
@@ -71,12 +73,15 @@ def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
     """Return a copy of `model` with as many capsules as `sizes_of` said of a pruned one, to load its weights into.
 
     Raises:
-        ValueError: unless `model` is a `CapsNet` that routes towards discriminative quality and has as many.
+        ValueError: unless `model` is a `CapsNet` that routes towards discriminative quality and has as many; for one of
+            more than `MOST` capsules in a layer.
     """
     model = _prunable(model)
     whole = sizes_of(model)
     if len(sizes) != len(whole) or not all(0 < n <= most for n, most in zip(sizes, whole, strict=True)):
         raise ValueError(f"a network of {list(whole)} capsules was not pruned to {list(sizes)}")
+    if max(whole) > MOST:
+        raise ValueError(f"a network of {max(whole):,} capsules is too large to have been pruned: at most {MOST:,} are")
     types, children, *hidden = sizes
     places = whole[1] // whole[0]
     if not types <= children <= types * places:
