@@ -314,6 +314,18 @@ def test_other_faults_are_status_one(
     assert capsys.readouterr().err == "torchcaps: error: by zero (ZeroDivisionError; --debug shows where)\n"
 
 
+@pytest.mark.parametrize(("code", "status"), [(None, 0), (0, 0), (3, 3), ("no more", 1)])
+def test_what_ends_a_command_says_with_which_status(
+    code: object, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(args: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("torchcaps.cli.dispatch", end)
+    assert main(["list", "models"]) == status
+    assert ("no more" in capsys.readouterr().err) == (code == "no more")
+
+
 def test_lists_name_what_is_registered(capsys: pytest.CaptureFixture[str]) -> None:
     for kind, name in {"models": "capsnet", "recipes": "capsnet-mnist", "routings": "dynamic", "data": "mnist"}.items():
         assert main(["list", kind]) == 0

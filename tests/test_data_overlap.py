@@ -245,3 +245,17 @@ class TestSets:
     def test_faulty_settings(self, compose, message):
         with pytest.raises(ValueError, match=message):
             load_data(DataConfig(name="multimnist", compose=compose))
+
+    @pytest.mark.parametrize(
+        ("compose", "message"),
+        [
+            (ComposeConfig(size=100_000), r"images of 100000 pixels a side from 1,\d\d\d base images, which take"),
+            (ComposeConfig(shift=20_000), "take a smaller compose.size, compose.shift"),
+            (ComposeConfig(held=0, epoch=0, per_image=2**40), "compose.epoch and compose.held"),
+        ],
+    )
+    def test_what_no_memory_holds_is_refused_before_it_is_taken(self, compose, message, monkeypatch):
+        monkeypatch.setattr(torch.nn.functional, "pad", lambda *args: pytest.fail("it was taken"))
+        monkeypatch.setattr("torchcaps.data.composed.frame", lambda pixels: pixels)
+        with pytest.raises(ValueError, match=message):
+            load_data(replace(DIGITS, compose=replace(compose, base="digits")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from PIL import Image
 
 from torchcaps.cli import main
 from torchcaps.config import AugmentConfig, ComposeConfig, DataConfig
-from torchcaps.data import CATALOGUE, load_data
+from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.listing import list_sets
 from torchcaps.data.show import draw_sheet, write_sheet
 
@@ -49,7 +50,23 @@ class TestSheet:
         text = page.read_text()
         inlined = re.search(r'src="data:image/png;base64,([^"]+)"', text)
         assert inlined and base64.b64decode(inlined[1]) == picture.read_bytes()
+        assert "default-src 'none'" in text and "base-uri 'none'; form-action 'none'" in text
         assert "shift 1" in text and "CC BY 4.0" in text and not re.search(r'(src|href)="http', text)
+
+    def test_names_are_no_formulas_and_no_paths(self, tmp_path):
+        names = ("a$x_b", "$\\frac", "c")
+        images = Images(torch.arange(9 * 64).view(9, 1, 8, 8).to(torch.uint8), torch.arange(9) % 3, names)
+        figure = draw_sheet(Data(images, images, images), AugmentConfig(), 3)
+        assert [axes.get_title() for axes in figure.axes[:3]] == ["a$x b", "$\\frac", "c"]
+        figure.savefig(io.BytesIO(), format="png")
+
+    def test_a_sheet_s_name_is_one_file_on_every_system(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("torchcaps.data.show.load_data", lambda config: load_data(DataConfig()))
+        monkeypatch.setattr("torchcaps.data.show._page", lambda *args: "")
+        (tmp_path / "folder-C-x-pics.html").symlink_to(tmp_path / "victim")
+        picture, page = write_sheet(DataConfig(r"folder:C:\x\pics"), tmp_path, 2)
+        assert (picture.name, page.name) == ("folder-C-x-pics.png", "folder-C-x-pics.html")
+        assert not page.is_symlink() and not (tmp_path / "victim").exists()
 
 
 class TestListing:

@@ -6,10 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -22,9 +24,10 @@ from torchcaps.data import Images, load_data
 from torchcaps.deploy import Classifier
 from torchcaps.deploy.classifier import Answer
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
-from torchcaps.models import Model
+from torchcaps.models import CapsuleHead, HeadedModel, Model
 from torchcaps.train import RunFolder
 from torchcaps.train import fit as fit_run
 
@@ -217,6 +220,34 @@ def test_pictures_as_people_have_them_get_equal_answers_everywhere(
                 assert each["probability"] == pytest.approx(one.probability, abs=1e-5)
 
 
+def test_an_onnx_file_takes_the_pictures_that_it_says(run: Path, tmp_path: Path) -> None:
+    written = export_onnx(run, tmp_path / "net.onnx").path
+    with pytest.raises(ValueError, match=r"image is \[1, 20, 20\], but the model was created for \[1, 12, 12\]: leave"):
+        export_onnx(run, tmp_path / "large.onnx", image=(1, 20, 20))
+    network = onnx.load(written)
+    plain = json.loads(network.metadata_props[0].value)
+    plain["model"]["image_size"] = plain["input"]["size"] = [20, 20]
+    network.metadata_props[0].value = json.dumps(plain)
+    onnx.save(network, written)
+    with pytest.raises(ValueError, match=r"its graph takes images of \[1, 12, 12\], but it says \[1, 20, 20\]"):
+        torchcaps.load(written)
+    with pytest.raises(ValueError, match=r"net\.onnx cannot compute images of \[1, 1, 9, 9\]: "):
+        OnnxRunner(written)(np.zeros((1, 1, 9, 9), np.float32))
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_pt2])
+def test_an_export_of_one_s_own_network_answers_for_pictures(export: Callable[..., Any], tmp_path: Path) -> None:
+    head = HeadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 8)), CapsuleHead("dynamic", 8, 2))
+    done = export(head, tmp_path / f"own.{export.__name__.rpartition('_')[2]}", image=(1, 6, 5), classes=("cat", "dog"))
+    found = torchcaps.load(done.path, trusted=True)(pixels := np.full((6, 5), 128, np.uint8))
+    with torch.no_grad():
+        wanted = head.eval()(torch.from_numpy(pixels)[None, None] / 255).scores[0]
+    torch.testing.assert_close(torch.tensor(list(found.scores.values())), wanted, rtol=0, atol=1e-5)
+    assert set(found.scores) == {"cat", "dog"}
+    with pytest.raises(ValueError, match="classes has 1 names, but the model has 2 classes"):
+        export(head, tmp_path / "other.onnx", image=(1, 6, 5), classes=("cat",))
+
+
 def test_onnx_is_used_without_torch(run: Path, tmp_path: Path) -> None:
     export_onnx(run, tmp_path / "model.onnx")
     path = pictures(tmp_path / "new") / "dog" / "0.png"
@@ -260,7 +291,9 @@ class Fixed:
 
 def classifier_of(scores: list[list[float]], form: ScoreForm, **changes: Any) -> Classifier:
     names = tuple("abc")
-    manifest = Manifest({"name": "tiny", "num_classes": 3}, names, InputForm((4, 4), 1, **changes), form)
+    taken = InputForm((4, 4), 1, **changes)
+    model = {"name": "tiny", "num_classes": 3, "in_channels": 1, "image_size": taken.image_size}
+    manifest = Manifest(model, names, taken, form)
     return Classifier(manifest, Fixed(scores))  # pyright: ignore[reportArgumentType]
 
 
@@ -305,6 +338,25 @@ def test_scores_of_several_views_are_averaged() -> None:
         [[0.0, 1.0, 0.0]] * 5 + [[1.0, 0.0, 0.0]] * 5, ScoreForm("length", "none"), crop=2, views=10
     )
     assert classifier(np.zeros((4, 4), np.uint8)).scores == {"a": 0.5, "b": 0.5, "c": 0.0}
+
+
+def test_views_count_where_memory_is_short_and_fewer_pictures_are_computed_at_one_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    form = ScoreForm("length", "none")
+    monkeypatch.setattr("torchcaps.deploy.classifier.free_memory", lambda: 175)
+    with pytest.raises(ValueError, match=r"one picture of 2x2 pixels, in 10 views, takes 1\.76e-07 GB"):
+        classifier_of([], form, crop=2, views=10)
+    monkeypatch.setattr("torchcaps.deploy.classifier.free_memory", lambda: 500)
+    classifier, seen = classifier_of([[0.0, 1.0, 0.0]], form), []
+    classifier._runner = lambda images: seen.append(len(images)) or Answer(np.eye(3, dtype=np.float32)[: len(images)])
+    assert len(list(classifier.predict(np.zeros((5, 4, 4), np.uint8)))) == 5 and seen == [3, 2]
+
+
+def test_a_tensor_of_bfloat16_is_a_picture() -> None:
+    classifier = classifier_of([[0.0, 1.0, 0.0]], ScoreForm("length", "none"))
+    picture = torch.rand(1, 4, 4).bfloat16()
+    assert (classifier.read(picture) == classifier.read(picture.float())).all()
 
 
 @pytest.mark.parametrize("data", [

@@ -227,6 +227,12 @@ WRONG: dict[str, tuple[str, Any, str]] = {  # part, what stands there, what is s
     "later": ("format", 3, "its format is '3', and this torchcaps reads 1 and 2: update it"),
     "no-model": ("model", 5, "does not say what its model is"),
     "names": ("classes", ["a", 1], "classes is ('a', 1)"),
+    "twice": ("classes", ["cat", "cat"], "two classes are called 'cat': rename one of them"),
+    "rounds": ("model.iterations", 10**15, "iterations of the model is 1000000000000000; it must be at most 1000"),
+    "count": ("model.blocks", 10**6, "blocks of the model is 1000000; it must be at most 65536"),
+    "counts": ("model.blocks", [8, -(10**6)], "it must be at most 65536"),
+    "endless": ("model.hidden", [1] * 1001, "hidden of the model has 1,001 values; it may have 1,000"),
+    "no-size": ("model", {"name": "tiny", "num_classes": 2}, "it does not say in_channels, image_size of its model"),
 }  # fmt: skip
 
 

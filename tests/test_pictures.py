@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -12,8 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
+from torchcaps.config import Config, DataConfig
+from torchcaps.data import load_data
 from torchcaps.data.images import resize
-from torchcaps.data.pictures import describe_picture, fit_picture, ground_colour, read_picture, suffixes
+from torchcaps.data.pictures import (
+    convert_picture,
+    describe_picture,
+    fit_picture,
+    ground_colour,
+    read_picture,
+    suffixes,
+)
+from torchcaps.train.check import check_config
 
 STORED = {  # how an upright picture has to be turned for its orientation to turn it back
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -193,8 +204,49 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
     for wrong in ("whit", "#ffffff00"):
         with pytest.raises(ValueError, match=rf"data\.ground is '{wrong}'; it must be an opaque colour"):
             ground_colour(wrong, 3)
+    for begin in (load_data, lambda data: check_config(Config(data=data))):  # before anything is read or trained
+        with pytest.raises(ValueError, match=r"data\.ground is 'whit'; it must be an opaque colour"):
+            begin(DataConfig("digits", ground="whit"))
     with pytest.raises(ValueError, match=r"data\.fit is 'squash': it must be stretch, crop or pad"):
         fit_picture(np.zeros((1, 2, 2), np.uint8), (4, 4), "squash")  # pyright: ignore[reportArgumentType]
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def iptc_field(number: int, content: bytes) -> bytes:
+    return b"\x1c" + bytes([3 if number < 255 else 8, number % 245]) + struct.pack(">H", len(content)) + content
+
+
+IPTC = (  # whose pixels, said to be a JPEG's, are an EPS
+    iptc_field(20, b"\0\x08") + iptc_field(30, b"\0\x08") + iptc_field(60, b"\x01\0") + iptc_field(120, b"\x05")
+    + iptc_field(255, EPS)
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [EPS, IPTC], ids=["EPS", "IPTC"])
+def test_no_other_program_is_started_for_a_picture_whatever_it_is_called(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def started(*args, **options):
+        raise AssertionError(f"{args} was started")
+
+    (tmp_path / "cat.png").write_bytes(content)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    monkeypatch.setattr(subprocess, "Popen", started)
+    for read in (describe_picture, lambda path: read_picture(path, 3)):
+        with pytest.raises(ValueError, match=r"cat\.png: cannot identify image file"):
+            read(tmp_path / "cat.png")
+    Image.init()
+    with pytest.raises(ValueError, match=r"format (EPS|IPTC) is not decoded: save it as PNG"):
+        convert_picture(Image.open(io.BytesIO(content)), 3)
+
+
+def test_a_picture_that_is_open_and_cut_off_is_a_value_error():
+    content = saved(Image.new("RGB", (64, 64), "red"), "JPEG").getvalue()
+    with pytest.raises(ValueError, match=r"the picture cannot be decoded: .*[Tt]runcated"):
+        convert_picture(Image.open(io.BytesIO(content[:-200])), 3)
 
 
 def test_endings_are_those_that_pillow_decodes_itself():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +17,8 @@ import torch
 
 from torchcaps import plugins
 from torchcaps.capsules import Capsules, squash
+from torchcaps.papers import create_recipe
+from torchcaps.report.reproduce import reproduce_command
 from torchcaps.routing import Routing, list_routings, registry, routing_class
 from torchcaps.routing.interface import Spec
 from torchcaps.testing import check_routing
@@ -147,6 +152,21 @@ def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytes
     assert plugins.handed_on() == [str(file)]
 
 
+@pytest.mark.usefixtures("imports_nothing_yet")
+def test_a_file_may_have_a_name_with_spaces_and_with_what_parts_paths(tmp_path: Path) -> None:
+    names = ["my nets.py", f"a{os.pathsep}b.py"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    records = [plugins.import_file(tmp_path / name) for name in names]
+    assert list(map(plugins.file_of, records)) == names
+    assert plugins.handed_on() == [str(tmp_path / name) for name in names]
+    plugins.check_imports(records, "runs/x")
+    with pytest.raises(ValueError, match=r"needs the code of my other\.py, which"):
+        plugins.check_imports(["my other.py " + 64 * "0"], "runs/x")
+    said = reproduce_command(replace(create_recipe("digits"), imports=tuple(records)), tmp_path)
+    assert f"--import 'my nets.py' --import {shlex.quote(names[1])}" in said
+
+
 @pytest.fixture
 def imports_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv(plugins.HANDED_ON, "")
@@ -248,11 +268,15 @@ def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> No
     package = tmp_path / "plugged-1.dist-info"
     package.mkdir()
     (package / "METADATA").write_text("Name: plugged\nVersion: 1\n")
-    (package / "entry_points.txt").write_text("[torchcaps.plugins]\nmine = plugged\nlost = not_there_at_all\n")
+    (package / "entry_points.txt").write_text(
+        "[torchcaps.plugins]\nmine = plugged\nlost = not_there_at_all\nends = ending\n"
+    )
+    (tmp_path / "ending.py").write_text("raise SystemExit(0)")
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
     code = path + "from torchcaps import routing; routing.routing_class('plugged')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the plugin lost (not_there_at_all) cannot be loaded" in done.stderr
+    assert "the plugin ends (ending) cannot be loaded: SystemExit: 0" in done.stderr
 
 
 @pytest.mark.slow

@@ -19,7 +19,11 @@ from tiny import tiny_config
 
 from torchcaps.cli import main
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig
+from torchcaps.deploy.classifier import Answer, Classifier
 from torchcaps.deploy.export import export_onnx
+from torchcaps.deploy.many import find_pictures
+from torchcaps.forms import InputForm, ScoreForm
+from torchcaps.manifest import Manifest
 from torchcaps.train import fit
 
 SHOWN = 0.6  # scores in (0, 1), read as logits, are probabilities from a half on: some lie above this, and some below
@@ -78,6 +82,30 @@ def test_all_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         assert float(row["probability"]) == pytest.approx(record["probability"], abs=1e-6)
         assert line.split()[:3] == [record["picture"], record["label"], f"{record['probability']:.2f}"]
         assert "then " + record["top"][1]["label"] in line
+
+
+def test_json_holds_no_number_that_is_none_and_a_table_no_formula(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("=cmd|'/c calc'!A0", "-1")
+    model = {"name": "tiny", "num_classes": 2, "in_channels": 1, "image_size": (4, 4)}
+    manifest = Manifest(model, names, InputForm((4, 4), 1), ScoreForm("length", "none"))
+    scores = np.array([[np.nan, 0.5]], np.float32)
+    runner = type("Fixed", (), {"__call__": lambda self, images: Answer(scores.repeat(len(images), 0))})()
+    monkeypatch.setattr("torchcaps.deploy.load", lambda *_: Classifier(manifest, runner))
+    assert main(["predict", "any", "pictures/a.png", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert {each["label"]: each["probability"] for each in found[0]["top"]} == {names[0]: None, "-1": 0.5}
+    assert main(["predict", "any", "pictures/a.png", "--csv"]) == 0
+    row = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["label"], row["label_2"]} == {f"'{names[0]}", "-1"}
+
+
+def test_a_pattern_that_no_shell_expanded_is_expanded(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "a[1].png", "c.txt"):
+        (tmp_path / name).write_bytes(b"")
+    found = find_pictures([tmp_path / "*.png", tmp_path / "a[1].png", tmp_path / "no?.png"])
+    assert [path.name for path in found] == ["a.png", "a[1].png", "b.png", "a[1].png", "no?.png"]
 
 
 def test_pictures_that_show_several_classes_give_the_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -94,8 +96,18 @@ def test_bf16_that_changes_the_test_is_refused(run: Path, tmp_path: Path, monkey
 def test_a_card_is_no_markup_of_a_stranger(run: Path) -> None:
     line = {**describe_run(run), "weights": {"bytes": 1, "precision": "float32", "sha256": "0"}}
     line["recipe"] = "a|b`<script>\n# owned"
-    card = write_card(RunFolder(run).read_manifest(), line, "x\n# owned")
-    assert "<script>" not in card.replace("\\<script\\>", "") and "\n# owned" not in card
+    manifest = replace(RunFolder(run).read_manifest(), classes=("a\\[b](c)", "*d*", "&lt;", *"3456789"))
+    card = write_card(manifest, line, "x\n# owned")
+    assert "recipe ``a\\|b`<script>\\x0a# owned``, epoch" in card and "\n# owned" not in card
+    assert "\nClasses: a\\\\\\[b\\](c), \\*d\\*, \\&lt;, 3" in card
+    for text, code in {
+        "a": "`a`",
+        "`": "`` ` ``",
+        "``a`b": "``` ``a`b ```",
+        "a\\|b": "`a\\|b`",
+        "[c]": "`[c]`",
+    }.items():
+        assert publish._code(text) == code
 
 
 def test_weights_are_found_by_name(run: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,10 +244,27 @@ def test_a_package_names_no_folder_of_the_machine_that_it_was_made_on(run: Path,
     assert "anna" in manifest.to_json()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, "load_run", lambda path: load_run(run))
-        patch.setattr(publish, "_round", lambda run, model, precision: (model, "float32"))
+        patch.setattr(publish, "_round", lambda run, model, *others: (model, "float32"))
         write_package(tmp_path / "run", tmp_path / "out", {**describe_run(run), **line})
     written = [path.read_bytes() for path in (tmp_path / "out").iterdir()]
     assert len(written) == 4 and not any(b"anna" in each for each in written)
+
+
+def test_a_network_that_fails_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise httpx2.ConnectError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: SimpleNamespace(create_repo=fail))
+    with pytest.raises(OSError, match="hf-hub:a/b cannot be published: no route to host"):
+        publish.publish_hub(publish.Package(tmp_path, 1, "", "float32"), "hf-hub:a/b")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(OSError, match="hf-hub:a/b cannot be fetched: no route to host"):
+        find_weights("hf-hub:a/b")
+
+
+def test_accuracy_is_measured_on_the_device_that_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device is 'tpu'"):
+        write_package(run, tmp_path / "half", describe_run(run), "bf16", device="tpu")
 
 
 def test_what_is_to_be_private_is_put_into_no_public_place(run: Path, tmp_path: Path) -> None:

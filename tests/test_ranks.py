@@ -250,7 +250,7 @@ def test_settings_of_jobs_are_names_and_values() -> None:
 def test_a_job_takes_the_files_that_its_user_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: list[list[str]] = []
     monkeypatch.setattr("torchcaps.cli.jobs.submit_parts", lambda words, *others: given.append(words) or [])
-    monkeypatch.setenv(HANDED_ON, os.pathsep.join(["/a/mine.py", "/b/other.py"]))
+    monkeypatch.setenv(HANDED_ON, json.dumps(["/a/mine.py", "/b/other.py"]))
     assert main(["reproduce", "fm/text-residual", "--out", str(tmp_path), "--submit", "local"]) == 0
     assert given[0][-4:] == ["--import", "/a/mine.py", "--import", "/b/other.py"]
 

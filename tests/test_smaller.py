@@ -15,7 +15,9 @@ import torchcaps
 from torchcaps.cli import main
 from torchcaps.config import DataConfig, ModelConfig
 from torchcaps.deploy.smaller import fold_run, prune_run
-from torchcaps.manifest import Smaller, read
+from torchcaps.manifest import Manifest, Smaller, read
+from torchcaps.models import Model
+from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.models.smaller import count_zeros, fold, prune_to, rebuild, sizes_of
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import save_checkpoint
@@ -130,6 +132,56 @@ def test_sizes_that_a_network_cannot_be_pruned_to_are_refused(copy: Path, sizes:
     assert sizes_of(model) == (5, 20, 6)
     with pytest.raises(ValueError, match="pruned to"):
         prune_to(model, sizes)
+
+
+@pytest.mark.parametrize("change", [{"channels": 60_000}, {"hidden": [60_000]}, {"primary": 60_000}])
+def test_a_record_that_says_pruned_is_checked_too_and_its_whole_network_takes_no_memory(
+    copy: Path, change: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned = prune_run(copy).folder
+    plain = json.loads((pruned / "model.json").read_text())
+    plain["model"].update(change)
+    (pruned / "model.json").write_text(json.dumps(plain))
+    run = RunFolder(pruned)
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda x, *args, **options: _on_meta(x))
+    shapes = read_shapes(run.selected / "model.safetensors")
+    if "channels" in change:
+        with pytest.raises(ValueError, match=r"its model has .* 60000, .* but its weights have"):
+            check_shapes(run.rebuild, shapes, run.read_manifest())
+    else:
+        check_shapes(run.rebuild, shapes, run.read_manifest())
+        rebuilt = run.rebuild()
+        assert {name: tuple(each.shape) for name, each in rebuilt.state_dict().items()} == shapes
+        assert sum(each.numel() for each in rebuilt.state_dict().values()) < 100_000
+
+
+def _on_meta(x: torch.Tensor) -> torch.Tensor:
+    assert x.is_meta or x.numel() < 100_000, "the whole network took memory"
+    return x
+
+
+def test_no_mask_is_made_of_capsules_that_no_network_has(copy: Path) -> None:
+    plain = RunFolder(prune_run(copy).folder).read_manifest().to_plain()
+    plain["model"]["image_size"] = [60_000, 60_000]
+    del plain["input"]
+    with pytest.raises(ValueError, match=r"a network of 4,\d{3},\d{3},\d{3} capsules is too large to have been pruned"):
+        rebuild(read(plain))
+
+
+def test_a_model_that_only_memory_can_build_may_take_no_more_than_its_weights() -> None:
+    def build(rows: int) -> Model:
+        model = Model()
+        model.steps = [float(x) for x in torch.linspace(0, 1, 3)]  # which the meta device cannot tell
+        torch.rand(2, generator=torch.Generator().manual_seed(0))
+        model.large = torch.nn.Parameter(torch.empty(rows, 2**20))
+        return model
+
+    manifest = Manifest({"name": "own"})
+    check_shapes(lambda: build(2), {"large": (2, 2**20)}, manifest)
+    with pytest.raises(ValueError, match=r"large of \[2, 1048576\], but its weights have \[1, 1048576\]"):
+        check_shapes(lambda: build(2), {"large": (1, 2**20)}, manifest)
+    with pytest.raises(ValueError, match=r"its model takes 4\.4e[+]03 GB, which its weights do not"):
+        check_shapes(lambda: build(2**20), {"large": (2**20, 1)}, manifest)
 
 
 def test_a_manifest_says_how_small_a_network_is(copy: Path) -> None:

@@ -154,6 +154,9 @@ def test_weights_to_start_from_are_a_file(run: Path, kind: str) -> None:
         ("config.json", {"model": {"name": "../../evil", "options": {}}}, "list models"),
         ("config.json", {"data": {"name": "digits\x1b[31m"}}, "data.name is"),
         ("config.json", {"changed": ["a\nb"]}, "must be NAME=VALUE"),
+        ("config.json", {"imports": ["my nets.py 0"]}, "imports holds 'my nets.py 0'; it must be the name of a file"),
+        ("config.json", {"imports": ["a\nb.py " + 64 * "0"]}, "imports holds"),
+        ("config.json", {"newer": 1}, "is of a later version: Config has no newer; it has recipe"),
         ("result.json", {"test_accuracy": "high"}, "test_accuracy is 'high'"),
         ("result.json", {"seconds": float("inf")}, "seconds is 'inf'"),
         ("result.json", {"selected_epoch": 1.5}, "selected_epoch is"),
@@ -309,6 +312,13 @@ def test_values_that_no_run_has_name_the_file(run: Path, capsys: pytest.CaptureF
     (run / "config.json").write_text(json.dumps(plain | {"batch_size": -1}))
     assert main(["evaluate", str(run)]) == 2
     assert "config.json: batch_size is -1" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_in_batches_that_no_record_makes_endless(run: Path) -> None:
+    plain = json.loads((run / "config.json").read_text())
+    assert load_run(run)[1].batch_size == plain["batch_size"]
+    (run / "config.json").write_text(json.dumps(plain | {"batch_size": 10**9}))
+    assert load_run(run)[1].batch_size == 4096
 
 
 def test_measuring_a_run_fetches_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,8 @@ def test_commands_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.Mon
     assert shell.typed(words) == 'torchcaps inspect "my runs/a-0"'
     words = ["--data.name", r"folder:C:\R&D\pics", "32,16", r"C:\runs\a-0"]
     assert shell.typed(words) == r'--data.name "folder:C:\R&D\pics" "32,16" C:\runs\a-0'
+    words = ['a" & calc & "', "%PATH%", "$(calc)", "“`calc", "C:\\R&D\\", ""]
+    assert shell.typed(words) == r'"a? & calc & ?" "?PATH?" "?(calc)" "??calc" "C:\R&D\\" ""'
 
 
 @pytest.mark.parametrize("command", [["data", "list"], ["list", "recipes"], ["--help"]])

@@ -22,6 +22,7 @@ from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Pa
 from torchcaps.tables.cells import table as register
 from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED, Metric
 from torchcaps.tables.records import config_hash
+from torchcaps.tables.render import View, html
 from torchcaps.tables.summary import Summary, difference
 from torchcaps.train.check import check_config
 
@@ -360,6 +361,14 @@ def test_the_mean_of_parts_is_of_runs_with_the_same_seed_and_a_best_is_of_the_pa
     assert found == [(13.5, 32.5), (5.0, 40.0), (10.0, 22.0, 25.0)]
     assert difference(Published("5", "best"), parts["a"]) is None  # nobody says of how many it is the best
     assert difference(Published("4", "best", runs=2), parts["a"]) == 1.0
+
+
+def test_a_page_loads_nothing_from_elsewhere():
+    page = html(View("<Table>", "accuracy", "", [], [], []))
+    policy = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    assert policy == [
+        "default-src 'none'; img-src data: file: 'self'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
 
 
 def test_a_table_has_a_name_that_listings_can_place():

@@ -22,6 +22,10 @@ Option = bool | int | float | str | tuple[int, ...] | None
 C = TypeVar("C")
 
 
+class UnknownField(ValueError):
+    """Says that a record has a field which this version does not have: a later one may."""
+
+
 class Checked:
     """A part of a config, whose values are checked and converted as those of flags and files are.
 
@@ -253,7 +257,7 @@ def from_plain(kind: type[C], plain: dict[str, Any]) -> C:
     """
     types = _kinds(kind)
     if unknown := sorted(set(plain) - set(types)):
-        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
+        raise UnknownField(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(types)}")
     needed = [
         each.name
         for each in fields(typing.cast(Any, kind))

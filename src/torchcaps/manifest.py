@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchcaps.config import ModelConfig, from_plain, to_plain
-from torchcaps.forms import DataForm, InputForm, ScoreForm, check_count, check_size
+from torchcaps.forms import MOST, DataForm, InputForm, ScoreForm, check_count, check_size
 from torchcaps.names import fits
 from torchcaps.revisions import read_older
 
@@ -31,6 +32,7 @@ CLASSES, DIGESTS = "the names of the classes", "digests of the splits"  # what a
 LONGEST = 1_000  # characters of a name or a text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a registered model: no path, no address
 _KEYWORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_LARGEST = {"iterations": 1_000}  # of options that cost more than one step each; others may be `forms.MOST`
 SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
 
 
@@ -62,8 +64,10 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_model(self.model)
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("classes holds a name twice")
+        if twice := [name for name, count in Counter(self.classes).items() if count > 1]:
+            raise ValueError(
+                f"two classes are called {twice[0][:80]!r}: rename one of them, each needs a name of its own"
+            )
         for what, texts in (("classes", self.classes), ("versions", (*self.versions, *self.versions.values()))):
             if any(len(text) > LONGEST for text in texts):
                 raise ValueError(f"{what} holds a text of more than {LONGEST} characters")
@@ -73,6 +77,8 @@ class Manifest:
         if self.score is not None and isinstance(count, int) and (self.score.shown or 1) > count:
             raise ValueError(f"score.shown is {self.score.shown}, but the model has {count} classes")
         if self.input is not None:
+            if absent := [name for name in SHAPE if name not in self.model]:
+                raise ValueError(f"it does not say {', '.join(absent)} of its model")
             for name, value in (("in_channels", self.input.channels), ("image_size", self.input.image_size)):
                 if self.model.get(name, value) != value:
                     raise ValueError(f"the model takes {name} {self.model[name]}, but input gives {value}")
@@ -123,7 +129,12 @@ def check_model(model: Mapping[str, Any]) -> None:
             raise ValueError(f"the model has an option {key[:80]!r}, which no model has")
         if not fits(value, Value):
             raise ValueError(f"{key} is {str(value)[:80]}; it must be a number, a text, None, or a list of them")
+        if isinstance(value, tuple) and len(value) > LONGEST:
+            raise ValueError(f"{key} of the model has {len(value):,} values; it may have {LONGEST:,}")
         for each in value if isinstance(value, tuple) else (value,):
+            most = math.inf if key in SHAPE or key.endswith("seed") else _LARGEST.get(key, MOST)
+            if type(each) is int and abs(each) > most:
+                raise ValueError(f"{key} of the model is {str(each)[:80]}; it must be at most {most}")
             if isinstance(each, str) and len(each) > LONGEST:
                 raise ValueError(f"{key} of the model has {len(each)} characters")
             if isinstance(each, float) and not math.isfinite(each):

@@ -11,6 +11,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from torchcaps.terminal import note
 
 GROUP = "torchcaps.plugins"
-HANDED_ON = "TORCHCAPS_IMPORTED"  # to the processes that a command starts: the files that its user named
+HANDED_ON = "TORCHCAPS_IMPORTED"  # to the processes that a command starts: a JSON list of the files that its user named
 _LOADED: dict[str, frozenset[str]] = {}  # "NAME SHA256": its modules, in the order of loading
 _READ: dict[str, str] = {}  # neighbours that are loaded: the SHA-256 of each
 
@@ -66,7 +67,7 @@ def import_file(path: Path | str) -> str:
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     _READ.update({each: _sha(neighbours, each) for each in neighbours.files})
     _LOADED[record] = frozenset({name, *neighbours.files})
-    os.environ[HANDED_ON] = os.pathsep.join(dict.fromkeys([*handed_on(), str(path)]))
+    os.environ[HANDED_ON] = json.dumps(list(dict.fromkeys([*handed_on(), str(path)])))
     return record
 
 
@@ -170,7 +171,8 @@ def _forget(names: Iterable[str]) -> None:
 
 def handed_on() -> list[str]:
     """Return the paths of the files that the user of this command, or of the one that started it, named."""
-    return [each for each in os.environ.get(HANDED_ON, "").split(os.pathsep) if each]
+    written = os.environ.get(HANDED_ON)
+    return list(map(str, json.loads(written))) if written else []
 
 
 def own_files() -> list[str]:
@@ -195,14 +197,19 @@ def imported_for(kind: type) -> tuple[str, ...]:
     return tuple(record for record, modules in _LOADED.items() if first in modules)
 
 
+def file_of(record: str) -> str:
+    """Return the name of the file, which may have spaces, in "NAME SHA256"."""
+    return record.rpartition(" ")[0]
+
+
 def check_imports(records: Sequence[str], what: str) -> None:
     """Raise ValueError where `what`, such as a run, was made with a file that has not been imported.
 
     One of another content is taken, and that is said.
     """
-    names = {record.partition(" ")[0]: record for record in _LOADED}
+    names = {file_of(record): record for record in _LOADED}
     for record in records:
-        name = record.partition(" ")[0]
+        name = file_of(record)
         if name not in names:
             raise ValueError(f"{what} needs the code of {name}, which is not here: give --import FILE with its path")
         if names[name] != record:
@@ -215,5 +222,5 @@ def load_plugins() -> None:
     for each in entry_points(group=GROUP):
         try:
             each.load()
-        except Exception as error:
-            note(f"torchcaps: the plugin {each.name} ({each.value}) cannot be loaded: {error}")
+        except (Exception, SystemExit) as error:  # one that ends would end the command, and as if all were well
+            note(f"torchcaps: the plugin {each.name} ({each.value}) cannot be loaded: {type(error).__name__}: {error}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -13,14 +12,20 @@ T = TypeVar("T")
 
 
 def typed(words: Iterable[str]) -> str:
-    """Return `words` as one line for the shell of the system, quoted where it needs that."""
+    """Return `words` as one line for the shell of the system, quoted where it needs that.
+
+    On Windows ?, which names nothing, stands for what no quotes keep from being read by cmd or PowerShell: " % ` and $.
+    """
     return " ".join(map(_quoted, words)) if os.name == "nt" else shlex.join(words)
 
 
 def _quoted(word: str) -> str:
     """Return a word as cmd and PowerShell take it for one: both split at more than spaces, such as &, ; and commas."""
-    quoted = subprocess.list2cmdline([word])
-    return quoted if quoted.startswith('"') or re.fullmatch(r"[\w.:\\/=+-]+", word) else f'"{quoted}"'
+    word = re.sub(r'["“”„%`$]', "?", word)
+    if re.fullmatch(r"[\w.:\\/=+-]+", word):
+        return word
+    behind = word[len(word.rstrip("\\")) :]  # backslashes before the last quote would be read with it
+    return f'"{word}{behind}"'
 
 
 def listed(options: Mapping[str, T]) -> dict[str, T | str | tuple[int, ...]]:

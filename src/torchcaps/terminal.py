@@ -1,9 +1,11 @@
-"""What is said on a terminal, in one way everywhere: names come from files of others, and must not steer it."""
+"""What is said on a terminal, in one way everywhere: names come from files of others, and must not steer it, nor a
+spreadsheet."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 
 def printable(text: str) -> str:
@@ -13,6 +15,18 @@ def printable(text: str) -> str:
 
 def _written_out(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def plain_cell(text: str) -> str:
+    """Return `text` for a cell of a table, with ' before what a spreadsheet would take for a formula and compute; a
+    number stays as it is.
+    """
+    if not text.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return text
+    with suppress(ValueError):
+        float(text)
+        return text
+    return f"'{text}"
 
 
 def say(line: str = "", end: str = "\n") -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Literal, cast
@@ -34,7 +34,7 @@ from torchcaps.names import unknown
 from torchcaps.plugins import import_file
 from torchcaps.ranks import given_ranks
 from torchcaps.terminal import note, say
-from torchcaps.usage import INTERRUPTED, bind, describe
+from torchcaps.usage import FAULT, INTERRUPTED, bind, describe
 
 __all__ = ["main", "parse_flags"]
 
@@ -68,10 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # not every terminal can show every name
     try:
-        with quiet(), suppress(SystemExit):  # tyro has printed help
-            dispatch(take_imports(args))
+        status = _run(args)
         sys.stdout.flush()
-        return 0
+        return status
     except BrokenPipeError as error:
         return _leave_pipe(error, debug)
     except KeyboardInterrupt as stop:
@@ -79,6 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         return _say_error(error, debug)
+
+
+def _run(args: Sequence[str]) -> int:
+    """Run the command; returns 0, or what code of the user's own ends it with."""
+    try:
+        with quiet():
+            dispatch(take_imports(args))
+    except SystemExit as stop:  # 0 of tyro, which has printed help
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        note(f"torchcaps: {stop.code}")
+        return FAULT
+    return 0
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv as tables
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from torchcaps.terminal import note, printable, say
+from torchcaps.terminal import note, plain_cell, printable, say
 
 if TYPE_CHECKING:
     from torchcaps.deploy import Classifier, Prediction
@@ -114,27 +115,31 @@ def _write_table(found: Iterator[Named], classifier: Classifier, top: int, width
 
 
 def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
-    """Write one array, an element a line."""
+    """Write one array, an element a line; a probability that is no finite number is null."""
     first = True
     say("[", end="")
     for path, each in found:
         record = {
             "picture": str(path),
             "label": each.label,
-            "probability": each.probability,
+            "probability": _finite(each.probability),
             "labels": each.labels,
-            "top": [{"label": name, "probability": p} for name, p in each.top(top)],
+            "top": [{"label": name, "probability": _finite(p)} for name, p in each.top(top)],
         }
         say("" if first else ",")
-        say(dumps(record), end="")
+        say(dumps(record, allow_nan=False), end="")
         first = False
     say()
     say("]")
 
 
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:
     """Write the columns picture, label and probability, then those of the next likeliest; of several classes all
-    that are shown in one column more, with | between them.
+    that are shown in one column more, with | between them. Names that a spreadsheet would compute are `plain_cell`s.
     """
     several = classifier.score.shown != 1
     cell = printable if sys.stdout.isatty() else str  # elsewhere a name is data
@@ -144,6 +149,6 @@ def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: 
     further = [f"{what}_{n}" for n in range(2, top + 1) for what in ("label", "probability")]
     table.writerow(["picture", *(["labels"] if several else []), "label", "probability", *further])
     for path, each in found:
-        pairs = [value for name, p in each.top(top) for value in (name, f"{p:.6f}")]
-        row = [str(path), *(["|".join(each.labels)] if several else []), *pairs]
+        pairs = [value for name, p in each.top(top) for value in (plain_cell(name), f"{p:.6f}")]
+        row = [plain_cell(str(path)), *([plain_cell("|".join(each.labels))] if several else []), *pairs]
         table.writerow(map(cell, row))

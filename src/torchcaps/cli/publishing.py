@@ -17,6 +17,7 @@ def publish(
     target: Annotated[Positional[str], tyro.conf.arg(metavar="hf-hub:OWNER/NAME|FOLDER")],
     precision: Literal["auto", "float32", "bf16"] = "auto",
     private: bool = False,
+    device: str = "auto",
 ) -> None:
     """Write the weights of a finished run with a card made of its records, to the Hugging Face hub or to a folder.
 
@@ -27,6 +28,7 @@ def publish(
         target: hf-hub:OWNER/NAME, or a folder that is made; torchcaps.load takes both
         precision: that weights are stored in; auto: bf16 where the test accuracy stays within 0.02 points
         private: on the hub: seen by its owner alone
+        device: on which that accuracy is measured: auto, cpu, cuda, mps
     """
     from torchcaps.deploy.publish import publish_hub, write_package
     from torchcaps.models.pretrained import HUB, repository
@@ -34,10 +36,10 @@ def publish(
 
     line = describe_run(run)
     if not target.startswith(HUB):
-        written = write_package(run, target, line, precision)
+        written = write_package(run, target, line, precision, device=device)
         say(f"{written.folder}: {written.bytes:,} bytes of {written.precision}")
         return
     repository(target)  # before anything is measured
     with tempfile.TemporaryDirectory() as place:
-        written = write_package(run, Path(place, "package"), line, precision, name=target)
+        written = write_package(run, Path(place, "package"), line, precision, target, device)
         say(f"{publish_hub(written, target, private)}: {written.bytes:,} bytes of {written.precision}")

@@ -31,7 +31,7 @@ from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
 from torchcaps.manifest import SHAPE
 from torchcaps.names import YOURS, unknown
-from torchcaps.plugins import imported_for
+from torchcaps.plugins import file_of, imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.metrics import ACCURACY, Record
 
@@ -258,7 +258,7 @@ def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[
         now = set(cell.how.build().imports)
         runs = [each for each in records if each.get("cell") == cell.id and each.get("config")]
         then = {record for run in runs for record in run["config"].get("imports", ())}
-        names = {record.partition(" ")[0] for record in now - then} & {record.partition(" ")[0] for record in then}
+        names = {file_of(record) for record in now - then} & {file_of(record) for record in then}
         yield from ((cell.name, name) for name in sorted(names))
 
 

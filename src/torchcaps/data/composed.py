@@ -20,6 +20,7 @@ from torchcaps.data.overlap import Overlap
 from torchcaps.data.splits import COMPOSE, hold_out, mix
 from torchcaps.data.streams import Stream, enlarge
 from torchcaps.data.viewpoints import Affine, Shifted
+from torchcaps.memory import free_memory
 
 SMALLEST, INK = 28, 20  # pixels; smaller base images become this large, as MNIST's digits: 20 in the middle of 28
 AFFNIST_CANVAS = 40 / 28  # side of affNIST's images, in sides of the digits'
@@ -77,20 +78,32 @@ def _streams(
             splits.append(Images(torch.empty(0, *splits[0].shape, dtype=torch.uint8), base.labels, base.classes))
             continue
         total = settings.per_image * len(base)
-        splits.append(
-            kind(
-                base=base,
-                key=make_key(mix(COMPOSE, settings.seed or 0, number)),
-                rounds=settings.per_image,
-                epoch=min(asked or 0, total),
-                side=settings.size or canvas(max(base.shape[1:])),
-                channels=settings.channels or base.shape[0],
-                resized=config.sides,
-                **extra,
-            )
+        stream = kind(
+            base=base,
+            key=make_key(mix(COMPOSE, settings.seed or 0, number)),
+            rounds=settings.per_image,
+            epoch=min(asked or 0, total),
+            side=settings.size or canvas(max(base.shape[1:])),
+            channels=settings.channels or base.shape[0],
+            resized=config.sides,
+            **extra,
         )
+        _check_memory(stream)
+        splits.append(stream)
     train, validation, test = splits
     return Splits(train, test, validation)
+
+
+def _check_memory(stream: Stream) -> None:
+    """Raise ValueError where the memory does not hold what `stream` composes of, and the numbers of its images."""
+    memory = free_memory()
+    needed = stream.kept + 8 * len(stream)
+    if memory is not None and needed > memory:
+        raise ValueError(
+            f"compose asks for {len(stream):,} images of {stream.side} pixels a side from {len(stream.base):,} base "
+            f"images, which take {needed / 1e9:.3g} GB, and there are {memory / 1e9:.3g} GB: take a smaller "
+            "compose.size, compose.shift, compose.channels or compose.epoch and compose.held"
+        )
 
 
 def read_base(root: Path, config: DataConfig, settings: ComposeConfig) -> tuple[Images, Images, Images]:

@@ -191,6 +191,7 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         raise ValueError(f"data.pad is {config.pad} and data.image_size {config.image_size}: images take one of them")
     if not 0 <= config.validation < 1:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
+    ground_colour(config.ground, 3)
     entry, path = find(config.name)
     _say_idle(entry, config)
     if config.limit is not None:

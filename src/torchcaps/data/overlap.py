@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.data.counter import below
-from torchcaps.data.streams import WIDTH, Stream
+from torchcaps.data.streams import WIDTH, Stream, padded_bytes
 
 OVERLAYS = ("clip", "max", "mean", "sum")
 MOST_SUMMED = 8  # objects whose unclipped sum `load.moments` counts
@@ -69,6 +69,10 @@ class Overlap(Stream):
             raise ValueError(f"compose.size is {self.side}: shifts of {self.shift} pixels need {needed}")
         if self.channels % self.base.shape[0]:
             raise ValueError(f"compose.channels is {self.channels}, of base images with {self.base.shape[0]}")
+
+    @property
+    def kept(self) -> int:
+        return padded_bytes(self.base, self.side) + super().kept
 
     @property
     def shown(self) -> int | None:

@@ -33,7 +33,8 @@ WIDE_FORMATS = frozenset({"PNG", "PPM"})  # whose mode I is 16 bits, kept in 32
 DEEP_TILES = re.compile("I;16|;16[BLN]")  # how Pillow names the layout of 16-bit pixels in a file
 ORIENTATION = 0x0112  # of EXIF; 1 is upright, from 5 on width and height are exchanged
 PNG_START = 8  # bytes before the first chunk; a chunk is its length, its name, and so many bytes and four more
-UNDECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # identified by Pillow, decoded by other programs
+# Identified by Pillow, and decoded by other programs, or (IPTC) by whatever format the pixels in it say that they have.
+UNDECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 
 class Facts(NamedTuple):
@@ -73,10 +74,18 @@ def convert_picture(image: Image, channels: int, ground: str = "white") -> np.nd
     w].
 
     Raises:
-        ValueError: as `read_picture`, and when what is left to decode of the picture cannot be.
+        ValueError: as `read_picture`, and when what is left to decode of the picture cannot be, or only by another
+            program, as of EPS.
     """
     under = _check_request(channels, ground)
-    image.load()
+    if image.format in UNDECODED:
+        raise ValueError(f"a picture of the format {image.format} is not decoded: save it as PNG")
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # each decoder has errors of its own, see `_opened`
+        raise ValueError(f"the picture cannot be decoded: {error or type(error).__name__}") from error
     plain, alpha = _separate(_upright(image), image.format)
     if alpha is not None and plain.mode == "L" and len(set(under)) > 1:
         plain = plain.convert("RGB")
@@ -163,8 +172,17 @@ def suffixes() -> frozenset[str]:
     """Return the endings, in lower case, of the files that are read: all that Pillow decodes by itself."""
     from PIL import Image
 
-    known = Image.registered_extensions()  # which loads all of Pillow's formats
-    return frozenset(suffix for suffix, kind in known.items() if kind in Image.OPEN and kind not in UNDECODED)
+    known = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in known.items() if kind in _formats())
+
+
+def _formats() -> tuple[str, ...]:
+    """Return the names of the formats that are read, in the order in which Pillow tries them."""
+    from PIL import Image
+
+    Image.preinit()  # the commonest come first
+    Image.init()
+    return tuple(kind for kind in Image.ID if kind not in UNDECODED)
 
 
 @contextmanager
@@ -175,7 +193,7 @@ def _opened(file: File) -> Iterator[ImageFile]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=_formats()) as image:  # by what is in it, whatever its name says
             yield image
     except MemoryError:
         raise

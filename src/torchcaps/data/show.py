@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from torchcaps.data.images import Source, Stored
 from torchcaps.data.load import Data, load_data
 from torchcaps.data.overlap import Overlap
 from torchcaps.data.splits import strata
+from torchcaps.files import POLICY, replace_text, write_bytes
 
 CHANGED_ROWS = 2
 PART_COLOURS = ((0.1, 0.85, 0.2), (0.25, 0.45, 1.0), (1.0, 0.3, 0.2))  # green and blue as in FM agreement's Table 5
 CELL = 1.15  # inches
+LONGEST = 100  # characters of a file's name
 
 
 def write_sheet(config: DataConfig, folder: Path, count: int = 10) -> tuple[Path, Path]:
@@ -35,12 +38,12 @@ def write_sheet(config: DataConfig, folder: Path, count: int = 10) -> tuple[Path
     augment = config.augment if config.augment != AugmentConfig() else demonstration(data)
     figure = draw_sheet(data, augment, count)
     folder.mkdir(parents=True, exist_ok=True)
-    stem = config.name.replace(":", "-").replace("/", "-")
+    stem = re.sub(r"[^\w.+-]+", "-", config.name)[-LONGEST:]  # of `folder:PATH` too, of any system
     picture, page = folder / f"{stem}.png", folder / f"{stem}.html"
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    picture.write_bytes(buffer.getvalue())
-    page.write_text(_page(config, data, augment, buffer.getvalue()), encoding="utf-8")
+    write_bytes(picture, buffer.getvalue())
+    replace_text(page, _page(config, data, augment, buffer.getvalue()))
     return picture, page
 
 
@@ -73,7 +76,7 @@ def draw_sheet(data: Data, augment: AugmentConfig, count: int = 10) -> Figure:
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(label, fontsize=9)
     for axes, target in zip(cells[0], targets, strict=True):
-        axes.set_title(_name(target, data.train.classes), fontsize=9)
+        axes.set_title(_name(target, data.train.classes), fontsize=9, parse_math=False)
     return figure
 
 
@@ -124,6 +127,7 @@ def _page(config: DataConfig, data: Data, augment: AugmentConfig, picture: bytes
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+{POLICY}
 <title>{html.escape(config.name)}</title>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem; max-width: 90rem; }}

@@ -50,6 +50,11 @@ class Stream:
         return self.rounds * len(self.base)
 
     @property
+    def kept(self) -> int:
+        """Return the bytes that composing takes, at least: of what is kept for it, and of one image."""
+        return 4 * self.channels * self.side**2
+
+    @property
     def classes(self) -> tuple[str, ...]:
         return self.base.classes
 
@@ -114,6 +119,12 @@ class Stream:
         """Return the base images in a random order that depends on the key: int64 [n]."""
         counter = torch.arange(len(self.base)) - 2**62  # far from what images and rounds count
         return bits(self.key, counter).argsort(stable=True).to(self.device)
+
+
+def padded_bytes(base: Images, side: int) -> int:
+    """Return the bytes of `base` and of one more, with so much black around that each can be moved over `side`."""
+    channels, height, width = base.shape
+    return (len(base) + 1) * channels * (2 * side - height) * (2 * side - width)
 
 
 def enlarge(pixels: Tensor, side: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.data.counter import below, bits, unit
-from torchcaps.data.streams import Stream
+from torchcaps.data.streams import Stream, padded_bytes
 
 # affNIST's ranges (https://www.cs.toronto.edu/~tijmen/affNIST/), all uniform
 ROTATION = 20.0  # degrees, to both sides
@@ -43,6 +43,10 @@ class Shifted(Stream):
             raise ValueError(f"compose.per_image is {self.rounds}: there are {self._shifts} shifts of one image")
         if self.side < (needed := max(self.base.shape[1:]) + 2 * self.shift):
             raise ValueError(f"compose.size is {self.side}: shifts of {self.shift} pixels need {needed}")
+
+    @property
+    def kept(self) -> int:
+        return padded_bytes(self.base, self.side) + super().kept
 
     @property
     def _shifts(self) -> int:

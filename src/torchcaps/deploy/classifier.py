@@ -5,6 +5,7 @@ Neither torch nor ONNX Runtime is imported here: what computes the scores is a `
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -93,6 +94,7 @@ class Classifier:
         if manifest.input is None or manifest.score is None or needed:
             raise ValueError(f"it does not say {', '.join(needed)}")
         check_memory(manifest.input)
+        self.most = most_pictures(manifest.input)
         self.manifest = manifest
         self.input: InputForm = manifest.input
         self.score: ScoreForm = manifest.score
@@ -133,9 +135,11 @@ class Classifier:
         return list(self.predict(pictures if isinstance(pictures, Iterable) else [pictures]))
 
     def predict(self, pictures: Iterable[Picture], batch: int = BATCH) -> Iterator[Prediction]:
-        """Yield each of many pictures in turn, `batch` of them computed and held at one time; otherwise as a call."""
+        """Yield each of many pictures in turn, `batch` of them computed and held at one time, or fewer where the memory
+        holds no more; otherwise as a call.
+        """
         pixels = map(self.read, pictures)
-        while several := list(islice(pixels, batch)):
+        while several := list(islice(pixels, min(batch, self.most))):
             yield from self.answer(several)
 
     def read(self, picture: Picture) -> np.ndarray:
@@ -179,15 +183,31 @@ class Classifier:
 
 
 def check_memory(form: InputForm) -> None:
-    """Raise ValueError where the memory does not hold one picture as a model takes it, in bytes and in float32."""
-    sides = max(form.size[0] * form.size[1], (form.pad or 0) ** 2, (form.enlarge or 0) ** 2)
-    needed, memory = 5 * sides * form.channels, free_memory()
+    """Raise ValueError where the memory does not hold one picture as a model takes it, in bytes and, in all its views,
+    in float32.
+    """
+    needed, memory = _bytes_of_one(form), free_memory()
     if memory is not None and needed > memory:
         size = "x".join(map(str, reversed(form.image_size)))
+        views = f", in {form.views} views," if form.views > 1 else ""
         raise ValueError(
-            f"one picture of {size} pixels takes {needed / 1e9:.3g} GB on its way to the model, and there are "
+            f"one picture of {size} pixels{views} takes {needed / 1e9:.3g} GB on its way to the model, and there are "
             f"{memory / 1e9:.3g} GB"
         )
+
+
+def most_pictures(form: InputForm) -> int:
+    """Return how many pictures are computed at one time, at least 1, and so many that they take up to half of the
+    memory on their way to the model.
+    """
+    memory = free_memory()
+    return sys.maxsize if memory is None else max(1, memory // (2 * _bytes_of_one(form)))
+
+
+def _bytes_of_one(form: InputForm) -> int:
+    sides = max(form.size[0] * form.size[1], (form.pad or 0) ** 2, (form.enlarge or 0) ** 2)
+    height, width = form.image_size
+    return form.channels * (sides + 4 * max(sides, form.views * height * width))
 
 
 def _capsules(given: Answer, classes: Sequence[str], views: int) -> list[dict[str, Capsule]]:
@@ -206,7 +226,7 @@ def _capsules(given: Answer, classes: Sequence[str], views: int) -> list[dict[st
 def _read_array(array: Any, form: InputForm) -> np.ndarray:
     """Return the pixels of one picture: uint8 [c, h, w], of as many channels as the model takes."""
     tensor = not isinstance(array, np.ndarray)
-    pixels = _levels(array.detach().cpu().numpy() if tensor else array)
+    pixels = _levels(_to_numpy(array) if tensor else array)
     shape = "x".join(map(str, pixels.shape))
     order = "channels, height, width" if tensor else "height, width, channels"
     if pixels.ndim == 2:
@@ -224,6 +244,12 @@ def _read_array(array: Any, form: InputForm) -> np.ndarray:
     from PIL.Image import fromarray
 
     return convert_picture(fromarray(pixels[..., 0] if channels == 1 else pixels), form.channels, form.ground)
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor of any device; bfloat16, which numpy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _levels(array: np.ndarray) -> np.ndarray:

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchcaps.config import EXTERNAL
+from torchcaps.config import EXTERNAL, ScoreKind
 from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.deploy.sources import read_source
 from torchcaps.extras import missing_extra
+from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
 from torchcaps.packed import has_binary_weights, pack
@@ -34,6 +35,8 @@ from torchcaps.terminal import warn
 OUTPUTS = ["scores", "poses", "activations"]  # of an ONNX file, those that there are
 # by the type of its scales: share of the largest output by which a file may compute otherwise before it is said aloud
 ALLOWED = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# how scores of a model that does not say its loss become probabilities
+READ_AS: dict[ScoreKind, Literal["softmax", "none"]] = {"logit": "softmax", "length": "none", "probability": "none"}
 SECONDS, MOST = 0.2, 200  # that the time of one image is taken for, and in how many passes
 
 
@@ -62,7 +65,7 @@ class _Source(NamedTuple):
     """What is exported."""
 
     model: Model  # as it was trained, on the CPU, in evaluation mode
-    manifest: Manifest | None  # None of a model that `create_model` did not build
+    manifest: Manifest
     images: Tensor  # [5, c, h, w], random, in [0, 1]
 
     def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
@@ -108,6 +111,7 @@ def export_onnx(
     path: str | Path,
     image: tuple[int, int, int] | None = None,
     scales: torch.dtype = torch.float32,
+    classes: Sequence[str] = (),
 ) -> Exported:
     """Write the model from "images" [b, c, h, w] to "scores" [b, classes] as ONNX, for any batch size.
 
@@ -118,19 +122,21 @@ def export_onnx(
         source: a model; the folder of a run, of which the selected weights are taken; a file of weights, or a name of
             weights, see `torchcaps.models.pretrained.find_weights`.
         path: of the file; its folder must exist.
-        image: channels, height and width; None: those that the model was created for.
+        image: channels, height and width; None: those that the model was created for. Of a model that `create_model`
+            did not build the file says that pictures become so large, with pixels in [0, 1], and are not standardised.
         scales: type of the scales of binary weights: torch.float32, or a half type, by whose rounding scores differ.
+        classes: names, in the order of the scores, of a model that `create_model` did not build; (): numbers.
 
     Raises:
         FileNotFoundError, OSError: when there is nothing of that name, or it cannot be fetched.
-        ValueError: where onnx and onnxscript are not installed, where `image` is not known, and for other `scales`.
+        ValueError: where onnx and onnxscript are not installed, where `image` is not known or is not what the model was
+            created for, for other `scales`, and for `classes` of a model that has its own.
     """
-    given, path = _loaded(source, image), Path(path)
+    given, path = _loaded(source, image, classes), Path(path)
     check_onnx()
     program, outputs = given.program(scales)
     onnx = to_onnx(program, ["images"], OUTPUTS[:outputs])
-    if given.manifest is not None:
-        onnx.model.metadata_props[KEY] = given.manifest.to_json()
+    onnx.model.metadata_props[KEY] = given.manifest.to_json()
     with _replacing(path) as fresh:
         onnx.save(fresh)
     return given.written(path, _onnx_session(path), scales)
@@ -192,23 +198,23 @@ def export_pt2(
     path: str | Path,
     image: tuple[int, int, int] | None = None,
     scales: torch.dtype = torch.float32,
+    classes: Sequence[str] = (),
 ) -> Exported:
     """Write the model as a program of `torch.export`, for any batch size and the CPU.
 
     It takes and gives what the ONNX of `export_onnx` does. `torchcaps.load` reads the file where it is trusted.
 
     Args:
-        source, path, image, scales: see `export_onnx`.
+        source, path, image, scales, classes: see `export_onnx`.
 
     Raises:
-        ValueError: where `image` is not known, and for other `scales`.
+        ValueError: as `export_onnx`.
     """
-    given, path = _loaded(source, image), Path(path)
+    given, path = _loaded(source, image, classes), Path(path)
     program, _ = given.program(scales)
-    text = "" if given.manifest is None else given.manifest.to_json()
     with warnings.catch_warnings(), _replacing(path) as fresh:
         warnings.simplefilter("ignore")  # of weights that lie channels last, which are saved as they lie
-        torch.export.save(program, fresh, extra_files={PROGRAM: text})
+        torch.export.save(program, fresh, extra_files={PROGRAM: given.manifest.to_json()})
     return given.written(path, torch.export.load(path).module(), scales)
 
 
@@ -231,7 +237,6 @@ def export_packed(
     if isinstance(source, Model) and _describe(source) is None:
         raise ValueError("the model was not built by create_model, so its file could not say how to build it again")
     given, path = _loaded(source, image), Path(path)
-    assert given.manifest is not None
     try:
         packed = pack(given.model, scales)
     except ValueError as error:
@@ -253,26 +258,48 @@ def measure_latency(run: Callable[[], object]) -> float:
     return 1000 * median(taken)
 
 
-def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None) -> _Source:
+def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None, classes: Sequence[str] = ()) -> _Source:
     if isinstance(source, Model):
         manifest, model = _describe(source), copy.deepcopy(source).cpu().eval()
     else:
         manifest, model = read_source(source)
-    if image is None and manifest is not None:
-        image = (manifest.model["in_channels"], *manifest.model["image_size"])
-    image = model.input_shape if image is None else image
+    if manifest is not None and classes:
+        raise ValueError("classes are of a model that create_model did not build: leave them out, its run names them")
+    created = model.input_shape if manifest is None else _shape_of(manifest)
+    image = created if image is None else image
     if image is None:
         raise ValueError(
             "image is None, and the model was not built by create_model and does not say what it was made for: give "
             "channels, height, width"
         )
-    return _Source(model, manifest, torch.rand(5, *image, generator=torch.Generator().manual_seed(0)))
+    if manifest is not None and created not in (None, tuple(image)):
+        raise ValueError(f"image is {list(image)}, but the model was created for {list(created)}: leave it out")
+    images = torch.rand(5, *image, generator=torch.Generator().manual_seed(0))
+    return _Source(model, _describe_own(model, images, classes) if manifest is None else manifest, images)
+
+
+def _shape_of(manifest: Manifest) -> tuple[int, int, int] | None:
+    """Return channels, height and width of what the model takes; None where its record lacks them."""
+    if not {"in_channels", "image_size"} <= manifest.model.keys():
+        return None
+    return (manifest.model["in_channels"], *manifest.model["image_size"])
 
 
 def _describe(model: Model) -> Manifest | None:
     """Return how to build `model` again; None where `create_model` did not build it."""
     origin = model.origin
     return None if origin is None or origin["name"] == EXTERNAL else Manifest(describe_model(origin))
+
+
+@torch.no_grad()
+def _describe_own(model: Model, images: Tensor, classes: Sequence[str]) -> Manifest:
+    """Return what is needed to use an export of a model that nothing can build again: the sizes of the `images` that it
+    takes, the names of its classes, and what it says that its scores are.
+    """
+    channels, *size = images.shape[1:]
+    shape = {"num_classes": model(images).scores.shape[1], "in_channels": channels, "image_size": tuple(size)}
+    score = None if model.scores is None else ScoreForm(model.scores, READ_AS[model.scores])
+    return Manifest({"name": EXTERNAL, **shape}, tuple(classes), InputForm(tuple(size), channels), score)
 
 
 @contextmanager

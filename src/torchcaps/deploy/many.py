@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,15 @@ from torchcaps.files import check_plain
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
     """Return the files as they are named, also those that are not there; of folders all pictures in them and below, by
-    name, without what is hidden.
+    name, without what is hidden. Where nothing has the name of a place with *, ? or [ in it, it is a pattern, which not
+    every shell expands.
 
     Raises:
         FileNotFoundError: when nothing of all is there.
         ValueError: for a folder that holds no picture, or that cannot be read.
     """
     found: list[Path] = []
-    for place in map(Path, places):
+    for place in chain.from_iterable(map(_expanded, places)):
         if not os.path.isdir(place):  # which says no where Path.is_dir fails: of a folder that is closed, a long name
             found.append(place)
             continue
@@ -40,11 +42,19 @@ def find_pictures(places: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def _expanded(place: str | Path) -> list[Path]:
+    """Return what the pattern `place` matches, sorted; `place` itself where it is none, or matches nothing."""
+    pattern = str(place)
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
+        return [Path(place)]
+    return sorted(map(Path, glob.glob(pattern))) or [Path(place)]
+
+
 def predict_files(
     classifier: Classifier, paths: Iterable[Path], batch: int = BATCH
 ) -> Iterator[tuple[Path, Prediction | ValueError]]:
     """Yield each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
-    left = iter(paths)
+    left, batch = iter(paths), min(batch, classifier.most)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         while several := list(islice(left, batch)):
             read = list(readers.map(lambda path: _read(classifier, path), several))

@@ -50,16 +50,35 @@ class OnnxRunner:
         """Return what the file says of the model.
 
         Raises:
-            ValueError: when it says nothing, or what cannot be.
+            ValueError: when it says nothing, or what cannot be, or what its graph does not take.
         """
         written = self.session.get_modelmeta().custom_metadata_map.get(KEY)
         if written is None:
             raise ValueError(f"{self.path} was not written by torchcaps export: it does not say what its scores are")
         try:
-            return from_json(written)
+            manifest = from_json(written)
+            self._check_input(manifest)
+            return manifest
         except ValueError as error:
             raise ValueError(f"{self.path} is damaged, or of a stranger: {error}") from error
 
+    def _check_input(self, manifest: Manifest) -> None:
+        """Raise ValueError where the graph does not take the pictures that the manifest says; a side that it leaves
+        open takes any.
+        """
+        if manifest.input is None:
+            return
+        wanted, taken = (manifest.input.channels, *manifest.input.image_size), self.session.get_inputs()[0].shape[1:]
+        if len(taken) != len(wanted) or any(
+            isinstance(found, int) and found != side for found, side in zip(taken, wanted, strict=True)
+        ):
+            raise ValueError(f"its graph takes images of {list(taken)}, but it says {list(wanted)}")
+
     def __call__(self, images: np.ndarray) -> Answer:
-        found: Any = dict(zip(self.outputs, self.session.run(None, {"images": images}), strict=True))
+        try:
+            given = self.session.run(None, {"images": images})
+        except Exception as error:  # ONNX Runtime has errors of its own
+            said = " ".join(str(error).split())
+            raise ValueError(f"{self.path} cannot compute images of {list(images.shape)}: {said}") from error
+        found: Any = dict(zip(self.outputs, given, strict=True))
         return Answer(found["scores"], found.get("poses"), found.get("activations"))

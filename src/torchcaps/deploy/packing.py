@@ -50,7 +50,8 @@ def load_packed(path: str | Path) -> Model:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             manifest = read_packed(metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}  # else they keep the file open
         if metadata.get("scales") not in SCALES:
             raise ValueError(f"its scales are {metadata.get('scales')!r}, not one of {', '.join(SCALES)}")
         with torch.device("meta"):

@@ -19,12 +19,13 @@ import torch
 from safetensors.torch import save_model
 
 from torchcaps.data import load_data
+from torchcaps.deploy.module import choose_device
 from torchcaps.extras import missing_extra
 from torchcaps.files import replace_text, replacing
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
-from torchcaps.models.pretrained import FILE, HUB, repository
+from torchcaps.models.pretrained import FILE, HUB, network_errors, repository
 from torchcaps.terminal import printable
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.processes import build_fabric
@@ -48,7 +49,12 @@ class Package(NamedTuple):
 
 
 def write_package(
-    path: str | Path, folder: str | Path, line: Mapping[str, Any], precision: Precision = "auto", name: str = ""
+    path: str | Path,
+    folder: str | Path,
+    line: Mapping[str, Any],
+    precision: Precision = "auto",
+    name: str = "",
+    device: str = "auto",
 ) -> Package:
     """Write the files of a finished run to `folder`, which is made.
 
@@ -59,12 +65,14 @@ def write_package(
         precision: that the weights are stored in; auto: bf16 where the test split is there and its accuracy stays
             within 0.02 points, else float32.
         name: by which `torchcaps.load` will find it, for the card; "": that of the folder.
+        device: on which accuracy is measured: auto, cpu, cuda or mps.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run.
-        ValueError: when the run is not finished, is of format 1, when `folder` is there already, and for bf16 where
-            accuracy changes by more.
+        ValueError: for a device that is not there, when the run is not finished, is of format 1, when `folder` is
+            there already, and for bf16 where accuracy changes by more.
     """
+    choose_device(device)  # raises for one that is not there
     run, folder = RunFolder(Path(path)), Path(folder)
     manifest = run.read_manifest()
     manifest = replace(manifest, model=_named(manifest.model))
@@ -75,7 +83,7 @@ def write_package(
     if folder.exists():
         raise ValueError(f"{folder} is there already: name another folder")
     model, _ = load_run(path)
-    stored, chosen = _round(run, model, precision)
+    stored, chosen = _round(run, model, precision, device)
     folder.mkdir(parents=True)
     with replacing(folder / FILE) as temporary:
         save_model(stored, str(temporary), {KEY: manifest.to_json()})
@@ -108,7 +116,6 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
         raise ValueError(f"{target} names a revision: what is published is the newest one, {HUB}{name}")
     try:
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
     except ModuleNotFoundError as error:
         raise ValueError(missing_extra(error)) from error
     try:
@@ -117,7 +124,7 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
         if private and not api.repo_info(name).private:
             raise ValueError(f"{target} is there already, and public: nothing was put there; make it private first")
         done = api.upload_folder(repo_id=name, folder_path=package.folder, commit_message="A network of torchcaps")
-    except HfHubHTTPError as error:
+    except network_errors() as error:
         raise OSError(f"{target} cannot be published: {' '.join(str(error).split())}") from error
     return str(done.repo_url)
 
@@ -125,7 +132,7 @@ def publish_hub(package: Package, target: str, private: bool = False) -> str:
 def write_card(manifest: Manifest, line: Mapping[str, Any], name: str) -> str:
     """Return the card of a network in Markdown, with what the hub reads at its head."""
     classes = ", ".join(_text(each) for each in manifest.classes[:MOST]) + (", ..." * (len(manifest.classes) > MOST))
-    options = {f"`{key}`": f"`{_text(value)}`" for key, value in manifest.model.items() if key != "name"}
+    options = {f"`{key}`": _code(value) for key, value in manifest.model.items() if key != "name"}
     return f"""---
 library_name: torchcaps
 pipeline_tag: image-classification
@@ -164,11 +171,11 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
     return {
         "model": f"`{manifest.name}`, {line['parameters']:,} trainable parameters",
         **({"afterwards": f"{' and '.join(done)}, with equal scores"} if done else {}),
-        "data": f"`{_text(data.name)}`, {data.train.images:,} training images{held}",
+        "data": f"{_code(data.name)}, {data.train.images:,} training images{held}",
         "test accuracy": f"{line['test_accuracy']:.2%} ({wrong}), one seed ({line['seed']})",
         **({} if manifest.score is None else {"probabilities": manifest.score.reading}),
         "weights": f"{weights['bytes']:,} bytes of {weights['precision']}, SHA-256 `{weights['sha256']}`",
-        "trained": f"recipe `{_text(line['recipe'])}`, epoch {line['selected_epoch']} kept, {line['seconds']:.0f} s on "
+        "trained": f"recipe {_code(line['recipe'])}, epoch {line['selected_epoch']} kept, {line['seconds']:.0f} s on "
         f"{_text(machine)}",
         "versions": _text(", ".join(f"{library} {number}" for library, number in manifest.versions.items())),
     }
@@ -180,13 +187,13 @@ def _table(rows: Mapping[str, str]) -> str:
     return "\n".join([head, "| --- | --- |", *others])
 
 
-def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, str]:
+def _round(run: RunFolder, model: Model, precision: Precision, device: str) -> tuple[Model, str]:
     """Return the model as it is stored, and in what precision."""
     if precision == "float32":
         return model, "float32"
     rounded = copy.deepcopy(model).to(torch.bfloat16)
     try:
-        before, after = measure_accuracy(run.path, model, copy.deepcopy(rounded).float())
+        before, after = measure_accuracy(run.path, model, copy.deepcopy(rounded).float(), device=device)
     except (FileNotFoundError, ValueError) as error:
         if precision == "auto":
             return model, "float32"
@@ -198,7 +205,7 @@ def _round(run: RunFolder, model: Model, precision: Precision) -> tuple[Model, s
     raise ValueError(f"in bf16 the test accuracy is {after:.2%}, not {before:.2%}: store float32")
 
 
-def measure_accuracy(path: Path, *models: Model) -> list[float]:
+def measure_accuracy(path: Path, *models: Model, device: str = "auto") -> list[float]:
     """Return the accuracy of each of `models` in place of the run's, as a share; the test split is read as the run
     says.
 
@@ -207,7 +214,7 @@ def measure_accuracy(path: Path, *models: Model) -> list[float]:
         ValueError: when it is damaged or is none of the run's.
     """
     _, config = load_run(path)
-    fabric = build_fabric(replace(config, device="auto", processes=1))
+    fabric = build_fabric(replace(config, device=device, processes=1))
     data = match_data(path, load_data(config.data, fabric.device))
     criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
     return [
@@ -243,4 +250,14 @@ def _named(options: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     """Return a value inside a table of Markdown: one line, and no markup of its own."""
-    return re.sub(r"([|`<>\[\]])", r"\\\1", printable(str(value)))
+    return re.sub(r"([\\|`<>\[\]*_~&])", r"\\\1", printable(str(value)))
+
+
+def _code(value: object) -> str:
+    """Return a value as code inside a table of Markdown, where nothing is escaped but |, and a fence is longer than any
+    in it.
+    """
+    text = re.sub(r"\\*\|", r"\\|", printable(str(value)))
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{room}{text}{room}{fence}"

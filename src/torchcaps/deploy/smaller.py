@@ -94,7 +94,13 @@ def _write(
 
 
 def _image(manifest: Manifest) -> tuple[int, ...]:
-    """Return channels, height and width of what the model takes."""
+    """Return channels, height and width of what the model takes.
+
+    Raises:
+        ValueError: where its record lacks them.
+    """
+    if absent := [name for name in ("in_channels", "image_size") if name not in manifest.model]:
+        raise ValueError(f"its record does not say {' and '.join(absent)} of the model")
     return (manifest.model["in_channels"], *manifest.model["image_size"])
 
 

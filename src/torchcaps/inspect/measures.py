@@ -12,6 +12,7 @@ from typing import Any
 
 from torchcaps.files import own_folder
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion
+from torchcaps.terminal import plain_cell
 from torchcaps.train.checkpoint import write_text
 
 MOST = 5  # of top-k
@@ -74,12 +75,12 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
         OSError: when one cannot be written; what was there is kept.
     """
     counts = confusion(measured.targets, measured.predicted).tolist()
+    cells = [plain_cell(name) for name in classes]
     written = {
-        "evaluation.json": json.dumps(finite(record), indent=2, allow_nan=False) + "\n",
-        "by-class.csv": _to_csv([CLASS, *_class_rows(measured, classes)]),
-        "confusion.csv": _to_csv(
-            [("shown", *classes), *((name, *row) for name, row in zip(classes, counts, strict=True))]
-        ),
+        "evaluation.json": json.dumps(finite(record), indent=2, allow_nan=False) + "
+",
+        "by-class.csv": _to_csv([CLASS, *_class_rows(measured, cells)]),
+        "confusion.csv": _to_csv([("shown", *cells), *((name, *row) for name, row in zip(cells, counts, strict=True))]),
         "calibration.csv": _to_csv([BINS, *_bin_rows(measured)]),
         **({} if record["top"] is None else {"top-k.csv": _to_csv([("k", "accuracy"), *record["top"].items()])}),
     }

@@ -107,13 +107,21 @@ def fetch(source: str) -> Path:
     name, revision = repository(source)
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ModuleNotFoundError as error:
         raise ValueError(missing_extra(error)) from error
     try:
         return Path(hf_hub_download(name, FILE, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except network_errors() as error:
         raise OSError(f"{source} cannot be fetched: {' '.join(str(error).split())}") from error
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that huggingface_hub raises: its own, those of its client of HTTP where a network fails, and of
+    the system.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception) and kind is not Exception)
 
 
 def read_weights(path: Path) -> tuple[Manifest, Model]:

@@ -20,6 +20,7 @@ from torchcaps.memory import free_memory
 from torchcaps.models.registry import Model
 
 JUDGED = 2**18  # pixels of a picture from which on the memory that it takes is looked at
+TIMES, ROOM = 4, 2**26  # that what is made in building a model may be as large as its weights, and bytes beyond that
 
 
 def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
@@ -42,13 +43,16 @@ def read_shapes(weights: Path) -> dict[str, tuple[int, ...]]:
 def check_shapes(build: Callable[[], Model], shapes: Mapping[str, tuple[int, ...]], manifest: Manifest) -> None:
     """Raise ValueError unless the model that `build` builds may take weights of `shapes`; no memory is taken for it.
 
-    So a stranger's model.json cannot ask for any amount, nor for pictures of any size, see `check_pictures`. Of what
-    cannot be built nothing is said: building it does.
+    So a stranger's model.json cannot ask for any amount, nor for pictures of any size, see `check_pictures`. What can
+    only be built with memory, since its code looks at values, may take little more than its weights. Of what cannot be
+    built nothing is said: building it does.
     """
     try:
         with torch.device("meta"):
             model = build()
     except (RuntimeError, ValueError):
+        model = _build_within(build, TIMES * 4 * sum(map(math.prod, shapes.values())) + ROOM)
+    if model is None:
         return
     bare = model.state_dict(keep_vars=True)
     for name, shape in shapes.items():
@@ -78,6 +82,40 @@ def check_pictures(model: Model, manifest: Manifest) -> None:
             f"image_size is {list(size)}: for one picture of that size its model takes {seen.bytes / 1e9:.3g} GB, and "
             f"there are {memory / 1e9:.3g} GB"
         )
+
+
+def _build_within(build: Callable[[], Model], limit: int) -> Model | None:
+    """Return the model, then moved to the meta device; None where it cannot be built.
+
+    Raises:
+        ValueError: where tensors of more than `limit` bytes are made for it.
+    """
+    made = _Limited(limit)
+    try:
+        with made:
+            return build().to("meta")
+    except (RuntimeError, TypeError, ValueError) as error:
+        if made.bytes > limit:
+            raise ValueError(f"its model takes {made.bytes / 1e9:.3g} GB, which its weights do not") from error
+        return None
+
+
+class _Limited(TorchDispatchMode):
+    """Refuses, before it is made, the tensor by which those that were made of none exceed `limit` bytes."""
+
+    def __init__(self, limit: int):
+        super().__init__()
+        self.limit, self.bytes = limit, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not any(isinstance(each, Tensor) for each in tree_leaves((args, kwargs))):
+            without = {"device": torch.device("meta"), **dict.fromkeys(kwargs.keys() & {"generator"})}
+            made = func(*args, **kwargs | without)
+            self.bytes += sum(each.nbytes for each in tree_leaves(made) if isinstance(each, Tensor))
+            if self.bytes > self.limit:
+                raise ValueError(f"{self.bytes} bytes are more than {self.limit}")
+        return func(*args, **kwargs)
 
 
 class _Largest(TorchDispatchMode):

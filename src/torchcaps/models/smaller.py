@@ -21,6 +21,8 @@ from torchcaps.models.capsnet import CapsNet
 from torchcaps.models.registry import Model, rebuild_model
 from torchcaps.votes import LinearVotes
 
+MOST = 2**24  # children of a layer that `prune_to` takes: a record alone says how many there were
+
 
 class Sparsity(NamedTuple):
     """How much of a layer is exactly zero."""
@@ -71,20 +73,24 @@ def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
     """Return a copy of `model` with as many capsules as `sizes_of` said of a pruned one, to load its weights into.
 
     Raises:
-        ValueError: unless `model` is a `CapsNet` that routes towards discriminative quality and has as many.
+        ValueError: unless `model` is a `CapsNet` that routes towards discriminative quality and has as many; for one of
+            more than `MOST` capsules in a layer.
     """
     model = _prunable(model)
     whole = sizes_of(model)
     if len(sizes) != len(whole) or not all(0 < n <= most for n, most in zip(sizes, whole, strict=True)):
         raise ValueError(f"a network of {list(whole)} capsules was not pruned to {list(sizes)}")
+    if max(whole) > MOST:
+        raise ValueError(f"a network of {max(whole):,} capsules is too large to have been pruned: at most {MOST:,} are")
     types, children, *hidden = sizes
     places = whole[1] // whole[0]
     if not types <= children <= types * places:
         raise ValueError(f"{types} types of capsules at {places} places were not pruned to {children} capsules")
-    bottom = torch.zeros(whole[0], places, dtype=torch.bool)  # any that are as many: the weights say which they are
-    bottom[:types, 0] = True
-    bottom[:types, 1:] = torch.arange(types * (places - 1)).view(types, -1) < children - types
-    above = [torch.arange(most) < n for n, most in zip(hidden, whole[2:], strict=True)]
+    with torch.device("cpu"):  # also of a model on the meta device, where no mask can be counted
+        bottom = torch.zeros(whole[0], places, dtype=torch.bool)  # any that are as many: the weights say which they are
+        bottom[:types, 0] = True
+        bottom[:types, 1:] = torch.arange(types * (places - 1)).view(types, -1) < children - types
+        above = [torch.arange(most) < n for n, most in zip(hidden, whole[2:], strict=True)]
     return _keep(model, [bottom.flatten(), *above])
 
 
@@ -111,13 +117,20 @@ def fold(model: Model) -> Model:
 def rebuild(manifest: Manifest) -> Model:
     """Return the model that a manifest describes, pruned and folded as it says, to load weights into.
 
+    Of one that was pruned the whole network never takes memory: only its record says how large that was. What it holds
+    is what was in the memory before, until the weights are loaded.
+
     Raises:
         ValueError: when it cannot be built; as `Manifest.origin`.
     """
-    model = rebuild_model(manifest.origin)
-    if manifest.smaller.pruned:
-        model = prune_to(model, manifest.smaller.pruned)
-    return fold(model) if manifest.smaller.folded else model
+    if not manifest.smaller.pruned:
+        model = rebuild_model(manifest.origin)
+        return fold(model) if manifest.smaller.folded else model
+    device = torch.get_default_device()
+    with torch.device("meta"):
+        small = prune_to(rebuild_model(manifest.origin), manifest.smaller.pruned)
+        model = fold(small) if manifest.smaller.folded else small
+    return model.to_empty(device=device)
 
 
 def _prunable(model: Model) -> CapsNet:
@@ -204,7 +217,7 @@ def cut(
     if given is None or given.all():
         transform = LinearTransform(weight.shape[1], *sizes)
     else:
-        transform = SelectedTransform(given.nonzero().squeeze(1), len(given), *sizes)
+        transform = SelectedTransform(given.nonzero().squeeze(1).to(weight.device), len(given), *sizes)
     transform.weight = nn.Parameter(weight)
     return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
 

@@ -12,6 +12,7 @@ from torchcaps.config import EXTERNAL, Config
 from torchcaps.names import check_choice
 from torchcaps.papers import create_recipe
 from torchcaps.papers.registry import finished_fields
+from torchcaps.plugins import file_of
 from torchcaps.shell import show_option, typed
 from torchcaps.tables.budgets import BUDGETS, Budget
 
@@ -28,7 +29,7 @@ def reproduce_command(config: Config, folder: Path) -> str:
     given = [name for name, part in (("model", config.model), ("data", config.data)) if part.name == EXTERNAL]
     if given or recipe is None or recipe.model.options.keys() - config.model.options.keys():
         read = "RunFolder(pathlib.Path(sys.argv[1])).read_config()"
-        files = [record.partition(" ")[0] for record in config.imports]
+        files = [file_of(record) for record in config.imports]
         own = "".join(f"import_file({file!r}); " for file in files)
         own = f"from torchcaps.plugins import import_file; {own}" if own else ""
         code = f"import pathlib, sys; from torchcaps.train import RunFolder, fit; {own}fit({read})"
@@ -38,7 +39,7 @@ def reproduce_command(config: Config, folder: Path) -> str:
         for name in given:  # which only its author has
             code = f"{code[:-1]}, {name}=...)"
         return typed(["python", "-c", code, str(folder)])
-    own = [word for record in config.imports for word in ("--import", record.partition(" ")[0])]
+    own = [word for record in config.imports for word in ("--import", file_of(record))]
     own += ["--from", config.start.rpartition(" ")[0]] if config.start else []
     command = ["torchcaps", "train", *words, *own, *_flags(recipe, config, always=finished_fields(words[0]))]
     if not config.continued:

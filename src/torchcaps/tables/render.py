@@ -8,6 +8,7 @@ from html import escape
 from statistics import mean
 from typing import Any, NamedTuple
 
+from torchcaps.files import POLICY
 from torchcaps.tables.cells import Cell, Quoted, Table
 from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import Record
@@ -183,7 +184,8 @@ def html(shown: View) -> str:
         said = f"Picture {number}: {escape(caption)}."
         picture += f'<figure><img src="{escape(file)}" alt="{said}"><figcaption>{said}</figcaption></figure>\n'
     return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n{VIEWPORT}\n<title>{escape(shown.title)}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n{POLICY}\n{VIEWPORT}\n'
+        f"<title>{escape(shown.title)}</title>\n"
         f"<style>{STYLE}</style>\n<h1>{escape(shown.title)}</h1>\n"
         f"<p>Unit: {escape(shown.metrics)}. {escape(LEGEND)}</p>\n{command}"
         f'<div class="scroll"><table>\n<tr>{head}</tr>\n{rows}\n</table></div>\n{picture}{lists}</html>\n'

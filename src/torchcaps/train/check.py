@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from torchcaps.config import Config
+from torchcaps.data.pictures import ground_colour
 
 LONGEST = 1000  # characters of a name
 POSITIVE = (
@@ -72,6 +73,7 @@ def check_config(config: Config) -> None:
             f"coefficients.reuse_votes takes one pass for one step of each kind, but coefficients.steps is "
             f"{routing.steps} and coefficients.weight_steps {routing.weight_steps}: set both to 1"
         )
+    ground_colour(config.data.ground, 3)
     check_shares(config)
     check_names(config)
     if config.schedule.name == "step" and not config.schedule.milestones:
@@ -109,6 +111,9 @@ def check_names(config: Config) -> None:
         value = getattr(config, name)
         if not re.fullmatch(form, value) or not value.isprintable() or len(value) > LONGEST:
             raise ValueError(f"{name} is {value[:80]!r}; it must be the name of a run, its epochs, and a SHA-256")
+    for record in config.imports:
+        if not re.fullmatch(r".+ [0-9a-f]{64}", record) or not record.isprintable() or len(record) > LONGEST:
+            raise ValueError(f"imports holds {record[:80]!r}; it must be the name of a file, and a SHA-256")
     for changed in config.changed:
         if not changed.isprintable() or len(changed) > LONGEST:
             raise ValueError(f"changed holds {changed[:80]!r}; it must be NAME=VALUE")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, load_model, save_model
 from torch import Tensor, nn
 
 from torchcaps import files
+from torchcaps.config import UnknownField
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.terminal import printable
 
@@ -139,6 +140,8 @@ def damaged(path: Path, error: Exception) -> ValueError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the code all the same
         reason = "it holds more than plain tensors, which is refused, since unpickling can run code"
+    if isinstance(error, UnknownField):
+        return ValueError(f"{path} was changed, or is of a later version: {reason}; update torchcaps to read it")
     return ValueError(f"{path} is damaged or not of this run: {reason}; bring back a copy of it, or start a new run")
 
 

@@ -14,7 +14,7 @@ from torchcaps.data import CATALOGUE, Data, load_data
 from torchcaps.data.given import holds_pictures
 from torchcaps.forms import DataForm, InputForm
 from torchcaps.losses import score_form
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import SHAPE, Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 
@@ -77,7 +77,7 @@ def complete(manifest: Manifest, config: Config) -> Manifest:
     elif data.pad is not None or data.crop is not None or data.enlarge is not None:
         size = entry.image_size if entry is not None else None
     classes = entry.classes if entry is not None else ()
-    known = isinstance(size, tuple) and "in_channels" in model
+    known = isinstance(size, tuple) and all(name in model for name in SHAPE)
     return replace(
         manifest,
         classes=classes if len(classes) == model.get("num_classes") else (),

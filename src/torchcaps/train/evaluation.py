@@ -24,6 +24,8 @@ from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.run import RunFolder
 
+MOST = 4_096  # images of a batch in which a run is measured, whatever it was trained in
+
 
 @torch.no_grad()
 def evaluate(
@@ -110,7 +112,7 @@ def check_sides(data: DataConfig, form: InputForm | None) -> None:
 
 
 def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, Config]:
-    """Return the model that a run selected, on the CPU and in evaluation mode, and the run's config.
+    """Return the model that a run selected, on the CPU and in evaluation mode, and the run's config, for measuring.
 
     Of an unfinished run it is the best model so far, or the last one before the first epoch has ended. A run that was
     given a module takes it again, as `model`, and loads the weights into it.
@@ -122,6 +124,7 @@ def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, C
     run = RunFolder(Path(path))
     config = run.read_config()
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
+    config = replace(config, batch_size=min(config.batch_size, MOST))  # nor has it a split in one batch
     found = run.selected
     try:
         check_sum(found / MODEL)
