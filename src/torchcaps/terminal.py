@@ -4,8 +4,11 @@ spreadsheet."""
 from __future__ import annotations
 
 import logging
+import math
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -27,6 +30,15 @@ def plain_cell(text: str) -> str:
         float(text)
         return text
     return f"'{text}"
+
+
+def finite(value: Any) -> Any:
+    """Return `value` as JSON can hold it: numbers that are not finite, as a diverged run has them, become None."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say(line: str = "", end: str = "\n") -> None:

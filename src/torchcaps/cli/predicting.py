@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv as tables
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from torchcaps.terminal import note, plain_cell, printable, say
+from torchcaps.terminal import finite, note, plain_cell, printable, say
 
 if TYPE_CHECKING:
     from torchcaps.deploy import Classifier, Prediction
@@ -122,19 +121,15 @@ def _write_json(found: Iterator[Named], classifier: Classifier, top: int, width:
         record = {
             "picture": str(path),
             "label": each.label,
-            "probability": _finite(each.probability),
+            "probability": each.probability,
             "labels": each.labels,
-            "top": [{"label": name, "probability": _finite(p)} for name, p in each.top(top)],
+            "top": [{"label": name, "probability": p} for name, p in each.top(top)],
         }
         say("" if first else ",")
-        say(dumps(record, allow_nan=False), end="")
+        say(dumps(finite(record), allow_nan=False), end="")
         first = False
     say()
     say("]")
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _write_csv(found: Iterator[Named], classifier: Classifier, top: int, width: int) -> None:

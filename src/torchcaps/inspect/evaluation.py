@@ -13,9 +13,10 @@ from torchcaps.data import Data, load_data
 from torchcaps.data.facts import data_facts, has_test_split
 from torchcaps.forms import Digest, InputForm
 from torchcaps.inspect.measured import Measured, Watch
-from torchcaps.inspect.measures import describe_measured, finite, write_measures
+from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import DIGESTS, Manifest
+from torchcaps.terminal import finite
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.meter import Score
 from torchcaps.train.processes import build_fabric

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torchcaps.files import own_folder
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion
-from torchcaps.terminal import plain_cell
+from torchcaps.terminal import finite, plain_cell
 from torchcaps.train.checkpoint import write_text
 
 MOST = 5  # of top-k
@@ -58,15 +57,6 @@ def describe_measured(measured: Measured, classes: Sequence[str], split: str, im
     return finite(record)
 
 
-def finite(value: Any) -> Any:
-    """Return `value` as JSON can hold it: numbers that are not finite, as a diverged run has them, become None."""
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, classes: Sequence[str]) -> list[Path]:
     """Write `record` to evaluation.json, and as tables by-class.csv, confusion.csv (rows the truth), calibration.csv
     and, of single labels, top-k.csv.
@@ -77,8 +67,7 @@ def write_measures(folder: Path, record: Mapping[str, Any], measured: Measured, 
     counts = confusion(measured.targets, measured.predicted).tolist()
     cells = [plain_cell(name) for name in classes]
     written = {
-        "evaluation.json": json.dumps(finite(record), indent=2, allow_nan=False) + "
-",
+        "evaluation.json": json.dumps(finite(record), indent=2, allow_nan=False) + "\n",
         "by-class.csv": _to_csv([CLASS, *_class_rows(measured, cells)]),
         "confusion.csv": _to_csv([("shown", *cells), *((name, *row) for name, row in zip(cells, counts, strict=True))]),
         "calibration.csv": _to_csv([BINS, *_bin_rows(measured)]),

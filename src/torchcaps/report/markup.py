@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import to_svg
-from torchcaps.inspect.measures import finite
+from torchcaps.terminal import finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
