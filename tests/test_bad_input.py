@@ -1,12 +1,17 @@
 """What a user can get wrong in routings, transforms and stacks is named, with the numbers."""
 
+import re
+
+import numpy as np
 import pytest
 import torch
 from layers import children, layer
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
-from torchcaps.routing import create_routing
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PooledTransform
+from torchcaps.routing import create_routing, list_routings
+from torchcaps.votes import ConvVotes, LinearVotes, SequenceVotes
+from torchcaps.votes.shared import SharedVotes
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,7 @@ from torchcaps.routing import create_routing
         (lambda: LinearTransform(3, 2, 4, 1, coordinates=True), "1 element"),
         (lambda: LinearTransform(3, 2, 4, 4, coordinates=True)(Capsules(torch.ones(1, 3, 4))), "[1, 3, 4]"),
         (lambda: LinearTransform(3, 2, 4, 4)(Capsules(torch.ones(1, 5, 4))), "(5, 4)"),
+        (lambda: LinearTransform(3, 2, 4, 4)(Capsules(torch.ones(3, 4))), "poses are [3, 4]; they must be [b, i,"),
         (lambda: LinearTransform(2, 2, 8, 16, matrix=True), "8 -> 16"),
         (lambda: LinearTransform(2, 2, 16, 18, matrix=True), "16 -> 18"),
         (lambda: LinearTransform(2, 2, 0, 16), "0 and 16"),
@@ -53,3 +59,68 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+TRANSFORMS = {
+    "linear": (lambda: LinearTransform(6, 3, 16, 16, matrix=True), (6,)),
+    "placed": (lambda: LinearTransform(24, 3, 16, 16, matrix=True), (2, 2, 6)),
+    "pooled": (lambda: PooledTransform(6, 3, 16, 16, matrix=True), (2, 2, 6)),
+    "conv": (lambda: ConvTransform(6, 3, 16, 16, kernel=2, matrix=True), (3, 3, 6)),
+    "sequence": (lambda: ConvTransform(6, 3, 16, 16, kernel=2, matrix=True, dims=1), (3, 6)),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+@pytest.mark.parametrize("routing", [spec.name for spec in list_routings() if spec.needs_activations])
+def test_activations_of_another_shape_are_named_before_a_kernel_reads_them(routing, kind):
+    make, space = TRANSFORMS[kind]
+    module, poses = CapsuleLayer(make(), routing), torch.randn(2, *space, 16)
+    wrong = ((1, *space), (3, *space), (2, *space, 1), (2, *space[:-1], 5), (2, 6, *space[:-1], 6), space)
+    for shape in wrong:
+        message = f"activations are {list(shape)}; they must be {[2, *space]}, poses.shape[:-1], one a capsule"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            module(Capsules(poses, torch.rand(shape)), 2)
+    with pytest.raises(ValueError, match=re.escape("activations are torch.int64; they must be floating")):
+        module(Capsules(poses, torch.ones(2, *space, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="activations are on cpu, but poses on meta"):
+        module.transform(Capsules(poses.to("meta"), torch.rand(2, *space)))
+
+
+@pytest.mark.parametrize("form", [LinearVotes, ConvVotes, SequenceVotes, SharedVotes])
+def test_votes_of_activations_of_another_shape_are_refused(form):
+    make = {
+        LinearVotes: lambda x: LinearVotes(Capsules(torch.randn(2, 6, 4), x), torch.randn(3, 6, 4, 4)),
+        ConvVotes: lambda x: ConvVotes(Capsules(torch.randn(2, 1, 1, 6, 4), x), torch.randn(3, 1, 1, 6, 4, 4)),
+        SequenceVotes: lambda x: SequenceVotes(Capsules(torch.randn(2, 1, 6, 4), x), torch.randn(3, 1, 1, 6, 4, 4)),
+        SharedVotes: lambda x: SharedVotes(Capsules(torch.randn(2, 6, 4), x), torch.randn(3, 3, 4, 4), 2),
+    }[form]
+    with pytest.raises(ValueError, match=r"activations are \[2, 5\]; they must be"):
+        make(torch.rand(2, 5))
+
+
+def test_the_operation_of_em_reads_no_memory_that_its_inputs_do_not_have():
+    pytest.importorskip("numba")
+    poses, weight, active = torch.randn(2, 3, 3, 5, 16), torch.randn(3, 2, 2, 5, 4, 4), torch.rand(2, 3, 3, 5)
+    state, how = (torch.rand(2, 4, 3, 16), torch.rand(2, 4, 3, 16), torch.rand(2, 4, 3)), (4, 1, 0, False, False, 1e-8)
+    for wrong, message in (
+        ((poses, weight, active[:, :2], *state), "activations are [2, 2, 3, 5]; they must be [2, 3, 3, 5]"),
+        ((poses[..., :12], weight, active, *state), "poses are [2, 3, 3, 5, 12]; they must be [b, h, w, 5, 16]"),
+        ((poses, weight, active, state[0][:, :3], *state[1:]), "mean is [2, 3, 3, 16]; it must be [2, 4, 3, 16]"),
+        ((poses, weight, active, *state[:2], state[2][:1]), "prior is [1, 4, 3]; it must be [2, 4, 3]"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            torch.ops.torchcaps.em_step(*wrong, *how)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: layer("linear-vector", "dynamic")(torch.randn(2, 6, 4)), "the children are a Tensor; they must be"),
+        (lambda: layer("linear-vector", "dynamic").transform(torch.randn(2, 6, 4)), "the children are a Tensor"),
+        (lambda: layer("linear-vector", "dynamic")(Capsules(np.ones((2, 6, 4)))), "poses are a ndarray"),
+        (lambda: layer("linear-vector", "em")(Capsules(torch.ones(2, 6, 4), [1.0])), "activations are a list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_capsules_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()

@@ -25,6 +25,7 @@ from torchcaps.routing.fused import (
     runs_now,
 )
 from torchcaps.votes import Votes
+from torchcaps.votes.children import check_capsules
 
 Schedule = Literal["sequential", "concurrent"]
 
@@ -251,6 +252,7 @@ class CapsuleStack(nn.Module):
         Returns:
             The last step of each layer that reaches the output, bottom first.
         """
+        check_capsules(children)
         layers = self._layers()
         steps: dict[int, Step[Any]] = {}
         votes: dict[int, tuple[Capsules, Votes]] = {}

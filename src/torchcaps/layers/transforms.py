@@ -13,6 +13,7 @@ from torchcaps.capsules import Capsules
 from torchcaps.layers.coordinates import Coordinates, append_coordinates, coordinate_weights
 from torchcaps.routing import Sizes
 from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVotes, Votes
+from torchcaps.votes.children import check_capsules
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
@@ -85,6 +86,13 @@ class Transform(nn.Module):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, children: Capsules) -> Votes:
+        """Return the votes of `children`.
+
+        Raises:
+            TypeError: when they are no `Capsules`.
+            ValueError: when they are not what the weights take, or their activations not one a capsule.
+        """
+        check_capsules(children)
         return self.vote(children, self.weight)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
