@@ -16,10 +16,22 @@ def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
     score.
 
     Of label sets [b, j] of 0 and 1, of another type than int64, it is the one among them with the highest score.
+
+    Raises:
+        ValueError: for labels of another shape, and for class indices [b] that are no whole numbers.
     """
     if labels is None:
         return scores.argmax(1)
-    return labels if labels.dtype == torch.int64 else scores.masked_fill(labels == 0, -torch.inf).argmax(1)
+    if labels.ndim == 1 and not (labels.is_floating_point() or labels.dtype == torch.bool):
+        return labels.long()
+    if labels.ndim == 2 and labels.dtype == torch.int64:
+        return labels
+    if labels.shape != scores.shape:
+        raise ValueError(
+            f"labels are {labels.dtype} {list(labels.shape)}; they must be class indices [b] or int64 [b, m], or sets "
+            f"{list(scores.shape)} of 0 and 1"
+        )
+    return scores.masked_fill(labels == 0, -torch.inf).argmax(1)
 
 
 def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
