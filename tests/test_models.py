@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import torchcaps
-from torchcaps import create_model, list_models
+from torchcaps import create_model, list_models, register_model
 from torchcaps.capsules import squash
+from torchcaps.models import registry
 
 
 def parameters(model):
@@ -83,6 +84,34 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "linear", "x-twin", "my.cap", "My-cap", "a b"])
+def test_names_that_no_command_takes_are_refused(name):
+    with pytest.raises(ValueError, match=f"a model is named {name!r}; "):
+        register_model(name)
+
+
+def test_a_model_defined_again_takes_the_place_of_what_it_was(monkeypatch):
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+
+    def define(classes):
+        @register_model("twice-test")
+        def build(num_classes, in_channels, image_size):
+            return classes
+
+        return build
+
+    assert [define(n) is registry.find_factory("twice-test") for n in (1, 2)] == [True, True]
+    with pytest.raises(
+        ValueError, match=r"model 'capsnet' is torchcaps\.models\.capsnet\.CapsNet already: give .*build"
+    ):
+        register_model("capsnet")(registry.find_factory("twice-test"))
+
+
+def test_a_decorator_without_its_name_registers_nothing_in_silence():
+    with pytest.raises(TypeError, match=r"it takes a name: @register_model\("):
+        register_model(lambda num_classes, in_channels, image_size: None)
 
 
 def test_list_models_takes_a_pattern():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+V = TypeVar("V")
 
 LARGEST = 1e18  # that a number in a record may be, which has no use for more
 YOURS = "--import FILE brings your own"  # what hints say where a file of the user's may add to the list
@@ -94,3 +97,40 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     known = list(choices)
     if value not in known:
         raise ValueError(f"{what} is {value!r}; it must be {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+
+
+def check_name(kind: str, name: object, between: str = "-", reserved: Iterable[str] = ()) -> None:
+    """Raise ValueError unless `name` may stand in a list, a command and a path: lower-case words and digits, joined by
+    one of the characters `between`.
+
+    Args:
+        kind: what is named.
+        name: of it.
+        between: characters that may stand between two words.
+        reserved: words that stand for something else, and "-twin" for all names that end so.
+    """
+    words = rf"[a-z0-9]+([{re.escape(between)}][a-z0-9]+)*"
+    if not isinstance(name, str) or not re.fullmatch(words, name):
+        joined = " or ".join(map(repr, between))
+        raise ValueError(f"a {kind} is named {name!r}; it must be lower-case words and digits, joined by {joined}")
+    for word in reserved:
+        if name == word or (word.startswith("-") and name.endswith(word)):
+            raise ValueError(f"a {kind} is named {name!r}; {word!r} stands for something else: take another name")
+
+
+def enter(kind: str, registry: dict[str, V], name: str, entry: V) -> None:
+    """Put `entry`, a class or a function, into `registry` under `name`, in the place of an earlier definition of the
+    same one, as where a cell of a notebook is run again.
+
+    Raises:
+        ValueError: when something else has the name.
+    """
+    before = registry.get(name)
+    if before is not None and _place(before) != _place(entry):
+        raise ValueError(f"{kind} {name!r} is {_place(before)} already: give {_place(entry)} another name")
+    registry[name] = entry
+
+
+def _place(entry: object) -> str:
+    """Return where a class or a function is defined: its module and its name there."""
+    return f"{getattr(entry, '__module__', '')}.{getattr(entry, '__qualname__', repr(entry))}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
-from torchcaps.names import YOURS, check_options, fits, unknown
+from torchcaps.names import YOURS, check_name, check_options, enter, fits, unknown
 from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
@@ -155,12 +155,19 @@ _FAMILIES: list[Family] = []
 def register_model(name: str) -> Callable[[F], F]:
     """Register a function `(num_classes, in_channels, image_size, **options) -> Model` under `name`.
 
-    Where one of the three has a default, that is what `create_model` takes when it is told none.
+    Where one of the three has a default, that is what `create_model` takes when it is told none. Defined again, a
+    function takes the place of what it was.
+
+    Raises:
+        TypeError: without a name.
+        ValueError: for a name that no model can have, or that another one has.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'register_model was given {name!r}; it takes a name: @register_model("my-network")')
+    check_name("model", name, "-_", reserved=("linear", "twin", "-twin"))
 
     def register(factory: F) -> F:
-        assert name not in _FACTORIES, f"model {name!r} is registered twice"
-        _FACTORIES[name] = factory
+        enter("model", _FACTORIES, name, factory)
         return factory
 
     return register
