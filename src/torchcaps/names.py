@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import numbers
+import operator
 import re
 import types
 import typing
@@ -16,22 +19,46 @@ LARGEST = 1e18  # that a number in a record may be, which has no use for more
 YOURS = "--import FILE brings your own"  # what hints say where a file of the user's may add to the list
 
 
+ROUTING = "routing_"  # before the names of a routing's options, among those of a model
+FEW = 12  # names that an error may list
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> ValueError:
-    """Return the error to raise when no `kind` is called `name`; `hint` says where all of them are listed."""
+    """Return the error to raise when no `kind` is called `name`; `hint` says where all of them are listed.
+
+    It names the nearest one, or all where none is near and they are few.
+    """
     known = list(known)
-    last = [each for each in known if each.rpartition(".")[2] == name]  # of a name with dots, what it is called short
-    near = last or difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    nearest = f"; the nearest is {near[0]!r}" if near else ""
-    return ValueError(f"no {kind} is named {name!r}{nearest}" + (f" ({hint})" if hint else ""))
+    short = [each for each in known if name in (each.rpartition(".")[2], ROUTING + each) or each == ROUTING + name]
+    near = short or difflib.get_close_matches(name, known, n=1)
+    if near:
+        others = f"; the nearest is {near[0]!r}"
+    else:
+        others = f"; there is {', '.join(map(repr, known))}" if 0 < len(known) <= FEW else ""
+    return ValueError(f"no {kind} is named {name!r}{others}" + (f" ({hint})" if hint else ""))
 
 
-def check_options(owner: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
-    """Raise `unknown` for the first of `options` that `function` does not have, ValueError for one of another type."""
-    known = list(inspect.signature(function).parameters)
+def check_options(
+    owner: str,
+    function: Callable[..., object],
+    options: Mapping[str, object],
+    others: Iterable[str] = (),
+    given: Iterable[str] = ("sizes",),
+) -> None:
+    """Raise `unknown` for the first of `options` that `function` does not have, ValueError for one of another type.
+
+    Args:
+        owner: whose options they are.
+        function: a class or a function that takes them.
+        options: by name.
+        others: names that may stand in their place, and that an error may name.
+        given: parameters of `function` that are no options.
+    """
+    known = [name for name in inspect.signature(function).parameters if name not in {*given}]
     kinds = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     for name, value in options.items():
         if name not in known:
-            raise unknown(f"option of {owner}", name, known)
+            raise unknown(f"option of {owner}", name, [*known, *others])
         kind = kinds.get(name, Any)
         if not fits(value, kind):
             how = ", typed 8,8, or 8, where there is one" if describe_type(kind).startswith("tuple") else ""
@@ -84,12 +111,43 @@ def check_fields(plain: Mapping[str, object], kinds: Mapping[str, Any], needed: 
 
 def describe_type(kind: Any) -> str:
     """Return `kind` as a user may read it, e.g. "int", "float or None", "'none', 'image' or 'dataset'"."""
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) not in (typing.Union, types.UnionType, typing.Literal):
-        return getattr(kind, "__name__", str(kind)) if not arguments else str(kind)
-    shown = [repr(each) if isinstance(each, str) else getattr(each, "__name__", str(each)) for each in arguments]
-    shown = ["None" if each == "NoneType" else each for each in shown]
+    shown = _describe_types(kind)
     return " or ".join([", ".join(shown[:-1]), shown[-1]] if shown[1:] else shown)
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """Return `value`, of anything that is a whole number such as numpy's, as an int of at least `least`.
+
+    Raises:
+        ValueError: for what is none, a bool too, or less; `name` says what it is of.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+    return number
+
+
+def check_above(name: str, value: object, least: float = 0, equal: bool = False) -> None:
+    """Raise ValueError unless `value` is a number above `least`, or with `equal` at least that; NaN is none."""
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    if number >= least if equal else number > least:
+        return
+    raise ValueError(f"{name} is {value!r}; it must be a number {'of at least' if equal else 'above'} {least:g}")
+
+
+def _describe_types(kind: Any) -> list[str]:
+    """Return the types, and the values of a literal, that `kind` stands for, one by one."""
+    arguments, origin = typing.get_args(kind), typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return [said for each in arguments for said in _describe_types(each)]
+    if origin is typing.Literal:
+        return list(map(repr, arguments))
+    if kind is types.NoneType:
+        return ["None"]
+    return [str(kind) if arguments else getattr(kind, "__name__", str(kind))]
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.layers.keras import EPS, MOMENTUM, SameConvTranspose2d
+from torchcaps.names import whole
 
 
 def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
@@ -51,6 +53,14 @@ def blacken(images: Tensor, chosen: Tensor) -> Tensor:
     return images if chosen.ndim == 1 else images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
 
 
+def _image(image: Sequence[int]) -> tuple[int, int, int]:
+    """Return `image`, (channels, height, width); ValueError unless each is a whole number, at least 1."""
+    if len(image) != 3:
+        raise ValueError(f"image is {image!r}; it must be (channels, height, width)")
+    channels, height, width = (whole("image", each) for each in image)
+    return channels, height, width
+
+
 class DenseDecoder(nn.Module):
     """Three dense layers with a sigmoid at the end (Sabour et al. 2017, figure 2).
 
@@ -72,6 +82,8 @@ class DenseDecoder(nn.Module):
         masked: bool = True,
     ):
         super().__init__()
+        classes, pose, image = whole("classes", classes), whole("pose", pose), _image(image)
+        hidden = whole("hidden", hidden[0]), whole("hidden", hidden[1])
         self.classes, self.image, self.masked = classes, image, masked
         self.layers = nn.Sequential(
             nn.Linear(classes * pose if masked else pose, hidden[0]),
@@ -116,8 +128,8 @@ class DeconvDecoder(nn.Module):
         slope: float = 0.3,
     ):
         super().__init__()
-        self.image = image
-        first, second, third = widths
+        pose, self.image = whole("pose", pose), _image(image)
+        first, second, third = (whole("widths", each) for each in widths)
         base = tuple(-(-side // 4) for side in image[1:])
         size = first * math.prod(base)
         self.layers = nn.Sequential(

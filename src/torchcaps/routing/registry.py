@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -42,8 +43,11 @@ def routing_class(name: str) -> type[Routing[Any]]:
     """Return the class registered under `name`.
 
     Raises:
+        TypeError: for what is no name.
         ValueError: for another name; the nearest one is named.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"routing is {name!r}; it must be a registered name, such as 'dynamic'")
     load_plugins()
     if name not in _ROUTINGS:
         raise unknown("routing", name, _ROUTINGS, f"`torchcaps list routings` shows all; {YOURS}")
@@ -64,5 +68,10 @@ def create_routing(name: str, children: int, parents: int, pose: int, **options:
         ValueError: for an unknown name (the nearest is named), unknown options, or sizes below 1.
     """
     factory: Callable[..., Routing[Any]] = routing_class(name)
+    if "iterations" in options and "iterations" not in inspect.signature(factory).parameters:
+        raise ValueError(
+            f"iterations are no option of routing {name!r}: give them to a layer's call, layer(children, 3), to "
+            "CapsuleStack or to CapsuleHead"
+        )
     check_options(f"routing {name!r}", factory, options)
     return factory(Sizes(children, parents, pose), **options)
