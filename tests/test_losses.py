@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import get_args, get_type_hints
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.config import LossConfig
+from torchcaps.config import LossConfig, ScoreKind
 from torchcaps.inspect.measured import READINGS, to_probabilities
 from torchcaps.losses import (
     build_criterion,
@@ -19,6 +21,7 @@ from torchcaps.losses import (
     normalised_cross_entropy,
     score_loss,
     score_threshold,
+    usual_loss,
 )
 from torchcaps.models import Output
 
@@ -180,6 +183,19 @@ def test_labels_in_the_place_of_targets_are_refused_where_they_would_broadcast(n
                 loss(Output(scores), IMAGES[:4], targets)
         with pytest.raises(ValueError, match=message):
             score_loss(LossConfig(name))(scores, targets, 1.0)
+
+
+def test_the_page_about_a_loop_of_ones_own_runs_as_written(capsys):
+    page = (Path(__file__).parent.parent / "docs/start/own-loop.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    for program in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(program, scope)
+        assert scope["loss"].isfinite()
+    assert capsys.readouterr().out == "length\n" and scope["model"].scores == "logit"
+    for kind in get_args(ScoreKind):
+        names = [usual_loss(kind, shown).replace("-", "_") for shown in (1, None)]
+        row = next(line for line in page.splitlines() if line.startswith(f'| `"{kind}"`'))
+        assert [name.removesuffix("_loss") for name in re.findall(r"`(\w+)`", row)] == names
 
 
 def test_targets_are_made_of_class_indices_of_any_whole_type_or_of_sets_of_as_many_classes():
