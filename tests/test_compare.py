@@ -256,6 +256,25 @@ def test_an_option_is_swept_where_a_head_has_it() -> None:
         Comparison(sweep=("model.options.iteratons", "1")).cells(["linear", "em"])
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ("width 16 0", "linear@model.options.width=0: width is 0; it must be at least 1"),
+        (
+            "routing_over parents nobody",
+            "dynamic@model.options.routing_over=nobody: option over of routing 'dynamic' is",
+        ),
+    ],
+)
+def test_a_value_that_a_model_does_not_take_is_said_before_anything_runs(values, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torchcaps.cli.comparing.fill", lambda *args: pytest.fail("a run was begun"))
+    words = (
+        f"compare --data.name digits --routings dynamic --sweep model.options.{values} --seeds 1 --results {tmp_path}"
+    )
+    assert main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_data_are_as_usual_but_for_what_flags_say() -> None:
     assert settle_data(DataConfig("cifar10"), {"data.name", "seeds"}) is None
     settled = settle_data(DataConfig("cifar10", limit=50), {"data.name", "data.limit"})

@@ -74,6 +74,11 @@ def test_labels_choose_and_sets_leave_the_choice_to_the_scores() -> None:
     assert chosen_class(scores, torch.tensor([[2, -1], [1, 0]])).tolist() == [[2, -1], [1, 0]]
     sets = torch.tensor([[1, 0, 1], [1, 1, 0]], dtype=torch.uint8)
     assert chosen_class(scores, sets).tolist() == [2, 0]
+    for kind in (torch.int32, torch.uint8):
+        assert chosen_class(scores, torch.tensor([2, 1], dtype=kind)).tolist() == [2, 1]
+    for wrong in (torch.tensor([2.0, 1.0]), sets[:, :2], sets[None]):
+        with pytest.raises(ValueError, match=r"they must be class indices \[b\] or int64 \[b, m\], or sets \[2, 3\]"):
+            chosen_class(scores, wrong)
     poses = torch.arange(12.0).view(2, 3, 2)
     assert chosen_poses(poses, torch.tensor([2, 1])).tolist() == [[4, 5], [8, 9]]
 

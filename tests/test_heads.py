@@ -14,7 +14,7 @@ from torchcaps.backbones.timm_backbone import TimmBackbone, halved
 from torchcaps.capsules import lengths, squash
 from torchcaps.cost import measure_cost
 from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCapsules, XnorConv2d, use_implementation
-from torchcaps.models import CapsuleHead, HeadedModel, rebuild_model
+from torchcaps.models import CapsuleHead, DenseHead, HeadedModel, rebuild_model
 from torchcaps.models.primary_heads import PrimaryHead, start
 from torchcaps.routing import list_routings
 from torchcaps.routing.inverted_attention import InvertedAttention
@@ -316,19 +316,61 @@ def test_nothing_is_fetched_unless_asked_and_then_by_timm(monkeypatch):
             "discriminative, dynamic, self-attention, uniform, xnidr, xnodr, xnodr-xnidr take",
         ),
         (lambda: on_meta("resnet18.primary.xnidr", threshold="midpoint"), "threshold is 'midpoint', but this"),
-        (lambda: on_meta("resnet18.primary.xnidr", primary=0), "0 types of capsules of 8 elements"),
+        (lambda: on_meta("resnet18.primary.xnidr", primary=0), "primary is 0"),
         (lambda: on_meta("resnet18.primary.linear"), "no pretrained timm model is named 'resnet18.primary'"),
         (lambda: on_meta("convnext_atto.primary.xnidr"), "convnext_atto does not end in a convolution"),
         (lambda: on_meta(f"{SMALL}.xnidr", channels=(8, 16)), f"channels are (8, 16) of {SMALL}"),
         (lambda: CapsuleHead("xnidr", 0, 3), "in_features is 0"),
         (lambda: CapsuleHead("xnidr", (3, 4), 3), "in_features is (3, 4)"),
         (lambda: CapsuleHead("xnid", 8, 3), "nearest is 'xnidr'"),
+        (lambda: CapsuleHead("xnidr", "8", 3), "in_features is '8'; it must be a number, or (channels, height, width)"),
+        (lambda: CapsuleHead("xnidr", 8, 3.0), "num_classes is 3.0"),
+        (lambda: CapsuleHead("xnidr", 8, 3, hidden=4), "hidden is 4; each layer must have at least 1 capsule"),
+        (lambda: CapsuleHead("xnidr", 8, 3, routing_bias=True), "nearest is 'bias'"),
+        (
+            lambda: CapsuleHead("xnidr", (8, 2, 8), 3)(torch.rand(2, 8, 4, 4)),
+            "[8, 4, 4], but the head was built for [8, 2, 8]: build it with in_features=(8, 4, 4)",
+        ),
+        (lambda: CapsuleHead("xnidr", 8, 3)(torch.rand(2, 8, 4, 4)), "built for [8]: build it with in_features=(8, 4"),
+        (
+            lambda: CapsuleHead("xnidr", (8, 2, 8), 3)(torch.rand(2, 8)),
+            "built for [8, 2, 8]: build it with in_features=8",
+        ),
+        (lambda: PrimaryHead("xnidr", (8, 2, 8), 3, 4)(torch.rand(2, 9, 3, 3)), "built for [8, any, any]"),
+        (lambda: PrimaryHead("xnidr", (8, 2, 8), 3, 4, conv=True)(torch.rand(2, 8, 4, 4)), "built for [8, 2, 8]"),
+        (lambda: DenseHead(512, 0), "num_classes is 0"),
+        (
+            lambda: DenseHead((8, 2), 3)(torch.rand(2, 8)),
+            "features of an image are [8], but the head was built for [16]",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+def test_pooled_primary_capsules_take_a_map_of_any_size():
+    head = PrimaryHead("xnidr", (8, 2, 8), 3, 4)
+    assert head(torch.rand(2, 8, 5, 3)).scores.shape == (2, 3)
+
+
+@pytest.mark.parametrize("wrong", ["resnet18", None, timm.create_model, CapsuleHead])
+def test_a_model_has_modules_for_its_parts(wrong):
+    for parts in ((wrong, DenseHead(8, 3)), (nn.Flatten(), wrong)):
+        with pytest.raises(TypeError, match="it must be a module that is built, an instance of nn"):
+            HeadedModel(*parts)
+    with pytest.raises(TypeError, match="the features are a list; a head takes a tensor"):
+        CapsuleHead("xnidr", 8, 3)([torch.rand(2, 8)])
+    with pytest.raises(TypeError, match="routing is None"):
+        CapsuleHead(None, 8, 3)
+
+
+def test_a_head_of_torch_gives_scores():
+    model = HeadedModel(nn.Flatten(), nn.Linear(8, 3))
+    output = model(torch.rand(2, 2, 2, 2))
+    assert output.scores.shape == (2, 3) and output.capsules == () and model.scores is None
 
 
 def test_the_papers_models_are_listed_without_timm():

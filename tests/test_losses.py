@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import get_args, get_type_hints
+import re
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.config import LossConfig
+from torchcaps.config import LossConfig, ScoreKind
 from torchcaps.inspect.measured import READINGS, to_probabilities
-from torchcaps.losses import build_criterion, cross_entropy, normalised_cross_entropy, score_loss, score_threshold
+from torchcaps.losses import (
+    build_criterion,
+    cross_entropy,
+    multi_hot,
+    normalised_cross_entropy,
+    score_loss,
+    score_threshold,
+    usual_loss,
+)
 from torchcaps.models import Output
 
 NAMES = get_args(get_type_hints(LossConfig)["name"])
@@ -159,3 +169,40 @@ def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
     torch.testing.assert_close(ours, torchs)
     plain = build_criterion(LossConfig("cross-entropy"))(Output(scores), IMAGES, targets)
     assert abs(float(plain - ours)) > 1e-3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_in_the_place_of_targets_are_refused_where_they_would_broadcast(name):
+    """As many images as classes: class indices [b] pass for a row of targets."""
+    scores, labels = torch.rand(4, 4), torch.arange(4)
+    weighted = build_criterion(LossConfig(name), torch.ones(4))
+    for targets in (labels, labels.float(), multi_hot(labels, 4)[:1], multi_hot(labels, 4)[..., None]):
+        message = rf"scores are \[4, 4\] and targets \{list(targets.shape)}; both must be .*multi_hot"
+        for loss in (build_criterion(LossConfig(name)), weighted):
+            with pytest.raises(ValueError, match=message):
+                loss(Output(scores), IMAGES[:4], targets)
+        with pytest.raises(ValueError, match=message):
+            score_loss(LossConfig(name))(scores, targets, 1.0)
+
+
+def test_the_page_about_a_loop_of_ones_own_runs_as_written(capsys):
+    page = (Path(__file__).parent.parent / "docs/start/own-loop.md").read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    for program in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(program, scope)
+        assert scope["loss"].isfinite()
+    assert capsys.readouterr().out == "length\n" and scope["model"].scores == "logit"
+    for kind in get_args(ScoreKind):
+        names = [usual_loss(kind, shown).replace("-", "_") for shown in (1, None)]
+        row = next(line for line in page.splitlines() if line.startswith(f'| `"{kind}"`'))
+        assert [name.removesuffix("_loss") for name in re.findall(r"`(\w+)`", row)] == names
+
+
+def test_targets_are_made_of_class_indices_of_any_whole_type_or_of_sets_of_as_many_classes():
+    hot = F.one_hot(torch.tensor([2, 0]), 3).float()
+    for kind in (torch.int64, torch.int32, torch.uint8):
+        assert torch.equal(multi_hot(torch.tensor([2, 0], dtype=kind), 3), hot)
+    assert torch.equal(multi_hot(hot.bool(), 3), hot)
+    for labels in (hot[:, :2], hot[None], torch.tensor([2.0, 0.0]), torch.tensor([True, False]), torch.tensor(2)):
+        with pytest.raises(ValueError, match=r"they must be class indices \[b\], whole numbers, or sets \[b, 3\]"):
+            multi_hot(labels, 3)

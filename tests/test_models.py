@@ -1,16 +1,21 @@
 """Registered models: their counts, the inputs they take, and what they say of those they cannot."""
 
+import copy
 import importlib
+import json
+import pickle
 import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import torchcaps
-from torchcaps import create_model, list_models
+from torchcaps import create_model, list_models, register_model
 from torchcaps.capsules import squash
+from torchcaps.models import Output, registry
 
 
 def parameters(model):
@@ -75,6 +80,13 @@ def test_a_primary_pose_is_read_off_neighbouring_channels():
         (lambda: create_model("capsnet", image_size=(30, 8)), "30x8"),
         (lambda: create_model("capsnet", num_classes=0), "num_classes is 0"),
         (lambda: create_model("capsnet", in_channels=0), "in_channels is 0"),
+        (lambda: create_model("capsnet", num_classes=10.0), "num_classes is 10.0; it must be a whole number"),
+        (lambda: create_model("capsnet", image_size="28"), "image_size is '28'; it must be a side of at least 1 pixel"),
+        (lambda: create_model("capsnet", image_size=28.0), "image_size is 28.0; it must be a side of at least 1 pixel"),
+        (lambda: create_model("capsnet", bias=True), "nearest is 'routing_bias'"),
+        (lambda: create_model("capsnet", zzz=True), "no option of model 'capsnet' is named 'zzz'"),
+        (lambda: create_model("small-resnet.dynamic", bias=True), "nearest is 'routing_bias'"),
+        (lambda: create_model("small-resnet.linear", inchannels=3), "'inchannels'; there is 'width', 'hidden'"),
         (lambda: create_model("capsnet", routing="dynamics"), "nearest is 'dynamic'"),
         (lambda: small("capsnet", routing="em")(torch.rand(1, 1, 21, 21)), "needs activations"),
     ],
@@ -83,6 +95,48 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "linear", "x-twin", "my.cap", "My-cap", "a b"])
+def test_names_that_no_command_takes_are_refused(name):
+    with pytest.raises(ValueError, match=f"a model is named {name!r}; "):
+        register_model(name)
+
+
+def test_a_model_defined_again_takes_the_place_of_what_it_was(monkeypatch):
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+
+    def define(classes):
+        @register_model("twice-test")
+        def build(num_classes, in_channels, image_size):
+            return classes
+
+        return build
+
+    assert [define(n) is registry.find_factory("twice-test") for n in (1, 2)] == [True, True]
+    with pytest.raises(
+        ValueError, match=r"model 'capsnet' is torchcaps\.models\.capsnet\.CapsNet already: give .*build"
+    ):
+        register_model("capsnet")(registry.find_factory("twice-test"))
+
+
+def test_a_decorator_without_its_name_registers_nothing_in_silence():
+    with pytest.raises(TypeError, match=r"it takes a name: @register_model\("):
+        register_model(lambda num_classes, in_channels, image_size: None)
+
+
+def test_counts_may_be_of_numpy():
+    model = create_model(
+        "small-resnet.dynamic", num_classes=np.int64(3), in_channels=np.int64(2), image_size=np.int64(16)
+    )
+    assert json.loads(json.dumps(model.origin))["num_classes"] == 3
+
+
+def test_an_output_is_copied_and_pickled():
+    bare, full = Output(torch.ones(2, 3)), Output(torch.ones(2, 3), aux={"penalty": torch.ones(())})
+    for again in (copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))):
+        assert torch.equal(again(bare).scores, bare.scores) and again(bare).aux is bare.aux
+        assert again(full).aux == full.aux and type(again(full)) is Output
 
 
 def test_list_models_takes_a_pattern():
@@ -94,7 +148,7 @@ def test_the_public_names_are_what_a_user_builds_with():
         *("LinearTransform", "ConvTransform", "PooledTransform", "PrimaryCapsules", "Capsules"),
         *("CapsuleLayer", "CapsuleStack", "CapsuleHead", "HeadedModel"),
         *("Routing", "register_routing", "create_routing", "list_routings"),
-        *("create_model", "list_models", "register_model", "Config", "fit", "load"),
+        *("create_model", "list_models", "register_model", "Config", "fit", "load", "choose"),
     }
     for name in torchcaps.__all__:
         assert getattr(torchcaps, name) is not None

@@ -132,7 +132,7 @@ def test_variational_statistics_are_kept_by_iteration() -> None:
     assert capsules.activations is not None
     one = Capsules(capsules.poses[:1], capsules.activations[:1])
     assert module.eval()(one, 3).capsules.poses.isfinite().all()
-    with pytest.raises(ValueError, match="rounds is 0; the statistics of at least 1 iteration are kept"):
+    with pytest.raises(ValueError, match="rounds is 0; it must be a whole number, at least 1"):
         layer("linear-vector", "variational-bayes", rounds=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from torchcaps import plugins
 from torchcaps.capsules import Capsules, squash
 from torchcaps.papers import create_recipe
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.routing import Routing, list_routings, registry, routing_class
+from torchcaps.routing import Routing, Sizes, list_routings, register_routing, registry, routing_class
 from torchcaps.routing.interface import Spec
 from torchcaps.testing import check_routing
 
+DYNAMIC = "torchcaps.routing.dynamic.Dynamic"
 OWN = """
 from torchcaps.capsules import Capsules, squash
 from torchcaps.routing import Routing, register_routing
@@ -125,6 +127,39 @@ def test_a_broken_property_is_named(cls: type[Routing], broken: str) -> None:
         check_routing(cls)
     with pytest.raises(AssertionError, match=r"^oracle of 'plain-test': parents differ by"):
         check_routing(Plain, lambda votes, activations, iterations: votes.sum(1))
+
+
+def named(name: str) -> type[Routing]:
+    return type("Named", (Plain,), {"spec": replace(Plain.spec, name=name)})
+
+
+@pytest.mark.parametrize("name", ["", "my.cap", "My-cap", "my_cap", "-cap", "cap-", "a--b", "a b", 3])
+def test_a_name_that_no_list_command_or_path_takes_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"a routing is named {name!r}; it must be lower-case words and digits"):
+        register_routing(named(name))
+
+
+@pytest.mark.parametrize("name", ["linear", "twin", "dynamic-twin"])
+def test_a_name_that_stands_for_a_head_of_another_kind_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"a routing is named {name!r}; '.*' stands for something else"):
+        register_routing(named(name))
+
+
+def test_a_class_defined_again_takes_the_place_of_what_it_was_and_another_one_does_not() -> None:
+    first, second = named("twice-test"), named("twice-test")
+    for each in (first, second):
+        assert register_routing(each) is each and routing_class("twice-test") is each
+    with pytest.raises(ValueError, match=rf"routing 'dynamic' is {re.escape(DYNAMIC)} already: give .*Named another"):
+        register_routing(named("dynamic"))
+    assert routing_class("dynamic").__qualname__ == "Dynamic"
+
+
+def test_what_is_no_routing_or_does_not_say_what_it_is_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Bare has no spec; give the class one: spec = Spec\("):
+        register_routing(type("Bare", (Routing,), {}))
+    for wrong in (torch.nn.Linear, Plain(Sizes(1, 1, 1)), "mine"):
+        with pytest.raises(TypeError, match="it takes a subclass of Routing"):
+            register_routing(wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_file_is_imported_once_and_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.losses import build_criterion
 from torchcaps.models import create_model
-from torchcaps.papers import create_recipe, list_recipes
+from torchcaps.papers import create_recipe, list_recipes, registry
 from torchcaps.train import build_phases
 
 NAMES = [name for name in list_recipes() if "/" not in name]
@@ -69,3 +69,25 @@ def test_nearest_recipe_is_named() -> None:
 def test_recipes_import_no_torch() -> None:
     code = "import sys, torchcaps.papers; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_recipes_are_entered_as_routings_and_models_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_RECIPES", dict(registry._RECIPES))
+
+    def mine() -> Config:
+        """Train mine."""
+        return Config()
+
+    for _ in range(2):
+        assert registry.recipe(mine) is mine and "mine" in list_recipes()
+    mine.__name__ = "digits"
+    with pytest.raises(ValueError, match=r"recipe 'digits' is torchcaps\.papers\..* already: give .*mine another name"):
+        registry.recipe(mine)
+    mine.__name__ = "_Mine"
+    with pytest.raises(ValueError, match="a recipe is named '-Mine'; it must be lower-case words and digits"):
+        registry.recipe(mine)
+    mine.__name__, mine.__doc__ = "other", None
+    with pytest.raises(ValueError, match="recipe 'other' has no docstring"):
+        registry.recipe(mine)
+    with pytest.raises(ValueError, match="--import FILE brings your own"):
+        create_recipe("minee")

@@ -282,7 +282,7 @@ def test_pictures_of_print_are_drawn(place: Path, capsys: pytest.CaptureFixture[
     ("command", "message"),
     [
         ("reproduce tiny/table2", "no table is named 'tiny/table2'; the nearest is 'tiny/table1'"),
-        ("reproduce tiny/table1 --cells nane", "no cell is named 'nane'; the nearest is"),
+        ("reproduce tiny/table1 --cells nane", "no cell is named 'nane'; there is 'plain', 'shared'"),
         ("reproduce tiny/table1 --cells quoted", "no cell 'quoted' to run"),
         ("reproduce tiny/table1 --seeds 0", "seeds is 0; it must be at least 1"),
         ("reproduce tiny/table1 --max-hours -1", "max_hours is -1.0; it must be 0 or above"),

@@ -57,5 +57,7 @@ with torch.no_grad():
 print(f"{(found == data.test.targets(everything)).float().mean():.0%}")
 
 # %%
-# Another routing is another name: :doc:`which one </docs/which-routing>`. On the command line a dot joins the two:
-# ``torchcaps train classify --model.name resnet18.fm``.
+# Another routing is another name: :doc:`which one </docs/which-routing>`. Its scores may be lengths or probabilities,
+# as ``model.scores`` says, from which cross-entropy learns little: ``CapsuleHead("em", ..., scaled=True)`` makes logits
+# of them, and :doc:`other losses </docs/start/own-loop>` take them as they are. On the command line a dot joins the
+# two: ``torchcaps train classify --model.name resnet18.fm``.

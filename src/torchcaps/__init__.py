@@ -19,8 +19,8 @@ if TYPE_CHECKING:
         LinearTransform,
         PooledTransform,
         PrimaryCapsules,
+        choose,
     )
-    from torchcaps.layers import choose as choose
     from torchcaps.models import CapsuleHead, HeadedModel, create_model, list_models, register_model
     from torchcaps.routing import Routing, create_routing, list_routings, register_routing
     from torchcaps.train import fit
@@ -50,7 +50,7 @@ __all__ = [  # noqa: RUF022 - in the order in which data flows
     "PrimaryCapsules", "CapsuleLayer", "CapsuleStack", "CapsuleHead", "HeadedModel", "Capsules",
     "Routing", "register_routing", "create_routing", "list_routings",
     "create_model", "list_models", "register_model",
-    "Config", "fit", "load",
+    "Config", "fit", "load", "choose",
 ]  # fmt: skip
 
 __getattr__ = resolver(__name__, _HOMES)

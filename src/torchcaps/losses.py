@@ -42,10 +42,28 @@ def multi_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Return targets [b, classes] of 0 and 1, from class indices [b] or from label sets that are already so encoded.
 
     No device is waited for.
+
+    Raises:
+        ValueError: for labels of another shape, and for class indices that are no whole numbers.
     """
-    if labels.ndim == 2:
+    if labels.ndim == 2 and labels.shape[1] == num_classes:
         return labels.float()
-    return labels.new_zeros(len(labels), num_classes, dtype=torch.float32).scatter_(1, labels.unsqueeze(1), 1.0)
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"labels are {labels.dtype} {list(labels.shape)}; they must be class indices [b], whole numbers, or sets "
+            f"[b, {num_classes}] of 0 and 1"
+        )
+    hot = labels.new_zeros(len(labels), num_classes, dtype=torch.float32)
+    return hot.scatter_(1, labels.long().unsqueeze(1), 1.0)
+
+
+def _check(scores: Tensor, targets: Tensor) -> None:
+    """Raise ValueError unless both are [b, classes]: other targets would broadcast, and the loss be another."""
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(
+            f"scores are {list(scores.shape)} and targets {list(targets.shape)}; both must be [b, classes]: "
+            "torchcaps.losses.multi_hot(labels, num_classes) makes targets of class indices [b]"
+        )
 
 
 def margin_loss(
@@ -55,6 +73,7 @@ def margin_loss(
 
     T max(0, m+ - |v|)^2 + weight (1 - T) max(0, |v| - m-)^2, with `scores` |v| and `targets` T, both [b, classes].
     """
+    _check(scores, targets)
     scores = widen(scores)
     present = F.relu(positive - scores).square()
     absent = F.relu(scores - negative).square()
@@ -67,6 +86,7 @@ def spread_loss(scores: Tensor, targets: Tensor, margin: float = 0.9) -> Tensor:
 
     `scores` are activations [b, classes] in [0, 1]. Of several labels each is a t in turn, and no label is an i.
     """
+    _check(scores, targets)
     scores = widen(scores)
     apart = scores.unsqueeze(2) - scores.unsqueeze(1)  # [b, t, i], a_t - a_i
     pairs = targets.unsqueeze(2) * (1 - targets).unsqueeze(1)
@@ -79,6 +99,7 @@ def squared_hinge_loss(scores: Tensor, targets: Tensor) -> Tensor:
 
     The loss of XNOR-Net that Sun et al. 2023 train XnODR and XnIDR with, averaged as Keras' `squared_hinge` is.
     """
+    _check(scores, targets)
     return F.relu(1 - (2 * targets - 1) * widen(scores)).square().mean()
 
 
@@ -86,6 +107,7 @@ def cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the softmax cross-entropy of logits [b, classes], averaged over the batch; several labels share the
     probability equally, and an image without labels adds nothing.
     """
+    _check(scores, targets)
     return F.cross_entropy(widen(scores), targets / targets.sum(1, keepdim=True).clamp_min(1))
 
 
@@ -95,6 +117,7 @@ def normalised_cross_entropy(scores: Tensor, targets: Tensor, eps: float = 1e-7)
 
     What Keras' categorical cross-entropy makes of activations: Zhao et al. 2020's code feeds it |s|^2 / (1 + |s|^2).
     """
+    _check(scores, targets)
     scores = widen(scores)
     share = scores / scores.sum(1, keepdim=True).clamp_min(eps)
     weights = targets / targets.sum(1, keepdim=True).clamp_min(1)  # of an image without labels all are 0
@@ -107,6 +130,7 @@ def binary_cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
 
     The loss for several labels of Tsai et al. 2020.
     """
+    _check(scores, targets)
     return F.binary_cross_entropy_with_logits(widen(scores), targets)
 
 
@@ -201,12 +225,14 @@ def build_criterion(config: LossConfig, weights: Tensor | None = None) -> Criter
         weights: of the classes, [classes], by which the loss of the scores counts images; None: all alike.
 
     The criterion raises:
-        ValueError: when a reconstruction is asked of a model that makes none.
+        ValueError: when targets are not of the shape of the scores, and when a reconstruction is asked of a model that
+            makes none.
     """
     of_scores = score_loss(config)
     weighted = None if weights is None else weigh(of_scores, weights)
 
     def criterion(output: Output, images: Tensor, targets: Tensor, progress: float = 1.0) -> Tensor:
+        _check(output.scores, targets)
         labels, targets = targets, smooth(targets, config.smoothing) if config.smoothing else targets
         if weighted is None:
             loss = of_scores(output.scores, targets, progress)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from torchcaps.cli.tables import RESULTS, fill
-from torchcaps.config import DataConfig, read_field
+from torchcaps.config import OPTION, DataConfig, read_field
 from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def compare(
         cell.build()  # a sweep over what there is not is said before anything runs
     if sweep:
         check_sweep(cells, budget, sweep[0])
+        if sweep[0].startswith(OPTION) and not show:
+            check_models(cells)
     for name, file in changed_files(cells, read_records(path)):
         note(f"{name}: {file} was changed since its runs, which are made anew")
     if costs:
@@ -132,6 +134,28 @@ def check_sweep(cells: Sequence[Cell], budget: Budget, field: str) -> None:
                 "each row has seeds of its own" if field == "seed" else f"budget {budget} makes {found!r} of {given!r}"
             )
             raise ValueError(f"--sweep {field}: {what}; sweep another field, or give another --budget")
+
+
+def check_models(cells: Sequence[Cell]) -> None:
+    """Raise ValueError where the model of a cell cannot be built, before another cell has been trained for hours.
+
+    Each distinct one is built without memory; twins are left to their turn, since their widths are searched for.
+    """
+    from torchcaps.tables.network import build_meta
+
+    done = []
+    for cell in cells:
+        assert cell.build is not None
+        config = cell.build()
+        options = {name: value for name, value in config.model.options.items() if name != "pretrained"}
+        model = dataclasses.replace(config.model, options=options)
+        if model in done or model.name.endswith("-twin"):
+            continue
+        try:
+            build_meta(dataclasses.replace(config, model=model))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{cell.name}: {error}") from error
+        done.append(model)
 
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.layers.keras import EPS, MOMENTUM, SameConvTranspose2d
+from torchcaps.names import whole
 
 
 def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
@@ -16,10 +18,22 @@ def chosen_class(scores: Tensor, labels: Tensor | None) -> Tensor:
     score.
 
     Of label sets [b, j] of 0 and 1, of another type than int64, it is the one among them with the highest score.
+
+    Raises:
+        ValueError: for labels of another shape, and for class indices [b] that are no whole numbers.
     """
     if labels is None:
         return scores.argmax(1)
-    return labels if labels.dtype == torch.int64 else scores.masked_fill(labels == 0, -torch.inf).argmax(1)
+    if labels.ndim == 1 and not (labels.is_floating_point() or labels.dtype == torch.bool):
+        return labels.long()
+    if labels.ndim == 2 and labels.dtype == torch.int64:
+        return labels
+    if labels.shape != scores.shape:
+        raise ValueError(
+            f"labels are {labels.dtype} {list(labels.shape)}; they must be class indices [b] or int64 [b, m], or sets "
+            f"{list(scores.shape)} of 0 and 1"
+        )
+    return scores.masked_fill(labels == 0, -torch.inf).argmax(1)
 
 
 def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
@@ -37,6 +51,14 @@ def blacken(images: Tensor, chosen: Tensor) -> Tensor:
     each as they are.
     """
     return images if chosen.ndim == 1 else images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
+
+
+def _image(image: Sequence[int]) -> tuple[int, int, int]:
+    """Return `image`, (channels, height, width); ValueError unless each is a whole number, at least 1."""
+    if len(image) != 3:
+        raise ValueError(f"image is {image!r}; it must be (channels, height, width)")
+    channels, height, width = (whole("image", each) for each in image)
+    return channels, height, width
 
 
 class DenseDecoder(nn.Module):
@@ -60,6 +82,8 @@ class DenseDecoder(nn.Module):
         masked: bool = True,
     ):
         super().__init__()
+        classes, pose, image = whole("classes", classes), whole("pose", pose), _image(image)
+        hidden = whole("hidden", hidden[0]), whole("hidden", hidden[1])
         self.classes, self.image, self.masked = classes, image, masked
         self.layers = nn.Sequential(
             nn.Linear(classes * pose if masked else pose, hidden[0]),
@@ -104,8 +128,8 @@ class DeconvDecoder(nn.Module):
         slope: float = 0.3,
     ):
         super().__init__()
-        self.image = image
-        first, second, third = widths
+        pose, self.image = whole("pose", pose), _image(image)
+        first, second, third = (whole("widths", each) for each in widths)
         base = tuple(-(-side // 4) for side in image[1:])
         size = first * math.prod(base)
         self.layers = nn.Sequential(

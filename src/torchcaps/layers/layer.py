@@ -12,7 +12,7 @@ import torchcaps.kernels.steps  # noqa: F401 - fused steps are found once they a
 from torchcaps.capsules import Capsules, autocast_type, saturate
 from torchcaps.kernels.probe import Fused
 from torchcaps.layers.transforms import Transform
-from torchcaps.names import check_choice, fits
+from torchcaps.names import check_choice, whole
 from torchcaps.routing import Routing, Step, create_routing
 from torchcaps.routing.fused import (
     DEVICES,
@@ -25,6 +25,7 @@ from torchcaps.routing.fused import (
     runs_now,
 )
 from torchcaps.votes import Votes
+from torchcaps.votes.children import check_capsules
 
 Schedule = Literal["sequential", "concurrent"]
 
@@ -34,14 +35,21 @@ class CapsuleLayer(nn.Module):
 
     Args:
         transform: `LinearTransform`, `ConvTransform`, or one of your own; without coordinates where weights are binary.
+            A vote has `Spec.hidden` elements, of self-routing one, more than the pose of a parent: add these to the
+            transform's `parent_pose`.
         routing: a registered name, or a `Routing` that was built for `transform.sizes`.
         implementation: of its steps: "plain", "fused" (a kernel, see `torchcaps.kernels`), or "auto", which is the
             faster of the two where a kernel takes this transform and routing, see `form`. It may be set afterwards;
             parameters are the same.
         options: keyword arguments of the routing, where it is a name.
 
+    A call makes one iteration unless it is told more, as in `layer(children, 3)`; `CapsuleStack` makes three. The first
+    iteration of most routings has uniform couplings.
+
     Raises:
-        ValueError: when transform and routing do not fit, and for "fused" where no kernel takes them, with the reason.
+        TypeError: when transform or routing are none.
+        ValueError: when the two do not fit, for options beside a routing that is built already, and for "fused" where
+            no kernel takes them, with the reason.
     """
 
     def __init__(
@@ -52,8 +60,14 @@ class CapsuleLayer(nn.Module):
         **options: object,
     ):
         super().__init__()
+        if not isinstance(transform, nn.Module) or not hasattr(transform, "sizes"):
+            raise TypeError(f"transform is {transform!r}; it must be one, such as LinearTransform(72, 10, 8, 16)")
         if isinstance(routing, str):
             routing = create_routing(routing, *transform.sizes, **options)
+        elif not isinstance(routing, Routing):
+            raise TypeError(f"routing is {routing!r}; it must be a registered name or a Routing that is built")
+        elif options:
+            raise ValueError(f"options {', '.join(options)} are given beside a routing that is built: give them to it")
         if routing.sizes != transform.sizes:
             raise ValueError(f"the routing was built for {routing.sizes}, but the transform has {transform.sizes}")
         if routing.spec.binary_weights and transform.place is not None:
@@ -156,9 +170,12 @@ class CapsuleLayer(nn.Module):
         return whole.route(self.routing, self.transform(children), iterations)
 
     def forward(self, children: Capsules, iterations: int = 1) -> Step[Any]:
-        """Return the last step of `iterations` of this layer alone."""
+        """Return the last step of `iterations` of this layer alone, one by default."""
         (step,) = CapsuleStack([self], iterations)(children)
         return step
+
+    def extra_repr(self) -> str:
+        return "" if self._implementation == "auto" else f"implementation={self._implementation!r}"
 
     def fold(self) -> CapsuleLayer:
         """Return a copy for inference whose coefficients b_ij are folded into W_ij: one matrix product, and no routing.
@@ -196,8 +213,13 @@ class CapsuleStack(nn.Module):
 
     def __init__(self, layers: Sequence[CapsuleLayer], iterations: int = 3, schedule: Schedule = "sequential"):
         super().__init__()
+        if isinstance(layers, nn.Module) and not isinstance(layers, nn.ModuleList):
+            raise TypeError(f"layers is a {type(layers).__name__}; give a list of them: CapsuleStack([layer])")
         if not layers:
             raise ValueError("a stack of 0 layers was asked for; give at least one CapsuleLayer")
+        for n, each in enumerate(layers):
+            if not isinstance(each, CapsuleLayer):
+                raise TypeError(f"layer {n} is {each!r}; it must be a CapsuleLayer")
         self.layers = nn.ModuleList(layers)
         self.schedule = schedule
         self.iterations = iterations
@@ -208,9 +230,7 @@ class CapsuleStack(nn.Module):
 
     @iterations.setter
     def iterations(self, value: int) -> None:
-        if not fits(value, int) or value < 1:
-            raise ValueError(f"iterations is {value!r}; it must be a whole number, at least 1")
-        self._iterations = value
+        self._iterations = whole("iterations", value)
 
     @property
     def schedule(self) -> Schedule:
@@ -251,6 +271,7 @@ class CapsuleStack(nn.Module):
         Returns:
             The last step of each layer that reaches the output, bottom first.
         """
+        check_capsules(children)
         layers = self._layers()
         steps: dict[int, Step[Any]] = {}
         votes: dict[int, tuple[Capsules, Votes]] = {}
@@ -294,6 +315,9 @@ class CapsuleStack(nn.Module):
         routings = [layer.routing for layer in layers if layer.routing.spec.objective]
         goal = layers[-1].routing.objective(steps[-1].state, targets)
         return goal - sum(routing.penalty() for routing in routings) / (batch or len(targets))
+
+    def extra_repr(self) -> str:
+        return f"iterations={self.iterations}" + f", schedule={self.schedule!r}" * (self.schedule != "sequential")
 
     def _layers(self) -> list[CapsuleLayer]:
         return list(self.layers)  # pyright: ignore[reportReturnType]

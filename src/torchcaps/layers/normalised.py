@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, lengths, squash
 from torchcaps.layers.keras import EPS, MOMENTUM, SameConv2d
+from torchcaps.layers.primary import count_capsules
 from torchcaps.layers.transforms import LinearTransform
-from torchcaps.names import check_choice
+from torchcaps.names import check_choice, whole
 from torchcaps.votes import Votes
 from torchcaps.votes.normalised import NormalisedVotes, VoteNorm
 from torchcaps.votes.protocol import Each
@@ -43,8 +44,8 @@ class NormalisedPrimary(nn.Module):
     ):
         super().__init__()
         check_choice("each", each, ("element", "child"))
-        if min(capsules, pose) < 1:
-            raise ValueError(f"{capsules} types of capsules of {pose} elements were asked for; each must be at least 1")
+        in_channels, capsules, pose = count_capsules(in_channels, capsules, pose)
+        positions = whole("positions", positions)
         self.pose, self.each = pose, each
         self.conv = SameConv2d(in_channels, capsules * pose, kernel, stride)
         self.norm = nn.BatchNorm1d(pose if each == "element" else positions * capsules * pose, EPS, MOMENTUM)

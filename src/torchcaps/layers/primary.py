@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
 from torchcaps.layers.binarize import XnorConv2d
+from torchcaps.names import whole
 from torchcaps.votes import Threshold
+
+
+def count_capsules(in_channels: int, capsules: int, pose: int) -> tuple[int, int, int]:
+    """Return the three as they are; ValueError unless each is a whole number, at least 1."""
+    return whole("in_channels", in_channels), whole("capsules", capsules), whole("pose", pose)
 
 
 class PrimaryCapsules(nn.Module):
@@ -32,6 +38,7 @@ class PrimaryCapsules(nn.Module):
         xnorized: Threshold | None = None,
     ):
         super().__init__()
+        in_channels, capsules, pose = count_capsules(in_channels, capsules, pose)
         self.pose, self.pooled = pose, pooled
         if xnorized is None:
             self.conv: nn.Conv2d = nn.Conv2d(in_channels, capsules * pose, kernel, stride)
@@ -46,6 +53,9 @@ class PrimaryCapsules(nn.Module):
         maps = self.conv(features)
         last = maps.mean((2, 3)) if self.pooled else maps.movedim(1, -1)  # [b, h', w', (i d)]
         return Capsules(squash(last.unflatten(-1, (-1, self.pose))))
+
+    def extra_repr(self) -> str:
+        return f"poses of {self.pose}" + ", pooled" * self.pooled
 
 
 class PrimaryPoses(nn.Module):
@@ -71,8 +81,7 @@ class PrimaryPoses(nn.Module):
         activations: bool = False,
     ):
         super().__init__()
-        if min(capsules, pose) < 1:
-            raise ValueError(f"{capsules} capsules of {pose} elements were asked for; both must be at least 1")
+        in_channels, capsules, pose = count_capsules(in_channels, capsules, pose)
         self.pose = pose
         self.conv = nn.Conv2d(in_channels, capsules * pose, kernel, stride, bias=bias)
         self.norm = nn.LayerNorm(pose) if layer_norm else nn.Identity()
@@ -84,3 +93,6 @@ class PrimaryPoses(nn.Module):
         if self.activation is None:
             return Capsules(poses)
         return Capsules(poses, self.activation(features).movedim(1, -1).sigmoid())
+
+    def extra_repr(self) -> str:
+        return f"poses of {self.pose}"

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.layers.coordinates import Coordinates, append_coordinates, coordinate_weights
+from torchcaps.names import check_above, whole
 from torchcaps.routing import Sizes
 from torchcaps.votes import ConvVotes, LinearVotes, ScrambledVotes, SequenceVotes, Votes
+from torchcaps.votes.children import check_capsules
 
 
 def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, int, int]:
@@ -23,8 +25,7 @@ def pose_shape(child_pose: int, parent_pose: int, matrix: bool) -> tuple[int, in
     Raises:
         ValueError: for sizes below 1 and for matrix poses that are not square.
     """
-    if min(child_pose, parent_pose) < 1:
-        raise ValueError(f"poses of {child_pose} and {parent_pose} elements were asked for; at least 1 is needed")
+    child_pose, parent_pose = whole("child_pose", child_pose), whole("parent_pose", parent_pose)
     if not matrix:
         return 1, child_pose, parent_pose
     rows = math.isqrt(child_pose)
@@ -68,8 +69,10 @@ class Transform(nn.Module):
         shared: int = 1,
     ):
         super().__init__()
-        if min(*window, parents) < 1:
-            raise ValueError(f"a window of {window} children and {parents} parents were asked for; each must be >= 1")
+        window = tuple(whole("each of the window", each) for each in window)
+        parents, parent_pose = whole("parents", parents), whole("parent_pose", parent_pose)
+        if std is not None:
+            check_above("std", std, equal=True)
         self.rows, columns, out = pose_shape(child_pose, parent_pose, matrix)
         self.shared = shared
         self.sizes = Sizes(math.prod(window) * shared, parents, parent_pose)
@@ -85,13 +88,20 @@ class Transform(nn.Module):
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, children: Capsules) -> Votes:
+        """Return the votes of `children`.
+
+        Raises:
+            TypeError: when they are no `Capsules`.
+            ValueError: when they are not what the weights take, or their activations not one a capsule.
+        """
+        check_capsules(children)
         return self.vote(children, self.weight)
 
     def vote(self, children: Capsules, weight: Tensor, binary: bool = False) -> Votes:
         """Return the votes of `children` through `weight`, of the shape of this transform's own; `binary` says that
         both are xnorized.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method vote(children, weight, binary)")
 
     def seen(self, children: Capsules) -> Capsules:
         """Return which of `children`, or what of them, votes: signs are taken of these."""
@@ -165,7 +175,8 @@ class LinearTransform(Transform):
         coordinates: bool | Coordinates = False,
         shared: int = 1,
     ):
-        if shared < 1 or children % shared:
+        children, shared = whole("children", children), whole("shared", shared)
+        if children % shared:
             raise ValueError(f"{children} children cannot stand at {shared} positions that share their transforms")
         window = (children // shared,)
         super().__init__(window, parents, child_pose, parent_pose, matrix, std, coordinates, shared)
@@ -253,12 +264,12 @@ class ConvTransform(Transform):
         scrambled: bool = False,
         dims: int = 2,
     ):
+        children, kernel, stride = whole("children", children), whole("kernel", kernel), whole("stride", stride)
+        padding = whole("padding", padding, 0)
         if dims not in (1, 2) or (dims == 1 and scrambled):
             raise ValueError(
                 f"dims is {dims} and scrambled {scrambled}; windows have 1 or 2 dimensions, scrambled ones 2"
             )
-        if stride < 1 or padding < 0:
-            raise ValueError(f"stride is {stride} and padding {padding}; they must be at least 1 and 0")
         if scrambled and (padding > 0 or coordinates):
             raise ValueError(
                 f"padding is {padding} and coordinates {coordinates}, but windows are scrambled: what is mixed over "
@@ -285,7 +296,13 @@ class ConvTransform(Transform):
         return ConvVotes(*self.inputs(children, weight), self.rows, self.stride, self.padding, binary)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", scrambled" if self.scrambled else "") + (", along one" * (self.dims == 1))
+        others = {
+            f"stride {self.stride}": self.stride != 1,
+            f"padding {self.padding}": self.padding != 0,
+            "scrambled": self.scrambled,
+            "along one": self.dims == 1,
+        }
+        return ", ".join([super().extra_repr(), *(said for said, holds in others.items() if holds)])
 
 
 def flatten_space(capsules: Capsules) -> Capsules:

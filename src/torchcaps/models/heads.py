@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules, PrimaryPoses, Transform
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
+from torchcaps.names import whole
 from torchcaps.routing import Spec, routing_class
 
 
@@ -79,6 +80,7 @@ class RoutedHead(nn.Module):
     primary: nn.Module
     stack: CapsuleStack
     read: nn.Module
+    in_shape: tuple[int | None, ...] | None = None  # of one image's features, None for a side that may be any
 
     @property
     def scores(self) -> ScoreKind | None:
@@ -86,10 +88,31 @@ class RoutedHead(nn.Module):
         return getattr(self.read, "scores", None)
 
     def forward(self, features: Tensor) -> Output:
+        """Map features [b, f] or [b, c, h, w] -> `Output`.
+
+        Raises:
+            ValueError: for features of another shape than the head was built for.
+        """
+        check_features(features, self.in_shape)
         primary = self.primary(features)
         steps = self.stack(primary)
         capsules = (primary, *(step.capsules for step in steps))
         return Output(self.read(capsules[-1]), capsules, {"steps": steps})
+
+
+def check_features(features: Tensor, in_shape: tuple[int | None, ...] | None) -> None:
+    """Raise ValueError unless one image's features have `in_shape`, where a side that is None may be any."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"the features are a {type(features).__name__}; a head takes a tensor [b, f] or [b, c, h, w]")
+    if in_shape is None:
+        return
+    found = tuple(features.shape[1:])
+    if len(found) != len(in_shape) or any(n not in (None, m) for n, m in zip(in_shape, found, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in in_shape)
+        raise ValueError(
+            f"the features of an image are {list(found)}, but the head was built for [{wanted}]: build it with "
+            f"in_features={found[0] if len(found) == 1 else found}"
+        )
 
 
 class CapsuleHead(RoutedHead):
@@ -140,22 +163,17 @@ class CapsuleHead(RoutedHead):
         super().__init__()
         options |= routing_options or {}
         spec, style = routing_class(routing).spec, _STYLES.get(routing, Style())
-        shape = (in_features,) if isinstance(in_features, int) else tuple(in_features)
-        pose = (16 if style.matrix else 8) if pose is None else pose
-        primary = max(1, shape[0] // max(pose, 1)) if primary is None else primary
-        if len(shape) not in (1, 3) or min(*shape, pose, primary) < 1:
-            raise ValueError(
-                f"in_features is {in_features}, pose {pose} and primary {primary}: features are a number, or channels, "
-                "height and width; all must be at least 1"
-            )
+        shape = self.in_shape = feature_shape(in_features)
+        num_classes, class_pose = whole("num_classes", num_classes), whole("class_pose", class_pose)
+        pose = whole("pose", (16 if style.matrix else 8) if pose is None else pose)
+        primary = whole("primary", max(1, shape[0] // pose) if primary is None else primary)
+        hidden = hidden_counts(hidden)
         if len(shape) == 1:
             self.primary: nn.Module = PooledCapsules(shape[0], pose, style, spec.needs_activations)
             children = self.primary.capsules
         else:
             self.primary = _spatial_capsules(shape[0], primary, pose, style, spec.needs_activations)
             children = primary * shape[1] * shape[2]
-        if min(hidden, default=1) < 1:
-            raise ValueError(f"hidden is {tuple(hidden)}; each layer must have at least 1 capsule")
         counts, poses = (children, *hidden, num_classes), (pose, *[class_pose] * (len(hidden) + 1))
         layers = []
         for (below, above), (child, parent) in zip(pairwise(counts), pairwise(poses), strict=True):
@@ -164,6 +182,38 @@ class CapsuleHead(RoutedHead):
             layers.append(CapsuleLayer(transform, routing, **options))
         self.stack = CapsuleStack(layers, iterations)
         self.read = choose_reader(routing, class_pose, scaled)
+
+
+def feature_shape(in_features: object) -> tuple[int, ...]:
+    """Return (f,), or (channels, height, width).
+
+    Raises:
+        ValueError: for what is neither, all at least 1.
+    """
+    given = in_features if isinstance(in_features, Sequence) and not isinstance(in_features, str) else (in_features,)
+    try:
+        shape = tuple(whole("in_features", each) for each in given)
+    except ValueError:
+        shape = ()
+    if len(shape) not in (1, 3):
+        raise ValueError(
+            f"in_features is {in_features!r}; it must be a number, or (channels, height, width), each at least 1"
+        )
+    return shape
+
+
+def hidden_counts(hidden: object) -> tuple[int, ...]:
+    """Return how many capsules or outputs each hidden layer has.
+
+    Raises:
+        ValueError: for what is no sequence of whole numbers, each at least 1.
+    """
+    try:
+        return tuple(whole("hidden", each) for each in hidden)  # pyright: ignore[reportGeneralTypeIssues]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"hidden is {hidden!r}; each layer must have at least 1 capsule or output, a whole number"
+        ) from error
 
 
 @torch.no_grad()
@@ -217,17 +267,23 @@ class DenseHead(nn.Module):
 
     def __init__(self, in_features: int | tuple[int, ...], num_classes: int, hidden: Sequence[int] = ()):
         super().__init__()
-        if min(hidden, default=1) < 1:
-            raise ValueError(f"hidden is {tuple(hidden)}; each layer must have at least 1 output")
-        first = in_features if isinstance(in_features, int) else math.prod(in_features)
-        widths = [first, *hidden, num_classes]
+        shape = (in_features,) if not isinstance(in_features, Sequence) else in_features
+        self.features = math.prod(whole("in_features", each) for each in shape)
+        widths = [self.features, *hidden_counts(hidden), whole("num_classes", num_classes)]
         layers: list[nn.Module] = []
         for width, out in pairwise(widths):
             layers += [nn.Linear(width, out), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
     def forward(self, features: Tensor) -> Output:
-        return Output(self.layers(features.flatten(1)), (), {})
+        """Map features [b, ...] -> `Output`.
+
+        Raises:
+            ValueError: for another number of features than the head was built for.
+        """
+        flat = features.flatten(1)
+        check_features(flat, (self.features,))
+        return Output(self.layers(flat), (), {})
 
 
 class HeadedModel(Model):
@@ -235,19 +291,28 @@ class HeadedModel(Model):
 
     Args:
         backbone: from images [b, c, h, w] to the features that `head` takes.
-        head: `CapsuleHead`, `DenseHead`, or what else maps features to `Output`; its `scores` say what these are.
+        head: `CapsuleHead`, `DenseHead`, or what else maps features to scores [b, classes] or an `Output`; its `scores`
+            say what these are.
+
+    Raises:
+        TypeError: when one of the two is no module.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module):
         super().__init__()
+        for what, module in (("backbone", backbone), ("head", head)):
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"{what} is {module!r}; it must be a module that is built, an instance of nn.Module")
         self.backbone, self.head = backbone, head
 
     @property
     def scores(self) -> ScoreKind | None:
-        return getattr(self.head, "scores", None)
+        said = getattr(self.head, "scores", None)
+        return said if said in get_args(ScoreKind) else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        return self.head(self.backbone(images))
+        found = self.head(self.backbone(images))
+        return found if isinstance(found, Output) else Output(found)
 
     def coefficients(self) -> list[nn.Parameter]:
         return self.head.stack.coefficients() if isinstance(self.head, RoutedHead) else []

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
-from torchcaps.models.heads import RoutedHead, choose_reader, takes_vectors
+from torchcaps.models.heads import RoutedHead, choose_reader, feature_shape, takes_vectors
+from torchcaps.names import whole
 from torchcaps.routing import list_routings
 from torchcaps.votes import Threshold
 
@@ -64,11 +65,12 @@ class PrimaryHead(RoutedHead):
         if not takes_vectors(routing):
             known = [spec.name for spec in list_routings() if takes_vectors(spec.name)]
             raise ValueError(f"PrimaryCaps makes squashed vectors: {', '.join(known)} take these, {routing!r} does not")
-        if min(primary, pose) < 1:
-            raise ValueError(f"{primary} types of capsules of {pose} elements were asked for; both must be at least 1")
+        primary, pose, class_pose = whole("primary", primary), whole("pose", pose), whole("class_pose", class_pose)
+        num_classes = whole("num_classes", num_classes)
         if threshold != "zero" and not xnorized:
             raise ValueError(f"threshold is {threshold!r}, but this PrimaryCaps has no signs: use 'routing_threshold'")
-        channels, height, width = in_features
+        channels, height, width = feature_shape(in_features)
+        self.in_shape = (channels, height, width) if conv else (channels, None, None)
         signs = threshold if xnorized else None
         self.primary = PrimaryCapsules(channels, primary, pose, kernel=1, stride=1, pooled=not conv, xnorized=signs)
         if conv:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.config import ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
-from torchcaps.names import YOURS, check_options, fits, unknown
+from torchcaps.manifest import SHAPE
+from torchcaps.names import ROUTING, YOURS, check_name, check_options, enter, unknown, whole
 from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
 
-_PREFIX = "routing_"  # of options that are the routing's
 _ROUTED = ("iterations", "schedule")  # settings of a model that not every factory takes
 
 
@@ -32,6 +32,10 @@ class Output(NamedTuple):
     # gives none, so that what is written into the one of an output is not read in another's;
     # in training "penalty", a scalar that the loss adds, and "penalties", its terms [n] without their weight
     aux: Mapping[str, Any] = MappingProxyType({})
+
+    def __reduce__(self) -> tuple[type[Output], tuple[object, ...]]:
+        """Return how it is pickled and copied, which what cannot be written to is not: it is left to the default."""
+        return Output, (self.scores, self.capsules, *([dict(self.aux)] if self.aux else []))
 
 
 class Model(nn.Module):
@@ -155,12 +159,19 @@ _FAMILIES: list[Family] = []
 def register_model(name: str) -> Callable[[F], F]:
     """Register a function `(num_classes, in_channels, image_size, **options) -> Model` under `name`.
 
-    Where one of the three has a default, that is what `create_model` takes when it is told none.
+    Where one of the three has a default, that is what `create_model` takes when it is told none. Defined again, a
+    function takes the place of what it was.
+
+    Raises:
+        TypeError: without a name.
+        ValueError: for a name that no model can have, or that another one has.
     """
+    if not isinstance(name, str):
+        raise TypeError(f'register_model was given {name!r}; it takes a name: @register_model("my-network")')
+    check_name("model", name, "-_", reserved=("linear", "twin", "-twin"))
 
     def register(factory: F) -> F:
-        assert name not in _FACTORIES, f"model {name!r} is registered twice"
-        _FACTORIES[name] = factory
+        enter("model", _FACTORIES, name, factory)
         return factory
 
     return register
@@ -221,21 +232,15 @@ def create_model(
     if options.get("pretrained") is True and not _knows_pretrained(name):
         assert _PRETRAINED, "torchcaps.models registers it"
         given = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-        given["image_size"] = (image_size, image_size) if isinstance(image_size, int) else image_size
+        given["image_size"] = None if image_size is None else _sides(image_size)
         wanted = {key: value for key, value in (given | options).items() if value is not None and key != "pretrained"}
         return _PRETRAINED[0](name, **wanted)
     factory = find_factory(name)
-    classes = _default(factory, "num_classes", 10) if num_classes is None else num_classes
-    channels = _default(factory, "in_channels", 1) if in_channels is None else in_channels
-    size = _default(factory, "image_size", 28) if image_size is None else image_size
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(fits(side, int) and side > 0 for side in sides):
-        raise ValueError(f"image_size is {size}; it must be a side of at least 1 pixel, or height and width")
-    for what, value in (("num_classes", classes), ("in_channels", channels)):
-        if not fits(value, int) or value < 1:
-            raise ValueError(f"{what} is {value!r}; it must be a whole number, at least 1")
+    classes = whole("num_classes", _default(factory, "num_classes", 10) if num_classes is None else num_classes)
+    channels = whole("in_channels", _default(factory, "in_channels", 1) if in_channels is None else in_channels)
+    sides = _sides(_default(factory, "image_size", 28) if image_size is None else image_size)
     own = _gather_routing_options(factory, options)
-    check_options(f"model {name!r}", factory, own)
+    _check_options(name, factory, options, own)
     try:
         model = factory(num_classes=classes, in_channels=channels, image_size=sides, **own)
     except (ArithmeticError, RuntimeError, TypeError) as error:  # of torch's own layers: no such sizes can be
@@ -243,6 +248,18 @@ def create_model(
         raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error
     model.origin = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": sides, **options}
     return model
+
+
+def _sides(size: object) -> tuple[int, int]:
+    """Return (height, width) of a side or of both."""
+    both = size if isinstance(size, tuple | list) else (size, size)
+    try:
+        height, width = (whole("image_size", side) for side in both)
+    except ValueError as error:
+        raise ValueError(
+            f"image_size is {size!r}; it must be a side of at least 1 pixel, or height and width, whole numbers"
+        ) from error
+    return height, width
 
 
 def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,20 +276,38 @@ def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
         assert routing is not None, origin["name"]
         own = inspect.signature(routing_class(routing)).parameters
         found = {name: each.default for name, each in own.items() if each.default is not each.empty}
-        described = {_PREFIX + name: value for name, value in (found | given).items()} | described
+        described = {ROUTING + name: value for name, value in (found | given).items()} | described
     return described
 
 
 def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> dict[str, object]:
     """Return `options`, with those of the routing in a dictionary of their own where `factory` takes one."""
     accepted = inspect.signature(factory).parameters
-    found = [name for name in options if name.startswith(_PREFIX) and name not in accepted]
+    found = [name for name in options if name.startswith(ROUTING) and name not in accepted]
     given = options.get("routing_options") or {}
     if "routing_options" not in accepted or not isinstance(given, dict):
         return dict(options)
-    routing = given | {name.removeprefix(_PREFIX): options[name] for name in found}
+    routing = given | {name.removeprefix(ROUTING): options[name] for name in found}
     own = {name: value for name, value in options.items() if name not in found}
     return own | {"routing_options": routing} if found else own
+
+
+def _check_options(name: str, factory: Factory, given: Mapping[str, object], own: Mapping[str, object]) -> None:
+    """Raise ValueError for the first of the options `own` of a model that it does not have, or that is of another type.
+
+    An error names options of its routing too, which checks these itself; `given` are all that were given.
+    """
+    known = all(each in inspect.signature(factory).parameters for each in own)
+    others = [] if known else [ROUTING + each for each in _routing_options(name, factory, given)]
+    check_options(f"model {name!r}", factory, own, others, given=SHAPE)
+
+
+def _routing_options(name: str, factory: Factory, given: Mapping[str, object]) -> list[str]:
+    """Return the names of the options that the routing of a model has; [] where its family takes none."""
+    if "routing_options" not in inspect.signature(factory).parameters:
+        return []
+    routing = routing_of(ModelConfig(name.removesuffix("-twin"), dict(given)))  # pyright: ignore[reportArgumentType]
+    return [] if routing is None else list(inspect.signature(routing_class(routing)).parameters)[1:]
 
 
 def rebuild_model(origin: Mapping[str, Any]) -> Model:
@@ -304,6 +339,8 @@ def _knows_pretrained(name: str) -> bool:
 
 def find_factory(name: str) -> Factory:
     """Return the factory of a registered model; ValueError with the nearest name otherwise."""
+    if not isinstance(name, str):
+        raise TypeError(f"model is {name!r}; it must be a registered name, such as 'capsnet'")
     load_plugins()
     if name in _FACTORIES:
         return _FACTORIES[name]

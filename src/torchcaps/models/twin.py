@@ -1,4 +1,6 @@
-"""The twin of a capsule network: a convolutional one of as many parameters, for "NAME-twin" of any registered NAME.
+"""The twin of a capsule network: a convolutional one of as many parameters, "NAME-twin" of a registered NAME.
+
+Networks of a stem, primary capsules and one stack of routed layers have one; others, such as EncapNet, have none.
 
 It has the same stem and decoder, the windows of the primary capsules and of each layer of capsules, hence the same
 receptive field, and takes the same loss. Only what capsules and routing are for is plain: convolutions and dense layers

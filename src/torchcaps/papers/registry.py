@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple, overload
 
 from torchcaps.config import Config
-from torchcaps.names import check_choice, unknown
+from torchcaps.names import YOURS, check_choice, check_name, enter, unknown
 from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
 from torchcaps.tables.cells import Cell, Train, list_tables
 
@@ -40,8 +40,12 @@ def recipe(function: Recipe | None = None, *, finish: Finish | None = None) -> A
     The first line of its docstring is what listings say of it. The name is written into the config.
 
     Args:
-        function: what is registered; without it a decorator is returned.
+        function: what is registered; without it a decorator is returned. Defined again, it takes the place of what it
+            was.
         finish: what follows from model and data, see `finish_recipe`.
+
+    Raises:
+        ValueError: for a function without a docstring, and for a name that no recipe can have, or that another one has.
     """
     if function is None:
         return partial(_register, finish=finish)
@@ -50,11 +54,14 @@ def recipe(function: Recipe | None = None, *, finish: Finish | None = None) -> A
 
 def _register(function: Recipe, finish: Finish | None) -> Recipe:
     name = function.__name__.replace("_", "-")
-    assert name not in _RECIPES, f"recipe {name!r} is registered twice"
-    assert function.__doc__, f"recipe {name!r} has no docstring"
-    _RECIPES[name] = function
+    check_name("recipe", name)
+    if not function.__doc__:
+        raise ValueError(f"recipe {name!r} has no docstring; its first line is what listings say of it")
+    enter("recipe", _RECIPES, name, function)
     if finish is not None:
         _FINISHES[name] = finish
+    else:
+        _FINISHES.pop(name, None)
     return function
 
 
@@ -114,7 +121,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
             f"'{name.rstrip('/')}/*'`); `torchcaps reproduce` trains all cells of a table"
         )
     if name not in cells:
-        raise unknown("recipe", name, [*_RECIPES, *cells], "`torchcaps list recipes` shows all")
+        raise unknown("recipe", name, [*_RECIPES, *cells], f"`torchcaps list recipes` shows all; {YOURS}")
     cell = cells[name]
     assert isinstance(cell.how, Train), cell.id
     return apply_budget(cell.how.build(), budget or "full", cell)

@@ -11,12 +11,13 @@ batch size times its length here.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash, widen
-from torchcaps.names import check_choice
+from torchcaps.names import check_above, check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
@@ -68,17 +69,17 @@ class Discriminative(Routing[Tensor | None]):
         super().__init__(sizes)
         self.keep_bias(bias)
         check_choice("norm", norm, ("l1", "l2", "rows"))
-        if penalty_weight < 0:
-            raise ValueError(f"penalty_weight is {penalty_weight}; it must be at least 0")
-        if absent_weight < 0:
-            raise ValueError(f"absent_weight is {absent_weight}; it must be at least 0")
+        check_above("penalty_weight", penalty_weight, equal=True)
+        check_above("absent_weight", absent_weight, equal=True)
+        if not math.isfinite(initial):
+            raise ValueError(f"initial is {initial}; it must be a finite number, such as 0.1")
         if initial == 0:
             raise ValueError("initial is 0, a fixed point: coefficients that start there never move; 0.1 works")
         if proximal and norm == "l2":
             raise ValueError("norm is 'l2', which is smooth and needs no proximal step; 'l1' and 'rows' have one")
         self.norm, self.penalty_weight, self.proximal = norm, penalty_weight, proximal
         self.initial_value, self.fixed, self.absent_weight = float(initial), fixed, absent_weight
-        start = torch.full((sizes.children, sizes.parents), self.initial_value)
+        start = torch.full((self.sizes.children, self.sizes.parents), self.initial_value)
         self.coefficient: Tensor  # [i, j]
         if fixed:
             self.register_buffer("coefficient", start)
@@ -145,6 +146,10 @@ class Discriminative(Routing[Tensor | None]):
     def constant_coupling(self) -> Tensor:
         """Return the coefficients [i, j]."""
         return self.coefficient
+
+    def extra_repr(self) -> str:
+        initial = f"initial={self.initial_value}"
+        return ", ".join(filter(None, (super().extra_repr(), initial if self.initial_value != 0.1 else "")))
 
     def select(self, children: Tensor | slice, parents: Tensor | slice, sizes: Sizes) -> Discriminative:
         """Return a copy that has the coefficients and biases of some children and parents."""

@@ -53,7 +53,7 @@ class Dynamic(Routing[Tensor | None]):
         super().__init__(sizes)
         check_choice("over", over, ("parents", "children"))
         check_choice("gradients", gradients, ("all", "last"))
-        self.keep_start(start, torch.rand, sizes.children, sizes.parents)
+        self.keep_start(start, torch.rand, self.sizes.children, self.sizes.parents)
         self.keep_bias(bias)
         self.over: Over = over
         self.gradients = gradients

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
-from torchcaps.names import check_choice
+from torchcaps.names import check_above, check_choice
 from torchcaps.routing.interface import Routing, Sizes, Spec
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
@@ -63,7 +63,7 @@ class Activation(nn.Module):
     def __init__(self, parents: int, temperature: float | Sequence[float], growth: float, normalise: bool):
         super().__init__()
         given = [temperature] if isinstance(temperature, (int, float)) else list(temperature)
-        if not given or min(given) <= 0:
+        if not given or not all(each > 0 for each in given):
             raise ValueError(f"temperature is {temperature}; it must be above 0, or a sequence of such numbers")
         if not 0 <= growth < 1:
             raise ValueError(f"growth is {growth}; it must be in [0, 1)")
@@ -84,6 +84,9 @@ class Activation(nn.Module):
         cost = (self.beta_u[:, None] + 0.5 * variance.log()) * total  # [b, p, j, d]
         logit = self.beta_a - cost.sum(-1)
         return F.layer_norm(logit, logit.shape[-1:]) if self.normalise else self.inverse_temperature(t) * logit
+
+    def extra_repr(self) -> str:
+        return "normalised" if self.normalise else f"temperature={self.temperature}, growth={self.growth}"
 
 
 @register_routing
@@ -129,9 +132,10 @@ class EM(Routing[Clusters | None]):
     ):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
+        check_above("eps", eps)
         self.scope: Scope = scope
         self.eps = eps
-        self.activation = Activation(sizes.parents, temperature, growth, normalise)
+        self.activation = Activation(self.sizes.parents, temperature, growth, normalise)
 
     def couple(self, votes: Votes, state: Clusters | None, t: int) -> Tensor:
         """Take the E step: return the assignments R_ij, [b, p, i, j]; without a state they are uniform over the parents

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths, saturate, widen
+from torchcaps.names import check_above
 from torchcaps.routing.interface import Routing, Sizes, Spec, Step
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
@@ -71,6 +72,7 @@ class FM(Routing[Affine | None]):
         eps: float = 1e-12,
     ):
         super().__init__(sizes)
+        check_above("eps", eps)
         self.l2, self.mean, self.halved, self.normalised, self.eps = l2, mean, halved, normalised, eps
         self.norm = None if batch_norm is None else VoteNorm(*sizes, batch_norm, momentum, batch_norm_eps)
 

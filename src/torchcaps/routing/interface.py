@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.config import LossName, ScoreKind
-from torchcaps.names import check_choice
+from torchcaps.names import check_choice, whole
 from torchcaps.votes import Votes
 
 S = TypeVar("S")  # the state of a routing: sized like the parents, never like the coupling
@@ -86,10 +87,13 @@ class Routing(nn.Module, Generic[S]):
 
     def __init__(self, sizes: Sizes):
         super().__init__()
-        for what, value in sizes._asdict().items():
-            if value < 1:
-                raise ValueError(f"a routing of {value} {what} was asked for; it must be at least 1")
-        self.sizes = sizes
+        given = zip(Sizes._fields, sizes, strict=True)
+        self.sizes = Sizes(*(whole(f"{what} of a routing", value) for what, value in given))
+        if self.sizes.pose < self.spec.hidden:
+            raise ValueError(
+                f"pose of a routing is {self.sizes.pose}; of {self.spec.name!r} it is at least {self.spec.hidden}, the "
+                "elements of a vote that serve the routing alone"
+            )
 
     def prepare(self, votes: Votes) -> Votes:
         """Return the votes as this routing takes them, made once for all iterations; as they are, by default."""
@@ -131,7 +135,7 @@ class Routing(nn.Module, Generic[S]):
         """Return the coupling of iteration `t` = 0, 1, ...; None for the uniform one, 1 / j, as `Votes.combine`
         takes it.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method couple(votes, state, t)")
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
         """Return a coupling by `logits` [b, p, i, j], as those who compete in this routing share the children out.
@@ -143,7 +147,7 @@ class Routing(nn.Module, Generic[S]):
 
     def update(self, votes: Votes, coupling: Coupling, state: S, t: int) -> tuple[Capsules, S]:
         """Return the parents that `coupling` makes of the votes, and the state that the next iteration starts from."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method update(votes, coupling, state, t)")
 
     def step(self, votes: Votes, state: S, t: int) -> Step[S]:
         """Return one iteration: couple, then update."""
@@ -193,3 +197,15 @@ class Routing(nn.Module, Generic[S]):
     def collapsed(self) -> list[int]:
         """Return the parents j that the coefficients have all but given up, which training warns of; [] by default."""
         return []
+
+    def extra_repr(self) -> str:
+        """Return the settings that differ from their defaults, of those that are kept under their own names."""
+        usual = {name: each.default for name, each in inspect.signature(type(self)).parameters.items()}
+        kept = vars(self) | {name: value is not None for name, value in self._parameters.items() if name in usual}
+        if self._parameters.get("initial") is not None:
+            kept["start"] = "learnt"
+        elif self._buffers.get("initial") is not None:
+            kept["start"] = "random"
+        plain = bool | int | float | str | tuple
+        shown = {name: kept[name] for name in usual if isinstance(kept.get(name), plain) and name != "sizes"}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value != usual[name])

@@ -45,10 +45,11 @@ class Attention(Routing[S]):
     ):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
-        self.norm = WideLayerNorm(sizes.pose) if layer_norm else nn.Identity()
-        self.scale = sizes.pose**-0.5 if scaled else 1.0
+        self.norm = WideLayerNorm(self.sizes.pose) if layer_norm else nn.Identity()
+        self.scaled = scaled
+        self.scale = self.sizes.pose**-0.5 if scaled else 1.0
         self.scope: Scope = scope
-        self.keep_start(start, torch.randn, sizes.parents, sizes.pose)
+        self.keep_start(start, torch.randn, self.sizes.parents, self.sizes.pose)
         self.keep_bias(bias)
 
     def first_parents(self) -> Tensor | None:

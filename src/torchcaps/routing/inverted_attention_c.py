@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
+from torchcaps.names import check_above
 from torchcaps.routing.em import Activation, cluster
 from torchcaps.routing.interface import Sizes, Start
 from torchcaps.routing.inverted_attention import Attention, InvertedAttention
@@ -63,8 +64,9 @@ class InvertedAttentionC(Attention[Active | None]):
         bias: bool = False,
     ):
         super().__init__(sizes, layer_norm, scaled, scope, start, bias)
+        check_above("eps", eps)
         self.eps = eps
-        self.activation = Activation(sizes.parents, temperature, growth, normalise)
+        self.activation = Activation(self.sizes.parents, temperature, growth, normalise)
 
     def start(self, votes: Votes) -> Active | None:
         poses = self.first_parents()

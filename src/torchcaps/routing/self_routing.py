@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
+from torchcaps.names import check_above
 from torchcaps.routing.interface import Routing, Sizes, Spec
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
@@ -21,8 +22,8 @@ class SelfRouting(Routing[None]):
     """c_ij = softmax_j(R_ij u_i + r_ij), a_j = sum_i a_i c_ij / sum_i a_i, pose_j = sum_i a_i c_ij W_ij u_i / sum a c.
 
     The last element of a vote is R_ij u_i, and is not in the parent's pose: of `sizes.pose` elements of a vote a parent
-    has one less. The paper starts from R = 0 and r = 0, where all parents get the same: `models.heads` and the paper's
-    networks set that column of the transform to zero.
+    has one less, so that a transform's `parent_pose` is one more than that pose. The paper starts from R = 0 and r = 0,
+    where all parents get the same: `models.heads` and the paper's networks set that column of the transform to zero.
 
     Args:
         sizes: of the layer.
@@ -44,9 +45,10 @@ class SelfRouting(Routing[None]):
 
     def __init__(self, sizes: Sizes, eps: float = 1e-8):
         super().__init__(sizes)
+        check_above("eps", eps)
         self.eps = eps
         self.offset = nn.Parameter(torch.zeros(*sizes[:2]))  # r, [i, j]
-        basis = torch.zeros(sizes.pose)
+        basis = torch.zeros(self.sizes.pose)
         basis[-1] = 1.0
         self.register_buffer("basis", basis, persistent=False)  # [d], of the logits
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
-from torchcaps.names import check_choice
+from torchcaps.names import check_choice, whole
 from torchcaps.routing.interface import Routing, Sizes, Spec
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
@@ -106,13 +106,12 @@ class VariationalBayes(Routing[Posterior | None]):
     def __init__(self, sizes: Sizes, scope: Scope = "image", rounds: int = 3):
         super().__init__(sizes)
         check_choice("scope", scope, ("window", "image"))
-        if rounds < 1:
-            raise ValueError(f"rounds is {rounds}; the statistics of at least 1 iteration are kept")
+        rounds = whole("rounds", rounds)
         self.scope: Scope = scope
-        self.beta_a = nn.Parameter(torch.zeros(sizes.parents))
-        self.beta_u = nn.Parameter(torch.zeros(sizes.parents))
-        self.pose_norms = nn.ModuleList(Standardise(sizes.parents) for _ in range(rounds))
-        self.active_norms = nn.ModuleList(Standardise(sizes.parents) for _ in range(rounds))
+        self.beta_a = nn.Parameter(torch.zeros(self.sizes.parents))
+        self.beta_u = nn.Parameter(torch.zeros(self.sizes.parents))
+        self.pose_norms = nn.ModuleList(Standardise(self.sizes.parents) for _ in range(rounds))
+        self.active_norms = nn.ModuleList(Standardise(self.sizes.parents) for _ in range(rounds))
 
     def couple(self, votes: Votes, state: Posterior | None, t: int) -> Tensor:
         if state is None:

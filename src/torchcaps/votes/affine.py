@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, autocast_type, binarize, no_autocast, widen
 from torchcaps.votes.binary import Threshold
+from torchcaps.votes.children import check_capsules
 from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
@@ -201,10 +202,12 @@ class AffineVotes(ABC):
 
 
 def check_types(capsules: Capsules, dtype: torch.dtype) -> None:
-    """Raise ValueError for children of a layer whose weights are `dtype` that are of another type.
+    """Raise what `check_capsules` does, and ValueError for children of a layer whose weights are `dtype` that are of
+    another type.
 
     Under autocast they may be of any floating type that it converts: all but float64.
     """
+    check_capsules(capsules)
     found = capsules.poses.dtype
     if found == dtype and dtype.is_floating_point:
         return

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchcaps.capsules import Capsules, widen
 from torchcaps.votes.affine import AffineVotes, check_types
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
+from torchcaps.votes.children import check_capsules
 
 
 class ConvVotes(AffineVotes):
@@ -165,6 +166,7 @@ class SequenceVotes(ConvVotes):
         padding: int = 0,
         binary: bool = False,
     ):
+        check_capsules(capsules)
         if capsules.poses.ndim == 4:
             active = capsules.activations
             capsules = Capsules(capsules.poses.unsqueeze(1), None if active is None else active.unsqueeze(1))

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from torchcaps.names import check_choice
+from torchcaps.names import check_above, check_choice
 from torchcaps.votes.binary import Threshold
 from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
 
@@ -49,6 +49,9 @@ class VoteNorm(nn.Module):
     ):
         super().__init__()
         check_choice("batch_norm", each, ("element", "child", "pair"))
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum of the batch norm is {momentum}; it must be in [0, 1]")
+        check_above("eps of the batch norm", eps)
         shape = {"element": (pose,), "child": (children, 1, pose), "pair": (children, parents, pose)}[each]
         self.each: Each = each
         self.momentum, self.eps = momentum, eps

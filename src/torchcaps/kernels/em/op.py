@@ -18,6 +18,7 @@ from torchcaps.kernels.em.sums import moments, of_parents, of_votes
 from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
+from torchcaps.votes.children import check_activations
 
 _home = home_in("em")
 
@@ -59,9 +60,9 @@ def em_step(
     """
     if not len(poses):
         return _result(poses, weight, activations, mean, scale, prior, rows, stride, padding, whole, dot, eps)
-    _check(mean, scale, dot)
-    inputs = Inputs(*_alike(poses, weight, activations, mean, scale, prior))
     geometry = Geometry(rows, stride, padding, whole, dot)
+    _check(poses, weight, activations, mean, scale, prior, geometry)
+    inputs = Inputs(*_alike(poses, weight, activations, mean, scale, prior))
     centre, square, total, seen = call_at(poses, _home(poses).forward, inputs, geometry)
     return *moments(centre, square, total, eps), seen
 
@@ -95,20 +96,49 @@ def em_step_backward(
     inputs = poses, weight, activations, mean, scale, prior
     if not len(poses):
         return none_yet(*inputs)
-    _check(mean, scale, dot)
+    geometry = Geometry(rows, stride, padding, whole, dot)
+    _check(*inputs, geometry)
     d_mean, d_variance, d_total, *given = _alike(d_mean, d_variance, d_total, *inputs)
     result = of_votes(d_mean, d_variance, d_total, found_mean, found_variance, found_total, eps)
-    wide, geometry = Inputs(*given), Geometry(rows, stride, padding, whole, dot)
+    wide = Inputs(*given)
     of_poses, of_weight, of_activations, *sums = call_at(poses, _home(poses).backward, result, wide, seen, geometry)
     found = iter((of_poses, of_weight, of_activations, *of_parents(sums, wide.scale)))
     outs = [poses.new_empty(0) if x is None else as_promised(next(found), x) for x in inputs]
     return outs[0], outs[1], outs[2], outs[3], outs[4], outs[5]
 
 
-def _check(mean: Tensor | None, scale: Tensor | None, dot: bool) -> None:
-    """Raise ValueError where a state has a scale that is not looked at, or lacks one that is: loops read unchecked."""
+def _check(
+    poses: Tensor,
+    weight: Tensor,
+    activations: Tensor,
+    mean: Tensor | None,
+    scale: Tensor | None,
+    prior: Tensor | None,
+    geometry: Geometry,
+) -> None:
+    """Raise ValueError for shapes that are not those which `em_step` names, and where a state has a scale that is not
+    looked at, or lacks one that is: loops read unchecked.
+    """
+    rows, stride, padding, _, dot = geometry
+    check_activations(poses, activations)
+    parents, _, _, types, columns, out = weight.shape
+    if poses.shape[3:] != (types, rows * columns):
+        raise ValueError(f"poses are {list(poses.shape)}; they must be [b, h, w, {types}, {rows * columns}]")
+    of_parents = len(poses), _places(poses, weight, stride, padding), parents
+    whole = *of_parents, rows * out
+    for what, each, shape in (("mean", mean, whole), ("scale", scale, whole), ("prior", prior, of_parents)):
+        if each is not None and each.shape != shape:
+            raise ValueError(f"{what} is {list(each.shape)}; it must be {list(shape)}")
     if mean is not None and (scale is None) != dot:
         raise ValueError(f"dot is {dot}, and the state has {'no' if scale is None else 'a'} scale: one of both")
+
+
+def _places(poses: Tensor, weight: Tensor, stride: int, padding: int) -> int:
+    """Return p, the number of windows."""
+    places = 1
+    for size, k in ((poses.shape[1], weight.shape[1]), (poses.shape[2], weight.shape[2])):
+        places = places * ((size + 2 * padding - k) // stride + 1)
+    return places
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:
@@ -135,10 +165,7 @@ def _result(
     given = [x for x in (poses, weight, activations, mean, scale, prior) if x is not None]
     wide = widest(*given, at_least=torch.float32)
     images, height, width, types, _ = poses.shape
-    places = 1
-    for size, k in ((height, weight.shape[1]), (width, weight.shape[2])):
-        places = places * ((size + 2 * padding - k) // stride + 1)
-    parents = images, places, weight.shape[0]
+    parents = images, _places(poses, weight, stride, padding), weight.shape[0]
     seen = (images, height * width, types, 2) if whole and mean is not None else (0, 0, 0, 2)
     elements = rows * weight.shape[-1]
     shapes = (*parents, elements), (*parents, elements), parents, seen
