@@ -15,12 +15,19 @@ import pytest
 import torch
 from PIL import Image
 from tiny import tiny_config
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 import torchcaps
 from torchcaps import shell
 from torchcaps.cli import main, tables
+from torchcaps.data.counter import bits, unit
+from torchcaps.data.images import Images
+from torchcaps.data.load import moments
+from torchcaps.data.sending import sent
 from torchcaps.inspect import figures
 from torchcaps.tables import measure
+from torchcaps.train.meter import Meter
 from torchcaps.train.processes import build_fabric
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
@@ -144,6 +151,54 @@ def test_commands_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.Mon
     assert shell.typed(words) == 'torchcaps inspect "my runs/a-0"'
     words = ["--data.name", r"folder:C:\R&D\pics", "32,16", r"C:\runs\a-0"]
     assert shell.typed(words) == r'--data.name "folder:C:\R&D\pics" "32,16" C:\runs\a-0'
+
+
+class WithoutDouble(TorchFunctionMode):
+    """As on an Apple GPU: a tensor is float64 only once it has been brought to the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_host: list[torch.Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double and not any(args[0] is each for each in self.on_host):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        found = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.on_host.append(found)
+        return found
+
+
+def test_no_number_is_float64_on_the_device() -> None:
+    meter = Meter(torch.device("cpu"), classes=3)
+    with WithoutDouble():
+        meter.update(torch.tensor(0.0), torch.eye(3), torch.tensor([0, 1, 1]))
+        assert meter.compute().mean_class_accuracy == 0.75
+    pixels = torch.rand(6, 2, 3, 3)
+    floats = Images(torch.zeros(6, 2, 3, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), ("a",))
+    with WithoutDouble(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Images, "fetch", lambda self, indices: pixels[indices])
+        mean, _ = moments(floats)
+    assert torch.equal(mean, pixels.double().mean((0, 2, 3)).float())
+    with FakeTensorMode():
+        places = {device: unit(bits(1, torch.zeros(2, dtype=torch.int64, device=device))) for device in ("cuda", "mps")}
+    assert {device: found.device.type for device, found in places.items()} == {"cuda": "cuda", "mps": "cpu"}
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False), ("cuda:1", False)])
+def test_only_a_cuda_device_is_sent_what_may_be_freed_before_it_is_there(
+    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: asked.append(non_blocking) or x)
+    for each in (device, torch.device(device)):
+        sent(torch.zeros(1), each)
+    assert asked == [not waits] * 2
+
+
+def test_readings_alone_are_copied_without_waiting() -> None:
+    found = [path.name for path in SOURCES if "non_blocking=True" in path.read_text("utf-8")]
+    assert found == ["readback.py"]  # which waits for an event of its own
 
 
 @pytest.mark.parametrize("command", [["data", "list"], ["list", "recipes"], ["--help"]])

@@ -23,6 +23,7 @@ from torch import Tensor
 from torchcaps.data.catalogue import cache_root
 from torchcaps.data.images import Labelled, check_labels, one_ahead
 from torchcaps.data.notes import say
+from torchcaps.data.sending import sent
 from torchcaps.locking import wait_for
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Mapped(Labelled):
 
     def fetch(self, indices: Tensor) -> Tensor:
         pixels = torch.from_numpy(self.pixels[self.rows[indices.cpu()].numpy()])
-        return pixels.to(self.labels.device, non_blocking=True)
+        return sent(pixels, self.labels.device)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield `fetch` of each of `batches`, one batch ahead."""

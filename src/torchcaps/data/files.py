@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchcaps.data.images import Fit, Images, Labelled, check_labels
 from torchcaps.data.pictures import fit_picture, read_picture
+from torchcaps.data.sending import sent
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of width and height
 DECODE_CHUNK = 64  # images that a worker hands over at one time when all are decoded at once
@@ -50,7 +51,7 @@ class ImageFiles(Labelled):
         """Return the images at `indices` int64 [b], uint8 [b, c, h, w]; ValueError, naming the file, where one cannot
         be read.
         """
-        return self._decoder[indices.tolist()].to(self.labels.device, non_blocking=True)
+        return sent(self._decoder[indices.tolist()], self.labels.device)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield `fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead."""
@@ -70,7 +71,7 @@ class ImageFiles(Labelled):
         for decoded in loader:
             if isinstance(decoded, ValueError):
                 raise decoded
-            yield decoded.to(device, non_blocking=True)
+            yield sent(decoded, device)
 
     def subset(self, indices: Tensor) -> ImageFiles:
         chosen = indices.tolist()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchcaps.data import prepare
 from torchcaps.data.prepare import Fit, middle
+from torchcaps.data.sending import sent
 
 RESIZE_CHUNK = 2048  # images that are floats at one time
 
@@ -94,7 +95,7 @@ class Labelled:
         return shown(self.labels)
 
     def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device, non_blocking=True)]
+        return self.labels[sent(indices, self.labels.device)]
 
 
 class Held(Labelled):
@@ -108,7 +109,7 @@ class Held(Labelled):
         return c, h, w
 
     def fetch(self, indices: Tensor) -> Tensor:
-        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+        return self.pixels.index_select(0, sent(indices, self.pixels.device))
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         return map(self.fetch, batches)
