@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 import torchcaps
 from torchcaps.config import Config
+from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
@@ -193,7 +194,7 @@ def table(
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
-                path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
+                replace_text(path.with_suffix(f".{suffix}"), text)
                 note(f"{path}.{suffix}")
         if drawn:
             note(f"{path}.svg")

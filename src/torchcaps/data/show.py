@@ -20,6 +20,7 @@ from torchcaps.data.images import Source, Stored
 from torchcaps.data.load import Data, load_data
 from torchcaps.data.overlap import Overlap
 from torchcaps.data.splits import strata
+from torchcaps.files import replace_text, write_bytes
 
 CHANGED_ROWS = 2
 PART_COLOURS = ((0.1, 0.85, 0.2), (0.25, 0.45, 1.0), (1.0, 0.3, 0.2))  # green and blue as in FM agreement's Table 5
@@ -39,8 +40,8 @@ def write_sheet(config: DataConfig, folder: Path, count: int = 10) -> tuple[Path
     picture, page = folder / f"{stem}.png", folder / f"{stem}.html"
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    picture.write_bytes(buffer.getvalue())
-    page.write_text(_page(config, data, augment, buffer.getvalue()), encoding="utf-8")
+    write_bytes(picture, buffer.getvalue())
+    replace_text(page, _page(config, data, augment, buffer.getvalue()))
     return picture, page
 
 

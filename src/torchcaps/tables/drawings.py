@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from torchcaps.data import Data, load_data
+from torchcaps.files import replacing
 from torchcaps.inspect import draw_inputs_and_outputs, draw_segmentations
 from torchcaps.inspect.examples import pick_images
 from torchcaps.inspect.figures import style
@@ -25,8 +26,8 @@ RIGHT, WRONG = 4, 2  # overlapped images that came out right, and wrong
 def save_picture(kind: Drawn, folder: Path, path: Path, root: Path | None = None) -> None:
     """Write the picture of `kind` of the run in `folder` to `path`, as PNG; raises as `draw_picture`."""
     figure = draw_picture(kind, folder, root)
-    with style():
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+    with style(), replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
 def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:

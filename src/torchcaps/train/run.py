@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import nn
 
 from torchcaps import manifest as manifests
 from torchcaps.config import EXTERNAL, Config, from_plain, to_plain
-from torchcaps.files import read_plain
+from torchcaps.files import read_plain, remove_folder
 from torchcaps.locking import hold
 from torchcaps.manifest import SHAPE, Manifest
 from torchcaps.models import Model
@@ -209,7 +208,7 @@ class RunFolder(NamedTuple):
 
     def remove(self) -> None:
         """Take the folder away: of a run that could not begin."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_folder(self.path)
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""
