@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ from torchcaps.scores import score_word
 from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.evaluation import match_data
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def look(story: Story) -> Sight:
     """
 
     model, config = load_run(story.folder)
-    fabric = build_fabric(replace(config, device="auto", processes=1))
+    fabric = build_measuring(config)
     data = match_data(story.folder, load_data(config.data, fabric.device))
     manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
