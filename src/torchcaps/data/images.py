@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self, runtime_checkable
@@ -117,12 +118,26 @@ class Held(Labelled):
 
 def one_ahead(fetch: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield `fetch` of each of `batches`; the next one is fetched by a thread while one is used."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(fetch, batch) for batch in batches[:1]]
-        for batch in batches[1:]:
-            ahead.append(reader.submit(fetch, batch))
-            yield ahead.pop(0).result()
-        yield from (future.result() for future in ahead)
+    return some_ahead(fetch, batches, 1, 1)
+
+
+def some_ahead(
+    fetch: Callable[[Tensor], Tensor], batches: Sequence[Tensor], threads: int, count: int
+) -> Generator[Tensor, None, None]:
+    """Yield `fetch` of each of `batches`, in their order; `count` next ones are fetched by threads while one is used.
+
+    What has not begun when the generator is closed never does.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        ahead = deque(pool.submit(fetch, batch) for batch in batches[:count])
+        for batch in batches[count:]:
+            ahead.append(pool.submit(fetch, batch))
+            yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)
