@@ -15,6 +15,13 @@ def _written_out(number: int) -> str:
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
+def show_time(seconds: float) -> str:
+    """Return hours and minutes, minutes and seconds below an hour, and tenths of a second below a minute."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def say(line: str = "", end: str = "\n") -> None:
     """Print what was asked for, one line."""
     print(printable(line), end=end)

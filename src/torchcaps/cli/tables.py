@@ -17,7 +17,7 @@ from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
-from torchcaps.terminal import note, say_lines
+from torchcaps.terminal import note, say_lines, show_time
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
@@ -66,7 +66,6 @@ def reproduce(
     """
     from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
-    from torchcaps.tables.ahead import show_time
     from torchcaps.tables.fill import Settings, choose_cells, plan, say_ahead
     from torchcaps.tables.parts import read_part, take_part
 

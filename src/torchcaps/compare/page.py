@@ -145,6 +145,7 @@ def older_counts(rows: Sequence[Row]) -> list[str]:
 def _place(record: Record) -> str:
     where = record.get("environment", {})
     commit = (where.get("commit") or {}).get("hash", "unknown")[:10]
-    machine = where.get("gpu") or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
+    gpu = where.get("gpu") if where.get("device", "cuda") == "cuda" else None  # older costs do not say it
+    machine = gpu or f"{where.get('cpu')}, {where.get('threads')} thread(s)"
     precision = [where["precision"]] if "precision" in where else []  # of a run
     return ", ".join([machine, *precision, f"torch {where.get('torch')}", f"commit {commit}"])
