@@ -7,6 +7,7 @@ package is installed. See GPU.md.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def main(arguments: list[str]) -> int:
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     os.chdir(ROOT)
-    os.execve(sys.executable, [sys.executable, *RUNS[name], *options], environment)  # which signals reach
+    command = [sys.executable, *RUNS[name], *options]
+    if os.name == "nt":  # where execve quotes nothing, and this process would end before the other
+        return subprocess.run(command, env=environment).returncode
+    os.execve(sys.executable, command, environment)  # which signals reach
 
 
 if __name__ == "__main__":

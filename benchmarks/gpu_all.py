@@ -197,11 +197,27 @@ def trials(device: torch.device) -> Iterator[Item]:
         yield from (compiling(routing, device) for routing in ("dynamic", "fm"))
 
 
+def check_kernels(device: torch.device) -> None:
+    """Raise Absent where no kernel is compiled, so that plain steps are not taken for them."""
+    from torchcaps.routing.fused import DEVICES, lacks
+
+    if device.type not in DEVICES:
+        raise Absent(lacks(device.type))
+
+
+def timed(*arguments: Any) -> dict[str, Any]:
+    """`forms.measure`, where there are kernels."""
+    from forms import measure
+
+    check_kernels(arguments[3])
+    return measure(*arguments)
+
+
 def compiling(routing: str, device: torch.device) -> Item:
     """Whether `torch.compile` trains a small layer with its kernel."""
-    from forms import linear, measure
+    from forms import linear
 
-    train = partial(measure, routing, linear(64, 8, 10, 16), 32, device, ("fused-compiled",), 2, 1)
+    train = partial(timed, routing, linear(64, 8, 10, 16), 32, device, ("fused-compiled",), 2, 1)
     return Item(f"trial/{routing}, compiled", train, 20)
 
 
@@ -209,10 +225,8 @@ def trial(routing: str, shape: Any, device: torch.device) -> dict[str, Any]:
     from torchcaps.capsules import Capsules
     from torchcaps.kernels.probe import fault
     from torchcaps.layers import CapsuleLayer
-    from torchcaps.routing.fused import COMPILERS, DEVICES
 
-    if device.type not in DEVICES:
-        raise Absent(f"kernels on {device.type} take {' and '.join(COMPILERS[device.type])}")
+    check_kernels(device)
     layer = CapsuleLayer(shape.transform(), routing).to(device)
     poses = torch.randn(2, *shape.children, device=device)
     if layer.kernel is None:
@@ -261,23 +275,19 @@ def last_lines(said: IO[str]) -> str:
 
 def forms(device: torch.device) -> Iterator[Item]:
     """Time and memory of each layer: the kernel, the plain steps, and einsum."""
-    from forms import measure
-
     for name, (routing, shape, batch, iterations) in cases(device).items():
         ways = ("fused", "plain", "einsum")
-        yield Item(f"forms/{name}", partial(measure, routing, shape, batch, device, ways, iterations))
+        yield Item(f"forms/{name}", partial(timed, routing, shape, batch, device, ways, iterations))
 
 
 def compiled(device: torch.device) -> Iterator[Item]:
     """The same beside both forms compiled."""
-    from forms import measure
-
     if device.type == "cpu":
         return
     yield from (compiling(routing, device) for routing in ("xnidr", "em", "inverted-attention"))
     for name, (routing, shape, batch, iterations) in list(cases(device).items())[:6]:
         ways = ("fused", "compiled", "fused-compiled")
-        yield Item(f"compiled/{name}", partial(measure, routing, shape, batch, device, ways, iterations), 60)
+        yield Item(f"compiled/{name}", partial(timed, routing, shape, batch, device, ways, iterations), 60)
 
 
 NETWORKS = {  # a network of each paper: model, channels, pixels a side
@@ -307,6 +317,8 @@ def step(name: str, channels: int, side: int, how: str, device: torch.device) ->
 
     if "." in name and not find_spec("timm"):
         raise Absent("timm is not installed")
+    if how != "plain":
+        check_kernels(device)
     batch, options = (8, {"channels": 8, "primary": 2}) if device.type == "cpu" else (128, {})
     model, images, labels = built(name, channels, side, batch, device, options)
     criterion = build_criterion(LossConfig("cross-entropy"))
@@ -367,6 +379,8 @@ def digits(form: str, device: torch.device) -> dict[str, Any]:
     from torchcaps.layers import use_implementation
     from torchcaps.losses import margin_loss, multi_hot
 
+    if form == "fused":
+        check_kernels(device)
     data, config = load_data(DataConfig("digits"), device), DataConfig("digits")
     model, _, _ = built("capsnet", 1, 8, 2, device, {"channels": 16, "primary": 4, "kernel": 3, "decoder": False})
     use_implementation(model, form)  # pyright: ignore[reportArgumentType]

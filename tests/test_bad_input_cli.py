@@ -271,8 +271,10 @@ def test_permission_that_is_refused_is_a_user_error(
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: ...")],
-    ids=["cuda", "python", "cpu"],
+     RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: ..."),
+     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")],
+    ids=["cuda", "python", "cpu", "cublas", "cudnn"],
 )  # fmt: skip
 def test_too_little_memory_suggests_half_the_batch(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], error: Exception

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from torchcaps.capsules import Capsules
 from torchcaps.kernels import probe, timing
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, choose, chosen_forms, set_forms
 from torchcaps.layers.choice import _agreed
-from torchcaps.routing.fused import _KERNELS
+from torchcaps.routing.fused import _KERNELS, _say_plain_on_cuda, say_missing
 from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_state
 from torchcaps.train.run import RunFolder
@@ -117,6 +118,53 @@ def test_a_kernel_that_fails_is_not_timed(clock, monkeypatch):
     with pytest.warns(UserWarning, match="take plain steps on cpu: OutOfResources"):
         found = choose(module, POSES)
     assert found["layers.0"][:2] == ("plain", "OutOfResources: shared memory") and not made.turns
+
+
+def test_a_kernel_that_fails_at_the_size_of_a_batch_is_not_taken(clock, monkeypatch):
+    """Its trial, at a few images, went well."""
+    made, module = clock(2.0, 1.0), stack("auto", "plain")
+
+    def fail(step, *others):
+        if step is not None:
+            raise RuntimeError("\n out of resource: shared memory\nHardware limit: 101376")
+        return made.watch(step, *others)
+
+    monkeypatch.setattr(timing, "run", fail)
+    found = choose(module, POSES)
+    assert found["layers.0"] == ("plain", "RuntimeError: out of resource: shared memory", 2000, None)
+    assert module.layers[0].chosen == {"cpu": "plain"}
+
+
+def test_what_is_demanded_where_there_are_no_kernels_is_refused(monkeypatch):
+    """As on plain Windows, for which torch brings no Triton."""
+    monkeypatch.setattr("torchcaps.routing.fused.find_spec", lambda name: None)
+    monkeypatch.setattr("torchcaps.layers.layer.DEVICES", {"cpu"})
+    demanded, usual = CapsuleLayer(LinearTransform(6, 5, 4, 4), "dynamic", "fused"), stack("auto", "plain")
+    _say_plain_on_cuda.cache_clear()
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        poses = Capsules(torch.randn(3, 6, 4, device="cuda"))
+        with pytest.raises(ValueError, match="'fused', but triton is not installed, which kernels on cuda take; use"):
+            demanded.to("cuda")(poses)
+        usual.to("cuda")
+        for _ in range(2):
+            usual(poses)
+    assert [str(each.message).partition(",")[0] for each in said] == ["torchcaps: triton is not installed"]
+    with pytest.raises(ValueError, match="implementation is 'fused', but there are no kernels for mps; use 'auto'"):
+        say_missing("mps", demanded=True)
+    say_missing("mps", demanded=False)
+    say_missing("meta", demanded=True)
+
+
+def test_nothing_is_tried_where_what_compiles_kernels_is_missing(clock, monkeypatch):
+    made, module = clock(2.0, 1.0), stack("auto", "plain")
+    for room in ("layers.choice", "layers.layer", "routing.fused"):
+        monkeypatch.setattr(f"torchcaps.{room}.DEVICES", set())
+    monkeypatch.setattr("torchcaps.routing.fused.find_spec", lambda name: None)
+    monkeypatch.setattr(probe, "fault", lambda *others: pytest.fail("it was tried"))
+    found = choose(module, POSES)["layers.0"]
+    assert found == ("plain", "numba and llvmlite are not installed, which kernels on cpu take", None, None)
+    assert not made.turns
 
 
 def test_what_is_demanded_is_not_chosen(clock):

@@ -23,6 +23,7 @@ from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.shell import show_option
 from torchcaps.tables.records import config_hash, find_run
+from torchcaps.terminal import show_time
 
 FLAGS = [
     "batch-size",
@@ -248,7 +249,7 @@ def test_a_dry_run_says_what_is_ahead_and_leaves_no_folder(
     said = capsys.readouterr().out
     seconds = 6 * 4 * (12 + 144 / 100 / 3)
     assert said.startswith("4 epochs of 12 steps of 100 images, 4,800 in all; about ")
-    assert f"about {seconds / 60:.2g} min at 6 s a step" in said and said.endswith("MB in one\n")
+    assert f"about {show_time(seconds)} at 6 s a step" in said and said.endswith("MB in one\n")
     assert not recipe.out.exists()
     assert main(["train", "tiny", "--data.fraction", "0.25", "--batch-size", "100", "--dry-run"]) == 0
     assert " epochs of 3 steps of 100 images" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import main, training
+from torchcaps.compare import costs as measuring
 from torchcaps.compare import examined, figures, page, shares
 from torchcaps.compare.comparison import (
     CONTROLS,
@@ -165,6 +167,23 @@ def test_the_newest_costs_of_the_same_network_count():
     assert find_costs([other], cell) is None
     found = find_costs([cost(comparison, "em", 1), cost(comparison, "em", 2), other], cell)
     assert found is not None and found["multiply_adds"] == 2
+
+
+def test_costs_name_where_they_were_measured_and_why_they_could_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(measure: Callable, config: Config, **options: object) -> dict:
+        raise ValueError("the process that measures was ended, as systems do that run out of memory")
+
+    cells = Comparison().cells(["em"])
+    monkeypatch.setattr(measuring, "alone", ended)
+    said: list[str] = []
+    failed = measuring.record_missing(cells, tmp_path / "runs.jsonl", "cpu", said.append)
+    assert "was ended" in failed[cells[0].name] and len(said) == 1
+    environment = {"gpu": "RTX", "cpu": "an EPYC", "threads": 2, "torch": "2"}
+    places = {device: page._place({"environment": environment | {"device": device}}) for device in ("cpu", "cuda")}
+    assert places["cpu"].startswith("an EPYC, 2 thread(s)") and places["cuda"].startswith("RTX, torch 2")
+    assert page._place({"environment": environment}).startswith("RTX")  # an older line does not say it
 
 
 @pytest.mark.parametrize("costs", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "costs"])

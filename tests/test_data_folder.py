@@ -12,6 +12,7 @@ from PIL import Image
 
 from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data import ImageFiles, Images, folder, load_data
+from torchcaps.data import files as reading
 from torchcaps.data.cache import Mapped
 from torchcaps.data.pictures import fit_picture, suffixes
 
@@ -84,7 +85,12 @@ def test_what_is_not_in_memory_equals_what_is(tmp_path, monkeypatch, kind):
     assert torch.equal(torch.get_rng_state(), state), "streaming drew from the global generator"
 
 
-def test_workers_decode_in_order(tmp_path):
+@pytest.mark.parametrize("forks", [True, False], ids=["processes", "threads"])
+def test_workers_decode_in_order(tmp_path, monkeypatch, forks):
+    """In threads where processes are not forked, as on Windows and macOS, and import the user's script once more."""
+    monkeypatch.setattr(reading, "forks", lambda: forks)
+    if not forks:
+        monkeypatch.setattr(reading, "DataLoader", lambda *others, **more: pytest.fail("it starts processes"))
     fill(tmp_path)
     paths = tuple(str(path) for path in sorted(tmp_path.glob("train/*/*.png")))
     files = ImageFiles(paths, torch.tensor([0] * 5 + [1] * 5), ("ant", "bee"), folder.Form((3, 6, 5)), workers=2)
@@ -92,6 +98,21 @@ def test_workers_decode_in_order(tmp_path):
     for decoded, batch in zip(files.stream(batches), batches, strict=True):
         assert torch.equal(decoded, files.fetch(batch))
     assert torch.equal(everything(files.load()), everything(files))
+    stream = files.stream(torch.arange(10).repeat(50).split(1))
+    next(stream)
+    stream.close()
+    Path(paths[4]).write_bytes(b"no")
+    with pytest.raises(ValueError, match=re.escape(paths[4])):
+        list(files.stream((*batches[:2], torch.tensor([4]))))
+
+
+def test_a_process_that_is_started_forks_or_does_not(monkeypatch):
+    monkeypatch.setattr(reading, "get_start_method", lambda allow_none: None)
+    for methods in (["fork", "spawn"], ["spawn", "fork"], ["forkserver", "spawn"], ["spawn"]):
+        monkeypatch.setattr(reading, "get_all_start_methods", lambda methods=methods: methods)
+        assert reading.forks() == (methods[0] == "fork")
+    monkeypatch.setattr(reading, "get_start_method", lambda allow_none: "fork")
+    assert reading.forks()
 
 
 @pytest.mark.parametrize(

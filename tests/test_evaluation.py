@@ -13,14 +13,18 @@ import torch
 from PIL import Image
 from tiny import tiny_config
 
+import torchcaps
 from torchcaps.cli import main
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig, OptimiserConfig
 from torchcaps.data import Images, load_data
 from torchcaps.data.classes import with_classes
+from torchcaps.inspect import evaluation
 from torchcaps.inspect.evaluation import evaluate_run
 from torchcaps.inspect.measured import Watch
 from torchcaps.inspect.measures import describe_measured
+from torchcaps.tables import drawings
 from torchcaps.train import RunFolder, fit
+from torchcaps.train.processes import build_fabric, name_shortage
 
 CLASSES = ("bee", "cat", "dog")
 
@@ -59,6 +63,51 @@ def run(trained: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
     plain["data"]["name"] = f"folder:{images}"
     (run / "config.json").write_text(json.dumps(plain))
     return run, images
+
+
+def test_a_run_in_fp16_is_measured_in_fp32_where_there_is_no_gpu(
+    run: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = run
+    plain = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(plain | {"precision": "fp32"}))
+    expected = evaluate_run(folder, device="cpu").score
+    (folder / "config.json").write_text(json.dumps(plain | {"precision": "fp16"}))
+    assert "fp16" not in caplog.text and evaluate_run(folder, device="cpu").score == expected
+    assert "the run was trained in fp16, which a CPU does not have: it is measured in fp32" in caplog.text
+    with pytest.raises(ValueError, match="precision is 'fp16', but device is 'cpu'"):
+        build_fabric(RunFolder(folder).read_config())
+    others = [path.name for path in Path(torchcaps.__file__).parent.rglob("*.py") if "build_fabric(replace(" in
+              path.read_text("utf-8")]  # fmt: skip
+    assert not others  # each measures a run by the one function
+
+
+def test_too_little_memory_to_measure_names_another_device(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(evaluation, "evaluate", fail)
+    with pytest.raises(MemoryError, match="cpu has too little memory for batch_size 8: a machine that has more"):
+        evaluate_run(run[0], device="cpu")
+    config = RunFolder(run[0]).read_config()
+    with pytest.raises(MemoryError, match=r"try --device cpu$"), name_shortage(config, torch.device("cuda"), True):
+        fail()
+
+
+def test_pictures_of_a_table_are_standardised_as_the_run_s_were(
+    run: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = run
+    shown: list[torch.Tensor] = []
+    monkeypatch.setattr(drawings, "draw_inputs_and_outputs", lambda model, groups: shown.extend(groups.values()))
+    drawings.draw_picture("reconstructions", folder)
+    plain = json.loads((folder / "model.json").read_text())
+    plain["input"]["mean"] = [plain["input"]["mean"][0] + plain["input"]["std"][0]]
+    (folder / "model.json").write_text(json.dumps(plain))
+    drawings.draw_picture("reconstructions", folder)
+    torch.testing.assert_close(shown[1], shown[0] - 1)
 
 
 def said(capsys: pytest.CaptureFixture[str], *command: str | Path) -> tuple[dict, str]:

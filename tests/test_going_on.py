@@ -20,7 +20,6 @@ from torchcaps.data.splits import balanced
 from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
-from torchcaps.report.report import read_history
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.train import Interrupted, Result, RunFolder, fit, start
 from torchcaps.train.classes import find_weights
@@ -341,7 +340,7 @@ def test_a_validation_loss_that_is_no_number_is_said_and_chooses_no_epoch(
 
     monkeypatch.setattr(Trainer, "evaluate", spoilt)
     result = fit(tiny_config(tmp_path, epochs=2))
-    found = read_history(result.folder / "metrics.jsonl")
+    found = RunFolder(result.folder).read_history()
     assert found[0]["validation_loss"] is None and found[1]["validation_loss"] > 0 and result.selected_epoch == 2
     assert "epoch 1: the validation loss is nan" in caplog.text
 

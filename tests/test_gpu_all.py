@@ -185,6 +185,36 @@ def test_every_kernel_has_a_case_and_every_run_a_name():
         assert f"`{name}`" in text or f"gpu.py {name}" in text, name
 
 
+def test_plain_steps_are_not_taken_for_kernels(monkeypatch: pytest.MonkeyPatch):
+    """As on Windows, where torch brings no Triton."""
+    monkeypatch.setattr("torchcaps.routing.fused.DEVICES", set())
+    monkeypatch.setattr("torchcaps.routing.fused.find_spec", lambda name: None)
+    device = torch.device("cuda")
+    items = {item.name: item for group in ("trials", "forms", "compiled") for item in gpu_all.items(group, device)}
+    items |= {name: item for name, item in ((each.name, each) for each in gpu_all.steps(device)) if "plain" not in name}
+    items["digits"] = next(iter(gpu_all.training(device)))
+    assert len(items) > 40
+    for name, item in items.items():
+        if not name.startswith("step/xnidr"):  # which may lack timm first
+            why = "triton is not installed, which kernels on cuda take"
+            assert gpu_all.attempt(item, 0.0) == ("absent", {"why": why}), name
+
+
+def test_a_command_is_quoted_and_waited_for_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, env: seen.append(command) or Ended())
+    monkeypatch.setattr(gpu.os, "execve", lambda *others: pytest.fail("it was replaced"))
+    monkeypatch.setattr(gpu.os, "name", "nt")
+    assert gpu.main(["all", "--out", "my results.jsonl"]) == 3
+    assert seen == [[sys.executable, *gpu.RUNS["all"], "--out", "my results.jsonl"]]
+
+
+class Ended:
+    returncode = 3
+
+
 @pytest.mark.slow
 def test_all_of_it_runs_on_a_cpu_without_what_a_bare_machine_lacks(tmp_path: Path):
     """And a second call does nothing that has ended."""

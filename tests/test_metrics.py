@@ -57,6 +57,14 @@ def test_meter_of_single_labels_and_its_state():
     assert abs(score.loss - 9 / 5) < 1e-6
 
 
+def test_a_meter_that_is_reset_has_taken_nothing_in():
+    meter = Meter(torch.device("cpu"), classes=2)
+    meter.update(torch.tensor(1.0), torch.eye(2), torch.tensor([1, 0]))
+    meter.reset()
+    meter.update(torch.tensor(0.0), torch.eye(2), torch.tensor([0, 1]))
+    assert meter.compute().mean_class_accuracy == 1.0 and meter.compute().images == 2
+
+
 def test_the_top_five_are_counted_of_single_labels():
     meter = Meter(torch.device("cpu"))
     scores = torch.arange(7.0).flip(0).expand(3, 7)  # class 0 is highest

@@ -24,7 +24,7 @@ from torchcaps.tables.fill import choose_cells, plan
 from torchcaps.tables.parts import read_part, take_part
 from torchcaps.tables.records import append_record, config_hash, merge_records, read_records
 from torchcaps.train import RunFolder
-from torchcaps.train.processes import build_fabric, join_ranks
+from torchcaps.train.processes import _together, build_fabric, join_ranks
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -318,3 +318,14 @@ def test_a_line_of_another_machine_fills_its_cell(tmp_path: Path, capsys: pytest
         assert "81.25" in capsys.readouterr().out
     assert main(["table", "fm/table2", "--results", places[0]]) == 0
     assert "81.25" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("device", "nccl", "by"), [("cuda", False, "gloo"), ("cuda", True, None), ("cpu", False, None)]
+)
+def test_gpus_are_joined_by_gloo_where_there_is_no_nccl(
+    device: str, nccl: bool, by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    assert _together(device, "spawn")._process_group_backend == by

@@ -22,6 +22,7 @@ from torchcaps.tables.measure import count_parameters, latencies
 from torchcaps.tables.metrics import ACCURACY, PARAMETERS
 from torchcaps.tables.records import read_records
 from torchcaps.train import fit
+from torchcaps.train.devices import choose_device
 from torchcaps.train.loop import Trainer
 
 PAPER = Paper("tiny", "Nobody 2000")
@@ -87,6 +88,7 @@ def test_runs_are_done_once_and_shown(place: Path, capsys: pytest.CaptureFixture
     assert first["budget"] == "full" and first["validation_accuracy"] is None and first["width"] == ""
     assert first["config"]["data"]["validation"] == 0 and "out" not in first["config"]
     assert first["peak_memory"] > 1e6 and first["steps"] == 10 and len(first["curve"]["train_accuracy"]) == 2
+    assert {each["environment"]["device"] for each in records} == {choose_device("auto")}
     assert first["environment"]["torch"] and first["seconds"] > 0 and str(place) not in json.dumps(records)
     assert main(["reproduce", "tiny/table1"]) == 0
     assert lines(place) == records

@@ -27,6 +27,7 @@ from torchcaps.data.tree import list_tree
 from torchcaps.deploy.packing import load_packed
 from torchcaps.models import Model, Output, register_model
 from torchcaps.report import write_report
+from torchcaps.tables.records import describe_run
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
 from torchcaps.train.start import find_start
@@ -74,6 +75,23 @@ def test_what_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise KeyError
     assert [each.name for each in tmp_path.iterdir()] == ["a"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "metrics.jsonl has no line of an epoch"), ("{", "metrics.jsonl is damaged"), ("[]\n", "it holds a list"),
+     ('{"epoch": 1}\n', "metrics.jsonl is damaged"), (None, "it has no train_loss")],
+    ids=["empty", "cut", "list", "fields", "curve"],
+)  # fmt: skip
+def test_a_damaged_history_makes_no_line_of_results(run: Path, text: str | None, said: str) -> None:
+    assert describe_run(run)["steps"] > 0
+    path = run / "metrics.jsonl"
+    if text is None:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        text = "".join(json.dumps({name: line[name] for name in line if name != "train_loss"}) + "\n" for line in lines)
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        describe_run(run)
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.html.tmp", "metrics.jsonl.tmp", "evaluation.json"])

@@ -5,22 +5,35 @@ from __future__ import annotations
 import ast
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import tiny_config
+from torch._subclasses import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 import torchcaps
-from torchcaps import shell
+from torchcaps import files, shell
 from torchcaps.cli import main, tables
+from torchcaps.data import cache
+from torchcaps.data.counter import bits, unit
+from torchcaps.data.files import Form, ImageFiles
+from torchcaps.data.images import Images
+from torchcaps.data.load import moments
+from torchcaps.data.sending import sent
 from torchcaps.inspect import figures
 from torchcaps.tables import measure
+from torchcaps.train.checkpoint import MODEL, present, write_folder, write_text
+from torchcaps.train.meter import Meter
 from torchcaps.train.processes import build_fabric
 
 UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog", "posix", "curses", "readline"}
@@ -146,6 +159,166 @@ def test_commands_are_quoted_for_the_shell_of_the_system(monkeypatch: pytest.Mon
     assert shell.typed(words) == r'--data.name "folder:C:\R&D\pics" "32,16" C:\runs\a-0'
     words = ['a" & calc & "', "%PATH%", "$(calc)", "“`calc", "C:\\R&D\\", ""]
     assert shell.typed(words) == r'"a? & calc & ?" "?PATH?" "?(calc)" "??calc" "C:\R&D\\" ""'
+
+
+class WithoutDouble(TorchFunctionMode):
+    """As on an Apple GPU: a tensor is float64 only once it has been brought to the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_host: list[torch.Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.double and not any(args[0] is each for each in self.on_host):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        found = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.cpu:
+            self.on_host.append(found)
+        return found
+
+
+def test_no_number_is_float64_on_the_device() -> None:
+    meter = Meter(torch.device("cpu"), classes=3)
+    with WithoutDouble():
+        meter.update(torch.tensor(0.0), torch.eye(3), torch.tensor([0, 1, 1]))
+        assert meter.compute().mean_class_accuracy == 0.75
+    pixels = torch.rand(6, 2, 3, 3)
+    floats = Images(torch.zeros(6, 2, 3, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), ("a",))
+    with WithoutDouble(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Images, "fetch", lambda self, indices: pixels[indices])
+        mean, _ = moments(floats)
+    assert torch.equal(mean, pixels.double().mean((0, 2, 3)).float())
+    with FakeTensorMode():
+        places = {device: unit(bits(1, torch.zeros(2, dtype=torch.int64, device=device))) for device in ("cuda", "mps")}
+    assert {device: found.device.type for device, found in places.items()} == {"cuda": "cuda", "mps": "cpu"}
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cpu", True), ("mps", True), ("cuda", False), ("cuda:1", False)])
+def test_only_a_cuda_device_is_sent_what_may_be_freed_before_it_is_there(
+    device: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, device, non_blocking=False: asked.append(non_blocking) or x)
+    for each in (device, torch.device(device)):
+        sent(torch.zeros(1), each)
+    assert asked == [not waits] * 2
+
+
+def test_readings_alone_are_copied_without_waiting() -> None:
+    found = [path.name for path in SOURCES if "non_blocking=True" in path.read_text("utf-8")]
+    assert found == ["readback.py"]  # which waits for an event of its own
+
+
+class Scanner:
+    """A program of Windows' that holds files and folders open: what it holds is neither renamed nor removed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *held: Path, tries: int = 2**62) -> None:
+        self.held, self.left, self.waited = held, tries, 0.0
+        monkeypatch.setattr(files, "WINDOWS", True)
+        monkeypatch.setattr(files.time, "sleep", self.wait)
+        for module, name in ((os, "rename"), (os, "replace"), (shutil, "rmtree")):
+            monkeypatch.setattr(module, name, self.refuse(getattr(module, name)))
+
+    def wait(self, seconds: float) -> None:
+        self.waited += seconds
+
+    def refuse(self, act):
+        def refused(*paths, **options):
+            if self.left > 0 and any(Path(path) in self.held for path in paths):
+                self.left -= 1
+                if options.get("ignore_errors"):
+                    return None
+                raise PermissionError(13, "The process cannot access the file", str(paths[0]))
+            return act(*paths, **options)
+
+        return refused
+
+
+def written(folder: Path, text: str) -> None:
+    write_folder(folder, {MODEL: lambda path: path.write_text(text, encoding="utf-8")})
+
+
+def read(folder: Path) -> str:
+    found = present(folder)
+    assert found is not None
+    return (found / MODEL).read_text("utf-8")
+
+
+def test_what_another_program_holds_open_for_a_moment_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = tmp_path / "last", tmp_path / "metrics.jsonl"
+    written(folder, "one")
+    scanner = Scanner(monkeypatch, folder, file, tries=7)
+    written(folder, "two")
+    assert read(folder) == "two" and scanner.left == 0 and 0.5 < scanner.waited < 3
+    scanner.left = 5
+    write_text(file, "whole")
+    assert file.read_text() == "whole" and sorted(path.name for path in tmp_path.iterdir()) == ["last", file.name]
+
+
+def test_what_stays_open_elsewhere_is_said_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, file = tmp_path / "last", tmp_path / "metrics.jsonl"
+    written(folder, "one")
+    file.write_text("one")
+    with monkeypatch.context() as patch:
+        scanner = Scanner(patch, folder, file)
+        for write in (partial(written, folder, "two"), partial(write_text, file, "two")):
+            with pytest.raises(OSError, match=r"cannot write .*another program has it open.*is kept; close that, then"):
+                write()
+        assert 2.9 < scanner.waited / 2 < 3.1
+    assert read(folder) == "one" and file.read_text() == "one"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    with pytest.raises(FileNotFoundError):
+        files.rename(tmp_path / "none", tmp_path / "other")
+
+
+def test_an_old_checkpoint_that_stays_open_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is found after a cut between two renames is the newest, not the oldest."""
+    folder = tmp_path / "last"
+    written(folder, "one")
+    with monkeypatch.context() as patch:
+        Scanner(patch, tmp_path / "last.old")
+        patch.setattr(os, "rename", lambda source, target, rename=os.rename: rename(source, target))
+        os.mkdir(tmp_path / "last.old")
+        for text in ("two", "three"):
+            written(folder, text)
+            assert read(folder) == text and (tmp_path / "last.old").exists()
+        assert not (tmp_path / "last.old2").exists()
+        os.rename(folder, tmp_path / "last.old2")
+        assert read(folder) == "three"
+    written(folder, "four")
+    assert read(folder) == "four" and [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_stopped_decode_is_not_hidden_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows removes no file that is mapped: then PermissionError took the place of Ctrl-C."""
+    monkeypatch.setenv("TORCHCAPS_CACHE", str(tmp_path / "cache"))
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "a.png")
+    images = ImageFiles((str(tmp_path / "a.png"),), torch.zeros(1, dtype=torch.int64), ("a",), Form((1, 4, 4)))
+    maps, unlink = [], Path.unlink
+
+    def open_memmap(*args, **options):
+        made = plain(*args, **options)
+        maps.append(ref(made))
+        return made
+
+    def unlinked(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".part" and any(each() is not None for each in maps):
+            raise PermissionError(13, "The process cannot access the file", str(path))
+        unlink(path, missing_ok)
+
+    def interrupted(self: ImageFiles) -> Iterator[torch.Tensor]:
+        yield torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+        raise KeyboardInterrupt
+
+    plain = np.lib.format.open_memmap
+    monkeypatch.setattr(np.lib.format, "open_memmap", open_memmap)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    monkeypatch.setattr(ImageFiles, "decoded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.open_cached({"train": images})
+    assert maps and not list((tmp_path / "cache").rglob("*.part"))
 
 
 @pytest.mark.parametrize("command", [["data", "list"], ["list", "recipes"], ["--help"]])

@@ -28,6 +28,15 @@ def test_control_characters_are_written_out() -> None:
     assert terminal.printable("tab\tstays") == "tab\tstays"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (59.4, "59.4 s"), (59.96, "1 min 0 s"), (90, "1 min 30 s"), (6000, "1 h 40 min"),
+     (7199.9, "2 h 0 min"), (360_000, "100 h 0 min")],
+)  # fmt: skip
+def test_times_are_shown_in_hours_minutes_and_seconds(seconds: float, shown: str) -> None:
+    assert terminal.show_time(seconds) == shown
+
+
 def test_every_way_of_saying_writes_them_out(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -224,6 +224,14 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     assert state["position"]["step"] == 1
 
 
+def test_a_clock_that_stands_still_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows' does for some milliseconds."""
+    monkeypatch.setattr(loop.Trainer, "_tick", lambda trainer: None)
+    result = fit(tiny_config(tmp_path, epochs=1))
+    (line,) = RunFolder(Path(result.folder)).path.joinpath("metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["images_per_second"] == 0.0 and result.seconds == 0.0
+
+
 def test_precision_is_that_of_the_config(tmp_path: Path) -> None:
     result = fit(tiny_config(tmp_path, precision="bf16", epochs=1))
     assert RunFolder(Path(result.folder)).read("environment.json")["precision"] == "bf16-mixed"

@@ -49,6 +49,15 @@ def test_phases_share_no_parameter_and_leave_none_out(tmp_path: Path) -> None:
     assert [phase.name for phase in build_phases(plain, config)] == ["weights"]
 
 
+def test_coefficients_are_refused_in_fp16(tmp_path: Path) -> None:
+    """Whose small gradients would be 0 without a scale, and others infinite."""
+    model, config = build(tmp_path)
+    with pytest.raises(ValueError, match=r"precision is 'fp16', but tiny learns coefficients .*: take bf16 or fp32"):
+        build_phases(model, replace(config, precision="fp16"))
+    plain, config = build(tmp_path, coefficient=False)
+    assert build_phases(plain, replace(config, precision="fp16"))
+
+
 def test_weights_step_changes_no_coefficient(tmp_path: Path) -> None:
     model, config = build(tmp_path)
     phase = build_phases(model, config)[0]

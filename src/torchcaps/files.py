@@ -3,21 +3,28 @@
 The folder of a run may come from a stranger. So temporary files are made exclusively, under names that cannot be
 foretold; what a name leads to elsewhere is replaced, never followed; and what is no plain file is not opened, since to
 open a pipe waits for ever.
+
+Windows renames and removes nothing that another program holds open, as a virus scanner does a file that has just been
+written, for a moment. So that is tried again there for some seconds.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 POLICY = (  # of a page of HTML without scripts: it shows pictures beside it, and loads nothing else
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data: file: 'self'; "
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
 )
+WINDOWS = os.name == "nt"
+WAITS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.5, 0.7, 0.7)  # seconds, before what is held open is tried again
 
 
 @contextmanager
@@ -37,10 +44,56 @@ def replacing(path: Path) -> Iterator[Path]:
         with _keeping_mode(temporary):
             yield temporary
         sync(temporary)
-        os.replace(temporary, path)
+        replace(temporary, path)
         sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(PermissionError):  # of Windows, which would hide why the block failed
+            temporary.unlink(missing_ok=True)
+
+
+def replace(source: Path, target: Path) -> None:
+    """Give the file `source` the name `target`, in place of a file that has it; raises as `rename`."""
+    _patiently(lambda: os.replace(source, target), target)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give `source`, a file or a folder, the name `target`, which is free.
+
+    Raises:
+        OSError: when that cannot be; on Windows after three seconds, saying so, where another program has it open.
+    """
+    _patiently(lambda: os.rename(source, target), source)
+
+
+def remove_folder(folder: Path) -> bool:
+    """Take `folder` away with what is in it, as far as the system lets go of it; return whether it is gone."""
+    with suppress(OSError):
+        _patiently(lambda: shutil.rmtree(folder), folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+def _patiently(act: Callable[[], object], path: Path) -> None:
+    """Call `act` until no other program holds `path` open any more, but not for ever."""
+    for seconds in WAITS if WINDOWS else ():
+        try:
+            act()
+            return
+        except OSError as error:
+            if not _held(error):
+                raise
+            time.sleep(seconds)
+    try:
+        act()
+    except OSError as error:
+        if not (WINDOWS and _held(error)):
+            raise
+        raise PermissionError(error.errno, "another program has it open", str(path)) from error
+
+
+def _held(error: OSError) -> bool:
+    """Return whether Windows may have raised `error` for what is open elsewhere; a folder of that is not empty."""
+    return isinstance(error, PermissionError) or error.errno == errno.ENOTEMPTY
 
 
 def write_as_new(path: Path, write: Callable[[Path], object]) -> None:
@@ -122,7 +175,7 @@ def remove_link(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until `path`, a file or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":  # where folders cannot be opened
+    if path.is_dir() and WINDOWS:  # where folders cannot be opened
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

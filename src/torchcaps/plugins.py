@@ -61,7 +61,7 @@ def import_file(path: Path | str) -> str:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-        _check_told(path, neighbours, set(sys.modules) - before)
+        _check_told(neighbours, set(sys.modules) - before)
     except (Exception, SystemExit) as error:  # one that ends would end the command, and as if all were well
         _forget({name} | {each for each in set(sys.modules) - before if each.partition(".")[0] in neighbours.files})
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
@@ -155,10 +155,8 @@ def _origin(name: str) -> str | None:
     return None if spec is None else spec.origin or None
 
 
-def _check_told(path: Path, neighbours: Neighbours, loaded: Iterable[str]) -> None:
-    """Raise ValueError where a module beside `path` was imported otherwise than by a statement: no digest tells of
-    it.
-    """
+def _check_told(neighbours: Neighbours, loaded: Iterable[str]) -> None:
+    """Raise ValueError where one of `neighbours` was imported otherwise than by a statement: no digest tells of it."""
     for name in {each.partition(".")[0] for each in loaded} - set(neighbours.files):
         if _origin(name) in [str(file) for file in _files(neighbours.folder, name)]:
             raise ValueError(f"it imports {name} without saying so; write `import {name}`")

@@ -74,11 +74,6 @@ def with_model(*patterns: str) -> Callable[[Config], bool]:
     return lambda config: any(fnmatchcase(config.model.name, pattern) for pattern in patterns)
 
 
-def with_routing(*names: str) -> Callable[[Config], bool]:
-    """Return whether the model of a config routes by one of `names`."""
-    return lambda config: routing_of(config.model) in names
-
-
 def _ascends(config: Config) -> bool:
     """Return whether the model of a config has coefficients that are learnt by a goal of their own."""
     return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)

@@ -41,6 +41,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def show_time(seconds: float) -> str:
+    """Return hours and minutes, minutes and seconds below an hour, and tenths of a second below a minute."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
 def say(line: str = "", end: str = "\n") -> None:
     """Print what was asked for, one line."""
     print(printable(line), end=end)

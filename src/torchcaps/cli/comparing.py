@@ -11,6 +11,7 @@ import tyro
 
 from torchcaps.cli.tables import RESULTS, fill
 from torchcaps.config import OPTION, DataConfig, read_field
+from torchcaps.files import replace_text
 from torchcaps.terminal import note, say_lines
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results:
     text = markdown(comparison, rows, budget)
     path = results / "compare" / f"{comparison.id}{suffix(comparison)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     if quiet:
         return
     say_lines(text)

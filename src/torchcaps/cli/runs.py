@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from torchcaps.cli.listing import print_columns
-from torchcaps.terminal import note, printable, say
+from torchcaps.terminal import note, printable, say, show_time
 
 if TYPE_CHECKING:
     from torchcaps.train import RunFolder
@@ -68,10 +68,7 @@ def describe(run: RunFolder) -> dict[str, Any]:
     Raises:
         OSError, ValueError: when a file of it is damaged.
     """
-    from torchcaps.report.report import read_history
-
-    config, history = run.read_config(), run.path / "metrics.jsonl"
-    done = read_history(history) if history.exists() else []
+    config, done = run.read_config(), run.read_history()
     result = run.read_result() if run.finished else {}
     best = [each["validation_accuracy"] for each in done if each.get("validation_accuracy") is not None]
     return {
@@ -103,7 +100,6 @@ def sort_runs(found: Sequence[dict[str, Any]], by: Column) -> list[dict[str, Any
 
 
 def _row(run: dict[str, Any]) -> list[str]:
-    from torchcaps.tables.ahead import show_time
 
     shares = ["" if run[name] is None else f"{run[name]:.2%}" for name in ("validation", "test")]
     parameters = "" if run["parameters"] is None else f"{run['parameters']:,}"

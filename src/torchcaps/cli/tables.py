@@ -13,10 +13,11 @@ from tyro.conf import Positional
 
 import torchcaps
 from torchcaps.config import Config
+from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
-from torchcaps.terminal import note, say_lines
+from torchcaps.terminal import note, say_lines, show_time
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
@@ -65,7 +66,6 @@ def reproduce(
     """
     from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
-    from torchcaps.tables.ahead import show_time
     from torchcaps.tables.fill import Settings, choose_cells, plan, say_ahead
     from torchcaps.tables.parts import read_part, take_part
 
@@ -193,7 +193,7 @@ def table(
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
-                path.with_suffix(f".{suffix}").write_text(text, encoding="utf-8")
+                replace_text(path.with_suffix(f".{suffix}"), text)
                 note(f"{path}.{suffix}")
         if drawn:
             note(f"{path}.svg")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from torchcaps.config import Config
 from torchcaps.plugins import import_handed_on
 from torchcaps.tables.arguments import image_shape
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.measure import latency, peak_memory, reset_peak, step_memory, step_seconds
+from torchcaps.tables.measure import alone, latency, peak_memory, reset_peak, step_memory, step_seconds
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, count_hash, read_records
 
@@ -26,12 +23,14 @@ def record_costs(cells: Sequence[Cell], path: Path, device: str = "auto") -> Non
     """Measure each cell's network and append a line for it to the file `path`.
 
     Each is measured in a process of its own, so that its peak of memory is not another's.
+
+    Raises:
+        ValueError: when such a process was ended, as where memory runs out; and what `measure_costs` raises.
     """
     for cell in cells:
         assert isinstance(cell.how, Train)
         config = cell.how.build()
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            measured = pool.submit(measure_costs, config, device).result()
+        measured = alone(measure_costs, config, device=device)
         append_record(path, {"cell": cell.id, "budget": COST, "config_hash": count_hash(config), **measured})
 
 
@@ -47,7 +46,7 @@ def record_missing(cells: Sequence[Cell], path: Path, device: str, say: Callable
             continue
         try:
             record_costs([cell], path, device)
-        except (BrokenProcessPool, MemoryError, RuntimeError, ValueError) as error:
+        except (MemoryError, RuntimeError, ValueError) as error:
             failed[cell.name] = " ".join(str(error).split()) or type(error).__name__
             say(f"{cell.name}: its costs cannot be measured, and it is left out: {failed[cell.name]}")
     return failed

@@ -23,6 +23,8 @@ from torch import Tensor
 from torchcaps.data.catalogue import cache_root
 from torchcaps.data.images import Labelled, check_labels, one_ahead
 from torchcaps.data.notes import say
+from torchcaps.data.sending import sent
+from torchcaps.files import replace as replace_file
 from torchcaps.locking import wait_for
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ class Mapped(Labelled):
 
     def fetch(self, indices: Tensor) -> Tensor:
         pixels = torch.from_numpy(self.pixels[self.rows[indices.cpu()].numpy()])
-        return pixels.to(self.labels.device, non_blocking=True)
+        return sent(pixels, self.labels.device)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield `fetch` of each of `batches`, one batch ahead."""
@@ -125,19 +127,31 @@ def _map(files: ImageFiles, path: Path) -> Mapped:
 def _write(files: ImageFiles, path: Path) -> None:
     """Decode `files` into the file `path`, by way of another that takes its name when it is whole."""
     for left in path.parent.glob(f"{path.stem}.*.part"):  # by a process that was killed: it would hold the lock
-        left.unlink()
+        _remove(left)
     part = path.with_suffix(f".{os.getpid()}.part")
     size = len(files) * int(np.prod(files.shape))
     say(f"decoding {len(files):,} pictures once into {path} ({size / 1e9:.1f} GB), which may be deleted at any time")
     try:
-        pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(files), *files.shape))
+        _fill(part, files)
+        replace_file(part, path)
+    finally:
+        _remove(part)
+
+
+def _fill(part: Path, files: ImageFiles) -> None:
+    """Decode `files` into the file `part`, which is closed however that ends: Windows renames none that is mapped."""
+    pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(files), *files.shape))
+    try:
         begin = 0
         for decoded in files.decoded():
             pixels[begin : begin + len(decoded)] = decoded.cpu().numpy()
             begin += len(decoded)
         pixels.flush()
-        del pixels  # Windows renames no file that is mapped
-        os.replace(part, path)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+        del pixels  # which the traceback of an error would keep
+
+
+def _remove(part: Path) -> None:
+    """Take away `part`, where it is there; where that fails, which hides no error, the next process tries again."""
+    with contextlib.suppress(OSError):
+        part.unlink()

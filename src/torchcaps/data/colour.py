@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchcaps.data.sending import sent
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -53,4 +55,4 @@ def grey(batch: Tensor) -> Tensor:
 
 
 def _by_image(factor: Tensor, batch: Tensor) -> Tensor:
-    return factor.to(batch.device, non_blocking=True)[:, None, None, None]
+    return sent(factor, batch.device)[:, None, None, None]

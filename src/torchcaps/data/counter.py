@@ -43,8 +43,12 @@ def below(random: Tensor, limit: int | Tensor) -> Tensor:
 
 
 def unit(random: Tensor) -> Tensor:
-    """Return float64 numbers in [0, 1), of 32 bits: exact on every device."""
-    return _right(random, 32).double() / 2**32
+    """Return float64 numbers in [0, 1), of 32 bits: exact on every device.
+
+    They are on the CPU where `random` is on an Apple GPU, which has no float64.
+    """
+    upper = _right(random, 32)
+    return (upper.cpu() if upper.device.type == "mps" else upper).double() / 2**32
 
 
 def _right(z: Tensor, by: int) -> Tensor:

@@ -1,18 +1,21 @@
-"""Images in files, decoded whenever they are fetched, ahead of time in processes of their own."""
+"""Images in files, decoded whenever they are fetched, ahead of time in processes or threads of their own."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from multiprocessing import get_all_start_methods, get_start_method
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchcaps.data.images import Fit, Images, Labelled, check_labels
+from torchcaps.data.images import Fit, Images, Labelled, check_labels, some_ahead
 from torchcaps.data.pictures import fit_picture, read_picture
+from torchcaps.data.sending import sent
 
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in shares of width and height
 DECODE_CHUNK = 64  # images that a worker hands over at one time when all are decoded at once
@@ -34,7 +37,7 @@ class ImageFiles(Labelled):
     labels: Tensor  # int64 [n], or label sets uint8 [n, classes] of 0 and 1
     classes: tuple[str, ...]
     form: Form
-    workers: int = 0  # processes that decode ahead in `stream`; 0 decodes in this one
+    workers: int = 0  # processes or threads that decode ahead in `stream`; 0: none does
     boxes: tuple[Box | None, ...] = ()  # what is cut out of each image first; empty: nothing of any
 
     def __post_init__(self) -> None:
@@ -50,27 +53,41 @@ class ImageFiles(Labelled):
         """Return the images at `indices` int64 [b], uint8 [b, c, h, w]; ValueError, naming the file, where one cannot
         be read.
         """
-        return self._decoder[indices.tolist()].to(self.labels.device, non_blocking=True)
+        return sent(self._decoder[indices.tolist()], self.labels.device)
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield `fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead."""
+        """Yield `fetch` of each of `batches`; each worker decodes a whole batch, two batches ahead.
+
+        Workers are processes where these are forked. Elsewhere, as on Windows and macOS, one would import the user's
+        script once more, which may train without a guard; there they are threads.
+        """
         if not self.workers:
             yield from map(self.fetch, batches)
             return
-        device = self.labels.device
+        workers, device = min(self.workers, max(1, len(batches))), self.labels.device
+        if forks():
+            ahead = self._in_processes(batches, workers)
+        else:
+            decoder = self._decoder
+            ahead = some_ahead(lambda batch: decoder[batch.tolist()], batches, workers, 2 * workers)
+        with closing(ahead):
+            for decoded in ahead:
+                yield sent(decoded, device)
+
+    def _in_processes(self, batches: Sequence[Tensor], workers: int) -> Generator[Tensor, None, None]:
         loader = DataLoader(
             _Guarded(self._decoder),
             batch_size=None,
             sampler=[batch.tolist() for batch in batches],
-            num_workers=min(self.workers, max(1, len(batches))),
-            pin_memory=device.type == "cuda",
+            num_workers=workers,
+            pin_memory=self.labels.device.type == "cuda",
             worker_init_fn=_leave_interrupts,
             generator=torch.Generator(),  # else each pass would draw from the global generator
         )
         for decoded in loader:
             if isinstance(decoded, ValueError):
                 raise decoded
-            yield decoded.to(device, non_blocking=True)
+            yield decoded
 
     def subset(self, indices: Tensor) -> ImageFiles:
         chosen = indices.tolist()
@@ -125,6 +142,11 @@ class _Guarded(Dataset):
             return self.decoder[index]
         except ValueError as error:
             return error
+
+
+def forks() -> bool:
+    """Return whether a process that is started takes the memory of this one with it."""
+    return (get_start_method(allow_none=True) or get_all_start_methods()[0]) == "fork"
 
 
 def _leave_interrupts(worker: int) -> None:

@@ -23,6 +23,7 @@ from torchcaps.data.images import Splits
 from torchcaps.data.notes import say, some
 from torchcaps.data.readers import missing
 from torchcaps.data.tree import list_pictures
+from torchcaps.files import replace_text
 
 PADDING = 0.1  # of the box's own height and width, on each side; the paper says "some"
 
@@ -72,9 +73,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
 def write_classes(path: Path, accuracy: Mapping[str, float], count: int = 200) -> None:
     """Write the class list of `hardest_classes`, each class with its accuracy behind it."""
     lines = [f"{name} {accuracy[name]:.4f}\n" for name in hardest_classes(accuracy, count)]
-    path.write_text(
-        f"# the {count} classes of the lowest accuracy of {len(accuracy)}\n" + "".join(lines), encoding="utf-8"
-    )
+    replace_text(path, f"# the {count} classes of the lowest accuracy of {len(accuracy)}\n" + "".join(lines))
 
 
 def hardest_classes(accuracy: Mapping[str, float], count: int = 200) -> tuple[str, ...]:

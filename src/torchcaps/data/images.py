@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self, runtime_checkable
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from torchcaps.data import prepare
 from torchcaps.data.prepare import Fit, middle
+from torchcaps.data.sending import sent
 
 RESIZE_CHUNK = 2048  # images that are floats at one time
 
@@ -94,7 +96,7 @@ class Labelled:
         return shown(self.labels)
 
     def targets(self, indices: Tensor) -> Tensor:
-        return self.labels[indices.to(self.labels.device, non_blocking=True)]
+        return self.labels[sent(indices, self.labels.device)]
 
 
 class Held(Labelled):
@@ -108,7 +110,7 @@ class Held(Labelled):
         return c, h, w
 
     def fetch(self, indices: Tensor) -> Tensor:
-        return self.pixels.index_select(0, indices.to(self.pixels.device, non_blocking=True))
+        return self.pixels.index_select(0, sent(indices, self.pixels.device))
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         return map(self.fetch, batches)
@@ -116,12 +118,26 @@ class Held(Labelled):
 
 def one_ahead(fetch: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Iterator[Tensor]:
     """Yield `fetch` of each of `batches`; the next one is fetched by a thread while one is used."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(fetch, batch) for batch in batches[:1]]
-        for batch in batches[1:]:
-            ahead.append(reader.submit(fetch, batch))
-            yield ahead.pop(0).result()
-        yield from (future.result() for future in ahead)
+    return some_ahead(fetch, batches, 1, 1)
+
+
+def some_ahead(
+    fetch: Callable[[Tensor], Tensor], batches: Sequence[Tensor], threads: int, count: int
+) -> Generator[Tensor, None, None]:
+    """Yield `fetch` of each of `batches`, in their order; `count` next ones are fetched by threads while one is used.
+
+    What has not begun when the generator is closed never does.
+    """
+    pool = ThreadPoolExecutor(threads)
+    try:
+        ahead = deque(pool.submit(fetch, batch) for batch in batches[:count])
+        for batch in batches[count:]:
+            ahead.append(pool.submit(fetch, batch))
+            yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -365,7 +365,7 @@ def _float_moments(source: Source) -> tuple[Tensor, Tensor]:
     total, squares, count = 0.0, 0.0, 0
     device = torch.device("cpu")
     for pixels in source.stream(indices.split(CHUNK)):
-        wide, device = pixels.double(), pixels.device
+        wide, device = pixels.cpu().double(), pixels.device
         total, squares = total + wide.sum((0, 2, 3)), squares + wide.square().sum((0, 2, 3))
         count += wide[:, 0].numel()
     mean = torch.as_tensor(total) / count

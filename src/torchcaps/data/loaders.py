@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchcaps.data.batches import Batches
+from torchcaps.data.sending import sent
 from torchcaps.data.splits import DRAWS, mix
 
 
@@ -73,8 +74,8 @@ class LoaderBatches(Batches):
         torch.manual_seed(int(mix(DRAWS, self.seed, epoch).generate_state(1)[0]))
         for batch in self._source.loader:
             images, labels = read_batch(batch)
-            images = images.to(self._source.device, non_blocking=True)
-            yield self._prepare(images, labels, epoch, 0), labels.to(self._source.device, non_blocking=True)
+            images = sent(images, self._source.device)
+            yield self._prepare(images, labels, epoch, 0), sent(labels, self._source.device)
 
     def parts(self, epoch: int, step: int) -> None:
         return None

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.data.counter import below
+from torchcaps.data.sending import sent
 from torchcaps.data.streams import WIDTH, Stream, padded_bytes
 
 OVERLAYS = ("clip", "max", "mean", "sum")
@@ -113,7 +114,7 @@ class Overlap(Stream):
 
     def place(self, indices: Tensor) -> Place:
         """Return which objects the images at `indices` int64 [b] show, and where."""
-        indices = indices.to(self.device, non_blocking=True)
+        indices = sent(indices, self.device)
         random = self.random(indices, 1 + 3 * self.objects)
         alone = below(random[:, 0], self.single) == 0 if self.single else torch.zeros_like(indices, dtype=torch.bool)
         chosen, labels = [self.first(indices)], [self.base.labels[self.first(indices)]]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torchcaps.data.counter import below, bits
 from torchcaps.data.images import Images, resize
+from torchcaps.data.sending import sent
 from torchcaps.data.splits import ORDER, mix
 
 WIDTH = 64  # random numbers that an image may use
@@ -72,7 +73,7 @@ class Stream:
 
     def fetch(self, indices: Tensor) -> Tensor:
         """Return the images at `indices` int64 [b], on any device: uint8 [b, *shape], or int16 above 255."""
-        images = self.compose(indices.to(self.device, non_blocking=True))
+        images = self.compose(sent(indices, self.device))
         return resize(images, self.shape[1:])
 
     def compose(self, indices: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class Stream:
         """Return the class of each image, that of the base image: int64 [b]. Sets of several objects give label
         sets.
         """
-        return self.base.labels[self.first(indices.to(self.device, non_blocking=True))]
+        return self.base.labels[self.first(sent(indices, self.device))]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         return map(self.fetch, batches)

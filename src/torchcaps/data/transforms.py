@@ -18,6 +18,7 @@ from torch import Tensor
 from torchcaps.config import AugmentConfig
 from torchcaps.data import colour
 from torchcaps.data.byerly import change_digits
+from torchcaps.data.sending import sent
 
 
 class Draws(NamedTuple):
@@ -134,7 +135,7 @@ def to_float(pixels: Tensor) -> Tensor:
 def random_crop(batch: Tensor, corner: Tensor, padding: int) -> Tensor:
     """Pad each side with `padding` zeros, then cut out the image's own size at `corner` int64 [b, 2] (top, left)."""
     b, _, h, w = batch.shape
-    corner = corner.to(batch.device, non_blocking=True)
+    corner = sent(corner, batch.device)
     windows = F.pad(batch, (padding,) * 4).unfold(2, h, 1).unfold(3, w, 1)  # [b, c, top, left, h, w], a view
     return windows[torch.arange(b, device=batch.device), :, corner[:, 0], corner[:, 1]]
 
@@ -143,7 +144,7 @@ def cut_at(batch: Tensor, place: Tensor, side: int) -> Tensor:
     """Cut out side x side pixels, at any place with equal chance where `place` float [b, 2] is uniform in [0, 1)."""
     b, _, h, w = batch.shape
     room = torch.tensor([h - side + 1, w - side + 1], dtype=torch.float64)
-    top, left = (place.cpu() * room).long().to(batch.device, non_blocking=True).unbind(1)
+    top, left = sent((place.cpu() * room).long(), batch.device).unbind(1)
     windows = batch.unfold(2, side, 1).unfold(3, side, 1)  # [b, c, top, left, side, side], a view
     return windows[torch.arange(b, device=batch.device), :, top, left]
 
@@ -151,7 +152,7 @@ def cut_at(batch: Tensor, place: Tensor, side: int) -> Tensor:
 def horizontal_flip(batch: Tensor, flip: Tensor) -> Tensor:
     """Mirror left to right the images [b, c, h, w] where `flip` bool [b]."""
     columns = torch.arange(batch.shape[3], device=batch.device)
-    columns = torch.where(flip.to(batch.device, non_blocking=True)[:, None], columns.flip(0), columns)  # [b, w]
+    columns = torch.where(sent(flip, batch.device)[:, None], columns.flip(0), columns)  # [b, w]
     return batch.gather(3, columns[:, None, None, :].expand(batch.shape))
 
 
@@ -178,7 +179,7 @@ def affine(batch: Tensor, angle: Tensor, scale: Tensor, shear: Tensor) -> Tensor
     moves a point that lies y below the centre by tan(shear) y to the right.
     """
     _, _, h, w = batch.shape
-    matrix = source_matrix(angle, scale, shear).to(batch.device, non_blocking=True)  # [b, 2, 2]
+    matrix = sent(source_matrix(angle, scale, shear), batch.device)  # [b, 2, 2]
     y = torch.arange(h, device=batch.device) - (h - 1) / 2  # pixels from the centre
     x = torch.arange(w, device=batch.device) - (w - 1) / 2
     # Written out rather than by affine_grid: its matrix product loses the positions to TF32 and to autocast.

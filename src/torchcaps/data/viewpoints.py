@@ -131,7 +131,9 @@ class Affine(Stream):
         """
         _, h, w = self.base.shape
         matrix = source_matrix(pose)  # [b, 2, 2]
-        steps = (matrix * 2**16).round_().long()  # in 1/65536 pixel; rounded, it is the same on every machine
+        steps = (
+            (matrix * 2**16).round_().long().to(self.device)
+        )  # in 1/65536 pixel; rounded, it is the same on every machine
         half_y = 2 * torch.arange(2 * h, device=self.device) + 1 - 2 * h  # half pixels from the middle
         half_x = 2 * torch.arange(2 * w, device=self.device) + 1 - 2 * w
         a, b, c, d = steps.flatten(1)[:, :, None, None].unbind(1)  # each [b, 1, 1]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import tempfile
 import time
 import warnings
@@ -26,6 +25,7 @@ from torchcaps.deploy.module import PROGRAM, class_outputs
 from torchcaps.deploy.packing import check_scales, load_packed, save_packed
 from torchcaps.deploy.sources import read_source
 from torchcaps.extras import missing_extra
+from torchcaps.files import replace
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models.registry import Model, describe_model
@@ -314,7 +314,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
         yield Path(folder, path.name)
         for written in Path(folder).iterdir():
-            os.replace(written, path.with_name(written.name))
+            replace(written, path.with_name(written.name))
 
 
 def _onnx_session(path: Path) -> Callable[[Tensor], Sequence[Tensor]] | None:

@@ -28,7 +28,7 @@ from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, network_errors, repository
 from torchcaps.terminal import printable
 from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -214,7 +214,7 @@ def measure_accuracy(path: Path, *models: Model, device: str = "auto") -> list[f
         ValueError: when it is damaged or is none of the run's.
     """
     _, config = load_run(path)
-    fabric = build_fabric(replace(config, device=device, processes=1))
+    fabric = build_measuring(config, device)
     data = match_data(path, load_data(config.data, fabric.device))
     criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
     return [

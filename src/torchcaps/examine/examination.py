@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.names import LARGEST
 from torchcaps.train.evaluation import load_run, match_data
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.processes import build_measuring, name_shortage
 from torchcaps.train.run import RunFolder
 
 FILE = "examination.json"
@@ -83,17 +82,19 @@ def examine_run(
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
         ValueError: when the run has no such split, and for a number of images below 1.
+        MemoryError: when a batch of the run does not fit into the device's memory.
     """
     model, config = load_run(path)
-    fabric = build_fabric(replace(config, device=device, processes=1))
+    fabric = build_measuring(config, device)
     data = match_data(path, load_data(config.data, fabric.device))
     if split is None:
         split = "test" if RunFolder(Path(path)).finished else "validation" if len(data.validation) else "train"
     if not len(getattr(data, split)):
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
     sample = Sample(data.evaluation(split, config.batch_size), config.loss, images)
-    fabric.to_device(model)
-    return examine(model, sample, split)
+    with name_shortage(config, fabric.device, measured=True):
+        fabric.to_device(model)
+        return examine(model, sample, split)
 
 
 def write_examination(found: Examination, folder: Path) -> Path:

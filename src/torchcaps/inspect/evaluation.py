@@ -19,7 +19,7 @@ from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import finite
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.meter import Score
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.processes import build_measuring, name_shortage
 from torchcaps.train.run import RunFolder, naming
 
 SplitName = Literal["train", "validation", "test"]
@@ -65,11 +65,12 @@ def evaluate_run(
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
         ValueError: for data that the model cannot take, with classes that it does not know, or without such a split.
+        MemoryError: when a batch of the run does not fit into the device's memory.
     """
     model, config = load_run(path)
     manifest = RunFolder(Path(path)).read_manifest()
     with naming(Path(path) / "config.json") if device == "auto" else nullcontext():
-        fabric = build_fabric(replace(config, device=device, processes=1))
+        fabric = build_measuring(config, device)
     asked = config.data if data is None else data
     other = asked.name != config.data.name
     drawn = other and split in (None, "all") and not has_test_split(asked)
@@ -86,16 +87,17 @@ def evaluate_run(
     watch = Watch(config.loss, loaded.shown)
     with naming(Path(path) / "config.json"):
         batches = [loaded.evaluation(each, config.batch_size) for each in splits]
-    score = evaluate(
-        fabric,
-        fabric.to_device(model),
-        batches,
-        build_criterion(config.loss),
-        loaded.num_classes,
-        score_threshold(config.loss),
-        config.loss.reconstruction > 0,
-        watch,
-    )
+    with name_shortage(config, fabric.device, measured=True):
+        score = evaluate(
+            fabric,
+            fabric.to_device(model),
+            batches,
+            build_criterion(config.loss),
+            loaded.num_classes,
+            score_threshold(config.loss),
+            config.loss.reconstruction > 0,
+            watch,
+        )
     of_run = holds_images_of(manifest, loaded, splits)
     return Evaluation(split, score, watch.measured(), loaded.train.classes, of_run)
 

@@ -10,7 +10,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -286,8 +286,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 def save_svg(figure: Figure, target: Path | IO[str]) -> None:
     """Write `figure` as SVG to `target`, the same text for the same figure."""
-    with style():
-        figure.savefig(target, format="svg", metadata={"Date": None})
+    with style(), replacing(target) if isinstance(target, Path) else nullcontext(target) as place:
+        figure.savefig(place, format="svg", metadata={"Date": None})
 
 
 def to_svg(figure: Figure) -> str:

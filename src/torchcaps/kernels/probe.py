@@ -50,6 +50,12 @@ class Fused:
     def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
         return Fused, (self.step, self.demanded)  # what was found of one machine does not hold for the next
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Fused:
+        """Return a copy that knows what was found, since it stays on this machine."""
+        copied = Fused(self.step, self.demanded)
+        copied._trusted, copied.faults = dict(self._trusted), dict(self.faults)
+        return copied
+
     def taken(self, routing: Routing[Any], votes: Votes) -> bool:
         """Return whether the step is to be taken on the device of `votes`, which is tried where that is not known.
 
@@ -118,8 +124,7 @@ def _compare(step: FusedStep, routing: Routing[Any], votes: Known) -> str | None
         exact, plain = (_outcome(None, routing, votes, each) for each in (torch.float64, dtype))
         found = _outcome(step, routing, votes, dtype)
     except Exception as error:  # which one it is depends on what is missing, and on the versions of torch and Triton
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return name_error(error)
     longest = max(x.norm().item() for x in exact)
     for ours, theirs, truth in zip(found, plain, exact, strict=True):
         length = max(truth.norm().item(), SMALL * longest, LEAST)
@@ -127,6 +132,12 @@ def _compare(step: FusedStep, routing: Routing[Any], votes: Known) -> str | None
         if not apart <= max(TOLERANCE, ROUNDING * rounded):
             return f"its results differ from those of the plain step by {apart:.1%}"
     return None
+
+
+def name_error(error: Exception) -> str:
+    """Return what kind of error it is and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _outcome(step: FusedStep | None, routing: Routing[Any], votes: Known, dtype: torch.dtype) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.capsules import Capsules
-from torchcaps.kernels.probe import Known, copied, run
+from torchcaps.kernels.probe import Known, copied, name_error, run
 from torchcaps.routing import Routing
 from torchcaps.votes import ConvVotes, LinearVotes
 
@@ -28,10 +28,11 @@ WARM, TURNS = 2, 9
 
 
 class Times(NamedTuple):
-    """Seconds of all iterations, the median over turns; infinite where memory does not suffice."""
+    """Seconds of all iterations, the median over turns; infinite where memory does not suffice, or a kernel fails."""
 
     plain: float
     fused: float
+    fault: str | None = None  # how the fused form failed, where that was for another reason than memory
 
 
 def time_forms(
@@ -45,25 +46,30 @@ def time_forms(
         votes: whose shapes, types and device are taken, the number of images too.
         iterations: of the layer.
         learns: whether a turn is forward and backward, or forward alone.
-        compiled: whether both forms are compiled first, as those of a compiled training step are.
+        compiled: whether both forms are compiled first, as those of a compiled training step are; then what the
+            compiler raises is raised.
     """
     twin, forms = copied(routing), (None, step)
     turns = [_turn(form, twin, votes, iterations, learns, compiled) for form in forms]
     taken: list[list[float]] = [[], []]
+    fault = None
     for number in range(WARM + TURNS):
-        for turn, found in zip(turns, taken, strict=True):
-            if math.inf not in found:
-                found.append(_seconds(turn, votes.device))
+        for form, turn, found in zip(forms, turns, taken, strict=True):
+            if math.inf in found:
+                continue
+            try:
+                found.append(clock(turn, votes.device))
+            except torch.OutOfMemoryError:
+                found.append(math.inf)
+            except Exception as error:  # of a kernel at these sizes, whose trial was at smaller ones
+                if form is None or compiled:
+                    raise
+                found.append(math.inf)
+                fault = name_error(error)
         if number == WARM - 1:
             taken = [[x for x in found if x == math.inf] for found in taken]
-    return Times(*(median(found) if math.inf not in found else math.inf for found in taken))
-
-
-def _seconds(turn: Callable[[], object], device: torch.device) -> float:
-    try:
-        return clock(turn, device)
-    except torch.OutOfMemoryError:
-        return math.inf
+    plain, fused = (median(found) if math.inf not in found else math.inf for found in taken)
+    return Times(plain, fused, fault)
 
 
 def clock(turn: Callable[[], object], device: torch.device) -> float:

@@ -20,7 +20,7 @@ from torchcaps.kernels import timing
 from torchcaps.kernels.probe import Known
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack, evaluating
 from torchcaps.routing import Step
-from torchcaps.routing.fused import Form
+from torchcaps.routing.fused import DEVICES, Form, lacks
 
 Forms = dict[str, dict[str, Form]]  # by layer, then by kind of device
 
@@ -170,6 +170,8 @@ def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns:
     before = layer.chosen.get(device.type)
     if before == "plain":
         return Choice(before, "it was chosen before")
+    if device.type not in DEVICES:
+        return Choice("plain", lacks(device.type))
     kernel = layer.kernel
     assert kernel is not None
     with torch.no_grad():
@@ -189,10 +191,13 @@ def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns:
         if not compiled:
             raise
         times = timed(False)
+    taken = [None if isinf(x) else round(1000 * x, 4) for x in (times.plain, times.fused)]
+    if times.fault is not None:
+        return Choice("plain", times.fault, *taken)
     if isinf(times.plain) and isinf(times.fused):
         return Choice(layer.form(device.type), "memory sufficed for neither, so a fixed rule on shapes decides")
     form: Form = "fused" if times.fused < times.plain else "plain"
-    return Choice(form, "both were timed", *(None if isinf(x) else round(1000 * x, 4) for x in times))
+    return Choice(form, "both were timed", *taken)
 
 
 def _rank() -> int:

@@ -23,6 +23,7 @@ from torchcaps.routing.fused import (
     find_whole,
     runs_fused,
     runs_now,
+    say_missing,
 )
 from torchcaps.votes import Votes
 from torchcaps.votes.children import check_capsules
@@ -126,7 +127,12 @@ class CapsuleLayer(nn.Module):
         """Take iteration `t`; the capsules of the step have positions [b, h, w, j, d], or [b, j, d] where there is one.
 
         `couplings` asks for a step that holds its coupling, which only a plain one makes.
+
+        Raises:
+            ValueError: where the implementation is "fused", and kernels do not serve on the device; it says why.
         """
+        if self._fused is not None and votes.device.type not in DEVICES:
+            say_missing(votes.device.type, self._fused.demanded)
         fused = self._fused if self.form(votes.device.type) == "fused" and not couplings and self._fits() else None
         if fused is not None and runs_fused(votes) and fused.taken(self.routing, votes):
             step = fused.step(self.routing, votes, state, t)

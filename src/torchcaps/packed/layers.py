@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
 from torchcaps.votes.affine import check_types
 from torchcaps.votes.binary import binary_children, weight_middle
-
-if TYPE_CHECKING:
-    from torchcaps.packed.loop import PackedLoop
 
 
 class PackedTransform(nn.Module):
@@ -120,13 +117,6 @@ class PackedLayer(CapsuleLayer):
         parents = route_packed(poses, *inputs, iterations) if compiling() else find_loop(*inputs)(poses, iterations)
         return Step(Capsules(parents), None, None)
 
-    def bytes_per_weight(self) -> float:
-        """Return how many bytes, bits and scales together, are stored for each weight of the float form, which has 4 in
-        float32.
-        """
-        stored = sum(buffer.nbytes for buffer in self.transform.buffers())
-        return stored / math.prod(self.transform.shape)
-
     def _loops_now(self, poses: Tensor) -> bool:
         """Return whether the loop can be taken, and says it where numba alone is missing."""
         if self.implementation == "plain" or watched():
@@ -165,21 +155,6 @@ def _starts_elsewhere(routing: Routing) -> str | None:
     if routing.over != "parents" or routing.initial is not None:
         return "the packed loop routes over 'parents' from start 'zero'"
     return None
-
-
-def build_loop(layer: PackedLayer) -> PackedLoop:
-    """Lay the weights of a layer out for its loop; they are read once.
-
-    Args:
-        layer: on the CPU, linear, of vector poses of up to 64 elements, that XnODR routes, or XnODR with XnIDR, over
-            parents and from zero, by either threshold, with a bias or without.
-
-    Raises:
-        ValueError: for other layers, see `refuses`.
-    """
-    if (reason := refuses(layer)) is not None:
-        raise ValueError(reason)
-    return find_loop(*_inputs(layer))
 
 
 def _inputs(layer: PackedLayer) -> tuple[Tensor, Tensor, Tensor | None, Sequence[int], bool, bool]:

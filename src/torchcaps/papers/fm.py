@@ -172,7 +172,7 @@ def table1() -> Iterator[Cell]:
     for key, printed in TIMES.items():
         for (data, device), time in zip(columns, printed, strict=True):
             build = partial(comparison, SYSTEMS[key], data, False)
-            how = Count(build, lambda _, key=key, data=data, device=device: times(data, device)[key])
+            how = Count(build, lambda _, key=key, data=data, device=device: times(data, device)[key], device)
             column = f"{NAMES[data]}, {'GPU' if device == 'cuda' else 'CPU'}"
             yield Cell(f"{key}-{data}-{device}", SYSTEMS[key].row, column, how, (Published(time),), LATENCY, note)
 

@@ -24,6 +24,7 @@ from torchcaps.report.reproduce import reproduce_command
 from torchcaps.report.story import Sight, Story
 from torchcaps.report.terms import Explained
 from torchcaps.scores import show_score
+from torchcaps.terminal import show_time
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +124,7 @@ def _numbers(story: Story, sight: Sight | None) -> list[tuple[str, str]]:
             ("held for backward an image", _scaled(cost.activation_memory, 1024, BYTES)),
         ]
     seconds = result["seconds"] if result is not None else sum(record["seconds"] for record in story.history)
-    return [*found, ("training and validation", _duration(seconds))]
+    return [*found, ("training and validation", show_time(seconds))]
 
 
 def _used(story: Story, sight: Sight | None) -> list[str]:
@@ -141,12 +142,6 @@ def _scaled(value: float, base: int, units: tuple[str, ...]) -> str:
             return f"{value:.3g} {unit}".rstrip() if value < 100 else f"{value:.0f} {unit}".rstrip()
         value /= base
     return f"{value:,.3g} {units[-1]}"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
 def _inside(sight: Sight, explained: Explained) -> Section:

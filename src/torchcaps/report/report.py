@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +13,7 @@ from torchcaps.cost import measure_cost
 from torchcaps.data import load_data
 from torchcaps.examine.examination import read_examination
 from torchcaps.examine.figures import draw_robustness
-from torchcaps.files import check_plain, own_folder, read_plain
+from torchcaps.files import check_plain, own_folder
 from torchcaps.inspect import figures
 from torchcaps.inspect.agreement import read_agreement
 from torchcaps.inspect.drawings import (
@@ -30,7 +28,6 @@ from torchcaps.inspect.examples import Example, look_into, pick_images
 from torchcaps.inspect.measured import Measured, calibrate_measured, class_accuracy, confusion, measure, worst
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import score_form
-from torchcaps.names import check_fields
 from torchcaps.report.page import SEEN, render
 from torchcaps.report.story import Sight, Split, Story
 from torchcaps.scores import score_word
@@ -38,7 +35,7 @@ from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.devices import choose_device
 from torchcaps.train.evaluation import match_data
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -47,20 +44,6 @@ if TYPE_CHECKING:
     from torchcaps.models import Model
 
 PAGE, FIGURES = "report.html", "figures"
-METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
-    "epoch": int,
-    "step": int,
-    "train_loss": float,
-    "train_accuracy": float,
-    "validation_loss": float | None,
-    "validation_accuracy": float | None,
-    "test_accuracy": float | None,
-    "lr": float,
-    "seconds": float,
-    "images_per_second": float,
-    "agreement": dict,
-}
-NEEDED = ("epoch", "validation_loss", "validation_accuracy", "seconds", "images_per_second")  # of these, in each line
 MISTAKES = 24  # that a page shows
 FEW = 12  # columns of a figure of examples
 
@@ -116,36 +99,20 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
 def read_story(path: Path, reason: str = "") -> Story:
     """Return what the folder of a run says; only its config must be there."""
     run = RunFolder(path)
-    lines = path / "metrics.jsonl"
+    history = run.read_history()
+    try:
+        read_agreement(history)
+    except ValueError as error:
+        raise damaged(path / "metrics.jsonl", error) from error
     return Story(
         folder=path,
         config=run.read_config(),
         environment=run.read("environment.json") if (path / "environment.json").exists() else {},
-        history=read_history(lines) if lines.exists() else [],
+        history=history,
         result=run.read_result() if run.finished else None,
         reason=reason,
         examination=read_examination(path),
     )
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl.
-
-    Raises:
-        ValueError: when it is damaged.
-    """
-    try:
-        lines = [json.loads(line) for line in read_plain(path).splitlines()]
-        for line in lines:
-            if not isinstance(line, dict):
-                raise ValueError(f"it holds a {type(line).__name__}, not an object")
-            check_fields(line, METRICS, NEEDED)
-            if line["validation_loss"] is not None and line["validation_accuracy"] is None:
-                raise ValueError("it has a validation_loss, and no validation_accuracy")
-        read_agreement(lines)
-        return lines
-    except (RecursionError, ValueError) as error:
-        raise damaged(path, error) from error
 
 
 def look(story: Story) -> Sight:
@@ -156,7 +123,7 @@ def look(story: Story) -> Sight:
         ValueError: when the data cannot be read.
     """
     model, config = load_run(story.folder)
-    fabric = build_fabric(replace(config, device=_device(config.device), processes=1))
+    fabric = build_measuring(config, _device(config.device))
     data = match_data(story.folder, load_data(config.data, fabric.device))
     manifest = RunFolder(story.folder).read_manifest()
     split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"

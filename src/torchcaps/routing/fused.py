@@ -203,6 +203,37 @@ def say_plain() -> None:
     )
 
 
+def say_missing(device: str, demanded: bool) -> None:
+    """Say that kernels are missing on a kind of device, where steps run now: of CUDA once a process, as a warning.
+
+    Raises:
+        ValueError: where they are demanded.
+    """
+    if device == "meta" or transformed() or torch.compiler.is_exporting():
+        return
+    if demanded:
+        raise ValueError(f"implementation is 'fused', but {lacks(device)}; use 'auto' or 'plain'")
+    if device == "cuda" and not compiling():  # a graph cannot say it
+        _say_plain_on_cuda()
+
+
+def lacks(device: str) -> str:
+    """Return why no kernel runs on a kind of device that is not among `DEVICES`."""
+    needed = [name for name in COMPILERS.get(device, ()) if find_spec(name) is None]
+    if not needed:
+        return f"there are no kernels for {device}"
+    return f"{' and '.join(needed)} {'is' if len(needed) == 1 else 'are'} not installed, which kernels on {device} take"
+
+
+@cache
+def _say_plain_on_cuda() -> None:
+    warnings.warn(
+        f"torchcaps: {lacks('cuda')}, so capsule layers take plain steps there: the same results, more slowly; torch "
+        "brings Triton on Linux, and on Windows pip install triton-windows does",
+        stacklevel=2,
+    )
+
+
 def runs_fused(votes: Votes) -> bool:
     """Return whether a fused step can be taken now.
 

@@ -9,6 +9,7 @@ from torchcaps.config import Config
 from torchcaps.data.facts import data_facts
 from torchcaps.tables.arguments import model_arguments
 from torchcaps.tables.measure import peak_memory, reset_peak, step_seconds
+from torchcaps.terminal import show_time
 
 FORWARD = 1 / 3  # of a training step, what an image costs that is only looked at
 WITHOUT = "no estimate of time and memory"
@@ -81,10 +82,3 @@ def look_ahead(config: Config) -> Ahead:
     reset_peak(device)
     seconds = step_seconds(measured, max(1, config.batch_size // config.processes), device, PATIENCE)
     return counted._replace(step_seconds=seconds, memory=peak_memory(device) / 1e6)
-
-
-def show_time(seconds: float) -> str:
-    """Return seconds below a minute, minutes below two hours, and hours, each with two digits."""
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.2g} min" if seconds < 7200 else f"{seconds / 3600:.2g} h"

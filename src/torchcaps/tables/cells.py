@@ -75,6 +75,7 @@ class Count:
 
     build: Callable[[], Config]
     measure: Callable[[Config], float]  #: in the unit of the metric; imports torch when it is called
+    device: str = "auto"  #: that it measures on
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from torchcaps.config import Config
 from torchcaps.data import Data, load_data
+from torchcaps.files import replacing
 from torchcaps.inspect import draw_inputs_and_outputs, draw_segmentations
 from torchcaps.inspect.examples import pick_images
 from torchcaps.inspect.figures import style
 from torchcaps.inspect.measured import measure
+from torchcaps.models import Model
 from torchcaps.tables.cells import Drawn
 from torchcaps.train import load_run
-from torchcaps.train.processes import build_fabric
+from torchcaps.train.evaluation import match_data
+from torchcaps.train.processes import build_measuring
 
 LOOKED_AT = 2000  # images of a split among which those of a picture are found
 RIGHT, WRONG = 4, 2  # overlapped images that came out right, and wrong
@@ -25,8 +29,8 @@ RIGHT, WRONG = 4, 2  # overlapped images that came out right, and wrong
 def save_picture(kind: Drawn, folder: Path, path: Path, root: Path | None = None) -> None:
     """Write the picture of `kind` of the run in `folder` to `path`, as PNG; raises as `draw_picture`."""
     figure = draw_picture(kind, folder, root)
-    with style():
-        figure.savefig(path, dpi=120, metadata={"Software": None})
+    with style(), replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, metadata={"Software": None})
 
 
 def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:
@@ -38,10 +42,10 @@ def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:
         FileNotFoundError, ValueError: when the folder is not one of a run, or its data are not there.
     """
     model, config = load_run(folder)
-    data = load_data(replace(config.data, root=root or config.data.root))
+    data = match_data(folder, load_data(replace(config.data, root=root or config.data.root)))
     with style():
         if kind == "segmentations":
-            return draw_segmentations(model, *_right_and_wrong(folder, data))
+            return draw_segmentations(model, *_right_and_wrong(model, config, data))
         other = config.data.test
         groups = {config.data.name: _one_of_each(data, "test" if other is None else "validation")}
         return draw_inputs_and_outputs(model, groups | ({} if other is None else {other: _one_of_each(data, "test")}))
@@ -56,13 +60,12 @@ def _one_of_each(data: Data, split: str) -> Tensor:
     return pick_images(batches, torch.stack(first))[1]
 
 
-def _right_and_wrong(folder: Path, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+def _right_and_wrong(model: Model, config: Config, data: Data) -> tuple[Tensor, Tensor, Tensor]:
     """Return overlapped images of the test split, those that are matched before those that are not, with what they
     show and what was found: [b, c, h, w], and bool [b, classes] twice.
     """
-    model, config = load_run(folder)
     batches = data.evaluation("test", 100)
-    fabric = build_fabric(replace(config, device="cpu", processes=1))
+    fabric = build_measuring(config, "cpu")
     measured = measure(fabric, model, batches, config.loss, LOOKED_AT)
     right = measured.right
     rows = torch.cat([right.nonzero().flatten()[:RIGHT], (~right).nonzero().flatten()[:WRONG]])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -24,6 +23,7 @@ from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.tables.lines import CLAIMS
 from torchcaps.tables.measure import peak_memory, reset_peak
 from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
+from torchcaps.terminal import show_time
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 
@@ -205,6 +205,7 @@ def _claimed(job: Job, settings: Settings) -> Iterator[bool]:
 
 def _count(job: Job, settings: Settings) -> bool:
     assert isinstance(job.cell.how, Count)
+    from torchcaps.train.devices import choose_device
     from torchcaps.train.machine import describe_machine
 
     raised = revisions_of(job.config, trained=False)
@@ -218,11 +219,12 @@ def _count(job: Job, settings: Settings) -> bool:
     if any(line.items() <= each.items() for each in read_records(settings.records)):
         return True
     try:
+        device = choose_device(job.cell.how.device)
         value = job.cell.how.measure(job.config)
     except ValueError as error:  # such as for a device that is not there
         settings.say(f"{job.label}: {error}")
         return False
-    append_record(settings.records, line | {"value": value, "environment": describe_machine()})
+    append_record(settings.records, line | {"value": value, "environment": describe_machine() | {"device": device}})
     settings.say(f"{job.label}: {job.cell.metric.show(value)} {job.cell.metric.unit}")
     return True
 
@@ -256,12 +258,12 @@ def _train(job: Job, settings: Settings) -> bool:
             "revisions": revisions_of(config),
             "failure": " ".join(str(error).split()),
         }
-        append_record(settings.records, known | failure | {"environment": describe_machine()})
+        append_record(settings.records, known | failure | {"environment": describe_machine() | {"device": device}})
         settings.say(f"{job.label}: failed: {error}")
         return True
     append_record(settings.records, describe_run(result.folder, **known, peak_memory=peak_memory(device)))
-    took = timedelta(seconds=round(time.monotonic() - begun))
-    settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {took}")
+    took = time.monotonic() - begun
+    settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {show_time(took)}")
     if job.budget != "smoke":
         settings.finish(result.folder)
     return True

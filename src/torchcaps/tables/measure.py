@@ -16,7 +16,7 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from torchcaps.config import Config
 from torchcaps.memory import kept
@@ -25,6 +25,7 @@ REPEATS = 5  # timed passes, after one that is not
 LEAST = 2  # of them, where patience ends
 TURNS = 15  # of networks that are timed beside each other
 LONG_ENOUGH = 0.5  # seconds of repeats
+T = TypeVar("T")
 
 
 def count_parameters(config: Config) -> float:
@@ -76,7 +77,7 @@ def latencies(configs: Sequence[Config], batch_size: int = 128, device: str = "a
     return [1000 * median(column) for column in zip(*times[1:], strict=True)]
 
 
-def alone(measure: Callable[..., float], config: Config, **options: Any) -> float:
+def alone(measure: Callable[..., T], config: Config, **options: Any) -> T:
     """Return what `measure`, a function of a module, finds of `config` in a process of its own.
 
     Of memory, since this process keeps what networks before have given back, which would count as this one's.

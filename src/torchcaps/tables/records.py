@@ -166,7 +166,9 @@ def describe_run(folder: Path, **more: Any) -> Record:
 
     run = RunFolder(folder)
     config, revisions = run.read_config(), run.read_revisions()
-    history = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    history = run.read_history(("step", *_CURVE))
+    if not history:
+        raise ValueError(f"{folder / 'metrics.jsonl'} has no line of an epoch, but the run is finished")
     return {
         **more,
         "recipe": config.recipe,

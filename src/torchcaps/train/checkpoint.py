@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import pickle
 import shutil
 import warnings
@@ -45,38 +44,61 @@ def write_text(path: Path, text: str) -> None:
 def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> None:
     """Replace `folder` by one that holds the files that `writers`, by name, write at the path each is given.
 
-    The new folder is complete on the disk before the old one steps aside to `NAME.old`; where a cut falls between the
-    two renames, `present` still finds the old one.
+    The new folder is complete on the disk before the old one steps aside to `NAME.old`, or where that is still there to
+    `NAME.old2` and so on; where a cut falls between the two renames, `present` still finds it.
 
     Raises:
         OSError: when it cannot be written, e.g. on a full disk; the old folder is still there.
     """
-    new, old = _beside(folder, ".tmp"), _beside(folder, ".old")
-    for each in (new, old, folder):
+    new = _beside(folder, ".tmp")
+    for each in (new, folder, *_asides(folder)):
         files.remove_link(each)
-    shutil.rmtree(new, ignore_errors=True)
+    files.remove_folder(new)
     try:
         new.mkdir()
         for name, write in writers.items():
             files.write_as_new(new / name, write)
             files.sync(new / name)
-        (new / SUMS).write_text("".join(f"{_digest(new / name)}  {name}\n" for name in writers), encoding="utf-8")
+        sums = "".join(f"{_digest(new / name)}  {name}\n" for name in writers)
+        (new / SUMS).write_text(sums, encoding="utf-8", newline="")
         files.sync(new / SUMS)
         files.sync(new)
     except Exception as error:  # safetensors and torch.save have errors of their own for what the system refuses
-        shutil.rmtree(new, ignore_errors=True)
+        files.remove_folder(new)
         raise _unwritten(folder, error) from error
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(new, folder)
+    try:
+        if folder.exists():
+            files.rename(folder, _free(folder))
+        files.rename(new, folder)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
     files.sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for each in _asides(folder):
+        files.remove_folder(each)
+
+
+def _asides(folder: Path) -> list[Path]:
+    """Return the names, most of them free, that `folder` may step aside to."""
+    return [_beside(folder, f".old{number}") for number in ("", 2, 3, 4)]
+
+
+def _free(folder: Path) -> Path:
+    """Return the first of them that is free; others are left where Windows removes no file that a program has open."""
+    asides = _asides(folder)
+    return next((each for each in asides if not each.exists()), asides[-1])
 
 
 def present(folder: Path) -> Path | None:
     """Return where the newest whole state of a folder that `write_folder` writes is found; None before the first."""
-    return next((path for path in (folder, _beside(folder, ".old")) if path.exists()), None)
+    if folder.exists():
+        return folder
+    return max((each for each in _asides(folder) if each.exists()), key=_written, default=None)
+
+
+def _written(folder: Path) -> int:
+    """Return when the folder of a checkpoint was whole, in nanoseconds; 0 of one that is so no more, or is old."""
+    sums = folder / SUMS
+    return sums.stat().st_mtime_ns if sums.exists() else 0
 
 
 def save_checkpoint(
@@ -183,7 +205,7 @@ def _unwritten(path: Path, error: Exception) -> OSError:
     """Return the error, in one line, for a file that could not be written, and what would help."""
     reason, code = " ".join(str(error).split()), getattr(error, "errno", None)
     if code in (errno.EACCES, errno.EPERM, errno.EROFS) or "ermission denied" in reason:
-        mend = "allow writing there"
+        mend = "close that" if "another program" in reason else "allow writing there"
     elif code == errno.ENOENT and not path.parent.exists():
         return OSError(f"cannot write {path} ({reason}): the folder {path.parent} is gone; start a new run")
     else:

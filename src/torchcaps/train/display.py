@@ -15,7 +15,7 @@ class Display:
     """Standard error's view of a run of `epochs * epoch_steps` steps; silent where not `enabled`."""
 
     def __init__(self, epochs: int, epoch_steps: int, enabled: bool = True):
-        self.epochs, self.epoch_steps, self.enabled = epochs, epoch_steps, enabled
+        self.epochs, self.enabled = epochs, enabled
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),

@@ -304,7 +304,8 @@ class Trainer:
         self.fresh = False
         self._tick()
         done = self.position.step * self.config.batch_size
-        display.step(step, loss, accuracy, done / self.position.epoch_seconds)
+        seconds = self.position.epoch_seconds  # 0 within the first tick of a coarse clock, such as Windows'
+        display.step(step, loss, accuracy, done / seconds if seconds else 0.0)
         for callback in self.callbacks:
             callback.on_step(step, loss, accuracy)
 
@@ -334,7 +335,7 @@ class Trainer:
                 **self._by_class("validation", validation),
                 "lr": self.schedule.get_last_lr()[0],
                 "seconds": position.epoch_seconds,
-                "images_per_second": steps * self.config.batch_size / training_seconds,
+                "images_per_second": steps * self.config.batch_size / training_seconds if training_seconds else 0.0,
                 **self.statistics,
                 **self._name_penalties(train.penalties),
                 **said,

@@ -96,7 +96,7 @@ class Meter:
         images, several, right, labels, found, top = counts.tolist()
         score = Score(float(loss) / images, images - right, images)
         if by_class.sum():
-            there, found_right = by_class[:, by_class[0] > 0].double()
+            there, found_right = by_class[:, by_class[0] > 0].cpu().double()  # Apple's GPUs have no float64
             score = score._replace(mean_class_accuracy=float((found_right / there).mean()))
         score = score._replace(penalties=tuple((penalties / images).tolist()))
         if several:
@@ -107,6 +107,7 @@ class Meter:
         self.loss.zero_()
         self.counts.zero_()
         self.penalties.zero_()
+        self.by_class.zero_()
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums of each process, [processes, ...]: added up, what `load` continues would end with other

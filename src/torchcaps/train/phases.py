@@ -47,10 +47,15 @@ def build_phases(model: Model, config: Config, class_weights: Tensor | None = No
     `class_weights` are those of the criterion, see `build_criterion`.
 
     Raises:
-        ValueError: for a penalty's weight, or its warm-up, where the model adds none.
+        ValueError: for a penalty's weight, or its warm-up, where the model adds none; for coefficients in fp16.
     """
     _check_penalty(model, config)
     coefficients = model.coefficients()
+    if coefficients and config.precision == "fp16":
+        raise ValueError(
+            f"precision is 'fp16', but {config.model.name} learns coefficients by gradients of their own, which are "
+            "not scaled as those of the loss are: take bf16 or fp32"
+        )
     apart = {id(parameter) for parameter in coefficients}
     weights = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
     steps = config.coefficients.weight_steps if coefficients else 1

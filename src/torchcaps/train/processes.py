@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from torchcaps.config import Config
 from torchcaps.ranks import Ranks, given_ranks
+from torchcaps.terminal import warn
 from torchcaps.train.check import check_shares
 from torchcaps.train.devices import choose_device, choose_precision, is_depthwise
 
@@ -27,7 +28,7 @@ T = TypeVar("T")
 _KINDS = (ValueError, FileNotFoundError, FloatingPointError, KeyboardInterrupt, MemoryError, OSError)
 _PASSED = {each.__name__: each for each in _KINDS}  # errors of a spawned process that keep their type
 _LOST_PEER = re.compile("closed by peer|reset by peer|Broken pipe|remote process exited", re.IGNORECASE)
-_SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+_SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class Joined(ClusterEnvironment):
@@ -112,10 +113,32 @@ def build_fabric(config: Config) -> Fabric:
         accelerator=device,
         devices=here,
         num_nodes=config.processes // here,
-        strategy=DDPStrategy(start_method=start, static_graph=True) if config.processes > 1 else "auto",
+        strategy=_together(device, start) if config.processes > 1 else "auto",
         plugins=[LightningEnvironment() if ranks is None else Joined(ranks)] if config.processes > 1 else [],
         precision=choose_precision(config.precision, device, depthwise),  # pyright: ignore[reportArgumentType]
     )
+
+
+def _together(device: str, start: Literal["popen", "spawn"]) -> DDPStrategy:
+    """Return how processes reduce: by Gloo on GPUs too where there is no NCCL, as on Windows."""
+    gloo = device == "cuda" and not distributed.is_nccl_available()
+    return DDPStrategy(start_method=start, static_graph=True, process_group_backend="gloo" if gloo else None)
+
+
+def build_measuring(config: Config, device: str = "auto") -> Fabric:
+    """Return Fabric to measure a run of `config` with: on `device`, in the run's precision and one process, not
+    launched.
+
+    A run in fp16 is measured in fp32 on a CPU, which has no fp16; that is said.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    config = replace(config, device=device, processes=1)
+    if config.precision == "fp16" and choose_device(device) == "cpu":
+        warn("the run was trained in fp16, which a CPU does not have: it is measured in fp32")
+        config = replace(config, precision="fp32")
+    return build_fabric(config)
 
 
 def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
@@ -150,8 +173,10 @@ def _ended(what: str, fabric: Fabric) -> str:
 
 
 @contextmanager
-def name_shortage(config: Config, device: torch.device) -> Iterator[None]:
-    """Turn the several errors for too little memory into a MemoryError that says which batch size to try."""
+def name_shortage(config: Config, device: torch.device, measured: bool = False) -> Iterator[None]:
+    """Turn the several errors for too little memory into a MemoryError that says which batch size to try, or of a run
+    that is `measured` and keeps its own which device.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -159,6 +184,8 @@ def name_shortage(config: Config, device: torch.device) -> Iterator[None]:
             raise
         half = config.batch_size // 2 // config.processes * config.processes
         mend = f"try --batch-size {half}" if half else "a smaller model or image_size is needed"
+        if measured:
+            mend = "a machine that has more is needed" if device.type == "cpu" else "try --device cpu"
         raise MemoryError(f"{device.type} has too little memory for batch_size {config.batch_size}: {mend}") from error
 
 

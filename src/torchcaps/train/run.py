@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -23,7 +22,7 @@ from torch import nn
 
 from torchcaps import manifest as manifests
 from torchcaps.config import EXTERNAL, Config, from_plain, to_plain
-from torchcaps.files import read_plain
+from torchcaps.files import read_plain, remove_folder
 from torchcaps.locking import hold
 from torchcaps.manifest import SHAPE, Manifest
 from torchcaps.models import Model
@@ -37,6 +36,20 @@ from torchcaps.train.checkpoint import damaged, present, write_text
 from torchcaps.train.describe import complete
 
 LOCK = ".lock"
+METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
+    "epoch": int,
+    "step": int,
+    "train_loss": float,
+    "train_accuracy": float,
+    "validation_loss": float | None,
+    "validation_accuracy": float | None,
+    "test_accuracy": float | None,
+    "lr": float,
+    "seconds": float,
+    "images_per_second": float,
+    "agreement": dict,
+}
+NEEDED = ("epoch", "validation_loss", "validation_accuracy", "seconds", "images_per_second")  # of these, in each line
 # May differ between a run and its continuation: the result does not depend on them.
 _FREE = ("changed", "out", "checkpoint_every", "test_curve", "continued")
 
@@ -185,6 +198,27 @@ class RunFolder(NamedTuple):
             raise damaged(self.path / "result.json", error) from error
         return plain
 
+    def read_history(self, needed: Collection[str] = ()) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl, one for each epoch that is done; none where it is not there.
+
+        `needed` are fields that each must have, beside those that every line has had from the first version on.
+
+        Raises:
+            ValueError: when it is damaged.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            lines = [json.loads(line) for line in read_plain(path).splitlines()] if path.exists() else []
+            for line in lines:
+                if not isinstance(line, dict):
+                    raise ValueError(f"it holds a {type(line).__name__}, not an object")
+                check_fields(line, METRICS, (*NEEDED, *needed))
+                if line["validation_loss"] is not None and line["validation_accuracy"] is None:
+                    raise ValueError("it has a validation_loss, and no validation_accuracy")
+        except (RecursionError, ValueError) as error:
+            raise damaged(path, error) from error
+        return lines
+
     def hold(self) -> AbstractContextManager:
         """Keep other processes from training in this folder until the context that is returned ends.
 
@@ -209,7 +243,7 @@ class RunFolder(NamedTuple):
 
     def remove(self) -> None:
         """Take the folder away: of a run that could not begin."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_folder(self.path)
 
     def write(self, name: str, content: Any) -> None:
         """Replace the JSON file `name` of the folder."""

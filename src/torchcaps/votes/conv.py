@@ -82,10 +82,10 @@ class ConvVotes(AffineVotes):
         windows = self._windows(poses.flatten(-2)).flatten(2, 3)  # [b, p, k, (i d)]
         return windows.unflatten(-1, poses.shape[-2:]).flatten(2, 3).unflatten(-1, (self.rows, -1))
 
-    def _windows(self, x: Tensor, fill: float = 0.0) -> Tensor:
-        """Map [b, h, w, n] -> [b, p, kh, kw, n], `fill` outside the image."""
+    def _windows(self, x: Tensor) -> Tensor:
+        """Map [b, h, w, n] -> [b, p, kh, kw, n], 0 outside the image."""
         (down, right), (above, beside) = self.strides, self.paddings
-        x = F.pad(x, (0, 0, beside, beside, above, above), value=fill)
+        x = F.pad(x, (0, 0, beside, beside, above, above))
         windows = x.unfold(1, self.kernel[0], down).unfold(2, self.kernel[1], right)
         return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2)
 

@@ -73,7 +73,7 @@ def backward(
 
     run(work, spans)
     parents, pose = weight.shape[0], rows * weight.shape[-1]
-    d_affine = [_pairs_from_lanes(x.sum(0), parents, rows, weight.shape[-1]) for x in affine]
+    d_affine = [_pairs_from_lanes(x.sum(0), parents, weight.shape[-1]) for x in affine]
     d_scale, d_shift = (x[..., :pose].sum_to_size(scale.shape) for x in d_affine)
     return children, parents_from_lanes(weights.sum(0), weight.shape), d_scale, d_shift
 
@@ -95,7 +95,7 @@ def _pairs_to_lanes(x: Tensor, parents: int, rows: int, m: int) -> Tensor:
     return padded.unflatten(1, (-1, LANES)).movedim(2, -1).contiguous()
 
 
-def _pairs_from_lanes(lanes: Tensor, parents: int, rows: int, m: int) -> Tensor:
+def _pairs_from_lanes(lanes: Tensor, parents: int, m: int) -> Tensor:
     """Map the way back, to [i | 1, j, r m]."""
     return lanes.movedim(-1, 2).flatten(1, 2)[:, :parents, :, :m].flatten(2)
 

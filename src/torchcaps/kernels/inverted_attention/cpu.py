@@ -25,7 +25,7 @@ def forward(
     poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int, xnor: bool, binary: bool
 ) -> Tensor:
     """See `op.attend`."""
-    inputs, source, together = _inputs(poses, weight, query, rows, stride, padding)
+    inputs, source, together = _inputs(poses, weight, query, stride, padding)
     out, flags = torch.empty_like(inputs[2]), (xnor or None, binary or None)
     run(
         lambda _, first, end: forward_loop(*arrays(*inputs), source, rows, together, *flags, first, end, out.numpy()),
@@ -46,7 +46,7 @@ def backward(
     binary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `op.attend_backward`. Threads take whole images, since windows of one image share children."""
-    inputs, source, together = _inputs(poses, weight, query, rows, stride, padding)
+    inputs, source, together = _inputs(poses, weight, query, stride, padding)
     gradient = gradient.to(inputs[2].dtype).reshape(inputs[2].shape).contiguous()
     spans, places, flags = ranges(len(poses)), len(source), (xnor or None, binary or None)
     children, parents = torch.zeros_like(inputs[0]), torch.empty_like(inputs[2])
@@ -61,7 +61,7 @@ def backward(
 
 
 def _inputs(
-    poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int
+    poses: Tensor, weight: Tensor, query: Tensor, stride: int, padding: int
 ) -> tuple[tuple[Tensor, Tensor, Tensor], np.ndarray, int]:
     """Return children [b, places, n, r c], weight in lanes and query [positions, j, d]; then see `window_places`,
     and FEW.
