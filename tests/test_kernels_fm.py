@@ -167,8 +167,8 @@ def test_nothing_of_the_votes_size_exists():
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match="takes eps from 1e-24, not 0"):
-        CapsuleLayer(LinearTransform(4, 3, 2, 2), "fm", "fused", eps=0)
+    with pytest.raises(ValueError, match="takes eps from 1e-24, not 1e-30"):
+        CapsuleLayer(LinearTransform(4, 3, 2, 2), "fm", "fused", eps=1e-30)
 
 
 def test_flops_are_counted():

@@ -194,8 +194,8 @@ def test_flops_are_counted():
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match="takes eps from 1e-24, not 0"):
-        CapsuleLayer(ConvTransform(2, 3, 4, 4), "fm", "fused", eps=0)
+    with pytest.raises(ValueError, match="takes eps from 1e-24, not 1e-30"):
+        CapsuleLayer(ConvTransform(2, 3, 4, 4), "fm", "fused", eps=1e-30)
 
 
 BATCH = 2

@@ -238,8 +238,8 @@ def test_the_images_are_looked_at_where_the_run_was_trained(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     model, config = load_run(run)
     monkeypatch.setattr(report, "load_run", lambda _: (model, replace(config, device=asked)))
-    build = report.build_fabric
-    monkeypatch.setattr(report, "build_fabric", lambda config: seen.append(config.device) or build(config))
+    build = report.build_measuring
+    monkeypatch.setattr(report, "build_measuring", lambda config, device: seen.append(device) or build(config, device))
     look(story)
     assert seen == [there]
 

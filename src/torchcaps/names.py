@@ -30,7 +30,9 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Value
     """
     known = list(known)
     short = [each for each in known if name in (each.rpartition(".")[2], ROUTING + each) or each == ROUTING + name]
-    near = short or difflib.get_close_matches(name, known, n=1)
+    near = (
+        short or [each for each in known if each.startswith(f"{name}:")] or difflib.get_close_matches(name, known, n=1)
+    )
     if near:
         others = f"; the nearest is {near[0]!r}"
     else:
