@@ -14,7 +14,6 @@ from tiny import tiny_config
 
 from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.data import load_data
-from torchcaps.losses import build_criterion
 from torchcaps.models import Model
 from torchcaps.tables.records import describe_run
 from torchcaps.train import evaluate, fit, load_run, loop
@@ -105,10 +104,9 @@ def test_run_is_loaded_and_measured_again(whole: Path) -> None:
     model, config = load_run(whole)
     assert not model.training
     data = load_data(config.data)
-    criterion = build_criterion(config.loss)
     fabric = build_fabric(config)
     for split, key in (("test", "test_accuracy"), ("validation", "validation_accuracy")):
-        score = evaluate(fabric, model, data.evaluation(split, 100), criterion, 10)
+        score = evaluate(fabric, model, data.evaluation(split, 100), config.loss, 10)
         assert score.accuracy == RunFolder(whole).read("result.json")[key]
 
 

@@ -16,7 +16,7 @@ from tiny import tiny_config
 
 from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.data import load_data
-from torchcaps.losses import build_criterion, multi_hot
+from torchcaps.losses import multi_hot
 from torchcaps.models import Model, create_model
 from torchcaps.train import build_phases, evaluate, load_run
 from torchcaps.train.loop import Trainer
@@ -221,7 +221,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     fabric = build_fabric(replace(config, processes=1))
     data = load_data(config.data)
     for split in ("test", "validation"):
-        score = evaluate(fabric, model, data.evaluation(split, 64), build_criterion(config.loss), 10)
+        score = evaluate(fabric, model, data.evaluation(split, 64), config.loss, 10)
         assert score.accuracy == result[f"{split}_accuracy"]
     assert result["test_images"] == 360
     last = json.loads((result["folder"] / "metrics.jsonl").read_text().splitlines()[result["selected_epoch"] - 1])

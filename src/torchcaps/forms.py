@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from torchcaps.config import ScoreKind, Standardise
 
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 MOST = 65_536  # pixels a side, channels, and classes
 _COLOUR = re.compile(r"[A-Za-z]{1,40}|#[0-9A-Fa-f]{3,8}|[a-z]{3}\([0-9.,% ]{1,40}\)")
 _HEX = re.compile(r"[0-9a-f]{64}")

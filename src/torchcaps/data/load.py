@@ -24,7 +24,7 @@ from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
 from torchcaps.data.pictures import ground_colour
 from torchcaps.data.splits import equal_share, hold_out, strata, stratified
-from torchcaps.forms import Digest
+from torchcaps.forms import Digest, SplitName
 from torchcaps.memory import free_memory
 
 SAMPLE = 4096  # images that mean and std are estimated on where they are not in memory
@@ -122,7 +122,7 @@ class Data:
         mean, std = moments(self.train)
         return mean, mean.new_tensor(self.deviations) if self.deviations else std
 
-    def digest(self, split: Literal["train", "validation", "test"]) -> Digest:
+    def digest(self, split: SplitName) -> Digest:
         """Return which images `split` holds, as they were read; all of it is hashed."""
         read = self.read or Splits(self.train, self.test, self.validation)
         source = getattr(read, split)
@@ -153,9 +153,7 @@ class Data:
             drop_last=True,
         )
 
-    def evaluation(
-        self, split: Literal["train", "validation", "test"], batch_size: int, rank: int = 0, world: int = 1
-    ) -> Batches:
+    def evaluation(self, split: SplitName, batch_size: int, rank: int = 0, world: int = 1) -> Batches:
         """Return the batches of all images of `split`, in their own order and unchanged, standardised as in training.
 
         They are cut from the middle where `crop` is given; those of the test split come as [b, views, c, h, w] where

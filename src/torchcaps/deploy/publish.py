@@ -18,17 +18,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from safetensors.torch import save_model
 
-from torchcaps.data import load_data
 from torchcaps.deploy.module import choose_device
 from torchcaps.extras import missing_extra
 from torchcaps.files import replace_text, replacing
-from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import KEY, Manifest
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, network_errors, repository
 from torchcaps.terminal import printable
-from torchcaps.train.evaluation import evaluate, load_run, match_data
-from torchcaps.train.processes import build_measuring
+from torchcaps.train.evaluation import evaluate, load_run, open_run
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]
@@ -213,22 +210,10 @@ def measure_accuracy(path: Path, *models: Model, device: str = "auto") -> list[f
         FileNotFoundError: when it is not there.
         ValueError: when it is damaged or is none of the run's.
     """
-    _, config = load_run(path)
-    fabric = build_measuring(config, device)
-    data = match_data(path, load_data(config.data, fabric.device))
-    criterion, threshold = build_criterion(config.loss), score_threshold(config.loss)
-    return [
-        evaluate(
-            fabric,
-            fabric.to_device(copy.deepcopy(model)),
-            data.evaluation("test", config.batch_size),
-            criterion,
-            data.num_classes,
-            threshold,
-            config.loss.reconstruction > 0,
-        ).accuracy
-        for model in models
-    ]
+    _, config, fabric, data = open_run(path, device)
+    batches = data.evaluation("test", config.batch_size)
+    placed = (fabric.to_device(copy.deepcopy(model)) for model in models)
+    return [evaluate(fabric, model, batches, config.loss, data.num_classes).accuracy for model in placed]
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torchcaps.config import from_plain, to_plain
-from torchcaps.data import load_data
 from torchcaps.examine.capsules import measure_layers
 from torchcaps.examine.equivariance import measure_equivariance
 from torchcaps.examine.found import Examination
@@ -19,13 +18,12 @@ from torchcaps.examine.robustness import measure_robustness
 from torchcaps.examine.sample import Sample
 from torchcaps.examine.trees import measure_trees
 from torchcaps.files import own_folder, read_plain, replace_text
-from torchcaps.inspect.evaluation import SplitName
+from torchcaps.forms import SplitName
 from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.names import LARGEST
-from torchcaps.train.evaluation import load_run, match_data
-from torchcaps.train.processes import build_measuring, name_shortage
-from torchcaps.train.run import RunFolder
+from torchcaps.train.evaluation import open_run, usual_split
+from torchcaps.train.processes import name_shortage
 
 FILE = "examination.json"
 IMAGES = 500
@@ -84,11 +82,8 @@ def examine_run(
         ValueError: when the run has no such split, and for a number of images below 1.
         MemoryError: when a batch of the run does not fit into the device's memory.
     """
-    model, config = load_run(path)
-    fabric = build_measuring(config, device)
-    data = match_data(path, load_data(config.data, fabric.device))
-    if split is None:
-        split = "test" if RunFolder(Path(path)).finished else "validation" if len(data.validation) else "train"
+    model, config, fabric, data = open_run(path, device)
+    split = split or usual_split(path, data)
     if not len(getattr(data, split)):
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
     sample = Sample(data.evaluation(split, config.batch_size), config.loss, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,11 @@ from torchcaps.config import DataConfig
 from torchcaps.data import Data, Source, load_data
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.data.prepare import middle
-from torchcaps.forms import InputForm
+from torchcaps.forms import InputForm, SplitName
 from torchcaps.inspect.pictures import is_line_art
 from torchcaps.manifest import Manifest
 from torchcaps.train import RunFolder
-from torchcaps.train.evaluation import match_data
+from torchcaps.train.evaluation import match_data, usual_split
 
 MOST = 20  # examples
 LOOKED = 2000  # images of a split whose labels are looked at, evenly spaced
@@ -29,7 +29,7 @@ PENS = (0.03, 0.25)  # share of the smaller side, thinnest and thickest
 class Examples(NamedTuple):
     """Images of a split."""
 
-    split: Literal["train", "validation", "test"]
+    split: SplitName
     pixels: Tensor  # uint8 [n, c, h, w], before they are padded, cut and standardised
     targets: list[list[int]]  # classes that each shows
 
@@ -52,12 +52,10 @@ def read_examples(source: str | Path, manifest: Manifest) -> Examples:
     """
     path, form = Path(source), manifest.input
     assert form is not None
-    split: Literal["train", "validation", "test"] = "test"
+    split: SplitName = "test"
     if (path / "config.json").exists():
-        run = RunFolder(path)
-        data = match_data(path, load_data(replace(run.read_config().data, download=False)))
-        if not run.finished:
-            split = "validation" if len(data.validation) else "train"
+        data = match_data(path, load_data(replace(RunFolder(path).read_config().data, download=False)))
+        split = usual_split(path, data)
     else:
         data = _named(manifest, form)
     images: Source = getattr(data, split)

@@ -11,19 +11,15 @@ from typing import Any, Literal
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.data.facts import data_facts, has_test_split
-from torchcaps.forms import Digest, InputForm
+from torchcaps.forms import SPLITS, Digest, InputForm, SplitName
 from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
-from torchcaps.losses import build_criterion, score_threshold
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import finite
 from torchcaps.train.evaluation import evaluate, load_run, match_data
 from torchcaps.train.meter import Score
 from torchcaps.train.processes import build_measuring, name_shortage
 from torchcaps.train.run import RunFolder, naming
-
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,8 @@ def evaluate_run(
             fabric,
             fabric.to_device(model),
             batches,
-            build_criterion(config.loss),
+            config.loss,
             loaded.num_classes,
-            score_threshold(config.loss),
-            config.loss.reconstruction > 0,
             watch,
         )
     of_run = holds_images_of(manifest, loaded, splits)

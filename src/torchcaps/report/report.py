@@ -10,7 +10,6 @@ import torch
 
 from torchcaps.config import Config
 from torchcaps.cost import measure_cost
-from torchcaps.data import load_data
 from torchcaps.examine.examination import read_examination
 from torchcaps.examine.figures import draw_robustness
 from torchcaps.files import check_plain, own_folder
@@ -29,13 +28,11 @@ from torchcaps.inspect.measured import Measured, calibrate_measured, class_accur
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.losses import score_form
 from torchcaps.report.page import SEEN, render
-from torchcaps.report.story import Sight, Split, Story
+from torchcaps.report.story import Sight, Story
 from torchcaps.scores import score_word
-from torchcaps.train import load_run
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.devices import choose_device
-from torchcaps.train.evaluation import match_data
-from torchcaps.train.processes import build_measuring
+from torchcaps.train.evaluation import open_run, usual_split
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:
@@ -122,11 +119,8 @@ def look(story: Story) -> Sight:
         FileNotFoundError: when there is no checkpoint yet, or the data are not there.
         ValueError: when the data cannot be read.
     """
-    model, config = load_run(story.folder)
-    fabric = build_measuring(config, _device(config.device))
-    data = match_data(story.folder, load_data(config.data, fabric.device))
-    manifest = RunFolder(story.folder).read_manifest()
-    split: Split = "test" if story.result is not None else "validation" if len(data.validation) else "train"
+    model, config, fabric, data = open_run(story.folder, _device(story.config.device))
+    manifest, split = RunFolder(story.folder).read_manifest(), usual_split(story.folder, data)
     batches = data.evaluation(split, config.batch_size)
     fabric.to_device(model)
     measured = measure(fabric, model, batches, config.loss)

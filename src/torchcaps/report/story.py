@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from torchcaps.config import Config
 from torchcaps.examine.found import Examination
+from torchcaps.forms import SplitName
 from torchcaps.inspect.examples import Example
 from torchcaps.inspect.measured import Measured
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from torchcaps.cost import Cost
-
-Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def _rank(line: dict[str, Any], by: str) -> tuple[float, float]:
 class Sight:
     """What the model of a run does."""
 
-    split: Split
+    split: SplitName
     images: int  # in the split
     of_run: bool | None  # whether they are those of the run; None: it did not write that down
     classes: tuple[str, ...]

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from torchcaps.config import Config
-from torchcaps.data import Data, load_data
+from torchcaps.data import Data
 from torchcaps.files import replacing
 from torchcaps.inspect import draw_inputs_and_outputs, draw_segmentations
 from torchcaps.inspect.examples import pick_images
 from torchcaps.inspect.figures import style
 from torchcaps.inspect.measured import measure
-from torchcaps.models import Model
 from torchcaps.tables.cells import Drawn
-from torchcaps.train import load_run
-from torchcaps.train.evaluation import match_data
-from torchcaps.train.processes import build_measuring
+from torchcaps.train.evaluation import Opened, open_run
 
 LOOKED_AT = 2000  # images of a split among which those of a picture are found
 RIGHT, WRONG = 4, 2  # overlapped images that came out right, and wrong
@@ -41,11 +36,11 @@ def draw_picture(kind: Drawn, folder: Path, root: Path | None = None) -> Figure:
     Raises:
         FileNotFoundError, ValueError: when the folder is not one of a run, or its data are not there.
     """
-    model, config = load_run(folder)
-    data = match_data(folder, load_data(replace(config.data, root=root or config.data.root)))
+    opened = open_run(folder, "cpu", root)
+    model, config, _, data = opened
     with style():
         if kind == "segmentations":
-            return draw_segmentations(model, *_right_and_wrong(model, config, data))
+            return draw_segmentations(model, *_right_and_wrong(opened))
         other = config.data.test
         groups = {config.data.name: _one_of_each(data, "test" if other is None else "validation")}
         return draw_inputs_and_outputs(model, groups | ({} if other is None else {other: _one_of_each(data, "test")}))
@@ -60,12 +55,12 @@ def _one_of_each(data: Data, split: str) -> Tensor:
     return pick_images(batches, torch.stack(first))[1]
 
 
-def _right_and_wrong(model: Model, config: Config, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+def _right_and_wrong(opened: Opened) -> tuple[Tensor, Tensor, Tensor]:
     """Return overlapped images of the test split, those that are matched before those that are not, with what they
     show and what was found: [b, c, h, w], and bool [b, classes] twice.
     """
+    model, config, fabric, data = opened
     batches = data.evaluation("test", 100)
-    fabric = build_measuring(config, "cpu")
     measured = measure(fabric, model, batches, config.loss, LOOKED_AT)
     right = measured.right
     rows = torch.cat([right.nonzero().flatten()[:RIGHT], (~right).nonzero().flatten()[:WRONG]])

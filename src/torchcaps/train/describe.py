@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torchcaps
 from torchcaps.config import EXTERNAL, Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
 from torchcaps.data.given import holds_pictures
-from torchcaps.forms import DataForm, InputForm
+from torchcaps.forms import SPLITS, DataForm, InputForm
 from torchcaps.losses import score_form
 from torchcaps.manifest import SHAPE, Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 
-SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
 LIBRARIES = ("torch", "numpy", "safetensors", "timm")
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from torchcaps.config import Config, DataConfig
-from torchcaps.data import Batches, Data
+from torchcaps.config import Config, DataConfig, LossConfig
+from torchcaps.data import Batches, Data, load_data
 from torchcaps.data.classes import with_classes
-from torchcaps.forms import InputForm
-from torchcaps.losses import Criterion, multi_hot
+from torchcaps.forms import InputForm, SplitName
+from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.models import Model
 from torchcaps.models.pretrained import drop_denormals
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
+from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder
 
 MOST = 4_096  # images of a batch in which a run is measured, whatever it was trained in
@@ -32,24 +34,23 @@ def evaluate(
     fabric: Fabric,
     model: nn.Module,
     batches: Batches | Sequence[Batches],
-    criterion: Criterion,
+    loss: LossConfig,
     num_classes: int,
-    threshold: float = 0.5,
-    parts: bool = False,
     watch: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Score:
-    """Return the mean loss and the accuracy of `model` over `batches`, of one split or several, taken together over all
-    processes.
+    """Return the mean `loss` and the accuracy of `model` over `batches`, of one split or several, taken together over
+    all processes.
 
-    The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. With `parts` it decodes each
-    class that an overlapped image shows, whose reconstruction is compared with its own part. It goes by the inner
-    module, not DDP's, since processes may have different numbers of batches; it is left in evaluation mode. Of several
-    views of an image the scores are averaged; what is reconstructed is the first view. `watch` is called with the
-    scores [b, classes] and the labels of each batch of this process.
+    The model sees no labels, as in use: a decoder reconstructs from the capsule that wins. Where reconstructions are
+    part of the loss it decodes each class that an overlapped image shows, and that is compared with its own part. It
+    goes by the inner module, not DDP's, since processes may have different numbers of batches; it is left in evaluation
+    mode. Of several views of an image the scores are averaged; what is reconstructed is the first view. `watch` is
+    called with the scores [b, classes] and the labels of each batch of this process.
     """
     model.eval()
     several = [batches] if isinstance(batches, Batches) else batches
-    meter = Meter(fabric.device, several[0].images.shown, threshold, classes=num_classes)
+    criterion, parts = build_criterion(loss), loss.reconstruction > 0
+    meter = Meter(fabric.device, several[0].images.shown, score_threshold(loss), classes=num_classes)
     for split, step, (images, labels) in ((each, *found) for each in several for found in enumerate(each.epoch(0))):
         if not len(labels):
             continue
@@ -65,6 +66,36 @@ def evaluate(
         if watch is not None:
             watch(output.scores, labels)
     return meter.compute()
+
+
+class Opened(NamedTuple):
+    """A run as it is measured: the model that it selected, on the device, and its data as that takes them."""
+
+    model: Model
+    config: Config
+    fabric: Fabric
+    data: Data
+
+
+def open_run(path: str | Path, device: str = "auto", root: Path | None = None) -> Opened:
+    """Return the run in the folder `path` as it is measured on `device`; `root` holds its data, where that is another
+    folder than they were trained from.
+
+    Raises:
+        FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
+        ValueError: when either is damaged, for data that the model cannot take, and for a device that is not there.
+    """
+    model, config = load_run(path)
+    fabric = build_measuring(config, device)
+    data = load_data(replace(config.data, root=root or config.data.root), fabric.device)
+    return Opened(model, config, fabric, match_data(path, data))
+
+
+def usual_split(path: str | Path, data: Data) -> SplitName:
+    """Return the split whose images a run is looked at on: of a finished run test, else validation, where there is
+    none train.
+    """
+    return "test" if RunFolder(Path(path)).finished else "validation" if len(data.validation) else "train"
 
 
 def match_data(path: str | Path, data: Data) -> Data:

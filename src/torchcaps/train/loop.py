@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config, to_plain
+from torchcaps.forms import SplitName
 from torchcaps.kernels.timing import TIMED
 from torchcaps.layers import choose, chosen_forms, set_forms
 from torchcaps.losses import build_criterion, multi_hot, score_threshold
@@ -407,11 +408,10 @@ class Trainer:
         held = held_part(self.config, self.position.epoch)
         return measure_statistics(self.fabric, model, self.batches, self.measured, parts, held)
 
-    def evaluate(self, split: Literal["validation", "test"], model: Model) -> Score:
+    def evaluate(self, split: SplitName, model: Model) -> Score:
         fabric = self.fabric
         batches = self.data.evaluation(split, self.config.batch_size, fabric.global_rank, fabric.world_size)
-        threshold, parts = score_threshold(self.config.loss), self.config.loss.reconstruction > 0
-        return evaluate(fabric, model, batches, self.criterion, self.data.num_classes, threshold, parts)
+        return evaluate(fabric, model, batches, self.config.loss, self.data.num_classes)
 
     def save(self) -> None:
         """Write the checkpoint that `load` reads; all processes call it, the first one writes.
