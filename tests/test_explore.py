@@ -33,10 +33,11 @@ from torchcaps.cli import main
 from torchcaps.data import Images
 from torchcaps.data.pictures import fit_picture
 from torchcaps.data.prepare import to_input
+from torchcaps.data.splits import in_turn
 from torchcaps.deploy.classifier import Classifier
 from torchcaps.deploy.module import ModuleRunner
 from torchcaps.explore import write_explorer
-from torchcaps.explore.examples import LOOKED, Examples, choose_rows, in_turn, learn_hand
+from torchcaps.explore.examples import LOOKED, Examples, choose_rows, learn_hand
 from torchcaps.explore.explore import look
 from torchcaps.explore.page import Explored, render
 from torchcaps.explore.runtime import PACKAGE, PLACES, SCRIPT, VERSION, WASM, as_script, find_runtime, runtime_folder

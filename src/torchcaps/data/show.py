@@ -20,7 +20,7 @@ from torchcaps.data.catalogue import find
 from torchcaps.data.images import Source, Stored
 from torchcaps.data.load import Data, load_data
 from torchcaps.data.overlap import Overlap
-from torchcaps.data.splits import strata
+from torchcaps.data.splits import in_turn, strata
 from torchcaps.files import POLICY, replace_text, write_bytes
 
 CHANGED_ROWS = 2
@@ -85,11 +85,7 @@ def _choose(source: Source, count: int) -> tuple[Source, Tensor]:
     count = min(count, len(source))
     if not isinstance(source, Stored):
         return source, torch.arange(count)
-    labels = strata(source.labels).cpu()
-    by_class = labels.argsort(stable=True)
-    counts = labels.bincount()
-    rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]
-    return source.subset(by_class[rank.argsort(stable=True)][:count]), torch.arange(count)
+    return source.subset(in_turn(strata(source.labels).cpu(), count)), torch.arange(count)
 
 
 def _coloured_parts(source: Overlap, indices: Tensor) -> Tensor:

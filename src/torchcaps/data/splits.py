@@ -94,10 +94,8 @@ def stratified(labels: Tensor, held: int, seed: int, spare: bool = False) -> tup
         while missing := held - int(quotas.sum()):
             quotas[order[(quotas < room)[order]][:missing]] += 1
     drawn = permutation(len(classes), mix(SPLIT, seed))
-    by_class = drawn[classes[drawn].argsort(stable=True)]  # random inside a class
-    rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
-    taken = rank < quotas[classes[by_class]]
-    return by_class[~taken].sort().values, by_class[taken].sort().values
+    taken = rank_in_class(classes[drawn]) < quotas[classes[drawn]]  # random inside a class
+    return drawn[~taken].sort().values, drawn[taken].sort().values
 
 
 def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -124,9 +122,25 @@ def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
     quota[there[:more]] += 1
 
     order = permutation(len(classes), mix(SPLIT, seed, 1))
-    by_class = order[classes[order].argsort(stable=True)]  # random inside a class
-    rank = torch.arange(len(classes)) - (counts.cumsum(0) - counts)[classes[by_class]]
-    return by_class[rank < quota[classes[by_class]]].sort().values
+    return order[rank_in_class(classes[order]) < quota[classes[order]]].sort().values  # random inside a class
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """Return how many images before each are of its class, int64 [n], of labels int64 [n] from 0 on."""
+    order, counts = labels.argsort(stable=True), labels.bincount()
+    rank = torch.empty_like(labels)
+    rank[order] = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    return rank
+
+
+def in_turn(labels: Tensor, count: int) -> Tensor:
+    """Return the first `count` places, int64, of images with these labels: one of each class in turn.
+
+    `labels` is int64 [n], or label sets [n, classes] of 0 and 1, of which the first `count` are taken as they come.
+    """
+    if labels.ndim > 1 or not len(labels):
+        return torch.arange(min(count, len(labels)))
+    return (rank_in_class(labels) * (int(labels.max()) + 1) + labels).argsort(stable=True)[:count]
 
 
 def strata(labels: Tensor) -> Tensor:

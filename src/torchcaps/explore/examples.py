@@ -14,6 +14,7 @@ from torchcaps.config import DataConfig
 from torchcaps.data import Data, Source, load_data
 from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.data.prepare import middle
+from torchcaps.data.splits import in_turn
 from torchcaps.forms import InputForm, SplitName
 from torchcaps.inspect.pictures import is_line_art
 from torchcaps.manifest import Manifest
@@ -92,19 +93,6 @@ def choose_rows(source: Source, count: int) -> Tensor:
 def _classes(target: Tensor) -> list[int]:
     """Return the classes of a label, int64 [], or of a label set [classes] of 0 and 1."""
     return [int(target)] if target.ndim == 0 else target.nonzero().flatten().tolist()
-
-
-def in_turn(targets: Tensor, count: int) -> Tensor:
-    """Return the first `count` places, int64, of images with these labels: one of each class in turn.
-
-    `targets` is int64 [n], or label sets [n, classes] of 0 and 1, of which the first `count` are taken as they come.
-    """
-    if targets.ndim > 1:
-        return torch.arange(min(count, len(targets)))
-    turn = torch.zeros_like(targets)
-    for each in targets.unique():
-        turn[targets == each] = torch.arange(int((targets == each).sum()))
-    return (turn * (int(targets.max()) + 1) + targets).argsort(stable=True)[:count]
 
 
 def _inner(pixels: Tensor, form: InputForm) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchcaps import scores as scored
 from torchcaps.config import LossConfig, LossName
 from torchcaps.data import Batches
+from torchcaps.data.splits import in_turn
 from torchcaps.losses import multi_hot, score_form, score_threshold
 from torchcaps.metrics import predict
 from torchcaps.models import Model
@@ -187,9 +188,4 @@ def choose_right(measured: Measured, count: int) -> Tensor:
     others.
     """
     rows = measured.right.nonzero().flatten()
-    label = measured.targets[rows].long().argmax(1)
-    turn = torch.zeros_like(label)
-    for each in label.unique():
-        turn[label == each] = torch.arange(int((label == each).sum()))
-    order = (turn * measured.targets.shape[1] + label).argsort(stable=True)
-    return rows[order[:count]]
+    return rows[in_turn(measured.targets[rows].long().argmax(1), count)]
