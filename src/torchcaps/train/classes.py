@@ -19,7 +19,7 @@ def check_classes(config: Config, data: Data) -> None:
         )
 
 
-def find_weights(config: Config, train: Source) -> Tensor | None:
+def class_weights(config: Config, train: Source) -> Tensor | None:
     """Return the weight of each class in the loss that `config` asks for, float32 [classes]; None where all count
     alike.
 

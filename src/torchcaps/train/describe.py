@@ -21,7 +21,7 @@ from torchcaps.revisions import revisions_of
 LIBRARIES = ("torch", "numpy", "safetensors", "timm")
 
 
-def describe_run(config: Config, data: Data, origin: Mapping[str, Any], scores: ScoreKind | None = None) -> Manifest:
+def make_manifest(config: Config, data: Data, origin: Mapping[str, Any], scores: ScoreKind | None = None) -> Manifest:
     """Return the manifest of a run of `config` on `data`, whose files are read for it.
 
     `origin` is what `create_model` is called with, and `scores` what the model says that its scores are.

@@ -33,9 +33,9 @@ from torchcaps.train.anomaly import check_weights, spoilt
 from torchcaps.train.averaging import Average
 from torchcaps.train.callbacks import Callback, tell_epoch
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
-from torchcaps.train.classes import check_classes, find_weights
+from torchcaps.train.classes import check_classes, class_weights
 from torchcaps.train.compiling import compile_module
-from torchcaps.train.describe import describe_run
+from torchcaps.train.describe import make_manifest
 from torchcaps.train.devices import choose_compile, is_depthwise
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
@@ -95,7 +95,7 @@ class Trainer:
         self.model = convert_conv2d_weight_memory_format(model, torch.channels_last)
         fabric.to_device(self.model)
         check_stages(self.model, config)
-        weights = find_weights(config, self.data.train)
+        weights = class_weights(config, self.data.train)
         self.phases = build_phases(self.model, config, None if weights is None else weights.to(fabric.device))
         self.criterion = build_criterion(config.loss)
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
@@ -120,7 +120,7 @@ class Trainer:
     @cached_property
     def manifest(self) -> Manifest:
         """Return what the run holds beside its weights; the first process asks for it, since files are read for it."""
-        return describe_run(self.config, self.data, self.shape, self.model.scores)
+        return make_manifest(self.config, self.data, self.shape, self.model.scores)
 
     def _open(self, resume: bool) -> RunFolder:
         """Return the folder of the run, the same one in all processes; only the first process writes to it."""
