@@ -247,6 +247,7 @@ def test_precision_is_that_of_the_config(tmp_path: Path) -> None:
         ({"processes": 0}, "processes is 0"),
         ({"processes": 2, "batch_size": 33}, "batch_size is 33; .* multiple of processes"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"model": ModelConfig("capsnet", {"in_channels": 3})}, "model.options has in_channels, which the data say"),
         ({"batch_size": 5000}, "batch_size 5000 exceeds"),
         ({"data": DataConfig("digit")}, "'digit'.*'digits'"),
         ({"loss": LossConfig(reconstruction=0.1), "data": DataConfig(standardise="image")}, "standardise is 'image'"),

@@ -123,12 +123,20 @@ class DataConfig(Checked):
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
 
+SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
+
+
 @dataclass(frozen=True)
 class ModelConfig(Checked):
     """A registered model and the keyword arguments of its family that differ from their defaults."""
 
     name: str = "capsnet"  #: a name from `torchcaps list models`
     options: dict[str, Option] = field(default_factory=dict)  #: keyword arguments, e.g. `channels 64 blocks 8,8,8`
+
+    def check_shape(self) -> None:
+        """Raise ValueError where an option is what the data say."""
+        if found := [name for name in SHAPE if name in self.options]:
+            raise ValueError(f"model.options has {found[0]}, which the data say: change these (data.image_size, ...)")
 
 
 Standardise = Literal["none", "image", "channel", "dataset"]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torchcaps.config import ModelConfig, from_plain, to_plain
+from torchcaps.config import SHAPE, ModelConfig, from_plain, to_plain
 from torchcaps.forms import MOST, DataForm, InputForm, ScoreForm, check_count, check_size
 from torchcaps.names import fits
 from torchcaps.revisions import read_older
@@ -33,7 +33,6 @@ LONGEST = 1_000  # characters of a name or a text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # of a registered model: no path, no address
 _KEYWORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _LARGEST = {"iterations": 1_000}  # of options that cost more than one step each; others may be `forms.MOST`
-SHAPE = ("num_classes", "in_channels", "image_size")  # arguments of a model that the data give
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from torchcaps.config import (
     OPTION,
+    SHAPE,
     AugmentConfig,
     CoefficientConfig,
     Config,
@@ -29,7 +30,6 @@ from torchcaps.config import (
 )
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
-from torchcaps.manifest import SHAPE
 from torchcaps.names import YOURS, unknown
 from torchcaps.plugins import file_of, imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.config import ModelConfig, ScoreKind
+from torchcaps.config import SHAPE, ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
-from torchcaps.manifest import SHAPE
 from torchcaps.names import ROUTING, YOURS, check_name, check_options, enter, unknown, whole
 from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of

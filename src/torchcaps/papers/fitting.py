@@ -28,7 +28,7 @@ def look_at(config: Config) -> Look:
     """Build the model of `config` without memory for its weights, for images like those of its data.
 
     Raises:
-        ValueError: for a model that is not registered.
+        ValueError: for a model that is not registered, and for options that are what the data say.
     """
     import torch
 
@@ -36,6 +36,7 @@ def look_at(config: Config) -> Look:
     from torchcaps.models.registry import find_factory
 
     find_factory(config.model.name)
+    config.model.check_shape()
     data, (entry, _) = config.data, find(config.data.name)
     size = data.crop or data.pad or data.image_size or data.compose.size or entry.image_size or SIDE
     options = {name: value for name, value in config.model.options.items() if name != "pretrained"}

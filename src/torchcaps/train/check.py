@@ -73,6 +73,7 @@ def check_config(config: Config) -> None:
             f"coefficients.reuse_votes takes one pass for one step of each kind, but coefficients.steps is "
             f"{routing.steps} and coefficients.weight_steps {routing.weight_steps}: set both to 1"
         )
+    config.model.check_shape()
     ground_colour(config.data.ground, 3)
     check_shares(config)
     check_names(config)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torchcaps
-from torchcaps.config import EXTERNAL, Config, DataConfig, ScoreKind
+from torchcaps.config import EXTERNAL, SHAPE, Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
 from torchcaps.data.given import holds_pictures
 from torchcaps.forms import SPLITS, DataForm, InputForm
 from torchcaps.losses import score_form
-from torchcaps.manifest import SHAPE, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.models import describe_model
 from torchcaps.revisions import revisions_of
 

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, get_type_hints
 from torch import nn
 
 from torchcaps import manifest as manifests
-from torchcaps.config import EXTERNAL, Config, from_plain, to_plain
+from torchcaps.config import EXTERNAL, SHAPE, Config, from_plain, to_plain
 from torchcaps.files import read_plain, remove_folder
 from torchcaps.locking import hold
-from torchcaps.manifest import SHAPE, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.models.external import as_model
 from torchcaps.models.smaller import rebuild
