@@ -1,4 +1,4 @@
-"""One file a paper: complete configurations and the cells of its tables; and the one list of recipes."""
+"""By paper: complete configurations and the cells of its tables, and of its text; and the one list of recipes."""
 
 from torchcaps.papers import (
     capsnet,
