@@ -22,7 +22,7 @@ from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.train import Interrupted, Result, RunFolder, fit, start
-from torchcaps.train.classes import find_weights
+from torchcaps.train.classes import class_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
 from torchcaps.train.meter import Meter, Score
@@ -193,18 +193,18 @@ def plain_of(scores: torch.Tensor, targets: torch.Tensor) -> float:
 def test_balanced_weights_count_each_class_alike(tmp_path: Path) -> None:
     train = load_data(DataConfig("digits")).train
     config = tiny_config(tmp_path, loss=LossConfig(class_weights="balanced"))
-    weights, counts = find_weights(config, train), torch.bincount(train.targets(torch.arange(len(train))))
+    weights, counts = class_weights(config, train), torch.bincount(train.targets(torch.arange(len(train))))
     assert weights is not None
     torch.testing.assert_close(weights * counts, torch.full((10,), len(train) / 10))
-    assert find_weights(tiny_config(tmp_path), train) is None
+    assert class_weights(tiny_config(tmp_path), train) is None
     with pytest.raises(ValueError, match=r"class_weights has 2 numbers, but digits has 10 classes: 0, 1"):
-        find_weights(tiny_config(tmp_path, loss=LossConfig(class_weights=(1.0, 2.0))), train)
+        class_weights(tiny_config(tmp_path, loss=LossConfig(class_weights=(1.0, 2.0))), train)
     for wrong in ((0.0, 0.0), (-1.0, 1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="class_weights is"):
             fit(tiny_config(tmp_path, loss=LossConfig(class_weights=wrong)))
     stream = load_data(DataConfig("multimnist", limit=50, compose=ComposeConfig(base="digits"))).train
     with pytest.raises(ValueError, match="have no list to count: give a number a class"):
-        find_weights(config, stream)
+        class_weights(config, stream)
     with pytest.raises(ValueError, match=r"data\.balance is of images that show one class each"):
         Batches(stream, 2, shuffle=True, balance=True)
 
