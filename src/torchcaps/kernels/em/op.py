@@ -16,6 +16,7 @@ from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.plain import plain
 from torchcaps.kernels.em.sums import moments, of_parents, of_votes
 from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
+from torchcaps.kernels.places import count_places
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
 from torchcaps.votes.children import check_activations
@@ -124,21 +125,13 @@ def _check(
     parents, _, _, types, columns, out = weight.shape
     if poses.shape[3:] != (types, rows * columns):
         raise ValueError(f"poses are {list(poses.shape)}; they must be [b, h, w, {types}, {rows * columns}]")
-    of_parents = len(poses), _places(poses, weight, stride, padding), parents
+    of_parents = len(poses), count_places(poses.shape, weight.shape, stride, padding), parents
     whole = *of_parents, rows * out
     for what, each, shape in (("mean", mean, whole), ("scale", scale, whole), ("prior", prior, of_parents)):
         if each is not None and each.shape != shape:
             raise ValueError(f"{what} is {list(each.shape)}; it must be {list(shape)}")
     if mean is not None and (scale is None) != dot:
         raise ValueError(f"dot is {dot}, and the state has {'no' if scale is None else 'a'} scale: one of both")
-
-
-def _places(poses: Tensor, weight: Tensor, stride: int, padding: int) -> int:
-    """Return p, the number of windows."""
-    places = 1
-    for size, k in ((poses.shape[1], weight.shape[1]), (poses.shape[2], weight.shape[2])):
-        places = places * ((size + 2 * padding - k) // stride + 1)
-    return places
 
 
 def _alike(*tensors: Tensor | None) -> list[Any]:
@@ -165,7 +158,7 @@ def _result(
     given = [x for x in (poses, weight, activations, mean, scale, prior) if x is not None]
     wide = widest(*given, at_least=torch.float32)
     images, height, width, types, _ = poses.shape
-    parents = images, _places(poses, weight, stride, padding), weight.shape[0]
+    parents = images, count_places(poses.shape, weight.shape, stride, padding), weight.shape[0]
     seen = (images, height * width, types, 2) if whole and mean is not None else (0, 0, 0, 2)
     elements = rows * weight.shape[-1]
     shapes = (*parents, elements), (*parents, elements), parents, seen

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.fm_windows.plain import sums
 from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
+from torchcaps.kernels.places import count_places
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
 
@@ -97,7 +98,12 @@ def _result(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     dtype = widest(poses, weight, scale, shift, at_least=torch.float32)
-    shape = poses.shape[0], _places(poses.shape, weight.shape, stride, padding), weight.shape[0], rows * weight.shape[5]
+    shape = (
+        poses.shape[0],
+        count_places(poses.shape, weight.shape, stride, padding),
+        weight.shape[0],
+        rows * weight.shape[5],
+    )
     out = poses.new_empty(shape, dtype=dtype)
     return out, torch.empty_like(out)
 
@@ -180,12 +186,4 @@ def _(
 
 def _products(poses: Any, weight: Any, rows: int, stride: int, padding: int) -> int:
     """Return FLOPs of making all votes once."""
-    return 2 * poses[0] * _places(poses, weight, stride, padding) * rows * math.prod(weight)
-
-
-def _places(poses: Any, weight: Any, stride: int, padding: int) -> int:
-    """Return the number of windows of an image, by the shapes of poses and weight."""
-    down, across = (
-        (size + 2 * padding - k) // stride + 1 for size, k in ((poses[1], weight[1]), (poses[2], weight[2]))
-    )
-    return down * across
+    return 2 * poses[0] * count_places(poses, weight, stride, padding) * rows * math.prod(weight)
