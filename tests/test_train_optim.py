@@ -45,6 +45,10 @@ CASES = {
         ScheduleConfig("triangular2", step_size=5, lr_min=0.002),
         lambda t: 0.002 + (LR - 0.002) * abs((t % 10) / 5 - 1) / 2 ** ((t + 5) // 10),
     ),
+    "triangular2, dips": (
+        ScheduleConfig("triangular2", step_size=5, lr_min=0.002, halves="dips"),
+        lambda t: LR - (LR - 0.002) * (1 - abs((t % 10) / 5 - 1)) / 2 ** (t // 10),
+    ),
     "exponential": (ScheduleConfig("exponential", gamma=0.9, step_size=4), lambda t: LR * 0.9 ** (t // 4)),
     "exponential, continuous": (
         ScheduleConfig("exponential", gamma=0.9, step_size=4, continuous=True),
@@ -85,16 +89,25 @@ def test_every_schedule_of_the_config_has_a_formula_here() -> None:
     assert {name.partition(",")[0] for name in CASES} == set(get_args(get_type_hints(ScheduleConfig)["name"]))
 
 
-def test_triangular2_is_torchs_entered_at_its_first_peak() -> None:
+def cycle(base: float, other: float) -> list[float]:
+    """Forty steps of torch's triangular2 that begin at `base`, with half cycles of four."""
     optimizer = torch.optim.SGD(parameters(), lr=1.0)
-    cyclic = CyclicLR(optimizer, 0.1, 1.0, step_size_up=4, mode="triangular2", cycle_momentum=False)
+    cyclic = CyclicLR(optimizer, base, other, step_size_up=4, mode="triangular2", cycle_momentum=False)
     rates = []
     for _ in range(40):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         cyclic.step()
-    assert [triangular2(step, 4, 0.1) for step in range(36)] == pytest.approx(rates[4:])
+    return rates
+
+
+def test_triangular2_is_torchs_entered_at_its_first_peak() -> None:
+    assert [triangular2(step, 4, 0.1) for step in range(36)] == pytest.approx(cycle(0.1, 1.0)[4:])
     assert triangular2(0, 4, 0.1) == 1.0
+
+
+def test_triangular2_by_dips_is_torchs_with_the_largest_rate_as_its_base() -> None:
+    assert [triangular2(step, 4, 0.1, "dips") for step in range(40)] == pytest.approx(cycle(1.0, 0.1))
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ class ScheduleConfig(Checked):
     milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
     gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` batches
     step_size: int = 2000  #: triangular2: half a cycle, exponential: its period; in batches
+    halves: Literal["peaks", "dips"] = "peaks"  #: triangular2, each cycle: its peak, or its dip under the largest rate
     continuous: bool = False  #: exponential: the rate falls a little at each step, in place of once a period
     lr_min: float = 0.0  #: cosine, triangular2, exponential: the smallest rate
     warmup: float = 0.3  #: one-cycle: share of the run in which the rate rises

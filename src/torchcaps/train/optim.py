@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -55,15 +56,16 @@ def build_optimiser(
             return torch.optim.RMSprop(parameters, lr, eps=eps, momentum=config.momentum, weight_decay=decay)
 
 
-def triangular2(step: int, step_size: int, floor: float) -> float:
-    """Return Smith 2017's triangular2 policy, entered at its first peak, as a factor in [floor, 1] of the largest rate.
+def triangular2(step: int, step_size: int, floor: float, halves: Literal["peaks", "dips"] = "peaks") -> float:
+    """Return Smith 2017's triangular2 policy, begun at the largest rate, as a factor in [floor, 1] of it.
 
-    It falls to `floor` over `step_size` steps; from there each cycle of 2 * `step_size` steps rises and falls again,
-    and each has half the amplitude of the one before.
+    It falls to `floor` over `step_size` steps. "peaks": from there each cycle of 2 * `step_size` steps rises and falls
+    again, and each has half the amplitude of the one before: what all cycles share is `floor`, and the first is entered
+    at its peak. "dips": what they share is the largest rate, from which each cycle falls half as far as the one before.
     """
-    cycle, position = divmod(step + step_size, 2 * step_size)
-    height = 1 - abs(position / step_size - 1)
-    return floor + (1 - floor) * height / 2**cycle
+    cycle, position = divmod(step + step_size * (halves == "peaks"), 2 * step_size)
+    away = (1 - floor) * (1 - abs(position / step_size - 1)) / 2**cycle  # from what all cycles share
+    return floor + away if halves == "peaks" else 1 - away
 
 
 def follow_on(schedule: LRScheduler, rates: Sequence[float], steps: int) -> None:
@@ -107,7 +109,8 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, epoch_steps: in
             rising = config.warmup * (1.001 if whole else 1)
             return OneCycleLR(optimizer, lr, max(steps, 1), pct_start=rising, cycle_momentum=False)
         case "triangular2":
-            return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, config.lr_min / lr))
+            low, halves = config.lr_min / lr, config.halves
+            return LambdaLR(optimizer, lambda step: triangular2(step, config.step_size, low, halves))
         case "exponential" if config.continuous:
             return LambdaLR(optimizer, lambda step: max(config.gamma ** (step / config.step_size), config.lr_min / lr))
         case "exponential" if config.lr_min:
