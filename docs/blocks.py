@@ -33,6 +33,7 @@ from draw_compared import table as compared_table
 from draw_two_cores import mean_hours
 from help_runs import Study
 
+from torchcaps.markdown import markdown_table
 from torchcaps.papers import find_tables, list_tables
 from torchcaps.routing.listing import routing_table
 from torchcaps.tables.budgets import REPRODUCTIONS, Budget
@@ -79,7 +80,7 @@ def make(command: str) -> str:
 def markdown(rows: Iterable[Row]) -> str:
     """A table; the first row is its head."""
     head, *others = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others))
+    return markdown_table(head, others)
 
 
 def cells(table: str, budget: Budget, *patterns: str) -> str:

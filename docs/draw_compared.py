@@ -12,6 +12,7 @@ from torchcaps.compare.comparison import Comparison, all_heads
 from torchcaps.compare.costs import BATCH
 from torchcaps.compare.page import COSTS, collect, older_counts, ranked, show_accuracy
 from torchcaps.compare.rows import Row
+from torchcaps.markdown import markdown_table
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import read_records
 
@@ -25,12 +26,12 @@ def table(records: Sequence[Record]) -> str:
     """Markdown, by accuracy on the last data set, whose images the costs are of; the controls in front."""
     found = {data: collect(Comparison(data=data), all_heads(), "cpu", records) for data in DATA}
     *others, last = found.values()
-    lines = [HEADER, ("---",) * len(HEADER)]
+    lines = []
     for row in ranked(last):
         beside = [next(other for other in rows if other.head == row.head) for rows in others]
         lines.append((f"`{row.head}`", *map(show_accuracy, beside), show_accuracy(row), *_costs(row)))
-    shown = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([*shown, *("\n" + note for note in (*_machines(last), *older_counts(last)))])
+    notes = (*_machines(last), *older_counts(last))
+    return "\n".join([markdown_table(HEADER, lines), *("\n" + note for note in notes)])
 
 
 def _machines(rows: Sequence[Row]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcaps.inspect.figures import INK, style
+from torchcaps.markdown import markdown_table
 from torchcaps.routing import list_routings
 from torchcaps.tables.lines import read_lines
 
@@ -226,7 +227,7 @@ def page(lines: Lines) -> str:
     return PAGE.format(
         machine=f"{first['cpu']}, {first['cores']} cores, {pair['threads']} threads, no GPU, torch {first['torch']}",
         others=other_machines(rows, cpu),
-        kernels=table(
+        kernels=markdown_table(
             ("layer", "batch", "forward", "step", "held", "roofline"),
             map(marked(kernel_row, cpu), under(lines, "kernels")),
         ),
@@ -235,7 +236,7 @@ def page(lines: Lines) -> str:
         dynamic_held=dynamic["held_mb"],
         naive_held=dynamic["naive_held_mb"],
         difference=f"{max(differences):.0e}",
-        networks=table(
+        networks=markdown_table(
             ("network", "batch", "einsum", "ours", "found", "goal"),
             map(marked(network_row, cpu), under(lines, "networks")),
         ),
@@ -247,13 +248,13 @@ def page(lines: Lines) -> str:
         unmeasured=unmeasured(linear, "of linear capsules") + unmeasured(conv, "of windows"),
         over_forward=OVER_COMPILED["forward"],
         over_step=OVER_COMPILED["step"],
-        linear=table(ROUTING, map(marked(routing_row, cpu), linear)),
-        conv=table(ROUTING, map(marked(routing_row, cpu), conv)),
+        linear=markdown_table(ROUTING, map(marked(routing_row, cpu), linear)),
+        conv=markdown_table(ROUTING, map(marked(routing_row, cpu), conv)),
         public=public(under(lines, "public")),
         base=f"{base['children']} children of 8 → {base['parents']} of 16, batch {base['batch']}, "
         f"{base['iterations']} iterations (FM: 1)",
-        slopes=table(SLOPES, map(marked(slope_row, cpu), under(lines, "scale"))),
-        fitting=table(FITTING, map(marked(fitting_row, cpu), growing)),
+        slopes=markdown_table(SLOPES, map(marked(slope_row, cpu), under(lines, "scale"))),
+        fitting=markdown_table(FITTING, map(marked(fitting_row, cpu), growing)),
     )
 
 
@@ -301,15 +302,10 @@ def other_machines(lines: Iterable[dict[str, Any]], cpu: str) -> str:
     return said
 
 
-def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    marks = ["---"] * len(head)
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, marks, *rows))
-
-
 def first_steps(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     """The section of first steps; empty where no line is there yet."""
     head = ("routing", "plain", "first process", "next process", "first over plain", "next over plain")
-    rows = table(head, map(marked(first_row, cpu), lines))
+    rows = markdown_table(head, map(marked(first_row, cpu), lines))
     return FIRST_STEPS.format(goal=FIRST_GOAL, next_goal=NEXT_GOAL, rows=rows) if lines else ""
 
 
@@ -348,9 +344,8 @@ def heads(lines: Sequence[dict[str, Any]], cpu: str = "") -> str:
         head = ("head", *RUNNERS.values(), "over dense")
         name, machine = line["benchmark"].partition("/")[2], line.get("environment", {}).get("cpu", cpu)
         where = f", on {machine}" if cpu and machine != cpu else ""
-        tables.append(
-            f"Features of {name}, batch {line['batch']}{where}:\n\n{table(head, map(head_row(line), line['times_ms']))}"
-        )
+        rows = markdown_table(head, map(head_row(line), line["times_ms"]))
+        tables.append(f"Features of {name}, batch {line['batch']}{where}:\n\n{rows}")
     return HEADS.format(tables="\n\n".join(tables)) if tables else ""
 
 
@@ -407,7 +402,7 @@ def shares(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     if not lines:
         return ""
     head = ("network", "batch", "step", *lines[0]["shares"])
-    return SHARES.format(rows=table(head, map(marked(shares_row, cpu), lines)))
+    return SHARES.format(rows=markdown_table(head, map(marked(shares_row, cpu), lines)))
 
 
 def shares_row(line: dict[str, Any]) -> Iterator[object]:
@@ -418,7 +413,7 @@ def shares_row(line: dict[str, Any]) -> Iterator[object]:
 def before(lines: Sequence[dict[str, Any]]) -> str:
     """The section of steps by an earlier commit; empty where no line is there yet."""
     head = ("network", "batch", "before", "now", "times as fast", "commits", "machine")
-    return BEFORE.format(rows=table(head, map(before_row, lines))) if lines else ""
+    return BEFORE.format(rows=markdown_table(head, map(before_row, lines))) if lines else ""
 
 
 def before_row(line: dict[str, Any]) -> Iterator[object]:
@@ -438,7 +433,7 @@ FORMS = ("ours", "float32", "einsum")
 def memory(lines: Sequence[dict[str, Any]], cpu: str) -> str:
     """The section of peaks; empty where no line is there yet."""
     head = ("network", "batch", *FORMS, "largest batch in 8 GB")
-    return MEMORY.format(rows=table(head, map(marked(memory_row, cpu), lines))) if lines else ""
+    return MEMORY.format(rows=markdown_table(head, map(marked(memory_row, cpu), lines))) if lines else ""
 
 
 def memory_row(line: dict[str, Any]) -> Iterator[object]:
@@ -494,7 +489,7 @@ PUBLIC = (
 
 def public(lines: Sequence[dict[str, Any]]) -> str:
     """The table of public code; a sentence where no line is there yet."""
-    return table(PUBLIC, map(public_row, lines)) if lines else "Not measured yet."
+    return markdown_table(PUBLIC, map(public_row, lines)) if lines else "Not measured yet."
 
 
 def public_row(line: dict[str, Any]) -> Iterator[object]:

@@ -47,7 +47,7 @@ ROOMS = """
     forms
     config
     plugins shell names lazy locking files ranks
-    extras memory terminal
+    extras markdown memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

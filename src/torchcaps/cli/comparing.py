@@ -148,15 +148,13 @@ def check_models(cells: Sequence[Cell]) -> None:
     for cell in cells:
         assert cell.build is not None
         config = cell.build()
-        options = {name: value for name, value in config.model.options.items() if name != "pretrained"}
-        model = dataclasses.replace(config.model, options=options)
-        if model in done or model.name.endswith("-twin"):
+        if config.model in done or config.model.name.endswith("-twin"):
             continue
         try:
-            build_meta(dataclasses.replace(config, model=model))
+            build_meta(config)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{cell.name}: {error}") from error
-        done.append(model)
+        done.append(config.model)
 
 
 def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:

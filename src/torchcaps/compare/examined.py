@@ -8,6 +8,7 @@ from typing import Any
 
 from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.examine.found import Examination
+from torchcaps.markdown import markdown_table
 from torchcaps.tables.fill import COUNT, Job, Settings, find_finished, place
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, config_hash, read_records
@@ -118,8 +119,7 @@ def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[st
         return format(mean(values), how) if values else ""
 
     rows = [[head, *(show(each, column) for column in COLUMNS)] for head, each in found.items() if each]
-    lines = [["head", *COLUMNS], ["---"] * (1 + len(COLUMNS)), *rows]
-    return ["## What routing does", "", LEGEND, "", *("| " + " | ".join(line) + " |" for line in lines)]
+    return ["## What routing does", "", LEGEND, "", markdown_table(["head", *COLUMNS], rows)]
 
 
 def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
@@ -134,5 +134,4 @@ def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
             rows.append([head, same[0].name, f"{numbers[0]:.3g}", f"{numbers[1]:.2g}"])
     if not rows:
         return []
-    lines = [["head", "layer", "mean activation", "mean gradient norm"], ["---"] * 4, *rows]
-    return ["## By layer", "", *("| " + " | ".join(line) + " |" for line in lines)]
+    return ["## By layer", "", markdown_table(("head", "layer", "mean activation", "mean gradient norm"), rows)]

@@ -9,6 +9,7 @@ from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
 from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
 from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
+from torchcaps.markdown import markdown_table
 from torchcaps.tables.budgets import Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
@@ -53,8 +54,7 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
 def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
     """Return the table, the controls in front and the others by accuracy, with where the numbers come from."""
     lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
-    lines += [_line(["head", "accuracy (%)", "best", *COSTS]), _line(["---"] * (3 + len(COSTS)))]
-    lines += [_line(_cells(row)) for row in ranked(rows)]
+    lines.append(markdown_table(["head", "accuracy (%)", "best", *COSTS], map(_cells, ranked(rows))))
     examined = describe_examinations({row.head: row.examined for row in ranked(rows)})
     if comparison.depths:
         layers = describe_depth({row.head: row.examined for row in rows})
@@ -100,10 +100,6 @@ def _costs(row: Row) -> list[str]:
     if row.cost is None:
         return [f"{row.parameters:,}" if row.parameters else "", *[""] * (len(COSTS) - 1)]
     return [show(row.cost) for show in COSTS.values()]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _verdict(rows: Sequence[Row]) -> list[str]:

@@ -13,8 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps.cost.operations import count_operations
 from torchcaps.layers import plain_steps
-from torchcaps.models import Model, create_model
+from torchcaps.models import Model
 from torchcaps.models.heads import Widen
+from torchcaps.models.registry import create_meta
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ def count_cost(name: str, **arguments: Any) -> Cost:
         name: as `create_model` takes it.
         arguments: of `create_model`; no pretrained weights are fetched.
     """
-    given = {argument: value for argument, value in arguments.items() if argument != "pretrained"}
     with torch.device("meta"):
-        model = create_model(name, **given)
-        return measure_cost(model)
+        return measure_cost(create_meta(name, **arguments))
 
 
 def count_multiply_adds(model: Model, images: Tensor) -> int:

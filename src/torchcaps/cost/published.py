@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from torchcaps.config import Option
+from torchcaps.markdown import markdown_table
 from torchcaps.names import unknown
 
 UNITS = {"B": 1e9, "M": 1e6, "K": 1e3}
@@ -88,15 +89,15 @@ def cost_table(cells: Iterable[PublishedCost], ours: bool = True) -> str:
     models.
     """
     head = ["where", "row", "column", "printed", "their convention", *(["ours"] if ours else []), "reproduced"]
-    lines = [head, ["---"] * len(head)]
+    rows = []
     for cell in cells:
         computed = (
             "" if cell.computed is None else f"{cell.computed:,.6g}" if cell.computed < 1e3 else f"{cell.computed:,.0f}"
         )
         mine = [] if not ours else ["" if cell.ours is None else f"{cell.ours:,}"]
         verdict = "quoted" if cell.quoted and not cell.reproduced else "yes" if cell.reproduced else cell.reason
-        lines.append([cell.table, cell.row, cell.column, cell.printed, computed, *mine, verdict])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([cell.table, cell.row, cell.column, cell.printed, computed, *mine, verdict])
+    return markdown_table(head, rows)
 
 
 @cache

@@ -22,6 +22,7 @@ from torchcaps.deploy.module import choose_device
 from torchcaps.extras import missing_extra
 from torchcaps.files import replace_text, replacing
 from torchcaps.manifest import KEY, Manifest
+from torchcaps.markdown import markdown_table
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, network_errors, repository
 from torchcaps.terminal import printable
@@ -140,7 +141,7 @@ tags: [capsule-network, {json.dumps(manifest.name)}]
 
 A capsule network for images, trained and written by torchcaps; all that stands here comes from the records of its run.
 
-{_table({"": ""} | _facts(manifest, line))}
+{markdown_table(("", ""), _facts(manifest, line).items())}
 
 Classes: {classes}.
 
@@ -154,7 +155,7 @@ print(classifier("picture.png").top(3))
 `run.json` is the line of the run, with its whole configuration; `model.json` says how a picture becomes input, and what
 a score is. The digests in it tell which images were trained and tested on.
 
-{_table({"option": "value"} | options)}
+{markdown_table(("option", "value"), options.items())}
 """
 
 
@@ -176,12 +177,6 @@ def _facts(manifest: Manifest, line: Mapping[str, Any]) -> dict[str, str]:
         f"{_text(machine)}",
         "versions": _text(", ".join(f"{library} {number}" for library, number in manifest.versions.items())),
     }
-
-
-def _table(rows: Mapping[str, str]) -> str:
-    """Return a table in Markdown, of which the first row is the head."""
-    head, *others = (f"| {name} | {value} |" for name, value in rows.items())
-    return "\n".join([head, "| --- | --- |", *others])
 
 
 def _round(run: RunFolder, model: Model, precision: Precision, device: str) -> tuple[Model, str]:

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
@@ -247,6 +248,17 @@ def create_model(
         raise ValueError(f"model {name!r} cannot be built with {given or 'its defaults'}: {error}") from error
     model.origin = {"name": name, "num_classes": classes, "in_channels": channels, "image_size": sides, **options}
     return model
+
+
+def create_meta(name: str, **arguments: Any) -> Model:
+    """Build a registered model on the meta device: without memory for its weights, and without any that are trained.
+
+    Args:
+        name, arguments: as `create_model` takes them; `pretrained` is left out.
+    """
+    given = {argument: value for argument, value in arguments.items() if argument != "pretrained"}
+    with torch.device("meta"):
+        return create_model(name, **given)
 
 
 def _sides(size: object) -> tuple[int, int]:

@@ -30,25 +30,20 @@ def look_at(config: Config) -> Look:
     Raises:
         ValueError: for a model that is not registered, and for options that are what the data say.
     """
-    import torch
-
-    from torchcaps.models import create_model
-    from torchcaps.models.registry import find_factory
+    from torchcaps.models.registry import create_meta, find_factory
 
     find_factory(config.model.name)
     config.model.check_shape()
     data, (entry, _) = config.data, find(config.data.name)
     size = data.crop or data.pad or data.image_size or data.compose.size or entry.image_size or SIDE
-    options = {name: value for name, value in config.model.options.items() if name != "pretrained"}
     try:
-        with torch.device("meta"):
-            model = create_model(
-                config.model.name,
-                num_classes=len(entry.classes) or 10,
-                in_channels=data.compose.channels or entry.channels or 3,
-                image_size=size,
-                **options,
-            )
+        model = create_meta(
+            config.model.name,
+            num_classes=len(entry.classes) or 10,
+            in_channels=data.compose.channels or entry.channels or 3,
+            image_size=size,
+            **config.model.options,
+        )
     except ValueError:  # of options that it lacks, or images that it does not take: said when it is built in earnest
         return Look(None, True)
     return Look(model.scores, getattr(model, "decoder", None) is not None)

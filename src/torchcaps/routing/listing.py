@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torchcaps.markdown import markdown_table
 from torchcaps.routing.registry import list_routings
 
 HEADER = ("name", "source", "time", "memory", "is")
@@ -14,5 +15,4 @@ def routing_rows() -> list[tuple[str, ...]]:
 
 def routing_table() -> str:
     """Return the rows as a table in Markdown."""
-    rows = [HEADER, ("---",) * len(HEADER), *((f"`{name}`", *rest) for name, *rest in routing_rows())]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(HEADER, ((f"`{name}`", *rest) for name, *rest in routing_rows()))

@@ -61,7 +61,7 @@ def look_ahead(config: Config) -> Ahead:
     """
     import torch
 
-    from torchcaps.tables.network import build_network
+    from torchcaps.tables.network import build_meta
     from torchcaps.train.check import check_config
     from torchcaps.train.devices import choose_device
     from torchcaps.train.memory import check_memory
@@ -77,8 +77,7 @@ def look_ahead(config: Config) -> Ahead:
     check_memory(shape | {"image_size": (side, side) if isinstance(side, int) else side}, config, torch.device(device))
     bare = {name: value for name, value in config.model.options.items() if name != "pretrained"}
     measured = replace(config, model=replace(config.model, options=bare))
-    with torch.device("meta"):
-        check_stages(build_network(measured), config)
+    check_stages(build_meta(config), config)
     reset_peak(device)
     seconds = step_seconds(measured, max(1, config.batch_size // config.processes), device, PATIENCE)
     return counted._replace(step_seconds=seconds, memory=peak_memory(device) / 1e6)

@@ -12,6 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.config import Config
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model, create_model
+from torchcaps.models.registry import create_meta
 from torchcaps.tables.arguments import image_shape, model_arguments
 from torchcaps.train.devices import choose_device
 from torchcaps.train.phases import Batch, LossModule, build_phases, step_phases
@@ -24,9 +25,8 @@ def build_network(config: Config) -> Model:
 
 
 def build_meta(config: Config) -> Model:
-    """Return the network of a recipe on the meta device, without memory for its parameters."""
-    with torch.device("meta"):
-        return build_network(config)
+    """Return the network of a recipe on the meta device, see `create_meta`."""
+    return create_meta(**model_arguments(config))
 
 
 def training_step(config: Config, batch_size: int, device: str) -> tuple[Callable[[], None], str]:

@@ -9,6 +9,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from torchcaps.files import POLICY
+from torchcaps.markdown import markdown_table
 from torchcaps.tables.cells import Cell, Quoted, Table
 from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import Record
@@ -153,7 +154,7 @@ def markdown(shown: View) -> str:
     lines = [f"# {shown.title}", "", f"Unit: {shown.metrics}. {LEGEND}", ""]
     if shown.command:
         lines += [f"    {shown.command}", ""]
-    lines += [_row(HEADER), _row(["---"] * len(HEADER)), *map(_row, shown.rows)]
+    lines.append(markdown_table(HEADER, shown.rows))
     if shown.picture:
         lines += ["", f"![{shown.title}]({shown.picture})"]
     for number, (file, caption) in enumerate(shown.pictures, 1):
@@ -162,10 +163,6 @@ def markdown(shown: View) -> str:
         if items:
             lines += ["", f"{heading}:", "", *(f"{number}. {item}" for number, item in enumerate(items, 1))]
     return "\n".join(lines) + "\n"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def html(shown: View) -> str:

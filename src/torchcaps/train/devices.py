@@ -11,8 +11,8 @@ import torch
 
 from torchcaps.config import ModelConfig
 from torchcaps.kernels.threads import in_each_thread
-from torchcaps.models import create_model
 from torchcaps.models.pretrained import SMALLEST
+from torchcaps.models.registry import create_meta
 
 
 def choose_device(name: str, processes: int = 1) -> str:
@@ -67,9 +67,8 @@ def is_depthwise(config: ModelConfig) -> bool:
     """
     if "." not in config.name:
         return False
-    options: dict[str, Any] = {name: value for name, value in config.options.items() if name != "pretrained"}
-    with torch.device("meta"):
-        model = create_model(config.name, in_channels=3, **options)
+    options: dict[str, Any] = dict(config.options)
+    model = create_meta(config.name, in_channels=3, **options)
     convolutions = [each for each in model.modules() if isinstance(each, torch.nn.Conv2d)]
     depthwise = [each for each in convolutions if 1 < each.groups == each.in_channels]
     return 4 * len(depthwise) >= len(convolutions) > 0

@@ -11,8 +11,7 @@ import torch
 
 from torchcaps.config import Config, OptimiserConfig
 from torchcaps.memory import free_memory
-from torchcaps.models import create_model
-from torchcaps.models.registry import find_factory
+from torchcaps.models.registry import create_meta, find_factory
 
 SMALLER = {  # option: factors that are tried in turn; a larger stride and a smaller image leave fewer capsules
     "stride": (2, 4, 8),
@@ -54,8 +53,7 @@ def check_memory(shape: dict[str, Any], config: Config, device: torch.device) ->
 
 def weight_bytes(shape: dict[str, Any]) -> int:
     """Return bytes of the parameters and buffers of a network, which is built without memory for them."""
-    with torch.device("meta"):
-        model = create_model(**{name: value for name, value in shape.items() if name != "pretrained"})
+    model = create_meta(**shape)
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
