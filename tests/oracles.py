@@ -219,8 +219,8 @@ def xnorized_weight(weight, midpoint):
     return out
 
 
-def xnidr(seen, iterations, over="parents", bias=0.0):
-    """Sun et al. 2023, Table 3, with b = 0 before the loop."""
+def xnidr(seen, iterations, over="parents", bias=0.0, midpoint=False):
+    """Sun et al. 2023, Table 3, with b = 0 before the loop; the middles are those of an image's votes and outputs."""
     b, p, i, j, _ = seen.shape
     logits, parents = np.zeros((b, p, i, j)), np.empty(0)
     for _ in range(iterations):
@@ -229,8 +229,10 @@ def xnidr(seen, iterations, over="parents", bias=0.0):
         )
         parents = squashed(weighted_sum(seen, coupling, bias))
         for n, q, s in each_parent(seen):
+            middles = [(each[n].min() + each[n].max()) / 2 if midpoint else 0.0 for each in (seen.votes, parents)]
+            parent = xnorized(parents[n, q, s], middles[1])
             for k in range(i):
-                logits[n, q, k, s] += sum(xnorized(seen.votes[n, q, k, s]) * xnorized(parents[n, q, s]))
+                logits[n, q, k, s] += sum(xnorized(seen.votes[n, q, k, s], middles[0]) * parent)
     return parents
 
 

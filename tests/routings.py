@@ -46,6 +46,7 @@ VARIANTS = [
     ("xnodr", {"threshold": "midpoint"}),
     ("xnidr", {}),
     ("xnidr", {"bias": True}),
+    ("xnidr", {"threshold": "midpoint"}),
     ("xnodr-xnidr", {}),
     ("xnodr-xnidr", {"bias": True}),
 ]
@@ -80,7 +81,7 @@ def oracle(module, capsules, iterations):
             dynamic = oracles.dynamic if routing.spec.name == "xnodr" else oracles.xnidr
             return dynamic(truth, iterations, routing.over, bias=bias), None
         case "xnidr":
-            return oracles.xnidr(truth, iterations, routing.over, bias), None
+            return oracles.xnidr(truth, iterations, routing.over, bias, routing.agreement == "xnor-midpoint"), None
         case "em":
             return oracles.em(truth, iterations, routing.scope, costs(routing, get))
         case "fm":

@@ -194,6 +194,10 @@ OTHERWISE = {  # a cell: the one that it is a variant of, and the options of the
         "xnodr/figure6/resnet-xnodr-plain",
         {"routing_threshold": "midpoint"},
     ),
+    "xnodr/figure4/mobilenet-xnidr-plain-midpoint": (
+        "xnodr/figure4/mobilenet-xnidr-plain",
+        {"routing_threshold": "midpoint"},
+    ),
 }
 
 

@@ -178,7 +178,7 @@ def by_other_loss(network: Network, data: str) -> Config:
 
 
 def by_midpoint(network: Network, data: str) -> Config:
-    """Return the same with the signs of appendix A; XnODR alone has them."""
+    """Return the same with the signs of appendix A."""
     config = experiment(network, data)
     options = config.model.options | {"routing_threshold": "midpoint"}
     return replace(config, model=replace(config.model, options=options))
@@ -291,9 +291,9 @@ def curves(backbones: tuple[str, ...], heads: tuple[str, ...], metric: Metric) -
 
 
 def midpoints(backbone: str) -> Iterator[Cell]:
-    """Yield the accuracy of XnODR by the signs of appendix A, beside the curves of the others."""
+    """Yield the accuracy of XnODR and of XnIDR by the signs of appendix A, beside the curves of the others."""
     for network in TABLE4:
-        if (network.backbone, network.head, network.upsampled) == (backbone, "xnodr", False):
+        if network.backbone == backbone and network.head in XNORIZED and not network.upsampled:
             how, row = train(network, "cifar10", by_midpoint), f"{network.row}, midpoint"
             yield Cell(f"{network.key}-midpoint", row, "CIFAR-10", how, (), ACCURACY, f"{MIDPOINT}; {CYCLES}")
 

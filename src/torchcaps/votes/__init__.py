@@ -3,7 +3,17 @@
 from torchcaps.votes.binary import Threshold
 from torchcaps.votes.conv import ConvVotes, SequenceVotes
 from torchcaps.votes.linear import LinearVotes
-from torchcaps.votes.protocol import Over, Scope, Votes
+from torchcaps.votes.protocol import Agreement, Over, Scope, Votes
 from torchcaps.votes.scrambled import ScrambledVotes
 
-__all__ = ["ConvVotes", "LinearVotes", "Over", "Scope", "ScrambledVotes", "SequenceVotes", "Threshold", "Votes"]
+__all__ = [
+    "Agreement",
+    "ConvVotes",
+    "LinearVotes",
+    "Over",
+    "Scope",
+    "ScrambledVotes",
+    "SequenceVotes",
+    "Threshold",
+    "Votes",
+]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from torchcaps.capsules import Capsules, autocast_type, binarize, no_autocast, widen
+from torchcaps.capsules import Capsules, autocast_type, binarize, midpoint, no_autocast, widen
 from torchcaps.votes.binary import Threshold
 from torchcaps.votes.children import check_capsules
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
+from torchcaps.votes.protocol import Agreement, Each, Moments, Over, Scope, Share, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
 
@@ -46,6 +45,7 @@ class AffineVotes(ABC):
         self.activations, self.present, self.binary = activations, present, binary
         self._poses: Tensor | None = None
         self._kept: Tensor | None = None
+        self._middle: Tensor | None = None
 
     @property
     def poses(self) -> Tensor:
@@ -86,6 +86,17 @@ class AffineVotes(ABC):
             self._kept = self.dense()
         return self._kept
 
+    @property
+    def middle(self) -> Tensor:
+        """Return (min + max) / 2 of all votes of an image, those of absent children, which are 0, too, as [b, 1, 1, 1,
+        1]; computed on first use, tile by tile, and a constant.
+        """
+        if self._middle is None:
+            with torch.no_grad():
+                ends = [_ends(self.poses, self.weight[tile]) for tile in parent_tiles(self.parents)]
+                self._middle = midpoint(torch.cat(ends, 1), range(1, 5))
+        return self._middle
+
     def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         if coupling is None:
             return self.combine("ones", scale, shift) / self.parents
@@ -114,11 +125,13 @@ class AffineVotes(ABC):
     def _sum(self, weight: Tensor) -> Tensor:
         return recompute(_sum, self.poses, weight)
 
-    def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
-        function = {"dot": _agreement, "xnor": _whole_xnor_agreement if self.binary else _xnor_agreement}[how]
+    def agree(self, parents: Tensor, how: Agreement = "dot") -> Tensor:
+        xnor = _whole_xnor_agreement if self.binary else _xnor_agreement
+        function = {"dot": _agreement, "xnor": xnor, "xnor-midpoint": _xnor_agreement}[how]
+        middle = (self.middle,) if how == "xnor-midpoint" else ()
         parents = parents.expand(*self.poses.shape[:2], -1, -1).unflatten(-1, (self.rows, -1))  # [b, p, j, r, m]
         tiles = [
-            recompute(function, self.poses, self.weight[tile], parents[:, :, tile])
+            recompute(function, self.poses, self.weight[tile], parents[:, :, tile], *middle)
             for tile in parent_tiles(self.parents)
         ]
         return torch.cat(tiles, -1)
@@ -244,6 +257,12 @@ def _votes(u: Tensor, w: Tensor) -> Tensor:
     return torch.einsum("bpirc,jicm->bpijrm", u, w).flatten(-2)  # [b, p, i, j, d]
 
 
+def _ends(u: Tensor, w: Tensor) -> Tensor:
+    """Return the smallest and the largest vote of each image, [b, 2, 1, 1, 1]."""
+    votes = widen(_votes(u, w)).flatten(1)
+    return torch.stack((votes.amin(1), votes.amax(1)), 1)[..., None, None, None]
+
+
 def _sum(u: Tensor, w: Tensor) -> Tensor:
     rows = u.transpose(2, 3).flatten(3)  # [b, p, r, (i c)]
     out = rows @ w.permute(1, 2, 0, 3).flatten(0, 1).flatten(1)  # [b, p, r, (j m)]
@@ -272,8 +291,9 @@ def _agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
     return (widen(back) * u.transpose(2, 3)).sum((3, 5)).movedim(0, -1)  # [b, p, i, j]
 
 
-def _xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
-    return torch.einsum("bpijd,bpjd->bpij", binarize(widen(_votes(u, w))), widen(parents.flatten(-2)))
+def _xnor_agreement(u: Tensor, w: Tensor, parents: Tensor, middle: Tensor | None = None) -> Tensor:
+    signs = binarize(widen(_votes(u, w)), threshold=middle)
+    return torch.einsum("bpijd,bpjd->bpij", signs, widen(parents.flatten(-2)))
 
 
 def _whole_xnor_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from torchcaps.names import check_above, check_choice
 from torchcaps.votes.binary import Threshold
-from torchcaps.votes.protocol import Each, Moments, Over, Scope, Share, Votes
+from torchcaps.votes.protocol import Agreement, Each, Moments, Over, Scope, Share, Votes
 
 
 @contextmanager
@@ -134,7 +133,7 @@ class NormalisedVotes:
     def combine(self, coupling: Share = "ones", scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         return self.votes.combine(coupling, *self._affine(scale, shift)).to(self.dtype)
 
-    def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
+    def agree(self, parents: Tensor, how: Agreement = "dot") -> Tensor:
         """Return sum_d v parent; of a scale and shift of each child a quarter of |v + parent|^2 - |v - parent|^2."""
         if how != "dot":
             raise ValueError(f"batch norm of votes and agreement {how!r} do not go together: leave batch norm out")

@@ -12,6 +12,7 @@ from torchcaps.votes.binary import Threshold
 Over = Literal["parents", "children"]
 Scope = Literal["window", "image"]
 Each = Literal["element", "child", "pair"]
+Agreement = Literal["dot", "xnor", "xnor-midpoint"]
 Share = Tensor | Literal["ones"] | None  # a coupling, 1 for each, or None: 1 / j, as where `Routing.couple` gives None
 
 
@@ -73,9 +74,9 @@ class Votes(Protocol):
         """
         ...
 
-    def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
+    def agree(self, parents: Tensor, how: Agreement = "dot") -> Tensor:
         """Return sum_d v parent, [b, p, i, j], of `parents` [b | 1, p | 1, j, d]; "xnor" binarizes the votes first
-        (XnIDR).
+        (XnIDR), "xnor-midpoint" by the middle between the smallest and the largest vote of each image, in place of 0.
         """
         ...
 

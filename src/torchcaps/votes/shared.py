@@ -7,8 +7,6 @@ a parent is taken back through W once for all positions: neither the votes nor a
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +15,7 @@ from torchcaps.capsules import Capsules, no_autocast, widen
 from torchcaps.votes.affine import AffineVotes, check_types
 from torchcaps.votes.binary import Threshold, binary_children, binary_weight
 from torchcaps.votes.linear import LinearVotes
-from torchcaps.votes.protocol import Each, Moments
+from torchcaps.votes.protocol import Agreement, Each, Moments
 from torchcaps.votes.tiles import parent_tiles, recompute
 
 CACHED = 2**21  # numbers, as many as votes are there at one time
@@ -59,7 +57,7 @@ class SharedVotes(AffineVotes):
     def moments(self, each: Each = "element") -> Moments:
         return self._repeated().moments(each)
 
-    def agree(self, parents: Tensor, how: Literal["dot", "xnor"] = "dot") -> Tensor:
+    def agree(self, parents: Tensor, how: Agreement = "dot") -> Tensor:
         if how != "dot":
             return self._repeated().agree(parents, how)
         parents = parents.expand(self.poses.shape[0], -1, -1, -1)

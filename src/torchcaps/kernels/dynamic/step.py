@@ -24,8 +24,10 @@ COLUMNS = 3  # of a child's pose, at least, where both projections are binary
 
 def supports(transform: Transform, routing: Dynamic) -> str | None:
     """Return why the kernel does not take a routing, or None: children that compete for a parent need a sum over all of
-    them before any can go on.
+    them before any can go on, as does the middle of all votes.
     """
+    if isinstance(routing, XnIDR) and routing.agreement != "xnor":
+        return "the dynamic kernel compares votes by the signs of zero: use threshold 'zero'"
     if routing.over != "parents":
         return f"the dynamic kernel takes over 'parents', not {routing.over!r}"
     return None
