@@ -129,6 +129,8 @@ class AffineVotes(ABC):
         xnor = _whole_xnor_agreement if self.binary else _xnor_agreement
         function = {"dot": _agreement, "xnor": xnor, "xnor-midpoint": _xnor_agreement}[how]
         middle = (self.middle,) if how == "xnor-midpoint" else ()
+        if how == "dot" and parents.shape[:2] == (1, 1):
+            return recompute(_shared_agreement, self.poses, self.weight, parents.unflatten(-1, (self.rows, -1)))
         parents = parents.expand(*self.poses.shape[:2], -1, -1).unflatten(-1, (self.rows, -1))  # [b, p, j, r, m]
         tiles = [
             recompute(function, self.poses, self.weight[tile], parents[:, :, tile], *middle)
@@ -289,6 +291,13 @@ def _agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
     flat = parents.permute(2, 0, 1, 3, 4).flatten(1, 3).to(u.dtype)  # [j, (b p r), m]
     back = torch.bmm(flat, w.flatten(1, 2).transpose(1, 2)).reshape(len(w), b, p, r, i, c)
     return (widen(back) * u.transpose(2, 3)).sum((3, 5)).movedim(0, -1)  # [b, p, i, j]
+
+
+def _shared_agreement(u: Tensor, w: Tensor, parents: Tensor) -> Tensor:
+    """Return the same of parents [1, 1, j, r, m] that all images and positions share: taken back once for all."""
+    back = torch.einsum("jicm,jrm->jirc", w, parents[0, 0].to(w.dtype))
+    with no_autocast(u):
+        return torch.einsum("bpirc,jirc->bpij", widen(u), widen(back))
 
 
 def _xnor_agreement(u: Tensor, w: Tensor, parents: Tensor, middle: Tensor | None = None) -> Tensor:
