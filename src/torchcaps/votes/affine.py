@@ -92,8 +92,9 @@ class AffineVotes(ABC):
         1]; computed on first use, tile by tile, and a constant.
         """
         if self._middle is None:
+            poses = self.poses  # which keep their gradient
             with torch.no_grad():
-                ends = [_ends(self.poses, self.weight[tile]) for tile in parent_tiles(self.parents)]
+                ends = [_ends(poses, self.weight[tile]) for tile in parent_tiles(self.parents)]
                 self._middle = midpoint(torch.cat(ends, 1), range(1, 5))
         return self._middle
 
