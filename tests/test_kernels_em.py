@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchcaps import create_model
 from torchcaps.capsules import Capsules
+from torchcaps.kernels.em import linear_cpu
 from torchcaps.kernels.em.op import em_step, em_step_backward
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
 
@@ -162,7 +163,7 @@ def test_a_result_may_be_used_twice():
 
 
 @pytest.mark.parametrize("away", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["conv", "linear-63"])
+@pytest.mark.parametrize("name", ["conv", "linear-63", "linear-many"])
 def test_variances_of_votes_that_lie_close_are_right_in_float32(name, away):
     """Within a thousandth of each other, far from zero, and `away` from the parent that they are compared with."""
     case = em_cases.make(CASES[name], torch.float64)
@@ -250,6 +251,22 @@ def test_any_number_of_threads_gives_the_same(threads, scope):
     assert all(torch.equal(a, b) for a, b in zip(found[0], outs, strict=True))
     for a, b in zip(found[1], gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@every_rule
+@first_or_later
+@pytest.mark.parametrize("threads", [1, 5])
+def test_images_side_by_side_may_be_of_several_threads_and_come_in_pieces(threads, first, rule, monkeypatch):
+    case, before = em_cases.make(CASES["linear-many"], torch.float64, first=first, rule=rule), torch.get_num_threads()
+    wanted = em_cases.both(case, fused=False)
+    monkeypatch.setattr(linear_cpu, "NEAR", 1)  # 16 images at a time
+    torch.set_num_threads(threads)
+    try:
+        found = em_cases.both(case)
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip((*found[0], *found[1]), (*wanted[0], *wanted[1]), strict=True):
+        assert distance(a, b) < 1e-11
 
 
 @every_rule

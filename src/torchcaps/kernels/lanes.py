@@ -25,6 +25,13 @@ def blocks(images: int) -> int:
     return -(-images // LANES)
 
 
+def fill_lanes(poses: Tensor, weight: Tensor, padding: int) -> bool:
+    """Return whether images are to stand side by side: where one window sees all of poses [b, h, w, ...] by weight [j,
+    h, w, ...], which so are a linear layer's, and there are enough images for a vector.
+    """
+    return poses.shape[1:3] == weight.shape[1:3] and not padding and len(poses) >= LANES
+
+
 def to_lanes(x: Tensor) -> Tensor:
     """Return [b, ...] -> [blocks, ..., 16], contiguous."""
     missing = blocks(x.shape[0]) * LANES - x.shape[0]

@@ -1,4 +1,7 @@
-"""The step on CPU: one child of a few positions at a time, 16 parents side by side in a vector. See README.md."""
+"""The step on CPU: one child of a few positions at a time, 16 parents side by side in a vector. See README.md.
+
+Where there is one position and many images, images stand side by side: `linear_cpu.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchcaps.kernels.em import linear_cpu
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.loops import activation_loop, backward_loop, claim_loop, forward_loop
 from torchcaps.kernels.em.sums import Result
-from torchcaps.kernels.lanes import arrays
+from torchcaps.kernels.lanes import arrays, fill_lanes
 from torchcaps.kernels.threads import ranges, run
 from torchcaps.kernels.windows import parents_from_lanes, parents_to_lanes, window_places
 
@@ -62,6 +66,8 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
 
     See `op.em_step`.
     """
+    if not geometry.whole and fill_lanes(inputs.poses, inputs.weight, geometry.padding):
+        return linear_cpu.forward(inputs, geometry)
     x, poses, weight = _arrays(inputs, geometry), inputs.poses, inputs.weight
     rows, routed = geometry.rows, inputs.mean is not None
     whole, images, places = geometry.whole and routed, len(poses), len(x.source)
@@ -90,6 +96,8 @@ def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) 
 
     `claims` are what `forward` gave last. Threads take whole images, since windows of one image share children.
     """
+    if not geometry.whole and fill_lanes(inputs.poses, inputs.weight, geometry.padding):
+        return linear_cpu.backward(given, inputs, geometry)
     x, poses = _arrays(inputs, geometry), inputs.poses
     rows, routed, whole = geometry.rows, inputs.mean is not None, geometry.whole and inputs.mean is not None
     spans, places, room = ranges(len(poses)), len(x.source), _Room(x.weight, rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchcaps.kernels.em.cuda_gradients import activation_kernel, child_kernel, state_kernel
 from torchcaps.kernels.em.cuda_kernels import LEAST, claim_kernel, forward_kernel
 from torchcaps.kernels.em.inputs import Geometry, Inputs
-from torchcaps.kernels.em.sums import Result
+from torchcaps.kernels.em.sums import Result, joined
 from torchcaps.kernels.tiles import FUSION
 from torchcaps.kernels.window_tiles import check_countable, pad, runs_of, summed
 
@@ -31,7 +31,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
     shape = grid[1], len(poses), sizes["places"], sizes["J"], sizes["R"] * sizes["M"]
     centre, square, total = poses.new_empty(shape), poses.new_empty(shape), poses.new_empty(*shape[:4], 1)
     forward_kernel[grid](*given, seen, centre, square, total, share, **sizes, **tile)
-    return *_joined(centre, square, total), seen if geometry.whole else poses.new_empty(0, 0, 0, 2)
+    return *joined(centre, square, total, LEAST.value), seen if geometry.whole else poses.new_empty(0, 0, 0, 2)
 
 
 def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:
@@ -65,19 +65,6 @@ def _claims(given: list[Tensor], sizes: dict[str, int]) -> Tensor:
     grid, share, tile = _by_children(sizes, images)
     claim_kernel[grid](*given, seen, share, **sizes, **tile)
     return seen
-
-
-def _joined(centre: Tensor, square: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return means, squares about them and weights of all runs of children, which come first, from those of each.
-
-    The squares of a run are about its own mean: what that is off the joint one is added, so nothing cancels (Chan,
-    Golub and LeVeque 1979).
-    """
-    if len(total) == 1:
-        return centre[0], square[0], total[0]
-    whole = total.sum(0)
-    middle = (total / torch.where(whole > LEAST.value, whole, 1.0) * centre).sum(0)
-    return middle, (square + total * (centre - middle).square()).sum(0), whole
 
 
 def _given(inputs: Inputs) -> list[Tensor]:

@@ -17,6 +17,19 @@ class Result(NamedTuple):
     of_weight: Tensor
 
 
+def joined(centre: Tensor, square: Tensor, total: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return means, squares about them and weights of all runs of children, which come first, from those of each.
+
+    The squares of a run are about its own mean: what that is off the joint one is added, so nothing cancels (Chan,
+    Golub and LeVeque 1979). Weights of up to `least` move no mean.
+    """
+    if len(total) == 1:
+        return centre[0], square[0], total[0]
+    whole = total.sum(0)
+    middle = (total / torch.where(whole > least, whole, 1.0) * centre).sum(0)
+    return middle, (square + total * (centre - middle).square()).sum(0), whole
+
+
 def moments(centre: Tensor, square: Tensor, total: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, variance and sum of weights, of means [b, p, j, d], squares about them, and `total` [b, p, j, 1]."""
     least = total.clamp_min(eps)  # D
