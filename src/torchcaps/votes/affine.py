@@ -205,7 +205,7 @@ class AffineVotes(ABC):
             total = self.parents if over == "parents" else there.sum(2, keepdim=True).clamp_min(1)
             return there.to(widen(self.weight.new_empty(0)).dtype) / total
         if over == "parents":
-            coupling = widen(logits).softmax(-1)
+            coupling = _softmax(widen(logits))
             return coupling if present is None else coupling * present
         if present is not None:
             logits = logits.masked_fill(~present, torch.finfo(logits.dtype).min)
@@ -215,6 +215,16 @@ class AffineVotes(ABC):
     def _compete_over_image(self, logits: Tensor | None) -> Tensor:
         """Return the only position, which sees every child: the window is the image."""
         return self.compete(logits)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Return the softmax over the last dimension. On a CPU torch takes a dimension of few numbers one by one, and so is
+    several times as fast where another lies last.
+    """
+    few = logits.is_cpu and logits.shape[-1] % 16 and logits.ndim > 1
+    if not few or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return logits.softmax(-1)
+    return logits.transpose(-1, -2).softmax(-2).transpose(-1, -2)
 
 
 def check_types(capsules: Capsules, dtype: torch.dtype) -> None:
@@ -280,7 +290,8 @@ def _shared_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
 def _coupled_sum(u: Tensor, c: Tensor, w: Tensor) -> Tensor:
     """Return one matrix product per parent: the children, scaled by their coupling, times W_j."""
     b, p, _, r, _ = u.shape
-    share = c.permute(3, 0, 1, 2)[:, :, :, None, :, None]  # [j, b, p, 1, i, 1]
+    # [j, b, p, 1, i, 1], as the product is to lie: as it comes, each number would be looked for, and all copied again
+    share = c.permute(3, 0, 1, 2).contiguous()[:, :, :, None, :, None]
     scaled = (share * u.transpose(2, 3)).to(u.dtype).flatten(1, 3).flatten(2)  # [j, (b p r), (i c)]
     out = torch.bmm(scaled, w.flatten(1, 2))  # [j, (b p r), m]
     return out.reshape(len(w), b, p, r, out.shape[-1]).permute(1, 2, 0, 3, 4).flatten(-2)  # [b, p, j, d]
