@@ -20,6 +20,7 @@ LINEAR = (
     "inverted-attention",
     "inverted-attention-c",
     "self-attention",
+    "variational-bayes",
 )
 CONV = LINEAR  # of poses of at least three columns
 # name: (batch, children, child pose, parents, parent pose, matrix)

@@ -116,14 +116,16 @@ class VariationalBayes(Routing[Posterior | None]):
     def couple(self, votes: Votes, state: Posterior | None, t: int) -> Tensor:
         if state is None:
             return votes.compete(None)
-        nu = self.freedom(state.total)
-        scale = (0.5 * nu.unsqueeze(-1) / state.scale).sqrt()  # [b, p, j, d]
+        scale, known = self.densities(state)
         apart = votes.distance(scale, -state.mean * scale)  # [b, p, i, j], nu / 2 (vote - m)^2 / P
-        d = self.sizes.pose
-        known = expected_log_share(state) + 0.5 * (
-            state.log_precision - d * math.log(2 * math.pi) - d / (1 + state.total)
-        )
         return self.compete(votes, known.unsqueeze(2) - apart)
+
+    def densities(self, state: Posterior) -> tuple[Tensor, Tensor]:
+        """Return what makes the logits, known - sum_d (scale (vote - m))^2: scale [b, p, j, d] and known [b, p, j]."""
+        scale = (0.5 * self.freedom(state.total).unsqueeze(-1) / state.scale).sqrt()
+        d = self.sizes.pose
+        precision = state.log_precision - d * math.log(2 * math.pi) - d / (1 + state.total)
+        return scale, expected_log_share(state) + 0.5 * precision
 
     def compete(self, votes: Votes, logits: Tensor | None) -> Tensor:
         return votes.compete(logits, scope=self.scope)
@@ -137,7 +139,10 @@ class VariationalBayes(Routing[Posterior | None]):
         mean = widen(votes.combine(share))
         # sum R (v - mu)^2 + R / kappa mu^2 = sum R (v - m)^2 + m^2
         scale = 1 + kappa * votes.squares(share, shift=-mean) + mean.square()
-        total = total.expand(-1, -1, votes.parents)
+        return self.posterior(mean, scale, total.expand(-1, -1, votes.parents), t)
+
+    def posterior(self, mean: Tensor, scale: Tensor, total: Tensor, t: int) -> tuple[Capsules, Posterior]:
+        """Return the capsules of iteration `t`, and the posterior of m, P [b, p, j, d] and R [b, p, j]."""
         found = Posterior(mean, scale, total, recompute(expected_log_precision, scale, self.freedom(total)))
         return self.parents(found, t), found
 

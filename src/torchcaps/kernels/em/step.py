@@ -1,4 +1,5 @@
-"""The fused step of EM routing, and of the ablation of inverted attention whose parents are clusters as EM's are.
+"""The fused step of EM routing, and of two routings whose parents are clusters as EM's are: an ablation of inverted
+attention, and variational Bayes.
 
 The activation of a parent, and a norm of its pose, are made of its results in PyTorch.
 """
@@ -15,8 +16,9 @@ from torchcaps.kernels.em.op import em_step
 from torchcaps.kernels.rule import off_cuda, unless_wide
 from torchcaps.routing import Step
 from torchcaps.routing.em import EM, Clusters, log_prior
-from torchcaps.routing.fused import Transform, register_kernel
+from torchcaps.routing.fused import Transform, always, register_kernel
 from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
+from torchcaps.routing.variational_bayes import Posterior, VariationalBayes
 from torchcaps.votes import ConvVotes, LinearVotes
 
 Clustering = EM | InvertedAttentionC
@@ -58,6 +60,54 @@ def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step
         activations = activations / (votes.parents * (_windows_that_see(votes) if whole else 1))
     tensors = poses, votes.weight.unflatten(1, (*votes.kernel, -1)), activations
     return _step(routing, tensors, _judges(routing, votes, state), t, (votes.rows, votes.stride, votes.padding, whole))
+
+
+@register_kernel(LinearVotes, VariationalBayes, always, off_cuda)
+def linear_posterior(
+    routing: VariationalBayes, votes: LinearVotes, state: Posterior | None, t: int
+) -> Step[Posterior | None]:
+    """Take the step of a linear layer, as `linear_step` does."""
+    poses, activations = votes.capsules
+    if activations is None:
+        return routing.step(votes, state, t)
+    tensors = poses[:, None, None], votes.weight[:, None, None], activations[:, None, None]
+    return _posterior(routing, tensors, state, t, (votes.rows, 1, 0, False))
+
+
+@register_kernel(ConvVotes, VariationalBayes, always, unless_wide)
+def conv_posterior(
+    routing: VariationalBayes, votes: ConvVotes, state: Posterior | None, t: int
+) -> Step[Posterior | None]:
+    """Take the step on windows."""
+    poses, activations = votes.capsules
+    if activations is None:
+        return routing.step(votes, state, t)
+    tensors = poses, votes.weight.unflatten(1, (*votes.kernel, -1)), activations
+    geometry = votes.rows, votes.stride, votes.padding, routing.scope == "image"
+    return _posterior(routing, tensors, state, t, geometry)
+
+
+def _posterior(
+    routing: VariationalBayes,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    state: Posterior | None,
+    t: int,
+    geometry: tuple[int, int, int, bool],
+) -> Step[Posterior | None]:
+    """Return the step of variational Bayes: EM's, whose means and squares make a posterior."""
+    poses, weight, activations = tensors
+    judges: tuple[Tensor | None, ...] = (None, None, None)
+    if state is None:  # the first assignments are even at each position, whatever competes later
+        activations = activations / len(weight)
+    else:
+        judges = state.mean, *routing.densities(state)
+    mean, variance, total, _ = em_step(poses, weight, activations, *judges, *geometry, False, FLOOR)
+    total = total.unsqueeze(-1)  # R
+    shrunk = total / (1 + total)  # R / kappa
+    # mu and the squares about it to m and P, which has those about the prior's mean too
+    scale = 1 + total * variance + shrunk * mean.square()
+    capsules, found = routing.posterior(shrunk * mean, scale, total.squeeze(-1), t)
+    return Step(capsules, None, found)
 
 
 def _windows_that_see(votes: ConvVotes) -> Tensor:
