@@ -119,7 +119,7 @@ def describe_examinations(found: Mapping[str, Sequence[Examination]]) -> list[st
         return format(mean(values), how) if values else ""
 
     rows = [[head, *(show(each, column) for column in COLUMNS)] for head, each in found.items() if each]
-    return ["## What routing does", "", LEGEND, "", markdown_table(["head", *COLUMNS], rows)]
+    return ["## What routing does", "", LEGEND, "", *markdown_table(["head", *COLUMNS], rows).split("\n")]
 
 
 def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
@@ -134,4 +134,5 @@ def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
             rows.append([head, same[0].name, f"{numbers[0]:.3g}", f"{numbers[1]:.2g}"])
     if not rows:
         return []
-    return ["## By layer", "", markdown_table(("head", "layer", "mean activation", "mean gradient norm"), rows)]
+    table = markdown_table(("head", "layer", "mean activation", "mean gradient norm"), rows)
+    return ["## By layer", "", *table.split("\n")]

@@ -130,7 +130,7 @@ class AffineVotes(ABC):
         xnor = _whole_xnor_agreement if self.binary else _xnor_agreement
         function = {"dot": _agreement, "xnor": xnor, "xnor-midpoint": _xnor_agreement}[how]
         middle = (self.middle,) if how == "xnor-midpoint" else ()
-        if how == "dot" and parents.shape[:2] == (1, 1):
+        if how == "dot" and parents.shape[:2] == (1, 1) != self.poses.shape[:2]:
             return recompute(_shared_agreement, self.poses, self.weight, parents.unflatten(-1, (self.rows, -1)))
         parents = parents.expand(*self.poses.shape[:2], -1, -1).unflatten(-1, (self.rows, -1))  # [b, p, j, r, m]
         tiles = [
@@ -221,7 +221,7 @@ def _softmax(logits: Tensor) -> Tensor:
     """Return the softmax over the last dimension. On a CPU torch takes a dimension of few numbers one by one, and so is
     several times as fast where another lies last.
     """
-    few = logits.is_cpu and logits.shape[-1] % 16 and logits.ndim > 1
+    few = logits.device.type in ("cpu", "meta") and logits.shape[-1] % 16 and logits.ndim > 1
     if not few or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return logits.softmax(-1)
     return logits.transpose(-1, -2).softmax(-2).transpose(-1, -2)
