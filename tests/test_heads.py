@@ -311,7 +311,7 @@ def test_nothing_is_fetched_unless_asked_and_then_by_timm(monkeypatch):
         (lambda: create_model("test_vit.em", small_stem=True), "does not begin with a convolution"),
         (lambda: create_model("test_vit.em", image_size=8), "does not take images of 8x8"),
         (lambda: create_model(f"{SMALL}.linear", image_size=32, hidden=(3, 0)), "hidden is (3, 0)"),
-        (lambda: on_meta("resnet18.xnidr", routing_threshold="zero"), "option of routing 'xnidr' is named 'threshold'"),
+        (lambda: on_meta("resnet18.fm", routing_threshold="zero"), "option of routing 'fm' is named 'threshold'"),
         (lambda: on_meta("resnet18.xnodr", routing_threshold="mid"), "option threshold of routing 'xnodr' is 'mid'"),
         (
             lambda: on_meta("resnet18.primary.em"),
