@@ -16,7 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchcaps.kernels.simd import LANES, broadcast, exp, highest, load, select, store, subroutine, total, zeros
+from torchcaps.kernels.simd import (
+    LANES,
+    broadcast,
+    exp,
+    highest,
+    load,
+    select,
+    store,
+    store_totals,
+    subroutine,
+    total,
+    zeros,
+)
 
 
 def parents_to_lanes(weight: Tensor) -> Tensor:
@@ -154,31 +166,29 @@ def softmax(coupling, at, blocks):
 
 @subroutine
 def differentiate_child(d_votes, weight, child, d_u):
-    """Compute: d_u = d_votes W', summed over parents, four rows by two columns at a time."""
+    """Compute: d_u = d_votes W', summed over parents, two rows by four columns at a time."""
     blocks, height, m, _ = d_votes.shape
     columns = d_u.shape[1]
     step = m * LANES
-    for r in range(0, height, 4):
-        for c in range(0, columns, 2):
-            # a_k and b_k gather columns c and c + 1 of row r + k, each lane for its own parents; `total` joins them
+    for r in range(0, height, 2):
+        for c in range(0, columns, 4):
+            # a_k and b_k gather column c + k of rows r and r + 1, each lane for its own parents, which are joined last
             a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zeros(d_votes)
             for x in range(blocks):
                 w = ((child * blocks + x) * columns + c) * step
                 v = (x * height + r) * step
                 for k in range(0, step, LANES):
-                    left, right = load(weight, w + k), load(weight, w + step + k)
-                    y = load(d_votes, v + k)
-                    a0, b0 = a0 + y * left, b0 + y * right
-                    y = load(d_votes, v + step + k)
-                    a1, b1 = a1 + y * left, b1 + y * right
-                    y = load(d_votes, v + 2 * step + k)
-                    a2, b2 = a2 + y * left, b2 + y * right
-                    y = load(d_votes, v + 3 * step + k)
-                    a3, b3 = a3 + y * left, b3 + y * right
-            d_u[r, c], d_u[r, c + 1] = total(a0), total(b0)
-            d_u[r + 1, c], d_u[r + 1, c + 1] = total(a1), total(b1)
-            d_u[r + 2, c], d_u[r + 2, c + 1] = total(a2), total(b2)
-            d_u[r + 3, c], d_u[r + 3, c + 1] = total(a3), total(b3)
+                    y, z = load(d_votes, v + k), load(d_votes, v + step + k)
+                    one = load(weight, w + k)
+                    a0, b0 = a0 + y * one, b0 + z * one
+                    one = load(weight, w + step + k)
+                    a1, b1 = a1 + y * one, b1 + z * one
+                    one = load(weight, w + 2 * step + k)
+                    a2, b2 = a2 + y * one, b2 + z * one
+                    one = load(weight, w + 3 * step + k)
+                    a3, b3 = a3 + y * one, b3 + z * one
+            store_totals(d_u, r * columns + c, a0, a1, a2, a3)
+            store_totals(d_u, (r + 1) * columns + c, b0, b1, b2, b3)
 
 
 @subroutine
