@@ -53,6 +53,11 @@ def test_agree(name):
     parents = random(b, p, j, d)
     close(votes.agree(parents), (dense * parents[:, :, None]).sum(-1))
     close(votes.agree(parents, "xnor"), (binarize(dense) * parents[:, :, None]).sum(-1))
+    shared = parents[:1, :1]  # of all images and positions
+    close(votes.agree(shared), (dense * shared[:, :, None]).sum(-1))
+    middle = (dense.flatten(1).amin(1) + dense.flatten(1).amax(1)) / 2
+    signs = binarize(dense, threshold=middle[:, None, None, None, None])
+    close(votes.agree(parents, "xnor-midpoint"), (signs * parents[:, :, None]).sum(-1))
 
 
 def test_squares_and_distance(name):
