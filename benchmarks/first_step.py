@@ -43,6 +43,7 @@ LAYERS = {  # as in kernels.py: transform, children, images
     "xnodr": (linear, (1152, 8), 128),
     "xnidr": (linear, (1152, 8), 128),
     "xnodr-xnidr": (linear, (1152, 8), 128),
+    "variational-bayes": (linear, (1152, 8), 128),
 }
 
 

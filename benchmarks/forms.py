@@ -46,7 +46,17 @@ LINEAR = {
     "256x8 -> 10x16": linear(256, 8, 10, 16),
 }
 CONV = {"3x3x2 -> 2 of 4x4": conv(3, 2, 2), "5x5x4 -> 4 of 4x4": conv(5, 4, 4)}
-ROUTINGS = ("dynamic", "xnodr", "em", "inverted-attention", "inverted-attention-c", "xnidr", "xnodr-xnidr", "fm")
+ROUTINGS = (
+    "dynamic",
+    "xnodr",
+    "em",
+    "inverted-attention",
+    "inverted-attention-c",
+    "xnidr",
+    "xnodr-xnidr",
+    "fm",
+    "variational-bayes",
+)
 BATCHES = (1, 32)
 TURNS = 7
 

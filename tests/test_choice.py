@@ -330,6 +330,8 @@ NETWORKS = {  # what "auto" takes on CUDA where nobody has timed it
     ("em", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
     ("em", LinearTransform(800, 10, 16, 16, matrix=True)): "plain",
     ("inverted-attention-c", LinearTransform(64, 10, 16, 16, matrix=True)): "plain",
+    ("variational-bayes", LinearTransform(64, 10, 16, 16, matrix=True)): "plain",
+    ("variational-bayes", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
     ("fm", LinearTransform(64, 32, 16, 16, matrix=True)): "fused",
     ("fm", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
     ("xnodr-xnidr", ConvTransform(32, 32, 16, 16, stride=2, matrix=True)): "fused",
