@@ -1,6 +1,6 @@
 """The step on CPU: one child of a few positions at a time, 16 parents side by side in a vector. See README.md.
 
-Where there is one position and many images, images stand side by side: `linear_cpu.py`.
+Where there is one position, images may stand side by side: `linear_cpu.py`.
 """
 
 from __future__ import annotations

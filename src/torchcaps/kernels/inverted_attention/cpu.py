@@ -2,8 +2,8 @@
 
 A vector is 16 parents of one element, so that weights are read as they lie, softmax is a sum over lanes, and a child
 is a number that all of them take. A weight that was read serves the rows of several positions. Sums are in float32, or
-in float64 where an input is. Where there is one position and many images, the step is that of dynamic routing, which
-has images side by side.
+in float64 where an input is. Where there is one position, the step may be that of dynamic routing, which has images
+side by side.
 """
 
 from __future__ import annotations
