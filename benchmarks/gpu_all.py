@@ -180,6 +180,7 @@ def cases(device: torch.device) -> dict[str, tuple[str, Any, int, int]]:
         "xnidr, windows": ("xnidr", resnet, 64, 2),
         "xnidr, head": ("xnidr", linear(160, 8, 10, 16), 128, 3),
         "inverted-attention-c, class layer": ("inverted-attention-c", linear(64, 16, 10, 16, True), 128, 2),
+        "variational-bayes, class layer": ("variational-bayes", classes, 128, 2),
         "variational-bayes, windows": ("variational-bayes", resnet, 64, 2),
         "dynamic, windows": ("dynamic", resnet, 64, 2),
         "inverted-attention, 1000 classes": ("inverted-attention", linear(256, 16, 1000, 16, True), 128, 2),

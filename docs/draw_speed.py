@@ -298,7 +298,8 @@ def other_machines(lines: Iterable[dict[str, Any]], cpu: str) -> str:
         said = f"; rows with {MARK} are of another machine, as is what each is compared with: {', '.join(others)}"
     vague = sorted(name for name in names if "(family" not in name)
     if vague and said:
-        said += f" ({' and '.join(vague)} stand for any generation: older lines do not say which)"
+        stand = "stands" if len(vague) == 1 else "stand"
+        said += f" ({' and '.join(vague)} {stand} for any generation: older lines do not say which)"
     return said
 
 

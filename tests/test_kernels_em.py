@@ -205,12 +205,49 @@ def test_gradients_are_finite_wherever_the_plain_ones_are(name, larger, scope):
         assert b.isfinite().all() and a.isfinite().all() and distance(a, b) < 1e-3
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [*em_cases.RULES, "inverted-attention"])
 def test_what_is_no_number_stays_so_and_stays_in_its_image(rule):
     layer, (poses, activations) = any_layer("linear-matrix", rule), children("linear-matrix")
-    poses[1, 2, 1] = torch.nan
-    seen = layer(Capsules(poses, activations), 2).capsules.poses.isnan().flatten(1).any(1)
-    assert seen.tolist() == [False, True]
+    assert activations is not None
+    for images in (2, 20):  # 20 stand side by side
+        many = poses.repeat(images // 2, 1, 1)
+        many[1, 2, 1] = torch.nan
+        given = None if rule == "inverted-attention" else activations.repeat(images // 2, 1)
+        seen = layer(Capsules(many, given), 2).capsules.poses.isnan().flatten(1).any(1)
+        assert seen.tolist() == [False, True] + [False] * (images - 2)
+
+
+BAYES = "variational-bayes"
+
+
+@every_scope
+@pytest.mark.parametrize("active", [1.0, 1e-12, 0.0])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_variational_bayes_equals_its_plain_twin(name, training, active, scope):
+    layer, (poses, activations) = any_layer(name, BAYES, scope=scope), children(name)
+    assert layer.fused and activations is not None
+    check(CapsuleStack([layer], 3).train(training), poses, 1e-8, 1e-8, active * activations)
+
+
+@pytest.mark.parametrize("images", [17, 37])
+def test_variational_bayes_equals_its_plain_twin_of_many_images_some_of_which_show_nothing(images):
+    layer = any_layer("linear-matrix", BAYES)
+    torch.manual_seed(0)
+    poses, activations = (torch.rand(images, *x.shape[1:], dtype=x.dtype) for x in children("linear-matrix"))
+    activations[1] = 0
+    check(CapsuleStack([layer], 3), poses, 1e-8, 1e-8, activations)
+
+
+def test_variational_bayes_networks_do_not_fall_back():
+    with torch.device("meta"):
+        model = create_model("variational-bayes-64-8-16-16")
+        use_implementation(model, "fused")
+        with Calls() as calls:
+            model(torch.rand(2, *model.input_shape)).scores.sum().backward()
+    (stack,) = [each for each in model.modules() if isinstance(each, CapsuleStack)]
+    steps = len(stack.plan())
+    assert steps >= 3 and sorted(calls.names) == ["em_step"] * steps + ["em_step_backward"] * steps
 
 
 @every_rule
@@ -255,11 +292,11 @@ def test_any_number_of_threads_gives_the_same(threads, scope):
 
 @every_rule
 @first_or_later
-@pytest.mark.parametrize("threads", [1, 5])
-def test_images_side_by_side_may_be_of_several_threads_and_come_in_pieces(threads, first, rule, monkeypatch):
+@pytest.mark.parametrize(("threads", "pieces"), [(1, 1), (5, 1), (2, 2 * 5 * 6 * 16 * 8)])  # 16 and 32 of 37 images
+def test_images_side_by_side_may_be_of_several_threads_and_come_in_pieces(threads, pieces, first, rule, monkeypatch):
     case, before = em_cases.make(CASES["linear-many"], torch.float64, first=first, rule=rule), torch.get_num_threads()
     wanted = em_cases.both(case, fused=False)
-    monkeypatch.setattr(linear_cpu, "NEAR", 1)  # 16 images at a time
+    monkeypatch.setattr(linear_cpu, "NEAR", pieces)
     torch.set_num_threads(threads)
     try:
         found = em_cases.both(case)

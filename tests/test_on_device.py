@@ -28,10 +28,8 @@ needs_two = pytest.mark.skipif(DEVICES < 2, reason=f"it takes two CUDA devices, 
 pytestmark = [pytest.mark.device, pytest.mark.slow]
 
 SETTINGS = {"linear": LinearTransform(64, 10, 8, 16), "conv": ConvTransform(4, 8, 16, 16, stride=2, matrix=True)}
-ROUTINGS = {
-    "linear": ("dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c", "self-attention"),
-    "conv": ("dynamic", "em", "inverted-attention", "inverted-attention-c", "self-attention"),
-}
+CONV = ("dynamic", "em", "inverted-attention", "inverted-attention-c", "self-attention", "variational-bayes")
+ROUTINGS = {"linear": (*CONV, "xnidr", "fm"), "conv": CONV}
 CASES = [(form, routing) for form, routings in ROUTINGS.items() for routing in routings]
 
 

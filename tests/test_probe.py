@@ -201,7 +201,9 @@ def test_no_kernel_that_is_right_fails(name, trials):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("routing", ["dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c"])
+@pytest.mark.parametrize(
+    "routing", ["dynamic", "xnidr", "em", "fm", "inverted-attention", "inverted-attention-c", "variational-bayes"]
+)
 def test_the_kernels_of_cuda_pass(routing, trials):
     transform = LinearTransform(2, 2, 2, 2)
     module = CapsuleLayer(transform, routing)

@@ -138,6 +138,29 @@ def votes_of(u, at, weight, child, rows, out, into, add):
         vote(u, at, weight, to, rows, columns, m, out, into + j * rows * m * LANES, add)
 
 
+@inlined
+def dot(x, at, y, to, pose):
+    """Return dot products of 16 images, of `pose` elements of x from `at` on and of y from `to` on.
+
+    Four sums at once, since each product waits for the sum before it.
+    """
+    a0 = zeros(x)
+    a1 = zeros(x)
+    a2 = zeros(x)
+    a3 = zeros(x)
+    k, end = 0, pose * LANES
+    while k + 4 * LANES <= end:
+        a0 = a0 + load(x, at + k) * load(y, to + k)
+        a1 = a1 + load(x, at + k + LANES) * load(y, to + k + LANES)
+        a2 = a2 + load(x, at + k + 2 * LANES) * load(y, to + k + 2 * LANES)
+        a3 = a3 + load(x, at + k + 3 * LANES) * load(y, to + k + 3 * LANES)
+        k += 4 * LANES
+    while k < end:
+        a0 = a0 + load(x, at + k) * load(y, to + k)
+        k += LANES
+    return (a0 + a1) + (a2 + a3)
+
+
 @subroutine
 def softmax(logits, at, parents, whole):
     """Compute: softmax over `parents` of logits [parents, 16] from `at` on, in place, times the vector `whole`."""

@@ -108,7 +108,7 @@ def _tune(config: Config) -> Config:
 
 def _short(config: Config) -> Config:
     """Return it with ten epochs, the schedule compressed to them; but cycles keep their length, since each halves
-    the rate's peak.
+    a peak or a dip of the rate.
 
     Compressed ones ended the learning of XnODR's networks after five of ten epochs. Steps become one cycle: compressed
     ones ended the learning of others at their first milestone.

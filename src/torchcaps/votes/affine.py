@@ -14,6 +14,8 @@ from torchcaps.votes.children import check_capsules
 from torchcaps.votes.protocol import Agreement, Each, Moments, Over, Scope, Share, Votes
 from torchcaps.votes.tiles import cut, parent_tiles, recompute
 
+FEW = 32  # parents below which a softmax is faster across them, by timings on a CPU
+
 
 class AffineVotes(ABC):
     """The sums, over the children that a subclass gathers. See `Votes`.
@@ -218,10 +220,10 @@ class AffineVotes(ABC):
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Return the softmax over the last dimension. On a CPU torch takes a dimension of few numbers one by one, and so is
-    several times as fast where another lies last.
+    """Return the softmax over the last dimension. On a CPU torch takes a dimension of few numbers that are no whole
+    vectors one by one, and so is several times as fast where another lies last.
     """
-    few = logits.device.type in ("cpu", "meta") and logits.shape[-1] % 16 and logits.ndim > 1
+    few = logits.device.type in ("cpu", "meta") and logits.shape[-1] < FEW and logits.shape[-1] % 16 and logits.ndim > 1
     if not few or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return logits.softmax(-1)
     return logits.transpose(-1, -2).softmax(-2).transpose(-1, -2)

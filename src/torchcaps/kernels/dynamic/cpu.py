@@ -19,6 +19,7 @@ from torchcaps.kernels.lanes import (
     back,
     blocks,
     clear,
+    dot,
     from_lanes,
     gather,
     outer,
@@ -118,32 +119,10 @@ def _cancel(u, at, weight, to, rows, columns, m, votes, into):
 
 
 @inlined
-def _dot(votes, at, state, to, pose):
-    """Return products of 16 images with one parent; four sums at once, since each product waits for the sum before
-    it.
-    """
-    a0 = zeros(votes)
-    a1 = zeros(votes)
-    a2 = zeros(votes)
-    a3 = zeros(votes)
-    k, end = 0, pose * LANES
-    while k + 4 * LANES <= end:
-        a0 = a0 + load(votes, at + k) * load(state, to + k)
-        a1 = a1 + load(votes, at + k + LANES) * load(state, to + k + LANES)
-        a2 = a2 + load(votes, at + k + 2 * LANES) * load(state, to + k + 2 * LANES)
-        a3 = a3 + load(votes, at + k + 3 * LANES) * load(state, to + k + 3 * LANES)
-        k += 4 * LANES
-    while k < end:
-        a0 = a0 + load(votes, at + k) * load(state, to + k)
-        k += LANES
-    return (a0 + a1) + (a2 + a3)
-
-
-@inlined
 def agreement(votes, at, state, to, pose, xnor):
     """Return logits of 16 images with one parent."""
     if xnor is None:
-        return _dot(votes, at, state, to, pose)  # sum_d v_d S_d
+        return dot(votes, at, state, to, pose)  # sum_d v_d S_d
     logit = zeros(votes)
     for k in range(0, pose * LANES, LANES):  # sum_d sign(v_d) S_d: S where v > 0, and -S elsewhere, at 0 too
         x = load(state, to + k)
@@ -292,7 +271,7 @@ def _differentiate(votes, coupling, gradient, state, to, pose, xnor, last, out, 
     mean = zeros(votes)  # sum_k c_ik dc_ik, of each image
     for j in range(parents):
         k = j * pose * LANES
-        change = _dot(votes, k, gradient, to + k, pose)  # dc_ij = v_ij . g_j
+        change = dot(votes, k, gradient, to + k, pose)  # dc_ij = v_ij . g_j
         mean = mean + change * load(coupling, j * LANES)
         store(out, j * LANES, change)
     for j in range(parents):

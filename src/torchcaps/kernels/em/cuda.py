@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from torchcaps.kernels.em.cuda_gradients import activation_kernel, child_kernel, state_kernel
-from torchcaps.kernels.em.cuda_kernels import LEAST, claim_kernel, forward_kernel
+from torchcaps.kernels.em.cuda_kernels import claim_kernel, forward_kernel
 from torchcaps.kernels.em.inputs import Geometry, Inputs
 from torchcaps.kernels.em.sums import Result, joined
 from torchcaps.kernels.tiles import FUSION
@@ -31,7 +31,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
     shape = grid[1], len(poses), sizes["places"], sizes["J"], sizes["R"] * sizes["M"]
     centre, square, total = poses.new_empty(shape), poses.new_empty(shape), poses.new_empty(*shape[:4], 1)
     forward_kernel[grid](*given, seen, centre, square, total, share, **sizes, **tile)
-    return *joined(centre, square, total, LEAST.value), seen if geometry.whole else poses.new_empty(0, 0, 0, 2)
+    return *joined(centre, square, total), seen if geometry.whole else poses.new_empty(0, 0, 0, 2)
 
 
 def backward(given: Result, inputs: Inputs, claims: Tensor, geometry: Geometry) -> list[Tensor]:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from torchcaps.kernels.em import sums
 from torchcaps.kernels.tiles import inner, parents_at
 from torchcaps.kernels.window_tiles import child_at, window_votes
 
-LEAST = tl.constexpr(1e-30)  # of a sum of weights that divides: what is below moves no mean
+LEAST = tl.constexpr(sums.LEAST)
 
 
 @triton.jit

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from torchcaps.kernels.em.inputs import Geometry, Inputs
-from torchcaps.kernels.em.sums import Result, joined
+from torchcaps.kernels.em.sums import LEAST, Result, joined
 from torchcaps.kernels.lanes import (
     BLOCK,
     arrays,
     back,
     clear,
+    dot,
     from_lanes,
     gather,
     outer,
@@ -33,7 +34,6 @@ from torchcaps.kernels.threads import ranges, run
 
 GROUP = 8  # children that are gathered at once
 NEAR = 2**17  # bytes of the votes of one child that backward has at a time: what a second cache holds beside others
-LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
 
 
 def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -53,7 +53,7 @@ def forward(inputs: Inputs, geometry: Geometry) -> tuple[Tensor, Tensor, Tensor,
         _forward(*given, *how, first, end, tuple(each[part] for each in into), *space)
 
     run(work, spans)
-    centre, square, total = joined(*sums[:2], sums[2].unsqueeze(3), LEAST)
+    centre, square, total = joined(*sums[:2], sums[2].unsqueeze(3))
     found = (from_lanes(each, len(poses)).unsqueeze(1) for each in (centre, square, total))
     return *found, poses.new_empty(0, 0, 0, 2)  # pyright: ignore[reportReturnType]
 
@@ -213,8 +213,8 @@ def _couple(votes, n, state, part, agreed, coupling):
     for j in range(parents):
         v, place = (j * near + n) * pose * LANES, (part * parents + j) * LANES
         to, even = place * pose, pose // 2 * 2 * LANES
-        a0 = a1 = zeros(votes)  # of even and odd elements, so that neither sum waits for the other
         if agreed is None:  # the log density: - sum_d (kappa (v - mu))^2
+            a0 = a1 = zeros(votes)  # of even and odd elements, so that neither sum waits for the other
             for k in range(0, even, 2 * LANES):
                 # scaled before it is squared: the square of a difference may exceed what float32 holds
                 apart = load(scale, to + k) * (load(votes, v + k) - load(mean, to + k))
@@ -224,13 +224,10 @@ def _couple(votes, n, state, part, agreed, coupling):
             if even < pose * LANES:
                 apart = load(scale, to + even) * (load(votes, v + even) - load(mean, to + even))
                 a0 = a0 - apart * apart
-        else:  # the dot product: sum_d mu v
-            for k in range(0, even, 2 * LANES):
-                a0 = a0 + load(mean, to + k) * load(votes, v + k)
-                a1 = a1 + load(mean, to + k + LANES) * load(votes, v + k + LANES)
-            if even < pose * LANES:
-                a0 = a0 + load(mean, to + even) * load(votes, v + even)
-        store(coupling, j * LANES, load(prior, place) + (a0 + a1))
+            logit = a0 + a1
+        else:
+            logit = dot(votes, v, mean, to, pose)
+        store(coupling, j * LANES, load(prior, place) + logit)
     softmax(coupling, 0, parents, zeros(votes) + votes.dtype.type(1))
 
 

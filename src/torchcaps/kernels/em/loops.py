@@ -20,6 +20,7 @@ from torchcaps.kernels.em.gradients import (
     differentiate_coupled,
     differentiate_uniform,
 )
+from torchcaps.kernels.em.sums import LEAST
 from torchcaps.kernels.simd import LANES, compiled, exp, highest, load, select, store, subroutine, total, zeros
 from torchcaps.kernels.windows import (
     differentiate_child,
@@ -31,8 +32,6 @@ from torchcaps.kernels.windows import (
     take_child,
     take_parents,
 )
-
-LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
 
 
 @compiled

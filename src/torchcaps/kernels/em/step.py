@@ -6,12 +6,14 @@ The activation of a parent, and a norm of its pose, are made of its results in P
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchcaps.capsules import Capsules
 from torchcaps.kernels.em.op import em_step
 from torchcaps.kernels.rule import off_cuda, unless_wide
 from torchcaps.routing import Step
@@ -21,12 +23,12 @@ from torchcaps.routing.inverted_attention_c import Active, InvertedAttentionC
 from torchcaps.routing.variational_bayes import Posterior, VariationalBayes
 from torchcaps.votes import ConvVotes, LinearVotes
 
-Clustering = EM | InvertedAttentionC
+Clustering = EM | InvertedAttentionC | VariationalBayes
 
 FLOOR = 1e-24  # of sums of weights: those below 1e-30 are taken for none
 
 
-def supports(transform: Transform, routing: Clustering) -> str | None:
+def supports(transform: Transform, routing: EM | InvertedAttentionC) -> str | None:
     """Return why the kernel does not take a routing, or None: with so small a floor sums that are nearly nothing would
     be told apart from nothing.
     """
@@ -37,6 +39,7 @@ def supports(transform: Transform, routing: Clustering) -> str | None:
 
 @register_kernel(LinearVotes, EM, supports, off_cuda)
 @register_kernel(LinearVotes, InvertedAttentionC, supports, off_cuda)
+@register_kernel(LinearVotes, VariationalBayes, always, off_cuda)
 def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> Step[Any]:
     """Take the step of a linear layer, which is an image of one place that a window of one place sees."""
     poses, activations = votes.capsules
@@ -50,64 +53,19 @@ def linear_step(routing: Clustering, votes: LinearVotes, state: Any, t: int) -> 
 
 @register_kernel(ConvVotes, EM, supports, unless_wide)
 @register_kernel(ConvVotes, InvertedAttentionC, supports, unless_wide)
+@register_kernel(ConvVotes, VariationalBayes, always, unless_wide)
 def conv_step(routing: Clustering, votes: ConvVotes, state: Any, t: int) -> Step[Any]:
     """Take the step of a child that competes within each window, or over all that see it."""
     poses, activations = votes.capsules
     if activations is None:
         return routing.step(votes, state, t)
-    whole = routing.scope == "image"
+    whole = routing.scope == "image" and math.prod(votes.space) > 1  # one window is the image
     if state is None:
-        activations = activations / (votes.parents * (_windows_that_see(votes) if whole else 1))
+        # the first assignments of variational Bayes are even at each position, whatever competes later
+        sharing = whole and not isinstance(routing, VariationalBayes)
+        activations = activations / (votes.parents * (_windows_that_see(votes) if sharing else 1))
     tensors = poses, votes.weight.unflatten(1, (*votes.kernel, -1)), activations
     return _step(routing, tensors, _judges(routing, votes, state), t, (votes.rows, votes.stride, votes.padding, whole))
-
-
-@register_kernel(LinearVotes, VariationalBayes, always, off_cuda)
-def linear_posterior(
-    routing: VariationalBayes, votes: LinearVotes, state: Posterior | None, t: int
-) -> Step[Posterior | None]:
-    """Take the step of a linear layer, as `linear_step` does."""
-    poses, activations = votes.capsules
-    if activations is None:
-        return routing.step(votes, state, t)
-    tensors = poses[:, None, None], votes.weight[:, None, None], activations[:, None, None]
-    return _posterior(routing, tensors, state, t, (votes.rows, 1, 0, False))
-
-
-@register_kernel(ConvVotes, VariationalBayes, always, unless_wide)
-def conv_posterior(
-    routing: VariationalBayes, votes: ConvVotes, state: Posterior | None, t: int
-) -> Step[Posterior | None]:
-    """Take the step on windows."""
-    poses, activations = votes.capsules
-    if activations is None:
-        return routing.step(votes, state, t)
-    tensors = poses, votes.weight.unflatten(1, (*votes.kernel, -1)), activations
-    geometry = votes.rows, votes.stride, votes.padding, routing.scope == "image"
-    return _posterior(routing, tensors, state, t, geometry)
-
-
-def _posterior(
-    routing: VariationalBayes,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    state: Posterior | None,
-    t: int,
-    geometry: tuple[int, int, int, bool],
-) -> Step[Posterior | None]:
-    """Return the step of variational Bayes: EM's, whose means and squares make a posterior."""
-    poses, weight, activations = tensors
-    judges: tuple[Tensor | None, ...] = (None, None, None)
-    if state is None:  # the first assignments are even at each position, whatever competes later
-        activations = activations / len(weight)
-    else:
-        judges = state.mean, *routing.densities(state)
-    mean, variance, total, _ = em_step(poses, weight, activations, *judges, *geometry, False, FLOOR)
-    total = total.unsqueeze(-1)  # R
-    shrunk = total / (1 + total)  # R / kappa
-    # mu and the squares about it to m and P, which has those about the prior's mean too
-    scale = 1 + total * variance + shrunk * mean.square()
-    capsules, found = routing.posterior(shrunk * mean, scale, total.squeeze(-1), t)
-    return Step(capsules, None, found)
 
 
 def _windows_that_see(votes: ConvVotes) -> Tensor:
@@ -119,13 +77,16 @@ def _windows_that_see(votes: ConvVotes) -> Tensor:
 
 
 def _judges(
-    routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | None
+    routing: Clustering, votes: LinearVotes | ConvVotes, state: Clusters | Active | Posterior | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
     if isinstance(state, Clusters):
         return state.mean, torch.rsqrt(2 * state.variance), log_prior(state)
+    if isinstance(state, Posterior):
+        assert isinstance(routing, VariationalBayes)
+        return state.mean, *routing.densities(state)
     assert isinstance(routing, InvertedAttentionC)
     places = votes.space[0] * votes.space[1] if votes.space else 1
     query = (state.poses * routing.scale).expand(votes.capsules.poses.shape[0], places, -1, -1)
@@ -142,8 +103,21 @@ def _step(
     """Return the step of poses, weight and activations as `em_step` takes them, the last of which are shares in a
     first iteration.
     """
-    mean, variance, total, _ = em_step(
-        *tensors, *judges, *geometry, isinstance(routing, InvertedAttentionC), routing.eps
-    )
-    capsules, state = routing.parents(mean, variance.clamp_min(routing.eps), total.unsqueeze(-1), t)
+    eps = FLOOR if isinstance(routing, VariationalBayes) else routing.eps
+    mean, variance, total, _ = em_step(*tensors, *judges, *geometry, isinstance(routing, InvertedAttentionC), eps)
+    total = total.unsqueeze(-1)
+    if isinstance(routing, VariationalBayes):
+        return Step(*_posterior(routing, mean, variance, total, t))
+    capsules, state = routing.parents(mean, variance.clamp_min(eps), total, t)
     return Step(capsules, None, state)
+
+
+def _posterior(
+    routing: VariationalBayes, mean: Tensor, variance: Tensor, total: Tensor, t: int
+) -> tuple[Capsules, None, Posterior]:
+    """Return what variational Bayes makes of the same moments, see README.md."""
+    weight = total.clamp_min(FLOOR)  # what the step has divided by: times it all are sums again
+    shrunk = weight / (1 + total) * mean
+    scale = 1 + weight * variance + shrunk * mean
+    capsules, found = routing.posterior(shrunk, scale, total.squeeze(-1), t)
+    return capsules, None, found

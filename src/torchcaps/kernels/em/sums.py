@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LEAST = 1e-30  # of a sum of weights that divides: what is below moves no mean
+
 
 class Result(NamedTuple):
     """Of a step, as its backward pass takes it: m, G, V [b, p, j, d] and H [b, p, j, 1] of README.md."""
@@ -17,16 +19,16 @@ class Result(NamedTuple):
     of_weight: Tensor
 
 
-def joined(centre: Tensor, square: Tensor, total: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
+def joined(centre: Tensor, square: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return means, squares about them and weights of all runs of children, which come first, from those of each.
 
     The squares of a run are about its own mean: what that is off the joint one is added, so nothing cancels (Chan,
-    Golub and LeVeque 1979). Weights of up to `least` move no mean.
+    Golub and LeVeque 1979).
     """
     if len(total) == 1:
         return centre[0], square[0], total[0]
     whole = total.sum(0)
-    middle = (total / torch.where(whole > least, whole, 1.0) * centre).sum(0)
+    middle = (total / torch.where(whole > LEAST, whole, 1.0) * centre).sum(0)
     return middle, (square + total * (centre - middle).square()).sum(0), whole
 
 
