@@ -234,7 +234,8 @@ def test_variational_bayes_equals_its_plain_twin(name, training, active, scope):
 def test_variational_bayes_equals_its_plain_twin_of_many_images_some_of_which_show_nothing(images):
     layer = any_layer("linear-matrix", BAYES)
     torch.manual_seed(0)
-    poses, activations = (torch.rand(images, *x.shape[1:], dtype=x.dtype) for x in children("linear-matrix"))
+    few = children("linear-matrix").poses
+    poses, activations = (torch.rand(images, *shape, dtype=few.dtype) for shape in (few.shape[1:], few.shape[1:2]))
     activations[1] = 0
     check(CapsuleStack([layer], 3), poses, 1e-8, 1e-8, activations)
 
