@@ -50,7 +50,8 @@ def test_every_head_learns_on_the_small_network(head):
     torch.nn.functional.cross_entropy(output.scores, torch.tensor([0, 1, 2, 0, 1])).backward()
     apart = {id(parameter) for parameter in model.coefficients()}
     for name, parameter in model.named_parameters():
-        if id(parameter) not in apart and "beta" not in name:
+        alike = name.endswith("read.linear.bias") and parameter.numel() == 1  # of all classes: no softmax depends on it
+        if id(parameter) not in apart and "beta" not in name and not alike:
             assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
