@@ -244,6 +244,7 @@ def test_variational_bayes_networks_do_not_fall_back():
     with torch.device("meta"):
         model = create_model("variational-bayes-64-8-16-16")
         use_implementation(model, "fused")
+        assert model.input_shape is not None
         with Calls() as calls:
             model(torch.rand(2, *model.input_shape)).scores.sum().backward()
     (stack,) = [each for each in model.modules() if isinstance(each, CapsuleStack)]
