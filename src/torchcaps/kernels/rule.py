@@ -1,8 +1,8 @@
 """Which form "auto" takes where nobody has timed both: a rule on shapes alone, the same on every machine of a kind.
 
 On a CPU the newest line `forms/...` of each machine, layer and batch in results/benchmarks.jsonl, from four children
-upwards, has the kernel ahead of the plain step, so the rule is: the kernel. It does not ask for the batch: a layer computes one form at any size of it,
-though which loops of a kernel run may depend on it.
+upwards, has the kernel ahead of the plain step, so the rule is: the kernel. It does not ask for the batch: a layer
+computes one form at any size of it, though which loops of a kernel run may depend on it.
 
 On CUDA there is no line yet, and the rule is careful. Where a window has one place there are few programs to keep a
 device busy, so attention, EM and variational Bayes are plain there. Where the votes of one child are more than
