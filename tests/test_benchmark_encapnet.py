@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import OptimiserConfig
-from torchcaps.encapnet.capconv import AideConv2d
+from torchcaps.encapnet.aide import AideConv2d
 from torchcaps.losses import margin_loss, multi_hot
 from torchcaps.models import create_model
 from torchcaps.train.optim import build_optimiser

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
+from torchcaps.encapnet.aide import AideConv2d, WideConv2d
 from torchcaps.layers.transforms import flatten_space
 from torchcaps.names import check_choice
 
@@ -70,62 +71,6 @@ def over_channels(change: Callable[[list[Tensor], int], Tensor], *maps: Tensor) 
     return change([each.movedim(1, -1) for each in maps], 3).movedim(-1, 1)
 
 
-class _OthersGradient(torch.autograd.Function):
-    """A weight whose own blocks are zero, as it is; its gradient without them."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.mask = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.mask, None
-
-
-class AideConv2d(nn.Conv2d):
-    """A convolution to each capsule from the channels of all other capsules (the complement of N_j in Eq. 6).
-
-    The weight is that of a dense convolution, as in the authors' code, whose aide sees all channels. What joins a
-    capsule with itself is kept at zero in place, which touches one in `capsules` of the weights; a copy of all of them
-    with a mask took a good part of the time of an image alone. It has no gradient.
-
-    Args:
-        capsules: types per position, at least 2.
-        in_pose, out_pose: elements of a pose.
-        kernel, stride: of the convolution, padded so that a stride of 1 keeps the size; the kernel is odd.
-        bias: whether it has one.
-    """
-
-    mask: Tensor
-
-    def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int, bias: bool = True):
-        super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2, bias=bias)
-        self.capsules = capsules
-        others = 1 - torch.eye(capsules)
-        mask = others.repeat_interleave(out_pose, 0).repeat_interleave(in_pose, 1)[:, :, None, None]
-        self.register_buffer("mask", mask, persistent=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self._masked(), self.bias, self.stride, self.padding)
-
-    def _masked(self) -> Tensor:
-        """Return the weight, its own blocks being zero: by a mask in a graph, and where a caller lent another
-        tensor.
-        """
-        weight = self.weight
-        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference():
-            return weight * self.mask
-        blocks = weight.data.unflatten(1, (self.capsules, -1)).unflatten(0, (self.capsules, -1))  # [g, d', g, d, k, k]
-        blocks.diagonal(0, 0, 2).zero_()
-        return _OthersGradient.apply(weight, self.mask)  # pyright: ignore[reportReturnType]
-
-
 class MasterAideConv2d(nn.Module):
     """One capConv layer: master and aide, their coefficients, skip, batch norm, ReLU, squash.
 
@@ -174,7 +119,7 @@ class MasterAideConv2d(nn.Module):
             self.aide = (
                 AideConv2d(capsules, in_pose, out_pose, wider, stride, affine)
                 if aide == "others"
-                else nn.Conv2d(wide, out, wider, stride, wider // 2, bias=affine)
+                else WideConv2d(wide, out, wider, stride, wider // 2, bias=affine)
             )
             widths = {"master": out_pose, "aide": out_pose, "input": in_pose}
             near = (kernel, stride) if "input" in self.wiring.master else (3, 1)
@@ -301,7 +246,7 @@ def _affine(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def _skip(wide: int, out: int, stride: int, bias: bool) -> nn.Module:
     """Return the input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
-    return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1, bias=bias)
+    return nn.Identity() if wide == out and stride == 1 else WideConv2d(wide, out, 3, stride, 1, bias=bias)
 
 
 def _check(

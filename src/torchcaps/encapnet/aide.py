@@ -1,0 +1,119 @@
+"""The dense convolutions of EncapNet's capsule convolution: the aide (Li et al. 2018, Eq. 6), and what a skip maps by.
+
+On a CPU torch's convolution is slow where the map that comes out is small and has many channels: it computes a row of
+places at a time, and a row of four fills a quarter of a tile. There the patches of all places are the rows of one
+matrix, and the convolution is one product with the weights.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NARROW = 6  # places of a row that comes out, at most, with which a product is faster (`benchmarks/encapnet.py`)
+WIDE = 256  # channels that come out, at least
+
+
+class WideConv2d(nn.Conv2d):
+    """A dense convolution that is one product of matrices where that is faster: on a CPU, to a small map of many
+    channels.
+
+    The patches are kept for the backward pass: `kernel` squared times the places that come out times the channels that
+    go in. A graph that is compiled or exported has the convolution.
+
+    Args: those of `torch.nn.Conv2d`, of one group, padded by zeros, without a dilation.
+    """
+
+    product = True  #: whether a product may stand in; False: always torch's convolution
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [b, c, h, w] -> [b, c', h', w']."""
+        return self._convolve(input, self.weight)
+
+    def _convolve(self, input: Tensor, weight: Tensor) -> Tensor:
+        if self.product and self.prefers_product(input):
+            return _multiply(input, weight, self.bias, self.stride, self.padding)  # pyright: ignore[reportArgumentType]
+        return F.conv2d(input, weight, self.bias, self.stride, self.padding)
+
+    def prefers_product(self, input: Tensor) -> bool:
+        """Return whether the product is the faster form of this convolution of `input` [b, c, h, w]."""
+        if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
+            return False
+        row = (input.shape[3] + 2 * int(self.padding[1]) - self.kernel_size[1]) // self.stride[1] + 1
+        return 0 < row <= NARROW and self.out_channels >= WIDE
+
+
+class AideConv2d(WideConv2d):
+    """A convolution to each capsule from the channels of all other capsules (the complement of N_j in Eq. 6).
+
+    The weight is that of a dense convolution, as in the authors' code, whose aide sees all channels. What joins a
+    capsule with itself is kept at zero in place, which touches one in `capsules` of the weights; a copy of all of them
+    with a mask took a good part of the time of an image alone. It has no gradient.
+
+    Args:
+        capsules: types per position, at least 2.
+        in_pose, out_pose: elements of a pose.
+        kernel, stride: of the convolution, padded so that a stride of 1 keeps the size; the kernel is odd.
+        bias: whether it has one.
+    """
+
+    mask: Tensor
+
+    def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int, bias: bool = True):
+        super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2, bias=bias)
+        self.capsules = capsules
+        others = 1 - torch.eye(capsules)
+        mask = others.repeat_interleave(out_pose, 0).repeat_interleave(in_pose, 1)[:, :, None, None]
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [b, (g d), h, w] -> [b, (g d'), h', w']."""
+        return self._convolve(input, self._masked())
+
+    def _masked(self) -> Tensor:
+        """Return the weight, its own blocks being zero: by a mask in a graph, and where a caller lent another
+        tensor.
+        """
+        weight = self.weight
+        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference():
+            return weight * self.mask
+        blocks = weight.data.unflatten(1, (self.capsules, -1)).unflatten(0, (self.capsules, -1))  # [g, d', g, d, k, k]
+        blocks.diagonal(0, 0, 2).zero_()
+        return _OthersGradient.apply(weight, self.mask)  # pyright: ignore[reportReturnType]
+
+
+class _OthersGradient(torch.autograd.Function):
+    """A weight whose own blocks are zero, as it is; its gradient without them."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.mask = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.mask, None
+
+
+def _multiply(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Return the convolution of `input` [b, c, h, w] and `weight` [c', c, k, l] as a product, in its layout."""
+    last = input.stride(1) == 1  # channels last; `is_contiguous` cannot be asked under vmap
+    if torch.is_autocast_enabled("cpu"):  # before the patches are, which are many times as many
+        input = input.to(torch.get_autocast_dtype("cpu"))
+    vertical, horizontal = padding
+    rows, columns = weight.shape[2:]
+    padded = F.pad(input.movedim(1, -1), (0, 0, horizontal, horizontal, vertical, vertical))
+    patches = padded.unfold(1, rows, stride[0]).unfold(2, columns, stride[1])  # [b, h', w', c, k, l]
+    flat = patches.movedim(3, -1).flatten(3)  # as the weight lies in memory, channels last
+    maps = F.linear(flat, weight.movedim(1, -1).flatten(1), bias).movedim(-1, 1)
+    return maps if last else maps.contiguous()
