@@ -7,14 +7,14 @@ matrix, and the convolution is one product with the weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NARROW = 6  # places of a row that comes out, at most, with which a product is faster (`benchmarks/encapnet.py`)
-WIDE = 256  # channels that come out, at least
+NARROW = {2: 256, 4: 512}  # places of a row that comes out, at most: from how many channels on a product is faster
 
 
 class WideConv2d(nn.Conv2d):
@@ -43,7 +43,7 @@ class WideConv2d(nn.Conv2d):
         if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
             return False
         row = (input.shape[3] + 2 * int(self.padding[1]) - self.kernel_size[1]) // self.stride[1] + 1
-        return 0 < row <= NARROW and self.out_channels >= WIDE
+        return row > 0 and any(row <= most and self.out_channels >= least for most, least in NARROW.items())
 
 
 class AideConv2d(WideConv2d):
@@ -110,10 +110,38 @@ def _multiply(
     last = input.stride(1) == 1  # channels last; `is_contiguous` cannot be asked under vmap
     if torch.is_autocast_enabled("cpu"):  # before the patches are, which are many times as many
         input = input.to(torch.get_autocast_dtype("cpu"))
-    vertical, horizontal = padding
-    rows, columns = weight.shape[2:]
-    padded = F.pad(input.movedim(1, -1), (0, 0, horizontal, horizontal, vertical, vertical))
-    patches = padded.unfold(1, rows, stride[0]).unfold(2, columns, stride[1])  # [b, h', w', c, k, l]
-    flat = patches.movedim(3, -1).flatten(3)  # as the weight lies in memory, channels last
+    flat = _Patches.apply(input.movedim(1, -1), weight.shape[2:], stride, padding).flatten(3)  # pyright: ignore
     maps = F.linear(flat, weight.movedim(1, -1).flatten(1), bias).movedim(-1, 1)
     return maps if last else maps.contiguous()
+
+
+class _Patches(torch.autograd.Function):
+    """Maps [b, h, w, c] -> what a kernel sees at each place, [b, h', w', k, l, c]; torch's gradient of it is slow."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maps: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+        padded = F.pad(maps, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+        return padded.unfold(1, kernel[0], stride[0]).unfold(2, kernel[1], stride[1]).movedim(3, -1).contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any, Any, Any], output: Tensor) -> None:
+        maps, _, ctx.stride, ctx.padding = inputs
+        ctx.shape = maps.shape
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = gradients  # [b, h', w', k, l, c]
+        rows, columns, *kernel = gradient.shape[1:5]
+        (_, height, width, _), (down, right), (above, left) = ctx.shape, ctx.stride, ctx.padding
+        sums = gradient.new_zeros(
+            (len(gradient), height + 2 * above, width + 2 * left, gradient.shape[-1]),
+            dtype=torch.promote_types(gradient.dtype, torch.float32),
+        )
+        for i in range(kernel[0]):
+            for j in range(kernel[1]):
+                seen = sums[:, i : i + down * rows : down, j : j + right * columns : right]
+                seen[:, :rows, :columns] += gradient[:, :, :, i, j]
+        inner = sums[:, above : above + height, left : left + width]
+        return inner.to(gradient.dtype), None, None, None
