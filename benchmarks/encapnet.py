@@ -21,7 +21,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import OptimiserConfig
 from torchcaps.encapnet import MasterAideConv2d
-from torchcaps.encapnet.aide import AideConv2d, WideConv2d
+from torchcaps.encapnet.aide import AideConv2d, DenseConv2d
 from torchcaps.losses import margin_loss, multi_hot
 from torchcaps.models import Model, create_model
 from torchcaps.train.optim import build_optimiser
@@ -58,7 +58,7 @@ def without_products(model: Model) -> Model:
     """A copy of `model`, with the same weights, whose convolutions are torch's."""
     made = copy.deepcopy(model)
     for module in made.modules():
-        if isinstance(module, WideConv2d):
+        if isinstance(module, DenseConv2d):
             module.product = False
     return made
 
@@ -94,7 +94,7 @@ def inference(model: Model, image: Tensor) -> Callable[[], None]:
     return forward
 
 
-def layer(convolution: WideConv2d, maps: Tensor) -> Callable[[], None]:
+def layer(convolution: DenseConv2d, maps: Tensor) -> Callable[[], None]:
     """A pass forward and backward in bf16."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         gradient = torch.randn_like(convolution(maps))
@@ -140,7 +140,7 @@ def time_rows(repeats: int, batch: int) -> None:
         for wide, out in CHANNELS:
             for kernel in KERNELS:
                 torch.manual_seed(0)
-                made = WideConv2d(wide, out, kernel, 1, kernel // 2).to(memory_format=torch.channels_last)
+                made = DenseConv2d(wide, out, kernel, 1, kernel // 2).to(memory_format=torch.channels_last)
                 maps = torch.rand(batch, wide, row, row).contiguous(memory_format=torch.channels_last).requires_grad_()
                 other = copy.deepcopy(made)
                 made.prefers_product, other.product = (lambda input: True), False

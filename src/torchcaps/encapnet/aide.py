@@ -1,7 +1,7 @@
-"""The dense convolutions of EncapNet's capsule convolution: the aide (Li et al. 2018, Eq. 6), and what a skip maps by.
+"""The aide of EncapNet's capsule convolution (Li et al. 2018, Eq. 6): a dense convolution with a large kernel.
 
-On a CPU torch's convolution is slow where the map that comes out is small and has many channels: it computes a row of
-places at a time, and a row of four fills a quarter of a tile. There the patches of all places are the rows of one
+On a CPU torch's convolution is slow where the map that comes out is small and the weights are many: it computes a row
+of places at a time, and a row of four fills a quarter of a tile. There the patches of all places are the rows of one
 matrix, and the convolution is one product with the weights.
 """
 
@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NARROW = {4: 256, 6: 512}  # places of a row that comes out, at most: from how many channels on a product is faster
+NARROW = 6  # places of a row that comes out, at most
+LARGE = 1 << 21  # weights, at least, from which on a product was faster in bf16 and float32 (`benchmarks/encapnet.py`)
 
 
-class WideConv2d(nn.Conv2d):
-    """A dense convolution that is one product of matrices where that is faster: on a CPU, to a small map of many
-    channels.
+class DenseConv2d(nn.Conv2d):
+    """A dense convolution that is one product of matrices where that is faster: on a CPU, to a small map by many
+    weights.
 
     The patches are kept for the backward pass: `kernel` squared times the places that come out times the channels that
     go in. A graph that is compiled or exported has the convolution.
@@ -43,10 +44,10 @@ class WideConv2d(nn.Conv2d):
         if input.device.type != "cpu" or input.ndim != 4 or torch.compiler.is_compiling():
             return False
         row = (input.shape[3] + 2 * int(self.padding[1]) - self.kernel_size[1]) // self.stride[1] + 1
-        return row > 0 and any(row <= most and self.out_channels >= least for most, least in NARROW.items())
+        return 0 < row <= NARROW and self.weight.numel() >= LARGE
 
 
-class AideConv2d(WideConv2d):
+class AideConv2d(DenseConv2d):
     """A convolution to each capsule from the channels of all other capsules (the complement of N_j in Eq. 6).
 
     The weight is that of a dense convolution, as in the authors' code, whose aide sees all channels. What joins a

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, squash
-from torchcaps.encapnet.aide import AideConv2d, WideConv2d
+from torchcaps.encapnet.aide import AideConv2d, DenseConv2d
 from torchcaps.layers.transforms import flatten_space
 from torchcaps.names import check_choice
 
@@ -119,7 +119,7 @@ class MasterAideConv2d(nn.Module):
             self.aide = (
                 AideConv2d(capsules, in_pose, out_pose, wider, stride, affine)
                 if aide == "others"
-                else WideConv2d(wide, out, wider, stride, wider // 2, bias=affine)
+                else DenseConv2d(wide, out, wider, stride, wider // 2, bias=affine)
             )
             widths = {"master": out_pose, "aide": out_pose, "input": in_pose}
             near = (kernel, stride) if "input" in self.wiring.master else (3, 1)
@@ -246,7 +246,7 @@ def _affine(convolution: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def _skip(wide: int, out: int, stride: int, bias: bool) -> nn.Module:
     """Return the input where shapes agree (type II), a dense convolution 3x3 otherwise (type I)."""
-    return nn.Identity() if wide == out and stride == 1 else WideConv2d(wide, out, 3, stride, 1, bias=bias)
+    return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1, bias=bias)
 
 
 def _check(
