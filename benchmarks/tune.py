@@ -69,7 +69,7 @@ def run(config: Config, cell: str, changes: str, results: Path) -> None:
         "config_hash": name,
         "revisions": revisions_of(config),
         "config": to_plain(replace(config, out=Path("runs"), data=replace(config.data, root=None))),
-        "environment": describe_environment(fabric) | {"compiled": trial.compiled},
+        "environment": describe_environment(fabric) | {"compiled": trial.learner.compiled},
     }
     append_record(results, line)
     print(

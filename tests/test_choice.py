@@ -367,7 +367,7 @@ def test_no_kernel_is_taken_on_cuda_unseen_where_votes_fill_the_registers():
 def test_a_run_keeps_what_it_chose(clock, tmp_path: Path, monkeypatch):
     """It is there before the first step, in each checkpoint, and after the run was cut nothing is timed."""
     made = clock(2.0, 1.0)
-    monkeypatch.setattr("torchcaps.train.loop.TIMED", {"cpu"})
+    monkeypatch.setattr("torchcaps.train.learner.TIMED", {"cpu"})
     whole = fit(capsnet(tmp_path / "whole", epochs=1)).folder
     wanted = {"stack.layers.0": {"cpu": "fused"}}
     assert load_state(RunFolder(whole).last)["forms"] == wanted and made.turns

@@ -165,7 +165,7 @@ def test_coefficients_follow_the_schedule_of_the_weights(
     routing = CoefficientConfig(lr=0.5, steps=3, weight_steps=2)
     trainer = Trainer(*of_run(tmp_path, schedule=schedule, coefficients=routing), resume=False)
     seen: list[float] = []
-    ascent = trainer.phases[1].optimizer
+    ascent = trainer.learner.phases[1].optimizer
     ascent.register_step_pre_hook(lambda *_: seen.append(ascent.param_groups[0]["lr"]))
     for batch in [*trainer.batches.epoch(0)][:4]:
         trainer.step(*batch)

@@ -33,10 +33,14 @@ class Repeatable(Protocol):
 
     config: Config
     fabric: Fabric
-    model: Model
     batches: Batches
     position: Position
     folder: RunFolder
+
+    @property
+    def model(self) -> Model:
+        """Return what is trained."""
+        ...
 
     def load(self) -> None:
         """Go back to the last checkpoint."""

@@ -1,8 +1,8 @@
 """The loop that trains one model: one process's part in a run, from its folder to its `Result`.
 
-Batches are a pure function of (seed, epoch, step), and each step draws its random numbers from a generator seeded by
-(seed, step, rank). So a run is continued from its weights, optimisers and position alone, by the same operations in the
-same order as if it had never stopped.
+Batches are a pure function of (seed, epoch, step), and a step one of the `Learner`, its batch and its number. So a run
+is continued from what learns and from its position alone, by the same operations in the same order as if it had never
+stopped.
 """
 
 from __future__ import annotations
@@ -15,43 +15,33 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from torchcaps.config import Config, to_plain
 from torchcaps.forms import SplitName
-from torchcaps.kernels.timing import TIMED
-from torchcaps.layers import choose, chosen_forms, set_forms
-from torchcaps.losses import build_criterion, multi_hot, score_threshold
-from torchcaps.manifest import DIGESTS, Manifest
+from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.terminal import warn
 from torchcaps.train.anomaly import check_weights, spoilt
-from torchcaps.train.averaging import Average
 from torchcaps.train.callbacks import Callback, tell_epoch
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
-from torchcaps.train.classes import check_classes, class_weights
-from torchcaps.train.compiling import compile_module
+from torchcaps.train.classes import check_classes
 from torchcaps.train.describe import make_manifest
-from torchcaps.train.devices import choose_compile, is_depthwise
 from torchcaps.train.display import Display
 from torchcaps.train.evaluation import evaluate
 from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interrupted, Interruption
+from torchcaps.train.learner import Learner
 from torchcaps.train.machine import describe_environment, keep_threads
 from torchcaps.train.memory import check_memory
-from torchcaps.train.meter import Meter, Score
-from torchcaps.train.optim import build_schedule, follow_on
-from torchcaps.train.phases import Batch, LossModule, build_phases, follow_schedule, step_phases
-from torchcaps.train.position import Position
+from torchcaps.train.meter import Score
+from torchcaps.train.position import Clock, Position
 from torchcaps.train.readback import Readback
 from torchcaps.train.run import Result, RunFolder, runs_of
-from torchcaps.train.stages import check_stages, enter_stage, held_part
-from torchcaps.train.start import open_run
-from torchcaps.train.statistics import count_batches, measure_statistics
+from torchcaps.train.stages import enter_stage
+from torchcaps.train.start import check_images, open_run
 
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
@@ -92,30 +82,17 @@ class Trainer:
         model = given.create_model(self.shape, config)
         if given.start is not None and (said := given.start.give(model)) and fabric.is_global_zero:
             warn(said)
-        self.model = convert_conv2d_weight_memory_format(model, torch.channels_last)
-        fabric.to_device(self.model)
-        check_stages(self.model, config)
-        weights = class_weights(config, self.data.train)
-        self.phases = build_phases(self.model, config, None if weights is None else weights.to(fabric.device))
-        self.criterion = build_criterion(config.loss)
-        self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(self.batches), config.epochs)
-        self.first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
-        follow_schedule(self.phases)
-        module = LossModule(self.model, *self.phases)
-        depthwise = config.compile == "auto" and is_depthwise(config.model)
-        wanted = choose_compile(config.compile, fabric.device.type, depthwise)
-        self.compiled = wanted and compile_module(module, fabric.device)
-        self.wrapped, self.optimizer = fabric.setup(module, self.phases[0].optimizer)
-        threshold, terms = score_threshold(config.loss), len(self.model.penalties)
-        self.meter = Meter(fabric.device, self.data.shown, threshold, terms)
-        self.average = Average(self.model, config.average) if config.average else None
-        self.measured = count_batches(self.model, self.batches, config.epochs, averaged=self.average is not None)
+        self.learner = Learner(fabric, config, self.data, self.batches, model)
         self.position = Position()
         self._held = ExitStack()  # what keeps other processes out of the folder
         self.fresh = False  # whether the folder is new: until a step is done, nothing is lost with it
         self.folder = self._open(resume)
-        self.clock = self.saved = time.monotonic()
-        self.cpu_clock = time.process_time()
+        self.clock, self.saved = Clock(), time.monotonic()
+
+    @property
+    def model(self) -> Model:
+        """Return what is trained, the inner module."""
+        return self.learner.model
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -151,7 +128,7 @@ class Trainer:
         begun = present(self.folder.last)
         if begun:
             if self.fabric.is_global_zero:
-                self._check_images()
+                check_images(self.folder, self.manifest)
             self.load()
             keep_threads(self.folder.read("environment.json"), self.fabric.device)
         elif self.config.start and not self.started:
@@ -159,10 +136,10 @@ class Trainer:
                 f"{self.folder.path} was cut before it had its first weights, those of "
                 f"{self.config.start.rpartition(' ')[0]}: give that run's folder again, as start=... or --from"
             )
-        forms = self.choose()
+        forms = self.learner.choose()
         if self.fabric.is_global_zero:
             self.folder.write("model.json", to_plain(self.manifest))
-            ours = {"compiled": self.compiled} | self.statistics | forms
+            ours = {"compiled": self.learner.compiled} | self.learner.statistics | forms
             self.folder.write("environment.json", describe_environment(self.fabric) | ours)
         if not begun:
             self.save()
@@ -172,44 +149,13 @@ class Trainer:
             self._train()
         return self._test()
 
-    def _check_images(self) -> None:
-        """Raise ValueError where the images are no longer those that the run has begun with, as far as it says."""
-        if not (self.folder.path / "model.json").exists():
-            return
-        before, now = self.folder.read_manifest(), self.manifest
-        if before.classes and before.classes != now.classes:  # an older run does not name them
-            raise ValueError(
-                f"cannot resume {self.folder.path}: its classes were {', '.join(before.classes)}, and are "
-                f"{', '.join(now.classes)}"
-            )
-        for split in ("train", "validation", "test") if DIGESTS not in before.missing else ():
-            if getattr(before.data, split) != getattr(now.data, split):
-                raise ValueError(
-                    f"cannot resume {self.folder.path}: its {split} images were changed since it began; put them back, "
-                    "or begin a new run without --resume"
-                )
-
-    def choose(self) -> dict[str, Any]:
-        """Have capsule layers take the faster form on a GPU, see `torchcaps.choose`; what a checkpoint says stands.
-
-        Returns what is written down of it. Kernels are tried here, before a step is compiled. On a CPU nothing is done.
-        """
-        device = self.fabric.device
-        if device.type not in TIMED:
-            return {}
-        share = self.config.batch_size // self.fabric.world_size
-        images = torch.zeros(share, self.data.channels, *self.data.image_size, device=device)
-        with self.fabric.autocast():
-            found = choose(self.model, images.contiguous(memory_format=torch.channels_last), self.compiled, keep=True)
-        return {"forms": {name: choice._asdict() for name, choice in found.items()}} if found else {}
-
     def _train(self) -> None:
         with Display(self.config.epochs, len(self.batches), self.fabric.is_global_zero) as display:
-            if self.measured:
-                steps = self.config.epochs * len(self.batches)
-                why = f"{steps} steps are too few for" if self.average is None else "averaged weights have no"
+            if measured := self.learner.measured:
+                averaged = self.learner.average is not None
+                why = "averaged weights have no" if averaged else f"{self.learner.steps} steps are too few for"
                 display.say(
-                    f"batch norm: {why} running statistics, so each evaluation takes those of {self.measured} training "
+                    f"batch norm: {why} running statistics, so each evaluation takes those of {measured} training "
                     "batches"
                 )
             while self.position.epoch < self.config.epochs:
@@ -235,7 +181,7 @@ class Trainer:
             seconds=position.seconds,
             cpu_seconds=position.cpu_seconds,
             folder=self.folder.path,
-            **self.statistics,
+            **self.learner.statistics,
         )
         if self.fabric.is_global_zero:
             self.folder.write_result(result)
@@ -269,29 +215,8 @@ class Trainer:
             self.report(display, *pending)
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Take all phases on this process's share of a batch; returns loss and accuracy of all as [2], on the
-        device.
-        """
-        done = self.position.epoch * len(self.batches) + self.position.step
-        draws = np.random.SeedSequence((self.config.seed, done, self.fabric.global_rank))
-        torch.manual_seed(int(draws.generate_state(1)[0]))
-        images = images.contiguous(memory_format=torch.channels_last)
-        progress = done / max(1, self.config.epochs * len(self.batches) - 1)
-        position, targets = self.position, multi_hot(labels, self.data.num_classes)
-        parts = self.batches.parts(position.epoch, position.step) if self.config.loss.reconstruction else None
-        batch = Batch(images, labels, targets, progress, parts)
-        loss, scores, penalties = step_phases(
-            self.fabric, self.model, self.wrapped, self.optimizer, self.phases, batch, self.config.clip
-        )
-        self.schedule.step()
-        follow_schedule(self.phases)
-        if self.average is not None:
-            self.average.update()
-        right = self.meter.update(loss, scores, labels, penalties)
-        values = torch.stack([loss, right.float().mean()])
-        if self.fabric.world_size > 1:  # so that all see a loss that is not finite, and in the same step
-            torch.distributed.all_reduce(values)
-        return values / self.fabric.world_size
+        """Take the step at which the run stands, see `Learner.step`."""
+        return self.learner.step(images, labels, self.position.epoch, self.position.step)
 
     def report(self, display: Display, step: int, values: Readback) -> None:
         """Show what `step`, counted from 1 over the run, returned.
@@ -303,7 +228,7 @@ class Trainer:
         if not math.isfinite(loss):
             raise spoilt(self, f"the loss is {loss}", step)
         self.fresh = False
-        self._tick()
+        self.clock.tick(self.position)
         done = self.position.step * self.config.batch_size
         seconds = self.position.epoch_seconds  # 0 within the first tick of a coarse clock, such as Windows'
         display.step(step, loss, accuracy, done / seconds if seconds else 0.0)
@@ -314,16 +239,16 @@ class Trainer:
         """Validate, keep the weights if they are the best so far, record the epoch, and write a checkpoint."""
         position, steps = self.position, len(self.batches)
         check_weights(self)
-        train = self.meter.compute()
-        self._tick()
+        train = self.learner.meter.compute()
+        self.clock.tick(self.position)
         training_seconds = position.epoch_seconds
         if self.fabric.world_size > 1:  # each process has its own batch statistics; those of the first are kept
             for buffer in self.model.buffers():
                 torch.distributed.broadcast(buffer, 0)
-        model = self.evaluated()
+        model = self.learner.evaluated(position.epoch)
         validation = self._finite(self.evaluate("validation", model)) if len(self.data.validation) else None
         said = tell_epoch(self.callbacks, position.epoch + 1, model, self.data)
-        self._tick()
+        self.clock.tick(self.position)
         tested = self._test_beside(model)
         position.end_epoch(
             {
@@ -334,16 +259,16 @@ class Trainer:
                 "validation_loss": validation.loss if validation and validation.loss < math.inf else None,
                 "validation_accuracy": validation.accuracy if validation else None,
                 **self._by_class("validation", validation),
-                "lr": self.schedule.get_last_lr()[0],
+                "lr": self.learner.rate,
                 "seconds": position.epoch_seconds,
                 "images_per_second": steps * self.config.batch_size / training_seconds if training_seconds else 0.0,
-                **self.statistics,
+                **self.learner.statistics,
                 **self._name_penalties(train.penalties),
                 **said,
                 **tested,
             }
         )
-        self.meter.reset()
+        self.learner.meter.reset()
         for callback in self.callbacks:
             callback.on_record(position.history[-1])
         if position.select(validation, self.config.select) and self.fabric.is_global_zero:
@@ -378,7 +303,7 @@ class Trainer:
         if not self.config.test_curve:
             return {}
         test = self.evaluate("test", model)
-        self.clock, self.cpu_clock = time.monotonic(), time.process_time()
+        self.clock.restart()
         return {"test_loss": test.loss if math.isfinite(test.loss) else None, "test_accuracy": test.accuracy}
 
     def _name_penalties(self, penalties: Sequence[float]) -> dict[str, Any]:
@@ -389,24 +314,6 @@ class Trainer:
             return {}
         added, *terms = penalties
         return {"train_penalty": added, "penalties": dict(zip(self.model.penalties, terms, strict=True))}
-
-    @property
-    def statistics(self) -> dict[str, int]:
-        """Return what is written down where the batch-norm statistics of evaluations are measured apart from
-        training's.
-        """
-        return {"statistics_batches": self.measured} if self.measured else {}
-
-    def evaluated(self) -> Model:
-        """Return the model as it is to be evaluated and selected, see `torchcaps.train.statistics`; all processes
-        call it.
-        """
-        model = self.model if self.average is None else self.average.averaged(self.model)
-        if not self.measured:
-            return model
-        parts = self.config.loss.reconstruction > 0
-        held = held_part(self.config, self.position.epoch)
-        return measure_statistics(self.fabric, model, self.batches, self.measured, parts, held)
 
     def evaluate(self, split: SplitName, model: Model) -> Score:
         fabric = self.fabric
@@ -420,15 +327,7 @@ class Trainer:
             FloatingPointError: when a weight is not finite; the checkpoint before is kept.
         """
         check_weights(self)
-        state = {
-            "position": asdict(self.position),
-            "optimizers": [phase.optimizer.state_dict() for phase in self.phases],
-            "schedule": self.schedule.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
-            "meter": self.meter.state(),
-            **({"forms": forms} if (forms := chosen_forms(self.model)) else {}),
-            **({"average": self.average.state()} if self.average is not None else {}),
-        }
+        state = {"position": asdict(self.position), **self.learner.state()}
         if self.fabric.is_global_zero:
             save_checkpoint(self.folder.last, self.model, state, self.manifest)
         self.saved = time.monotonic()
@@ -453,23 +352,12 @@ class Trainer:
         if not (0 <= position.epoch <= self.config.epochs and 0 <= position.step <= len(self.batches)):
             raise ValueError(f"it stands at epoch {position.epoch}, step {position.step}, where this run cannot be")
         self.position = position
-        for phase, values in zip(self.phases, state["optimizers"], strict=True):
-            phase.optimizer.load_state_dict(values)
-        if "epochs" in state:  # of a shorter run, whose schedule is another
-            follow_on(self.schedule, self.first_rates, position.epoch * len(self.batches))
-            follow_schedule(self.phases)
-        else:
-            self.schedule.load_state_dict(state["schedule"])
-        self.fabric.strategy.precision.load_state_dict(state["scaler"])
-        self.meter.load(state["meter"], self.fabric.global_rank)
-        set_forms(self.model, state.get("forms", {}))
-        if self.average is not None:
-            self.average.load(state["average"])
+        self.learner.restore(state, position.epoch)
 
     def _stop_if(self, stop: bool) -> None:
         if stop:
             step = self.position.epoch * len(self.batches) + self.position.step
-            total, saved = self.config.epochs * len(self.batches), f"saved in {self.folder.path}"
+            total, saved = self.learner.steps, f"saved in {self.folder.path}"
             if self.batches.restarts and 0 < self.position.step < len(self.batches):
                 saved += f" as it was at the end of epoch {self.position.epoch}: a DataLoader begins an epoch anew"
             raise Interrupted(f"stopped after step {step} of {total}, {saved}")
@@ -481,10 +369,3 @@ class Trainer:
             return ""
         due = time.monotonic() - self.saved >= self.config.checkpoint_every and not (last or self.batches.restarts)
         return self.fabric.broadcast("stop" if self.interruption.asked else "save" if due else "")
-
-    def _tick(self) -> None:
-        """Add the time since the last call to the epoch's."""
-        now, cpu = time.monotonic(), time.process_time()
-        self.position.epoch_seconds += now - self.clock
-        self.position.cpu_seconds += cpu - self.cpu_clock
-        self.clock, self.cpu_clock = now, cpu

@@ -1,8 +1,9 @@
-"""Where a run stands."""
+"""Where a run stands, and the clock that adds to it."""
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +49,24 @@ class Position:
             self.selected_accuracy, self.selected_loss = validation.accuracy, validation.loss
             self.selected_by = value
         return True
+
+
+class Clock:
+    """What time has passed since it was looked at last, on the wall and on the processors."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what has passed so far."""
+        self._wall, self._cpu = time.monotonic(), time.process_time()
+
+    def tick(self, position: Position) -> None:
+        """Add the time since the last look to the epoch that `position` is in."""
+        wall, cpu = self._wall, self._cpu
+        self.restart()
+        position.epoch_seconds += self._wall - wall
+        position.cpu_seconds += self._cpu - cpu
 
 
 def measured(score: Score, by: Measure) -> float:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchcaps.config import Config
 from torchcaps.data.notes import some
 from torchcaps.files import check_plain
+from torchcaps.forms import SPLITS
+from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, STATE, load_state, present, read_weights, save_state_beside
 from torchcaps.train.run import RunFolder, create_run, differences, find_unfinished, runs_of
@@ -92,6 +94,26 @@ def open_run(config: Config, resume: bool) -> RunFolder:
         if shorter is None:
             raise
         return _extend(shorter, config)
+
+
+def check_images(run: RunFolder, now: Manifest) -> None:
+    """Raise ValueError where images and classes are no longer those that `run` has begun with, as far as it says.
+
+    `now` is what the run would say of them today.
+    """
+    if not (run.path / "model.json").exists():
+        return
+    before = run.read_manifest()
+    if before.classes and before.classes != now.classes:  # an older run does not name them
+        raise ValueError(
+            f"cannot resume {run.path}: its classes were {', '.join(before.classes)}, and are {', '.join(now.classes)}"
+        )
+    for split in SPLITS if DIGESTS not in before.missing else ():
+        if getattr(before.data, split) != getattr(now.data, split):
+            raise ValueError(
+                f"cannot resume {run.path}: its {split} images were changed since it began; put them back, "
+                "or begin a new run without --resume"
+            )
 
 
 def find_shorter(config: Config) -> RunFolder | None:
