@@ -253,20 +253,21 @@ def inverted_attention_step(seen, parents, gain, bias, scale, scope="window", be
     return out
 
 
-def inverted_attention_c(seen, iterations, start, norm, scale, costs, before=0.0):
+def inverted_attention_c(seen, iterations, start, norm, scale, costs, scope, before=0.0):
     """Ablation C as the library defines it; `costs` are the last five arguments of `clusters`, lambda a function.
 
-    `before` is what is added before the norm.
+    A gain of None leaves the layer norm out; `before` is what is added before it.
     """
     beta_u, beta_a, heat, normalise, eps = costs
     b, p, _, j, d = seen.shape
     parents, prior, activation = np.zeros((b, p, j, d)) + start, np.zeros((b, p, 1, j)), np.empty(0)
     for t in range(iterations):
-        coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, "window")
+        coupling = softmax_over_parents(seen, agreement(seen, parents) * scale + prior, scope)
         _, _, activation = clusters(seen, coupling, beta_u, beta_a, heat(t), normalise, eps)
         parents = weighted_sum(seen, coupling * seen.activations[..., None], before)
         for n, q, s in each_parent(seen):
-            parents[n, q, s] = layer_norm(parents[n, q, s], *norm)
+            if norm[0] is not None:
+                parents[n, q, s] = layer_norm(parents[n, q, s], *norm)
         prior = np.log(activation)[:, :, None]
     return parents, activation
 

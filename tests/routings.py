@@ -33,6 +33,8 @@ VARIANTS = [
     ("inverted-attention", {"bias": True}),
     ("inverted-attention-c", {"temperature": 0.5, "scaled": True}),
     ("inverted-attention-c", {"temperature": 0.5, "start": "learnt", "bias": True}),
+    ("inverted-attention-c", {"temperature": 0.5, "scope": "image", "layer_norm": False}),
+    ("inverted-attention-c", {"normalise": True}),
     ("self-attention", {}),
     ("self-attention", {"bias": True, "shrink": "squash"}),
     ("self-attention", {"prior": False}),
@@ -47,6 +49,7 @@ VARIANTS = [
     ("xnidr", {}),
     ("xnidr", {"bias": True}),
     ("xnidr", {"threshold": "midpoint"}),
+    ("xnidr", {"over": "children"}),
     ("xnodr-xnidr", {}),
     ("xnodr-xnidr", {"bias": True}),
 ]
@@ -95,9 +98,9 @@ def oracle(module, capsules, iterations):
                 parents = oracles.inverted_attention_step(truth, parents, *norm, routing.scale, routing.scope, bias)
             return parents, None
         case "inverted-attention-c":
-            norm, start = (get["norm.weight"], get["norm.bias"]), get.get("initial", 0.0)
+            norm, start = (get.get("norm.weight"), get.get("norm.bias")), get.get("initial", 0.0)
             some = truth, iterations, start, norm, routing.scale, costs(routing, get)
-            return oracles.inverted_attention_c(*some, bias)
+            return oracles.inverted_attention_c(*some, routing.scope, bias)
         case "self-attention":
             exponential = routing.shrink is squash_exponential
             return oracles.self_attention(truth, get.get("prior", 0.0), bias, exponential), None

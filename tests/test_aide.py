@@ -50,6 +50,15 @@ def test_a_product_is_the_convolution(size, kernel, stride, bias, last):
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [((3, 5), (2, 1), (1, 2)), ((4, 1), (1, 3), (0, 2))])
+def test_height_and_width_have_their_own_geometry(kernel, stride, padding):
+    torch.manual_seed(0)
+    layer = DenseConv2d(12, 16, kernel, stride, padding).double()
+    for found, wanted in zip(*beside(layer, images((2, 12, 9, 5))), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("few")
 def test_a_product_in_bf16_rounds_as_the_convolution_does():
     torch.manual_seed(0)
     layer = AideConv2d(4, 4, 4, 5, 1)

@@ -483,9 +483,11 @@ def test_a_sweep_over_what_the_budget_sets_is_refused(
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_a_sweep_is_named_as_flags_are(tmp_path: Path) -> None:
+def test_a_sweep_is_named_as_flags_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = "--sweep optimiser.weight-decay 0 1e-4 --data.name digits --routings em"
     assert main(["compare", "--show", "--results", str(tmp_path), *words.split()]) == 0
+    shown = capsys.readouterr().out
+    assert "| em@optimiser.weight-decay=0 |" in shown and "| em@optimiser.weight-decay=1e-4 |" in shown
 
 
 def test_small_shares_get_more_passes_in_every_budget() -> None:

@@ -6,24 +6,27 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import tiny_config
+from torch import Tensor
 
 import torchcaps
 from torchcaps.cli import main
 from torchcaps.config import ComposeConfig, DataConfig, LossConfig, OptimiserConfig
-from torchcaps.data import Images, load_data
+from torchcaps.data import Data, Images, load_data
 from torchcaps.data.classes import with_classes
 from torchcaps.inspect import evaluation
 from torchcaps.inspect.evaluation import evaluate_run
-from torchcaps.inspect.measured import Watch
+from torchcaps.inspect.measured import Watch, measure
 from torchcaps.inspect.measures import describe_measured
+from torchcaps.models import Model, Output
 from torchcaps.tables import drawings
-from torchcaps.train import RunFolder, fit
+from torchcaps.train import RunFolder, evaluate, fit
 from torchcaps.train.processes import build_fabric, name_shortage
 
 CLASSES = ("bee", "cat", "dog")
@@ -43,6 +46,29 @@ def pictures(
             image = Image.fromarray(pixels)
             (image.convert("RGB") if colour else image).save(folder / name / f"{n}.png")
     return folder
+
+
+class Corner(Model):
+    """Two scores that each view has its own of."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        pixels = images.flatten(1)
+        return Output(torch.stack([pixels[:, 0], pixels.mean(1)], 1), (), {})
+
+
+@pytest.mark.parametrize("views", [5, 10])
+def test_scores_of_several_views_are_averaged(views: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8, generator=generator)
+    images = Images(pixels, torch.arange(9) % 2, ("a", "b"))
+    batches = Data(images, images, images, crop=5, views=views).evaluation("test", 4)
+    model, seen = Corner(), []
+    fabric, loss = build_fabric(tiny_config(Path())), LossConfig("cross-entropy")
+    evaluate(fabric, model, batches, loss, 2, watch=lambda scores, _: seen.append(scores))
+    wanted = torch.cat([sum(model(view).scores for view in shown.unbind(1)) / views for shown, _ in batches.epoch(0)])
+    torch.testing.assert_close(torch.cat(seen), wanted)
+    torch.testing.assert_close(measure(fabric, model, batches, loss).scores, wanted)
+    assert not torch.allclose(wanted, torch.cat([model(shown[:, 0]).scores for shown, _ in batches.epoch(0)]))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,17 @@ from torchcaps.examine.equivariance import held_out_r2, measure_equivariance
 from torchcaps.examine.examination import examine, examine_run, read_examination, write_examination
 from torchcaps.examine.found import Examination, Trees
 from torchcaps.examine.negation import measure_negation
-from torchcaps.examine.placebos import ONE, OTHER, RANDOM, SAME, UNIFORM, coupled, find_donors, measure_placebos
+from torchcaps.examine.placebos import (
+    ONE,
+    OTHER,
+    RANDOM,
+    SAME,
+    UNIFORM,
+    coupled,
+    find_donors,
+    measure_placebos,
+    share_at_random,
+)
 from torchcaps.examine.robustness import measure_robustness
 from torchcaps.examine.sample import Move, Sample
 from torchcaps.examine.trees import measure_trees
@@ -101,6 +111,18 @@ def test_placebos_of_a_network_that_is_nothing_but_its_couplings() -> None:
     assert (found[SAME].accuracy, found[SAME].changed, found[SAME].images) == (1.0, 0.0, 8)
     assert (found[OTHER].accuracy, found[OTHER].changed, found[OTHER].images) == (0.0, 1.0, 8)
     assert model.stack.iterations == 2 and "couple" not in vars(model.stack.layers[0].routing)
+
+
+def test_couplings_at_random_are_dirichlet_and_of_each_image() -> None:
+    """Exponentials that are divided by their sum: uniform on the simplex."""
+    module, capsules = layer("linear-vector", "dynamic"), children("linear-vector")
+    votes = module.votes(Capsules(capsules.poses.repeat(400, 1, 1)))
+    drawn = share_at_random(torch.Generator().manual_seed(0))("", module.routing, votes, None, 0)
+    parents = votes.parents
+    torch.testing.assert_close(drawn.sum(-1), torch.ones_like(drawn.sum(-1)))
+    expected = (parents - 1) / (parents**2 * (parents + 1))
+    assert drawn.var().item() == pytest.approx(expected, rel=0.05)
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 def test_placebos_change_nothing_where_routing_does_nothing() -> None:
@@ -226,6 +248,31 @@ def test_robustness_counts_what_is_kept_of_what_was_right() -> None:
         assert len(curves[by].values) == len(curves[by].accuracy) == values
     assert curves["angle"].accuracy[0] == curves["scale"].accuracy[2] == curves["shear"].accuracy[0] == 7 / 8
     assert curves["scale"].accuracy == (7 / 8,) * 5
+
+
+def test_robustness_moves_by_each_value_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[Move] = []
+
+    def answers(seen: Sample, model: Model, move: Move | None = None) -> Tensor:
+        if move is not None:
+            moves.append(move)
+        return seen.targets
+
+    monkeypatch.setattr(Sample, "answers", answers)
+    curves = {each.by: each for each in measure_robustness(Halves(), sample(torch.rand(4, 8, 8), [0, 1, 0, 1], 2))}
+    none, places = Move.none(4), 0
+    for by, field in (("angle", "angle"), ("scale", "scale"), ("shear", "shear")):
+        given = [each for each in moves if not torch.equal(getattr(each, field), getattr(none, field))]
+        wanted = [value for value in curves[by].values if value != getattr(none, field)[0].item()]
+        assert [abs(getattr(each, field)[0].item()) for each in given] == pytest.approx([abs(v) for v in wanted]), by
+        if by != "scale":
+            assert all(getattr(each, field)[1] == -getattr(each, field)[0] for each in given)
+        for each in given:
+            assert torch.equal(replace(each, **{field: getattr(none, field)}).down, none.down)
+            others = {"angle", "scale", "shear"} - {field}
+            assert all(torch.equal(getattr(each, other), getattr(none, other)) for other in others)
+        places += len(given)
+    assert places == 5 + 4 + 4
 
 
 def test_moves_are_of_whole_pixels_and_known_angles() -> None:

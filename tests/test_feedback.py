@@ -16,6 +16,7 @@ from torch import nn
 
 from torchcaps import create_model
 from torchcaps.config import LossConfig, ModelConfig
+from torchcaps.encapnet import OptimalTransportUnit
 from torchcaps.encapnet.sinkhorn import kl_divergence
 from torchcaps.layers.gather import gather_batch
 from torchcaps.losses import build_criterion, multi_hot
@@ -105,6 +106,25 @@ def test_the_penalty_is_lambda_times_the_sum_of_the_units(name: str, units: int)
     for key, weight in model.named_parameters():
         if not key.startswith("network.head"):
             assert weight.grad is not None and weight.grad.isfinite().all(), key
+
+
+def test_a_unit_compares_what_it_generates_with_what_is_there() -> None:
+    """In this order: the divergence of Table 3b is not symmetric."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(made: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        given.append((made, seen))
+        return made.sum() * 0
+
+    unit = OptimalTransportUnit(8, 4, (8, 8), capsules=2, divergence=keep).eval()
+    for parameter in unit.parameters():
+        nn.init.uniform_(parameter)
+    higher, lower = torch.rand(3, 8, 4, 4), torch.rand(3, 4, 8, 8)
+    unit(higher, lower)
+    ((made, seen),) = given
+    torch.testing.assert_close(made, unit.critic(unit.generator(higher, unit.size)))
+    torch.testing.assert_close(seen, unit.critic(lower))
+    assert not torch.equal(made, seen)
 
 
 def test_at_the_papers_weight_the_units_gradient_outweighs_that_of_the_classes() -> None:

@@ -171,6 +171,20 @@ def test_smoothing_spreads_a_share_of_the_target_over_all_classes():
     assert abs(float(plain - ours)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["cross-entropy", "normalised-cross-entropy", "binary-cross-entropy"])
+def test_smoothing_is_of_the_targets_and_weights_are_of_the_labels_before_it(name):
+    scores, targets = scores_and_targets()
+    scores = scores.sigmoid() if name == "normalised-cross-entropy" else scores
+    classes, labels = targets.shape[1], targets.argmax(1)
+    smoothed = build_criterion(LossConfig(name, smoothing=0.1))
+    exact = build_criterion(LossConfig(name))(Output(scores), IMAGES, 0.9 * targets + 0.1 / classes)
+    torch.testing.assert_close(smoothed(Output(scores), IMAGES, targets), exact)
+    weights = torch.linspace(0.5, 3, classes)
+    each = [smoothed(Output(scores[n : n + 1]), IMAGES[:1], targets[n : n + 1]) for n in range(len(scores))]
+    found = build_criterion(LossConfig(name, smoothing=0.1), weights)(Output(scores), IMAGES, targets)
+    torch.testing.assert_close(found, (weights[labels] * torch.stack(each)).mean())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_in_the_place_of_targets_are_refused_where_they_would_broadcast(name):
     """As many images as classes: class indices [b] pass for a row of targets."""

@@ -130,6 +130,28 @@ def test_variational_statistics_are_kept_by_iteration() -> None:
     module(capsules, 3)
     assert norms[1].running_mean.any() and not torch.equal(norms[0].running_mean, norms[1].running_mean)
     assert capsules.activations is not None
+    module.eval()
+    for n, norms in enumerate((module.routing.pose_norms, module.routing.active_norms)):
+        for t, norm in enumerate(norms):
+            spread = torch.linspace(0, 1, norm.running_mean.numel(), dtype=norm.running_mean.dtype)
+            norm.running_mean.copy_((t + n + 0.5 + spread).view_as(norm.running_mean))
+            norm.running_var.copy_((t + n + 2.0 + spread).view_as(norm.running_var))
+
+    def by(t: int) -> CapsuleLayer:
+        """The layer whose iterations all have the statistics of iteration `t`."""
+        other = copy.deepcopy(module)
+        for norms in (other.routing.pose_norms, other.routing.active_norms):
+            state = copy.deepcopy(norms[t].state_dict())
+            for norm in norms:
+                norm.load_state_dict(state)
+        return other
+
+    for rounds, t in ((1, 0), (2, 1), (3, 1)):  # of two norms the second serves all later iterations
+        found, wanted = module(capsules, rounds).capsules, by(t)(capsules, rounds).capsules
+        torch.testing.assert_close(found.poses, wanted.poses)
+        torch.testing.assert_close(found.activations, wanted.activations)
+    other = by(0)(capsules, 2).capsules
+    assert not torch.allclose(module(capsules, 2).capsules.poses, other.poses)
     one = Capsules(capsules.poses[:1], capsules.activations[:1])
     assert module.eval()(one, 3).capsules.poses.isfinite().all()
     with pytest.raises(ValueError, match="rounds is 0; it must be a whole number, at least 1"):

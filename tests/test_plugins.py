@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from torchcaps import plugins
 from torchcaps.capsules import Capsules, squash
@@ -117,13 +118,73 @@ class Hoarding(Plain):
         return Capsules(parents), parents
 
 
+class Changed(Plain):
+    """`Plain`, whose parents are then changed."""
+
+    def change(self, poses: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def update(self, votes, coupling, state, t):
+        capsules, state = super().update(votes, coupling, state, t)
+        return Capsules(self.change(capsules.poses)), state
+
+
+class Single(Changed):
+    def change(self, poses):
+        return poses * 2 if poses.dtype == torch.float32 else poses
+
+
+class Branching(Changed):
+    def change(self, poses):
+        return poses * 2 if poses.sum() > 0 else poses
+
+
+class Stopped(Changed):
+    def change(self, poses):
+        return poses * 0.5 + poses.detach() * 0.5
+
+
+class Backward(torch.autograd.Function):
+    """The identity, without a derivative in forward mode."""
+
+    @staticmethod
+    def forward(poses):
+        return poses.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients
+
+
+class Onesided(Changed):
+    def change(self, poses):
+        return Backward.apply(poses)
+
+
+class Silent(Plain):
+    spec = replace(Plain.spec, gives_activations=True)
+
+
 @pytest.mark.parametrize(
     ("cls", "broken"),
-    [(Ordered, "permutations of"), (Unfloored, "extremes of"), (Hoarding, "memory of")],
-    ids=["ordered", "unfloored", "hoarding"],
+    [
+        (Ordered, "permutations"),
+        (Unfloored, "extremes"),
+        (Hoarding, "memory"),
+        (Single, "dtypes"),
+        (Branching, "compile"),
+        (Stopped, "gradients"),
+        (Onesided, "derivatives"),
+        (Silent, "shapes"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
 )
 def test_a_broken_property_is_named(cls: type[Routing], broken: str) -> None:
-    with pytest.raises(AssertionError, match=f"^{broken} 'plain-test': "):
+    with pytest.raises(AssertionError, match=f"^{broken} of 'plain-test': "):
         check_routing(cls)
     with pytest.raises(AssertionError, match=r"^oracle of 'plain-test': parents differ by"):
         check_routing(Plain, lambda votes, activations, iterations: votes.sum(1))

@@ -16,11 +16,15 @@ from tiny import tiny_config
 
 from torchcaps.cli import main, training
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ModelConfig
+from torchcaps.data.facts import data_facts
+from torchcaps.papers import find_cell
 from torchcaps.tables import cells, fill, measure
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
 from torchcaps.tables.measure import count_parameters, latencies
 from torchcaps.tables.metrics import ACCURACY, PARAMETERS
 from torchcaps.tables.records import read_records
+from torchcaps.tables.summary import estimate_hours, this_machine
 from torchcaps.train import fit
 from torchcaps.train.devices import choose_device
 from torchcaps.train.loop import Trainer
@@ -75,7 +79,7 @@ def rows(place: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]
 def test_runs_are_done_once_and_shown(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tiny/table1"]) == 0
     said = capsys.readouterr().err
-    assert "tiny/table1: 5 runs with the budget full" not in said  # plain and shared have the same two runs
+    assert "tiny/table1: 7 runs with the budget full" in said  # plain and shared have the same two runs
     assert "tiny/table1/absent seed 0: data not at hand: svhn lacks SVHN/train_32x32.mat" in said
     records = lines(place)
     assert [(each["cell"].split("/")[-1], each["seed"]) for each in records] == [
@@ -213,6 +217,19 @@ def test_smoke_runs_give_the_hours_of_the_others(place: Path, capsys: pytest.Cap
     assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
     shown = rows(place, capsys)["slower, digits"]
     assert re.fullmatch(r"not run \(about \S+ h a run here\)", shown[1]) and shown[2:] == ["", "", ""]
+
+
+def test_hours_are_those_of_the_steps_that_this_machine_took(place: Path) -> None:
+    assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
+    (line,) = lines(place)
+    cell, here = find_cell("tiny/table1/slow"), this_machine()
+    assert isinstance(cell.how, Train)
+    config = apply_budget(cell.how.build(), "full", cell)
+    steps = config.epochs * (data_facts(config.data).images // config.batch_size)
+    records = [line | {"step_seconds": 7.2}]
+    assert estimate_hours(cell, records, here) == pytest.approx(steps * 7.2 / 3600)
+    assert estimate_hours(cell, records, here | {"cpu": "another"}) is None
+    assert estimate_hours(cell, [], here) is None
 
 
 def test_pages_are_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,6 +30,7 @@ from torchcaps.models import Model, create_model
 from torchcaps.revisions import revisions_of
 from torchcaps.train import RunFolder, fit, loop
 from torchcaps.train.processes import build_fabric
+from torchcaps.train.stages import held_part
 from torchcaps.train.statistics import count_batches, list_norms, measure_statistics
 
 SMALL: dict[str, Option] = {"blocks": (1, 1), "width": 8, "primary": 2, "pose": 4, "capsules": ()}
@@ -88,6 +89,18 @@ def test_statistics_are_the_mean_over_the_first_batches_without_augmentation(opt
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     again = measure_statistics(fabric, model, replace(joint, augment=AugmentConfig(rotate=40.0)), 5)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in measured.state_dict().items())
+
+
+def test_a_part_that_is_held_keeps_its_statistics() -> None:
+    joint = batches()
+    model = network(joint.images.shape[-1])
+    measured = measure_statistics(build_fabric(tiny_config(Path())), model, joint, 2, held="backbone")
+    before, after = statistics(model), statistics(measured)
+    held = {name for name in before if name.startswith("backbone.")}
+    assert held and held < set(before)
+    assert all(torch.equal(after[name], before[name]) == (name in held) for name in before)
+    config = tiny_config(Path(), head_epochs=2)
+    assert [held_part(config, epoch) for epoch in range(4)] == ["backbone", "backbone", "", ""]
 
 
 def test_the_decoder_sees_the_parts_of_overlapped_images() -> None:

@@ -365,6 +365,9 @@ def test_the_mean_of_parts_is_of_runs_with_the_same_seed_and_a_best_is_of_the_pa
     assert found == [(13.5, 32.5), (5.0, 40.0), (10.0, 22.0, 25.0)]
     assert difference(Published("5", "best"), parts["a"]) is None  # nobody says of how many it is the best
     assert difference(Published("4", "best", runs=2), parts["a"]) == 1.0
+    three = Summary("full", "", (5.0, 40.0, 1.0), (), True)
+    assert difference(Published("4", "best", runs=2), three) == 1.0  # the third run does not count
+    assert difference(Published("4", "best", runs=4), three) is None
 
 
 def test_a_page_loads_nothing_from_elsewhere():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, Optimi
 from torchcaps.data import load_data
 from torchcaps.models import Model
 from torchcaps.tables.records import describe_run
-from torchcaps.train import evaluate, fit, load_run, loop
+from torchcaps.train import evaluate, fit, learner, load_run, loop, position
 from torchcaps.train.devices import choose_compile, choose_device, choose_precision, is_depthwise
 from torchcaps.train.display import Display
+from torchcaps.train.position import Clock
 from torchcaps.train.processes import build_fabric
 from torchcaps.train.run import RunFolder
 
@@ -80,6 +83,21 @@ def test_the_test_split_is_measured_after_each_epoch_on_request_and_changes_noth
     assert curve["test_accuracy"] == [round(line["test_accuracy"], 5) for line in lines]
     assert "test_accuracy" not in describe_run(whole)["curve"] and not any(key in history(whole)[0] for key in added)
     assert describe_run(folder)["config_hash"] == describe_run(whole)["config_hash"]
+
+
+def test_the_time_that_the_curve_of_the_test_split_takes_is_none_of_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, evaluate_plainly = [0.0], loop.Trainer.evaluate
+    monkeypatch.setattr(position.time, "monotonic", lambda: passed[0])
+
+    def evaluated(trainer: loop.Trainer, split: Any, model: Any) -> Any:
+        passed[0] += {"validation": 2.0, "test": 1000.0}[split]
+        return evaluate_plainly(trainer, split, model)
+
+    monkeypatch.setattr(loop.Trainer, "evaluate", evaluated)
+    result = fit(tiny_config(tmp_path, test_curve=True, epochs=2))
+    assert [line["seconds"] for line in history(Path(result.folder))] == [2.0, 2.0] and result.seconds == 4.0
 
 
 def test_a_run_may_begin_to_record_the_test_split_where_it_goes_on(
@@ -209,13 +227,13 @@ def test_without_validation_the_last_epoch_is_selected(tmp_path: Path) -> None:
 def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    step, count = loop.step_phases, iter(range(1, 100))
+    step, count = learner.step_phases, iter(range(1, 100))
 
     def spoil(*args):
         taken = step(*args)
         return taken._replace(loss=taken.loss + value) if next(count) == 7 else taken
 
-    monkeypatch.setattr(loop, "step_phases", spoil)
+    monkeypatch.setattr(learner, "step_phases", spoil)
     with pytest.raises(FloatingPointError, match=rf"the loss is {value} at step 7 \(epoch 2\)"):
         fit(tiny_config(tmp_path, checkpoint_every=0.0))
     state = loop.load_state(tmp_path / "tiny-0" / "last")
@@ -224,10 +242,24 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_the_step(
 
 def test_a_clock_that_stands_still_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Windows' does for some milliseconds."""
-    monkeypatch.setattr(loop.Trainer, "_tick", lambda trainer: None)
+    monkeypatch.setattr(Clock, "tick", lambda clock, position: None)
     result = fit(tiny_config(tmp_path, epochs=1))
     (line,) = RunFolder(Path(result.folder)).path.joinpath("metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["images_per_second"] == 0.0 and result.seconds == 0.0
+
+
+def test_auto_is_bf16_where_the_device_multiplies_in_it_natively(monkeypatch: pytest.MonkeyPatch) -> None:
+    for avx512, amx in itertools.product((False, True), repeat=2):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=avx512: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        assert choose_precision("auto", "cpu") == ("bf16-mixed" if avx512 or amx else "32-true")
+        assert choose_precision("auto", "cpu", depthwise=True) == "32-true"
+    for native in (False, True):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=native: has or including_emulation
+        )
+        assert choose_precision("auto", "cuda") == ("bf16-mixed" if native else "32-true")
+    assert choose_precision("auto", "mps") == "32-true"
 
 
 def test_precision_is_that_of_the_config(tmp_path: Path) -> None:
@@ -236,7 +268,6 @@ def test_precision_is_that_of_the_config(tmp_path: Path) -> None:
     assert all(
         tensor.dtype == torch.float32 for tensor in load_file(f"{result.folder}/last/model.safetensors").values()
     )
-    assert choose_precision("auto", "cpu") in ("32-true", "bf16-mixed")
     assert [choose_precision(name, "cpu") for name in ("fp32", "fp16")] == ["32-true", "16-mixed"]
 
 

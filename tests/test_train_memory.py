@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_refused_before_it_is_built(tmp_path, monkeypatch, optimiser, copies) ->
     with pytest.raises(ValueError, match=rf"8x8 pixels and 10 classes has .* moments of {optimiser.name}.*resnet18"):
         fit(config)
     assert not list(tmp_path.iterdir())
+    shape = {"name": "capsnet", "num_classes": 10, "in_channels": 1, "image_size": (8, 8), **options}
+    needed = copies * memory.weight_bytes(shape)
+    for processes in (1, 2):
+        monkeypatch.setattr(memory, "free_memory", lambda device, bytes=processes * needed: bytes)
+        memory.check_memory(shape, replace(config, processes=processes), torch.device("cpu"))
+        monkeypatch.setattr(memory, "free_memory", lambda device, bytes=processes * needed: bytes - 1)
+        with pytest.raises(ValueError, match=f"training takes {processes * needed / 1e9:.3g} GB"):
+            memory.check_memory(shape, replace(config, processes=processes), torch.device("cpu"))
 
 
 def test_limits_of_the_machine_are_read(monkeypatch, tmp_path) -> None:

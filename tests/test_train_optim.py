@@ -54,6 +54,14 @@ CASES = {
         ScheduleConfig("exponential", gamma=0.9, step_size=4, continuous=True),
         lambda t: LR * 0.9 ** (t / 4),
     ),
+    "exponential, floor": (
+        ScheduleConfig("exponential", gamma=0.5, step_size=4, lr_min=0.002),
+        lambda t: max(LR * 0.5 ** (t // 4), 0.002),
+    ),
+    "exponential, continuous floor": (
+        ScheduleConfig("exponential", gamma=0.5, step_size=4, lr_min=0.002, continuous=True),
+        lambda t: max(LR * 0.5 ** (t / 4), 0.002),
+    ),
 }
 
 

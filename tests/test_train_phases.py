@@ -85,11 +85,13 @@ def test_coefficients_ascend_their_objective_alone(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("phase", ["weights", "coefficients"])
+@pytest.mark.parametrize("phase", ["weights", "coefficients", "reused"])
 def test_clip_bounds_the_gradient_of_each_phase(tmp_path: Path, phase: str) -> None:
     model, config = build(tmp_path)
     config = replace(
-        config, optimiser=OptimiserConfig("sgd", lr=1.0, momentum=0.0), coefficients=CoefficientConfig(1.0)
+        config,
+        optimiser=OptimiserConfig("sgd", lr=1.0, momentum=0.0),
+        coefficients=CoefficientConfig(1.0, reuse_votes=phase == "reused"),
     )
     weights, coefficients = build_phases(model, config)
     chosen = weights if phase == "weights" else coefficients
@@ -98,6 +100,9 @@ def test_clip_bounds_the_gradient_of_each_phase(tmp_path: Path, phase: str) -> N
     if phase == "weights":
         wrapped, optimizer = fabric.setup(LossModule(model, weights), weights.optimizer)
         step_weights(fabric, wrapped, optimizer, draw_batch(), clip=1e-3)
+    elif phase == "reused":
+        wrapped, optimizer = fabric.setup(LossModule(model, weights, coefficients), weights.optimizer)
+        step_weights(fabric, wrapped, optimizer, draw_batch(), clip=1e-3, beside=[coefficients])
     else:
         step_apart(fabric, model, coefficients, draw_batch(), clip=1e-3)
     moved = [new.detach() - old for new, old in zip(chosen.parameters, before, strict=True)]
@@ -171,6 +176,18 @@ def test_coefficients_follow_the_schedule_of_the_weights(
         trainer.step(*batch)
     assert seen == pytest.approx([0.5 * share for share in shares for _ in range(3)])
     assert schedule.name != "constant" or seen == [0.5] * 12
+
+
+def test_each_step_of_each_process_draws_numbers_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seeds = Trainer(*of_run(tmp_path), resume=False), []
+    plain, batch = torch.manual_seed, next(trainer.batches.epoch(0))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or plain(seed))
+    for rank in range(2):
+        monkeypatch.setattr(type(trainer.fabric), "global_rank", property(lambda fabric, rank=rank: rank))
+        for epoch, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+            trainer.learner.step(*batch, epoch, step)
+    first, other = seeds[:4], seeds[4:]
+    assert len({*first, *other}) == 6 and first[0] == first[3] and other[0] == other[3]
 
 
 def test_coefficients_rest_where_the_rate_of_the_weights_has_fallen_to_nothing(tmp_path: Path) -> None:
