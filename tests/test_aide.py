@@ -74,6 +74,13 @@ def test_a_product_in_bf16_rounds_as_the_convolution_does():
         torch.testing.assert_close(found, wanted, rtol=0.05, atol=0.05 * wanted.abs().max().item())
 
 
+@pytest.mark.usefixtures("few")
+def test_float64_stays_so_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product, convolution = beside(DenseConv2d(12, 16, 3, 1, 1).double(), images((2, 12, 4, 4)))
+    torch.testing.assert_close(product[0], convolution[0], rtol=1e-12, atol=1e-12)
+
+
 def test_a_product_has_second_derivatives_and_maps_over_images():
     torch.manual_seed(0)
     layer = DenseConv2d(2, 3, 3, 2, 1).double()

@@ -12,6 +12,7 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import main, training
+from torchcaps.cli.comparing import list_run, name_page
 from torchcaps.compare import costs as measuring
 from torchcaps.compare import examined, figures, page, shares
 from torchcaps.compare.comparison import (
@@ -29,6 +30,7 @@ from torchcaps.compare.rows import Row
 from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
 from torchcaps.examine import examination
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
+from torchcaps.revisions import revisions_of
 from torchcaps.routing import list_routings
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
@@ -411,6 +413,36 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert curves["em"] == [(0.1, 0.5, None), (1.0, pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))]
     empty = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"}
     assert empty == {0.1}
+
+
+def test_a_page_is_of_one_budget_and_one_kind_of_data() -> None:
+    comparison = Comparison(data="cifar10", fractions=(0.1,))
+    assert name_page(comparison, "cpu", ()) == "small-resnet/cifar10-fractions"
+    changed = name_page(comparison, "smoke", ["augment.flip=False", "std=(0.1, 0.2)"])
+    assert changed == "small-resnet/cifar10-fractions-smoke-augment.flip=False-std=_0.1_0.2_"
+    for budget, epoch in (
+        ("cpu", "of the epoch that is best on validation"),
+        ("fast", "of the last epoch"),
+    ):
+        text = page.markdown(comparison, [], budget, ["augment.flip=False"])  # pyright: ignore[reportArgumentType]
+        assert epoch in text and text.startswith("# Routings on small-resnet, cifar10, augment.flip=False\n")
+
+
+def test_a_page_keeps_the_rows_of_heads_that_were_run_before(tmp_path: Path) -> None:
+    comparison = Comparison(data="digits")
+    (cell,) = [each for each in comparison.cells(all_heads()) if each.name == "em"]
+    assert cell.build is not None
+    config = apply_budget(cell.build(), "cpu", cell)
+    line = {"cell": cell.id, "budget": "cpu", "seed": 0, "config_hash": config_hash(config),
+            "revisions": revisions_of(config), "test_accuracy": 0.5, "environment": {}}  # fmt: skip
+    assert list_run(comparison, ["linear", "fm"], "cpu", [line]) == ["linear", "em", "fm"]
+    assert list_run(comparison, ["linear", "fm"], "smoke", [line]) == ["linear", "fm"]
+
+
+def test_shares_that_a_budget_sets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--show --data.name digits --fractions 0.1 1 --budget smoke --routings em"
+    assert main(["compare", "--results", str(tmp_path), *words.split()]) == 2
+    assert "--sweep data.fraction: budget smoke makes" in capsys.readouterr().err
 
 
 def test_a_sweep_has_files_of_its_own() -> None:

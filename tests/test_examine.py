@@ -119,6 +119,7 @@ def test_couplings_at_random_are_dirichlet_and_of_each_image() -> None:
     votes = module.votes(Capsules(capsules.poses.repeat(400, 1, 1)))
     drawn = share_at_random(torch.Generator().manual_seed(0))("", module.routing, votes, None, 0)
     parents = votes.parents
+    assert drawn is not None
     torch.testing.assert_close(drawn.sum(-1), torch.ones_like(drawn.sum(-1)))
     expected = (parents - 1) / (parents**2 * (parents + 1))
     assert drawn.var().item() == pytest.approx(expected, rel=0.05)

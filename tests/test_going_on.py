@@ -21,7 +21,7 @@ from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.train import Interrupted, Result, RunFolder, fit, start
+from torchcaps.train import Interrupted, Result, RunFolder, fit, learner, start
 from torchcaps.train.classes import class_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
@@ -83,8 +83,12 @@ def test_a_run_from_another_begins_with_its_weights_and_says_so(
     trainer = Trainer(build_fabric(config), given.settle(config, False), False, given=given)
     kept = load_file(finished.folder / "best" / "model.safetensors")
     assert all(torch.equal(value, kept[name]) for name, value in trainer.model.state_dict().items())
+    trainer.run()
     assert f"the weights are those of {finished.folder} at first, all 7 tensors of them" in caplog.text
-    trainer._held.close()
+    caplog.clear()
+    (trainer.folder.path / "result.json").unlink()
+    fit(RunFolder(trainer.folder.path).read_config(), resume=True, start=finished.folder)
+    assert "at first" not in caplog.text  # its own weights are there by now
 
 
 def test_the_record_says_whose_weights_they_were(
@@ -131,6 +135,65 @@ def test_the_rate_goes_on_as_in_the_longer_run(tmp_path: Path, name: Any) -> Non
     after, whole = fit(longer, resume=True), fit(replace(longer, out=tmp_path / "b"))
     rates = [[line["lr"] for line in lines(each.folder)] for each in (after, whole)]
     assert rates[0][1:] == pytest.approx(rates[1][1:], rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["one-cycle", "cosine"])
+def test_a_bad_loss_in_an_extension_is_traced_by_its_own_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    """The steps before it are repeated from the end of the shorter run, whose schedule had been moved on twice."""
+    config = tiny_config(tmp_path / "a", epochs=1, schedule=ScheduleConfig(name), checkpoint_every=1e9)
+    fit(config)
+    step, rates = learner.step_phases, []
+
+    def spoil(fabric: Any, model: Any, wrapped: Any, optimizer: Any, *args: Any) -> Any:
+        taken = step(fabric, model, wrapped, optimizer, *args)
+        rates.append(optimizer.param_groups[0]["lr"])
+        return taken._replace(loss=taken.loss * torch.nan) if len(rates) == 3 else taken
+
+    monkeypatch.setattr(learner, "step_phases", spoil)
+    with pytest.raises(FloatingPointError, match=r"the loss is nan at step 8 \(epoch 2\); not so when the steps"):
+        fit(replace(config, epochs=3), resume=True)
+    assert rates[:3] == pytest.approx(rates[-3:])
+
+
+def test_damaged_weights_are_not_signed_anew(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, epochs=1)
+    folder = fit(config).folder
+    for kind in ("last", "best"):
+        file = folder / kind / "model.safetensors"
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match="do not match SHA256SUMS"):
+        fit(replace(config, epochs=2), resume=True)
+    with pytest.raises(ValueError, match="do not match SHA256SUMS"):
+        fit(tiny_config(tmp_path / "other"), start=folder)
+    assert [run.path.name for run in runs_of(config)] == ["tiny-0"]
+
+
+class Masked(torch.nn.Module):
+    """A linear network with a mask of -inf, which is no weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.linear(images.flatten(1))
+
+
+def test_a_buffer_may_hold_infinity_from_the_start(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, epochs=1, loss=LossConfig("cross-entropy"))
+    folder = fit(config, model=Masked()).folder
+    kept = load_file(folder / "last" / "model.safetensors")
+    assert kept["model.mask"].isinf().any() if "model.mask" in kept else any(v.isinf().any() for v in kept.values())
+    broken = Masked()
+    with torch.no_grad():
+        broken.linear.weight[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="weights are not finite before the first step"):
+        fit(replace(config, seed=1), model=broken)
 
 
 def test_a_failed_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,13 +19,13 @@ from torchcaps.cli import main, training
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ModelConfig
 from torchcaps.data.facts import data_facts
 from torchcaps.papers import find_cell
-from torchcaps.tables import cells, fill, measure
+from torchcaps.tables import cells, fill, measure, summary
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
 from torchcaps.tables.measure import count_parameters, latencies
 from torchcaps.tables.metrics import ACCURACY, PARAMETERS
 from torchcaps.tables.records import read_records
-from torchcaps.tables.summary import estimate_hours, this_machine
+from torchcaps.tables.summary import describe_gap, estimate_hours, this_machine
 from torchcaps.train import fit
 from torchcaps.train.devices import choose_device
 from torchcaps.train.loop import Trainer
@@ -217,6 +218,32 @@ def test_smoke_runs_give_the_hours_of_the_others(place: Path, capsys: pytest.Cap
     assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
     shown = rows(place, capsys)["slower, digits"]
     assert re.fullmatch(r"not run \(about \S+ h a run here\)", shown[1]) and shown[2:] == ["", "", ""]
+
+
+def test_what_is_done_is_done_without_its_data(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    monkeypatch.setattr(fill, "missing_data", lambda *_: "digits are gone")
+    capsys.readouterr()
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    assert "not at hand" not in capsys.readouterr().err
+    monkeypatch.setattr(summary, "missing_data", lambda config, root: f"looked for in {root}")
+    assert "data not at hand: looked for in there" in describe_gap(
+        find_cell("tiny/table1/absent"), [], root=Path("there")
+    )
+
+
+def test_a_damaged_run_is_passed_by(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    (folder,) = Path("runs").glob("tiny.table1.slow*")
+    damaged = folder.with_name(f"{folder.name}-1")
+    shutil.copytree(folder, damaged)
+    (damaged / "config.json").write_text("{")
+    (place / "results/runs.jsonl").unlink()
+    folder.rename(folder.with_name(f"{folder.name}-2"))
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    assert "passed by: " in caplog.text and len(lines(place)) == 1
 
 
 def test_hours_are_those_of_the_steps_that_this_machine_took(place: Path) -> None:

@@ -456,5 +456,5 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(
     used = []
     monkeypatch.setattr(torch, "set_num_threads", used.append)
     fit(config, resume=True)
-    assert used[0] == before + 1
+    assert used[0] == before + 1 and used[-1] == before
     assert f"was begun with {before + 1} threads" in caplog.text

@@ -16,7 +16,7 @@ from torch import nn
 from torchcaps import files
 from torchcaps.config import AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, from_plain, to_plain
 from torchcaps.train.checkpoint import load_state, load_weights, present, save_checkpoint, write_text
-from torchcaps.train.run import Result, create_run, find_unfinished, unfinished_runs
+from torchcaps.train.run import Result, create_run, find_unfinished, runs_of, unfinished_runs
 
 RICH = Config(
     recipe="x",
@@ -44,6 +44,19 @@ def test_runs_of_one_name_take_numbers(tmp_path: Path) -> None:
     runs = [create_run(config), create_run(replace(config, epochs=9)), create_run(replace(config, seed=1))]
     assert [run.path.name for run in runs] == ["tiny-0", "tiny-0-2", "tiny-1"]
     assert [run.read_config().epochs for run in runs] == [2, 9, 2]
+
+
+def test_a_gap_in_the_numbers_hides_no_run(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    made = [create_run(config) for _ in range(11)]
+    (tmp_path / "tiny-0-x").mkdir()
+    (tmp_path / "tiny-0-02").mkdir()
+    for number in (0, 3):
+        made[number].remove()
+    left = [run.path for n, run in enumerate(made) if n not in (0, 3)]
+    assert [run.path for run in runs_of(config)] == left
+    assert find_unfinished(config).path == made[-1].path
+    assert create_run(config).path == made[0].path
 
 
 def test_resume_finds_the_newest_unfinished_run_of_the_same_config(tmp_path: Path) -> None:

@@ -64,17 +64,15 @@ class AugmentConfig(Checked):
 class ComposeConfig(Checked):
     """How images are composed of a base set's; each named set says what None stands for (`torchcaps data list`)."""
 
-    base: str | None = (
-        None  #: set that is composed from, e.g. mnist, fashion-mnist, digits, npz:PATH; below 28 pixels it is enlarged
-    )
+    #: set that is composed from, e.g. mnist, fashion-mnist, digits, npz:PATH; below 28 pixels it is enlarged
+    base: str | None = None
     per_image: int | None = None  #: composed images for each base image; with that the stream ends
     objects: int | None = None  #: overlapped objects, each of another class
     single: int | None = None  #: one image in so many shows one object alone; 0: none does
     shift: int | None = None  #: each object moves by -shift .. shift whole pixels along each axis
     size: int | None = None  #: side in pixels; 0: as large as the shifts need
-    overlay: Literal["clip", "max", "mean", "sum"] | None = (
-        None  #: of overlapped pixels: sum cut at white, largest, mean, or sum (then above 1)
-    )
+    #: of overlapped pixels: sum cut at white, largest, mean, or sum (then above 1)
+    overlay: Literal["clip", "max", "mean", "sum"] | None = None
     channels: int | None = None  #: 3 repeats grey images; 0: as the base has
     epoch: int | None = None  #: images of the training stream that are one epoch; 0: all
     held: int | None = None  #: images of the validation stream, and of the test stream; 0: all
@@ -88,21 +86,18 @@ class DataConfig(Checked):
     name: str = "digits"  #: a name from `torchcaps list data`, `npz:PATH`, `folder:PATH` or `list:FILE`
     root: Path | None = None  #: where data sets lie; else $TORCHCAPS_DATA, else the user's cache folder
     download: bool = False  #: fetch what is missing (torchvision's sets)
-    image_size: int | tuple[int, int] | None = (
-        None  #: resize to this many pixels a side on loading, or to height and width; None keeps the stored size
-    )
-    fit: Literal["stretch", "crop", "pad"] = (
-        "stretch"  #: image_size, of other proportions: change them, cut to the middle, or put `ground` around
-    )
+    #: resize to this many pixels a side on loading, or to height and width; None keeps the stored size
+    image_size: int | tuple[int, int] | None = None
+    #: image_size, of other proportions: change them, cut to the middle, or put `ground` around
+    fit: Literal["stretch", "crop", "pad"] = "stretch"
     ground: str = "white"  #: folder, list: colour behind what is transparent, and around what is padded; or #rrggbb
     colour: Literal["auto", "grey", "rgb"] = "auto"  #: folder, list: auto takes rgb where a training picture has colour
     order: Literal["auto", "nhwc", "nchw"] = "auto"  #: npz: axes of arrays of four; auto refuses what may be either
     pad: int | None = None  #: put black around each image, up to this many pixels a side, in place of resizing it
     validation: float = 0.1  #: share of the training split held out to select the model on; 0 trains on all of it
     split_seed: int = 0  #: seed of the split, apart from the seed of the run
-    standardise: Standardise = (
-        "none"  #: zero mean and unit variance: of each image, of each channel of it, or of each over the training split
-    )
+    #: zero mean and unit variance: of each image, of each channel of it, or of each over the training split
+    standardise: Standardise = "none"
     standardise_first: bool = False  #: standardise whole images, before they move: zeros that enter are the mean
     std: tuple[float, ...] = ()  #: standardise dataset: of each channel, pixels in [0, 1]; else the training split's
     crop: int | None = None  #: cut to this many pixels a side: anywhere in training, from the middle otherwise
@@ -157,24 +152,21 @@ class LossConfig(Checked):
     reconstruction: float = 0.0  #: weight of the squared reconstruction error, summed over the pixels of an image
     penalty: float | None = None  #: weight of what a model adds to the loss (lambda of feedback); None: the model's own
     penalty_warmup: float = 0.0  #: share of the run in which that weight rises from 0, evenly; 0: it is constant
-    threshold: float = (
-        0.5  #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
-    )
-    class_weights: Literal["none", "balanced"] | tuple[float, ...] = (
-        "none"  #: of training: balanced (a class counts by the inverse of its images), or a number a class
-    )
+    #: score (binary-cross-entropy: probability) above which a class is shown, where images differ in how many
+    threshold: float = 0.5
+    #: of training: balanced (a class counts by the inverse of its images), or a number a class
+    class_weights: Literal["none", "balanced"] | tuple[float, ...] = "none"
 
 
 @dataclass(frozen=True)
 class OptimiserConfig(Checked):
     """The optimiser of the weights, and its settings as in `torch.optim`."""
 
-    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    decay: Literal["all", "kernels"] = (
-        "all"  #: what decays: all parameters, or kernels: weights of two dimensions or more, but no gains or biases
-    )
+    name: Literal["adam", "adamw", "sgd", "rmsprop"] = "adam"  #: of the weights
+    lr: float = 1e-3  #: the largest rate of the run
+    weight_decay: float = 0.0  #: times each weight is added to its gradient; adamw: times the rate is taken off it
+    #: what decays: all parameters, or kernels: weights of two dimensions or more, but no gains or biases
+    decay: Literal["all", "kernels"] = "all"
     momentum: float = 0.9  #: of SGD and RMSProp
     nesterov: bool = False  #: SGD: the gradient is taken to be that after the momentum's step
     eps: float = 1e-8  #: of all but SGD, added to the root of the squared gradients' mean
@@ -184,6 +176,7 @@ class OptimiserConfig(Checked):
 class ScheduleConfig(Checked):
     """Learning rate over the run; the rate of `OptimiserConfig` is the largest one, as is that of coefficients."""
 
+    #: how the rate goes, batch by batch
     name: Literal["constant", "step", "cosine", "one-cycle", "triangular2", "exponential"] = "constant"
     milestones: tuple[int, ...] = ()  #: step: epochs after which the rate is multiplied by `gamma`
     gamma: float = 0.1  #: step: factor at each milestone; exponential: factor every `step_size` batches
@@ -215,33 +208,28 @@ class Config(Checked):
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     coefficients: CoefficientConfig = field(default_factory=CoefficientConfig)
-    epochs: int = 10
+    epochs: int = 10  #: passes over the training split
     batch_size: int = 128  #: over all processes together
     head_epochs: int = 0  #: of the epochs, at first: the model's backbone stays as it is, and what stands on it learns
-    average: float = (
-        0.0  #: of the weights that are evaluated and kept, decay a step of their mean, e.g. 0.999; 0: the last
-    )
+    #: of the weights that are evaluated and kept, decay a step of their mean, e.g. 0.999; 0: the last
+    average: float = 0.0
     clip: float | None = None  #: largest norm of the gradient of a phase; None does not clip
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = (
-        "auto"  #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
-    )
+    #: auto: bf16 where the machine multiplies in it and it is no slower for the model, else fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
     test_curve: bool = False  #: measure the test split at each epoch's end too: written beside, selects nothing
-    compile: bool | Literal["auto"] = (
-        False  #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
-    )
-    seed: int = 0
+    #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU
+    compile: bool | Literal["auto"] = False
+    seed: int = 0  #: of first weights, batches and all else that is drawn
     device: str = "auto"  #: auto, cpu, cuda, mps
     processes: int = 1  #: number of devices; on CPU, of processes
-    checkpoint_every: float = (
-        60.0  #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
-    )
+    #: seconds between checkpoints inside an epoch; one is also written at each epoch's end
+    checkpoint_every: float = 60.0
     out: Path = Path("runs")  #: folder in which the run's own folder is made
     imports: tuple[str, ...] = ()  #: files of --import, each its name and SHA-256: written by the command line
     changed: tuple[str, ...] = ()  #: what differs from the recipe, as NAME=VALUE: written by the command line
-    select: Literal["accuracy", "mean-class-accuracy"] = (
-        "accuracy"  #: on the validation split, by which the kept weights are selected
-    )
+    #: on the validation split, by which the kept weights are selected
+    select: Literal["accuracy", "mean-class-accuracy"] = "accuracy"
     start: str = ""  #: whose weights the run began with, NAME and SHA-256: written by --from
     continued: str = ""  #: the finished run that this one goes on from, NAME and SHA-256: written by --resume
 

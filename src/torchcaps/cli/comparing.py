@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
     from torchcaps.tables.budgets import Budget
     from torchcaps.tables.cells import Cell
+    from torchcaps.tables.metrics import Record
+
+
+NAMED = ("data.name", "data.root", "data.download")  # which change nothing of the data
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
@@ -94,6 +99,8 @@ def compare(
     for cell in cells:
         assert cell.build is not None
         cell.build()  # a sweep over what there is not is said before anything runs
+    if fractions:
+        check_sweep(cells, budget, "data.fraction")
     if sweep:
         check_sweep(cells, budget, sweep[0])
         if sweep[0].startswith(OPTION) and not show:
@@ -104,9 +111,15 @@ def compare(
         failed = record_missing(cells, path, device, note)
         cells = [cell for cell in cells if cell.name not in failed]
 
+    changes = [
+        f"{name.removeprefix('data.')}={read_field(data, name.removeprefix('data.'))}"
+        for name in sorted(given)
+        if name.startswith("data.") and name not in NAMED
+    ]
+
     def finish(folder: Path) -> None:
         report(folder)
-        write(comparison, heads, budget, results, quiet=True)
+        write(comparison, heads, budget, results, changes, quiet=True)
 
     if not show:
         if data.download:
@@ -119,7 +132,7 @@ def compare(
         fill(jobs, settings)
         if examine or depth:
             record_examinations(jobs, settings)
-    write(comparison, heads, budget, results)
+    write(comparison, heads, budget, results, changes)
 
 
 def check_sweep(cells: Sequence[Cell], budget: Budget, field: str) -> None:
@@ -157,28 +170,62 @@ def check_models(cells: Sequence[Cell]) -> None:
         done.append(config.model)
 
 
-def write(comparison: Comparison, heads: Sequence[str], budget: Budget, results: Path, quiet: bool = False) -> None:
-    """Write the table; and, unless it is to be done quietly, print it and draw its picture."""
+def write(
+    comparison: Comparison,
+    heads: Sequence[str],
+    budget: Budget,
+    results: Path,
+    changes: Sequence[str] = (),
+    quiet: bool = False,
+) -> None:
+    """Write the table of `heads` and of all others that have runs; and, unless it is to be done quietly, print that of
+    `heads` and draw its picture.
+
+    A page is of one budget and of the data with their `changes`, NAME=VALUE, which its file is named by.
+    """
     from torchcaps.compare.page import collect, markdown
-    from torchcaps.compare.shares import suffix
     from torchcaps.tables.records import read_records
 
-    rows = collect(comparison, heads, budget, read_records(results / "runs.jsonl"))
-    text = markdown(comparison, rows, budget)
-    path = results / "compare" / f"{comparison.id}{suffix(comparison)}.md"
+    records = read_records(results / "runs.jsonl")
+    every = collect(comparison, list_run(comparison, heads, budget, records), budget, records)
+    path = results / "compare" / f"{name_page(comparison, budget, changes)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, text)
+    replace_text(path, markdown(comparison, every, budget, changes))
     if quiet:
         return
-    say_lines(text)
+    rows = [row for row in every if row.head.partition("@")[0] in heads]
+    say_lines(markdown(comparison, rows, budget, changes))
     from torchcaps.compare.figures import draw, draw_shares  # which are not drawn quietly
     from torchcaps.inspect.figures import save_svg
 
-    picture = path.with_suffix(".svg")
+    picture = path.with_name(f"{path.name.removesuffix('.md')}.svg")
     if comparison.fractions:
-        save_svg(draw_shares(rows), picture)
-    elif any(row.cost is not None and row.accuracy is not None for row in rows):
-        save_svg(draw(rows), picture)
+        save_svg(draw_shares(every), picture)
+    elif any(row.cost is not None and row.accuracy is not None for row in every):
+        save_svg(draw(every), picture)
     else:
         return
     note(f"{path} and {picture.name}")
+
+
+def list_run(comparison: Comparison, heads: Sequence[str], budget: Budget, records: Sequence[Record]) -> list[str]:
+    """Return `heads`, and among them, in the order of all, those that have runs of the budget beside."""
+    from torchcaps.compare.comparison import all_heads
+    from torchcaps.tables.budgets import apply_budget
+    from torchcaps.tables.records import find_all_runs
+
+    every, found = list(dict.fromkeys([*all_heads(), *heads])), set(heads)
+    for cell in comparison.cells(every):
+        assert cell.build is not None
+        head = cell.name.partition("@")[0]
+        if head not in found and find_all_runs(records, apply_budget(cell.build(), budget, cell), budget):
+            found.add(head)
+    return [head for head in every if head in found]
+
+
+def name_page(comparison: Comparison, budget: Budget, changes: Sequence[str]) -> str:
+    """Return the path of a page below results/compare, without its ending."""
+    from torchcaps.compare.shares import suffix
+
+    others = [*([] if budget == "cpu" else [budget]), *(re.sub(r"[^\w.=+]+", "_", each)[:60] for each in changes)]
+    return "-".join([comparison.id + suffix(comparison), *others])

@@ -184,8 +184,8 @@ def table(
         draw_pictures(tables, home / "runs.jsonl", out, data_root)
     for each in tables:
         pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
-        shown, path = view(each, records, machine, pictures), home / "tables" / each.id
-        drawn = write and draw_figure(each, records, path.with_suffix(".svg"))
+        shown, path = view(each, records, machine, pictures, data_root), home / "tables" / each.id
+        drawn = write and draw_figure(each, records, path.with_name(f"{path.name}.svg"))
         if drawn:
             shown = shown._replace(picture=f"{path.name}.svg")
         texts = {"md": markdown(shown), "html": html(shown)}
@@ -193,7 +193,7 @@ def table(
         if write:
             path.parent.mkdir(parents=True, exist_ok=True)
             for suffix, text in texts.items():
-                replace_text(path.with_suffix(f".{suffix}"), text)
+                replace_text(path.with_name(f"{path.name}.{suffix}"), text)
                 note(f"{path}.{suffix}")
         if drawn:
             note(f"{path}.svg")

@@ -36,9 +36,8 @@ class TrainFlags:
     resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
     dry_run: bool = False  #: say what is ahead, and stop there
     max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
-    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = (
-        None  #: folder of a run, with whose weights this one begins where names and shapes agree
-    )
+    #: folder of a run, with whose weights this one begins where names and shapes agree
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     log: tuple[Literal["csv", "tensorboard", "wandb"], ...] = ()  #: loggers that see each step and epoch
 
 
@@ -236,7 +235,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
     places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
-    places |= {"data.root", "data.download", "continued"}
+    places |= {"data.root", "data.download", "continued", "test_curve"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={_show(name, after.get(name))}"
@@ -280,9 +279,8 @@ class EvaluateFlags:
     """What is measured, and how it is said."""
 
     data: DataConfig  #: other data than the run's: its classes are matched by name
-    split: Literal["test", "validation", "train", "all"] | None = (
-        None  #: the images to measure on; else test, and of other data without a test split of their own all
-    )
+    #: the images to measure on; else test, and of other data without a test split of their own all
+    split: Literal["test", "validation", "train", "all"] | None = None
     device: str = "auto"  #: auto, cpu, cuda, mps
     json: bool = False  #: print one JSON object, with accuracy by class, confusion, top-k and calibration
     out: Path | None = None  #: folder to write the same to, as JSON and CSV

@@ -82,7 +82,7 @@ def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
         if folder is None:
             settings.say(f"{job.label}: there is no finished run in {settings.out} to examine")
             continue
-        found = to_plain(examine_run(folder, device=settings.device))
+        found = to_plain(examine_run(folder, device=settings.device, root=settings.root))
         line = {
             "cell": job.cell.id,
             "budget": EXAMINED,

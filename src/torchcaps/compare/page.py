@@ -10,7 +10,7 @@ from torchcaps.compare.costs import counts_are_current, find_costs
 from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
 from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.markdown import markdown_table
-from torchcaps.tables.budgets import Budget, apply_budget
+from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import find_all_runs, name_machine
@@ -27,10 +27,9 @@ COSTS: dict[str, Show] = {
     "at 128 (ms)": lambda cost: f"{cost['latency_128_ms']:.1f}",
 }
 LEGEND = (
-    "Accuracy: test, of the epoch that is best on validation; mean ± standard deviation (runs), in percent. "
-    "Multiply-adds are of one image. A training step is of 128 images, in bf16 where the machine multiplies in it "
-    "natively; its memory is what it takes beyond the resting process. Latency is of inference in float32, for a batch "
-    "of 1 and of 128."
+    "mean ± standard deviation (runs), in percent. Multiply-adds are of one image. A training step is of 128 images, "
+    "in bf16 where the machine multiplies in it natively; its memory is what it takes beyond the resting process. "
+    "Latency is of inference in float32, for a batch of 1 and of 128."
 )
 RULE = (
     f"Heads are compared by the differences of runs with the same seed, and of one precision where there are such: "
@@ -51,9 +50,19 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
     return rows
 
 
-def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget) -> str:
-    """Return the table, the controls in front and the others by accuracy, with where the numbers come from."""
-    lines = [f"# Routings on {comparison.backbone}, {comparison.data}", "", f"Budget: {budget}. {LEGEND}", ""]
+def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget, changes: Sequence[str] = ()) -> str:
+    """Return the table, the controls in front and the others by accuracy, with where the numbers come from.
+
+    `changes` are of the data, NAME=VALUE, and stand in its title.
+    """
+    epoch = (
+        "of the last epoch, trained on the whole split"
+        if budget in REPRODUCTIONS
+        else ("of the epoch that is best on validation")
+    )
+    data = ", ".join([comparison.data, *changes])
+    lines = [f"# Routings on {comparison.backbone}, {data}", "", f"Budget: {budget}. Accuracy: test, {epoch}; {LEGEND}"]
+    lines.append("")
     lines.append(markdown_table(["head", "accuracy (%)", "best", *COSTS], map(_cells, ranked(rows))))
     examined = describe_examinations({row.head: row.examined for row in ranked(rows)})
     if comparison.depths:

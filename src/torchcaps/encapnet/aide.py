@@ -30,6 +30,10 @@ class DenseConv2d(nn.Conv2d):
 
     product = True  #: whether a product may stand in; False: always torch's convolution
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        assert (self.groups, self.dilation, self.padding_mode) == (1, (1, 1), "zeros"), "see the docstring"
+
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, c, h, w] -> [b, c', h', w']."""
         return self._convolve(input, self.weight)
@@ -109,7 +113,9 @@ def _multiply(
 ) -> Tensor:
     """Return the convolution of `input` [b, c, h, w] and `weight` [c', c, k, l] as a product, in its layout."""
     last = input.stride(1) == 1  # channels last; `is_contiguous` cannot be asked under vmap
-    if torch.is_autocast_enabled("cpu"):  # before the patches are, which are many times as many
+    if (
+        torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
+    ):  # before the patches are, which are many times as many
         input = input.to(torch.get_autocast_dtype("cpu"))
     flat = _Patches.apply(input.movedim(1, -1), weight.shape[2:], stride, padding).flatten(3)  # pyright: ignore
     maps = F.linear(flat, weight.movedim(1, -1).flatten(1), bias).movedim(-1, 1)

@@ -67,7 +67,11 @@ def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
 
 
 def examine_run(
-    path: str | Path, split: SplitName | None = None, images: int = IMAGES, device: str = "auto"
+    path: str | Path,
+    split: SplitName | None = None,
+    images: int = IMAGES,
+    device: str = "auto",
+    root: Path | None = None,
 ) -> Examination:
     """Examine the model that a run selected, on its own data.
 
@@ -76,13 +80,14 @@ def examine_run(
         split: whose images are looked at; None: of a finished run the test split, else the validation split.
         images: at most, evenly spaced in the split.
         device: auto, cpu, cuda or mps.
+        root: folder that the data are in, where it is another than they were trained from.
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
         ValueError: when the run has no such split, and for a number of images below 1.
         MemoryError: when a batch of the run does not fit into the device's memory.
     """
-    model, config, fabric, data = open_run(path, device)
+    model, config, fabric, data = open_run(path, device, root)
     split = split or usual_split(path, data)
     if not len(getattr(data, split)):
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")

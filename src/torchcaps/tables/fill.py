@@ -23,7 +23,7 @@ from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.tables.lines import CLAIMS
 from torchcaps.tables.measure import peak_memory, reset_peak
 from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
-from torchcaps.terminal import show_time
+from torchcaps.terminal import show_time, warn
 
 COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 
@@ -166,12 +166,14 @@ def place(config: Config, settings: Settings) -> Config:
 
 def do(job: Job, settings: Settings) -> bool:
     """Do one job, and append its line; True when that line is there now, also where it was before."""
+    if _is_there(job, settings):
+        return True
     lacking = "" if job.budget == COUNT else missing_data(job.config, settings.root)
     if lacking:
         settings.say(f"{job.label}: data not at hand: {lacking}")
         return False
     with _claimed(job, settings) as free:
-        if find_run(read_records(settings.records), job.config, job.budget) and job.budget != COUNT:
+        if _is_there(job, settings):  # another process had it, and has ended
             return True
         if not free:
             settings.say(f"{job.label}: another process has it")
@@ -179,6 +181,11 @@ def do(job: Job, settings: Settings) -> bool:
         if job.budget == COUNT:
             return _count(job, settings)
         return _train(job, settings)
+
+
+def _is_there(job: Job, settings: Settings) -> bool:
+    """Return whether the run of a job has its line; what is counted looks for its own."""
+    return job.budget != COUNT and bool(find_run(read_records(settings.records), job.config, job.budget))
 
 
 @contextmanager
@@ -294,14 +301,20 @@ def _unfinished(config: Config) -> bool:
 
 
 def find_finished(config: Config) -> Path | None:
-    """Return the folder, in `config.out`, of a finished run of `config`."""
+    """Return the folder, in `config.out`, of a finished run of `config`; damaged ones are passed by, and that is
+    said.
+    """
     from torchcaps.train import RunFolder
 
     for path in sorted(config.out.glob(f"{escape(f'{config.recipe}-{config.seed}')}*")):
         run = RunFolder(path)
         if not run.finished:
             continue
-        there, wanted = run.read_config(), (config.seed, config_hash(config))
-        if not there.changed and (there.seed, config_hash(there, run.read_revisions())) == wanted:
+        try:
+            there, revisions = run.read_config(), run.read_revisions()
+        except (FileNotFoundError, ValueError) as error:
+            warn(f"passed by: {error}")
+            continue
+        if not there.changed and (there.seed, config_hash(there, revisions)) == (config.seed, config_hash(config)):
             return path
     return None

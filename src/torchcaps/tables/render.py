@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from html import escape
+from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -50,6 +51,7 @@ def view(
     records: Sequence[Record],
     machine: dict[str, Any] | None = None,
     pictures: Sequence[Picture] = (),
+    root: Path | None = None,
 ) -> View:
     """Return what `table` shows of the lines.
 
@@ -57,6 +59,7 @@ def view(
         table, records: the table, and all lines.
         machine: as in `summary.describe_gap`.
         pictures: of its cells, those that are drawn (`torchcaps.tables.pictures`).
+        root: as in `summary.describe_gap`.
     """
     notes: list[str] = []
     rows, used = [], []
@@ -70,7 +73,7 @@ def view(
         ours, cpu = reproduction(cell, records), evidence(cell, records)
         used += [each for each in (ours, cpu) if each is not None]
         published = ", ".join(map(str, cell.published)) or "-"
-        shown, best, gap = _measured(cell, ours, records, machine)
+        shown, best, gap = _measured(cell, ours, records, machine, root)
         drawn = [(each.budget, list(files).index(each.path.name) + 1) for each in pictures if each.cell == cell.name]
         shown, small = _drawn(shown, cell, ours, drawn), _drawn(_cpu(cell, cpu), cell, cpu, drawn)
         rows.append((cell.row, cell.column + mark, published, shown, best, gap, small))
@@ -91,11 +94,11 @@ def _drawn(text: str, cell: Cell, runs: Summary | None, drawn: Sequence[tuple[st
 
 
 def _measured(
-    cell: Cell, ours: Summary | None, records: Sequence[Record], machine: dict[str, Any] | None
+    cell: Cell, ours: Summary | None, records: Sequence[Record], machine: dict[str, Any] | None, root: Path | None
 ) -> tuple[str, str, str]:
     """Return mean, best and difference; or, in place of the mean, why there is none."""
     if ours is None:
-        return describe_gap(cell, records, machine), "", ""
+        return describe_gap(cell, records, machine, root), "", ""
     shown = _mean(cell, ours)
     if ours.budget in ("fast", "short"):
         shown = f"{ours.budget}: {shown}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -119,13 +120,16 @@ def difference(published: Published, summary: Summary) -> float | None:
     return summary.best(published.runs) - number
 
 
-def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] | None = None) -> str:
+def describe_gap(
+    cell: Cell, records: Sequence[Record], machine: dict[str, Any] | None = None, root: Path | None = None
+) -> str:
     """Return why there is no reproduction of `cell` among the lines.
 
     Args:
         cell: one of which `reproduction` finds none.
         records: all lines.
         machine: environment of this machine, by which hours are estimated from its smoke runs; None: they are not.
+        root: folder of the data sets; None: the usual one.
     """
     match cell.how:
         case Quoted():
@@ -133,9 +137,9 @@ def describe_gap(cell: Cell, records: Sequence[Record], machine: dict[str, Any] 
         case Impossible(reason):
             return f"cannot be reproduced: {reason}"
         case Combine(parts=parts):
-            gaps = {describe_gap(find_cell(name), records) for name in parts}
+            gaps = {describe_gap(find_cell(name), records, root=root) for name in parts}
             return gaps.pop() if len(gaps) == 1 else "not run"
-    if isinstance(cell.how, Train) and (lacking := missing_data(cell.how.build())):
+    if isinstance(cell.how, Train) and (lacking := missing_data(cell.how.build(), root)):
         return f"data not at hand: {lacking}"
     hours = estimate_hours(cell, records, machine) if machine else None
     return "not run" if hours is None else f"not run (about {_round(hours)} h a run here)"

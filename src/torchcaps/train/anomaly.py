@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from torchcaps.config import Config
 from torchcaps.data import Batches
 from torchcaps.models import Model
+from torchcaps.train.checkpoint import present
 from torchcaps.train.position import Position
 from torchcaps.train.run import RunFolder
 from torchcaps.train.stages import enter_stage
@@ -36,6 +37,7 @@ class Repeatable(Protocol):
     batches: Batches
     position: Position
     folder: RunFolder
+    infinite: frozenset[str]  # buffers that held what is not finite when the run began, such as a mask of -inf
 
     @property
     def model(self) -> Model:
@@ -83,9 +85,11 @@ class Watch:
         if self.found is None and not finite([value]):
             self.found = where
 
-    def look_at_weights(self) -> None:
+    def look_at_weights(self, infinite: frozenset[str] = frozenset()) -> None:
+        """Note the first weight or buffer that is not finite, those in `infinite` left out."""
         for name, value in self.model.state_dict().items():
-            self.look(f"{name!r} after its update", value)
+            if name not in infinite:
+                self.look(f"{name!r} after its update", value)
 
     def _forward(self, where: str, module: nn.Module, inputs: Any, output: Any) -> None:
         for tensor in tensors(output):
@@ -94,9 +98,18 @@ class Watch:
                 tensor.register_hook(partial(self.look, f"the gradient at the output of {where}"))
 
 
+def find_infinite(model: nn.Module) -> frozenset[str]:
+    """Return the names of buffers that hold what is not finite."""
+    saved = model.state_dict()
+    return frozenset(name for name, value in model.named_buffers() if name in saved and not finite([value]))
+
+
 def check_weights(trainer: Repeatable) -> None:
-    """Raise FloatingPointError where a weight is not finite after the step at which the run stands."""
-    if not finite(list(trainer.model.state_dict().values())):
+    """Raise FloatingPointError where a weight is not finite, in any process, after the step at which the run stands;
+    all processes call it.
+    """
+    values = [value for name, value in trainer.model.state_dict().items() if name not in trainer.infinite]
+    if not everywhere(finite(values), trainer.fabric):
         position = trainer.position
         raise spoilt(trainer, "weights are not finite", position.epoch * len(trainer.batches) + position.step)
 
@@ -104,6 +117,8 @@ def check_weights(trainer: Repeatable) -> None:
 def spoilt(trainer: Repeatable, what: str, step: int) -> FloatingPointError:
     """Return the error for `what` was found after `step` of the run, which is of the epoch that has begun."""
     epoch = trainer.position.epoch
+    if present(trainer.folder.last) is None:
+        return FloatingPointError(f"{what} before the first step: of the model as it was given or built")
     where = trace(trainer, step - epoch * len(trainer.batches))
     found = f"; first in {where}" if where else "; not so when the steps since the last checkpoint were repeated"
     return FloatingPointError(
@@ -129,7 +144,7 @@ def trace(trainer: Repeatable, last: int) -> str | None:
             with watch, torch.compiler.set_stance("force_eager"):  # compiled code would call no hooks
                 loss = trainer.step(images, labels)[0]
                 watch.look("the loss, of finite scores", loss)
-                watch.look_at_weights()
+                watch.look_at_weights(trainer.infinite)
         position.step += 1
         found = first(watch.found, trainer.fabric.world_size)
         if found is not None or position.step == last:
@@ -144,6 +159,15 @@ def first(found: str | None, processes: int) -> str | None:
     answers: list[str | None] = [None] * processes
     torch.distributed.all_gather_object(answers, found)
     return next((answer for answer in answers if answer is not None), None)
+
+
+def everywhere(said: bool, fabric: Fabric) -> bool:
+    """Return whether all processes say so, the same in each; all must call it together."""
+    if fabric.world_size == 1:
+        return said
+    answer = torch.tensor(said, dtype=torch.int32, device=fabric.device)
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MIN)
+    return bool(answer)
 
 
 def finite(values: list[Tensor]) -> bool:

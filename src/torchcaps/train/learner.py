@@ -7,6 +7,7 @@ state that `state` returns, the batches and the number of the step alone.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,8 @@ class Learner:
         weights = class_weights(config, data.train)
         self.phases = build_phases(self.model, config, None if weights is None else weights.to(fabric.device))
         self.schedule = build_schedule(self.phases[0].optimizer, config.schedule, len(batches), config.epochs)
-        self.first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
+        self._first_rates = [group["lr"] for group in self.phases[0].optimizer.param_groups]
+        self._first_schedule = copy.deepcopy(self.schedule.state_dict())
         follow_schedule(self.phases)
         module = LossModule(self.model, *self.phases)
         depthwise = config.compile == "auto" and is_depthwise(config.model)
@@ -148,7 +150,8 @@ class Learner:
         for phase, values in zip(self.phases, state["optimizers"], strict=True):
             phase.optimizer.load_state_dict(values)
         if "epochs" in state:  # of a shorter run, whose schedule is another
-            follow_on(self.schedule, self.first_rates, epoch * len(self.batches))
+            self.schedule.load_state_dict(copy.deepcopy(self._first_schedule))  # it may have been stepped here already
+            follow_on(self.schedule, self._first_rates, epoch * len(self.batches))
             follow_schedule(self.phases)
         else:
             self.schedule.load_state_dict(state["schedule"])

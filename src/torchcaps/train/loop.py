@@ -24,7 +24,7 @@ from torchcaps.forms import SplitName
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.terminal import warn
-from torchcaps.train.anomaly import check_weights, spoilt
+from torchcaps.train.anomaly import check_weights, find_infinite, spoilt
 from torchcaps.train.callbacks import Callback, tell_epoch
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.classes import check_classes
@@ -34,7 +34,7 @@ from torchcaps.train.evaluation import evaluate
 from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.learner import Learner
-from torchcaps.train.machine import describe_environment, keep_threads
+from torchcaps.train.machine import describe_environment, kept_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Score
 from torchcaps.train.position import Clock, Position
@@ -78,13 +78,12 @@ class Trainer:
         if given.model is None:
             check_memory(self.shape, config, fabric.device)
         fabric.seed_everything(config.seed, verbose=False)
-        self.started = given.start is not None
         model = given.create_model(self.shape, config)
-        if given.start is not None and (said := given.start.give(model)) and fabric.is_global_zero:
-            warn(said)
+        self.began_with = given.start.give(model) if given.start is not None else ""
+        self.infinite = find_infinite(model)
         self.learner = Learner(fabric, config, self.data, self.batches, model)
         self.position = Position()
-        self._held = ExitStack()  # what keeps other processes out of the folder
+        self._held = ExitStack()  # what keeps other processes out of the folder, and a resumed run's threads
         self.fresh = False  # whether the folder is new: until a step is done, nothing is lost with it
         self.folder = self._open(resume)
         self.clock, self.saved = Clock(), time.monotonic()
@@ -130,8 +129,8 @@ class Trainer:
             if self.fabric.is_global_zero:
                 check_images(self.folder, self.manifest)
             self.load()
-            keep_threads(self.folder.read("environment.json"), self.fabric.device)
-        elif self.config.start and not self.started:
+            self._held.enter_context(kept_threads(self.folder.read("environment.json"), self.fabric.device))
+        elif self.config.start and not self.began_with:
             raise ValueError(
                 f"{self.folder.path} was cut before it had its first weights, those of "
                 f"{self.config.start.rpartition(' ')[0]}: give that run's folder again, as start=... or --from"
@@ -142,6 +141,8 @@ class Trainer:
             ours = {"compiled": self.learner.compiled} | self.learner.statistics | forms
             self.folder.write("environment.json", describe_environment(self.fabric) | ours)
         if not begun:
+            if self.began_with and self.fabric.is_global_zero:
+                warn(self.began_with)
             self.save()
         for callback in self.callbacks:
             callback.on_start(self.folder.path, self.config)

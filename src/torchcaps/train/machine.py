@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return f"{name} ({', '.join(generation)})" if generation else name
 
 
-def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
-    """Go on with as many threads as a run that wrote `environment` began with, on a CPU, and say so.
+@contextmanager
+def kept_threads(environment: Mapping[str, Any], device: torch.device) -> Iterator[None]:
+    """Go on, in the block, with as many threads as a run that wrote `environment` began with, on a CPU, and say so.
 
     Sums in another number of pieces end in other bits.
     """
@@ -92,3 +94,7 @@ def keep_threads(environment: Mapping[str, Any], device: torch.device) -> None:
             "same bits"
         )
         torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)

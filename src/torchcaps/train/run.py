@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
@@ -303,7 +304,13 @@ def create_run(config: Config, fill: Callable[[RunFolder], object] = lambda run:
 
 def runs_of(config: Config) -> list[RunFolder]:
     """Return the folders of the same recipe and seed, oldest first."""
-    folders = map(RunFolder, itertools.takewhile(Path.exists, _candidates(config)))
+    first = next(_candidates(config))
+    numbers = {1: first} if first.exists() else {}  # a folder in between may have been removed
+    for path in config.out.glob(f"{glob.escape(first.name)}-*"):
+        number = path.name.removeprefix(f"{first.name}-")
+        if number.isdecimal() and number == str(int(number)) and int(number) > 1:
+            numbers[int(number)] = path
+    folders = [RunFolder(numbers[number]) for number in sorted(numbers)]
     return [run for run in folders if (run.path / "config.json").exists()]
 
 
@@ -313,7 +320,7 @@ def unfinished_runs(config: Config) -> list[RunFolder]:
 
 
 def find_unfinished(config: Config) -> RunFolder:
-    """Return the newest unfinished run of exactly `config`, but for `out` and `checkpoint_every`.
+    """Return the newest unfinished run of exactly `config`, but for what the result does not depend on (`_FREE`).
 
     Raises:
         ValueError: when there is none, naming what differs in the newest unfinished run of the recipe and seed.

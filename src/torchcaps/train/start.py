@@ -18,7 +18,7 @@ from torchcaps.files import check_plain
 from torchcaps.forms import SPLITS
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
-from torchcaps.train.checkpoint import MODEL, STATE, load_state, present, read_weights, save_state_beside
+from torchcaps.train.checkpoint import MODEL, STATE, check_sum, load_state, present, read_weights, save_state_beside
 from torchcaps.train.run import RunFolder, create_run, differences, find_unfinished, runs_of
 
 
@@ -73,6 +73,7 @@ def find_start(path: str | Path) -> Start:
     """
     run = RunFolder(Path(path))
     run.read_config()
+    check_sum(run.selected / MODEL)
     return Start(run.path, f"{run.path.resolve().name} {_digest(run.selected / MODEL)}")
 
 
@@ -135,6 +136,7 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     epochs, state = shorter.read_config().epochs, load_state(shorter.last)
     weights = present(shorter.last)
     assert weights is not None
+    check_sum(weights / MODEL)  # the copy gets sums of its own
     name = f"{shorter.path.resolve().name} {epochs} {_digest(weights / MODEL)}"
 
     def fill(run: RunFolder) -> None:

@@ -67,6 +67,8 @@ def measure_statistics(
     measured = copy.deepcopy(model).eval()
     kept = set(measured.get_submodule(held).modules()) if held else set()
     norms = [each for each in list_norms(measured) if each not in kept]
+    if not norms:  # all are of the part that is held
+        return measured
     if fabric.is_global_zero:
         momenta = [each.momentum or 0.0 for each in norms]
         plain = replace(batches, augment=None, rank=0, world=1)
