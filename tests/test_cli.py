@@ -131,6 +131,7 @@ def test_every_flag_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train digits --help-all", "compare --help", "data show --help", "predict --help"):
         assert main(command.split()) == 0
         said: dict[str, str] = {}
+        name = ""
         for line in capsys.readouterr().out.splitlines():
             text = line.strip("│|╭╰+- ") if not line.strip("│| ").startswith("--") else line.strip("│| ")
             if match := re.match(r"--([a-z][\w.-]*)", text):

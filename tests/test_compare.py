@@ -28,7 +28,7 @@ from torchcaps.compare.costs import COST, find_costs
 from torchcaps.compare.figures import apart
 from torchcaps.compare.rows import Row
 from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
-from torchcaps.examine import examination
+from torchcaps.examine import examination, robustness
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
 from torchcaps.revisions import revisions_of
 from torchcaps.routing import list_routings
@@ -413,6 +413,11 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert curves["em"] == [(0.1, 0.5, None), (1.0, pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))]
     empty = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"}
     assert empty == {0.1}
+
+
+def test_what_is_shown_of_changed_images_is_measured() -> None:
+    assert examined.FAR["angle"] in robustness.ANGLES and examined.FAR["scale"] in robustness.SCALES
+    assert set(examined.FAR) == {"angle", "scale"}
 
 
 def test_a_page_is_of_one_budget_and_one_kind_of_data() -> None:

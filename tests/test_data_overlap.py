@@ -18,7 +18,7 @@ from torchcaps.data.streams import enlarge
 
 # The test set of `multimnist`: SHA-256 of the bytes of its 10,000 images uint8 [n, 1, 36, 36] and of their label sets.
 MULTIMNIST_TEST = ("2cd78925a0a3a7c8", "aa9356d8f8fea9f9")
-# The same over scikit-learn's digits (`--data.compose.base digits`), which every machine has.
+# The same over the embedded digits (`--data.compose.base digits`), which every machine has.
 DIGITS_TEST = ("0ce08c688d01c019", "77d35bf2feac05ac")
 
 DIGITS = DataConfig(name="multimnist", compose=ComposeConfig(base="digits"))

@@ -93,7 +93,7 @@ class TestCommands:
         assert main(["data", "list", "--root", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert all(f"{name}: " in printed for name in CATALOGUE)
-        assert "licence: research only, not to be sold" in printed and "inside scikit-learn: there" in printed
+        assert "licence: research only, not to be sold" in printed and "inside torchcaps: there" in printed
         assert main(["data", "list", "--json"]) == 0
         assert {record["name"] for record in json.loads(capsys.readouterr().out)} == set(CATALOGUE)
 

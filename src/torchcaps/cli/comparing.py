@@ -55,8 +55,9 @@ def compare(
 ) -> None:
     """Compare routings on one backbone and data set: accuracy, parameters, multiply-adds, time and memory.
 
-    The linear head of a plain network and uniform routing are always among them. What is done is skipped, and what was
-    cut goes on. The table is written to RESULTS/compare after each run, and its picture at the end.
+    The linear head of a plain network, its convolutional twin and uniform routing are always among them. What is done
+    is skipped, and what was cut goes on. The table is written to RESULTS/compare after each run, and its picture at the
+    end; a file is of one budget and one kind of data, and keeps the rows of heads that were run before.
 
     Args:
         backbone: small-resnet, or a timm model

@@ -53,6 +53,8 @@ def data_show(
 
     if images < 1:
         raise ValueError(f"images is {images}; it must be at least 1")
+    if data.name not in (DEFAULT_DATA.name, name):
+        raise ValueError(f"--data.name is {data.name!r}, but NAME is {name!r}: leave --data.name out")
     for path in write_sheet(dataclasses.replace(data, name=name), out, images):
         say(str(path))
 

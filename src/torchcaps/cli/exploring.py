@@ -22,7 +22,7 @@ def explore(
     `torchcaps explore digits --out digits.html`.
 
     Args:
-        source: the folder of a run, a .safetensors file, or the name of weights that ship
+        source: the folder of a run, a .safetensors file, or the name of weights of a checkout
         out: the file; else explore.html, in the run's folder where it is one
         runtime: folder of ONNX Runtime Web, by which the page computes; else that in the user's cache folder
     """

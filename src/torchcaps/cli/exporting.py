@@ -24,7 +24,7 @@ def export(
     What is written is read back, compared with the model, and timed beside it on this machine.
 
     Args:
-        source: the folder of a run, a .safetensors file, or the name of weights that ship
+        source: the folder of a run, a .safetensors file, or the name of weights of a checkout
         format: onnx, pt2 (a program of torch.export), packed (weights of XnODR as a safetensors file)
         out: the file; else model.onnx, model.pt2 or packed.safetensors, in the run's folder where it is one
         scales: the type of the scales of binary weights

@@ -34,7 +34,7 @@ def predict(
     """Say what pictures show. Pictures that cannot be read are named and passed over.
 
     Args:
-        source: the folder of a run, a .safetensors, .onnx or .pt2 file, or the name of weights that ship
+        source: the folder of a run, a .safetensors, .onnx or .pt2 file, or the name of weights of a checkout
         pictures: files, folders, or - for a list on standard input, a path a line
         top: classes that are named of each picture, the likeliest first
         json: print one JSON array

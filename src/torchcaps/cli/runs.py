@@ -31,7 +31,7 @@ def runs(
 
     Args:
         folder: that holds the folders of runs
-        sort: the column that orders them: names and the like from A on, numbers the largest first
+        sort: the column that orders them: names and the like from A on, accuracies and the like the largest first
         json: print one JSON array, with all that a run's result says and what was changed in its recipe
     """
     if not folder.is_dir():

@@ -33,7 +33,7 @@ class TrainFlags:
     """What is trained, and how the command goes about it."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    resume: bool = False  #: continue the newest unfinished run of this recipe, seed and flags
+    resume: bool = False  #: go on with the newest unfinished run of this recipe, seed and flags, or a shorter one
     dry_run: bool = False  #: say what is ahead, and stop there
     max_minutes: float | None = None  #: after which the run is saved and ends, as Ctrl-C would end it
     #: folder of a run, with whose weights this one begins where names and shapes agree
@@ -45,7 +45,7 @@ def train(
     recipe: Annotated[Positional[str], tyro.conf.arg(metavar="RECIPE")],
     flags: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")] = (),
 ) -> None:
-    """Train a recipe, select on its validation split, test once. `torchcaps train RECIPE --help` lists its flags.
+    """Train a recipe, and test it at the end. `torchcaps train RECIPE --help` lists its flags.
 
     Args:
         recipe: a name from `torchcaps list recipes`, such as digits or fm/table2/ours-cifar10

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from torchcaps.config import Config, from_plain, to_plain
-from torchcaps.examine.found import Examination
+from torchcaps.examine.found import ONE, OTHER, RANDOM, SAME, UNIFORM, Examination
 from torchcaps.markdown import markdown_table
 from torchcaps.tables.fill import COUNT, Job, Settings, find_finished, place
 from torchcaps.tables.metrics import Record
@@ -45,17 +45,17 @@ def _points(curve: Any) -> list[tuple[float, float]]:
 
 
 COLUMNS: Mapping[str, tuple[Number, str]] = {  # name: (value, format)
-    "changed by R = 1 (%)": (_placebo("one iteration"), ".1f"),
-    "by uniform": (_placebo("uniform"), ".1f"),
-    "by random": (_placebo("random"), ".1f"),
-    "by its class's": (_placebo("of another image, same class"), ".1f"),
-    "by another class's": (_placebo("of another image, other class"), ".1f"),
+    "changed by R = 1 (%)": (_placebo(ONE), ".1f"),
+    "by uniform": (_placebo(UNIFORM), ".1f"),
+    "by random": (_placebo(RANDOM), ".1f"),
+    "by its class's": (_placebo(SAME), ".1f"),
+    "by another class's": (_placebo(OTHER), ".1f"),
     "T": (_top("t_score"), ".3f"),
     "from the image": (_top("image_share"), ".3f"),
     "told from its negative": (lambda found: found.negation[-1].difference if found.negation else None, ".3f"),
     "trees a class": (lambda found: mean(each.distinct for each in found.trees) if found.trees else None, ".1f"),
-    "kept at 30\u00b0 (%)": (_kept("angle"), ".1f"),
-    "at scale 0.8 (%)": (_kept("scale"), ".1f"),
+    f"kept at {FAR['angle']:g}\u00b0 (%)": (_kept("angle"), ".1f"),
+    f"at scale {FAR['scale']:g} (%)": (_kept("scale"), ".1f"),
     "R\u00b2 of the angle": (
         lambda found: next((each.r2 for each in found.equivariance if each.by == "angle"), None),
         ".3f",
@@ -65,9 +65,9 @@ LEGEND = (
     "Answers changed by couplings that the routing did not choose: of one iteration, uniform, random, another image's "
     "of the same and of another class. T of the class capsules: 1 a tree, 0 uniform; the share of their couplings' "
     "variance that is from the image; how much their activations change for negative children; distinct parse trees of "
-    "a class. Kept: of the images that are right unchanged, those that stay right turned by 30 degrees and at 0.8 of "
-    "their size, as if all heads were right on images as they are. R\u00b2 of the angle from the winning pose, held "
-    "out. Empty: does not apply. Means over the runs."
+    "a class. Kept: of the images that are right unchanged, those that stay right turned by "
+    f"{FAR['angle']:g} degrees and at {FAR['scale']:g} of their size, as if all heads were right on images as they "
+    "are. R\u00b2 of the angle from the winning pose, held out. Empty: does not apply. Means over the runs."
 )
 
 

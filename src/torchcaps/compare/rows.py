@@ -19,8 +19,8 @@ from torchcaps.tables.metrics import ACCURACY, Record
 from torchcaps.tables.summary import Summary
 
 FEWEST = 3  # seeds that decide
-# Student's t, of which 95 % lie between minus and plus, by degrees of freedom from 2; for more, the last, a wider one.
 MIXED = "‡"  # behind a difference of which a pair is of two precisions
+# Student's t, of which 95 % lie between minus and plus, by degrees of freedom from 2; for more, the last, a wider one.
 T_95 = (4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 

@@ -62,7 +62,7 @@ OVERLAP = ComposeConfig(
 STORED = (
     Entry(
         name="digits",
-        about="handwritten digits of 13 writers (Alpaydin and Kaynak 1998), embedded in scikit-learn",
+        about="handwritten digits of 13 writers (Alpaydin and Kaynak 1998), inside torchcaps",
         reader="torchcaps.data.readers:read_digits",
         classes=DIGITS,
         channels=1,

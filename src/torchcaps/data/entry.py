@@ -39,12 +39,16 @@ class Entry:
     def facts(self) -> str:
         """Return one line: classes, image size, number of images, size of the download, licence."""
         if self.image_size is None:
-            return f"classes, sizes and licence are {self.licence}"
+            return "classes and sizes are those of the files" + (
+                "" if self.takes_path else f", licence: {self.licence}"
+            )
         height, width = self.image_size
-        source = f"{self.megabytes:,} MB" if self.megabytes else self._embedded
+        source = f"{self.megabytes:,} MB" if self.megabytes else self._place
         images = f"{self.channels}x{height}x{width}, {self.train:,} train, {self.test:,} test"
         return f"{len(self.classes)} classes, {images}, {source}, licence: {self.licence}"
 
     @property
-    def _embedded(self) -> str:
-        return "embedded" if self.compose is None else f"composed of {self.compose.base}"
+    def _place(self) -> str:
+        if self.compose is not None:
+            return f"composed of {self.compose.base}"
+        return "to be fetched from its page" if self.files else "embedded"

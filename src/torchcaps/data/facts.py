@@ -14,6 +14,30 @@ SAMPLE = 200  # pictures whose heads are read
 UNKNOWN = 64, 64  # where none can be read, which loading then says
 
 
+CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
+
+
+def named_size(config: DataConfig) -> int | tuple[int, int] | None:
+    """Return the size that images are brought to, a side or (height, width), as far as `config` and its set say it
+    without a look at files.
+    """
+    sizes = (
+        config.enlarge,
+        config.crop,
+        config.pad,
+        config.image_size,
+        config.compose.size,
+        find(config.name)[0].image_size,
+    )
+    return next((each for each in sizes if each), None)
+
+
+def named_classes(config: DataConfig) -> int:
+    """Return the number of classes, as far as the set says it; else 0."""
+    entry, _ = find(config.name)
+    return len(entry.classes) or CLASSES.get(entry.name, 0)
+
+
 class DataFacts(NamedTuple):
     """Of the training split, with what is held out of it to select on."""
 

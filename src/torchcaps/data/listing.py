@@ -52,12 +52,12 @@ def _describe(entry: Entry, root: Path) -> Listing:
     if entry.takes_path:
         place, there = entry.name.partition(":")[2], None
     elif not entry.files:
-        place, there = "inside scikit-learn", True
+        place, there = "inside torchcaps", True
     else:
         place, there = str(root / _common(entry)), not absent(entry, root)
     lacking = absent(entry, root)
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    get = entry.page or f"train once with --data.download{_base(entry)}"
+    get = entry.page or f"torchcaps data show {entry.name} --data.download fetches it{_base(entry)}"
     return Listing(
         name=entry.name,
         about=entry.about,
@@ -74,7 +74,7 @@ def _describe(entry: Entry, root: Path) -> Listing:
 
 
 def _base(entry: Entry) -> str:
-    return "" if entry.compose is None else " or --data.compose.base digits"
+    return "" if entry.compose is None else "; or --data.compose.base digits"
 
 
 def _common(entry: Entry) -> str:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+# Names of placebos: couplings that stand in for those of the routing.
+ONE, UNIFORM, RANDOM = "one iteration", "uniform", "random"
+SAME, OTHER = "of another image, same class", "of another image, other class"
+
 
 @dataclass(frozen=True)
 class Placebo:

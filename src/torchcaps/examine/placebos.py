@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from torchcaps.examine.found import Placebo
+from torchcaps.examine.found import ONE, OTHER, RANDOM, SAME, UNIFORM, Placebo
 from torchcaps.examine.sample import Sample, take
 from torchcaps.layers import CapsuleLayer, CapsuleStack
 from torchcaps.layers.layer import plain_steps
@@ -21,8 +21,6 @@ from torchcaps.models import Model
 from torchcaps.routing import Routing
 from torchcaps.votes import Votes
 
-ONE, UNIFORM, RANDOM = "one iteration", "uniform", "random"
-SAME, OTHER = "of another image, same class", "of another image, other class"
 Exchange = Callable[[str, Routing, Votes, Tensor | None, int], Tensor | None]
 
 

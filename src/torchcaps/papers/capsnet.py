@@ -18,7 +18,7 @@ from torchcaps.papers.registry import recipe
 
 @recipe
 def digits() -> Config:
-    """The demonstration: a narrow CapsNet on scikit-learn's real handwritten digits, which need no download."""
+    """The demonstration: a narrow CapsNet on real handwritten digits, which come with torchcaps."""
     return Config(
         model=ModelConfig("capsnet", {"channels": 128, "primary": 16, "kernel": 5}),
         data=DataConfig("digits", image_size=16, augment=AugmentConfig(shift=2, rotate=10, scale=0.1)),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from torchcaps.config import Config, LossName, ScoreKind
 from torchcaps.data.catalogue import find
+from torchcaps.data.facts import named_classes, named_size
 from torchcaps.revisions import routing_of
 
 SIDE = 64  # of the images that a model is looked at with, where nothing says how large they are
@@ -35,13 +36,12 @@ def look_at(config: Config) -> Look:
     find_factory(config.model.name)
     config.model.check_shape()
     data, (entry, _) = config.data, find(config.data.name)
-    size = data.crop or data.pad or data.image_size or data.compose.size or entry.image_size or SIDE
     try:
         model = create_meta(
             config.model.name,
-            num_classes=len(entry.classes) or 10,
+            num_classes=named_classes(data) or 10,
             in_channels=data.compose.channels or entry.channels or 3,
-            image_size=size,
+            image_size=named_size(data) or SIDE,
             **config.model.options,
         )
     except ValueError:  # of options that it lacks, or images that it does not take: said when it is built in earnest

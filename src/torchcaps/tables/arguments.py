@@ -6,9 +6,7 @@ from typing import Any
 
 from torchcaps.config import Config, DataConfig
 from torchcaps.data.catalogue import find
-from torchcaps.data.facts import data_facts
-
-CLASSES = {"h-imagenet": 200}  # of the papers, where the user's files decide
+from torchcaps.data.facts import data_facts, named_classes, named_size
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
@@ -20,9 +18,7 @@ def model_arguments(config: Config) -> dict[str, Any]:
     """
     entry, path = find(config.data.name)
     data = config.data
-    given = data.enlarge, data.crop, data.pad, data.image_size, data.compose.size, entry.image_size
-    size: int | tuple[int, int] | None = next((each for each in given if each), None)
-    classes, channels = len(entry.classes) or CLASSES.get(entry.name, 0), data.compose.channels or entry.channels or 3
+    size, classes, channels = named_size(data), named_classes(data), data.compose.channels or entry.channels or 3
     if path is not None:
         facts = data_facts(data)
         size, classes, channels = size or facts.size, facts.classes, _channels(data, facts.colour)

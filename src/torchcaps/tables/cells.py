@@ -155,10 +155,6 @@ class Table:
         """Return the cells in the order of the rows, and in each of the columns."""
         return tuple(dataclasses.replace(cell, home=self.id) for cell in self.yield_cells())
 
-    def source(self, cell: Cell) -> str:
-        """Return where the value of `cell` stands."""
-        return f"{self.paper.citation}, {self.printed}, row {cell.row}, column {cell.column}"
-
 
 _TABLES: dict[str, Table] = {}
 _KINDS = ("table", "figure", "text")
