@@ -295,7 +295,7 @@ def other_machines(lines: Iterable[dict[str, Any]], cpu: str) -> str:
     names = {line["environment"]["cpu"] for line in lines}
     others, said = sorted(names - {cpu}), ""
     if others:
-        said = f"; rows with {MARK} are of another machine, as is what each is compared with: {', '.join(others)}"
+        said = f". Rows with {MARK} were measured, both sides, on another machine: {', '.join(others)}"
     vague = sorted(name for name in names if "(family" not in name)
     if vague and said:
         stand = "stands" if len(vague) == 1 else "stand"

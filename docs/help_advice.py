@@ -8,7 +8,7 @@ from help_runs import DATA, SHARES, UNIFORM, Rows, Study, chosen
 
 from torchcaps.compare.comparison import LINEAR, TWIN
 from torchcaps.compare.page import is_control
-from torchcaps.compare.rows import Row, by_side, describe_sides, gap, names, was_run
+from torchcaps.compare.rows import Gap, Row, by_side, describe_sides, gap, names, was_run
 
 NAMES = {data: head.partition(" (")[0] for data, head in SETS.items()}
 WHAT = {
@@ -56,16 +56,28 @@ def readme(study: Study) -> str:
     """Of the README: where to start, which routings are better, and the answers of do-capsules-help.md."""
     found = {name: _against(study.whole(data), UNIFORM) for data, name in NAMES.items()}
     better = (f"on {name} {names(sides[1])}" for name, sides in found.items())
-    tests = sum(len(heads) for sides in found.values() for side, heads in sides.items() if side is not None)
+    tests = sum(_judged(study.whole(data)) for data in NAMES)
     taken, said = start(study.whole(DATA))
     twin = gap(taken, study.whole(DATA)[TWIN]) if taken.head != TWIN else None
-    beside = f"; to the convolutional `{TWIN}` of its size {twin} points" if twin else ""
+    beside = f", and {_counted(twin)} above `{TWIN}`" if twin else ""
     return (
         f"Start with {said}{beside}. Routings above `{UNIFORM}`: {'; '.join(better)}; of these {tests} comparisons "
         f"each is judged alone, so one in twenty comes out by chance.\n\n"
         f"On shares of {NAMES[DATA]}'s images, where help means to lie above `{LINEAR}` and above a convolutional twin "
         f"of equal size, or above `{UNIFORM}`:\n\n{answer(study)}{_above_all(study)}"
     )
+
+
+def _judged(rows: Rows) -> int:
+    """How many routings have seeds enough to be judged beside `uniform`."""
+    found = (gap(row, rows[UNIFORM]) for row in _routed(rows))
+    return sum(each is not None and each.interval is not None for each in found)
+
+
+def _counted(found: Gap) -> str:
+    """A gap as text that says what the number in parentheses counts."""
+    count = len(found.differences)
+    return str(found).replace(f"({count})", f"({count} seed{'s' * (count != 1)})")
 
 
 def _above_all(study: Study) -> str:

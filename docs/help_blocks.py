@@ -34,7 +34,7 @@ def answer(study: Study) -> str:
 
 
 def _say(verdict: str, head: str, *_: str) -> str:
-    return verdict if head == NOT_RUN else f"{verdict} ({head})"
+    return verdict if head == NOT_RUN else f"{verdict} (judged by {head}, the best on validation)"
 
 
 def verdicts(study: Study) -> Iterator[Line]:

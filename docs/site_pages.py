@@ -151,7 +151,7 @@ def models_page() -> str:
         "With a head behind a dot, such as `resnet18.fm`:\n\n"
         f"{markdown(headed())}\n\n"
         "Any other timm model with a routing behind a dot is one too. `torchcaps cost MODEL` counts it.\n\n"
-        f"## Weights\n\nThey come with torchcaps, and `torchcaps.load` takes their names.\n\n"
+        f"## Weights\n\nThey lie in a checkout, and `torchcaps.load` takes their names there.\n\n"
         f"```{{toctree}}\n:maxdepth: 1\n\n{weights}\n```\n\n"
         f"## Recipes\n\nBudgets: {budgets}.\n\n{markdown(recipes)}\n\n## Data\n\n{markdown(data)}\n\n"
         f"## Revisions\n\nChanges of what a configuration computes.\n\n{markdown(revisions)}\n"

@@ -23,7 +23,7 @@ def seeds(earlier: str) -> Iterator[Row]:
     """Test accuracy of each head on CIFAR-10 by seed, budget cpu; runs of another form are called `earlier`."""
     lines = [each for each in read_lines(RESULTS / "runs.jsonl") if str(each.get("cell")).startswith("xnodr/figure4/")]
     known = sorted({each["seed"] for each in lines})
-    yield "head", *(f"seed {seed} (%)" for seed in known), "seed 0, steps of 750 (%)", "parameters", "runs"
+    table: list[Row] = []
     for head, name in HEADS.items():
         cell = find_cell(f"xnodr/figure4/mobilenet-{head}-plain")
         assert isinstance(cell.how, Train)
@@ -35,7 +35,10 @@ def seeds(earlier: str) -> Iterator[Row]:
         before = {each["seed"]: f"{100 * each['test_accuracy']:.2f}" for each in short}
         form = "" if all(each["config_hash"] == wanted for each in long) else earlier
         cells = (*(accuracy.get(seed, "") for seed in known), before.get(0, ""), f"{long[-1]['parameters']:,}")
-        yield name, *cells, form
+        table.append((name, *cells, form))
+    titles = "head", *(f"seed {seed} (%)" for seed in known), "seed 0, steps of 750 (%)", "parameters", "runs"
+    shown = None if any(row[-1] for row in table) else -1  # the last column says which runs are of another form
+    yield from (row[:shown] for row in (titles, *table))
 
 
 def layers(earlier: str) -> Iterator[Row]:

@@ -2,8 +2,8 @@
 Ten minutes with digits
 =======================
 
-A network that comes with torchcaps reads handwritten digits. We ask it what it sees, look into its capsules, move a
-pose, and watch the routing.
+A network reads handwritten digits; its weights lie in a checkout of torchcaps. We ask it what it sees, look into its
+capsules, move a pose, and watch the routing.
 """
 
 # %%
