@@ -14,6 +14,7 @@ from scipy.io import savemat
 
 from torchcaps.config import DataConfig
 from torchcaps.data import ImageFiles, imagenet, load_data, smallnorb
+from torchcaps.data.catalogue import CATALOGUE, absent
 from torchcaps.data.images import resize
 
 
@@ -327,3 +328,13 @@ class TestImagenet:
         assert imagenet.read_classes(tmp_path / "classes.txt") == ("a", "d")
         with pytest.raises(ValueError, match="count is 5: there are 4 classes"):
             imagenet.hardest_classes(accuracy, 5)
+
+
+def test_packed_digits_are_missing_until_a_download_unpacks_them(tmp_path):
+    for (name,) in CATALOGUE["mnist"].files:
+        path = tmp_path / f"{name}.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(b"x"))
+    assert absent(CATALOGUE["mnist"], tmp_path) == [name for (name,) in CATALOGUE["mnist"].files]
+    with pytest.raises(FileNotFoundError, match=r"'mnist' is not in .*: fetch it with --data.download"):
+        load_data(DataConfig("mnist", root=tmp_path))

@@ -30,8 +30,8 @@ CIFAR100 = tuple(CIFAR100_NAMES.split())
 
 SMALLNORB = ("animal", "human", "airplane", "truck", "car")
 
-MNIST_FILES = tuple(
-    (f"MNIST/raw/{name}", f"MNIST/raw/{name}.gz")
+MNIST_FILES = tuple(  # torchvision reads them unpacked alone; a download unpacks what lies there packed
+    (f"MNIST/raw/{name}",)
     for name in (
         "train-images-idx3-ubyte",
         "train-labels-idx1-ubyte",
