@@ -26,7 +26,8 @@ from torchcaps.train.interrupt import Interruption
 from torchcaps.train.loop import Trainer
 from torchcaps.train.machine import describe_environment
 from torchcaps.train.processes import build_fabric
-from torchcaps.train.run import RunFolder, find_unfinished
+from torchcaps.train.resuming import find_unfinished
+from torchcaps.train.run import RunFolder
 
 FILE = Path("results") / "tuning.jsonl"
 HELD = 0.1

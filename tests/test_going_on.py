@@ -21,14 +21,14 @@ from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.train import Interrupted, Result, RunFolder, fit, learner, start
+from torchcaps.train import Interrupted, Result, RunFolder, fit, learner, resuming
 from torchcaps.train.classes import class_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.position import Position
 from torchcaps.train.processes import build_fabric
-from torchcaps.train.run import runs_of
+from torchcaps.train.resuming import runs_of
 from torchcaps.train.start import find_start, take_weights
 
 KEPT = ("conv.weight", "conv.bias", "decoder.bias")  # tensors of `tiny` whose shape has nothing of the classes
@@ -331,7 +331,7 @@ def test_an_extension_that_is_killed_is_no_run_and_can_be_asked_for_again(
 
     for name in ("copytree", "copyfile"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(start.shutil, name, lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr(resuming.shutil, name, lambda *_: (_ for _ in ()).throw(Killed))
             patch.setattr(RunFolder, "remove", lambda self: None)  # nobody cleans up after a kill
             fit(longer, resume=True)
     assert [run.path.name for run in runs_of(longer)] == ["tiny-0"]

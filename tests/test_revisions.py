@@ -20,7 +20,7 @@ from torchcaps.revisions import Revision, read_older, revisions_of, routing_of, 
 from torchcaps.routing import Routing, list_routings, routing_class
 from torchcaps.tables.records import config_hash, count_hash, describe_run
 from torchcaps.train import RunFolder, fit, load_run
-from torchcaps.train.run import find_unfinished
+from torchcaps.train.resuming import find_unfinished
 from torchcaps.train.statistics import list_norms
 
 KNOWN = frozen.read()

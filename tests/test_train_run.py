@@ -16,7 +16,8 @@ from torch import nn
 from torchcaps import files
 from torchcaps.config import AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, from_plain, to_plain
 from torchcaps.train.checkpoint import load_state, load_weights, present, save_checkpoint, write_text
-from torchcaps.train.run import Result, create_run, find_unfinished, runs_of, unfinished_runs
+from torchcaps.train.resuming import create_run, find_unfinished, runs_of, unfinished_runs
+from torchcaps.train.run import Result
 
 RICH = Config(
     recipe="x",

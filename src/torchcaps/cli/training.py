@@ -95,8 +95,7 @@ def train(
 
 def hint(config: Config) -> None:
     """Say that there is a run of `config`, unfinished or of fewer epochs, which --resume would continue."""
-    from torchcaps.train.run import find_unfinished
-    from torchcaps.train.start import find_shorter
+    from torchcaps.train.resuming import find_shorter, find_unfinished
 
     run = None
     with suppress(ValueError):
@@ -135,7 +134,7 @@ def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Pa
     began.
     """
     from torchcaps.train import unfinished_runs
-    from torchcaps.train.run import find_unfinished
+    from torchcaps.train.resuming import find_unfinished
 
     if resume:
         try:

@@ -291,7 +291,7 @@ def _full(job: Job) -> Config:
 
 def _unfinished(config: Config) -> bool:
     """Return whether there is a run of exactly `config` to go on with."""
-    from torchcaps.train.run import find_unfinished
+    from torchcaps.train.resuming import find_unfinished
 
     try:
         find_unfinished(config)

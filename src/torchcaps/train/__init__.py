@@ -6,7 +6,8 @@ from torchcaps.train.fitting import fit
 from torchcaps.train.interrupt import Interrupted
 from torchcaps.train.meter import Score
 from torchcaps.train.phases import Phase, build_phases
-from torchcaps.train.run import Result, RunFolder, unfinished_runs
+from torchcaps.train.resuming import unfinished_runs
+from torchcaps.train.run import Result, RunFolder
 
 __all__ = [
     "Callback",

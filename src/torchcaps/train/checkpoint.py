@@ -59,7 +59,7 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
         for name, write in writers.items():
             files.write_as_new(new / name, write)
             files.sync(new / name)
-        sums = "".join(f"{_digest(new / name)}  {name}\n" for name in writers)
+        sums = "".join(f"{digest(new / name)}  {name}\n" for name in writers)
         (new / SUMS).write_text(sums, encoding="utf-8", newline="")
         files.sync(new / SUMS)
         files.sync(new)
@@ -177,10 +177,10 @@ def check_sum(path: Path) -> bool:
     sums = path.with_name(SUMS)
     if not (sums.exists() or sums.is_symlink()):
         return False
-    known = {name: digest for digest, _, name in (line.partition("  ") for line in files.read_plain(sums).splitlines())}
+    known = {name: found for found, _, name in (line.partition("  ") for line in files.read_plain(sums).splitlines())}
     if path.name not in known:
         raise ValueError(f"{SUMS} beside it does not name it")
-    if known[path.name] != _digest(path):
+    if known[path.name] != digest(path):
         raise ValueError(f"its contents do not match {SUMS}")
     return True
 
@@ -196,7 +196,8 @@ def _read(path: Path, read: Callable[[Path], T]) -> T:
         raise damaged(path, error) from error
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -39,9 +39,9 @@ from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Score
 from torchcaps.train.position import Clock, Position
 from torchcaps.train.readback import Readback
-from torchcaps.train.run import Result, RunFolder, runs_of
+from torchcaps.train.resuming import check_images, runs_of
+from torchcaps.train.run import Result, RunFolder
 from torchcaps.train.stages import enter_stage
-from torchcaps.train.start import check_images, open_run
 
 CLOCK_STEPS = 10  # steps between looks at the clock where several processes must agree on what it says
 
@@ -103,7 +103,7 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return self.fabric.broadcast(RunFolder(self.config.out))
         before = runs_of(self.config)
-        folder = open_run(self.config, resume)
+        folder = open_folder(self.config, resume)
         self.fresh = folder not in before
         self._held.enter_context(folder.hold())
         return self.fabric.broadcast(folder)

@@ -11,10 +11,8 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple, get_type_hints
 from torch import nn
 
 from torchcaps import manifest as manifests
-from torchcaps.config import EXTERNAL, SHAPE, Config, from_plain, to_plain
+from torchcaps.config import EXTERNAL, SHAPE, Config, from_plain
 from torchcaps.files import read_plain, remove_folder
 from torchcaps.locking import hold
 from torchcaps.manifest import Manifest
@@ -32,7 +30,7 @@ from torchcaps.models.smaller import rebuild
 from torchcaps.names import check_fields
 from torchcaps.plugins import check_imports
 from torchcaps.revisions import check_same
-from torchcaps.train.check import check_names, check_out
+from torchcaps.train.check import check_names
 from torchcaps.train.checkpoint import damaged, present, write_text
 from torchcaps.train.describe import complete
 
@@ -51,8 +49,6 @@ METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
     "agreement": dict,
 }
 NEEDED = ("epoch", "validation_loss", "validation_accuracy", "seconds", "images_per_second")  # of these, in each line
-# May differ between a run and its continuation: the result does not depend on them.
-_FREE = ("changed", "out", "checkpoint_every", "test_curve", "continued")
 
 
 class Result(NamedTuple):
@@ -266,93 +262,3 @@ def naming(path: Path) -> Iterator[None]:
     except (FileNotFoundError, ValueError) as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         raise kind(f"{path}: {error}") from error
-
-
-def _candidates(config: Config) -> itertools.chain[Path]:
-    """Return the names that the folder of such a run may have, in the order in which they are taken."""
-    name = f"{config.recipe or config.model.name}-{config.seed}"
-    return itertools.chain([config.out / name], (config.out / f"{name}-{number}" for number in itertools.count(2)))
-
-
-def create_run(config: Config, fill: Callable[[RunFolder], object] = lambda run: None) -> RunFolder:
-    """Make a fresh folder for a run of `config`, have `fill` write what it begins with, and write the config to it.
-
-    The config is last: without it a folder is no run, so that what is cut before is none.
-
-    Raises:
-        ValueError: when `config.out` cannot be written to.
-    """
-    check_out(config.out)
-    for path in _candidates(config):
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ValueError(f"cannot make {path} ({reason}): give another folder with --out") from error
-        run = RunFolder(path)
-        try:
-            fill(run)
-            run.write("config.json", to_plain(config))
-        except BaseException:
-            run.remove()
-            raise
-        return run
-    raise AssertionError("the candidates never end")
-
-
-def runs_of(config: Config) -> list[RunFolder]:
-    """Return the folders of the same recipe and seed, oldest first."""
-    first = next(_candidates(config))
-    numbers = {1: first} if first.exists() else {}  # a folder in between may have been removed
-    for path in config.out.glob(f"{glob.escape(first.name)}-*"):
-        number = path.name.removeprefix(f"{first.name}-")
-        if number.isdecimal() and number == str(int(number)) and int(number) > 1:
-            numbers[int(number)] = path
-    folders = [RunFolder(numbers[number]) for number in sorted(numbers)]
-    return [run for run in folders if (run.path / "config.json").exists()]
-
-
-def unfinished_runs(config: Config) -> list[RunFolder]:
-    """Return the folders of the same recipe and seed that hold no result yet, oldest first."""
-    return [run for run in runs_of(config) if not run.finished]
-
-
-def find_unfinished(config: Config) -> RunFolder:
-    """Return the newest unfinished run of exactly `config`, but for what the result does not depend on (`_FREE`).
-
-    Raises:
-        ValueError: when there is none, naming what differs in the newest unfinished run of the recipe and seed.
-    """
-    runs = unfinished_runs(config)
-    for run in reversed(runs):
-        if not differences(run.read_config(), config):
-            run.check_revisions()
-            return run
-    if not runs:
-        raise ValueError(
-            f"nothing to resume: {next(_candidates(config))} does not exist or is finished; a finished run goes on "
-            "where --epochs says more"
-        )
-    found = differences(runs[-1].read_config(), config)
-    raise ValueError(f"cannot resume {runs[-1].path}, which was started with other values: {'; '.join(found)}")
-
-
-def differences(there: Config, asked: Config) -> list[str]:
-    """Return what the config of a run and one that is asked for do not share, of what must be equal to go on with
-    it.
-    """
-    return _differences(to_plain(there), to_plain(asked))
-
-
-def _differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """Return descriptions of the values that two plain configs do not share."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after and prefix + name not in _FREE:
-            found.append(f"{prefix}{name} was {before!r}, not {after!r}")
-    return found
