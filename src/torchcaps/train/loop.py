@@ -39,7 +39,7 @@ from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Score
 from torchcaps.train.position import Clock, Position
 from torchcaps.train.readback import Readback
-from torchcaps.train.resuming import check_images, runs_of
+from torchcaps.train.resuming import check_images, open_folder, runs_of
 from torchcaps.train.run import Result, RunFolder
 from torchcaps.train.stages import enter_stage
 
