@@ -16,8 +16,8 @@ import pytest
 from tiny import tiny_config
 
 from torchcaps.cli import main, parse_flags
+from torchcaps.cli.flags import take_budget
 from torchcaps.cli.helping import COMMON
-from torchcaps.cli.training import take_budget
 from torchcaps.config import Config, ModelConfig
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny, tiny_config
 
-from torchcaps.cli import main, training
+from torchcaps.cli import main, parse_flags, training
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ScheduleConfig
 from torchcaps.data import Batches, load_data
 from torchcaps.data.splits import balanced
@@ -315,7 +315,7 @@ def test_each_is_a_flag(recipe: Config, capsys: pytest.CaptureFixture[str]) -> N
     assert config.data.balance and config.average == 0.9 and config.select == "mean-class-accuracy"
     assert 0 < line["validation_mean_class_accuracy"] < 1
     assert run.read_result()["test_mean_class_accuracy"] > 0
-    assert training.parse_flags(recipe, ["--loss.class-weights", "1", "2.5"])[0].loss.class_weights == (1.0, 2.5)
+    assert parse_flags(recipe, ["--loss.class-weights", "1", "2.5"])[0].loss.class_weights == (1.0, 2.5)
 
 
 def test_an_extension_that_is_killed_is_no_run_and_can_be_asked_for_again(

@@ -14,7 +14,8 @@ from tiny import tiny_config
 from torch import nn
 
 from torchcaps.cli import main, parse_flags
-from torchcaps.cli.training import finish, given_fields
+from torchcaps.cli.flags import given_fields
+from torchcaps.cli.training import finish
 from torchcaps.config import Config, DataConfig, ModelConfig
 from torchcaps.data.facts import data_facts
 from torchcaps.models import DenseHead, HeadedModel, create_model, register_model

@@ -10,7 +10,8 @@ import torch
 
 from torchcaps import create_model, list_models
 from torchcaps.cli import parse_flags
-from torchcaps.cli.training import finish, given_fields
+from torchcaps.cli.flags import given_fields
+from torchcaps.cli.training import finish
 from torchcaps.config import Config, LossConfig, LossName, ScoreKind
 from torchcaps.losses import score_form, takes_scores, usual_loss
 from torchcaps.models.registry import find_factory

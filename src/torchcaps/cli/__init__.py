@@ -19,16 +19,18 @@ from torchcaps import __version__
 from torchcaps.cli.comparing import compare, rename_flags
 from torchcaps.cli.costs import cost
 from torchcaps.cli.datasets import data
+from torchcaps.cli.evaluating import evaluate, inspect
 from torchcaps.cli.examining import examine
 from torchcaps.cli.exploring import explore
 from torchcaps.cli.exporting import export
+from torchcaps.cli.flags import given_fields, parse_flags
 from torchcaps.cli.listing import list_names
 from torchcaps.cli.predicting import predict
 from torchcaps.cli.publishing import publish
 from torchcaps.cli.runs import runs
 from torchcaps.cli.smaller import fold, prune
 from torchcaps.cli.tables import check_reproduce, reproduce, table
-from torchcaps.cli.training import evaluate, given_fields, inspect, parse_flags, train
+from torchcaps.cli.training import train
 from torchcaps.cli.warming import warm
 from torchcaps.names import unknown
 from torchcaps.plugins import import_file
