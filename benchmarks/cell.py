@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torchcaps.papers import find_cell
 from torchcaps.tables.budgets import BUDGETS
-from torchcaps.tables.fill import Settings, plan, run_all
+from torchcaps.tables.fill import Settings, run_all
+from torchcaps.tables.plan import plan
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,8 +14,9 @@ import pytest
 
 from torchcaps.papers import find_tables
 from torchcaps.tables import lines
-from torchcaps.tables.fill import Settings, _claimed, plan
+from torchcaps.tables.fill import Settings, _claimed
 from torchcaps.tables.lines import append_line, read_lines
+from torchcaps.tables.plan import plan
 from torchcaps.tables.records import read_records
 
 LONG = {"long": "x" * 100_000}  # more than a pipe or a buffer takes at once

@@ -20,8 +20,8 @@ from torchcaps.cli.jobs import Command, read_settings
 from torchcaps.papers import find_tables
 from torchcaps.plugins import HANDED_ON
 from torchcaps.ranks import Ranks, first_host, given_ranks
-from torchcaps.tables.fill import choose_cells, plan
 from torchcaps.tables.parts import read_part, take_part
+from torchcaps.tables.plan import choose_cells, plan
 from torchcaps.tables.records import append_record, config_hash, merge_records, read_records
 from torchcaps.train import RunFolder
 from torchcaps.train.processes import _together, build_fabric, join_ranks

@@ -24,6 +24,7 @@ from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Impossible, Narrow, Paper, Published, Quoted, Train
 from torchcaps.tables.measure import count_parameters, latencies
 from torchcaps.tables.metrics import ACCURACY, PARAMETERS
+from torchcaps.tables.plan import plan
 from torchcaps.tables.records import read_records
 from torchcaps.tables.summary import describe_gap, estimate_hours, this_machine
 from torchcaps.train import fit
@@ -347,7 +348,7 @@ def test_user_errors_take_one_line(place: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_seeds_come_before_second_seeds_and_shared_runs_once(place: Path) -> None:
-    jobs = fill.plan(cells.find_tables("tiny/table1")[0].cells, "full")
+    jobs = plan(cells.find_tables("tiny/table1")[0].cells, "full")
     assert [job.label.removeprefix("tiny/table1/") for job in jobs] == [
         "plain seed 0",
         "slow seed 0",

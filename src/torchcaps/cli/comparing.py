@@ -86,7 +86,8 @@ def compare(
     from torchcaps.compare.examined import record_examinations
     from torchcaps.data.catalogue import find
     from torchcaps.models.registry import find_factory
-    from torchcaps.tables.fill import Settings, plan
+    from torchcaps.tables.fill import Settings
+    from torchcaps.tables.plan import plan
     from torchcaps.tables.records import read_records
 
     find(data.name)  # unknown names are said before anything runs

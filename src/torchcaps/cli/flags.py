@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
-from torchcaps.config import Config, to_plain
+from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.plugins import imported
 from torchcaps.shell import listed, show_option
 from torchcaps.terminal import note, say_lines
@@ -105,8 +105,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
-    places = {"changed", "imports", "out", "checkpoint_every", "device", "processes", "seed"}
-    places |= {"data.root", "data.download", "continued", "test_curve"}
+    places = {*PLACES, "imports", "device", "processes", "seed", "data.root", "data.download", "continued"}
     before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
     return [
         f"{name}={_show(name, after.get(name))}"

@@ -21,8 +21,9 @@ from torchcaps.terminal import note, say_lines, show_time
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
-    from torchcaps.tables.fill import Job, Settings
+    from torchcaps.tables.fill import Settings
     from torchcaps.tables.metrics import Record
+    from torchcaps.tables.plan import Job
 
 RESULTS = Path("results")
 FIELDS = {each.name for each in dataclasses.fields(Config)} - {"out", "device"}  # which `reproduce` has, too
@@ -66,8 +67,9 @@ def reproduce(
     """
     from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
-    from torchcaps.tables.fill import Settings, choose_cells, plan, say_ahead
+    from torchcaps.tables.fill import Settings, say_ahead
     from torchcaps.tables.parts import read_part, take_part
+    from torchcaps.tables.plan import choose_cells, plan
 
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)

@@ -9,8 +9,9 @@ from typing import Any
 from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.examine.found import ONE, OTHER, RANDOM, SAME, UNIFORM, Examination
 from torchcaps.markdown import markdown_table
-from torchcaps.tables.fill import COUNT, Job, Settings, find_finished, place
+from torchcaps.tables.fill import Settings, find_finished, place
 from torchcaps.tables.metrics import Record
+from torchcaps.tables.plan import COUNT, Job
 from torchcaps.tables.records import append_record, config_hash, read_records
 
 EXAMINED = "examine"  # in place of a budget

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from torchcaps.config import DataConfig
-from torchcaps.data.catalogue import find
+from torchcaps.config import Config, DataConfig
+from torchcaps.data.catalogue import absent, data_root, find
 
 SAMPLE = 200  # pictures whose heads are read
 UNKNOWN = 64, 64  # where none can be read, which loading then says
@@ -84,6 +84,21 @@ def has_test_split(config: DataConfig) -> bool:
     if path is None or entry.name == "npz:PATH" or config.test is not None:
         return True
     return _list_files(path, entry.name == "list:FILE").parted
+
+
+def missing_data(config: Config, root: Path | None = None) -> str:
+    """Return which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
+
+    A composed set needs the files of the set that it is composed from, whichever that is.
+    """
+    base = config.data.compose.base
+    for name in (config.data.name, config.data.test, base):
+        entry = find(name)[0] if name else None
+        if entry is None or (base is not None and entry.compose is not None):
+            continue
+        if lacking := absent(entry, data_root(root or config.data.root)):
+            return f"{name} lacks {lacking[0]}"
+    return ""
 
 
 class _Listed(NamedTuple):

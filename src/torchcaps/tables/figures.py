@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from torchcaps.inspect.drawings import Agreement, draw_agreement
 from torchcaps.inspect.figures import save_svg, style
 from torchcaps.tables.cells import Cell, Table
-from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
+from torchcaps.tables.plan import COUNT
 from torchcaps.tables.summary import Summary, evidence, reproduction
 
 

@@ -1,31 +1,28 @@
-"""Filling cells: what is to be run for them, and running it once, however often it is asked for or cut."""
+"""Filling cells: what is planned for them is run once, however often it is asked for or cut."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from torchcaps import terminal
 from torchcaps.config import Config
-from torchcaps.data.catalogue import absent, data_root, find
+from torchcaps.data.facts import missing_data
 from torchcaps.locking import hold
-from torchcaps.names import unknown
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.ahead import WITHOUT, Ahead, look_ahead
-from torchcaps.tables.budgets import Budget, apply_budget, width
-from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
+from torchcaps.tables.budgets import apply_budget, width
+from torchcaps.tables.cells import Count, Train
 from torchcaps.tables.lines import CLAIMS
 from torchcaps.tables.measure import peak_memory, reset_peak
+from torchcaps.tables.plan import COUNT, Job
 from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
 from torchcaps.terminal import show_time, warn
-
-COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 
 
 @dataclass(frozen=True)
@@ -39,81 +36,6 @@ class Settings:
     hours: float | None = None  # after which no further run is begun
     say: Callable[[str], None] = terminal.say
     finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends, but smoke
-
-
-class Job(NamedTuple):
-    """One run, or one count, of a cell."""
-
-    cell: Cell
-    budget: Budget | Literal["count"]
-    config: Config
-
-    @property
-    def label(self) -> str:
-        return self.cell.id if self.budget == COUNT else f"{self.cell.id} seed {self.config.seed}"
-
-
-def choose_cells(tables: Iterable[Table], pattern: str) -> list[Cell]:
-    """Return the cells whose names match a shell pattern.
-
-    Raises:
-        ValueError: when there is none; the nearest one is named.
-    """
-    every = [cell for table in tables for cell in table.cells]
-    chosen = [cell for cell in every if fnmatchcase(cell.name, pattern)]
-    if not chosen:
-        raise unknown("cell", pattern, [cell.name for cell in every])
-    return chosen
-
-
-def plan(cells: Iterable[Cell], budget: Budget, seeds: int | None = None) -> list[Job]:
-    """Return what fills `cells`: the first seed of each before the second of any; what several share stands once.
-
-    Args:
-        seeds: runs of each cell; None: as many as its recipe says.
-
-    Raises:
-        ValueError: when `seeds` is below 1.
-    """
-    if seeds is not None and seeds < 1:
-        raise ValueError(f"seeds is {seeds}; it must be at least 1")
-    jobs: dict[tuple[str, ...], list[Job]] = {}
-    for cell in _unfold(cells):
-        if isinstance(cell.how, Count):
-            config = cell.how.build()
-            jobs[cell.id, count_hash(config)] = [Job(cell, COUNT, config)]
-        elif isinstance(cell.how, Train):
-            config = apply_budget(cell.how.build(), budget, cell)
-            count = seeds or cell.how.seeds
-            planned = [Job(cell, budget, replace(config, seed=seed)) for seed in range(count)]
-            key = (config_hash(config),)
-            jobs[key] = max(jobs.get(key, []), planned, key=len)
-    rounds = max(map(len, jobs.values()), default=0)
-    return [planned[number] for number in range(rounds) for planned in jobs.values() if number < len(planned)]
-
-
-def _unfold(cells: Iterable[Cell]) -> Iterator[Cell]:
-    """Yield `cells`, those that combine others replaced by these."""
-    for cell in cells:
-        if isinstance(cell.how, Combine):
-            yield from _unfold(map(find_cell, cell.how.parts))
-        else:
-            yield cell
-
-
-def missing_data(config: Config, root: Path | None = None) -> str:
-    """Return which data set a recipe lacks in the data root, and which file of it; empty where all is at hand.
-
-    A composed set needs the files of the set that it is composed from, whichever that is.
-    """
-    base = config.data.compose.base
-    for name in (config.data.name, config.data.test, base):
-        entry = find(name)[0] if name else None
-        if entry is None or (base is not None and entry.compose is not None):
-            continue
-        if lacking := absent(entry, data_root(root or config.data.root)):
-            return f"{name} lacks {lacking[0]}"
-    return ""
 
 
 def run_all(jobs: Sequence[Job], settings: Settings) -> int:

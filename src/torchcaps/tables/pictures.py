@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from torchcaps.data.facts import missing_data
 from torchcaps.tables.budgets import Budget, apply_budget, width
 from torchcaps.tables.cells import Drawn, Table, Train
-from torchcaps.tables.fill import missing_data
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import config_hash, find_runs
 

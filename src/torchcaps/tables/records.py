@@ -16,14 +16,14 @@ from statistics import median
 from types import UnionType
 from typing import Any
 
-from torchcaps.config import Config, to_plain
+from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.lines import append_line, read_lines
 from torchcaps.tables.metrics import Record
 
 RUNS = Path("results") / "runs.jsonl"
 # Where, under which name and what is seen, not what is computed.
-_PLACES = ("changed", "out", "checkpoint_every", "device", "processes", "recipe", "seed", "test_curve")
+_PLACES = (*PLACES, "device", "processes", "recipe", "seed")
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left out

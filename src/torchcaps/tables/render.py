@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from torchcaps.files import POLICY
 from torchcaps.markdown import markdown_table
 from torchcaps.tables.cells import Cell, Quoted, Table
-from torchcaps.tables.fill import COUNT
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.pictures import Picture
+from torchcaps.tables.plan import COUNT
 from torchcaps.tables.records import name_machine
 from torchcaps.tables.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
 

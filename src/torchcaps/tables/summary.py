@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from torchcaps.data.facts import missing_data
 from torchcaps.tables.ahead import count_ahead
 from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget, width
 from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
-from torchcaps.tables.fill import COUNT, missing_data
 from torchcaps.tables.metrics import Record
+from torchcaps.tables.plan import COUNT
 from torchcaps.tables.records import count_hash, find_runs
 
 FORMULA = "formula"  # in place of a budget, of what is arithmetic alone

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from torchcaps.config import Config, to_plain
+from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.forms import SPLITS
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
@@ -22,7 +22,7 @@ from torchcaps.train.checkpoint import MODEL, STATE, check_sum, digest, load_sta
 from torchcaps.train.run import RunFolder
 
 # May differ between a run and its continuation: the result does not depend on them.
-_FREE = ("changed", "out", "checkpoint_every", "test_curve", "continued")
+_FREE = (*PLACES, "continued")
 
 
 def open_folder(config: Config, resume: bool) -> RunFolder:
