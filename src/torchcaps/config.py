@@ -197,7 +197,7 @@ class CoefficientConfig(Checked):
     reuse_votes: bool = False  #: route by the votes of the weight step: no second pass; one step of each kind only
 
 
-# Fields of `Config` that say where a run lies, how often it is saved and what is seen of it: nothing is computed by them.
+# Fields of `Config` by which nothing is computed: where a run lies, how often it is saved, what is seen of it.
 PLACES = ("changed", "out", "checkpoint_every", "test_curve")
 
 
