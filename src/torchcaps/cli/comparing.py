@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from torchcaps.tables.metrics import Record
 
 
-NAMED = ("data.name", "data.root", "data.download")  # which change nothing of the data
-
-
 def rename_flags(args: Sequence[str]) -> list[str]:
     """Return `args` with --data NAME and --data-root PATH, as they were called first, by the names that they have
     now.
@@ -81,10 +78,10 @@ def compare(
         given: names of the fields that flags gave, filled in by the command line
     """
     from torchcaps.cli.training import report
-    from torchcaps.compare.comparison import Comparison, changed_files, choose_heads, settle_data
+    from torchcaps.compare.comparison import NAMED, Comparison, changed_files, choose_heads, settle_data
     from torchcaps.compare.costs import record_missing
     from torchcaps.compare.examined import record_examinations
-    from torchcaps.data.catalogue import find
+    from torchcaps.data.catalogue import find, plain_name
     from torchcaps.models.registry import find_factory
     from torchcaps.tables.fill import Settings
     from torchcaps.tables.plan import plan
@@ -113,11 +110,8 @@ def compare(
         failed = record_missing(cells, path, device, note)
         cells = [cell for cell in cells if cell.name not in failed]
 
-    changes = [
-        f"{name.removeprefix('data.')}={read_field(data, name.removeprefix('data.'))}"
-        for name in sorted(given)
-        if name.startswith("data.") and name not in NAMED
-    ]
+    fields = sorted(name.removeprefix("data.") for name in given if name.startswith("data.") and name not in NAMED)
+    changes = [f"{name}={plain_name(str(read_field(data, name)))}" for name in fields]
 
     def finish(folder: Path) -> None:
         report(folder)

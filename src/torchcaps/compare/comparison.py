@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torchcaps.config import (
@@ -28,7 +27,7 @@ from torchcaps.config import (
     read_field,
     replace_field,
 )
-from torchcaps.data.catalogue import find
+from torchcaps.data.catalogue import find, plain_name
 from torchcaps.data.facts import data_facts
 from torchcaps.names import YOURS, unknown
 from torchcaps.plugins import file_of, imported_for
@@ -48,6 +47,7 @@ ITERATIONS = 3
 # Of routing towards discriminative quality. A step of 4e-3 lost classes with the shared loss, from 0.1 and from 0.15;
 # the rule of docs/discriminative-routing.md, found with the margin loss, allows 1.8e-3 and 4e-3 there.
 COEFFICIENT_STEP = 2e-4
+NAMED = ("data.name", "data.root", "data.download")  # fields that say which set, and nothing of how it is taken
 MIRRORED = ("fashion-mnist", "cifar10", "cifar100")  # sets whose classes a mirror leaves as they are
 
 
@@ -72,9 +72,9 @@ class Comparison:
         """Return BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their
         folders.
         """
-        kind, colon, path = self.data.partition(":")
-        name = f"{kind}-{Path(path).expanduser().absolute().name}" if colon else self.data
-        return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
+        return f"{self.backbone}/{plain_name(self.data).replace(':', '-')}" + (
+            "/own-loss" if self.loss == "own" else ""
+        )
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
         """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep; a head
@@ -226,9 +226,8 @@ def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
     Raises:
         FileNotFoundError, ValueError: for data that are not there.
     """
-    named = {"data.name", "data.root", "data.download"}
     own = find(data.name)[1] is not None
-    others = {name for name in given if name.startswith("data.")} - named
+    others = {name for name in given if name.startswith("data.")} - set(NAMED)
     if not own and not others:
         return None
     settled = usual_data(data.name)

@@ -48,6 +48,12 @@ def find(name: str) -> tuple[Entry, Path | None]:
     return entry, Path(path).expanduser() if colon else None
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a data set without the folders above the user's own files, which concern nobody else."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
+
+
 def data_root(root: Path | None = None) -> Path:
     """Return the folder of the data sets: `root`, else $TORCHCAPS_DATA, else torchcaps/data in the user's cache
     folder.

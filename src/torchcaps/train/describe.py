@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torchcaps
@@ -108,12 +107,6 @@ def complete_by_data(manifest: Manifest, config: Config) -> Manifest:
         return replace(manifest, classes=data.train.classes, input=describe_input(data, config.data))
     except (OSError, ValueError):
         return manifest
-
-
-def plain_name(name: str) -> str:
-    """Return the name of a data set without the folders above the user's own files, which concern nobody else."""
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
 
 
 def _versions() -> dict[str, str]:
