@@ -72,9 +72,8 @@ class Comparison:
         """Return BACKBONE/DATA, and "own-loss" behind it where that is so; of the user's own data without their
         folders.
         """
-        return f"{self.backbone}/{plain_name(self.data).replace(':', '-')}" + (
-            "/own-loss" if self.loss == "own" else ""
-        )
+        name = plain_name(self.data).replace(":", "-")
+        return f"{self.backbone}/{name}" + ("/own-loss" if self.loss == "own" else "")
 
     def cells(self, heads: Sequence[str]) -> list[Cell]:
         """Return one cell for each of `heads`, names that `choose_heads` takes, and for each value of the sweep; a head

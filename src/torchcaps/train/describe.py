@@ -10,6 +10,7 @@ from typing import Any
 import torchcaps
 from torchcaps.config import EXTERNAL, SHAPE, Config, DataConfig, ScoreKind
 from torchcaps.data import CATALOGUE, Data, load_data
+from torchcaps.data.catalogue import plain_name
 from torchcaps.data.given import holds_pictures
 from torchcaps.forms import SPLITS, DataForm, InputForm
 from torchcaps.losses import score_form
