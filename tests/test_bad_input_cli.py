@@ -27,7 +27,7 @@ from torchcaps.cli import main, training
 from torchcaps.config import DataConfig
 from torchcaps.data import load_data
 from torchcaps.papers import registry
-from torchcaps.train import fit, loop
+from torchcaps.train import fit, learner
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_too_little_memory_suggests_half_the_batch(
     def fail(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(loop, "step_phases", fail)
+    monkeypatch.setattr(learner, "step_phases", fail)
     assert main(["train", "tiny", "--seed", "1", "--batch-size", "250"]) == 2
     said = capfd.readouterr().err
     assert said == "torchcaps: error: cpu has too little memory for batch_size 250: try --batch-size 125\n"

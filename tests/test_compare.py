@@ -204,10 +204,10 @@ def test_compare_runs_once_measures_and_draws(
     ]
     for each in lines[:2] if costs else ():
         assert each["parameters"] > 0 and each["multiply_adds"] > 0 and each["latency_1_ms"] < each["latency_128_ms"]
-    table = (results / "compare/small-resnet/digits.md").read_text()
+    table = (results / "compare/small-resnet/digits-smoke.md").read_text()
     assert table in capsys.readouterr().out and f"{100 * lines[-len(CONTROLS)]['test_accuracy']:.2f} (1)" in table
     if costs:  # against which the picture has the accuracies
-        assert (results / "compare/small-resnet/digits.svg").read_text().startswith("<?xml")
+        assert (results / "compare/small-resnet/digits-smoke.svg").read_text().startswith("<?xml")
     assert main(command) == 0
     assert len((results / "runs.jsonl").read_text().splitlines()) == len(lines)
 
@@ -221,7 +221,7 @@ def test_compare_runs_once_measures_and_draws(
     for _ in range(2):
         assert main([*command, "--examine"]) == 0
     assert len(looked_at) == len(set(looked_at)) == len(CONTROLS)
-    written = (results / "compare/small-resnet/digits.md").read_text()
+    written = (results / "compare/small-resnet/digits-smoke.md").read_text()
     assert "## What routing does" in written and "| uniform |  | 12.5 |" in written
 
 

@@ -28,7 +28,7 @@ from torchcaps.config import (
 from torchcaps.data import Batches, Images, load_data
 from torchcaps.models import Model, create_model
 from torchcaps.revisions import revisions_of
-from torchcaps.train import RunFolder, fit, loop
+from torchcaps.train import RunFolder, fit, learner
 from torchcaps.train.processes import build_fabric
 from torchcaps.train.stages import held_part
 from torchcaps.train.statistics import count_batches, list_norms, measure_statistics
@@ -161,7 +161,7 @@ def test_a_short_run_is_evaluated_with_measured_statistics(tmp_path: Path, monke
     config = short(tmp_path / "measured", DataConfig("digits", validation=0.0))
     result = fit(config)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "count_batches", lambda *args, **options: 0)
+        patch.setattr(learner, "count_batches", lambda *args, **options: 0)
         plain = fit(replace(config, out=tmp_path / "plain"))
     last = load_file(result.folder / "last" / "model.safetensors")
     other = load_file(plain.folder / "last" / "model.safetensors")

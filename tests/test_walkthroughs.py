@@ -161,7 +161,7 @@ def test_own_pictures_are_compared_with_costs_a_sweep_and_a_plain_network(
     words = ["compare", "--data.name", "folder:pictures", "--costs", "--seeds", "1", "--budget", "smoke"]
     words += ["--routings", "dyn*", "mobilenetv2_035.linear", "--sweep", "optimiser.lr", "0.01", "0.001"]
     assert main([*words, "--device", "cpu"]) == 0
-    table = Path("results/compare/small-resnet/folder-pictures.md").read_text()
+    table = Path("results/compare/small-resnet/folder-pictures-optimiser.lr-smoke.md").read_text()
     rows = [line.split("|")[1].strip() for line in table.splitlines() if re.match(r"\| [\w.]+@", line)]
     heads = ("linear", "uniform", "twin", "dynamic", "mobilenetv2_035.linear")
     assert sorted(rows) == sorted(f"{head}@optimiser.lr={value}" for head in heads for value in ("0.01", "0.001"))
