@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -14,9 +14,6 @@ from torchcaps.cli.flags import given_fields
 from torchcaps.config import DataConfig
 from torchcaps.terminal import note, say
 from torchcaps.usage import usage_errors
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,9 +113,8 @@ def _multiply(
 ) -> Tensor:
     """Return the convolution of `input` [b, c, h, w] and `weight` [c', c, k, l] as a product, in its layout."""
     last = input.stride(1) == 1  # channels last; `is_contiguous` cannot be asked under vmap
-    if (
-        torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
-    ):  # before the patches are, which are many times as many
+    if torch.is_autocast_enabled("cpu") and input.dtype != torch.float64:
+        # here, before there are patches of it, which are many times as many
         input = input.to(torch.get_autocast_dtype("cpu"))
     flat = _Patches.apply(input.movedim(1, -1), weight.shape[2:], stride, padding).flatten(3)  # pyright: ignore
     maps = F.linear(flat, weight.movedim(1, -1).flatten(1), bias).movedim(-1, 1)
