@@ -38,6 +38,7 @@ def change(config: Config, text: str) -> Config:
 
 
 TUNED: tuple[Tuned, ...] = (
+    Tuned("cnn-6*", "optimiser.lr=0.003"),
     Tuned("encapnet-6-*", "optimiser.lr=0.003"),
     Tuned("mobilenetv2_100.*", "batch_size=128,optimiser.lr=0.003"),
 )
