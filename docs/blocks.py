@@ -30,16 +30,15 @@ import help_blocks
 import help_examined
 import xnodr_blocks
 from draw_compared import table as compared_table
-from draw_two_cores import mean_hours
 from help_runs import Study
 
 from torchcaps.markdown import markdown_table
-from torchcaps.papers import find_tables, list_tables
+from torchcaps.papers import find_tables
 from torchcaps.routing.listing import routing_table
-from torchcaps.tables.budgets import REPRODUCTIONS, Budget
+from torchcaps.tables.budgets import Budget
 from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.lines import read_lines
-from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
+from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import read_records
 from torchcaps.tables.summary import Summary, summarise
 from torchcaps.tables.tuned import TUNED
@@ -49,6 +48,14 @@ RESULTS = ROOT / "results"
 MADE = {"generated", "tutorials"}  # folders of docs/ that `make docs` makes
 PAGES = (ROOT / "README.md", *sorted(page for page in (ROOT / "docs").rglob("*.md") if not MADE & {*page.parts}))
 BLOCK = re.compile(r"(<!-- block: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAPERS = {  # the page of each
+    "discriminative": "discriminative-routing.md",
+    "efficient-capsnet": "self-attention.md",
+    "encapnet": "encapnet.md",
+    "fm": "fm-agreement.md",
+    "inverted-attention": "inverted-attention.md",
+    "xnodr": "xnodr-xnidr.md",
+}
 UNITS = {"ms": "ms", "mb": "MB", "mib": "MiB", "bytes": "bytes", "seconds": "s", "percent": "%"}
 EARLIER = "earlier form"  # of lines whose code or settings have changed since
 
@@ -188,31 +195,24 @@ def _show(line: dict[str, Any], column: str) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def reproduced(results: str, *patterns: str) -> str:
-    """All cells of papers that runs at full size fill: published, ours, and the core-hours of a run.
+def reproduced(docs: str, results: str, *names: str) -> str:
+    """Cells of the papers' own networks, as the longest budget fills each: published, ours, and the core-hours of one.
 
-    `results` is where the page finds the folder of that name.
+    Args:
+        docs, results: where the page finds the folders of these names.
+        names: of the cells, PAPER/TABLE/CELL.
     """
-    records = read_records(RESULTS / "runs.jsonl")
     rows: list[Row] = [
-        ("table", "row", "column", "measure (%)", "published", "ours", "seeds", "budget", "core-hours a run")
+        ("system", "row", "data", "measure (%)", "published", "ours", "difference", "budget", "core-hours")
     ]
-    seen: set[str] = set()  # what fills several cells stands once
-    for table in list_tables():
-        for cell in table.cells:
-            if not isinstance(cell.how, Train) or cell.metric in (TRAIN_ACCURACY, TRAIN_LOSS):
-                continue
-            if not any(fnmatchcase(cell.id, each) for each in patterns or ["*"]):
-                continue
-            for budget in REPRODUCTIONS:
-                found = summarise(cell, budget, records)
-                if found is None or not found.values or any(each["config_hash"] in seen for each in found.records):
-                    continue
-                seen |= {each["config_hash"] for each in found.records}
-                hours = mean_hours(found.records)
-                link = f"[{table.paper.citation}, {table.printed}]({results}/tables/{table.id}.md)"
-                ours = (_published(cell), _mean(cell, found), str(len(found.values)), budget, f"{hours:.1f}")
-                rows.append((link, cell.row, cell.column, cell.metric.name, *ours))
+    for name in names:
+        run = next(each for each in draw_two_cores.runs() if each.cell.id == name)
+        page = PAPERS[run.table.paper.name]
+        title = (ROOT / "docs" / page).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        row = f"{run.cell.row} ([{run.table.printed}]({results}/tables/{run.table.id}.md))"
+        theirs, apart = _published(run.cell), draw_two_cores.differences(run)
+        ours = (run.cell.metric.name, theirs, _mean(run.cell, run.found), apart, run.found.budget, f"{run.hours:.1f}")
+        rows.append((f"[{title}]({docs}/{page})", row, run.cell.column, *ours))
     return markdown(rows)
 
 
@@ -226,6 +226,16 @@ def compared(*heads: str) -> str:
     """Routings on one backbone: all, or some."""
     kept = [line for line in _all_compared() if not line.startswith("| `") or not heads or line.split("`")[1] in heads]
     return "\n".join(kept)
+
+
+def compared_linked(docs: str, *heads: str) -> str:
+    """The same, of a page that finds the folder docs there: a routing's name leads to its page."""
+
+    def link(found: re.Match[str]) -> str:
+        page = f"understand/routing-{found[1]}.md"
+        return f"| [`{found[1]}`]({docs}/{page})" if (ROOT / "docs" / page).exists() else found[0]
+
+    return re.sub(r"^\| `([^`]+)`", link, compared(*heads), flags=re.MULTILINE)
 
 
 def discriminative(name: str) -> str:
@@ -266,6 +276,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "benchmarks": benchmarks,
     "cells": cells,
     "compared": compared,
+    "compared-linked": compared_linked,
     "discriminative": discriminative,
     "fm": fm,
     "help": capsules_help,

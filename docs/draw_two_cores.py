@@ -114,10 +114,10 @@ def cells() -> Iterator[Row]:
         published = ", ".join(map(str, run.cell.published)) or "-"
         seeds, hours = str(len(run.found.values)), f"{run.hours:.1f}"
         what = (link, run.cell.row, run.cell.column, run.cell.metric.name, run.found.budget)
-        yield *what, published, ours, _differences(run), seeds, hours
+        yield *what, published, ours, differences(run), seeds, hours
 
 
-def _differences(run: Run) -> str:
+def differences(run: Run) -> str:
     """Ours less theirs, in bold where ours is short by more than `SHORT`."""
     shown = []
     for each in run.cell.published:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from draw_compared import DATA as SETS
-from help_blocks import NOT_RUN, answer, images
+from help_blocks import NOT_RUN, helps, images, routes
 from help_runs import DATA, SHARES, UNIFORM, Rows, Study, chosen
 
 from torchcaps.compare.comparison import LINEAR, TWIN
@@ -63,8 +65,8 @@ def readme(study: Study) -> str:
     return (
         f"Start with {said}{beside}. Routings above `{UNIFORM}`: {'; '.join(better)}; of these {tests} comparisons "
         f"each is judged alone, so one in twenty comes out by chance.\n\n"
-        f"On shares of {NAMES[DATA]}'s images, where help means to lie above `{LINEAR}` and above a convolutional twin "
-        f"of equal size, or above `{UNIFORM}`:\n\n{answer(study)}{_above_all(study)}"
+        f"Do capsules help, that is, lie above `{LINEAR}` and a twin? {_answered(study, helps)} Does routing, above "
+        f"`{UNIFORM}`? {_answered(study, routes)}{_above_all(study)}"
     )
 
 
@@ -80,8 +82,20 @@ def _counted(found: Gap) -> str:
     return str(found).replace(f"({count})", f"({count} seed{'s' * (count != 1)})")
 
 
+def _answered(study: Study, read: Callable[[Rows], tuple[str, ...]]) -> str:
+    """A verdict for every share of the images; those that are alike in one."""
+    said: dict[str, list[str]] = {}
+    for share in SHARES:
+        said.setdefault(read(study.rows(share))[0], []).append(images(share))
+    return "; ".join(f"{verdict} on {_listed(shares)}" for verdict, shares in said.items()).capitalize() + "."
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
 def _above_all(study: Study) -> str:
-    """Which heads the plain one is decided to lie above, by share; empty where there are none."""
-    below = {share: _against(study.rows(share), LINEAR)[-1] for share in SHARES}
-    said = [f"of {images(share)}, {names(heads)}" for share, heads in below.items() if heads]
-    return f"\n- `{LINEAR}` is decided to lie above: {'; '.join(said)}." if said else ""
+    """How many heads the plain one is decided to lie above, by share; empty where there are none."""
+    below = {share: len(_against(study.rows(share), LINEAR)[-1]) for share in SHARES}
+    said = [f"{count} on {images(share)}" for share, count in below.items() if count]
+    return f" `{LINEAR}` is decided to lie above heads with capsules: {_listed(said)}." if said else ""

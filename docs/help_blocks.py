@@ -26,7 +26,7 @@ Line = tuple[str, ...]
 
 def answer(study: Study) -> str:
     """The two questions in a sentence each, for every share of the images."""
-    said = {"Do capsules help?": _helps, "Does routing help?": _routes}
+    said = {"Do capsules help?": helps, "Does routing help?": routes}
     return "\n".join(
         f"- **{question}** " + "; ".join(f"{images(share)}: {_say(*read(study.rows(share)))}" for share in SHARES) + "."
         for question, read in said.items()
@@ -50,11 +50,11 @@ def verdicts(study: Study) -> Iterator[Line]:
         "routing helps",
     )
     for share in SHARES:
-        helps, routes = _helps(study.rows(share)), _routes(study.rows(share))
-        yield f"{images(share)} ({_count(share):,})", *helps[1:], helps[0], *routes[1:], routes[0]
+        help_, route = helps(study.rows(share)), routes(study.rows(share))
+        yield f"{images(share)} ({_count(share):,})", *help_[1:], help_[0], *route[1:], route[0]
 
 
-def _helps(rows: Rows) -> Line:
+def helps(rows: Rows) -> Line:
     """The verdict, and the head that is judged, with how far it lies above its twin and the plain head."""
     head = chosen(capsules(rows))
     if head is None:
@@ -63,7 +63,7 @@ def _helps(rows: Rows) -> Line:
     return better(*found), f"`{head.head}`", *map(_show, found)
 
 
-def _routes(rows: Rows) -> Line:
+def routes(rows: Rows) -> Line:
     head = chosen([row for row in capsules(rows) if row.head != UNIFORM])
     if head is None:
         return NOT_RUN, NOT_RUN, ""

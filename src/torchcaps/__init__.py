@@ -1,4 +1,4 @@
-"""Capsule networks in PyTorch: every efficient way to route capsules, verified and fast.
+"""Capsule networks in PyTorch: efficient ways to route capsules, verified and fast.
 
 The names below, to build a network, train it and use it, are imported on first use, so that the command line can
 answer without importing torch. Only `fit` needs more than torch: what `pip install "torchcaps[train]"` brings.
