@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
 
+from torchcaps.config import ModelConfig
 from torchcaps.train import Callback, fit
 
 
@@ -59,6 +60,39 @@ def test_a_run_with_callbacks_is_the_run_without_bit_for_bit(tmp_path):
 def test_a_callback_that_changes_the_model_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"Meddling changed 'conv\.weight'"):
         fit(tiny_config(tmp_path), callbacks=[Meddling()])
+
+
+def test_a_callback_that_changes_images_or_iterations_is_named(tmp_path):
+    class Blind(Callback):
+        def on_epoch_end(self, epoch, model, data):
+            data.train.pixels.zero_()
+            return {}
+
+    class Impatient(Callback):
+        def on_epoch_end(self, epoch, model, data):
+            model.stack.iterations += 1
+            return {}
+
+    with pytest.raises(ValueError, match="Blind changed pixels of the train split"):
+        fit(tiny_config(tmp_path), callbacks=[Blind()])
+    capsnet = tiny_config(
+        tmp_path, model=ModelConfig("capsnet", {"channels": 8, "primary": 2, "kernel": 3, "decoder": False})
+    )
+    with pytest.raises(ValueError, match="Impatient changed iterations or schedule"):
+        fit(capsnet, callbacks=[Impatient()])
+
+
+def test_the_line_of_an_epoch_is_not_the_callbacks_to_change(tmp_path):
+    class Boasting(Callback):
+        def on_record(self, record):
+            record["train_loss"] = 0.0
+            record["penalties"] = record["said"]["deep"] = 0.0
+
+        def on_epoch_end(self, epoch, model, data):
+            return {"said": {"deep": 1.0}}
+
+    result = fit(tiny_config(tmp_path), callbacks=[Boasting(), Busy()])
+    assert all(line["train_loss"] > 0 and line["said"] == {"deep": 1.0} for line in lines(result))
 
 
 def test_two_callbacks_cannot_say_the_same_thing(tmp_path):

@@ -193,9 +193,10 @@ class Weighted(Routing[None]):
 
     spec = Spec("weighted", "nobody", "b I J d d'", "b J d", iterative=False, couplings=True, objective=True)
 
-    def __init__(self, sizes):
+    def __init__(self, sizes, bias=True):
         super().__init__(sizes)
-        self.keep_bias(True)
+        if bias:
+            self.keep_bias(True)
         self.share = torch.nn.Parameter(torch.rand(sizes.children, sizes.parents))
         self.told = []
 
@@ -224,6 +225,8 @@ def test_a_routing_of_somebody_elses_is_folded_told_of_steps_and_looked_at(caplo
     module, poses = CapsuleLayer(transform, Weighted(transform.sizes)), Capsules(torch.randn(2, 5, 4))
     module.routing.bias.data.normal_()
     torch.testing.assert_close(module.fold()(poses).capsules.poses, module(poses).capsules.poses)
+    without = CapsuleLayer(transform, Weighted(transform.sizes, bias=False))  # one that never asked for a bias
+    torch.testing.assert_close(without.fold()(poses).capsules.poses, without(poses).capsules.poses)
 
     optimizer = torch.optim.SGD(module.routing.coefficients(), lr=0.25)
     follow_steps(optimizer, module.modules(), batch=8)

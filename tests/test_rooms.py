@@ -80,8 +80,9 @@ def arrows(name: str, tree: ast.AST, inside: bool = False) -> Iterator[Arrow]:
             named = [each.name for each in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}:{line}: imports are absolute here"
-            whole = [f"{node.module}.{each.name}" for each in node.names]
-            named = [each if each in MODULES else node.module or "" for each in whole]
+            named = [home_of(node.module or "", each.name) for each in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torchcaps":
+            named = [home_of("torchcaps", node.attr)]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             named = [node.value] if NAME.fullmatch(node.value) and node.value in MODULES else []
         elif isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
@@ -90,6 +91,20 @@ def arrows(name: str, tree: ast.AST, inside: bool = False) -> Iterator[Arrow]:
         yield from (Arrow(name, line, each, inside) for each in named if each.split(".")[0] == "torchcaps")
         function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         yield from arrows(name, node, inside or function)
+
+
+@cache
+def home_of(module: str, name: str) -> str:
+    """The module of which `from module import name` takes a name: a package hands out those of its modules."""
+    if f"{module}.{name}" in MODULES:
+        return f"{module}.{name}"
+    if MODULES.get(module, SOURCE).name == "__init__.py":
+        for node in ast.walk(parsed()[module]):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "torchcaps":
+                for each in node.names:
+                    if name == (each.asname or each.name):
+                        return home_of(node.module, each.name)
+    return module
 
 
 def room_of(module: str) -> str:
@@ -117,6 +132,18 @@ def test_arrows_run_down_only(room):
     """The face hands out names of all rooms, on first use; what rooms ask it for is the version alone."""
     up = [each for each in all_arrows() if room_of(each.source) == room and room_of(each.target) not in ("", room)]
     assert [each for each in up if ORDER[room_of(each.target)] >= ORDER[room]] == []
+
+
+def test_a_name_is_traced_to_the_module_that_has_it():
+    """Through the face, and through a package that hands it out."""
+
+    def targets(text: str) -> list[str]:
+        return [each.target for each in arrows("torchcaps.capsules", ast.parse(text))]
+
+    assert targets("from torchcaps import fit, __version__") == ["torchcaps.train.fitting", "torchcaps"]
+    assert targets("import torchcaps\ntorchcaps.create_routing") == ["torchcaps", "torchcaps.routing.registry"]
+    assert targets("from torchcaps.routing import create_routing") == ["torchcaps.routing.registry"]
+    assert targets("from torchcaps.routing.em import EM") == ["torchcaps.routing.em"]
 
 
 def test_there_is_no_circle_of_modules():

@@ -117,10 +117,10 @@ def test_what_cannot_be_made_smaller_is_said(copy: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"no child capsule of .* is dead"):
         prune_run(pruned)
     folded = fold_run(pruned).folder
-    with pytest.raises(ValueError, match="no layer has coefficients to fold"):
+    with pytest.raises(ValueError, match="no layer has constant couplings to fold"):
         fold_run(folded)
     plain = fit(tiny_config(tmp_path / "plain", epochs=1, data=DataConfig("digits", limit=32), batch_size=16)).folder
-    with pytest.raises(ValueError, match="no layer has coefficients to fold"):
+    with pytest.raises(ValueError, match="no layer has constant couplings to fold"):
         fold_run(plain)
     with pytest.raises(ValueError, match="a Tiny cannot be pruned"):
         prune_run(plain)

@@ -9,10 +9,10 @@ from typing import Any
 from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.examine.found import ONE, OTHER, RANDOM, SAME, UNIFORM, Examination
 from torchcaps.markdown import markdown_table
-from torchcaps.tables.fill import Settings, find_finished, place
+from torchcaps.tables.fill import Settings
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.plan import COUNT, Job
-from torchcaps.tables.records import append_record, config_hash, read_records
+from torchcaps.tables.records import append_record, config_hash, find_finished, read_records
 
 EXAMINED = "examine"  # in place of a budget
 FAR = {"angle": 30.0, "scale": 0.8}  # where the curves are shown
@@ -79,7 +79,7 @@ def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
     for job in jobs:
         if job.budget == COUNT or find_examinations(read_records(settings.records), job.config, [job.config.seed]):
             continue
-        folder = find_finished(place(job.config, settings))
+        folder = find_finished(settings.out, config_hash(job.config), job.config.seed)
         if folder is None:
             settings.say(f"{job.label}: there is no finished run in {settings.out} to examine")
             continue

@@ -184,18 +184,18 @@ class CapsuleLayer(nn.Module):
         return "" if self._implementation == "auto" else f"implementation={self._implementation!r}"
 
     def fold(self) -> CapsuleLayer:
-        """Return a copy for inference whose coefficients b_ij are folded into W_ij: one matrix product, and no routing.
+        """Return a copy for inference whose constant b_ij are folded into W_ij: one matrix product, and no routing.
 
         It holds uniform routing over J b_ij W_ij; outputs are equal up to rounding.
 
         Raises:
-            ValueError: where the routing has no constant coupling, such as the discriminative one's.
+            ValueError: where the routing has no constant coupling (`Routing.constant_coupling`).
         """
         constant = self.routing.constant_coupling()
         if constant is None:
             raise ValueError(f"routing {self.routing.spec.name!r} has no constant coupling to fold into the weights")
         coupling = constant.detach() * self.transform.sizes.parents
-        bias = self.routing.bias
+        bias = self.routing.kept_bias
         folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
         if bias is not None:
             folded.routing.bias = nn.Parameter(bias.detach().clone())

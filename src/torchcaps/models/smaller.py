@@ -35,7 +35,7 @@ class Sparsity(NamedTuple):
 
 
 def count_zeros(model: nn.Module) -> list[Sparsity]:
-    """Return what is zero in each layer of `model` that routes towards discriminative quality, bottom first."""
+    """Return what is zero in each layer of constant couplings of `model`, bottom first."""
     found = []
     for name, module in model.named_modules():
         coupling = module.routing.constant_coupling() if isinstance(module, CapsuleLayer) else None
@@ -95,9 +95,9 @@ def prune_to(model: Model, sizes: Sequence[int]) -> CapsNet:
 
 
 def fold(model: Model) -> Model:
-    """Return a copy of `model` in which each layer that routes towards discriminative quality is one matrix product.
+    """Return a copy of `model` in which each layer of constant couplings is one matrix product.
 
-    Its coefficients stand in its weights (`CapsuleLayer.fold`), so that nothing is left to route; outputs are equal up
+    Its couplings stand in its weights (`CapsuleLayer.fold`), so that nothing is left to route; outputs are equal up
     to rounding.
 
     Raises:
@@ -107,7 +107,7 @@ def fold(model: Model) -> Model:
     layers = {name: each for name, each in model.named_modules() if isinstance(each, CapsuleLayer)}
     constant = {name: each for name, each in layers.items() if each.routing.constant_coupling() is not None}
     if not constant:
-        raise ValueError("no layer has coefficients to fold: only those of routing 'discriminative' are constant")
+        raise ValueError("no layer has constant couplings to fold, as those of routing 'discriminative' are")
     for name, layer in constant.items():
         model.set_submodule(name, layer.fold())
     model.origin = None
@@ -167,7 +167,7 @@ def living(layer: nn.Module, parents: Tensor | None = None) -> Tensor:
     coupling = layer.routing.constant_coupling() if isinstance(layer, CapsuleLayer) else None
     if coupling is None:
         name = layer.routing.spec.name if isinstance(layer, CapsuleLayer) else type(layer).__name__
-        raise ValueError(f"routing {name!r} has no coefficients that could be zero: only 'discriminative' has them")
+        raise ValueError(f"routing {name!r} has no constant couplings that could be zero, as 'discriminative' has")
     reached = coupling.detach().ne(0)  # [i, j]
     alive = (reached if parents is None else reached[:, parents]).any(1)
     if not alive.any():

@@ -125,7 +125,13 @@ class Routing(nn.Module, Generic[S]):
         Without a bias the negative of all children gives the negative of all parents, and their lengths are the same
         (Peer, Stabinger and Rodriguez-Sanchez 2021): a network cannot tell the two apart.
         """
-        return total if self.bias is None else total + self.bias.to(total.dtype)
+        bias = self.kept_bias
+        return total if bias is None else total + bias.to(total.dtype)
+
+    @property
+    def kept_bias(self) -> Tensor | None:
+        """Return what `keep_bias` keeps; None of a routing that never asked for one."""
+        return getattr(self, "bias", None)
 
     def start(self, votes: Votes) -> S:
         """Return the state before the first iteration; by default None, which stands for zero parents."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,16 @@ from torchcaps.tables.cells import Count, Train
 from torchcaps.tables.lines import CLAIMS
 from torchcaps.tables.measure import peak_memory, reset_peak
 from torchcaps.tables.plan import COUNT, Job
-from torchcaps.tables.records import append_record, config_hash, count_hash, describe_run, find_run, read_records
-from torchcaps.terminal import show_time, warn
+from torchcaps.tables.records import (
+    append_record,
+    config_hash,
+    count_hash,
+    describe_run,
+    find_finished,
+    find_run,
+    read_records,
+)
+from torchcaps.terminal import show_time
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ def _train(job: Job, settings: Settings) -> bool:
     config = place(job.config, settings)
     assert job.budget != COUNT
     known: dict[str, Any] = {"cell": job.cell.id, "budget": job.budget, "width": width(job.cell, job.budget)}
-    if (folder := find_finished(config)) is not None:
+    if (folder := find_finished(config.out, config_hash(config), config.seed)) is not None:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
@@ -220,23 +227,3 @@ def _unfinished(config: Config) -> bool:
     except ValueError:
         return False
     return True
-
-
-def find_finished(config: Config) -> Path | None:
-    """Return the folder, in `config.out`, of a finished run of `config`; damaged ones are passed by, and that is
-    said.
-    """
-    from torchcaps.train import RunFolder
-
-    for path in sorted(config.out.glob(f"{escape(f'{config.recipe}-{config.seed}')}*")):
-        run = RunFolder(path)
-        if not run.finished:
-            continue
-        try:
-            there, revisions = run.read_config(), run.read_revisions()
-        except (FileNotFoundError, ValueError) as error:
-            warn(f"passed by: {error}")
-            continue
-        if not there.changed and (there.seed, config_hash(there, revisions)) == (config.seed, config_hash(config)):
-            return path
-    return None

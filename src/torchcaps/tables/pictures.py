@@ -14,7 +14,7 @@ from torchcaps.data.facts import missing_data
 from torchcaps.tables.budgets import Budget, apply_budget, width
 from torchcaps.tables.cells import Drawn, Table, Train
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.records import config_hash, find_runs
+from torchcaps.tables.records import config_hash, find_finished, find_runs
 
 BUDGETS: tuple[Budget, ...] = ("full", "fast", "short", "cpu")  # a smoke run has learnt nothing to be shown
 SAID: dict[Drawn, str] = {
@@ -69,28 +69,13 @@ def draw_missing(
         root: of the data sets.
     """
     from torchcaps.tables.drawings import save_picture
+    from torchcaps.train import RunFolder
 
     for picture in list_pictures(table, records, results):
-        folder = None if picture.path.exists() else _find_folder(picture, out, root)
-        if folder is not None:
+        if picture.path.exists():
+            continue
+        folder = find_finished(out, picture.config_hash, picture.seed)
+        if folder is not None and not missing_data(RunFolder(folder).read_config(), root):
             picture.path.parent.mkdir(parents=True, exist_ok=True)
             save_picture(picture.kind, folder, picture.path, root)
             yield picture.path
-
-
-def _find_folder(picture: Picture, out: Path, root: Path | None) -> Path | None:
-    """Return the finished run of a picture among the folders in `out`, if its data are at hand; damaged ones are
-    passed by.
-    """
-    from torchcaps.train import RunFolder
-
-    wanted = picture.config_hash, picture.seed
-    for path in sorted(out.glob("*/result.json")):
-        run = RunFolder(path.parent)
-        try:
-            config, revisions = run.read_config(), run.read_revisions()
-        except (FileNotFoundError, ValueError):
-            continue
-        if not config.changed and (config_hash(config, revisions), config.seed) == wanted:
-            return None if missing_data(config, root) else run.path
-    return None

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from statistics import median
 from types import UnionType
@@ -20,6 +22,7 @@ from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.lines import append_line, read_lines
 from torchcaps.tables.metrics import Record
+from torchcaps.terminal import warn
 
 RUNS = Path("results") / "runs.jsonl"
 # Where, under which name and what is seen, not what is computed.
@@ -153,6 +156,35 @@ def _key(record: Record) -> tuple[str | None, str | None, int | None]:
     if record.get("changed"):
         return None, None, None
     return record.get("config_hash"), record.get("budget"), record.get("seed")
+
+
+def find_finished(out: Path, name: str, seed: int) -> Path | None:
+    """Return the folder of a finished run in the folder `out`, whatever it is called, of the config `name` (its
+    `config_hash`) with this seed, as its recipe has it; None where there is none. A damaged one is passed by, and that
+    is said once.
+    """
+    for path in sorted(out.glob("*/result.json")):
+        folder = path.parent
+        with suppress(FileNotFoundError):
+            if _identify(folder, (folder / "config.json").stat().st_mtime_ns) == (name, seed):
+                return folder
+    return None
+
+
+@cache
+def _identify(folder: Path, written: int) -> tuple[str, int] | None:
+    """Return hash and seed of the run in `folder`, whose config was `written` then; None of one that was changed or is
+    damaged.
+    """
+    from torchcaps.train import RunFolder
+
+    run = RunFolder(folder)
+    try:
+        config, revisions = run.read_config(), run.read_revisions()
+    except (FileNotFoundError, ValueError) as error:
+        warn(f"passed by: {error}")
+        return None
+    return None if config.changed else (config_hash(config, revisions), config.seed)
 
 
 def describe_run(folder: Path, **more: Any) -> Record:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from torchcaps.config import Config
 from torchcaps.data import Data
+from torchcaps.layers import CapsuleStack
 from torchcaps.models import Model
 from torchcaps.terminal import note
 from torchcaps.train.run import Result
@@ -38,12 +41,12 @@ class Callback:
         Args:
             epoch: counted from 1.
             model: as it is evaluated and selected; it must be left as it is.
-            data: of the run, on its device.
+            data: of the run, on its device; it must be left as it is.
         """
         return {}
 
     def on_record(self, record: Mapping[str, Any]) -> None:
-        """See the line of an epoch, as metrics.jsonl has it."""
+        """See the line of an epoch, as metrics.jsonl has it: a copy."""
 
     def on_end(self, result: Result) -> None:
         """See what the run ended with; not called of a run that was stopped or failed."""
@@ -79,11 +82,11 @@ def tell_epoch(callbacks: Sequence[Callback], epoch: int, model: Model, data: Da
     """Return what all callbacks say of an epoch.
 
     Raises:
-        ValueError: when two of them say the same thing, or one changed the model.
+        ValueError: when two of them say the same thing, or one changed the model or the images.
     """
     said: dict[str, Any] = {}
     for callback in callbacks:
-        with _unchanged(callback, model):
+        with _unchanged(callback, model, data):
             found = callback.on_epoch_end(epoch, model, data)
         if twice := said.keys() & found.keys():
             raise ValueError(f"two callbacks say {min(twice)!r} of an epoch: {type(callback).__name__} is the second")
@@ -91,16 +94,40 @@ def tell_epoch(callbacks: Sequence[Callback], epoch: int, model: Model, data: Da
     return said
 
 
+def tell_record(callbacks: Sequence[Callback], record: Mapping[str, Any]) -> None:
+    """Show the line of an epoch to all callbacks, a copy to each."""
+    for callback in callbacks:
+        callback.on_record(copy.deepcopy(dict(record)))
+
+
 @contextmanager
-def _unchanged(callback: Callback, model: Model) -> Iterator[None]:
-    """Hold a callback to its promise: numbers are drawn as if it had drawn none, and the model is as it was."""
+def _unchanged(callback: Callback, model: Model, data: Data) -> Iterator[None]:
+    """Hold a callback to its promise: numbers are drawn as if it had drawn none, and model and images are as they
+    were.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    tensors = {name: (tensor, tensor._version) for name, tensor in model.state_dict(keep_vars=True).items()}
-    devices = {tensor.device for tensor, _ in tensors.values() if tensor.device.type == "cuda"}
+    stacks = [(each, each.iterations, each.schedule) for each in model.modules() if isinstance(each, CapsuleStack)]
+    weights = model.state_dict(keep_vars=True)
+    tensors = {f"{name!r} of the model": tensor for name, tensor in weights.items()} | _tensors_of(data)
+    versions = {name: tensor._version for name, tensor in tensors.items()}
+    devices = {tensor.device for tensor in weights.values() if tensor.device.type == "cuda"}
     with torch.random.fork_rng(sorted(device.index for device in devices)):
         yield
     for module, mode in modes:
         module.training = mode
-    for name, (tensor, version) in tensors.items():
-        if tensor._version != version:
-            raise ValueError(f"callback {type(callback).__name__} changed {name!r} of the model, which it may only see")
+    changed = [name for name, tensor in tensors.items() if tensor._version != versions[name]]
+    changed += [
+        "iterations or schedule of the model" for stack, *was in stacks if [stack.iterations, stack.schedule] != was
+    ]
+    if changed:
+        raise ValueError(f"callback {type(callback).__name__} changed {changed[0]}, which it may only see")
+
+
+def _tensors_of(data: Data) -> dict[str, Tensor]:
+    """Return what the splits hold as tensors, by what to call it."""
+    return {
+        f"{name} of the {split} split": value
+        for split in ("train", "validation", "test")
+        for name, value in vars(getattr(data, split)).items()
+        if isinstance(value, Tensor)
+    }

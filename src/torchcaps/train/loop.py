@@ -25,7 +25,7 @@ from torchcaps.manifest import Manifest
 from torchcaps.models import Model
 from torchcaps.terminal import warn
 from torchcaps.train.anomaly import check_weights, find_infinite, spoilt
-from torchcaps.train.callbacks import Callback, tell_epoch
+from torchcaps.train.callbacks import Callback, tell_epoch, tell_record
 from torchcaps.train.checkpoint import damaged, load_state, load_weights, present, save_checkpoint
 from torchcaps.train.classes import check_classes
 from torchcaps.train.describe import make_manifest
@@ -270,8 +270,7 @@ class Trainer:
             }
         )
         self.learner.meter.reset()
-        for callback in self.callbacks:
-            callback.on_record(position.history[-1])
+        tell_record(self.callbacks, position.history[-1])
         if position.select(validation, self.config.select) and self.fabric.is_global_zero:
             save_checkpoint(self.folder.best, model, manifest=self.manifest)
         if self.fabric.is_global_zero:
