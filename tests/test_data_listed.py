@@ -68,6 +68,12 @@ def test_columns_of_zeros_and_ones(tmp_path, caplog):
     assert "the columns cat, dog of" in caplog.text
 
 
+def test_columns_that_are_all_labels_are_said(tmp_path, caplog):
+    data = load(tmp_path, ["path,pet,place", *(f"{n}.png,{'dog' if n % 2 else 'cat'},home" for n in range(20))])
+    assert (named(data, "train") | named(data, "test"))[1] == {"dog", "home"}
+    assert "the columns pet, place of" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -81,6 +87,8 @@ def test_columns_of_zeros_and_ones(tmp_path, caplog):
         (["path,split,label", "0.png,train,cat", "1.png,test,dog"], "line 3: no training picture has the label 'dog'"),
         (["path,label", "0.png,cat,dog"], "line 2 has 3 cells, but the header 2"),
         (["path,label"], "names no pictures"),
+        (["path,age,label", "0.png,20,cat"], "names age, label beside the path, and label alone would be the label"),
+        (["label,path", "cat,0.png"], "names the column path behind others; it must be the first"),
         ([], "names no pictures"),
     ],
 )

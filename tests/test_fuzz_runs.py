@@ -36,7 +36,7 @@ from torchcaps.report import report
 from torchcaps.train import fit, load_run
 from torchcaps.train.start import find_start
 
-QUICK, LONG = 100, 2000  # folders in `make test`, and in `make test-all`
+QUICK, LONG = 200, 2000  # folders in `make test`, and in `make test-all`
 SECONDS = 60  # of computing that any of them may take, and of waiting for what never comes
 IDLE = 1e-3  # seconds of computing in `SECONDS`, which no process that goes on falls below
 RUN = "stranger"  # what the folder is called, and what each message has to name

@@ -23,6 +23,7 @@ from safetensors import safe_open
 from tiny import tiny_config
 
 import torchcaps
+from torchcaps import create_model
 from torchcaps.cli import main
 from torchcaps.config import DataConfig, ModelConfig
 from torchcaps.deploy import publish
@@ -157,6 +158,20 @@ def test_a_name_is_no_way_out_of_the_cache(cache: Path, tmp_path: Path, monkeypa
 def test_names_of_the_hub_have_one_form(name: str) -> None:
     with pytest.raises(ValueError, match="it must be hf-hub:OWNER/NAME"):
         find_weights(name)
+
+
+def test_damaged_weights_are_refused_however_they_are_named(run: Path, tmp_path: Path) -> None:
+    """By the file, and by the folder in `pretrained`: their sums stand beside them."""
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    file = damaged / "best" / FILE
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for read in (lambda: torchcaps.load(file), lambda: create_model(str(damaged), pretrained=True)):
+        with pytest.raises(ValueError, match="do not match SHA256SUMS"):
+            read()
+    shutil.copy(file, tmp_path / "alone.safetensors")  # a file without sums, as published ones are
+    torchcaps.load(tmp_path / "alone.safetensors")
 
 
 @pytest.fixture

@@ -25,11 +25,12 @@ from torchcaps.config import DataConfig, ModelConfig
 from torchcaps.data import load_data
 from torchcaps.data.tree import list_tree
 from torchcaps.deploy.packing import load_packed
+from torchcaps.files import SUMS
 from torchcaps.models import Model, Output, register_model
 from torchcaps.report import write_report
 from torchcaps.tables.records import describe_run
 from torchcaps.train import RunFolder, fit, load_run
-from torchcaps.train.checkpoint import MODEL, SUMS, load_weights, save_checkpoint
+from torchcaps.train.checkpoint import MODEL, load_weights, save_checkpoint
 from torchcaps.train.start import find_start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="links and pipes of Unix")
@@ -149,6 +150,43 @@ def test_a_pipe_is_refused_and_waited_for_by_nobody(
         assert f"is a {kind}" in (run / "report.html").read_text()
     else:
         assert status == 2 and f"is a {kind}" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_pipe_among_pictures_is_named(tmp_path: Path, skip: bool) -> None:
+    for number in range(4):
+        for name in ("cat", "dog"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.new("L", (8, 8), number).save(tmp_path / name / f"{number}.png")
+    os.mkfifo(tmp_path / "cat" / "z.png")
+    config = DataConfig(f"folder:{tmp_path}", skip_unreadable=skip)
+    if skip:
+        assert len(load_data(config).train) <= 8
+        return
+    with pytest.raises(ValueError, match=r"z\.png is a pipe"):
+        load_data(config)
+
+
+def test_runs_that_may_only_be_read_are_listed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "result.json").unlink()
+    (run / ".lock").touch()
+
+    def refused(path: Path, seconds: float = 0) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("torchcaps.train.run.hold", refused)
+    assert main(["runs", str(run.parent)]) == 0
+    assert run.name in capsys.readouterr().out
+
+
+def test_a_link_to_a_run_is_refused_before_anything_is_written(run: Path) -> None:
+    link = run.with_name("latest")
+    link.symlink_to(run.name)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert main(["inspect", str(link)]) == 2
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link that leads in a circle"])

@@ -11,6 +11,7 @@ written, for a moment. So that is tried again there for some seconds.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -23,6 +24,7 @@ POLICY = (  # of a page of HTML without scripts: it shows pictures beside it, an
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data: file: 'self'; "
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">"
 )
+SUMS = "SHA256SUMS"  # of the files beside it; `sha256sum --check` reads it too
 WINDOWS = os.name == "nt"
 WAITS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.5, 0.7, 0.7)  # seconds, before what is held open is tried again
 
@@ -182,3 +184,27 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_sum(path: Path) -> bool:
+    """Return whether `path`, a file, has a sum beside it in `SUMS`, which then is its own.
+
+    Raises:
+        ValueError: where it is no plain file, or the sums do not name it, or its own is another.
+    """
+    check_plain(path)
+    sums = path.with_name(SUMS)
+    if not (sums.exists() or sums.is_symlink()):
+        return False
+    known = {name: found for found, _, name in (line.partition("  ") for line in read_plain(sums).splitlines())}
+    if path.name not in known:
+        raise ValueError(f"{SUMS} beside it does not name it")
+    if known[path.name] != digest(path):
+        raise ValueError(f"its contents do not match {SUMS}")
+    return True
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,8 @@
 
 Paths are relative to the folder of the file. A first line that begins with one of `HEADS` names the columns; a column
 `split` then says train, validation or test (or another name of these, see `tree.SPLITS`), and without it a stratified
-fifth, always the same, becomes the test split. Where a line has several labels, all labels are label sets. Columns of 0
+fifth, always the same, becomes the test split. Where a line has several labels, all labels are label sets, in
+columns of any names but `LABELS`, of which one stands alone. Columns of 0
 and 1 alone, under a header, say of the class that the column is named after whether it is shown.
 """
 
@@ -24,6 +25,7 @@ from torchcaps.data.images import Splits
 from torchcaps.data.notes import say
 from torchcaps.data.tree import SPLITS
 
+LABELS = ("class", "label", "labels", "target")  # columns that are the label, or all of them
 HEADS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path", "picture")
 DELIMITERS = ("\t", ";", ",")  # of which the first that the first line has is taken; a comma where it has none
 
@@ -89,12 +91,22 @@ def read_rows(path: Path) -> list[Row]:
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
     header = [cell.lower() for cell in table[0][1]] if table and table[0][1][0].lower() in HEADS else []
+    if table and not header and (misplaced := _misplaced(table[0][1])):
+        raise ValueError(f"{path}: the header names the column {misplaced} behind others; it must be the first")
     names = table.pop(0)[1] if header else []
+    columns = [name for name in names[1:] if name.lower() != "split"]
+    if len(columns) > 1 and (label := next((name for name in columns if name.lower() in LABELS), None)):
+        raise ValueError(
+            f"{path}: the header names {', '.join(columns)} beside the path, and {label} alone would be the label: "
+            "take the others out, or call columns that are all labels otherwise"
+        )
     if not table:
         raise ValueError(f"{path} names no pictures: each line must be a path and its labels")
     shown = _indicated(names, header, [cells for _, cells in table])
     if shown:
         say(f"the columns {', '.join(shown)} of {path} hold 0 and 1: read as which classes a picture shows")
+    elif len(columns) > 1:
+        say(f"the columns {', '.join(columns)} of {path} are read as labels of one picture")
     rows: dict[str, Row] = {}
     for line, cells in table:
         row = _read_row(path, line, cells, names, header, shown)
@@ -111,6 +123,14 @@ def order_names(names: set[str]) -> tuple[str, ...]:
     """Return the names in the order of their values where all are whole numbers, else in that of the names."""
     numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
     return tuple(sorted(names, key=lambda name: (int(name), name) if numbers else (0, name)))
+
+
+def _misplaced(cells: Sequence[str]) -> str:
+    """Return the column of paths that a header names behind others; empty where the cells are none."""
+    lower = [cell.lower() for cell in cells]
+    if lower[0] not in (*LABELS, "split"):
+        return ""
+    return next((cell for cell, name in zip(cells, lower, strict=True) if name in HEADS), "")
 
 
 def _indicated(names: Sequence[str], header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:

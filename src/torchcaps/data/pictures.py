@@ -19,6 +19,7 @@ import numpy as np
 
 from torchcaps.data import prepare
 from torchcaps.data.prepare import Fit
+from torchcaps.files import check_plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -193,6 +194,8 @@ def _opened(file: File) -> Iterator[ImageFile]:
     from PIL import Image
 
     try:
+        if isinstance(file, str | PathLike):
+            check_plain(Path(file))  # to open a pipe would wait for ever
         with Image.open(file, formats=_formats()) as image:  # by what is in it, whatever its name says
             yield image
     except MemoryError:

@@ -15,7 +15,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 import torchcaps
 from torchcaps.data.catalogue import cache_root
 from torchcaps.extras import missing_extra
-from torchcaps.files import check_plain
+from torchcaps.files import check_plain, check_sum
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model, register_pretrained
 from torchcaps.models.shapes import check_shapes, read_shapes
@@ -128,12 +128,15 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
     """Return what a safetensors file says of its model, and the model with these weights, in evaluation mode.
 
     Raises:
-        ValueError: for other files, and for weights that are not of the model that the file describes.
+        ValueError: for other files, for weights that are not of the model that the file describes, and where the sums
+            beside a `FILE` are not of it.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
 
     try:
+        if path.name == FILE:  # the weights of a checkpoint or of a published folder, which may have their sums beside
+            check_sum(path)
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
         if KEY not in metadata:

@@ -73,7 +73,7 @@ def write_report(path: str | Path, reason: str = "", out: str | Path | None = No
         ReportKept: when the page would have shown less than the one that is there, which is kept, and its figures too.
     """
     story = read_story(Path(path), reason)
-    home = story.folder if out is None else own_folder(Path(out), make=True)
+    home = own_folder(story.folder if out is None else Path(out), make=out is not None)
     page = home / PAGE
     check_plain(page)
     try:

@@ -6,7 +6,6 @@ Nothing that is read here can execute code: weights are safetensors, the rest is
 from __future__ import annotations
 
 import errno
-import hashlib
 import pickle
 import shutil
 import warnings
@@ -25,7 +24,6 @@ from torchcaps.terminal import printable
 
 MODEL = "model.safetensors"
 STATE = "state.pt"
-SUMS = "SHA256SUMS"  # of the other files; `sha256sum --check` reads it too
 T = TypeVar("T")
 
 
@@ -59,9 +57,9 @@ def write_folder(folder: Path, writers: dict[str, Callable[[Path], object]]) -> 
         for name, write in writers.items():
             files.write_as_new(new / name, write)
             files.sync(new / name)
-        sums = "".join(f"{digest(new / name)}  {name}\n" for name in writers)
-        (new / SUMS).write_text(sums, encoding="utf-8", newline="")
-        files.sync(new / SUMS)
+        sums = "".join(f"{files.digest(new / name)}  {name}\n" for name in writers)
+        (new / files.SUMS).write_text(sums, encoding="utf-8", newline="")
+        files.sync(new / files.SUMS)
         files.sync(new)
     except Exception as error:  # safetensors and torch.save have errors of their own for what the system refuses
         files.remove_folder(new)
@@ -97,7 +95,7 @@ def present(folder: Path) -> Path | None:
 
 def _written(folder: Path) -> int:
     """Return when the folder of a checkpoint was whole, in nanoseconds; 0 of one that is so no more, or is old."""
-    sums = folder / SUMS
+    sums = folder / files.SUMS
     return sums.stat().st_mtime_ns if sums.exists() else 0
 
 
@@ -167,39 +165,15 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged or not of this run: {reason}; bring back a copy of it, or start a new run")
 
 
-def check_sum(path: Path) -> bool:
-    """Return whether `path`, the file of a checkpoint, has a sum beside it, which then is its own.
-
-    Raises:
-        ValueError: where it is no plain file, or the sums do not name it, or its own is another.
-    """
-    files.check_plain(path)
-    sums = path.with_name(SUMS)
-    if not (sums.exists() or sums.is_symlink()):
-        return False
-    known = {name: found for found, _, name in (line.partition("  ") for line in files.read_plain(sums).splitlines())}
-    if path.name not in known:
-        raise ValueError(f"{SUMS} beside it does not name it")
-    if known[path.name] != digest(path):
-        raise ValueError(f"its contents do not match {SUMS}")
-    return True
-
-
 def _read(path: Path, read: Callable[[Path], T]) -> T:
     """Return what `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:
-        if not check_sum(path):
-            said = printable(f"torchcaps: {path} is read unchecked: there is no {SUMS} beside it")
+        if not files.check_sum(path):
+            said = printable(f"torchcaps: {path} is read unchecked: there is no {files.SUMS} beside it")
             warnings.warn(said, stacklevel=4)
         return read(path)
     except Exception as error:  # bytes that are not what they should be raise anything: zip, struct, pickle, key errors
         raise damaged(path, error) from error
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unwritten(path: Path, error: Exception) -> OSError:

@@ -15,13 +15,14 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.config import Config, DataConfig, LossConfig
 from torchcaps.data import Batches, Data, load_data
 from torchcaps.data.classes import with_classes
+from torchcaps.files import check_sum
 from torchcaps.forms import InputForm, SplitName
 from torchcaps.losses import build_criterion, multi_hot, score_threshold
 from torchcaps.models import Model
 from torchcaps.models.pretrained import drop_denormals
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.terminal import warn
-from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
+from torchcaps.train.checkpoint import MODEL, damaged, load_weights
 from torchcaps.train.meter import Meter, Score
 from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder

@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchcaps.config import PLACES, Config, to_plain
+from torchcaps.files import check_sum, digest
 from torchcaps.forms import SPLITS
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
 from torchcaps.train.check import check_out
-from torchcaps.train.checkpoint import MODEL, STATE, check_sum, digest, load_state, present, save_state_beside
+from torchcaps.train.checkpoint import MODEL, STATE, load_state, present, save_state_beside
 from torchcaps.train.run import RunFolder
 
 # May differ between a run and its continuation: the result does not depend on them.

@@ -42,7 +42,10 @@ METRICS: dict[str, Any] = {  # of a line of metrics.jsonl
     "train_accuracy": float,
     "validation_loss": float | None,
     "validation_accuracy": float | None,
+    "validation_mean_class_accuracy": float | None,
     "test_accuracy": float | None,
+    "train_penalty": float,
+    "penalties": dict,
     "lr": float,
     "seconds": float,
     "images_per_second": float,
@@ -231,10 +234,15 @@ class RunFolder(NamedTuple):
 
     @property
     def in_use(self) -> bool:
-        """Return whether a process is training in this folder."""
+        """Return whether a process is training in this folder; False where that cannot be asked, as where it may only
+        be read.
+        """
         if not (self.path / LOCK).exists():
             return False
-        held = hold(self.path / LOCK)
+        try:
+            held = hold(self.path / LOCK)
+        except OSError:
+            return False
         with held or nullcontext():
             return held is None
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.data.notes import some
-from torchcaps.train.checkpoint import MODEL, check_sum, digest, read_weights
+from torchcaps.files import check_sum, digest
+from torchcaps.train.checkpoint import MODEL, read_weights
 from torchcaps.train.run import RunFolder
 
 
