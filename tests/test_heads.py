@@ -42,6 +42,8 @@ def on_meta(name, **options):
         ("mobilenetv2_100.linear", {"hidden": (1024, 512)}, 2_223_872 + 1_841_674),
         ("resnet50.xnidr", {}, 23_835_712),
         # PrimaryCapsules has a bias in place of the scale and shift of batch norm
+        ("mobilenetv2_100.convcaps.xnodr", {"small_stem": True, "image_size": 32}, 2_647_552),
+        ("mobilenetv2_100.xnor-convcaps.xnodr", {"small_stem": True, "image_size": 32}, 2_647_552),
         ("mobilenetv2_100.primary.xnodr", {}, 2_428_672 - 2 * 1280 + 1280),
         ("mobilenetv2_100.xnor-primary.xnidr", {"small_stem": True, "image_size": 32}, 2_427_392),
         ("resnet50.primary.xnidr", {}, 23_835_712 - 2 * 2048 + 2048),

@@ -39,7 +39,7 @@ QUICK = (
     "discriminative/table2/mnist-l2",
     "encapnet/table1/master-size",
     "encapnet/table3/resnet-ot",
-    "fm/table3/fm-parameters",
+    "fm/table3/fm-stored",
     "fm/table6/em-r2",
     "inverted-attention/table1/attention-simple-cifar10-parameters",
     "inverted-attention/figure5/matrix",

@@ -121,8 +121,9 @@ def table3() -> Iterator[Cell]:
         trained, note = (Train(sabour, NARROW_SABOUR), CITED) if name == "sabour" else (Quoted(), "")
         yield Cell(name, row, "Accuracy", trained, (Published(accuracy),), ACCURACY, note)
     for routing, (row, value, std) in AFFINE.items():
-        size = Count(partial(decoding, "fm-resnet-affnist", shifted(), routing=routing), count_parameters)
-        yield Cell(f"{routing}-parameters", row, "Params", size, (Published("0.39"),), PARAMETERS, KILO)
+        build = partial(decoding, "fm-resnet-affnist", shifted(), routing=routing)
+        size = Count(build, partial(count_parameters, statistics=True))
+        yield Cell(f"{routing}-stored", row, "Params", size, (Published("0.39"),), STORED, KILO)
         parts = tuple(f"{PAPER.name}/table3/{routing}-r{iterations}" for iterations in (1, 2, 3))
         how: How = affine(routing=routing) if routing == "fm" else Combine("best", parts)
         note = LOSS if routing == "fm" else f"{LOSS}; {CHOSEN}"

@@ -38,7 +38,8 @@ PIXELS = {"mnist": (32, 224), "cifar10": (32, 224), "multimnist": (36, 108)}  # 
 UPSAMPLED = {True: "with upsampling", False: "without upsampling"}
 LEAK = "its MultiMNIST shares digits between training and test, and its Top2 credits one digit of two; ours has no leak"
 MAXIMUM = "the paper's value is the best of five runs"
-CYCLES = "with our batch of 32 the run ends in mid-cycle of triangular2"  # but of MultiMNIST, at its smallest rate
+# But of MultiMNIST, which ends at its smallest rate.
+CYCLES = "the budget full: with our batch of 32 the run ends in mid-cycle of triangular2"
 EITHER = (
     "section 4.3.1 trains these by the squared hinge or the marginal loss and does not say which made the printed "
     "value; on MultiMNIST, where the plain networks have the marginal loss, the row without a loss has it too"

@@ -28,11 +28,14 @@ LONG_ENOUGH = 0.5  # seconds of repeats
 T = TypeVar("T")
 
 
-def count_parameters(config: Config) -> float:
-    """Return trainable parameters, in millions; the network is built without memory for them."""
-    from torchcaps.tables.network import build_meta
+def count_parameters(config: Config, statistics: bool = False) -> float:
+    """Return trainable parameters, in millions; the network is built without memory for them.
 
-    return sum(each.numel() for each in build_meta(config).parameters() if each.requires_grad) / 1e6
+    Args:
+        config: a recipe.
+        statistics: count the running statistics of batch norm with them, as some frameworks print it.
+    """
+    return sum(_count_by_name(config, statistics).values()) / 1e6
 
 
 def count_part(config: Config, decoder: bool, statistics: bool = False) -> float:
@@ -41,15 +44,21 @@ def count_part(config: Config, decoder: bool, statistics: bool = False) -> float
     Args:
         config: a recipe whose network has a decoder.
         decoder: which of the two.
-        statistics: count the running statistics of batch norm with them, as some frameworks print it.
+        statistics: as for `count_parameters`.
     """
+    counted = _count_by_name(config, statistics)
+    return sum(count for name, count in counted.items() if name.startswith("decoder.") == decoder) / 1e6
+
+
+def _count_by_name(config: Config, statistics: bool) -> dict[str, int]:
+    """Return how many numbers each trainable tensor of the network holds."""
     from torchcaps.tables.network import build_meta
 
     network = build_meta(config)
     counted = {name: each.numel() for name, each in network.named_parameters() if each.requires_grad}
     if statistics:
         counted |= {name: each.numel() for name, each in network.named_buffers() if "running" in name}
-    return sum(count for name, count in counted.items() if name.startswith("decoder.") == decoder) / 1e6
+    return counted
 
 
 def mebibytes(config: Config) -> float:
