@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "results" / "runs.jsonl"
 PICTURE = HERE / "pictures" / "two-cores.svg"
+MARKERS = "os^D"  # each serves the ten colours once
 SHORT = 2.0  # percentage points below what was published, behind which a reason is looked for
 Row = tuple[str, ...]
 
@@ -141,7 +142,7 @@ def missing() -> Iterator[Row]:
 
 
 def draw() -> Figure:
-    """A panel for each data set: a dot for each network, and what was published as a line of its colour."""
+    """A panel for each data set: a mark for each network, and what was published as a line that ends in it."""
     from matplotlib.figure import Figure
 
     panels: dict[str, list[Run]] = {}
@@ -153,7 +154,7 @@ def draw() -> Figure:
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     with style():
-        figure = Figure(figsize=(4.8 * columns + 1.2, 4.4 * rows), layout="constrained")
+        figure = Figure(figsize=(4.8 * columns + 1.2, 5.6 * rows), layout="constrained")
         for number, (data, held) in enumerate(panels.items(), 1):
             _draw_panel(figure.add_subplot(rows, columns, number, title=data), held, hours)
     return figure
@@ -161,15 +162,19 @@ def draw() -> Figure:
 
 def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.transforms import offset_copy
 
     for number, run in enumerate(_distinct(held)):
-        colour, ours = f"C{number % 10}", _accuracy(run.cell, run.found.mean)
-        label = textwrap.fill(run.name, 60)
-        full = colour if len(run.found.values) > 1 else "none"  # a single seed is an empty circle
-        axes.errorbar(run.hours, ours, run.found.std, color=colour, fmt="o", ms=6, mfc=full, label=label)
+        colour, marker = f"C{number % 10}", MARKERS[number // 10]
+        ours = _accuracy(run.cell, run.found.mean)
+        label = textwrap.fill(run.name, 76)
+        full = colour if len(run.found.values) > 1 else "none"  # a single seed is an empty mark
+        axes.errorbar(run.hours, ours, run.found.std, color=colour, fmt=marker, ms=6, mfc=full, label=label)
         for each in run.cell.published:
             if each.number is not None:
-                axes.axhline(_accuracy(run.cell, each.number), color=colour, lw=1, ls="--")
+                value = _accuracy(run.cell, each.number)
+                axes.axhline(value, color=colour, lw=1, ls=":" if each.kind == "best" else "--")
+                axes.plot(hours[1], value, marker, color=colour, ms=6, mfc="none", clip_on=False, zorder=3)
     axes.set_xscale("log")
     axes.set(xlim=hours, xlabel="core-hours of a run", ylabel="test accuracy (%)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -177,7 +182,8 @@ def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.2)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    below = offset_copy(axes.transAxes, axes.get_figure(), y=-36, units="points")  # of the axis and its label
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
 
 
 def _distinct(held: Sequence[Run]) -> list[Run]:

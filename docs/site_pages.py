@@ -15,7 +15,8 @@ from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
-from blocks import RESULTS, cells, compared, markdown
+from blocks import RESULTS, compared, markdown
+from claims import claims_part
 from site_pictures import draw_routing
 
 from torchcaps.cli import COMMANDS, main
@@ -45,21 +46,6 @@ MODULES = {  # of which all public names are documented, in the order in which d
     "torchcaps.inspect": "What a trained network does with an image.",
     "torchcaps.deploy": "Trained models as they are used.",
     "torchcaps.testing": "Properties that any routing must have.",
-}
-CLAIMS: dict[str, tuple[tuple[str, str], ...]] = {  # of a routing: tables of papers, and cells in them
-    "dynamic": (("inverted-attention/table1", "*dynamic*"), ("xnodr/table8", "*dynamic*"), ("encapnet/table5", "*")),
-    "em": (("inverted-attention/table1", "*em*"),),
-    "fm": (("fm/figure4", "*fm*"), ("fm/table2", "*fm*"), ("fm/table6", "*fm*")),
-    "inverted-attention": (("inverted-attention/table1", "*attention*"), ("inverted-attention/figure4", "*iteration*")),
-    "inverted-attention-c": (("inverted-attention/figure4", "*ablation*"),),
-    "discriminative": (("discriminative/table2", "*"),),
-    "xnodr": (("xnodr/figure4", "*xnodr*"), ("xnodr/table4", "*xnodr*")),
-    "xnidr": (("xnodr/figure4", "*xnidr*"), ("xnodr/table4", "*xnidr*")),
-    "xnodr-xnidr": (("xnodr/figure8", "*"),),
-    "uniform": (),
-    "variational-bayes": (("variational-bayes/table-quoted", "*"),),
-    "self-routing": (("self-routing/table-poster", "*"),),
-    "self-attention": (("efficient-capsnet/table2", "*"),),
 }
 
 
@@ -243,15 +229,3 @@ def cost_part(routing: str) -> str:
 
 def _tex(order: str) -> str:
     return order.replace(" ", r"\,")
-
-
-def claims_part(routing: str) -> str:
-    """Published and measured, of the tables that test a routing: the best budget that has runs."""
-    parts = []
-    for table, pattern in CLAIMS[routing]:
-        for budget in ("full", "fast", "short", "cpu"):
-            made = cells(table, budget, pattern)
-            if made.count("\n") > 1:
-                parts += [f"[{table}](../../results/tables/{table}.md), budget `{budget}`:", "", made, ""]
-                break
-    return "\n".join(parts) if parts else "No run of a paper's table with this routing is there yet.\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny import tiny_config
 
-from torchcaps.cli import main, parse_flags
+from torchcaps.cli import COMMANDS, main, parse_flags
 from torchcaps.cli.flags import take_budget
 from torchcaps.cli.helping import COMMON
 from torchcaps.config import Config, ModelConfig
@@ -141,6 +141,17 @@ def test_every_flag_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
                 said[name] += f" {text}"
         silent = [name for name, text in said.items() if re.fullmatch(r"(\(default:.*\))?", text.strip())]
         assert len(said) > 3 and not silent, (command, silent)
+
+
+def test_every_command_s_help_has_an_example_of_flags_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        assert main([command, "--help"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        found = re.search(r"[Ff]or example: `torchcaps (\S+) ?([^`]*)`", said)
+        assert found and found[1] == command, command
+        flags = re.findall(r"--[a-z][\w.-]*", found[2])
+        if command not in ("train", "evaluate", "data"):  # whose flags stand in a help of their own
+            assert [flag for flag in flags if flag not in said.replace(found[0], "")] == [], command
 
 
 def test_help_of_a_recipe_fits_two_screens_and_lists_the_options_of_its_model(

@@ -20,6 +20,10 @@ from held import Held
 
 from torchcaps.kernels import rule
 from torchcaps.layers import CapsuleLayer
+from torchcaps.papers import find_tables
+from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.cells import Train
+from torchcaps.tables.plan import choose_cells
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -183,6 +187,16 @@ def test_every_kernel_has_a_case_and_every_run_a_name():
     text = (ROOT / "benchmarks" / "GPU.md").read_text()
     for name in (*gpu.RUNS, *gpu_all.GROUPS):
         assert f"`{name}`" in text or f"gpu.py {name}" in text, name
+
+
+def test_the_longer_commands_name_cells_that_training_fills():
+    text = (ROOT / "benchmarks" / "GPU.md").read_text()
+    named = re.findall(r"torchcaps reproduce (\S+) --cells (\S+) --budget (\S+) --seeds 1`", text)
+    assert len(named) == text.count("torchcaps reproduce ") > 8
+    for table, pattern, budget in named:
+        assert budget in BUDGETS
+        cells = choose_cells(find_tables(table), pattern.strip("'"))
+        assert all(isinstance(cell.how, Train) for cell in cells), pattern
 
 
 def test_plain_steps_are_not_taken_for_kernels(monkeypatch: pytest.MonkeyPatch):

@@ -10,15 +10,22 @@ import re
 import subprocess
 import sys
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import unquote
 
+import claims
 import pytest
 from browser import Browser, find_browser
+from claims import CLAIMS, NO_RUN, claims_part
 
 from torchcaps.explore.runtime import fetch_command, runtime_folder
+from torchcaps.papers import find_tables, list_tables
 from torchcaps.report.terms import TERMS, Explained
+from torchcaps.revisions import routing_of
 from torchcaps.routing import list_routings, routing_class
+from torchcaps.tables.cells import Train
+from torchcaps.tables.records import read_records
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -69,11 +76,50 @@ def test_routings_and_modules_of_the_generated_pages_are_those_that_there_are() 
         if isinstance(node, ast.AnnAssign | ast.Assign)
         and isinstance(node.target if isinstance(node, ast.AnnAssign) else node.targets[0], ast.Name)
     }
-    claims, variables, modules = (ast.literal_eval(tables[name]) for name in ("CLAIMS", "VARIABLES", "MODULES"))
-    assert set(claims) == set(ROUTINGS)
+    variables, modules = (ast.literal_eval(tables[name]) for name in ("VARIABLES", "MODULES"))
+    assert set(CLAIMS) == set(ROUTINGS)
     assert all(importlib.util.find_spec(module) for module in modules)
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
     assert set(re.findall(r"TORCHCAPS_[A-Z_]+", source)) == set(variables)
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_each_pattern_of_a_routing_s_claims_names_a_trained_cell(routing: str) -> None:
+    for table, *patterns in CLAIMS[routing]:
+        (found,) = find_tables(table)
+        names = [cell.name for cell in found.cells if isinstance(cell.how, Train)]
+        assert [each for each in patterns if not any(fnmatchcase(name, each) for name in names)] == [], table
+
+
+def test_no_run_is_said_of_routings_alone_that_have_no_line() -> None:
+    records = read_records(ROOT / "results" / "runs.jsonl")
+    lines = {each["cell"] for each in records if "cell" in each and each.get("budget", "smoke") != "smoke"}
+    trained = [(table.id, cell) for table in list_tables() for cell in table.cells if isinstance(cell.how, Train)]
+    ran = {routing_of(cell.how.build().model) for _, cell in trained if cell.id in lines}
+    shown = {
+        routing
+        for routing, parts in CLAIMS.items()
+        for table, own, *_ in parts
+        for home, cell in trained
+        if cell.id in lines and home == table and fnmatchcase(cell.name, own)
+    }
+    assert {"em", "uniform", "xnodr-xnidr"} < shown
+    assert ran & {*ROUTINGS} <= shown
+
+
+def test_rivals_stand_beside_a_routing_s_own_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(table: str, budget: str, *patterns: str) -> str:
+        return "head\n---\n" + " ".join(patterns) if budget in runs[table] else "head\n---"
+
+    monkeypatch.setattr(claims, "cells", made)
+    runs: dict[str, list[str]] = {"fm/figure4": ["full", "short", "cpu"]}
+    page = claims_part("uniform")
+    assert re.findall("budget `(.*)`", page) == ["full", "short"]
+    assert "*-dynamic-1-code *-code" in page
+    runs["fm/figure4"] = ["cpu"]
+    assert re.findall("budget `(.*)`", claims_part("uniform")) == ["cpu"]
+    runs["fm/figure4"] = []
+    assert claims_part("uniform") == NO_RUN
 
 
 def test_terms_are_explained_once() -> None:

@@ -57,7 +57,7 @@ def walk(title: str, says: SAYS) -> list[str]:
                 assert torchcaps == "torchcaps" and main(words) == 0, line
                 said.append(says())
         elif "@register_routing" in text:
-            Path("cosine.py").write_text(text)
+            Path("forgetful.py").write_text(text)
         else:
             exec(compile(text, title, "exec"), {"__name__": "walk"})
             said.append(says())
@@ -85,15 +85,16 @@ def test_own_routing(
     said = walk("A routing of your own", says)
     assert "permutations" in said[-1]
     (record,) = RunFolder(tmp_path / "runs" / "digits-0").read_config().imports
-    assert record.startswith("cosine.py ")
-    file = tmp_path / "cosine.py"
+    assert record.startswith("forgetful.py ")
+    file = tmp_path / "forgetful.py"
     file.write_text(file.read_text() + "# changed\n")
     forget(monkeypatch)
     _, *words = shlex.split(blocks("A routing of your own")[1][1].splitlines()[-1])  # the comparison again
     assert main(words) == 0
-    assert "cosine: cosine.py was changed since its runs, which are made anew" in capsys.readouterr().err
+    assert "forgetful: forgetful.py was changed since its runs, which are made anew" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "results" / "runs.jsonl").read_text().splitlines()]
-    assert [line["cell"].rpartition("/")[2] for line in lines] == ["linear", "uniform", "twin", "cosine", "cosine"]
+    heads = [line["cell"].rpartition("/")[2] for line in lines]
+    assert heads == ["linear", "uniform", "twin", "forgetful", "forgetful"]
     assert lines[3]["config_hash"] != lines[4]["config_hash"]
 
 

@@ -6,7 +6,11 @@ A routing is two methods: how children are shared out, and what parents are made
 """
 
 # %%
-# This one couples by the cosine of vote and parent. ``votes`` is lazy: it answers with sums, and is never a tensor.
+# This one is dynamic routing that forgets: it couples by the agreement with the parents of the iteration before alone.
+# ``votes`` is lazy: it answers with sums, and is never a tensor. ``Spec`` says what the library needs to know: the
+# routing's name and where it comes from; the orders of its time and of the memory that it holds for backward, with b
+# images, I children, J parents, d and d' the elements of their poses and R iterations; that more iterations change the
+# result, and that it shares a child out by couplings, which can be looked at.
 
 import torch
 
@@ -19,24 +23,31 @@ from torchcaps.routing.interface import Spec
 
 
 @register_routing
-class Cosine(Routing):
-    """Couplings by the agreement with the direction of the parents before."""
+class Forgetful(Routing):
+    """Dynamic routing that forgets: couplings by the agreement with the parents before, not with the sum of all."""
 
-    spec = Spec("cosine", "mine", "R b I J d", "b J d", iterative=True, couplings=True)
+    spec = Spec(
+        name="forgetful",
+        paper="mine",
+        time="R b I J d d'",
+        memory="R b I J",
+        iterative=True,
+        couplings=True,
+    )
 
     def couple(self, votes, state, t):
-        return None if state is None else votes.compete(votes.agree(state))  # None: all the same
+        return None if state is None else votes.compete(votes.agree(state))  # None: uniform, 1 / parents
 
     def update(self, votes, coupling, state, t):
         parents = squash(votes.combine(coupling))
-        return Capsules(parents), parents / lengths(parents).clamp_min(1e-6).unsqueeze(-1)
+        return Capsules(parents), parents
 
 
 # %%
 # Registered, it is a name like the others: in layers, heads and on the command line.
 
 torch.manual_seed(0)
-layer = CapsuleLayer(LinearTransform(children=32, parents=10, child_pose=8, parent_pose=16), "cosine")
+layer = CapsuleLayer(LinearTransform(children=32, parents=10, child_pose=8, parent_pose=16), "forgetful")
 parents = layer(Capsules(torch.randn(4, 32, 8)), iterations=3).capsules
 print(parents.poses.shape, lengths(parents.poses)[0])
 
@@ -44,9 +55,10 @@ print(parents.poses.shape, lengths(parents.poses)[0])
 # Does it find what belongs together? In a toy scene five parts vote for a whole A, five for a whole B, and four for
 # nothing; the votes of the parts of a whole agree.
 
-figure = draw_toy_couplings("cosine")
+figure = draw_toy_couplings("forgetful")
 
 # %%
-# ``torchcaps.testing.check_routing(Cosine)`` holds it to the properties that ours have: the order of capsules, extreme
-# sizes, types, compiling, export, memory, gradients. ``torchcaps train RECIPE --import cosine.py --model.name
-# small-resnet.cosine`` trains with it: :doc:`recipes </docs/recipes>`.
+# ``torchcaps.testing.check_routing(Forgetful)`` holds it to the properties that ours have: the order of capsules,
+# extreme sizes, types, compiling, export, memory, gradients.
+# ``torchcaps train RECIPE --import forgetful.py --model.name small-resnet.forgetful`` trains with it: :doc:`recipes
+# </docs/recipes>`.

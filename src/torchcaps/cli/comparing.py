@@ -56,6 +56,8 @@ def compare(
     is skipped, and what was cut goes on. The table is written to RESULTS/compare after each run, and its picture at the
     end; a file is of one budget and one kind of data, and keeps the rows of heads that were run before.
 
+    For example: `torchcaps compare --data.name digits --routings dynamic fm --seeds 1`.
+
     Args:
         backbone: small-resnet, or a timm model
         data: as of `torchcaps train`

@@ -39,6 +39,8 @@ def cost(
     With --profile the model is trained for a few steps on this machine's CPU, as `torchcaps train` would, on noise, and
     where a step's time goes is printed in place of what it costs.
 
+    For example: `torchcaps cost resnet18.fm --classes 10`.
+
     Args:
         model: a name from `torchcaps list models`
         image_size: side in pixels; else that of the data set in the name, 224 of timm's models, or 28

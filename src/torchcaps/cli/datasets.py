@@ -20,6 +20,8 @@ DEFAULT_DATA = DataConfig()
 def data_list(root: Path | None = None, json: bool = False) -> None:
     """Show what each data set is, its licence and size, where it is looked for, and whether it is there.
 
+    For example: `torchcaps data list --root data`.
+
     Args:
         root: folder of the data sets; else $TORCHCAPS_DATA, else the user's cache folder
         json: print one JSON array
@@ -42,6 +44,8 @@ def data_show(
     out: Path = Path("sheets"),
 ) -> None:
     """Write a contact sheet of a data set: images with labels, before and after random changes, as PNG and HTML.
+
+    For example: `torchcaps data show cifar10 --images 5`.
 
     Args:
         name: a name from `torchcaps data list`
@@ -67,6 +71,8 @@ def data(
     flags: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="FLAGS")] = (),
 ) -> None:
     """List the data sets, or write a contact sheet of one. `torchcaps data show --help` lists its flags.
+
+    For example: `torchcaps data show digits`.
 
     Args:
         command: what to do

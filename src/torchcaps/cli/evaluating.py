@@ -34,6 +34,8 @@ def evaluate(
 ) -> None:
     """Measure the model that a run selected. `torchcaps evaluate RUN --help` lists the flags.
 
+    For example: `torchcaps evaluate runs/classify-0 --split validation`.
+
     Args:
         run: the folder of a run
         flags: e.g. --split validation, --json, or other data: --data.name folder:PATH
@@ -72,6 +74,8 @@ def inspect(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out:
     """Write the report of a run anew, finished or not: report.html, figures/ and tables in its folder.
 
     Where its data are gone, a report that shows what the model does with them stays as it is.
+
+    For example: `torchcaps inspect runs/classify-0`.
 
     Args:
         run: the folder of a run

@@ -25,6 +25,8 @@ def examine(
     Placebos (one iteration, uniform, random and other images' couplings); how couplings polarise and whether they
     depend on the image; dead and starved capsules; parse trees; negated input; moved images; what poses tell of a move.
 
+    For example: `torchcaps examine runs/classify-0 --images 200`.
+
     Args:
         run: the folder of a run
         split: whose images are looked at; else the test split of a finished run, the validation split of others

@@ -23,6 +23,8 @@ def export(
 
     What is written is read back, compared with the model, and timed beside it on this machine.
 
+    For example: `torchcaps export runs/classify-0 --format pt2`.
+
     Args:
         source: the folder of a run, a .safetensors file, or the name of weights of a checkout
         format: onnx, pt2 (a program of torch.export), packed (weights of XnODR as a safetensors file)

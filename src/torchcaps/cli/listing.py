@@ -16,6 +16,8 @@ def list_names(
 ) -> None:
     """List what there is, one name a line; a pattern that nothing matches is said on standard error.
 
+    For example: `torchcaps list recipes "fm/*"`.
+
     Args:
         kind: of what
         pattern: of names, as a shell has it, in quotes: "*-cifar10"

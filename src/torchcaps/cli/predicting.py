@@ -33,6 +33,8 @@ def predict(
 ) -> None:
     """Say what pictures show. Pictures that cannot be read are named and passed over.
 
+    For example: `torchcaps predict runs/classify-0 new/*.jpg --top 3`.
+
     Args:
         source: the folder of a run, a .safetensors, .onnx or .pt2 file, or the name of weights of a checkout
         pictures: files, folders, or - for a list on standard input, a path a line

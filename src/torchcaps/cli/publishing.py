@@ -23,6 +23,8 @@ def publish(
 
     On the hub whoever is logged in there (`hf auth login`) publishes, under their own name.
 
+    For example: `torchcaps publish runs/classify-0 shared/classify`.
+
     Args:
         run: the folder of a run
         target: hf-hub:OWNER/NAME, or a folder that is made; torchcaps.load takes both

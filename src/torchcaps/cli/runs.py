@@ -29,6 +29,8 @@ def runs(
 ) -> None:
     """List the runs in a folder: what was asked, how far they came, and what came out.
 
+    For example: `torchcaps runs --sort test`.
+
     Args:
         folder: that holds the folders of runs
         sort: the column that orders them: names and the like from A on, accuracies and the like the largest first

@@ -19,6 +19,8 @@ def prune(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: P
 
     Such coefficients come of routing towards discriminative quality with proximal steps. Every command takes the run.
 
+    For example: `torchcaps prune runs/mine-0`.
+
     Args:
         run: the folder of a run
         out: the new folder; else RUN-pruned
@@ -32,6 +34,8 @@ def fold(run: Annotated[Positional[Path], tyro.conf.arg(metavar="RUN")], out: Pa
     """Write a run whose layers need not route: constant coefficients of discriminative routing stand in the weights.
 
     Every command takes the run.
+
+    For example: `torchcaps fold runs/mine-0`.
 
     Args:
         run: the folder of a run

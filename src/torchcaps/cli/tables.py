@@ -47,6 +47,8 @@ def reproduce(
 ) -> None:
     """Run the recipes of a table, each with several seeds; what is done is skipped, and what was cut goes on.
 
+    For example: `torchcaps reproduce fm/table2 --cells ours-cifar10 --budget short --seeds 1`.
+
     Args:
         table: a name from `torchcaps list tables`, or a shell pattern
         cells: names of cells, a shell pattern
@@ -157,6 +159,8 @@ def table(
     data_root: Path | None = None,
 ) -> None:
     """Show a table of a paper, with what was measured beside what was published.
+
+    For example: `torchcaps table fm/table2`.
 
     Args:
         table: a name from `torchcaps list tables`, or a shell pattern

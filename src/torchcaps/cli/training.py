@@ -31,6 +31,8 @@ def train(
 ) -> None:
     """Train a recipe, and test it at the end. `torchcaps train RECIPE --help` lists its flags.
 
+    For example: `torchcaps train classify --data.name folder:pictures --epochs 20`.
+
     Args:
         recipe: a name from `torchcaps list recipes`, such as digits or fm/table2/ours-cifar10
         flags: --budget full, fast, short, cpu or smoke, and what differs from it, e.g. --epochs 3 --model.options

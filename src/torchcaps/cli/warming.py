@@ -12,6 +12,8 @@ def warm(pattern: Positional[str] = "*") -> None:
 
     They are kept on disk for this user. Nothing needs it: what is missing is compiled when a layer wants it.
 
+    For example: `torchcaps warm "xn*"`.
+
     Args:
         pattern: of names of routings, as a shell has it, in quotes: "*dynamic"
     """

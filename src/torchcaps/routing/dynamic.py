@@ -23,8 +23,8 @@ class Dynamic(Routing[Tensor | None]):
 
     Args:
         sizes: of the layer.
-        over: who competes. "parents" is the paper's; "children" trains deep networks where the paper's does not
-            (EncapNet, section A.i).
+        over: who competes. "parents" is the paper's; "children" is EncapNet's, whose paper (section A.i) reports
+            that its six-layer network does not converge with the other.
         gradients: "all" iterations, as the authors' own code has it, which stops none; or the "last" only, as several
             well-known ports do: the agreements are then constants.
         start: of the logits: "zero"; "random", uniform in [0, 1) and drawn once for each child and parent when the
