@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
 from pathlib import Path
@@ -144,6 +144,15 @@ def take_imports(args: Sequence[str]) -> list[str]:
     return rest
 
 
+def _brief(run: Callable[..., None]) -> Callable[[], None]:
+    """Return a command that says what `run` is for in its first paragraph, as a list of all has room for."""
+
+    def named() -> None: ...
+
+    named.__doc__ = (run.__doc__ or "").partition("\n\n")[0]
+    return named
+
+
 def dispatch(args: Sequence[str]) -> None:
     """Run the command that `args` begin with; `train`, `evaluate` and `data` have a word more before their flags."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
@@ -166,7 +175,7 @@ def dispatch(args: Sequence[str]) -> None:
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:
         raise unknown("command", args[0], COMMANDS)
     bind(
-        COMMANDS,
+        COMMANDS if args and args[0] in COMMANDS else {name: _brief(run) for name, run in COMMANDS.items()},
         args,
         prog="torchcaps",
         description="Capsule networks in PyTorch. Every command takes --debug, which shows where an error came from, "
