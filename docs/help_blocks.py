@@ -12,7 +12,7 @@ from statistics import mean
 from draw_two_cores import core_hours
 from help_runs import DATA, ROUTINGS, SHARES, UNIFORM, Rows, Study, better, capsules, chosen, twin_of
 
-from torchcaps.compare.comparison import LINEAR, TWIN
+from torchcaps.compare.heads import LINEAR, TWIN
 from torchcaps.compare.page import ranked, show_accuracy
 from torchcaps.compare.rows import Gap, Row, by_side, describe_sides, gap, was_run
 from torchcaps.data.catalogue import find
