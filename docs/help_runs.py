@@ -10,6 +10,7 @@ from torchcaps.compare.comparison import Comparison
 from torchcaps.compare.heads import TWIN, all_heads, choose_heads
 from torchcaps.compare.page import read_row
 from torchcaps.compare.rows import FEWEST, Gap, Row, values, was_run
+from torchcaps.tables.budget_names import EVIDENCE
 from torchcaps.tables.metrics import Record
 
 DATA = "cifar10"
@@ -38,7 +39,7 @@ def collect(records: Sequence[Record], share: float, data: str, names: Sequence[
     comparison, found = Comparison(data=data, fractions=(share,)), {}
     for cell in comparison.cells(names):
         head = cell.name.partition("@")[0]
-        found[head] = read_row(cell, "cpu", records)._replace(head=head)
+        found[head] = read_row(cell, EVIDENCE, records)._replace(head=head)
     return found
 
 

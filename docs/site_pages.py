@@ -25,7 +25,7 @@ from torchcaps.papers import list_recipes, list_tables
 from torchcaps.report.terms import TERMS
 from torchcaps.revisions import REVISIONS
 from torchcaps.routing import Spec, list_routings, routing_class
-from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.budget_names import BUDGETS, SHOWN
 
 HERE = Path(__file__).parent
 OUT = HERE / "generated"
@@ -249,7 +249,7 @@ def claims_part(routing: str) -> str:
     """Published and measured, of the tables that test a routing: the best budget that has runs."""
     parts = []
     for table, pattern in CLAIMS[routing]:
-        for budget in ("full", "fast", "short", "cpu"):
+        for budget in SHOWN:
             made = cells(table, budget, pattern)
             if made.count("\n") > 1:
                 parts += [f"[{table}](../../results/tables/{table}.md), budget `{budget}`:", "", made, ""]

@@ -15,7 +15,7 @@ from torchcaps.cli import main, training
 from torchcaps.compare import costs as measuring
 from torchcaps.compare import examined, figures, page, shares, writing
 from torchcaps.compare.comparison import Comparison, changed_files
-from torchcaps.compare.costs import COST, find_costs
+from torchcaps.compare.costs import find_costs
 from torchcaps.compare.figures import apart
 from torchcaps.compare.heads import CONTROLS, all_heads, choose_heads
 from torchcaps.compare.rows import Row
@@ -26,6 +26,7 @@ from torchcaps.examine import examination, robustness
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
 from torchcaps.revisions import revisions_of
 from torchcaps.routing import list_routings
+from torchcaps.tables.budget_names import COST
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.records import config_hash, name_machine

@@ -10,7 +10,8 @@ import pytest
 
 from torchcaps.cli import main
 from torchcaps.papers import find_cell, find_tables, list_tables
-from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.budget_names import Budget
+from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Cell, Count, Train
 from torchcaps.tables.figures import PANELS, choose, draw
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record

@@ -11,11 +11,11 @@ import tyro
 
 from torchcaps.cli.tables import RESULTS, fill
 from torchcaps.config import DataConfig, read_field
+from torchcaps.tables.budget_names import EVIDENCE, Budget
 from torchcaps.terminal import note
 
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
-    from torchcaps.tables.budgets import Budget
     from torchcaps.tables.cells import Cell
     from torchcaps.tables.fill import Settings
 
@@ -38,7 +38,7 @@ def compare(
     depth: tuple[int, ...] = (),
     seeds: int = 3,
     loss: Literal["shared", "own"] = "shared",
-    budget: Literal["full", "fast", "short", "cpu", "smoke"] = "cpu",
+    budget: Budget = EVIDENCE,
     costs: bool = False,
     examine: bool = False,
     show: bool = False,

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -14,11 +14,9 @@ from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.plugins import imported
 from torchcaps.shell import listed, show_option
+from torchcaps.tables.budget_names import ONE_OF, Budget
 from torchcaps.terminal import note, say_lines
 from torchcaps.usage import usage_errors
-
-if TYPE_CHECKING:
-    from torchcaps.tables.budgets import Budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
         if name != "--budget":
             continue
         if not joined and number + 1 == len(flags):
-            raise ValueError("--budget needs a value: full, fast, short, cpu or smoke")
+            raise ValueError(f"--budget needs a value: {ONE_OF}")
         rest = number + (1 if joined else 2)
         return cast("Budget", value if joined else flags[number + 1]), [*flags[:number], *flags[rest:]]
     return None, list(flags)

@@ -17,6 +17,7 @@ from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
 from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.tables.budget_names import FULL, SMOKE, Budget
 from torchcaps.terminal import note, say_lines, show_time
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def reproduce(
     table: Annotated[Positional[str], NAME],
     cells: str = "*",
     seeds: int | None = None,
-    budget: Literal["full", "fast", "short", "cpu", "smoke"] = "full",
+    budget: Budget = FULL,
     max_hours: float | None = None,
     dry_run: bool = False,
     out: Path = Path("runs"),
@@ -180,7 +181,7 @@ def table(
         if not (each / "runs.jsonl").exists():
             raise FileNotFoundError(f"there is no {each / 'runs.jsonl'}: --results takes folders that hold lines")
     records = merge_records([read_records(each / "runs.jsonl") for each in (shown_of, *others)])
-    machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
+    machine = this_machine() if any(each.get("budget") == SMOKE for each in records) else None
     tables = find_tables(table)
     if write:
         draw_pictures(tables, home / "runs.jsonl", out, data_root)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torchcaps.compare.comparison import Comparison
 from torchcaps.config import OPTION, read_field
-from torchcaps.tables.budgets import Budget, apply_budget
+from torchcaps.tables.budget_names import Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell
 
 

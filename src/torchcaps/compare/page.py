@@ -11,7 +11,8 @@ from torchcaps.compare.examined import describe_depth, describe_examinations, fi
 from torchcaps.compare.heads import CONTROLS, is_control
 from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.markdown import markdown_table
-from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget
+from torchcaps.tables.budget_names import REPRODUCTIONS, Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record

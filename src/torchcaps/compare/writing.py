@@ -10,7 +10,8 @@ from torchcaps.compare.comparison import Comparison
 from torchcaps.compare.heads import all_heads
 from torchcaps.compare.page import collect, markdown
 from torchcaps.files import replace_text
-from torchcaps.tables.budgets import Budget, apply_budget
+from torchcaps.tables.budget_names import EVIDENCE, Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import find_all_runs, read_records
 from torchcaps.terminal import note, say_lines
@@ -64,7 +65,7 @@ def list_run(comparison: Comparison, heads: Sequence[str], budget: Budget, recor
 
 def name_page(comparison: Comparison, budget: Budget, changes: Sequence[str]) -> str:
     """Return the path of a page below results/compare, without its ending."""
-    others = [*([] if budget == "cpu" else [budget]), *(re.sub(r"[^\w.=+]+", "_", each)[:60] for each in changes)]
+    others = [*([] if budget == EVIDENCE else [budget]), *(re.sub(r"[^\w.=+]+", "_", each)[:60] for each in changes)]
     return "-".join([comparison.id + suffix(comparison), *others])
 
 

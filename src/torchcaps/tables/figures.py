@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from torchcaps.inspect.drawings import Agreement, draw_agreement
 from torchcaps.inspect.figures import save_svg, style
+from torchcaps.tables.budget_names import COUNT, EVIDENCE, FULL
 from torchcaps.tables.cells import Cell, Table
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
-from torchcaps.tables.plan import COUNT
 from torchcaps.tables.summary import Summary, evidence, reproduction
 
 
@@ -148,7 +148,7 @@ def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Ite
 
 
 def _mark(summary: Summary) -> str:
-    return "" if summary.budget in ("full", COUNT) else f"{summary.budget} {summary.width}".strip()
+    return "" if summary.budget in (FULL, COUNT) else f"{summary.budget} {summary.width}".strip()
 
 
 def curve(label: str, metric: Metric, summary: Summary) -> Line:
@@ -202,7 +202,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) ->
     subjects = list(dict.fromkeys(line.subject for line in lines))
     tested = {line.subject for line in lines if not line.of_training}
     for line in lines:
-        colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith("cpu") else "-"
+        colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith(EVIDENCE) else "-"
         marker, faint = "." if len(line.x) < 10 else "", 0.45 if line.of_training else 1.0
         marks = [line.mark * marked, line.split * (mixed and line.split == "validation")]
         label = f"{line.name} ({', '.join(filter(None, marks))})" if any(marks) else line.name
