@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from torchcaps import create_model, list_models
-from torchcaps.cli import main, training
+from torchcaps.cli import main, reporting
 from torchcaps.compare import costs as measuring
 from torchcaps.compare import examined, figures, page, shares, writing
 from torchcaps.compare.comparison import Comparison, changed_files
@@ -188,7 +188,7 @@ def test_costs_name_where_they_were_measured_and_why_they_could_not_be(
 def test_compare_runs_once_measures_and_draws(
     costs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     results = tmp_path / "results"
     flags = ["--data", "digits", "--routings", "uniform", "--seeds", "1", "--budget", "smoke"]
     command = ["compare", *flags, "--out", str(tmp_path / "runs"), "--results", str(results), "--device", "cpu"]
@@ -314,7 +314,7 @@ def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest
             seen.append(table.read_text())
         return 0
 
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     monkeypatch.setattr("torchcaps.cli.comparing.fill", fill)
     words = ["compare", "--data.name", "digits", "--routings", "em", "--seeds", "1", "--out", str(tmp_path / "runs")]
     assert main([*words, "--results", str(tmp_path / "results")]) == 0

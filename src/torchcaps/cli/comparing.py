@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from torchcaps.cli.tables import RESULTS, fill
+from torchcaps.cli import reporting
+from torchcaps.cli.filling import RESULTS, fill
 from torchcaps.config import DataConfig, read_field
 from torchcaps.tables.budget_names import EVIDENCE, Budget
 from torchcaps.terminal import note
@@ -75,7 +76,6 @@ def compare(
         device: auto, cpu, cuda, mps
         given: names of the fields that flags gave, filled in by the command line
     """
-    from torchcaps.cli.training import report
     from torchcaps.compare.checks import check_cells
     from torchcaps.compare.comparison import Comparison, changed_files
     from torchcaps.compare.costs import record_missing
@@ -85,7 +85,7 @@ def compare(
     from torchcaps.data.catalogue import find, plain_name
     from torchcaps.models.registry import find_factory
     from torchcaps.tables.fill import Settings
-    from torchcaps.tables.records import read_records
+    from torchcaps.tables.records import RUNS, read_records
 
     find(data.name)  # unknown names are said before anything runs
     find_factory(f"{backbone}.linear")
@@ -93,7 +93,7 @@ def compare(
         raise ValueError(f"--sweep {sweep[0]} needs values, such as --sweep optimiser.lr 0.01 0.03")
     settled = settle_data(data, frozenset(given))
     comparison = Comparison(backbone, data.name, loss, settled, sweep, fractions, depth)
-    heads, path = choose_heads(routings), results / "runs.jsonl"
+    heads, path = choose_heads(routings), results / RUNS
     cells = comparison.cells(heads)
     check_cells(comparison, cells, budget, trained=not show)
     for name, file in changed_files(cells, read_records(path)):
@@ -106,7 +106,7 @@ def compare(
     changes = [f"{name}={plain_name(str(read_field(data, name)))}" for name in fields]
 
     def finish(folder: Path) -> None:
-        report(folder)
+        reporting.report(folder)
         write(comparison, heads, budget, results, changes, quiet=True)
 
     if not show:

@@ -13,7 +13,7 @@ from torchcaps.files import replace_text
 from torchcaps.tables.budget_names import EVIDENCE, Budget
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.records import find_all_runs, read_records
+from torchcaps.tables.records import RUNS, find_all_runs, read_records
 from torchcaps.terminal import note, say_lines
 
 
@@ -30,7 +30,7 @@ def write(
 
     A page is of one budget and of the data with their `changes`, NAME=VALUE, which its file is named by.
     """
-    records = read_records(results / "runs.jsonl")
+    records = read_records(results / RUNS)
     every = collect(comparison, list_run(comparison, heads, budget, records), budget, records)
     path = results / "compare" / f"{name_page(comparison, budget, changes)}.md"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from torchcaps.tables.lines import append_line, read_lines
 from torchcaps.tables.metrics import Record
 from torchcaps.terminal import warn
 
-RUNS = Path("results") / "runs.jsonl"
+RUNS = "runs.jsonl"  # in a folder of results
 # Where, under which name and what is seen, not what is computed.
 _PLACES = (*PLACES, "device", "processes", "recipe", "seed")
 _PLACES_OF_DATA = ("root", "download")
