@@ -21,9 +21,10 @@ from torchcaps.compare.heads import CONTROLS, all_heads, choose_heads
 from torchcaps.compare.rows import Row
 from torchcaps.compare.usual import settle_data, usual_data
 from torchcaps.compare.writing import list_run, name_page
-from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
 from torchcaps.examine import examination, robustness
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
+from torchcaps.fields import replace_field
 from torchcaps.revisions import revisions_of
 from torchcaps.routing import list_routings
 from torchcaps.tables.budget_names import COST

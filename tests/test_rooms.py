@@ -45,6 +45,7 @@ ROOMS = """
     data
     scores
     forms
+    fields
     config
     plugins shell names lazy locking files ranks
     extras markdown memory terminal

@@ -11,7 +11,8 @@ import tyro
 
 from torchcaps.cli import reporting
 from torchcaps.cli.filling import RESULTS, fill
-from torchcaps.config import DataConfig, read_field
+from torchcaps.config import DataConfig
+from torchcaps.fields import read_field
 from torchcaps.tables.budget_names import EVIDENCE, Budget
 from torchcaps.terminal import note
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torchcaps.compare.comparison import Comparison
-from torchcaps.config import OPTION, read_field
+from torchcaps.config import OPTION
+from torchcaps.fields import read_field
 from torchcaps.tables.budget_names import Budget
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell

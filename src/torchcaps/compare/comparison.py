@@ -24,9 +24,9 @@ from torchcaps.config import (
     OptimiserConfig,
     Option,
     ScheduleConfig,
-    replace_field,
 )
 from torchcaps.data.catalogue import plain_name
+from torchcaps.fields import replace_field
 from torchcaps.names import unknown
 from torchcaps.plugins import file_of, imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Set
 from dataclasses import replace
-from typing import Any
 
-from torchcaps.config import AugmentConfig, DataConfig, read_field
+from torchcaps.config import AugmentConfig, DataConfig
 from torchcaps.data.catalogue import find
 from torchcaps.data.facts import data_facts
+from torchcaps.fields import read_field, with_field
 
 SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 NAMED = ("data.name", "data.root", "data.download")  # fields that say which set, and nothing of how it is taken
@@ -48,10 +48,5 @@ def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
         )
     for name in sorted(others):
         within = name.removeprefix("data.")
-        settled = _with(settled, within.split("."), read_field(data, within))
+        settled = with_field(settled, within, read_field(data, within))
     return settled
-
-
-def _with(config: Any, path: Sequence[str], value: object) -> Any:
-    first, *rest = path
-    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
