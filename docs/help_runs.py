@@ -7,9 +7,10 @@ from functools import cache
 from statistics import mean
 
 from torchcaps.compare.comparison import Comparison
-from torchcaps.compare.heads import TWIN, all_heads, choose_heads
+from torchcaps.compare.heads import all_heads, choose_heads
 from torchcaps.compare.page import read_row
 from torchcaps.compare.rows import FEWEST, Gap, Row, values, was_run
+from torchcaps.names import OF_TWIN, TWIN
 from torchcaps.tables.budget_names import EVIDENCE
 from torchcaps.tables.metrics import Record
 
@@ -45,7 +46,7 @@ def collect(records: Sequence[Record], share: float, data: str, names: Sequence[
 
 def twin_of(head: str, rows: Rows) -> Row:
     """The convolutional network of a head's size."""
-    return rows.get(f"{head}-{TWIN}", rows[TWIN])
+    return rows.get(f"{head}{OF_TWIN}", rows[TWIN])
 
 
 def capsules(rows: Rows) -> list[Row]:

@@ -13,6 +13,7 @@ from torchcaps.cli import reporting
 from torchcaps.cli.filling import RESULTS, fill
 from torchcaps.config import DataConfig
 from torchcaps.fields import read_field
+from torchcaps.names import LINEAR
 from torchcaps.tables.budget_names import EVIDENCE, Budget
 from torchcaps.terminal import note
 
@@ -89,7 +90,7 @@ def compare(
     from torchcaps.tables.records import RUNS, read_records
 
     find(data.name)  # unknown names are said before anything runs
-    find_factory(f"{backbone}.linear")
+    find_factory(f"{backbone}.{LINEAR}")
     if len(sweep) == 1:
         raise ValueError(f"--sweep {sweep[0]} needs values, such as --sweep optimiser.lr 0.01 0.03")
     settled = settle_data(data, frozenset(given))

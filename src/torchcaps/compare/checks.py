@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torchcaps.compare.comparison import Comparison
 from torchcaps.config import OPTION
 from torchcaps.fields import read_field
+from torchcaps.names import OF_TWIN
 from torchcaps.tables.budget_names import Budget
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell
@@ -51,7 +52,7 @@ def check_models(cells: Sequence[Cell]) -> None:
     for cell in cells:
         assert cell.build is not None
         config = cell.build()
-        if config.model in done or config.model.name.endswith("-twin"):
+        if config.model in done or config.model.name.endswith(OF_TWIN):
             continue
         try:
             build_meta(config)

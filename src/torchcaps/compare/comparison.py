@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from torchcaps.compare.heads import LINEAR, OF_TWIN, TWIN, is_network, is_twin
+from torchcaps.compare.heads import TWINNED, is_network, is_twin
 from torchcaps.compare.usual import usual_data
 from torchcaps.config import (
     OPTION,
@@ -27,7 +27,7 @@ from torchcaps.config import (
 )
 from torchcaps.data.catalogue import plain_name
 from torchcaps.fields import replace_field
-from torchcaps.names import unknown
+from torchcaps.names import LINEAR, OF_TWIN, TWIN, unknown
 from torchcaps.plugins import file_of, imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.metrics import ACCURACY, Record
@@ -161,9 +161,9 @@ class Comparison:
         if is_network(head):
             name, head = head, LINEAR
         else:
-            head = OF_TWIN if head == TWIN else head
-            name, head = f"{self.backbone}.{head}", head.removesuffix(f"-{TWIN}")
-            name += f"-{TWIN}" if twin and not name.endswith(f"-{TWIN}") else ""
+            head = TWINNED if head == TWIN else head
+            name, head = f"{self.backbone}.{head}", head.removesuffix(OF_TWIN)
+            name += OF_TWIN if twin and not name.endswith(OF_TWIN) else ""
         imports: tuple[str, ...] = ()
         options: dict[str, Option] = {} if head == LINEAR else {"iterations": ITERATIONS}
         loss, coefficients = LossConfig("cross-entropy"), CoefficientConfig()

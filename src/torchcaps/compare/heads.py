@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from torchcaps.names import YOURS, unknown
+from torchcaps.names import LINEAR, OF_TWIN, TWIN, YOURS, unknown
 
-LINEAR, TWIN = "linear", "twin"
-OF_TWIN = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
+TWINNED = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
 CONTROLS = (LINEAR, "uniform", TWIN)  # in front, in every table
 
 
@@ -22,7 +21,7 @@ def is_network(head: str) -> bool:
 
 def is_twin(head: str) -> bool:
     """Return whether a head is a convolutional twin: the one of most heads, or that of one routing, NAME-twin."""
-    return head == TWIN or head.endswith(f"-{TWIN}")
+    return head == TWIN or head.endswith(OF_TWIN)
 
 
 def is_control(head: str) -> bool:
@@ -37,7 +36,7 @@ def all_heads() -> list[str]:
     from torchcaps.routing import list_routings
 
     names = [spec.name for spec in list_routings() if spec.name not in CONTROLS]
-    twins = {name: [] if takes_vectors(name) or name == "fm" else [f"{name}-{TWIN}"] for name in names}
+    twins = {name: [] if takes_vectors(name) or name == "fm" else [f"{name}{OF_TWIN}"] for name in names}
     return [*CONTROLS, *(each for name in names for each in (name, *twins[name]))]
 
 
@@ -69,6 +68,6 @@ def choose_heads(wanted: Sequence[str]) -> list[str]:
         name
         for name in every
         if name in CONTROLS
-        or any(fnmatchcase(name, each) or fnmatchcase(name.removesuffix(f"-{TWIN}"), each) for each in others)
+        or any(fnmatchcase(name, each) or fnmatchcase(name.removesuffix(OF_TWIN), each) for each in others)
     ]
     return [*(chosen if wanted else every), *dict.fromkeys(networks)]
