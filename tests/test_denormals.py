@@ -8,8 +8,8 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
+from torchcaps.denormals import SMALLEST, drop_denormals
 from torchcaps.models import create_model
-from torchcaps.models.pretrained import SMALLEST, drop_denormals
 from torchcaps.train import Callback, fit
 from torchcaps.train.devices import settled
 from torchcaps.train.opened import load_run

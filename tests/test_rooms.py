@@ -48,7 +48,7 @@ ROOMS = """
     fields
     config
     plugins shell names lazy locking files ranks
-    extras markdown memory terminal
+    denormals extras markdown memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

@@ -14,9 +14,9 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from torchcaps.config import Config, DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.data.classes import with_classes
+from torchcaps.denormals import drop_denormals
 from torchcaps.forms import InputForm, SplitName
 from torchcaps.models import Model
-from torchcaps.models.pretrained import drop_denormals
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.terminal import warn
 from torchcaps.train.checkpoint import MODEL, check_sum, damaged, load_weights
