@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from torchcaps.papers import find_cell
-from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.budget_names import BUDGETS
 from torchcaps.tables.fill import Settings, run_all
 from torchcaps.tables.plan import plan
 

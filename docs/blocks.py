@@ -35,7 +35,7 @@ from help_runs import Study
 from torchcaps.markdown import markdown_table
 from torchcaps.papers import find_tables
 from torchcaps.routing.listing import routing_table
-from torchcaps.tables.budgets import Budget
+from torchcaps.tables.budget_names import Budget
 from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.lines import read_lines
 from torchcaps.tables.metrics import Record

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchcaps.compare.comparison import Comparison, all_heads
+from torchcaps.compare.comparison import Comparison
 from torchcaps.compare.costs import BATCH
+from torchcaps.compare.heads import all_heads
 from torchcaps.compare.page import COSTS, collect, older_counts, ranked, show_accuracy
 from torchcaps.compare.rows import Row
 from torchcaps.markdown import markdown_table

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from help_runs import ROUTINGS, SHARES, UNIFORM, Study, twin_of
 
-from torchcaps.compare.comparison import LINEAR, TWIN
 from torchcaps.compare.rows import gap, values
 from torchcaps.inspect.figures import INK, style
+from torchcaps.names import LINEAR, TWIN
 from torchcaps.tables.records import read_records
 
 if TYPE_CHECKING:

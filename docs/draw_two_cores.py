@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torchcaps.inspect.figures import save_svg, style
 from torchcaps.papers import list_tables
-from torchcaps.tables.budgets import REPRODUCTIONS
+from torchcaps.tables.budget_names import REPRODUCTIONS
 from torchcaps.tables.cells import Cell, Table, Train
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Record
 from torchcaps.tables.records import read_records

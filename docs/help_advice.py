@@ -8,9 +8,9 @@ from draw_compared import DATA as SETS
 from help_blocks import NOT_RUN, helps, images, routes
 from help_runs import DATA, SHARES, UNIFORM, Rows, Study, chosen
 
-from torchcaps.compare.comparison import LINEAR, TWIN
-from torchcaps.compare.page import is_control
+from torchcaps.compare.heads import is_control
 from torchcaps.compare.rows import Gap, Row, by_side, describe_sides, gap, names, was_run
+from torchcaps.names import LINEAR, TWIN
 
 NAMES = {data: head.partition(" (")[0] for data, head in SETS.items()}
 WHAT = {

@@ -12,10 +12,10 @@ from statistics import mean
 from draw_two_cores import core_hours
 from help_runs import DATA, ROUTINGS, SHARES, UNIFORM, Rows, Study, better, capsules, chosen, twin_of
 
-from torchcaps.compare.comparison import LINEAR, TWIN
 from torchcaps.compare.page import ranked, show_accuracy
 from torchcaps.compare.rows import Gap, Row, by_side, describe_sides, gap, was_run
 from torchcaps.data.catalogue import find
+from torchcaps.names import LINEAR, TWIN
 
 NOT_RUN, NONE_RUN = "not run", "Not run."
 REPORT = {0.01: (48.12, 39.73), 0.05: (66.12, 62.19), 0.1: (71.43, 68.24), 1.0: (86.11, 85.28)}  # capsules, CNN, in %

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from statistics import mean
 
-from torchcaps.compare.comparison import TWIN, Comparison, all_heads, choose_heads
-from torchcaps.compare.examined import find_examinations
+from torchcaps.compare.comparison import Comparison
+from torchcaps.compare.heads import all_heads, choose_heads
+from torchcaps.compare.page import read_row
 from torchcaps.compare.rows import FEWEST, Gap, Row, values, was_run
-from torchcaps.tables.budgets import apply_budget
+from torchcaps.names import OF_TWIN, TWIN
+from torchcaps.tables.budget_names import EVIDENCE
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.records import find_all_runs
-from torchcaps.tables.summary import summarise
 
 DATA = "cifar10"
 SHARES = (0.01, 0.1, 1.0)
@@ -39,16 +39,14 @@ def collect(records: Sequence[Record], share: float, data: str, names: Sequence[
     """What the lines hold of the heads `names`, trained on a share of `data` with the budget `cpu`."""
     comparison, found = Comparison(data=data, fractions=(share,)), {}
     for cell in comparison.cells(names):
-        assert cell.build is not None
-        config, head = apply_budget(cell.build(), "cpu", cell), cell.name.partition("@")[0]
-        examined, again = find_examinations(records, config), find_all_runs(records, config, "cpu")
-        found[head] = Row(head, summarise(cell, "cpu", records), None, examined=tuple(examined), again=tuple(again))
+        head = cell.name.partition("@")[0]
+        found[head] = read_row(cell, EVIDENCE, records)._replace(head=head)
     return found
 
 
 def twin_of(head: str, rows: Rows) -> Row:
     """The convolutional network of a head's size."""
-    return rows.get(f"{head}-{TWIN}", rows[TWIN])
+    return rows.get(f"{head}{OF_TWIN}", rows[TWIN])
 
 
 def capsules(rows: Rows) -> list[Row]:

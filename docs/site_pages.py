@@ -26,7 +26,7 @@ from torchcaps.papers import list_recipes, list_tables
 from torchcaps.report.terms import TERMS
 from torchcaps.revisions import REVISIONS
 from torchcaps.routing import Spec, list_routings, routing_class
-from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.budget_names import BUDGETS
 
 HERE = Path(__file__).parent
 OUT = HERE / "generated"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcaps.papers import find_cell
+from torchcaps.tables.budget_names import EVIDENCE
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Train
 from torchcaps.tables.lines import read_lines
@@ -27,8 +28,8 @@ def seeds(earlier: str) -> Iterator[Row]:
     for head, name in HEADS.items():
         cell = find_cell(f"xnodr/figure4/mobilenet-{head}-plain")
         assert isinstance(cell.how, Train)
-        wanted = config_hash(apply_budget(cell.how.build(), "cpu", cell))
-        mine = [each for each in lines if (each.get("cell"), each.get("budget")) == (cell.id, "cpu")]
+        wanted = config_hash(apply_budget(cell.how.build(), EVIDENCE, cell))
+        mine = [each for each in lines if (each.get("cell"), each.get("budget")) == (cell.id, EVIDENCE)]
         long = [each for each in mine if each["config"]["schedule"]["step_size"] == 6000]
         short = [each for each in mine if each not in long]
         accuracy = {each["seed"]: f"{100 * each['test_accuracy']:.2f}" for each in long}

@@ -29,14 +29,14 @@ def train(config: Config, resume: bool, output: Path | None = None) -> None:
     from tiny import tiny  # noqa: F401 - registers the model
 
     from torchcaps import cli
-    from torchcaps.cli import training
+    from torchcaps.cli import reporting
     from torchcaps.papers import registry
 
     if output is not None:
         sys.stdout = sys.stderr = open(output, "w", buffering=1)  # noqa: SIM115
         os.dup2(sys.stderr.fileno(), 2)
     registry._RECIPES["tiny"] = lambda: config
-    training.report = lambda *args, **kwargs: None
+    reporting.report = lambda *args, **kwargs: None
     os._exit(cli.main(["train", "tiny", *(["--resume"] if resume else [])]))
 
 

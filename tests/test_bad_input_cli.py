@@ -23,7 +23,7 @@ from PIL import Image
 from tiny import tiny_config
 
 import torchcaps
-from torchcaps.cli import main, training
+from torchcaps.cli import main, reporting
 from torchcaps.config import DataConfig
 from torchcaps.data import load_data
 from torchcaps.papers import registry
@@ -41,7 +41,7 @@ def place(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a copy of that run, finished in `run` and unfinished in `runs/tiny-0`; the recipe is registered."""
     config = tiny_config(tmp_path / "runs", epochs=1)
     monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
-    monkeypatch.setattr(training, "report", lambda *args, **kwargs: None)
+    monkeypatch.setattr(reporting, "report", lambda *args, **kwargs: None)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(run, tmp_path / "runs" / "tiny-0")

@@ -9,7 +9,8 @@ from tiny import tiny_config
 
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.papers import find_cell
-from torchcaps.tables.budgets import BUDGETS, apply_budget, width
+from torchcaps.tables.budget_names import BUDGETS
+from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.records import config_hash
 

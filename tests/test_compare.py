@@ -11,27 +11,23 @@ import pytest
 import torch
 
 from torchcaps import create_model, list_models
-from torchcaps.cli import main, training
-from torchcaps.cli.comparing import list_run, name_page
+from torchcaps.cli import main, reporting
 from torchcaps.compare import costs as measuring
-from torchcaps.compare import examined, figures, page, shares
-from torchcaps.compare.comparison import (
-    CONTROLS,
-    Comparison,
-    all_heads,
-    changed_files,
-    choose_heads,
-    settle_data,
-    usual_data,
-)
-from torchcaps.compare.costs import COST, find_costs
+from torchcaps.compare import examined, figures, page, shares, writing
+from torchcaps.compare.comparison import Comparison, changed_files
+from torchcaps.compare.costs import find_costs
 from torchcaps.compare.figures import apart
+from torchcaps.compare.heads import CONTROLS, all_heads, choose_heads
 from torchcaps.compare.rows import Row
-from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, replace_field, to_plain
+from torchcaps.compare.usual import settle_data, usual_data
+from torchcaps.compare.writing import list_run, name_page
+from torchcaps.config import CoefficientConfig, Config, DataConfig, LossConfig, ModelConfig, to_plain
 from torchcaps.examine import examination, robustness
 from torchcaps.examine.found import CapsuleLayerFacts, Curve, Equivariance, Examination, Negation, Placebo, Trees
+from torchcaps.fields import replace_field
 from torchcaps.revisions import revisions_of
 from torchcaps.routing import list_routings
+from torchcaps.tables.budget_names import COST
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.records import config_hash, name_machine
@@ -193,7 +189,7 @@ def test_costs_name_where_they_were_measured_and_why_they_could_not_be(
 def test_compare_runs_once_measures_and_draws(
     costs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     results = tmp_path / "results"
     flags = ["--data", "digits", "--routings", "uniform", "--seeds", "1", "--budget", "smoke"]
     command = ["compare", *flags, "--out", str(tmp_path / "runs"), "--results", str(results), "--device", "cpu"]
@@ -319,7 +315,7 @@ def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest
             seen.append(table.read_text())
         return 0
 
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     monkeypatch.setattr("torchcaps.cli.comparing.fill", fill)
     words = ["compare", "--data.name", "digits", "--routings", "em", "--seeds", "1", "--out", str(tmp_path / "runs")]
     assert main([*words, "--results", str(tmp_path / "results")]) == 0
@@ -409,7 +405,7 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert [point[0] for point in curves["em"]] == [0.1, 1.0] and list(curves) == ["em"]
     axes = figures.draw_shares(rows).axes[0]
     assert axes.get_xscale() == "log" and [text.get_text() for text in axes.get_legend().get_texts()] == ["em"]
-    assert [shares.suffix(each) for each in (Comparison(fractions=(1,)), Comparison())] == ["-fractions", ""]
+    assert [writing.suffix(each) for each in (Comparison(fractions=(1,)), Comparison())] == ["-fractions", ""]
     assert curves["em"] == [(0.1, 0.5, None), (1.0, pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))]
     empty = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"}
     assert empty == {0.1}
@@ -452,7 +448,7 @@ def test_shares_that_a_budget_sets_are_refused(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_sweep_has_files_of_its_own() -> None:
     sweeps = [("optimiser.lr", "1"), ("optimiser.weight-decay", "0"), ("model.options.iterations", "1")]
-    found = [shares.suffix(Comparison(sweep=each)) for each in sweeps]
+    found = [writing.suffix(Comparison(sweep=each)) for each in sweeps]
     assert found == ["-optimiser.lr", "-optimiser.weight_decay", "-model.options.iterations"]
 
 

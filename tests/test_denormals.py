@@ -8,11 +8,11 @@ import torch
 from tiny import tiny_config
 from torch import nn
 
+from torchcaps.denormals import SMALLEST, drop_denormals
 from torchcaps.models import create_model
-from torchcaps.models.pretrained import SMALLEST, drop_denormals
 from torchcaps.train import Callback, fit
 from torchcaps.train.devices import settled
-from torchcaps.train.evaluation import load_run
+from torchcaps.train.opened import load_run
 
 CPU = torch.device("cpu")
 
@@ -65,7 +65,7 @@ def test_weights_are_read_without_them(tmp_path: Path, monkeypatch: pytest.Monke
         for parameter in model.parameters():
             parameter.data.fill_(SMALLEST / 2)
 
-    monkeypatch.setattr("torchcaps.train.evaluation.load_weights", load_small)
+    monkeypatch.setattr("torchcaps.train.opened.load_weights", load_small)
     model, _ = load_run(run)
     assert all((each == 0).all() for each in model.parameters())
 

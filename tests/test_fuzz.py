@@ -21,7 +21,7 @@ from tiny import tiny_config
 
 import torchcaps.train
 from torchcaps import cli, files
-from torchcaps.cli import training
+from torchcaps.cli import reporting
 from torchcaps.config import Config
 from torchcaps.papers import registry
 from torchcaps.train import fit
@@ -48,7 +48,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     labels.write_bytes(labels.read_bytes()[:-1] + b"\0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "sync", lambda path: None)  # to the disk, which is slow
-        patch.setattr(training, "report", lambda *args, **kwargs: None)
+        patch.setattr(reporting, "report", lambda *args, **kwargs: None)
         patch.setitem(registry._RECIPES, "tiny", lambda: config)
         patch.setattr(
             torchcaps.train,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import torchcaps
-from torchcaps.cli import main, training
+from torchcaps.cli import main, reporting
 from torchcaps.config import AugmentConfig, Config, DataConfig, LossConfig
 from torchcaps.cost import measure_cost
 from torchcaps.data.digest import digest
@@ -273,7 +273,7 @@ def test_a_module_that_returns_an_output_and_says_its_scores(tmp_path: Path) -> 
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     config = tiny_config(tmp_path / "runs", epochs=2)
     monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     return config
 
 

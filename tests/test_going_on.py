@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny, tiny_config
 
-from torchcaps.cli import main, parse_flags, training
+from torchcaps.cli import main, parse_flags, reporting
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ScheduleConfig
 from torchcaps.data import Batches, load_data
 from torchcaps.data.splits import balanced
@@ -51,7 +51,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """The recipe `tiny`, of one epoch, without its report."""
     config = tiny_config(tmp_path / "runs", epochs=1)
     monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     return config
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 
 from torchcaps import cli
-from torchcaps.cli import training
+from torchcaps.cli import reporting
 from torchcaps.config import Config, ScheduleConfig
 from torchcaps.papers import registry
 from torchcaps.train import Interrupted, fit, fitting, loop
@@ -156,7 +156,7 @@ def test_signal_saves_at_the_end_of_the_step_and_says_how_to_go_on(
 
     before = signal.getsignal(number)
     monkeypatch.setitem(registry._RECIPES, "tiny", lambda: config)
-    monkeypatch.setattr(training, "report", lambda *args, **kwargs: None)
+    monkeypatch.setattr(reporting, "report", lambda *args, **kwargs: None)
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "step", struck)
         assert cli.main(["train", "tiny", "--checkpoint-every", "9e9"]) == 130

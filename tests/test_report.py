@@ -29,7 +29,7 @@ from torchcaps.report import report, write_report
 from torchcaps.report.page import render
 from torchcaps.report.report import draw_history, look, read_story
 from torchcaps.scores import score_word
-from torchcaps.train import evaluation, fit, load_run
+from torchcaps.train import fit, load_run, opened
 from torchcaps.train.display import Display
 
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=document.title="owned">$\\frac'
@@ -221,7 +221,7 @@ def test_a_diverged_run_has_a_page_that_a_browser_can_read(copy: Path, monkeypat
     with torch.no_grad():
         for weight in model.parameters():
             weight.fill_(float("nan"))
-    monkeypatch.setattr(evaluation, "load_run", lambda _: (model, config))
+    monkeypatch.setattr(opened, "load_run", lambda _: (model, config))
     page = write_report(copy).read_text()
     data = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[0]
     (first, *_) = json.loads(data, parse_constant=refuse)["examples"]
@@ -236,8 +236,8 @@ def test_the_images_are_looked_at_where_the_run_was_trained(
 ) -> None:
     story, seen = read_story(run), []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    build = evaluation.build_measuring
-    monkeypatch.setattr(evaluation, "build_measuring", lambda *given: seen.append(given[1]) or build(*given))
+    build = opened.build_measuring
+    monkeypatch.setattr(opened, "build_measuring", lambda *given: seen.append(given[1]) or build(*given))
     look(replace(story, config=replace(story.config, device=asked)))
     assert seen == [there]
 

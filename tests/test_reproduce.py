@@ -15,7 +15,7 @@ import collect
 import pytest
 from tiny import tiny_config
 
-from torchcaps.cli import main, training
+from torchcaps.cli import main, reporting
 from torchcaps.config import ComposeConfig, Config, DataConfig, LossConfig, ModelConfig
 from torchcaps.data.facts import data_facts
 from torchcaps.papers import find_cell
@@ -38,7 +38,7 @@ PAPER = Paper("tiny", "Nobody 2000")
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, in which the table tiny/table1 is registered for one test."""
     monkeypatch.setattr(cells, "_TABLES", {})
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     config = replace(tiny_config(Path("elsewhere"), {"width": 3}), device="auto")
 

@@ -45,9 +45,10 @@ ROOMS = """
     data
     scores
     forms
+    fields
     config
     plugins shell names lazy locking files ranks
-    extras markdown memory terminal
+    denormals extras markdown memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}
 NAME = re.compile(r"torchcaps(\.\w+)+")

@@ -17,7 +17,8 @@ from torchcaps.papers import find_cell, find_tables, list_tables
 from torchcaps.routing.discriminative import Discriminative
 from torchcaps.tables import summary
 from torchcaps.tables.arguments import model_arguments
-from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
+from torchcaps.tables.budget_names import BUDGETS, Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Paper, Published, Quoted, Train
 from torchcaps.tables.cells import table as register
 from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED, Metric

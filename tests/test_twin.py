@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from torchcaps import create_model
-from torchcaps.compare.comparison import Comparison, all_heads, choose_heads
+from torchcaps.compare.comparison import Comparison
+from torchcaps.compare.heads import all_heads, choose_heads
 from torchcaps.config import ModelConfig
 from torchcaps.layers.layer import use_implementation
 from torchcaps.models.registry import describe_model, rebuild_model

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from torchcaps import plugins
-from torchcaps.cli import main, training
+from torchcaps.cli import main, reporting
 from torchcaps.routing import registry
 from torchcaps.train import RunFolder
 
@@ -124,7 +124,7 @@ def test_a_papers_cell_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In an empty folder, without reports."""
-    monkeypatch.setattr(training, "report", lambda *args: None)
+    monkeypatch.setattr(reporting, "report", lambda *args: None)
     monkeypatch.chdir(tmp_path)
 
 

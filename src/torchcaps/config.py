@@ -5,16 +5,13 @@ Nothing here imports torch, so that help and listings answer at once.
 
 from __future__ import annotations
 
-import json
 import typing
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from torchcaps.names import describe_type, fits, unknown
+from torchcaps.names import describe_type, fits
 
 OPTION = "model.options."  # what the name of a model's option begins with, as the field of a config
 EXTERNAL = "external"  # name of a model, or of data, that was handed to `fit` in Python
@@ -290,48 +287,3 @@ def _restore(name: str, kind: Any, value: Any) -> Any:
     if not fits(value, kind):
         raise ValueError(f"{name} is {value!r}; it must be {describe_type(kind)}")
     return value
-
-
-def replace_field(config: Config, name: str, text: str) -> Config:
-    """Return `config` with what `text` says, as it would be typed, in the field `name`, such as "optimiser.lr".
-
-    Raises:
-        ValueError: for a field that it does not have, and a value that it does not take.
-    """
-    plain = part = to_plain(config)
-    *path, last = name.replace("-", "_").split(".")
-    for each in path:
-        part = part.get(each)
-        if not isinstance(part, dict):
-            raise unknown("field of a config", name, list(list_fields(plain)))
-    option = name.startswith(OPTION) and len(path) == 2  # which a model may have, whether or not the config says it
-    if (last not in part and not option) or isinstance(part.get(last), dict):
-        raise unknown("field of a config", name, list(list_fields(plain)))
-    before = part.get(last)
-    for read in (
-        json.loads,
-        lambda text: json.loads(f"[{text.removesuffix(',')}]"),
-        str,
-    ):  # 0.1, then 16,16, then a name
-        with suppress(ValueError):
-            part[last] = {"True": True, "False": False, "None": None}.get(text, read(text))
-            return from_plain(Config, plain)
-    raise ValueError(f"{name} cannot be {text!r}; here it is {before!r}")
-
-
-def read_field(config: Any, name: str) -> Any:
-    """Return the value of a field of a config or of a part of it, such as "optimiser.lr"; None of an option of the
-    model that is not given.
-    """
-    for part in name.replace("-", "_").split("."):
-        config = config.get(part) if isinstance(config, Mapping) else getattr(config, part)
-    return config
-
-
-def list_fields(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield names of all fields of a plain config, with dots."""
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            yield from list_fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name

@@ -1,4 +1,4 @@
-"""Errors for names that are not there, each naming the nearest one that is, and for values of a wrong type."""
+"""Errors for names that are not there, naming the nearest that is, and for values of a wrong type; reserved words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ V = TypeVar("V")
 LARGEST = 1e18  # that a number in a record may be, which has no use for more
 YOURS = "--import FILE brings your own"  # what hints say where a file of the user's may add to the list
 
-
+# Heads that are no routing, in names of models: a plain one, the twin of most heads, and what names the twin of one.
+LINEAR, TWIN, OF_TWIN = "linear", "twin", "-twin"
+RESERVED = (LINEAR, TWIN, OF_TWIN)  # which no model and no routing may be named
 ROUTING = "routing_"  # before the names of a routing's options, among those of a model
 FEW = 12  # names that an error may list
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from torchcaps.config import EXTERNAL, Config, ModelConfig, Option
 from torchcaps.data.catalogue import find
+from torchcaps.names import LINEAR, OF_TWIN
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
 
@@ -57,13 +58,13 @@ class Revision:
 def routing_of(model: ModelConfig) -> str | None:
     """Return the registered name of the routing in a model; None for a network without one."""
     options = model.options
-    if model.name.endswith("-twin"):
+    if model.name.endswith(OF_TWIN):
         return None
     if "routing" in options:
         return str(options["routing"])
     base, _, head = model.name.rpartition(".")
     if base:
-        return None if head == "linear" else head
+        return None if head == LINEAR else head
     if options.get("activations") and model.name.startswith("attention-"):
         return "inverted-attention-c"
     return next((routing for pattern, routing in _ROUTINGS.items() if fnmatchcase(model.name, pattern)), None)
@@ -118,7 +119,7 @@ def _norm_momentum(model: ModelConfig) -> float | None:
     if any(fnmatchcase(model.name, pattern) for pattern in _SLOW):
         return 0.01
     without = any(fnmatchcase(model.name, pattern) for pattern in _WITHOUT_NORM)
-    twin = model.name.endswith("-twin")
+    twin = model.name.endswith(OF_TWIN)
     return None if without and not twin and routing_of(model) != "fm" else 0.1
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from torchcaps.cli import reporting
 from torchcaps.config import to_plain
 from torchcaps.terminal import note, say
 
@@ -34,11 +35,10 @@ def examine(
         device: auto, cpu, cuda, mps
         out: folder that examination.json is written to; else that of the run, whose report is written anew
     """
-    from torchcaps.cli.training import report
     from torchcaps.examine.examination import examine_run, write_examination
 
     found = examine_run(run, split, images, device)
     say(dumps(to_plain(found)))
     note(str(write_examination(found, run if out is None else out)))
     if out is None:
-        report(run)
+        reporting.report(run)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
 from torchcaps.cli.helping import HELP_ALL, short_help, wants_help
 from torchcaps.config import PLACES, Config, to_plain
+from torchcaps.fields import list_fields
 from torchcaps.plugins import imported
 from torchcaps.shell import listed, show_option
+from torchcaps.tables.budget_names import ONE_OF, Budget
 from torchcaps.terminal import note, say_lines
 from torchcaps.usage import usage_errors
-
-if TYPE_CHECKING:
-    from torchcaps.tables.budgets import Budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ def take_budget(flags: Sequence[str]) -> tuple[Budget | None, list[str]]:
         if name != "--budget":
             continue
         if not joined and number + 1 == len(flags):
-            raise ValueError("--budget needs a value: full, fast, short, cpu or smoke")
+            raise ValueError(f"--budget needs a value: {ONE_OF}")
         rest = number + (1 if joined else 2)
         return cast("Budget", value if joined else flags[number + 1]), [*flags[:number], *flags[rest:]]
     return None, list(flags)
@@ -106,7 +105,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
     places = {*PLACES, "imports", "device", "processes", "seed", "data.root", "data.download", "continued"}
-    before, after = dict(_leaves(to_plain(recipe))), dict(_leaves(to_plain(config)))
+    before, after = dict(list_fields(to_plain(recipe))), dict(list_fields(to_plain(config)))
     return [
         f"{name}={_show(name, after.get(name))}"
         for name in sorted({*before, *after} - places)
@@ -119,14 +118,6 @@ def _show(name: str, value: Any) -> str:
     if isinstance(value, list) and not name.startswith("model.options."):
         return ",".join(map(str, value))
     return show_option(value)
-
-
-def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def given_fields(flags: Sequence[str]) -> frozenset[str]:

@@ -16,10 +16,11 @@ from typing import Any
 from torchcaps.config import Config, ModelConfig
 from torchcaps.names import describe_type
 from torchcaps.shell import show_option
+from torchcaps.tables.budget_names import ONE_OF
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 BEFORE = {  # flags that are no fields of a config
-    "budget": "full, fast, short, cpu or smoke: for less time",
+    "budget": f"{ONE_OF}: for less time",
     "resume": "continue the newest unfinished run",
     "dry-run": "say what is ahead, and stop there",
     "max-minutes": "after which the run is saved and ends",

@@ -12,20 +12,19 @@ import tyro
 from tyro.conf import Positional
 
 import torchcaps
+from torchcaps.cli import reporting
+from torchcaps.cli.filling import RESULTS, fill
 from torchcaps.config import Config
 from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
-from torchcaps.ranks import given_ranks
 from torchcaps.shell import typed
+from torchcaps.tables.budget_names import FULL, SMOKE, Budget
 from torchcaps.terminal import note, say_lines, show_time
 
 if TYPE_CHECKING:
     from torchcaps.tables.cells import Table
-    from torchcaps.tables.fill import Settings
     from torchcaps.tables.metrics import Record
-    from torchcaps.tables.plan import Job
 
-RESULTS = Path("results")
 FIELDS = {each.name for each in dataclasses.fields(Config)} - {"out", "device"}  # which `reproduce` has, too
 NAME = tyro.conf.arg(metavar="PAPER/TABLE")
 
@@ -34,7 +33,7 @@ def reproduce(
     table: Annotated[Positional[str], NAME],
     cells: str = "*",
     seeds: int | None = None,
-    budget: Literal["full", "fast", "short", "cpu", "smoke"] = "full",
+    budget: Budget = FULL,
     max_hours: float | None = None,
     dry_run: bool = False,
     out: Path = Path("runs"),
@@ -67,11 +66,11 @@ def reproduce(
             jobs. Each repeats this command, and goes on when it is put off
         slurm: settings of a job of SLURM, such as partition=gpu gpus_per_node=1 timeout_min=600
     """
-    from torchcaps.cli.training import report
     from torchcaps.papers import find_tables
     from torchcaps.tables.fill import Settings, say_ahead
     from torchcaps.tables.parts import read_part, take_part
     from torchcaps.tables.plan import choose_cells, plan
+    from torchcaps.tables.records import RUNS
 
     tables = find_tables(table)
     jobs = plan(choose_cells(tables, cells), budget, seeds)
@@ -96,7 +95,7 @@ def reproduce(
     if len(numbers) > 1:
         raise ValueError(f"--part {part} is of jobs that are submitted: add --submit slurm, or name one part")
     jobs = take_part(jobs, numbers[0], parts)
-    settings = Settings(results / "runs.jsonl", out, device, data_root, max_hours, note, report)
+    settings = Settings(results / RUNS, out, device, data_root, max_hours, note, reporting.report)
     of = f" (part {part} of the plan)" if parts > 1 else ""
     note(f"{table}: {len(jobs)} runs with the budget {budget}{of}")
     if dry_run:
@@ -132,24 +131,6 @@ def draw_pictures(tables: Sequence[Table], lines: Path, out: Path, root: Path | 
             note(str(path))
 
 
-def fill(jobs: Sequence[Job], settings: Settings) -> int:
-    """Do the jobs, and return how many are left; an interruption says how to go on."""
-    from torchcaps.tables.fill import run_all
-    from torchcaps.train import Interrupted
-
-    if (ranks := given_ranks()) is not None:
-        raise ValueError(
-            f"{ranks.by} has started {ranks.world} processes, which would all do the same: start one, or each with a "
-            "--part of its own; `torchcaps train` joins them in one run"
-        )
-    if settings.hours is not None and settings.hours < 0:
-        raise ValueError(f"max_hours is {settings.hours}; it must be 0 or above")
-    try:
-        return run_all(jobs, settings)
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; the same command goes on from there") from None
-
-
 def table(
     table: Annotated[Positional[str], NAME],
     format: Literal["md", "html"] = "md",
@@ -174,20 +155,20 @@ def table(
     """
     from torchcaps.papers import find_tables
     from torchcaps.tables.pictures import list_pictures
-    from torchcaps.tables.records import merge_records, read_records
+    from torchcaps.tables.records import RUNS, merge_records, read_records
     from torchcaps.tables.render import html, markdown, view
     from torchcaps.tables.summary import this_machine
 
     home, *others = results
     shown_of = home if write else find_results(home)
     for each in others:
-        if not (each / "runs.jsonl").exists():
-            raise FileNotFoundError(f"there is no {each / 'runs.jsonl'}: --results takes folders that hold lines")
-    records = merge_records([read_records(each / "runs.jsonl") for each in (shown_of, *others)])
-    machine = this_machine() if any(each.get("budget") == "smoke" for each in records) else None
+        if not (each / RUNS).exists():
+            raise FileNotFoundError(f"there is no {each / RUNS}: --results takes folders that hold lines")
+    records = merge_records([read_records(each / RUNS) for each in (shown_of, *others)])
+    machine = this_machine() if any(each.get("budget") == SMOKE for each in records) else None
     tables = find_tables(table)
     if write:
-        draw_pictures(tables, home / "runs.jsonl", out, data_root)
+        draw_pictures(tables, home / RUNS, out, data_root)
     for each in tables:
         pictures = [picture for picture in list_pictures(each, records, shown_of) if picture.path.exists()]
         shown, path = view(each, records, machine, pictures, data_root), home / "tables" / each.id
@@ -218,11 +199,13 @@ def find_results(results: Path) -> Path:
 
     Without either, all that is measured would be shown as not run.
     """
-    if (results / "runs.jsonl").exists():
+    from torchcaps.tables.records import RUNS
+
+    if (results / RUNS).exists():
         return results
     checkout = Path(torchcaps.__file__).parents[2] / "results"
-    if results == RESULTS and (checkout / "runs.jsonl").exists():
-        note(f"{results / 'runs.jsonl'} is not there: the results are those of {checkout}")
+    if results == RESULTS and (checkout / RUNS).exists():
+        note(f"{results / RUNS} is not there: the results are those of {checkout}")
         return checkout
-    note(f"{results / 'runs.jsonl'} is not there, so nothing is shown as run: --results names the folder that holds it")
+    note(f"{results / RUNS} is not there, so nothing is shown as run: --results names the folder that holds it")
     return results

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
+from torchcaps.cli import reporting
 from torchcaps.cli.flags import given_fields, read_flags, take_budget
 from torchcaps.config import Config
 from torchcaps.plugins import own_files
@@ -69,13 +70,13 @@ def train(
     except (Exception, Interrupted) as stop:
         first = ranks is None or ranks.rank == 0
         if first and not isinstance(stop, USER_ERRORS) and (folder := ended_early(config, resume, before)):
-            report(folder, str(stop) or type(stop).__name__)
+            reporting.report(folder, str(stop) or type(stop).__name__)
         if not isinstance(stop, Interrupted):
             raise
         again = typed(["torchcaps", "train", recipe, *flags, *own_files(), *([] if resume else ["--resume"])])
         raise Interrupted(f"{stop}; to continue: {again}") from None
     if ranks is None or ranks.rank == 0:
-        report(result.folder)
+        reporting.report(result.folder)
         print_result(result)
 
 
@@ -123,23 +124,6 @@ def ended_early(config: Config, resume: bool, before: Sequence[RunFolder]) -> Pa
             return None
         return None if run.in_use else run.path
     return next((run.path for run in unfinished_runs(config) if run not in before and not run.in_use), None)
-
-
-def report(folder: Path, reason: str = "") -> None:
-    """Write the report of a run, and of the `reason` why it ended early, where it did.
-
-    What prevents that takes nothing from the run. It is said of a finished one; of others only the reason is said.
-    """
-    from torchcaps.report import write_report
-
-    try:
-        write_report(folder, reason)
-    except Exception as error:
-        if reason:
-            return
-        again = typed(["torchcaps", "inspect", str(folder), *own_files(), "--debug"])
-        said = " ".join(str(error).split()) or type(error).__name__
-        note(f"torchcaps: {folder} has no report ({said}); to see why: {again}")
 
 
 def print_result(result: Result) -> None:

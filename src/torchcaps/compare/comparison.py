@@ -6,16 +6,16 @@ Nothing here imports torch before a comparison is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from torchcaps.compare.heads import TWINNED, is_network, is_twin
+from torchcaps.compare.usual import usual_data
 from torchcaps.config import (
     OPTION,
     SHAPE,
-    AugmentConfig,
     CoefficientConfig,
     Config,
     DataConfig,
@@ -24,31 +24,22 @@ from torchcaps.config import (
     OptimiserConfig,
     Option,
     ScheduleConfig,
-    read_field,
-    replace_field,
 )
-from torchcaps.data.catalogue import find, plain_name
-from torchcaps.data.facts import data_facts
-from torchcaps.names import YOURS, unknown
+from torchcaps.data.catalogue import plain_name
+from torchcaps.fields import replace_field
+from torchcaps.names import LINEAR, OF_TWIN, TWIN, unknown
 from torchcaps.plugins import file_of, imported_for
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.metrics import ACCURACY, Record
 
 Loss = Literal["shared", "own"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
-LINEAR, TWIN = "linear", "twin"
-OF_TWIN = "dynamic"  # whose head's twin `twin` is: as large as the heads of all routings that take vectors
-CONTROLS = (LINEAR, "uniform", TWIN)  # in front, in every table
 DEPTH = "depth"
 HIDDEN = 16  # capsules of each layer between primary and class capsules, where layers are stacked
-SIDES = (32, 48, 64)  # pixels that pictures of any size are brought to
 EPOCHS = 60  # of the budget `full`
 ITERATIONS = 3
 # Of routing towards discriminative quality. A step of 4e-3 lost classes with the shared loss, from 0.1 and from 0.15;
 # the rule of docs/discriminative-routing.md, found with the margin loss, allows 1.8e-3 and 4e-3 there.
 COEFFICIENT_STEP = 2e-4
-NAMED = ("data.name", "data.root", "data.download")  # fields that say which set, and nothing of how it is taken
-MIRRORED = ("fashion-mnist", "cifar10", "cifar100")  # sets whose classes a mirror leaves as they are
 
 
 @dataclass(frozen=True)
@@ -142,8 +133,7 @@ class Comparison:
         from torchcaps.routing import routing_class
 
         found = set(describe_model({"name": self._config(head).model.name})) - {"name", *SHAPE}
-        twin = head == TWIN or head.endswith(f"-{TWIN}")
-        if "iterations" in found and (twin or not routing_class(head).spec.iterative):
+        if "iterations" in found and (is_twin(head) or not routing_class(head).spec.iterative):
             found.remove("iterations")
         return found
 
@@ -167,13 +157,13 @@ class Comparison:
         return replace_field(config, self.varied[0], value)
 
     def _config(self, head: str) -> Config:
-        twin = head == TWIN or head.endswith(f"-{TWIN}")
+        twin = is_twin(head)
         if is_network(head):
             name, head = head, LINEAR
         else:
-            head = OF_TWIN if head == TWIN else head
-            name, head = f"{self.backbone}.{head}", head.removesuffix(f"-{TWIN}")
-            name += f"-{TWIN}" if twin and not name.endswith(f"-{TWIN}") else ""
+            head = TWINNED if head == TWIN else head
+            name, head = f"{self.backbone}.{head}", head.removesuffix(OF_TWIN)
+            name += OF_TWIN if twin and not name.endswith(OF_TWIN) else ""
         imports: tuple[str, ...] = ()
         options: dict[str, Option] = {} if head == LINEAR else {"iterations": ITERATIONS}
         loss, coefficients = LossConfig("cross-entropy"), CoefficientConfig()
@@ -203,48 +193,6 @@ def _repeat(more: int, config: Config) -> Config:
     return replace(config, epochs=config.epochs * more)
 
 
-def usual_data(name: str) -> DataConfig:
-    """Return the usual data: shifts of at most 4 pixels, an eighth of CIFAR's side; mirrors where they keep the class;
-    pixels standardised.
-    """
-    return DataConfig(name, standardise="dataset", augment=AugmentConfig(shift=4, flip=name in MIRRORED))
-
-
-def settle_data(data: DataConfig, given: Set[str]) -> DataConfig | None:
-    """Return what is usual for the set that `data` names, with the fields of it that flags gave.
-
-    Pictures of any size are brought to the largest of 32, 48 and 64 pixels a side that they have.
-
-    Args:
-        data: with what the flags say.
-        given: names of the fields that they gave, such as "data.augment.flip".
-
-    Returns:
-        None where nothing but the name and the place of a named set was given.
-
-    Raises:
-        FileNotFoundError, ValueError: for data that are not there.
-    """
-    own = find(data.name)[1] is not None
-    others = {name for name in given if name.startswith("data.")} - set(NAMED)
-    if not own and not others:
-        return None
-    settled = usual_data(data.name)
-    if own and not others & {"data.image_size", "data.pad", "data.crop"} and (facts := data_facts(data)).free:
-        settled = replace(
-            settled, image_size=max((side for side in SIDES if side <= min(facts.size)), default=SIDES[0])
-        )
-    for name in sorted(others):
-        within = name.removeprefix("data.")
-        settled = _with(settled, within.split("."), read_field(data, within))
-    return settled
-
-
-def _with(config: Any, path: Sequence[str], value: object) -> Any:
-    first, *rest = path
-    return replace(config, **{first: _with(getattr(config, first), rest, value) if rest else value})
-
-
 def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     """Yield names of cells, and of the file that has another content now than in all their runs, which do not count
     any more.
@@ -258,51 +206,3 @@ def changed_files(cells: Sequence[Cell], records: Sequence[Record]) -> Iterator[
         then = {record for run in runs for record in run["config"].get("imports", ())}
         names = {file_of(record) for record in now - then} & {file_of(record) for record in then}
         yield from ((cell.name, name) for name in sorted(names))
-
-
-def is_network(head: str) -> bool:
-    """Return whether a row is a plain network of timm's, such as "resnet18.linear"."""
-    return head.endswith(f".{LINEAR}")
-
-
-def all_heads() -> list[str]:
-    """Return the controls, then every other routing by name, and its twin where `twin` is of another size."""
-    from torchcaps.models.heads import takes_vectors
-    from torchcaps.routing import list_routings
-
-    names = [spec.name for spec in list_routings() if spec.name not in CONTROLS]
-    twins = {name: [] if takes_vectors(name) or name == "fm" else [f"{name}-{TWIN}"] for name in names}
-    return [*CONTROLS, *(each for name in names for each in (name, *twins[name]))]
-
-
-def choose_heads(wanted: Sequence[str]) -> list[str]:
-    """Return `wanted`, or all heads where none is; the controls are always among them, in front, and twins behind
-    theirs.
-
-    Args:
-        wanted: names of routings or shell patterns of them, and plain networks of timm's, such as "resnet18.linear",
-            which stand behind.
-
-    Raises:
-        ValueError: for a name that is none; the nearest is named.
-    """
-    every = all_heads()
-    networks = [name for name in wanted if is_network(name)]
-    if networks:
-        from torchcaps.models.registry import find_factory
-
-        for name in networks:
-            find_factory(name)
-    others = [name for name in wanted if name not in networks]
-    for name in others:
-        if not any(fnmatchcase(each, name) for each in every):
-            raise unknown(
-                "routing", name, every, f"`torchcaps list routings` shows all; 'linear' is the plain head; {YOURS}"
-            )
-    chosen = [
-        name
-        for name in every
-        if name in CONTROLS
-        or any(fnmatchcase(name, each) or fnmatchcase(name.removesuffix(f"-{TWIN}"), each) for each in others)
-    ]
-    return [*(chosen if wanted else every), *dict.fromkeys(networks)]

@@ -9,12 +9,12 @@ from typing import Any
 from torchcaps.config import Config
 from torchcaps.plugins import import_handed_on
 from torchcaps.tables.arguments import image_shape
+from torchcaps.tables.budget_names import COST
 from torchcaps.tables.cells import Cell, Train
 from torchcaps.tables.measure import alone, latency, peak_memory, reset_peak, step_memory, step_seconds
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import append_record, count_hash, read_records
 
-COST = "cost"  # in place of a budget
 BATCH = 128
 FEW = 8  # images, and so many that a kernel is taken that leaves a handful to plain steps
 

@@ -9,12 +9,12 @@ from typing import Any
 from torchcaps.config import Config, from_plain, to_plain
 from torchcaps.examine.found import ONE, OTHER, RANDOM, SAME, UNIFORM, Examination
 from torchcaps.markdown import markdown_table
+from torchcaps.tables.budget_names import COUNT, EXAMINED
 from torchcaps.tables.fill import Settings
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.plan import COUNT, Job
+from torchcaps.tables.plan import Job
 from torchcaps.tables.records import append_record, config_hash, find_finished, read_records
 
-EXAMINED = "examine"  # in place of a budget
 FAR = {"angle": 30.0, "scale": 0.8}  # where the curves are shown
 Number = Callable[[Examination], float | None]
 

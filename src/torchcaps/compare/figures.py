@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from torchcaps.compare.comparison import CONTROLS
-from torchcaps.compare.page import accuracy_of, deviation_of, is_control
+from torchcaps.compare.heads import CONTROLS, is_control
+from torchcaps.compare.page import accuracy_of, deviation_of
 from torchcaps.compare.rows import Row
 from torchcaps.compare.shares import by_share
 from torchcaps.inspect.figures import INK, style

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import mean
 
-from torchcaps.compare.comparison import CONTROLS, TWIN, Comparison
+from torchcaps.compare.comparison import Comparison
 from torchcaps.compare.costs import counts_are_current, find_costs
 from torchcaps.compare.examined import describe_depth, describe_examinations, find_examinations
+from torchcaps.compare.heads import CONTROLS, is_control
 from torchcaps.compare.rows import FEWEST, Row, by_side, describe_sides
 from torchcaps.markdown import markdown_table
-from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget
+from torchcaps.tables.budget_names import REPRODUCTIONS, Budget
+from torchcaps.tables.budgets import apply_budget
+from torchcaps.tables.cells import Cell
 from torchcaps.tables.measure import count_parameters
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import find_all_runs, name_machine
@@ -44,10 +47,16 @@ def collect(comparison: Comparison, heads: Sequence[str], budget: Budget, record
         assert cell.build is not None
         cost = find_costs(records, cell)
         counted = None if cost is not None else round(1e6 * count_parameters(cell.build()))
-        config = apply_budget(cell.build(), budget, cell)
-        examined, again = find_examinations(records, config), find_all_runs(records, config, budget)
-        rows.append(Row(cell.name, summarise(cell, budget, records), cost, counted, tuple(examined), tuple(again)))
+        rows.append(read_row(cell, budget, records)._replace(cost=cost, parameters=counted))
     return rows
+
+
+def read_row(cell: Cell, budget: Budget, records: Sequence[Record]) -> Row:
+    """Return what the lines hold of the runs of one head, without what it costs."""
+    assert cell.build is not None
+    config = apply_budget(cell.build(), budget, cell)
+    examined, again = find_examinations(records, config), find_all_runs(records, config, budget)
+    return Row(cell.name, summarise(cell, budget, records), None, examined=tuple(examined), again=tuple(again))
 
 
 def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget, changes: Sequence[str] = ()) -> str:
@@ -75,12 +84,6 @@ def markdown(comparison: Comparison, rows: Sequence[Row], budget: Budget, change
 def ranked(rows: Sequence[Row]) -> list[Row]:
     """Return the controls in front, then the others from the most accurate down; what has no run comes last."""
     return sorted(rows, key=lambda row: (not is_control(row.head), -accuracy_of(row)))
-
-
-def is_control(head: str) -> bool:
-    """Return whether a row is a control, with whatever value of a sweep."""
-    head = head.partition("@")[0]
-    return head in CONTROLS or head.endswith(f"-{TWIN}")
 
 
 def accuracy_of(row: Row) -> float:

@@ -1,21 +1,11 @@
-"""Accuracy by the share of the training data; and how files of such comparisons are called."""
+"""Accuracy by the share of the training data."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 
-from torchcaps.compare.comparison import Comparison
 from torchcaps.compare.rows import Row
-
-
-def suffix(comparison: Comparison) -> str:
-    """Return what stands behind the name of the files of a comparison: of shares, depths or the field of a sweep, as
-    each has rows of its own.
-    """
-    if comparison.sweep:
-        return f"-{comparison.sweep[0].replace('-', '_')}"
-    return "-fractions" if comparison.fractions else "-depth" if comparison.depths else ""
 
 
 def by_share(rows: Sequence[Row]) -> dict[str, list[tuple[float, float, float | None]]]:

@@ -26,7 +26,8 @@ from torchcaps.markdown import markdown_table
 from torchcaps.models import Model
 from torchcaps.models.pretrained import FILE, HUB, network_errors, repository
 from torchcaps.terminal import printable
-from torchcaps.train.evaluation import evaluate, load_run, open_run
+from torchcaps.train.evaluation import evaluate
+from torchcaps.train.opened import load_run, open_run
 from torchcaps.train.run import RunFolder
 
 Precision = Literal["auto", "float32", "bf16"]

@@ -22,7 +22,7 @@ from torchcaps.forms import SplitName
 from torchcaps.layers import CapsuleLayer
 from torchcaps.models import Model
 from torchcaps.names import LARGEST
-from torchcaps.train.evaluation import open_run, usual_split
+from torchcaps.train.opened import open_run, usual_split
 from torchcaps.train.processes import name_shortage
 
 FILE = "examination.json"

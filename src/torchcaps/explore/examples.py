@@ -19,7 +19,7 @@ from torchcaps.forms import InputForm, SplitName
 from torchcaps.inspect.pictures import is_line_art
 from torchcaps.manifest import Manifest
 from torchcaps.train import RunFolder
-from torchcaps.train.evaluation import match_data, usual_split
+from torchcaps.train.opened import match_data, usual_split
 
 MOST = 20  # examples
 LOOKED = 2000  # images of a split whose labels are looked at, evenly spaced

@@ -16,8 +16,9 @@ from torchcaps.inspect.measured import Measured, Watch
 from torchcaps.inspect.measures import describe_measured, write_measures
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import finite
-from torchcaps.train.evaluation import evaluate, load_run, match_data
+from torchcaps.train.evaluation import evaluate
 from torchcaps.train.meter import Score
+from torchcaps.train.opened import load_run, match_data
 from torchcaps.train.processes import build_measuring, name_shortage
 from torchcaps.train.run import RunFolder, naming
 

@@ -9,11 +9,11 @@ import re
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 import torchcaps
 from torchcaps.data.catalogue import cache_root
+from torchcaps.denormals import drop_denormals
 from torchcaps.extras import missing_extra
 from torchcaps.files import check_plain, check_sum
 from torchcaps.manifest import KEY, Manifest, from_json
@@ -23,7 +23,6 @@ from torchcaps.models.smaller import rebuild
 
 HUB = "hf-hub:"
 FILE = "model.safetensors"
-SMALLEST = torch.finfo(torch.float32).tiny  # normal number of float32
 CHECKOUT = Path(torchcaps.__file__).parents[2] / "weights"  # of a checkout; an installed wheel has none
 SHIPPED = (  # names of the folders in it
     "attention-cifar10",
@@ -149,16 +148,6 @@ def read_weights(path: Path) -> tuple[Manifest, Model]:
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {' '.join(str(error).split())}") from error
     return manifest, model.eval()
-
-
-@torch.no_grad()
-def drop_denormals(model: nn.Module) -> None:
-    """Set to 0 what is nearer to it than `SMALLEST`, for which a processor takes many times as long: a run that flushes
-    none leaves them where weight decay alone moves a weight. In float64 they are numbers like others.
-    """
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point() and tensor.dtype != torch.float64:
-            tensor[tensor.abs() < SMALLEST] = 0
 
 
 def create_pretrained(name: str, **wanted: object) -> Model:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules
 from torchcaps.config import SHAPE, ModelConfig, ScoreKind
 from torchcaps.layers import CapsuleStack, Schedule
-from torchcaps.names import ROUTING, YOURS, check_name, check_options, enter, unknown, whole
+from torchcaps.names import OF_TWIN, RESERVED, ROUTING, YOURS, check_name, check_options, enter, unknown, whole
 from torchcaps.plugins import load_plugins
 from torchcaps.revisions import routing_of
 from torchcaps.routing import routing_class
@@ -168,7 +168,7 @@ def register_model(name: str) -> Callable[[F], F]:
     """
     if not isinstance(name, str):
         raise TypeError(f'register_model was given {name!r}; it takes a name: @register_model("my-network")')
-    check_name("model", name, "-_", reserved=("linear", "twin", "-twin"))
+    check_name("model", name, "-_", reserved=RESERVED)
 
     def register(factory: F) -> F:
         enter("model", _FACTORIES, name, factory)
@@ -283,7 +283,7 @@ def describe_model(origin: Mapping[str, Any]) -> dict[str, Any]:
     described = {"name": origin["name"], **defaults, **origin}
     if "routing_options" in parameters:
         given = described.pop("routing_options") or {}
-        routing = routing_of(ModelConfig(origin["name"].removesuffix("-twin"), described))
+        routing = routing_of(ModelConfig(origin["name"].removesuffix(OF_TWIN), described))
         assert routing is not None, origin["name"]
         own = inspect.signature(routing_class(routing)).parameters
         found = {name: each.default for name, each in own.items() if each.default is not each.empty}
@@ -317,7 +317,7 @@ def _routing_options(name: str, factory: Factory, given: Mapping[str, object]) -
     """Return the names of the options that the routing of a model has; [] where its family takes none."""
     if "routing_options" not in inspect.signature(factory).parameters:
         return []
-    routing = routing_of(ModelConfig(name.removesuffix("-twin"), dict(given)))  # pyright: ignore[reportArgumentType]
+    routing = routing_of(ModelConfig(name.removesuffix(OF_TWIN), dict(given)))  # pyright: ignore[reportArgumentType]
     return [] if routing is None else list(inspect.signature(routing_class(routing)).parameters)[1:]
 
 

@@ -12,9 +12,10 @@ from torchcaps.backbones.interface import count_positions
 from torchcaps.backbones.resnet import ResNetBackbone, Stage
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel
 from torchcaps.models.registry import Factory, register_family
+from torchcaps.names import LINEAR
 from torchcaps.routing import list_routings
 
-NAME, LINEAR = "small-resnet", "linear"
+NAME = "small-resnet"
 
 
 def small_resnet(in_channels: int, width: int) -> ResNetBackbone:

@@ -29,12 +29,12 @@ from torchcaps.backbones.timm_backbone import Features, TimmBackbone, check_timm
 from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel, takes_vectors
 from torchcaps.models.primary_heads import PrimaryHead
 from torchcaps.models.registry import Factory, register_family
+from torchcaps.names import LINEAR
 from torchcaps.routing import list_routings
 from torchcaps.votes import Threshold
 
 PAPERS = ("mobilenetv2_100", "resnet50")
 LISTED = ("mobilenetv2_035", "mobilenetv2_100", "resnet18", "resnet50")
-LINEAR = "linear"
 PRIMARY = ("primary", "xnor-primary", "convcaps", "xnor-convcaps")
 TYPES = 32  # of convolutional capsules
 

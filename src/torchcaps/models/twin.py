@@ -38,8 +38,8 @@ from torchcaps.models.network import CapsuleNetwork
 from torchcaps.models.registry import Factory, Model, Output, find_factory, register_family
 from torchcaps.models.self_routing import NormedPoses
 from torchcaps.models.variational_bayes import NormedPrimary
+from torchcaps.names import OF_TWIN
 
-SUFFIX = "-twin"
 TOLERANCE = 0.01  # of the parameters
 LISTED = ("capsnet-twin", "small-resnet.dynamic-twin", "small-resnet.em-twin")
 
@@ -232,9 +232,9 @@ def make_twin(model: Model, in_channels: int, image_size: tuple[int, int]) -> Tw
 
 def twin(name: str) -> Factory | None:
     """Return the factory of the twin of the model `name` without its "-twin"; None for a name that does not end so."""
-    if not name.endswith(SUFFIX):
+    if not name.endswith(OF_TWIN):
         return None
-    of = find_factory(name.removesuffix(SUFFIX))
+    of = find_factory(name.removesuffix(OF_TWIN))
 
     @functools.wraps(of.__init__ if isinstance(of, type) else of)
     def build(**options: object) -> Twin:

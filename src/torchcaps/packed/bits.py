@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from torchcaps.kernels.simd import LANES, Lanes, compiled, inline
+from torchcaps.kernels.simd import LANES, Lanes, compiled, inline, splat
 
 
 def _address(context: Any, builder: Any, array: types.Array, value: Any, index: Any, scalar: ir.Type) -> Any:
@@ -70,10 +70,10 @@ def dots(typingctx, words, index, word, length):
         scalar = context.get_value_type(words.dtype)
         vector, wide = ir.VectorType(scalar, LANES), ir.VectorType(ir.IntType(32), LANES)
         there = builder.load(_address(context, builder, words, array, at, scalar), align=scalar.width // 8)
-        differ = builder.xor(there, _splat(builder, one))
+        differ = builder.xor(there, splat(builder, one))
         kind = ir.FunctionType(vector, [vector])
         popcount = cgutils.get_or_insert_function(builder.module, kind, f"llvm.ctpop.v{LANES}i{scalar.width}")
-        apart, whole = builder.call(popcount, [differ]), _splat(builder, _resized(builder, count, scalar))
+        apart, whole = builder.call(popcount, [differ]), splat(builder, _resized(builder, count, scalar))
         dot = builder.sub(whole, builder.add(apart, apart))  # d - 2 n, within a word's own width: -64 to 64
         return builder.sitofp(_resized(builder, dot, wide), ir.VectorType(ir.FloatType(), LANES))
 
@@ -99,16 +99,9 @@ def every(typingctx, number):
     """Return a float32 in all 16 lanes."""
 
     def emit(context, builder, signature, args):
-        return _splat(builder, args[0])
+        return splat(builder, args[0])
 
     return Lanes(types.float32)(types.float32), emit
-
-
-def _splat(builder: Any, scalar: Any) -> Any:
-    vector = ir.VectorType(scalar.type, LANES)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
-    mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), mask)
 
 
 def _resized(builder: Any, value: Any, kind: Any) -> Any:

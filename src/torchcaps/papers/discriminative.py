@@ -24,7 +24,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
+from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Panel, Paper, Published, Train, table
 from torchcaps.tables.measure import hundred_steps
 from torchcaps.tables.metrics import ERROR, STEP_TIME
 
@@ -183,7 +183,12 @@ def figure2() -> Iterator[Cell]:
     yield Cell("control", row, "dynamic routing without a decoder", train("fashion-mnist", "dr", False), note=BARE)
 
 
-@table(PAPER, "figure3", "Figure 3", "test error while training (%)")
+PANELS = tuple(
+    Panel(title, "epoch", (f"{data}-*",)) for data, title in (*BENCHMARKS.items(), ("multimnist", "MultiMNIST"))
+)
+
+
+@table(PAPER, "figure3", "Figure 3", "test error while training (%)", PANELS)
 def figure3() -> Iterator[Cell]:
     for data, row in BENCHMARKS.items():
         printed = (Published("under 0.4"),) if data == "mnist" else ()

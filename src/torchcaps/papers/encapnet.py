@@ -23,7 +23,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.tables.cells import Cell, Formula, How, Impossible, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.cells import Cell, Formula, How, Impossible, Narrow, Panel, Paper, Published, Quoted, Train, table
 from torchcaps.tables.metrics import ACCURACY, ERROR, TOP5_ERROR, TRAIN_LOSS, formula_metric
 
 PAPER = Paper("encapnet", "Li et al. 2018")
@@ -258,7 +258,10 @@ def text_days() -> Iterator[Cell]:
     yield Cell("resnet", "[5], 8 GPUs", "complete-ImageNet", Quoted(), (Published("7"),), DAYS, 'printed "one week"')
 
 
-@table(PAPER, "figure4", "Figure 4", "training loss with and without feedback by optimal transport")
+ONE = (Panel("CIFAR-10", "epoch"),)
+
+
+@table(PAPER, "figure4", "Figure 4", "training loss with and without feedback by optimal transport", ONE)
 def figure4() -> Iterator[Cell]:
     rows = {"encapnet-v1": "EncapNet", "encapnet-resnet": "ResNet"}
     for model, row in rows.items():

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from torchcaps.config import Config, DataConfig, LossConfig, ModelConfig, OptimiserConfig, Option
 from torchcaps.papers.costs import costs
 from torchcaps.papers.encapnet import ADAM, CODE_LAYER, DECAY, ENTROPY, MARGIN, PAPER
-from torchcaps.tables.agreements import length_alike, opposed
+from torchcaps.papers.encapnet_agreement import length_alike, opposed
 from torchcaps.tables.cells import Cell, Count, How, Impossible, Narrow, Published, Train, table
 from torchcaps.tables.measure import alone, mebibytes, step_memory, step_seconds
 from torchcaps.tables.metrics import CLASS_LOSS, ERROR, MEMORY, SIZE, STEP_SECONDS, TRAIN_LOSS, penalty
@@ -244,7 +244,10 @@ OPPOSED = f"of the class capsules, cosine below -0.9; in short runs the same sha
 ALIKE = f"of the class capsules, cosine above 0.9: what the paper calls most similar is not said; {UNFIT}"
 
 
-@table(PAPER, "figure2", "Figure 2", "agreement of votes and parents as the network evolves")
+LAYERS = ("fifth layer", "class capsules")
+
+
+@table(PAPER, "figure2", "Figure 2", "agreement of votes and parents as the network evolves", layers=LAYERS)
 def figure2() -> Iterator[Cell]:
     for row, share, length in zip(SIX[:2], ("37", "20"), ("0.01", "0.02"), strict=True):
         how = Train(partial(observed, row), narrow_six(row))

@@ -23,7 +23,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.tables.cells import Cell, Count, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.cells import Cell, Count, Narrow, Panel, Paper, Published, Quoted, Train, table
 from torchcaps.tables.measure import latencies
 from torchcaps.tables.metrics import ACCURACY, LATENCY, TRAIN_ACCURACY
 
@@ -137,12 +137,18 @@ def curves(augmented: bool) -> Iterator[Cell]:
             yield Cell(f"{data}-{key}-training", system.row, column, how, (), TRAIN_ACCURACY, system.note)
 
 
-@table(PAPER, "figure4", "Figure 4", "FM agreement and dynamic routing without augmentation (%)")
+PANELS = tuple(
+    Panel(title, "epoch", (f"{data}-*",))
+    for data, title in (("svhn", "SVHN"), ("fashion-mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
+)
+
+
+@table(PAPER, "figure4", "Figure 4", "FM agreement and dynamic routing without augmentation (%)", PANELS)
 def figure4() -> Iterator[Cell]:
     return curves(augmented=False)
 
 
-@table(PAPER, "figure5", "Figure 5", "FM agreement and dynamic routing with augmentation (%)")
+@table(PAPER, "figure5", "Figure 5", "FM agreement and dynamic routing with augmentation (%)", PANELS)
 def figure5() -> Iterator[Cell]:
     return curves(augmented=True)
 

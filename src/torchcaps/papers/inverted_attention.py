@@ -26,7 +26,7 @@ from torchcaps.config import (
     Option,
     ScheduleConfig,
 )
-from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Paper, Published, Train, table
+from torchcaps.tables.cells import Cell, Combine, Count, How, Impossible, Narrow, Panel, Paper, Published, Train, table
 from torchcaps.tables.measure import alone, count_parameters, inference_memory, latency
 from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, LATENCY, MEMORY, PARAMETERS
 
@@ -203,7 +203,18 @@ ABLATIONS: dict[str, tuple[str, dict[str, Option]]] = {
 }
 
 
-@table(PAPER, "figure4", "Figure 4", "routing iterations, ablations, memory and time on CIFAR-10, simple backbone")
+ROUTINGS = {"dynamic": "dynamic routing", "em": "EM routing", "attention": "inverted attention"}
+PANELS = (
+    *(Panel(title, "epoch", (f"convergence-{name}-*",)) for name, title in ROUTINGS.items()),
+    Panel("routing iterations and ablations", "iterations", ("iterations-*", "ablation-*")),
+    Panel("memory", "iterations", ("memory-*",)),
+    Panel("inference time", "iterations", ("time-*",)),
+)
+
+
+@table(
+    PAPER, "figure4", "Figure 4", "routing iterations, ablations, memory and time on CIFAR-10, simple backbone", PANELS
+)
 def figure4() -> Iterator[Cell]:
     dynamic, em, attention = SYSTEMS[:3]
     for iterations in ITERATIONS:
@@ -298,7 +309,16 @@ def grey(model: str) -> Config:
     return replace(config, data=replace(config.data, compose=replace(config.data.compose, channels=1)))
 
 
-@table(PAPER, "figure5", "Figure 5", "exact match of all digits (%), parameters, memory and time on DiverseMultiMNIST")
+DIVERSE = (Panel("DiverseMultiMNIST", "epoch", tuple(each.name for each in NETWORKS)),)
+
+
+@table(
+    PAPER,
+    "figure5",
+    "Figure 5",
+    "exact match of all digits (%), parameters, memory and time on DiverseMultiMNIST",
+    DIVERSE,
+)
 def figure5() -> Iterator[Cell]:
     for each in NETWORKS:
         build = partial(diverse, each.model)

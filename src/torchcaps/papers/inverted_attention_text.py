@@ -20,7 +20,7 @@ from torchcaps.papers.inverted_attention import (
     diverse,
     train,
 )
-from torchcaps.tables.cells import Cell, Published, Quoted, Train, table
+from torchcaps.tables.cells import Cell, Panel, Published, Quoted, Train, table
 from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH
 
 SIMPLE, RESNET = (system for system in SYSTEMS if system.row.startswith(OURS))
@@ -29,6 +29,7 @@ SIMILAR = (Published("similar converged performance"),)
 UNSAID = "the paper says neither backbone nor iterations, of which ours has two"
 LOGITS = "of the logits of the linear classifier, as they are"
 JITTER = "the paper names no size: it says that jitters of the curve are reduced by a larger one"
+ONE = (Panel("CIFAR-10", "epoch"),)
 RELATED = {"DeepCaps (Rajasegaran et al., 2019)": "92.74", "Choi et al. (2019)": "88.61"}
 
 
@@ -54,7 +55,7 @@ def text_windows() -> Iterator[Cell]:
             yield Cell(f"resnet-scrambled-{end}", row, column, theirs, published, ACCURACY, AUTHORS)
 
 
-@table(PAPER, "text-start", "Footnote 1", "starts of the parents on CIFAR-10, simple backbone (%)")
+@table(PAPER, "text-start", "Footnote 1", "starts of the parents on CIFAR-10, simple backbone (%)", ONE)
 def text_start() -> Iterator[Cell]:
     for start, row in (("zero", "zero"), ("random", "random initialization"), ("learnt", "learnt biases")):
         options: dict[str, Option] = {} if start == "zero" else {"start": start}
@@ -86,7 +87,7 @@ def text_losses() -> Iterator[Cell]:
             yield Cell(f"diverse-{each.name}-margin", row, "DiverseMultiMNIST", how, printed, EXACT_MATCH, said)
 
 
-@table(PAPER, "text-pose", "Section 5", "pose dimensions at five iterations on CIFAR-10, simple backbone (%)")
+@table(PAPER, "text-pose", "Section 5", "pose dimensions at five iterations on CIFAR-10, simple backbone (%)", ONE)
 def text_pose() -> Iterator[Cell]:
     for pose in (16, 36, 64):
         options: dict[str, Option] = {} if pose == 16 else {"pose": pose}

@@ -17,6 +17,7 @@ from torchcaps.config import (
     ScheduleConfig,
 )
 from torchcaps.data.facts import DataFacts, data_facts
+from torchcaps.fields import with_field
 from torchcaps.papers.fitting import SAID, look_at, right_loss
 from torchcaps.papers.registry import Finish, recipe
 
@@ -67,7 +68,7 @@ def choose(config: Config, given: Set[str]) -> tuple[Config, str]:
     }
     for name in CHOSEN:
         if name not in given:
-            config = _with(config, name, values[name])
+            config = with_field(config, name, values[name])
     kind = SAID[look.scores] if look.scores else "scores of a kind that it does not say"
     height, width = facts.size
     epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
@@ -133,10 +134,3 @@ def _of_timm(config: Config) -> bool:
     from torchcaps.models.timm_heads import is_timm
 
     return is_timm(config.model.name)
-
-
-def _with(config: Config, name: str, value: object) -> Config:
-    """Return `config` with `value` in the place that `name`, with dots, says."""
-    first, _, rest = name.partition(".")
-    part = getattr(config, first)
-    return replace(config, **{first: _with(part, rest, value) if rest else value})

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, overload
 
 from torchcaps.config import Config
 from torchcaps.names import YOURS, check_choice, check_name, enter, unknown
-from torchcaps.tables.budgets import BUDGETS, Budget, apply_budget
+from torchcaps.tables.budget_names import BUDGETS, FULL, Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train, list_tables
 
 Recipe = Callable[[], Config]
@@ -124,7 +125,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
         raise unknown("recipe", name, [*_RECIPES, *cells], f"`torchcaps list recipes` shows all; {YOURS}")
     cell = cells[name]
     assert isinstance(cell.how, Train), cell.id
-    return apply_budget(cell.how.build(), budget or "full", cell)
+    return apply_budget(cell.how.build(), budget or FULL, cell)
 
 
 def _cells() -> dict[str, Cell]:

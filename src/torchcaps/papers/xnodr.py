@@ -26,7 +26,7 @@ from torchcaps.config import (
     ScheduleConfig,
 )
 from torchcaps.papers.costs import costs, slug
-from torchcaps.tables.cells import Cell, Narrow, Paper, Published, Quoted, Train, table
+from torchcaps.tables.cells import Cell, Narrow, Panel, Paper, Published, Quoted, Train, table
 from torchcaps.tables.metrics import ACCURACY, EXACT_MATCH, TRAIN_LOSS, XNODR_TOP2, Metric
 
 PAPER = Paper("xnodr", "Sun et al. 2023")
@@ -300,35 +300,36 @@ def midpoints(backbone: str) -> Iterator[Cell]:
 
 
 EVERY = ("linear", "dynamic", *XNORIZED, BOTH[0].head)
+ONE = (Panel("CIFAR-10", "epoch"),)
 
 
-@table(PAPER, "figure4", "Figure 4", "accuracy of the MobileNet networks without upsampling (%)")
+@table(PAPER, "figure4", "Figure 4", "accuracy of the MobileNet networks without upsampling (%)", ONE)
 def figure4() -> Iterator[Cell]:
     yield from curves((MOBILENET,), EVERY, ACCURACY)
     yield from midpoints(MOBILENET)
 
 
-@table(PAPER, "figure5", "Figure 5", "loss of the MobileNet networks without upsampling")
+@table(PAPER, "figure5", "Figure 5", "loss of the MobileNet networks without upsampling", ONE)
 def figure5() -> Iterator[Cell]:
     return curves((MOBILENET,), EVERY, TRAIN_LOSS)
 
 
-@table(PAPER, "figure6", "Figure 6", "accuracy of the ResNet networks without upsampling (%)")
+@table(PAPER, "figure6", "Figure 6", "accuracy of the ResNet networks without upsampling (%)", ONE)
 def figure6() -> Iterator[Cell]:
     yield from curves((RESNET,), EVERY, ACCURACY)
     yield from midpoints(RESNET)
 
 
-@table(PAPER, "figure7", "Figure 7", "loss of the ResNet networks without upsampling")
+@table(PAPER, "figure7", "Figure 7", "loss of the ResNet networks without upsampling", ONE)
 def figure7() -> Iterator[Cell]:
     return curves((RESNET,), EVERY, TRAIN_LOSS)
 
 
-@table(PAPER, "figure8", "Figure 8", "accuracy of the networks with XnODR and XnIDR (%)")
+@table(PAPER, "figure8", "Figure 8", "accuracy of the networks with XnODR and XnIDR (%)", ONE)
 def figure8() -> Iterator[Cell]:
     return curves((RESNET, MOBILENET), XNORIZED, ACCURACY)
 
 
-@table(PAPER, "figure9", "Figure 9", "loss of the networks with XnODR and XnIDR")
+@table(PAPER, "figure9", "Figure 9", "loss of the networks with XnODR and XnIDR", ONE)
 def figure9() -> Iterator[Cell]:
     return curves((RESNET, MOBILENET), XNORIZED, TRAIN_LOSS)

@@ -32,7 +32,7 @@ from torchcaps.report.story import Sight, Story
 from torchcaps.scores import score_word
 from torchcaps.train.checkpoint import damaged, write_text
 from torchcaps.train.devices import choose_device
-from torchcaps.train.evaluation import open_run, usual_split
+from torchcaps.train.opened import open_run, usual_split
 from torchcaps.train.run import RunFolder
 
 if TYPE_CHECKING:

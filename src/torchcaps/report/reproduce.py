@@ -14,7 +14,7 @@ from torchcaps.papers import create_recipe
 from torchcaps.papers.registry import finished_fields
 from torchcaps.plugins import file_of
 from torchcaps.shell import show_option, typed
-from torchcaps.tables.budgets import BUDGETS, Budget
+from torchcaps.tables.budget_names import BUDGETS, Budget
 
 WRITTEN = ("changed", "imports", "start", "continued")  # fields that are no flags, or those of others
 

@@ -6,15 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torchcaps.names import YOURS, check_name, check_options, enter, unknown
+from torchcaps.names import RESERVED, YOURS, check_name, check_options, enter, unknown
 from torchcaps.plugins import load_plugins
 from torchcaps.routing.interface import Routing, Sizes, Spec
 
 R = TypeVar("R", bound=type[Routing[Any]])
 _ROUTINGS: dict[str, type[Routing[Any]]] = {}
-
-
-RESERVED = ("linear", "twin", "-twin")  # heads that are no routing, in names of models
 
 
 def register_routing(routing: R) -> R:

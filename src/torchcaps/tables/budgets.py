@@ -18,17 +18,13 @@ or on validation images, and their cell says so. Where a paper plots test error 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
 
 from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
 from torchcaps.names import check_choice
+from torchcaps.tables.budget_names import BUDGETS, EVIDENCE, Budget
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.tuned import TUNED, change
-
-Budget = Literal["full", "fast", "short", "cpu", "smoke"]
-BUDGETS: tuple[Budget, ...] = get_args(Budget)
-REPRODUCTIONS: tuple[Budget, ...] = ("full", "fast", "short")  # the others are never shown as one
 
 FAST_EPOCHS, SHORT_EPOCHS = 30, 8
 CPU_EPOCHS, CPU_STREAM = 10, 30_000  # images of an epoch, where they are composed without end
@@ -60,7 +56,7 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
             epochs = min(fast.epochs, round(more * SHORT_EPOCHS))
             return replace(fast, recipe=config.recipe, epochs=epochs)
         case "cpu":
-            return _narrow(_short(config), cell.how.cpu)
+            return _narrow(_compress(config), cell.how.cpu)
         case "smoke":
             return _smoke(config)
 
@@ -73,7 +69,7 @@ def width(cell: Cell, budget: Budget) -> str:
 
 
 def _width(narrow: Narrow | None, budget: Budget) -> list[str]:
-    return [narrow.name] if narrow is not None and budget == "cpu" else []
+    return [narrow.name] if narrow is not None and budget == EVIDENCE else []
 
 
 def _same(config: Config) -> Config:
@@ -106,7 +102,7 @@ def _tune(config: Config) -> Config:
     return config if found is None else change(config, found.changes)
 
 
-def _short(config: Config) -> Config:
+def _compress(config: Config) -> Config:
     """Return it with ten epochs, the schedule compressed to them; but cycles keep their length, since each halves
     a peak or a dip of the rate.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from torchcaps.config import Config, Option
 from torchcaps.names import unknown
@@ -131,6 +131,14 @@ class Cell:
         return self.how.build if isinstance(self.how, Train | Count) else None
 
 
+class Panel(NamedTuple):
+    """One part of a figure, and the cells that are drawn in it."""
+
+    title: str
+    across: Literal["epoch", "iterations"]  # an epoch's curve of each cell; or the values of a row's cells
+    names: tuple[str, ...] = ("*",)  # of cells, shell patterns
+
+
 @dataclass(frozen=True)
 class Paper:
     name: str
@@ -144,6 +152,8 @@ class Table:
     printed: str  #: what the paper calls it, e.g. "Table II"
     title: str
     yield_cells: Callable[[], Iterable[Cell]]
+    panels: tuple[Panel, ...] = ()  #: of the figure that is drawn of its runs; see `tables.figures`
+    layers: tuple[str, ...] = ()  #: names of those whose votes are drawn beside their parents, stage by stage
 
     @property
     def id(self) -> str:
@@ -160,8 +170,11 @@ _TABLES: dict[str, Table] = {}
 _KINDS = ("table", "figure", "text")
 
 
-def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callable[[], Iterable[Cell]]], Table]:
-    """Register a function that yields the cells of a table; listings, commands and tests find it then.
+def table(
+    paper: Paper, name: str, printed: str, title: str, panels: tuple[Panel, ...] = (), layers: tuple[str, ...] = ()
+) -> Callable[[Callable[[], Iterable[Cell]]], Table]:
+    """Register a function that yields the cells of a table; listings, commands and tests find it then. Of one that is
+    drawn, as a figure is, `panels` or `layers` say what is seen of its runs.
 
     Raises:
         ValueError: for a name that does not begin with table, figure or text, and for one that the paper has already.
@@ -170,7 +183,7 @@ def table(paper: Paper, name: str, printed: str, title: str) -> Callable[[Callab
         raise ValueError(f"a table is named {name!r}; it must begin with table, figure or text, as in text-crops")
 
     def register(function: Callable[[], Iterable[Cell]]) -> Table:
-        made = Table(paper, name, printed, title, function)
+        made = Table(paper, name, printed, title, function, panels, layers)
         if made.id in _TABLES:
             raise ValueError(f"table {made.id!r} is registered twice")
         _TABLES[made.id] = made

@@ -15,7 +15,7 @@ from torchcaps.inspect.examples import pick_images
 from torchcaps.inspect.figures import style
 from torchcaps.inspect.measured import measure
 from torchcaps.tables.cells import Drawn
-from torchcaps.train.evaluation import Opened, open_run
+from torchcaps.train.opened import Opened, open_run
 
 LOOKED_AT = 2000  # images of a split among which those of a picture are found
 RIGHT, WRONG = 4, 2  # overlapped images that came out right, and wrong

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from statistics import mean
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,48 +17,10 @@ from matplotlib.ticker import MaxNLocator
 
 from torchcaps.inspect.drawings import Agreement, draw_agreement
 from torchcaps.inspect.figures import save_svg, style
-from torchcaps.tables.cells import Cell, Table
+from torchcaps.tables.budget_names import COUNT, EVIDENCE, FULL
+from torchcaps.tables.cells import Cell, Panel, Table
 from torchcaps.tables.metrics import TRAIN_ACCURACY, TRAIN_LOSS, Metric, Record
-from torchcaps.tables.plan import COUNT
 from torchcaps.tables.summary import Summary, evidence, reproduction
-
-
-class Panel(NamedTuple):
-    """One part of a figure, and the cells that are drawn in it."""
-
-    title: str
-    across: Literal["epoch", "iterations"]  # an epoch's curve of each cell; or the values of a row's cells
-    names: tuple[str, ...] = ("*",)  # of cells, shell patterns
-
-
-ROUTINGS = {"dynamic": "dynamic routing", "em": "EM routing", "attention": "inverted attention"}
-ONE = (Panel("CIFAR-10", "epoch"),)
-SETS = tuple(
-    Panel(title, "epoch", (f"{data}-*",))
-    for data, title in (("svhn", "SVHN"), ("fashion-mnist", "Fashion-MNIST"), ("cifar10", "CIFAR-10"))
-)
-DIVERSE = ("dynamic", "matrix", "vector", "matrix-wide", "cnn-pooling", "cnn-dense")
-AGREEMENTS = "encapnet/figure2"
-PANELS: dict[str, tuple[Panel, ...]] = {
-    "discriminative/figure3": (
-        Panel("MNIST", "epoch", ("mnist-*",)),
-        *SETS[1:],
-        Panel("MultiMNIST", "epoch", ("multimnist-*",)),
-    ),
-    "encapnet/figure4": ONE,
-    "fm/figure4": SETS,
-    "fm/figure5": SETS,
-    "inverted-attention/figure4": (
-        *(Panel(title, "epoch", (f"convergence-{name}-*",)) for name, title in ROUTINGS.items()),
-        Panel("routing iterations and ablations", "iterations", ("iterations-*", "ablation-*")),
-        Panel("memory", "iterations", ("memory-*",)),
-        Panel("inference time", "iterations", ("time-*",)),
-    ),
-    "inverted-attention/figure5": (Panel("DiverseMultiMNIST", "epoch", DIVERSE),),
-    "inverted-attention/text-pose": ONE,
-    "inverted-attention/text-start": ONE,
-    **{f"xnodr/figure{number}": ONE for number in range(4, 10)},
-}
 
 
 class Line(NamedTuple):
@@ -92,9 +54,9 @@ def draw(table: Table, records: Sequence[Record]) -> Figure | None:
     Curves of test accuracies and errors are of the test split where all runs have these (`Config.test_curve`), else of
     the validation split, where one was held out; a dot at the end is the test result.
     """
-    if table.id == AGREEMENTS:
+    if table.layers:
         return draw_stages(table, records)
-    found = [(panel, choose(panel, table)) for panel in PANELS.get(table.id, ())]
+    found = [(panel, choose(panel, table)) for panel in table.panels]
     drawn = [(panel, cells, lines) for panel, cells in found if (lines := list(trace(panel, cells, records)))]
     if not drawn:
         return None
@@ -148,7 +110,7 @@ def trace(panel: Panel, cells: Sequence[Cell], records: Sequence[Record]) -> Ite
 
 
 def _mark(summary: Summary) -> str:
-    return "" if summary.budget in ("full", COUNT) else f"{summary.budget} {summary.width}".strip()
+    return "" if summary.budget in (FULL, COUNT) else f"{summary.budget} {summary.width}".strip()
 
 
 def curve(label: str, metric: Metric, summary: Summary) -> Line:
@@ -202,7 +164,7 @@ def _draw_lines(axes: Axes, lines: Sequence[Line], marked: bool, mixed: bool) ->
     subjects = list(dict.fromkeys(line.subject for line in lines))
     tested = {line.subject for line in lines if not line.of_training}
     for line in lines:
-        colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith("cpu") else "-"
+        colour, dashes = f"C{subjects.index(line.subject) % 10}", "--" if line.mark.startswith(EVIDENCE) else "-"
         marker, faint = "." if len(line.x) < 10 else "", 0.45 if line.of_training else 1.0
         marks = [line.mark * marked, line.split * (mixed and line.split == "validation")]
         label = f"{line.name} ({', '.join(filter(None, marks))})" if any(marks) else line.name
@@ -233,7 +195,7 @@ def draw_stages(table: Table, records: Sequence[Record]) -> Figure | None:
         if found is None or not (stages := found.records[0].get("agreement")):
             continue
         sources.append(f"{name}: {found.budget} {found.width}".strip())
-        for layer, place in zip(stages[0]["layers"], ("fifth layer", "class capsules"), strict=True):
+        for layer, place in zip(stages[0]["layers"], table.layers, strict=True):
             agreements = {stage["epoch"]: Agreement(**stage["layers"][layer]) for stage in stages}
             rows[f"{agreements[stages[0]['epoch']].routing}, {place}"] = agreements
     if not rows:

@@ -15,11 +15,12 @@ from torchcaps.data.facts import missing_data
 from torchcaps.locking import hold
 from torchcaps.revisions import revisions_of
 from torchcaps.tables.ahead import WITHOUT, Ahead, look_ahead
+from torchcaps.tables.budget_names import COUNT, FULL, SMOKE
 from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Count, Train
 from torchcaps.tables.lines import CLAIMS
 from torchcaps.tables.measure import peak_memory, reset_peak
-from torchcaps.tables.plan import COUNT, Job
+from torchcaps.tables.plan import Job
 from torchcaps.tables.records import (
     append_record,
     config_hash,
@@ -179,10 +180,10 @@ def _train(job: Job, settings: Settings) -> bool:
         append_record(settings.records, describe_run(folder, **known))
         settings.say(f"{job.label}: was finished in {folder}")
         return True
-    ahead = measure_ahead(config if job.budget != "smoke" else place(_full(job), settings))
+    ahead = measure_ahead(config if job.budget != SMOKE else place(_full(job), settings))
     if ahead is not None:
         known |= {"step_seconds": ahead.step_seconds, "step_images": ahead.batch}
-        settings.say(f"{job.label}: {'the budget full would take ' if job.budget == 'smoke' else 'ahead: '}{ahead}")
+        settings.say(f"{job.label}: {'the budget full would take ' if job.budget == SMOKE else 'ahead: '}{ahead}")
     device, begun = choose_device(config.device, config.processes), time.monotonic()
     reset_peak(device)
     try:
@@ -200,7 +201,7 @@ def _train(job: Job, settings: Settings) -> bool:
     append_record(settings.records, describe_run(result.folder, **known, peak_memory=peak_memory(device)))
     took = time.monotonic() - begun
     settings.say(f"{job.label}: test accuracy {result.test_accuracy:.2%} in {show_time(took)}")
-    if job.budget != "smoke":
+    if job.budget != SMOKE:
         settings.finish(result.folder)
     return True
 
@@ -215,7 +216,7 @@ def measure_ahead(config: Config) -> Ahead | None:
 
 def _full(job: Job) -> Config:
     assert isinstance(job.cell.how, Train)
-    return apply_budget(job.cell.how.build(), "full", job.cell)
+    return apply_budget(job.cell.how.build(), FULL, job.cell)
 
 
 def _unfinished(config: Config) -> bool:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torchcaps.data.facts import missing_data
-from torchcaps.tables.budgets import Budget, apply_budget, width
+from torchcaps.tables.budget_names import SHOWN, Budget
+from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Drawn, Table, Train
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.records import config_hash, find_finished, find_runs
 
-BUDGETS: tuple[Budget, ...] = ("full", "fast", "short", "cpu")  # a smoke run has learnt nothing to be shown
 SAID: dict[Drawn, str] = {
     "reconstructions": "the first image of each class, and below it what the decoder makes of its winning capsule",
     "segmentations": (
@@ -46,7 +46,7 @@ def list_pictures(table: Table, records: Sequence[Record], results: Path) -> Ite
         if cell.picture is None:
             continue
         assert isinstance(cell.how, Train), cell.id
-        for budget in BUDGETS:
+        for budget in SHOWN:
             config = apply_budget(cell.how.build(), budget, cell)
             runs = [each for each in find_runs(records, config, budget) if "failure" not in each]
             if not runs:

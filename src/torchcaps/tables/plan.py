@@ -9,11 +9,10 @@ from typing import Literal, NamedTuple
 
 from torchcaps.config import Config
 from torchcaps.names import unknown
-from torchcaps.tables.budgets import Budget, apply_budget
+from torchcaps.tables.budget_names import COUNT, Budget
+from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Combine, Count, Table, Train, find_cell
 from torchcaps.tables.records import config_hash, count_hash
-
-COUNT: Literal["count"] = "count"  # in place of a budget, of numbers that need no training
 
 
 class Job(NamedTuple):

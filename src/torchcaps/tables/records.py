@@ -20,11 +20,12 @@ from typing import Any
 
 from torchcaps.config import PLACES, Config, to_plain
 from torchcaps.revisions import revisions_of
+from torchcaps.tables.budget_names import BUDGETS, COUNT
 from torchcaps.tables.lines import append_line, read_lines
 from torchcaps.tables.metrics import Record
 from torchcaps.terminal import warn
 
-RUNS = Path("results") / "runs.jsonl"
+RUNS = "runs.jsonl"  # in a folder of results
 # Where, under which name and what is seen, not what is computed.
 _PLACES = (*PLACES, "device", "processes", "recipe", "seed")
 _PLACES_OF_DATA = ("root", "download")
@@ -36,7 +37,7 @@ _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left
     **dict.fromkeys(("seconds", "cpu_seconds"), int | float),
     **dict.fromkeys(("curve", "config", "environment", "revisions", "examination"), dict),
 }
-_RUN = ("full", "fast", "short", "cpu", "smoke", "count")  # budgets of lines that are found by hash and seed
+_RUN = (*BUDGETS, COUNT)  # budgets of lines that are found by hash and seed
 _STAGES = (0.005, 0.1, 0.4, 1.0)  # shares of a run whose agreement a line keeps: of 200 epochs 1, 20, 80 and 200
 
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from torchcaps.files import POLICY
 from torchcaps.markdown import markdown_table
+from torchcaps.tables.budget_names import COUNT, FORMULA, FULL, REPRODUCTIONS
 from torchcaps.tables.cells import Cell, Quoted, Table
 from torchcaps.tables.metrics import Record
 from torchcaps.tables.pictures import Picture
-from torchcaps.tables.plan import COUNT
 from torchcaps.tables.records import name_machine
-from torchcaps.tables.summary import FORMULA, Summary, describe_gap, difference, evidence, reproduction
+from torchcaps.tables.summary import Summary, describe_gap, difference, evidence, reproduction
 
 HEADER = ("row", "column", "published", "ours", "best", "difference", "evidence on a CPU")
 LEGEND = (
@@ -100,7 +100,7 @@ def _measured(
     if ours is None:
         return describe_gap(cell, records, machine, root), "", ""
     shown = _mean(cell, ours)
-    if ours.budget in ("fast", "short"):
+    if ours.budget in REPRODUCTIONS and ours.budget != FULL:
         shown = f"{ours.budget}: {shown}"
     if not ours.values:
         return shown, "", ""

@@ -10,13 +10,11 @@ from typing import Any
 
 from torchcaps.data.facts import missing_data
 from torchcaps.tables.ahead import count_ahead
-from torchcaps.tables.budgets import REPRODUCTIONS, Budget, apply_budget, width
+from torchcaps.tables.budget_names import COUNT, EVIDENCE, FORMULA, FULL, REPRODUCTIONS, SMOKE, Budget
+from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Published, Quoted, Train, find_cell
 from torchcaps.tables.metrics import Record
-from torchcaps.tables.plan import COUNT
 from torchcaps.tables.records import count_hash, find_runs
-
-FORMULA = "formula"  # in place of a budget, of what is arithmetic alone
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ def reproduction(cell: Cell, records: Sequence[Record]) -> Summary | None:
 
 def evidence(cell: Cell, records: Sequence[Record]) -> Summary | None:
     """Return the runs of the budget `cpu`; a count or a formula is no evidence but the thing itself."""
-    found = summarise(cell, "cpu", records)
-    return found if found is not None and found.budget == "cpu" else None
+    found = summarise(cell, EVIDENCE, records)
+    return found if found is not None and found.budget == EVIDENCE else None
 
 
 def difference(published: Published, summary: Summary) -> float | None:
@@ -154,7 +152,7 @@ def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any
     """
     if not isinstance(cell.how, Train):
         return None
-    smoke = find_runs(records, apply_budget(cell.how.build(), "smoke", cell), "smoke")
+    smoke = find_runs(records, apply_budget(cell.how.build(), SMOKE, cell), SMOKE)
     steps = [
         each["step_seconds"]
         for each in smoke
@@ -163,7 +161,7 @@ def estimate_hours(cell: Cell, records: Sequence[Record], machine: dict[str, Any
     ]
     if not steps:
         return None
-    ahead = count_ahead(apply_budget(cell.how.build(), "full", cell))
+    ahead = count_ahead(apply_budget(cell.how.build(), FULL, cell))
     seconds = ahead._replace(step_seconds=min(steps)).seconds
     assert seconds is not None
     return seconds / 3600

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torchcaps.config import Config, replace_field
+from torchcaps.config import Config
+from torchcaps.fields import replace_field
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torchcaps.config import Config
 from torchcaps.data.pictures import ground_colour
+from torchcaps.fields import read_field
 
 LONGEST = 1000  # characters of a name
 POSITIVE = (
@@ -35,11 +36,11 @@ NOT_NEGATIVE = (
 def check_config(config: Config) -> None:
     """Raise ValueError for the first value that no run can have; the message says what it may be."""
     for name in POSITIVE:
-        value = find(config, name)
+        value = read_field(config, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; it must be {'at least 1' if type(value) is int else 'above 0'}")
     for name in NOT_NEGATIVE:
-        value = find(config, name)
+        value = read_field(config, name)
         assert value is not None, name
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; it must be 0 or above")
@@ -126,11 +127,3 @@ def check_out(out: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "may not be written to" if there.is_dir() else "is not a folder"
         raise ValueError(f"out is {out}, but {there} {what}: give another folder with --out")
-
-
-def find(config: Config, name: str) -> float | None:
-    """Return the number that `name`, with dots, is in `config`."""
-    value = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value  # pyright: ignore[reportReturnType]

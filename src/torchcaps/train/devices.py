@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 
 from torchcaps.config import ModelConfig
+from torchcaps.denormals import SMALLEST
 from torchcaps.kernels.threads import in_each_thread
-from torchcaps.models.pretrained import SMALLEST
 from torchcaps.models.registry import create_meta
 
 
