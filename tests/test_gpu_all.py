@@ -21,7 +21,7 @@ from held import Held
 from torchcaps.kernels import rule
 from torchcaps.layers import CapsuleLayer
 from torchcaps.papers import find_tables
-from torchcaps.tables.budgets import BUDGETS
+from torchcaps.tables.budget_names import BUDGETS
 from torchcaps.tables.cells import Train
 from torchcaps.tables.plan import choose_cells
 
