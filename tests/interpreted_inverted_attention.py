@@ -7,7 +7,7 @@ import sys
 
 import torch
 from held import Held
-from inverted_attention_cases import CASES, FLAGS, distance, inputs, plain
+from inverted_attention_cases import CASES, FLAGS, distance, in_eighths, inputs, plain
 
 from torchcaps.kernels import window_tiles
 from torchcaps.kernels.inverted_attention import cuda
@@ -24,6 +24,8 @@ LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0), "conv-300": (2, 
 def compare(name, case, how, dtype, device):
     flags = FLAGS[how]
     tensors, geometry = inputs(case, dtype, binary=flags[1])
+    if how == "xnor":
+        tensors[:2] = (in_eighths(x.detach()).requires_grad_() for x in tensors[:2])
     wanted, gradients, upstream = plain(tensors, geometry, *flags)
     upstream, *tensors = (x.detach().to(device) for x in (upstream, *tensors))
     found = [cuda.forward(*tensors, *geometry, *flags), *cuda.backward(upstream, *tensors, *geometry, *flags)]
