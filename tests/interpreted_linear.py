@@ -4,9 +4,11 @@ Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 
 """
 
 import sys
+from functools import partial
 
 import torch
-from held import Held
+from held import Held, types
+from inverted_attention_cases import in_eighths
 
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
 import torchcaps.kernels.fm.cuda as fm_cuda
@@ -19,6 +21,7 @@ from torchcaps.votes.binary import binary_children, binary_weight
 SMALL = [(3, 3, 2, 2, 3, 2), (1, 2, 1, 3, 1, 2)]  # b, i, rows, columns, j, m
 MANY = (1, 2, 1, 2, 9, 2)  # parents in tiles, the last of which is not full
 LARGE = [*SMALL, (128, 1152, 1, 8, 10, 16), (33, 37, 3, 3, 7, 5), (17, 64, 4, 4, 32, 4), (5, 19, 1, 8, 1000, 16)]
+QUICK = [(128, 1152, 1, 8, 10, 16), (5, 19, 1, 8, 1000, 16)]  # of a GPU's: half a minute
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -47,58 +50,77 @@ def on(device, inputs):
     return [x.to(device) if isinstance(x, torch.Tensor) else x for x in inputs]
 
 
-def dynamic(b, i, r, c, j, m, dtype, device):
+HOWS = ("uniform", "xnor", "last", "binary")  # of a step of dynamic routing
+FLAGS = {"xnor": (True, False, False), "last": (False, False, True), "binary": (True, True, False)}
+
+
+def dynamic(b, i, r, c, j, m, dtype, device, how):
     def draw(*shape):
         return torch.randn(shape, dtype=dtype)
 
     poses, weight, gradient = draw(b, i, r * c), draw(j, i, c, m), draw(b, j, r * m)
-    binary = binary_children(Capsules(poses), r).poses, binary_weight(weight)
-    for children, matrices, state, initial, xnor, cancel, last in [
-        (poses, weight, None, None, False, False, False),
-        (poses, weight, draw(b, j, r * m), draw(i, j), True, False, False),
-        (poses, weight, draw(b, j, r * m), draw(i, j), False, False, True),
-        (*binary, draw(b, j, r * m), draw(i, j), True, True, False),
-    ]:
-        inputs, flags = [children, matrices, state, initial], (xnor, cancel)
-        wanted, gradients = exact(dynamic_plain, [*inputs, *flags, last], [gradient])
-        inputs = on(device, inputs)
-        equal("dynamic", [dynamic_cuda.forward(*inputs, *flags)], wanted, dtype)
-        found = dynamic_cuda.backward(gradient.to(device), *inputs, *flags, last)
-        for a, e, name in zip(found, gradients, ("poses", "weight", "state", "initial"), strict=False):
-            if e is not None:
-                equal(f"dynamic, gradient of {name}", [a], [e], dtype)
+    state, initial = (None, None) if how == "uniform" else (draw(b, j, r * m), draw(i, j))
+    xnor, cancel, last = FLAGS.get(how, (False, False, False))
+    if how == "xnor":
+        poses, weight = in_eighths(poses), in_eighths(weight)
+    if how == "binary":
+        poses, weight = binary_children(Capsules(poses), r).poses, binary_weight(weight)
+    inputs, flags = [poses, weight, state, initial], (xnor, cancel)
+    wanted, gradients = exact(dynamic_plain, [*inputs, *flags, last], [gradient])
+    inputs = on(device, inputs)
+    equal("dynamic", [dynamic_cuda.forward(*inputs, *flags)], wanted, dtype)
+    found = dynamic_cuda.backward(gradient.to(device), *inputs, *flags, last)
+    for a, e, name in zip(found, gradients, ("poses", "weight", "state", "initial"), strict=False):
+        if e is not None:
+            equal(f"dynamic, gradient of {name}", [a], [e], dtype)
 
 
-def fm(b, i, r, c, j, m, dtype, device):
+def fm(b, i, r, c, j, m, dtype, device, how):
     def draw(*shape):
         return torch.randn(shape, dtype=dtype)
 
     poses, weight = draw(b, i, r * c), draw(j, i, c, m)
+    if how == "moments":
+        upstream, inputs = [draw(i, j, r * m), draw(i, j, r * m)], [poses, weight]
+        wanted, gradients = exact(fm_plain.moments, inputs, upstream)
+        equal("moments", fm_cuda.moments(*on(device, inputs)), wanted, dtype)
+        equal("moments, backward", fm_cuda.moments_backward(*on(device, upstream + inputs)), gradients, dtype)
+        return
     upstream = [draw(b, j, r * m), draw(b, j, r * m)]
-    for children, parents, l2 in [(1, 1, True), (i, j, False)]:
-        inputs = [poses, weight, draw(children, parents, r * m), draw(children, parents, r * m)]
-        wanted, gradients = exact(fm_plain.sums, [*inputs, l2, 1e-12], upstream)
-        inputs = on(device, inputs)
-        equal("fm", fm_cuda.forward(*inputs, l2, 1e-12), wanted, dtype)
-        equal("fm, backward", fm_cuda.backward(*on(device, upstream), *inputs, l2, 1e-12), gradients[:4], dtype)
-    upstream, inputs = [draw(i, j, r * m), draw(i, j, r * m)], [poses, weight]
-    wanted, gradients = exact(fm_plain.moments, inputs, upstream)
-    equal("moments", fm_cuda.moments(*on(device, inputs)), wanted, dtype)
-    equal("moments, backward", fm_cuda.moments_backward(*on(device, upstream + inputs)), gradients, dtype)
+    children, parents, l2 = (1, 1, True) if how == "one" else (i, j, False)
+    inputs = [poses, weight, draw(children, parents, r * m), draw(children, parents, r * m)]
+    wanted, gradients = exact(fm_plain.sums, [*inputs, l2, 1e-12], upstream)
+    inputs = on(device, inputs)
+    equal("fm", fm_cuda.forward(*inputs, l2, 1e-12), wanted, dtype)
+    equal("fm, backward", fm_cuda.backward(*on(device, upstream), *inputs, l2, 1e-12), gradients[:4], dtype)
+
+
+WAYS = [*((dynamic, how) for how in HOWS), *((fm, how) for how in ("one", "pair", "moments"))]
+
+
+def comparisons(quick):
+    """What there is to compare on a GPU, where each size has its kernels compiled."""
+    for dtype in types(quick):
+        for size in QUICK if quick else LARGE:
+            for compare, how in WAYS:
+                yield f"{compare.__name__}, {how}, of {size} in {dtype}", partial(compare, how=how), *size, dtype
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
     held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
-    if device == "cpu":
-        tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for size in SMALL if device == "cpu" else LARGE:
-        for dtype in (torch.float64, torch.float32) if device != "cpu" or size == SMALL[1] else (torch.float64,):
-            for compare in (dynamic, fm):
-                held(f"{compare.__name__} of {size} in {dtype}", compare, *size, dtype, device)
-    if device == "cpu":
-        window_tiles.WIDE = 16
-        for compare in (dynamic, fm):
-            held(f"{compare.__name__} of {MANY} in tiles", compare, *MANY, torch.float64, device)
+    if device != "cpu":
+        for what in comparisons("quick" in sys.argv):
+            held(*what, device)
+        held.end()
+        sys.exit()
+    tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
+    for size in SMALL:
+        for dtype in (torch.float64, torch.float32) if size == SMALL[1] else (torch.float64,):
+            for compare, how in WAYS:
+                held(f"{compare.__name__}, {how}, of {size} in {dtype}", compare, *size, dtype, device, how)
+    window_tiles.WIDE = 16
+    for compare, how in WAYS:
+        held(f"{compare.__name__}, {how}, of {MANY} in tiles", compare, *MANY, torch.float64, device, how)
     held.end()

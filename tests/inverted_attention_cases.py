@@ -34,6 +34,15 @@ def inputs(case, dtype, seed=0, binary=False):
     return [x.requires_grad_() for x in tensors], (r, stride, padding)
 
 
+def in_eighths(x):
+    """Whole eighths near `x`: votes of them are exact in float32, in whatever order they are summed.
+
+    So no form may differ in the sign of a vote, or in whether it is at most 1, where XNOR is held to the last digits:
+    of the millions of votes of random numbers a few are so near 0 that rounding turns their sign.
+    """
+    return (8 * x).round() / 8
+
+
 def plain(tensors, geometry, xnor=False, binary=False):
     """The sums by the library's plain votes, their gradients, and the gradient that came from above."""
     poses, weight, query = tensors
