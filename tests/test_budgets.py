@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tiny import tiny_config
 
+from torchcaps import plugins
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
 from torchcaps.papers import find_cell
 from torchcaps.tables.budget_names import BUDGETS
@@ -28,6 +30,18 @@ CELL = Cell("a", "row", "column", Train(lambda: CONFIG, NARROW), home="paper/tab
 def test_full_is_the_paper_on_all_of_the_training_split() -> None:
     full = apply_budget(CONFIG, "full", CELL)
     assert full == replace(CONFIG, recipe="paper.table1.a.full", data=replace(CONFIG.data, validation=0.0))
+
+
+def test_a_cell_of_an_imported_file_says_so_in_its_config(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> Config:
+        return CONFIG
+
+    build.__module__ = "mine"
+    monkeypatch.setattr(plugins, "_LOADED", {"other.py 0": frozenset({"other"}), "mine.py 1": frozenset({"mine"})})
+    own = replace(CELL, how=Train(partial(build)))
+    assert apply_budget(CONFIG, "smoke", own).imports == ("other.py 0", "mine.py 1")
+    assert apply_budget(CONFIG, "smoke", CELL).imports == ()
+    assert config_hash(apply_budget(CONFIG, "smoke", own)) != config_hash(apply_budget(CONFIG, "smoke", CELL))
 
 
 def test_fast_is_the_full_network_and_data_in_one_cycle() -> None:

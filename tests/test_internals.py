@@ -23,6 +23,15 @@ ONE = (
 )
 
 
+def test_functions_of_others_without_a_module_compile_beside_ours():
+    """As code generators make them; the listener that sets our options hears of all compilations."""
+    numba = pytest.importorskip("numba")
+    names: dict = {}
+    exec("def double(x):\n    return 2 * x", names)
+    names["double"].__module__ = None
+    assert numba.njit(names["double"])(2) == 4
+
+
 def test_numba_forgets_what_it_kept_when_another_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stamp of a source is `_cache._cache_file._source_stamp`, where `simd.compiled` puts that of a folder."""
     monkeypatch.syspath_prepend(tmp_path)

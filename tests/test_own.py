@@ -71,6 +71,25 @@ def test_classify_follows_model_and_pictures(pictures: Path, capsys: pytest.Capt
     assert chosen("classify", "--model.name", "resnet18.em", "--data.name", f"folder:{pictures}").data.image_size == 64
 
 
+@pytest.mark.parametrize(("budget", "epochs"), [("fast", 30), ("short", 8), ("cpu", 10), ("smoke", 1)])
+def test_a_budget_sets_the_epochs_of_one_that_chooses(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, budget: str, epochs: int
+) -> None:
+    """What follows from the pictures would be 100."""
+    seen: list[Config] = []
+    monkeypatch.setattr("torchcaps.tables.ahead.look_ahead", lambda config: seen.append(config) or "")
+    for more in ([], ["--epochs", "3"]):
+        flags = ["--budget", budget, "--data.name", f"folder:{pictures}", "--dry-run", *more]
+        assert main(["train", "classify", *flags]) == 0
+    assert [config.epochs for config in seen] == [epochs, 3]
+    assert seen[0].batch_size == (16 if budget == "smoke" else 8)
+
+
+def test_a_share_of_the_pictures_is_what_batches_and_epochs_are_chosen_for() -> None:
+    config = chosen("classify", "--data.name", "digits", "--data.fraction", "0.05")
+    assert config.batch_size == 8 and config.epochs == 100
+
+
 def test_the_command_of_a_finished_recipe_gives_what_was_chosen(pictures: Path) -> None:
     config = chosen("classify", "--data.name", f"folder:{pictures}", "--epochs", "30")
     command = reproduce_command(config, Path("run")).split()

@@ -14,10 +14,10 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torchcaps.terminal import note
 
@@ -189,8 +189,10 @@ def imported() -> tuple[str, ...]:
     return tuple(_LOADED)
 
 
-def imported_for(kind: type) -> tuple[str, ...]:
-    """Return "NAME SHA256" of the file that defines the class `kind`; empty where it is ours or a package's."""
+def imported_for(kind: type | Callable[..., Any]) -> tuple[str, ...]:
+    """Return "NAME SHA256" of the file that defines a class or function; empty where it is ours or a package's."""
+    while isinstance(kind, functools.partial):
+        kind = kind.func
     first = kind.__module__.partition(".")[0]
     return tuple(record for record, modules in _LOADED.items() if first in modules)
 

@@ -41,12 +41,14 @@ def train(
     """
     from torchcaps.papers import create_recipe
     from torchcaps.tables.ahead import look_ahead
+    from torchcaps.tables.budgets import fields_of
     from torchcaps.tables.fill import measure_ahead
 
     budget, others = take_budget(flags)
     base = create_recipe(recipe, budget)
     asked = read_flags(base, others, recipe)
-    config, resume = finish(recipe, base, asked.config, given_fields(others)), asked.resume
+    given = given_fields(others) | fields_of(budget)
+    config, resume = finish(recipe, base, asked.config, given), asked.resume
     if asked.from_ is not None:
         from torchcaps.train.start import find_start
 

@@ -92,6 +92,8 @@ def _torchvision_splits(
     classes = CATALOGUE[config.name].classes
     try:
         train, test = (Images(*parts(load(training)), classes) for training in (True, False))
+    except ModuleNotFoundError:  # which torchvision imports when it reads, such as SciPy: the set is as it should be
+        raise
     except Exception as error:  # on bytes that are not what they should be, parsers raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         if absent(CATALOGUE[config.name], data_root(config.root)):

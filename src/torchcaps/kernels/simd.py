@@ -130,7 +130,8 @@ class _Compilation(event.Listener):
 
     def on_start(self, event: Any) -> None:
         self.before.append((options.OPT, options.LOOP_VECTORIZE))
-        if not event.data["dispatcher"].py_func.__module__.startswith("torchcaps."):
+        module = event.data["dispatcher"].py_func.__module__  # None where generated code has no name
+        if not (module or "").startswith("torchcaps."):
             return
         if "NUMBA_OPT" not in os.environ:
             options.OPT, options.LOOP_VECTORIZE = type(options.OPT)(self.LEVEL), 0

@@ -52,7 +52,8 @@ def choose(config: Config, given: Set[str]) -> tuple[Config, str]:
     small, pretrained = not _of_timm(config), bool(config.model.options.get("pretrained"))
     side = _side(config, facts, small)
     held = 0.1 if facts.images >= 500 else 0.2
-    images = max(1, round(facts.images * (1 - (config.data.validation if "data.validation" in given else held))))
+    share = config.data.fraction * (1 - (config.data.validation if "data.validation" in given else held))
+    images = max(1, round(facts.images * share))
     batch = max(1, min(128, images, max(8, 2 ** int(math.log2(max(images / 16, 1))))))
     if "batch_size" in given:
         batch = config.batch_size

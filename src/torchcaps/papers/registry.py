@@ -6,6 +6,7 @@ Nothing here or in a recipe imports torch, so that listings answer at once.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Set
 from fnmatch import fnmatchcase
 from functools import partial
@@ -56,7 +57,7 @@ def recipe(function: Recipe | None = None, *, finish: Finish | None = None) -> A
 def _register(function: Recipe, finish: Finish | None) -> Recipe:
     name = function.__name__.replace("_", "-")
     check_name("recipe", name)
-    if not function.__doc__:
+    if not function.__doc__ and sys.flags.optimize < 2:  # Python -OO leaves all docstrings out
         raise ValueError(f"recipe {name!r} has no docstring; its first line is what listings say of it")
     enter("recipe", _RECIPES, name, function)
     if finish is not None:
@@ -92,7 +93,7 @@ def list_recipes(pattern: str = "*") -> dict[str, str]:
 
     Behind the recipes with names of their own stand the cells of papers' tables that are trained, PAPER/TABLE/CELL.
     """
-    own = {name: (function.__doc__ or "").strip().splitlines()[0] for name, function in _RECIPES.items()}
+    own = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in _RECIPES.items()}
     every = own | {name: _describe(cell) for name, cell in _cells().items()}
     return {name: about for name, about in every.items() if fnmatchcase(name, pattern)}
 

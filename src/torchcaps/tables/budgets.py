@@ -22,6 +22,7 @@ from dataclasses import replace
 from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
 from torchcaps.names import check_choice
+from torchcaps.plugins import imported, imported_for
 from torchcaps.tables.budget_names import BUDGETS, EVIDENCE, Budget
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.tuned import TUNED, change
@@ -44,6 +45,8 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
     check_choice("budget", budget, BUDGETS)
     assert isinstance(cell.how, Train), cell.id
     config = replace(config, recipe=".".join([*cell.id.split("/"), budget, *_width(cell.how.cpu, budget)]))
+    if imported_for(cell.how.build):  # a table of one's own: what else was imported may be its model's routing
+        config = replace(config, imports=imported())
     match budget:
         case "full":
             return replace(_whole(config, cell.how), test_curve=cell.how.plotted)
@@ -59,6 +62,13 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
             return _narrow(_compress(config), cell.how.cpu)
         case "smoke":
             return _smoke(config)
+
+
+def fields_of(budget: Budget | None) -> frozenset[str]:
+    """Return the fields that a budget sets, which nothing that follows from model and data takes its place."""
+    if budget in (None, "full"):
+        return frozenset()
+    return frozenset({"epochs", "batch_size"} if budget == "smoke" else {"epochs"})
 
 
 def width(cell: Cell, budget: Budget) -> str:
