@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 
 from torchcaps.config import AugmentConfig
@@ -86,3 +88,15 @@ def test_other_draws_stay_as_they_are() -> None:
     draws = [draw(each, 6, mix(0, 1)) for each in (plain, more)]
     assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
     assert not torch.equal(augment(pixels, plain, draws[0]), augment(pixels, more, draws[1]))
+
+
+def test_what_is_made_of_pixels_stays_what_it_was() -> None:
+    """Whichever way it is computed: images of two shapes, with and without ink."""
+    generator, found = torch.Generator().manual_seed(3), hashlib.sha256()
+    for shape in ((96, 1, 28, 28), (64, 3, 20, 24)):
+        pixels = torch.zeros(shape, dtype=torch.uint8)
+        pixels[:, :, 6:15, 5:14] = torch.randint(0, 256, (*shape[:2], 9, 9), generator=generator, dtype=torch.uint8)
+        pixels[:2] = 0
+        uniform = torch.rand(shape[0], 12, dtype=torch.float64, generator=generator)
+        found.update(byerly.change_digits(pixels, uniform).numpy().tobytes())
+    assert found.hexdigest()[:16] == "8a61145523c1470d"

@@ -10,9 +10,13 @@ import pytest
 import torch
 from tiny import tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from torchcaps.config import LossConfig, ModelConfig
-from torchcaps.layers import use_implementation
+from torchcaps.capsules import Capsules
+from torchcaps.config import AugmentConfig, LossConfig, ModelConfig
+from torchcaps.data.splits import mix
+from torchcaps.data.transforms import augment, draw
+from torchcaps.layers import CapsuleLayer, ConvTransform, use_implementation
 from torchcaps.train import devices, readback
 from torchcaps.train.devices import describe_settings, settled
 from torchcaps.train.loop import Trainer
@@ -77,6 +81,43 @@ def test_a_step_waits_for_nothing(name, tmp_path: Path):
     for wait in (lambda: values.tolist(), lambda: float(values[0]), lambda: torch.tensor([1, 2])):
         with pytest.raises(AssertionError, match="waits"), NoWaiting():
             wait()
+
+
+COLOURS = AugmentConfig(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1)
+MOVED = AugmentConfig(crop=1, flip=True, shift=1, rotate=5.0, scale=0.1, shear=5.0)
+
+
+@pytest.mark.parametrize("config", [MOVED, COLOURS, AugmentConfig(byerly=True)], ids=["moved", "colours", "byerly"])
+def test_images_are_changed_without_waiting(config):
+    """But for the first batch, for which constants are sent to the device."""
+    pixels, draws = torch.randint(256, (4, 3, 12, 12), dtype=torch.uint8), draw(config, 4, mix(0, 1))
+    wanted = augment(pixels, config, draws)
+    with NoWaiting():
+        found = augment(pixels, config, draws)
+    assert torch.equal(found, wanted)
+
+
+class StaysThere(TorchDispatchMode):
+    """Refuses what makes a tensor on another device than meta, from which it would have to be sent."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for each in tree_leaves(found):
+            assert not isinstance(each, torch.Tensor) or each.is_meta or not each.ndim, f"{function} is on the CPU"
+        return found
+
+
+@pytest.mark.parametrize("scope", ["image", "window"])
+@pytest.mark.parametrize("routing", ["em", "variational-bayes"])
+def test_steps_over_the_image_make_nothing_elsewhere(routing, scope):
+    transform = ConvTransform(2, 3, 4, 4, stride=2, padding=1, matrix=True)
+    layer = CapsuleLayer(transform, routing, "plain", scope=scope).to("meta")
+    poses, activations = (torch.empty(shape, device="meta") for shape in ((2, 5, 5, 2, 4), (2, 5, 5, 2)))
+    with StaysThere():
+        out = layer(Capsules(poses.requires_grad_(), activations), 2).capsules
+        out.poses.sum().backward()
+    with pytest.raises(AssertionError, match="arange"), StaysThere():
+        torch.arange(3)
 
 
 @pytest.mark.parametrize("sets", [False, True])

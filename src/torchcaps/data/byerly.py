@@ -10,10 +10,13 @@ the authors' floats keep what Lanczos' kernel overshoots.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from torchcaps.data.sending import sent
 
 DEVIATION = 0.33
 MOST = 0.9999  # of a number's share of what it scales
@@ -29,23 +32,30 @@ def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         pixels: [b, c, h, w], any type from 0 on.
-        uniform: float64 [b, 12] in [0, 1): a coin, whether the image is turned; two for a normal number each, of the
-            turn, the shifts down and to the right, and the squeeze; two coins and the place of the squeezed in one; the
-            corner of the patch.
+        uniform: float64 [b, 12] in [0, 1), on the CPU: a coin, whether the image is turned; two for a normal number
+            each, of the turn, the shifts down and to the right, and the squeeze; two coins and the place of the
+            squeezed in one; the corner of the patch.
     """
-    uniform = uniform.cpu()
+    device = pixels.device
     coin, rest = uniform[:, 0] < 0.5, uniform[:, 1:]
     turn, down, right, squeeze = (_normal(rest[:, 2 * n], rest[:, 2 * n + 1]) for n in range(4))
     coins = (rest[:, 8] * 4).long()
     further = (rest[:, 8] * 4 - coins < FURTHER).long()
     angle = torch.where(coin, (ANGLE * turn.clamp(-MOST, MOST)).trunc(), 0.0)
-    images = _turn(pixels.float(), angle.float())
-    images = _shift_within(images, down.abs(), right.abs(), coins % 2 > 0, coins // 2 > 0)
+    images = _turn(pixels.float(), sent(angle.float(), device))
+    back = sent(coins % 2 > 0, device), sent(coins // 2 > 0, device)
+    images = _shift_within(images, *(sent(_shares(each, device), device) for each in (down, right)), *back)
     images = _squeeze(images, (SQUEEZE * squeeze.abs().clamp(max=MOST) + 1).long(), further)
     images = _cut(images, rest[:, 9:11])
     if pixels.is_floating_point():
         return images.to(pixels.dtype)
     return images.round_().clamp_(0, torch.iinfo(pixels.dtype).max).to(pixels.dtype)
+
+
+def _shares(number: Tensor, device: torch.device) -> Tensor:
+    """Return how much of a margin, in the widest type that `device` has: an Apple GPU has no float64."""
+    share = number.abs()
+    return share.float() if device.type == "mps" else share
 
 
 def _normal(first: Tensor, second: Tensor) -> Tensor:
@@ -58,7 +68,7 @@ def _turn(images: Tensor, angle: Tensor) -> Tensor:
     w / 2) stays where it is.
     """
     _, _, h, w = images.shape
-    radians = angle.to(images.device) * (math.pi / 180)
+    radians = angle * (math.pi / 180)
     cos, sin = radians.cos()[:, None, None], radians.sin()[:, None, None]
     y = (torch.arange(h, device=images.device) - h / 2)[:, None]
     x = torch.arange(w, device=images.device) - w / 2
@@ -71,14 +81,13 @@ def _shift_within(images: Tensor, down: Tensor, right: Tensor, up: Tensor, left:
     choose.
     """
     ink = images.amax(1) > 0  # [b, h, w]
-    rows = _move(_margins(ink.any(2).cpu()), down, up)
-    columns = _move(_margins(ink.any(1).cpu()), right, left)
+    rows = _move(_margins(ink.any(2)), down, up)
+    columns = _move(_margins(ink.any(1)), right, left)
     _, _, h, w = images.shape
-    y = (torch.arange(h) - rows[:, None]) % h  # what leaves is black, and enters again
-    x = (torch.arange(w) - columns[:, None]) % w
-    number = torch.arange(len(images))[:, None, None]
-    number, y, x = (each.to(images.device) for each in (number, y[:, :, None], x[:, None]))
-    return images[number, :, y, x].movedim(-1, 1)
+    y = (torch.arange(h, device=images.device) - rows[:, None]) % h  # what leaves is black, and enters again
+    x = (torch.arange(w, device=images.device) - columns[:, None]) % w
+    number = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[number, :, y[:, :, None], x[:, None]].movedim(-1, 1)
 
 
 def _margins(there: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,9 +107,17 @@ def _squeeze(images: Tensor, by: Tensor, further: Tensor) -> Tensor:
     """Return the images narrower by `by` [b] pixels, by a widened kernel of Lanczos; `by` // 2 + `further` columns
     before it.
     """
-    width = images.shape[3]
-    matrix = torch.stack([_lanczos(width, int(k), int(more)) for k, more in zip(by, further, strict=True)])  # [b, w, w]
-    return torch.einsum("bchw,bvw->bchv", images, matrix.to(images.device, images.dtype))
+    which = sent(2 * (by - 1) + further, images.device)
+    matrix = _matrices(images.shape[3], images.device, images.dtype)[which]  # [b, w, w]
+    return torch.einsum("bchw,bvw->bchv", images, matrix)
+
+
+@lru_cache(maxsize=8)
+def _matrices(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return those of `_lanczos` for each squeeze, without and with a column further, [14, width, width]."""
+    with torch.inference_mode(False):
+        every = [_lanczos(width, by, further) for by in range(1, SQUEEZE + 1) for further in (0, 1)]
+        return torch.stack(every).to(device, dtype)
 
 
 def _lanczos(width: int, by: int, further: int) -> Tensor:
@@ -120,10 +137,10 @@ def _cut(images: Tensor, corner: Tensor) -> Tensor:
     """Return a black patch whose corner is uniform from 4 to 6 short of the end, 22 of 28; `corner` [b, 2] in [0,
     1).
     """
-    _, _, h, w = images.shape
-    room = torch.tensor([max(1, n - PATCH - FARTHEST - NEAREST + 1) for n in (h, w)], dtype=torch.float64)
-    top, left = (NEAREST + (corner * room).long()).unbind(1)
-    rows = (torch.arange(h) >= top[:, None]) & (torch.arange(h) < top[:, None] + PATCH)
-    columns = (torch.arange(w) >= left[:, None]) & (torch.arange(w) < left[:, None] + PATCH)
-    patch = (rows[:, :, None] & columns[:, None])[:, None].to(images.device)
-    return images.masked_fill(patch, 0)
+    top, left = (
+        sent(NEAREST + (corner[:, axis] * max(1, side - PATCH - FARTHEST - NEAREST + 1)).long(), images.device)[:, None]
+        for axis, side in enumerate(images.shape[2:])
+    )
+    rows, columns = (torch.arange(side, device=images.device) for side in images.shape[2:])
+    rows, columns = (rows >= top) & (rows < top + PATCH), (columns >= left) & (columns < left + PATCH)
+    return images.masked_fill((rows[:, :, None] & columns[:, None])[:, None], 0)

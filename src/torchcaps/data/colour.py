@@ -5,6 +5,8 @@ As torchvision's ColorJitter defines them, but with a factor for each image. Tho
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,14 @@ def grey(batch: Tensor) -> Tensor:
     """Return the luma of RGB images, or the only channel: [b, 1, h, w]."""
     if batch.shape[1] == 1:
         return batch
-    return (batch * batch.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    return (batch * _luma(batch.device, batch.dtype)).sum(1, keepdim=True)
+
+
+@lru_cache(maxsize=8)
+def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `LUMA` [3, 1, 1], which a device is sent once: it would be waited for."""
+    with torch.inference_mode(False):
+        return torch.tensor(LUMA, device=device, dtype=dtype)[:, None, None]
 
 
 def _by_image(factor: Tensor, batch: Tensor) -> Tensor:

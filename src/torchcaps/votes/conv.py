@@ -117,7 +117,7 @@ class ConvVotes(AffineVotes):
         if self.present is not None:
             absent = ~self.present.unflatten(1, seen.shape[2:])
             seen = seen.masked_fill(absent, torch.finfo(seen.dtype).min)
-        index = self._positions_that_see().to(seen.device)  # [h w, k]
+        index = self._positions_that_see(seen.device)  # [h w, k]
         fill = seen.new_full((), torch.finfo(seen.dtype).min)
         offsets = torch.arange(index.shape[1], device=seen.device)
         slots = seen[:, index.clamp_min(0), offsets]  # [b, h w, k, i]
@@ -128,13 +128,14 @@ class ConvVotes(AffineVotes):
             share = share.masked_fill(~self.present[:, :, None], torch.finfo(share.dtype).min)
         return share.exp()
 
-    def _positions_that_see(self) -> Tensor:
+    def _positions_that_see(self, device: torch.device) -> Tensor:
         """Return the position whose window has the child of each place at each kernel offset, or -1: int64 [h w, k]."""
         along = []
         for size, k, count, step, pad in zip(
             self.image, self.kernel, self.windows, self.strides, self.paddings, strict=True
         ):
-            start = torch.arange(size)[:, None] + pad - torch.arange(k)  # of the window, times the stride
+            places, offsets = torch.arange(size, device=device), torch.arange(k, device=device)
+            start = places[:, None] + pad - offsets  # of the window, times the stride
             position = start.div(step, rounding_mode="floor")
             valid = (start % step == 0) & (position >= 0) & (position < count)
             along.append(torch.where(valid, position, -1))  # [size, k]
