@@ -17,6 +17,7 @@ from naive_layer import route_naively
 
 from torchcaps.capsules import Capsules
 from torchcaps.kernels import timing
+from torchcaps.kernels.probe import name_error
 from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform, Transform
 
 Way = Literal["plain", "fused", "einsum", "compiled", "fused-compiled"]  # compiled: of plain steps
@@ -76,6 +77,8 @@ def main() -> None:
             taken = name in flags.shape and CapsuleLayer(shape.transform(), routing).fused
             for batch in flags.batch if taken else ():
                 found = measure(routing, shape, batch, torch.device("cpu"), ("plain", "fused"), turns=flags.turns)
+                if faults := [value for key, value in found.items() if key.endswith("_fault")]:
+                    raise RuntimeError(f"{routing}, {name}: {faults[0]}")
                 record(f"forms/{routing}/{name}", {"device": "cpu", "threads": 1, "batch": batch} | found)
 
 
@@ -87,19 +90,27 @@ def measure(
     ways: tuple[Way, ...],
     iterations: int = 2,
     turns: int = TURNS,
-) -> dict[str, float | int | None]:
+) -> dict[str, float | int | str | None]:
     """Milliseconds of forward and backward of each way, in turn, the median; None where memory does not suffice.
 
-    On a GPU the most that a turn allocates, in MiB, too.
+    On a GPU the most that a turn allocates, in MiB, too. Of a way that fails there is the reason, WAY_fault.
     """
-    steps = {way: stepping(way, routing, shape, batch, device, iterations) for way in ways}
+    steps: dict[str, Callable[[], None]] = {}
+    faults: dict[str, str] = {}
+    for way in ways:
+        try:
+            steps[way] = stepping(way, routing, shape, batch, device, iterations)
+        except Exception as error:  # the others are to be measured
+            faults[f"{way}_fault"] = name_error(error)
     taken: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, float] = {}
     for turn in range(turns + 1):
         for way in [way for way in ways if way in steps]:
             try:
                 seconds = clock(steps[way], device)
-            except torch.OutOfMemoryError:
+            except Exception as error:  # such as of a kernel that its trial refuses
+                if not isinstance(error, torch.OutOfMemoryError):
+                    faults[f"{way}_fault"] = name_error(error)
                 del steps[way]
                 taken[way] = []
                 continue
@@ -107,9 +118,9 @@ def measure(
                 taken[way].append(seconds)
             elif device.type == "cuda":
                 peaks[way] = peak_mb(steps[way], device)
-    found: dict[str, float | int | None] = {"iterations": iterations, "turns": turns}
+    found: dict[str, float | int | str | None] = {"iterations": iterations, "turns": turns}
     found |= {f"{way}_ms": round(1000 * median(each), 4) if each else None for way, each in taken.items()}
-    return found | {f"{way}_peak_mb": value for way, value in peaks.items()}
+    return found | {f"{way}_peak_mb": value for way, value in peaks.items()} | faults
 
 
 def clock(step: Callable[[], object], device: torch.device) -> float:
