@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 class Held:
     """Comparisons one after another, of which each is a line as soon as it has ended.
@@ -34,3 +36,8 @@ class Held:
         if self.failed:
             print("\n".join(self.failed))
             sys.exit(1)
+
+
+def types(quick: bool) -> tuple[torch.dtype, ...]:
+    """Return what a GPU is tried in, one after the other: what networks train in first, and `quick` nothing else."""
+    return (torch.float32,) if quick else (torch.float32, torch.float64)

@@ -8,7 +8,7 @@ import sys
 
 import em_cases
 import torch
-from held import Held
+from held import Held, types
 from inverted_attention_cases import CASES, distance
 
 from torchcaps.kernels import window_tiles
@@ -21,6 +21,7 @@ SMALL = {  # as `CASES`: padding and stride, several children and parents, rows 
 }
 MANY = {"many": (1, 1, 1, 2, 1, 2, 1, 9, 1, 1, 0)}  # parents in tiles, the last of which is not full
 LARGE = {"linear-1000": (33, 1, 1, 37, 4, 4, 4, 1000, 1, 1, 0)}
+QUICK = ("conv-padded", "linear-1000", "linear-matrix")  # of a GPU's: half a minute
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}  # where clusters are single votes, gradients have four digits
 
@@ -53,23 +54,35 @@ def compare_large(name, case, device):
             assert far < TOLERANCE[torch.float32], f"{name}, {scope}, large: off by {far}"
 
 
+def comparisons(quick):
+    """What there is to compare on a GPU, where each case has its kernels compiled."""
+    for dtype in types(quick):
+        for name in QUICK if quick else CASES | LARGE:
+            yield f"{name} in {dtype}", compare, name, (CASES | LARGE)[name], dtype
+    for name in () if quick else SMALL:
+        yield f"{name}, large poses", compare_large, name, SMALL[name]
+
+
 if __name__ == "__main__":
     held = Held()
     few = sys.argv[1:] == ["few"]
     device = sys.argv[1] if sys.argv[1:] and not few else "cpu"
+    if device != "cpu":
+        for what in comparisons("quick" in sys.argv):
+            held(*what, device)
+        held.end()
+        sys.exit()
     if few:
-        SMALL, CASES = {"vector": SMALL["vector"]}, {}
-    if device == "cpu":
-        op._home = lambda x: cuda
-        cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for name, case in (SMALL if device == "cpu" else CASES | LARGE).items():
+        SMALL = {"vector": SMALL["vector"]}
+    op._home = lambda x: cuda
+    cuda.ELEMENTS, cuda.PROGRAMS = 32, 4  # several tiles and runs at small sizes
+    for name, case in SMALL.items():
         held(f"{name} in float64", compare, name, case, torch.float64, device)
-    for name, case in ({x: SMALL[x] for x in SMALL if x == "linear"} if device == "cpu" else CASES | LARGE).items():
-        held(f"{name} in float32", compare, name, case, torch.float32, device)
-    for name, case in SMALL.items() if not few else ():
-        held(f"{name}, large poses", compare_large, name, case, device)
-    if device == "cpu":
-        window_tiles.WIDE = 8
-        for name, case in MANY.items():
-            held(f"{name} in tiles", compare, name, case, torch.float64, device, WAYS[2:4] if few else WAYS)
+        if name == "linear":
+            held(f"{name} in float32", compare, name, case, torch.float32, device)
+        if not few:
+            held(f"{name}, large poses", compare_large, name, case, device)
+    window_tiles.WIDE = 8
+    for name, case in MANY.items():
+        held(f"{name} in tiles", compare, name, case, torch.float64, device, WAYS[2:4] if few else WAYS)
     held.end()

@@ -4,9 +4,10 @@ Without a GPU a few small sizes run in Triton's interpreter: TRITON_INTERPRET=1 
 """
 
 import sys
+from functools import partial
 
 import torch
-from held import Held
+from held import Held, types
 from inverted_attention_cases import in_eighths
 
 import torchcaps.kernels.dynamic.cuda as dynamic_cuda
@@ -20,6 +21,7 @@ from torchcaps.votes.binary import binary_children, binary_weight
 SMALL = [(3, 3, 2, 2, 3, 2), (1, 2, 1, 3, 1, 2)]  # b, i, rows, columns, j, m
 MANY = (1, 2, 1, 2, 9, 2)  # parents in tiles, the last of which is not full
 LARGE = [*SMALL, (128, 1152, 1, 8, 10, 16), (33, 37, 3, 3, 7, 5), (17, 64, 4, 4, 32, 4), (5, 19, 1, 8, 1000, 16)]
+QUICK = [(128, 1152, 1, 8, 10, 16), (5, 19, 1, 8, 1000, 16)]  # of a GPU's: half a minute
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -96,18 +98,29 @@ def fm(b, i, r, c, j, m, dtype, device, how):
 WAYS = [*((dynamic, how) for how in HOWS), *((fm, how) for how in ("one", "pair", "moments"))]
 
 
+def comparisons(quick):
+    """What there is to compare on a GPU, where each size has its kernels compiled."""
+    for dtype in types(quick):
+        for size in QUICK if quick else LARGE:
+            for compare, how in WAYS:
+                yield f"{compare.__name__}, {how}, of {size} in {dtype}", partial(compare, how=how), *size, dtype
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     held = Held()
     device = sys.argv[1] if sys.argv[1:] else "cpu"
-    if device == "cpu":
-        tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
-    for size in SMALL if device == "cpu" else LARGE:
-        for dtype in (torch.float64, torch.float32) if device != "cpu" or size == SMALL[1] else (torch.float64,):
+    if device != "cpu":
+        for what in comparisons("quick" in sys.argv):
+            held(*what, device)
+        held.end()
+        sys.exit()
+    tiles.ELEMENTS, tiles.PROGRAMS = 32, 4  # several tiles and runs at small sizes
+    for size in SMALL:
+        for dtype in (torch.float64, torch.float32) if size == SMALL[1] else (torch.float64,):
             for compare, how in WAYS:
                 held(f"{compare.__name__}, {how}, of {size} in {dtype}", compare, *size, dtype, device, how)
-    if device == "cpu":
-        window_tiles.WIDE = 16
-        for compare, how in WAYS:
-            held(f"{compare.__name__}, {how}, of {MANY} in tiles", compare, *MANY, torch.float64, device, how)
+    window_tiles.WIDE = 16
+    for compare, how in WAYS:
+        held(f"{compare.__name__}, {how}, of {MANY} in tiles", compare, *MANY, torch.float64, device, how)
     held.end()

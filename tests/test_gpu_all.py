@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
+import forms
 import gpu
 import gpu_all
 import gpu_log
@@ -180,9 +182,48 @@ def test_every_kernel_has_a_case_and_every_run_a_name():
     assert set(gpu.TRAINED) <= set(gpu.RUNS) and gpu.RUNS["all"] == ("benchmarks/gpu_all.py",)
     names = [item.name for group in gpu_all.GROUPS for item in gpu_all.items(group, torch.device("cuda"))]
     assert len(names) == len(set(names)) > 50
+    assert names.index("train/digits/fused") < names.index("numerics/linear"), "the first training waits for sums"
     text = (ROOT / "benchmarks" / "GPU.md").read_text()
     for name in (*gpu.RUNS, *gpu_all.GROUPS):
         assert f"`{name}`" in text or f"gpu.py {name}" in text, name
+
+
+@pytest.mark.parametrize("name", ["inverted_attention", "em", "fm_windows", "linear"])
+def test_scripts_try_float32_before_float64(name):
+    """Where they are cut, what networks train in has been tried; `all` calls them `quick`, and has nothing else."""
+    pytest.importorskip("triton")
+    script = import_module(f"interpreted_{name}")
+    types = [each for what in script.comparisons(False) for each in what if isinstance(each, torch.dtype)]
+    assert types == sorted(types, key=str) and len(set(types)) == 2
+    quick = [*script.comparisons(True)]
+    assert quick and {torch.float64} & {each for what in quick for each in what if not isinstance(each, list)} == set()
+    assert len(quick) < len(types) / 3
+
+
+def test_one_way_that_fails_keeps_its_reason_and_the_others_their_times(monkeypatch: pytest.MonkeyPatch):
+    """As where "fused" is demanded of a kernel that its trial refuses."""
+    stepping = forms.stepping
+
+    def refuse(way, *others):
+        def fail():
+            raise ValueError("the kernel does not serve: out of resource\nmore")
+
+        return fail if way == "fused" else stepping(way, *others)
+
+    monkeypatch.setattr(forms, "stepping", refuse)
+    monkeypatch.setattr(gpu_all, "check_kernels", lambda device: None)
+    shape, ways = forms.linear(4, 2, 2, 4), ("fused", "plain", "einsum")
+    item = gpu_all.Item("forms", partial(gpu_all.timed, "dynamic", shape, 2, CPU, ways, 2, 1))
+    outcome, found = gpu_all.attempt(item, 0.0)
+    assert outcome == "failed" and found["fused_ms"] is None and found["plain_ms"] > 0 and found["einsum_ms"] > 0
+    assert found["fused_fault"] == "ValueError: the kernel does not serve: out of resource"
+
+
+def test_only_convolutions_are_laid_out_anew():
+    model, *_ = gpu_all.built("capsnet", 1, 8, 2, CPU, {"channels": 8, "primary": 2, "kernel": 3})
+    of_convolutions = {id(each.weight) for each in model.modules() if isinstance(each, torch.nn.Conv2d)}
+    others = [p for p in model.parameters() if p.ndim == 4 and id(p) not in of_convolutions]
+    assert others and all(p.is_contiguous() for p in others)
 
 
 def test_plain_steps_are_not_taken_for_kernels(monkeypatch: pytest.MonkeyPatch):
@@ -192,7 +233,7 @@ def test_plain_steps_are_not_taken_for_kernels(monkeypatch: pytest.MonkeyPatch):
     device = torch.device("cuda")
     items = {item.name: item for group in ("trials", "forms", "compiled") for item in gpu_all.items(group, device)}
     items |= {name: item for name, item in ((each.name, each) for each in gpu_all.steps(device)) if "plain" not in name}
-    items["digits"] = next(iter(gpu_all.training(device)))
+    items["digits"] = next(iter(gpu_all.learning(device)))
     assert len(items) > 40
     for name, item in items.items():
         if not name.startswith("step/xnidr"):  # which may lack timm first
