@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from naive_layer import naive_capsules
-from networks import EinsumStack
+from networks import EinsumStack, native_bf16
 from report import allocated_bytes, record
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
@@ -179,7 +179,7 @@ def memory(name: str, case: Case) -> None:
     bench = Bench(case)
     einsum = einsum_form(bench.model)
     forms: dict[str, Callable[[int], int]] = {
-        "ours": partial(bench.peak, bench.model, bf16=True),
+        "ours": partial(bench.peak, bench.model, bf16=native_bf16()),
         "float32": partial(bench.peak, bench.model),
     }
     difference = None
@@ -191,6 +191,7 @@ def memory(name: str, case: Case) -> None:
     found = {form: [measure(size) for size in case.sizes] for form, measure in forms.items()}
     values: dict[str, Any] = {
         "threads": torch.get_num_threads(),
+        "precision": "bf16" if native_bf16() else "fp32",
         "sizes": case.sizes,
         "difference": difference,
         "peak_bytes": found,
