@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -16,8 +17,17 @@ from test_compile import capsnet
 import torchcaps
 from torchcaps.capsules import Capsules
 from torchcaps.config import Config
-from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
+from torchcaps.kernels import timing
+from torchcaps.layers import (
+    CapsuleLayer,
+    ConvTransform,
+    LinearTransform,
+    chosen_forms,
+    set_forms,
+    use_implementation,
+)
 from torchcaps.models import create_model
+from torchcaps.routing.fused import Implementation
 from torchcaps.train import fit, load_run
 from torchcaps.train.checkpoint import load_state
 from torchcaps.train.run import RunFolder
@@ -132,13 +142,30 @@ def test_a_cut_run_on_a_gpu_ends_as_one_that_was_not(tmp_path: Path):
 
 @needs_gpu
 def test_what_was_chosen_is_no_slower_than_plain():
-    """Of a class layer of inverted attention and of EM, where the rule is plain."""
+    """Of a network of inverted attention, by a clock of its own: what it was chosen by would agree with itself."""
     model = create_model("attention-resnet-cifar10", num_classes=10, in_channels=3, image_size=(32, 32)).cuda().train()
     with torch.autocast("cuda", torch.bfloat16):
         found = torchcaps.choose(model, torch.rand(64, 3, 32, 32, device="cuda"))
     for name, choice in found.items():
         assert choice.plain_ms is not None and choice.fused_ms is not None, name
         assert choice.form == ("fused" if choice.fused_ms < choice.plain_ms else "plain")
+    images, labels = torch.rand(64, 3, 32, 32, device="cuda"), torch.randint(10, (64,), device="cuda")
+    forms = chosen_forms(model)
+
+    def train() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            torch.nn.functional.cross_entropy(model(images).scores, labels).backward()
+
+    seconds: dict[Implementation, list[float]] = {"auto": [], "plain": []}
+    for _ in range(9):  # in turn; of each the first, which compiles, does not count
+        for implementation, times in seconds.items():
+            use_implementation(model, implementation)
+            if implementation == "auto":
+                set_forms(model, forms)
+            train()
+            times.append(timing.clock(train, torch.device("cuda")))
+    chosen, plain = (median(times[1:]) for times in seconds.values())
+    assert chosen <= 1.1 * plain, f"chosen takes {chosen} s, plain {plain}"
 
 
 @needs_two
