@@ -37,8 +37,8 @@ Made by `docs/draw_speed.py` from the newest line of each benchmark in `results/
 "Einsum" is the same algorithm written as public code writes it, with votes as a tensor (`benchmarks/naive.py`). That
 both are equal is checked in the same run, or by `tests/test_naive.py`. Times are medians over turns of as many calls as
 take 50 ms, at least one; ratios are medians of ratios of neighbouring turns. A step is forward and backward. Held is
-what autograd keeps for backward, all distinct storages together, children and weights too. `make bench` measures all of
-it anew.
+what autograd keeps for backward, all distinct storages together, children and weights too. `make bench` measures it
+anew, but for what takes code from elsewhere: earlier states of the library (`before.py`) and public code (`--public`).
 
 Timed is with freed memory kept, as the library trains: else much of einsum's time goes into memory that the system has
 to find and clear. Rows with ‡ are older: there it was not kept, and einsum of EM and of inverted attention computed a
@@ -204,6 +204,7 @@ def newest(path: Path) -> Lines:
         if "first_seconds" in line:
             line["over_plain"] = [over_plain(each) for each in records if _key(each) == name]
         if "over_dense" in line:
+            line["all_passed"] = [each["passed"] for each in records if _key(each) == name and "passed" in each]
             line["all_over_dense"] = [
                 each["over_dense"] for each in records if _key(each) == name and "over_dense" in each
             ]
@@ -363,6 +364,8 @@ def head_row(line: dict[str, Any]) -> Callable[[str], Iterator[str]]:
         has_goal = form in line.get("passed", {})
         found = [each[form] for each in line.get("all_over_dense", []) if form in each] if has_goal else []
         mark = passed(line["passed"][form]) if has_goal else ""
+        if has_goal and line["passed"][form] and not all(each.get(form, True) for each in line.get("all_passed", [])):
+            mark += ", missed elsewhere"
         yield f"{line['over_dense'][form]:.2f}{spread(found, 2)}{mark}"
 
     return row

@@ -44,6 +44,8 @@ def test_the_page_of_speed_has_a_row_a_head_and_says_what_reached_its_goal():
     assert "| `dense` | 0.1 | - | - | 0.05 | 1 |" in made and "| `fm` | 0.2 | 0.4 | - | - | 2.04, reached |" in made
     several = {**line, "all_over_dense": [{"fm": 2.04}, {"fm": 3.5}, {"xnidr": 1.0}]}
     assert "| 2.04 (in 2 measurements 2.04 to 3.50), reached |" in draw_speed.heads([several])
+    missed = {**several, "all_passed": [{"fm": True}, {"fm": False}, {"xnidr": True}]}
+    assert "| 2.04 (in 2 measurements 2.04 to 3.50), reached, missed elsewhere |" in draw_speed.heads([missed])
 
 
 def test_the_page_shows_the_newest_line_of_each_batch_and_says_where_there_is_none(tmp_path, monkeypatch):
