@@ -93,7 +93,8 @@ def test_images_are_changed_without_waiting(config):
     pixels, draws = torch.randint(256, (4, 3, 12, 12), dtype=torch.uint8), draw(config, 4, mix(0, 1))
     wanted = augment(pixels, config, draws)
     with NoWaiting():
-        assert torch.equal(augment(pixels, config, draws), wanted)
+        found = augment(pixels, config, draws)
+    assert torch.equal(found, wanted)
 
 
 class StaysThere(TorchDispatchMode):
