@@ -5,7 +5,7 @@ from __future__ import annotations
 from blocks import cells
 
 from torchcaps.papers import find_tables
-from torchcaps.tables.budget_names import EVIDENCE, REPRODUCTIONS
+from torchcaps.tables.budget_names import REPRODUCTIONS, SHOWN, Budget
 
 NO_RUN = "No run of a paper's table with this routing is there yet.\n"
 CLAIMS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -52,8 +52,8 @@ def claims_part(routing: str) -> str:
     """Return of each table the budgets at full size that have runs, or the narrowed one where none has."""
     parts: list[str] = []
     for table, own, *rivals in CLAIMS[routing]:
-        run = [budget for budget in (*REPRODUCTIONS, EVIDENCE) if _has_rows(cells(table, budget, own))]
-        for budget in [each for each in run if each != EVIDENCE] or run:
+        run: list[Budget] = [budget for budget in SHOWN if _has_rows(cells(table, budget, own))]
+        for budget in [each for each in run if each in REPRODUCTIONS] or run:
             printed, made = _caption(table), cells(table, budget, own, *rivals)
             parts += [f"[{printed}](../../results/tables/{table}.md), budget `{budget}`:", "", made, ""]
     return "\n".join(parts) or NO_RUN

@@ -182,7 +182,7 @@ def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.2)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
-    below = offset_copy(axes.transAxes, axes.get_figure(), y=-36, units="points")  # of the axis and its label
+    below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-36, units="points")  # of the axis and its label
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
 
 

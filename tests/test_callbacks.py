@@ -70,7 +70,7 @@ def test_a_callback_that_changes_images_or_iterations_is_named(tmp_path):
 
     class Impatient(Callback):
         def on_epoch_end(self, epoch, model, data):
-            model.stack.iterations += 1
+            model.get_submodule("stack").iterations = 7
             return {}
 
     with pytest.raises(ValueError, match="Blind changed pixels of the train split"):

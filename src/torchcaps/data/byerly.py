@@ -43,8 +43,8 @@ def change_digits(pixels: Tensor, uniform: Tensor) -> Tensor:
     further = (rest[:, 8] * 4 - coins < FURTHER).long()
     angle = torch.where(coin, (ANGLE * turn.clamp(-MOST, MOST)).trunc(), 0.0)
     images = _turn(pixels.float(), sent(angle.float(), device))
-    back = sent(coins % 2 > 0, device), sent(coins // 2 > 0, device)
-    images = _shift_within(images, *(sent(_shares(each, device), device) for each in (down, right)), *back)
+    vertical, horizontal = (sent(_shares(each, device), device) for each in (down, right))
+    images = _shift_within(images, vertical, horizontal, sent(coins % 2 > 0, device), sent(coins // 2 > 0, device))
     images = _squeeze(images, (SQUEEZE * squeeze.abs().clamp(max=MOST) + 1).long(), further)
     images = _cut(images, rest[:, 9:11])
     if pixels.is_floating_point():
