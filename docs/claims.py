@@ -53,7 +53,8 @@ def claims_part(routing: str) -> str:
     parts: list[str] = []
     for table, own, *rivals in CLAIMS[routing]:
         run: list[Budget] = [budget for budget in SHOWN if _has_rows(cells(table, budget, own))]
-        for budget in [each for each in run if each in REPRODUCTIONS] or run:
+        full: list[Budget] = [each for each in run if each in REPRODUCTIONS]
+        for budget in full or run:
             printed, made = _caption(table), cells(table, budget, own, *rivals)
             parts += [f"[{printed}](../../results/tables/{table}.md), budget `{budget}`:", "", made, ""]
     return "\n".join(parts) or NO_RUN
