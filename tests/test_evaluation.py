@@ -194,7 +194,8 @@ def test_changed_pictures_are_said_and_moved_ones_are_not(
     record, err = said(capsys, folder)
     assert record["of_run"] is True and err == ""
     again = shutil.copytree(moved, tmp_path / "again")
-    assert said(capsys, folder, "--data.name", f"folder:{again}")[0]["of_run"] is True  # wherever they lie
+    record = said(capsys, folder, "--data.name", f"folder:{again}")[0]  # wherever they lie, the test split is measured
+    assert record["of_run"] is True and record["split"] == "test"
     record, err = said(capsys, folder, "--data.limit", "6")
     assert record["of_run"] is False and "not those of the run: they were changed since, or these flags choose" in err
     for n in range(20):

@@ -111,7 +111,7 @@ def test_fixed_coefficients_stay_fixed():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: create_model("capsnet", channels=2, primary=1), "'dynamic' has no coefficients"),
+        (lambda: create_model("capsnet", channels=2, primary=1), "'dynamic' has no constant couplings"),
         (lambda: torch.nn.Identity(), "Identity cannot be pruned"),
     ],
 )

@@ -242,7 +242,7 @@ def test_a_damaged_run_is_passed_by(place: Path, caplog: pytest.LogCaptureFixtur
     shutil.copytree(folder, damaged)
     (damaged / "config.json").write_text("{")
     (place / "results/runs.jsonl").unlink()
-    folder.rename(folder.with_name("called.otherwise"))
+    folder.rename(folder.with_name("under.another.name"))
     assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
     assert "passed by: " in caplog.text and len(lines(place)) == 1
 

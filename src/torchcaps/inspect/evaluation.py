@@ -56,7 +56,7 @@ def evaluate_run(
         data: other data, whose classes are matched by name; they are read as the run's pictures were where that is left
             open, and standardised by its mean and std. None: the run's own.
         split: whose images are measured; all: every image of the data. None: test, but of other data that have no test
-            split of their own all.
+            split of their own all, unless they are the run's own pictures in another place.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -71,6 +71,7 @@ def evaluate_run(
     asked = config.data if data is None else data
     other = asked.name != config.data.name
     drawn = other and split in (None, "all") and not has_test_split(asked)
+    given = split
     if split is None:
         split = "all" if drawn else "test"
     if drawn and not round(asked.validation * data_facts(asked).images):  # of a few pictures nothing can be held out
@@ -78,6 +79,8 @@ def evaluate_run(
     with nullcontext() if asked != config.data else naming(Path(path) / "config.json"):
         loaded = load_data(read_alike(asked, manifest.input) if other else asked, fabric.device)
     loaded = match_data(path, loaded)
+    if given is None and drawn and holds_images_of(manifest, loaded, SPLITS):  # the run's own pictures, moved
+        split = "test"
     splits: list[SplitName] = [each for each in SPLITS if split in (each, "all") and len(getattr(loaded, each))]
     if not splits:
         raise ValueError(f"{path} held out no {split} images (data.validation {config.data.validation})")
