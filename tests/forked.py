@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +11,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from torchcaps.config import Config
+
+resource = pytest.importorskip("resource", reason="limits and forks of Unix")  # and so whoever imports this
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tiny", "torchcaps.train", "torchcaps.train.checkpoint"])

@@ -36,6 +36,8 @@ from torchcaps.report import report
 from torchcaps.train import fit, load_run
 from torchcaps.train.start import find_start
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and sockets of Unix")
+
 QUICK, LONG = 200, 2000  # folders in `make test`, and in `make test-all`
 SECONDS = 60  # of computing that any of them may take, and of waiting for what never comes
 IDLE = 1e-3  # seconds of computing in `SECONDS`, which no process that goes on falls below

@@ -149,6 +149,7 @@ def test_names_do_not_steer_the_terminal(place: Path, capsys: pytest.CaptureFixt
     assert name in capsys.readouterr().out  # which is data, and no terminal
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
 def test_what_is_not_there_or_is_a_pipe_is_passed_over(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,6 +165,14 @@ def damaged(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} is damaged or not of this run: {reason}; bring back a copy of it, or start a new run")
 
 
+def check_whole(path: Path) -> None:
+    """Raise ValueError, which names it, where `path`, the file of a checkpoint, is not as it was written."""
+    try:
+        files.check_sum(path)
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+
+
 def _read(path: Path, read: Callable[[Path], T]) -> T:
     """Return what `read` makes of `path`, the file of a checkpoint, where it is as it was written."""
     try:

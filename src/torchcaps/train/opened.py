@@ -15,12 +15,11 @@ from torchcaps.config import Config, DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.data.classes import with_classes
 from torchcaps.denormals import drop_denormals
-from torchcaps.files import check_sum
 from torchcaps.forms import InputForm, SplitName
 from torchcaps.models import Model
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.terminal import warn
-from torchcaps.train.checkpoint import MODEL, damaged, load_weights
+from torchcaps.train.checkpoint import MODEL, check_whole, damaged, load_weights
 from torchcaps.train.processes import build_measuring
 from torchcaps.train.run import RunFolder
 
@@ -116,10 +115,7 @@ def load_run(path: str | Path, model: nn.Module | None = None) -> tuple[Model, C
     config = replace(config, data=replace(config.data, download=False))  # what a run says fetches nothing
     config = replace(config, batch_size=min(config.batch_size, MOST))  # nor has it a split in one batch
     found = run.selected
-    try:
-        check_sum(found / MODEL)
-    except (OSError, ValueError) as error:
-        raise damaged(found / MODEL, error) from error
+    check_whole(found / MODEL)
     try:
         shapes = read_shapes(found / MODEL)
     except (OSError, ValueError) as error:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchcaps.config import PLACES, Config, to_plain
-from torchcaps.files import check_sum, digest
+from torchcaps.files import digest
 from torchcaps.forms import SPLITS
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
 from torchcaps.train.check import check_out
-from torchcaps.train.checkpoint import MODEL, STATE, load_state, present, save_state_beside
+from torchcaps.train.checkpoint import MODEL, STATE, check_whole, load_state, present, save_state_beside
 from torchcaps.train.run import RunFolder
 
 # May differ between a run and its continuation: the result does not depend on them.
@@ -85,7 +85,7 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     epochs, state = shorter.read_config().epochs, load_state(shorter.last)
     weights = present(shorter.last)
     assert weights is not None
-    check_sum(weights / MODEL)  # the copy gets sums of its own
+    check_whole(weights / MODEL)  # the copy gets sums of its own
     name = f"{shorter.path.resolve().name} {epochs} {digest(weights / MODEL)}"
 
     def fill(run: RunFolder) -> None:

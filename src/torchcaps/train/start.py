@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from torchcaps.data.notes import some
-from torchcaps.files import check_sum, digest
-from torchcaps.train.checkpoint import MODEL, read_weights
+from torchcaps.files import digest
+from torchcaps.train.checkpoint import MODEL, check_whole, read_weights
 from torchcaps.train.run import RunFolder
 
 
@@ -66,5 +66,5 @@ def find_start(path: str | Path) -> Start:
     """
     run = RunFolder(Path(path))
     run.read_config()
-    check_sum(run.selected / MODEL)
+    check_whole(run.selected / MODEL)
     return Start(run.path, f"{run.path.resolve().name} {digest(run.selected / MODEL)}")
