@@ -193,7 +193,7 @@ def imported_for(kind: type | Callable[..., Any]) -> tuple[str, ...]:
     """Return "NAME SHA256" of the file that defines a class or function; empty where it is ours or a package's."""
     while isinstance(kind, functools.partial):
         kind = kind.func
-    first = kind.__module__.partition(".")[0]
+    first = (kind.__module__ or "").partition(".")[0]  # None of a function that was made by exec
     return tuple(record for record, modules in _LOADED.items() if first in modules)
 
 

@@ -3,8 +3,8 @@
 Paths are relative to the folder of the file. A first line that begins with one of `HEADS` names the columns; a column
 `split` then says train, validation or test (or another name of these, see `tree.SPLITS`), and without it a stratified
 fifth, always the same, becomes the test split. Where a line has several labels, all labels are label sets, in
-columns of any names but `LABELS`, of which one stands alone. Columns of 0
-and 1 alone, under a header, say of the class that the column is named after whether it is shown.
+columns of any names but `LABELS`, of which one stands alone. Columns of 0 and 1 alone, under a header, say of the class
+that the column is named after whether it is shown.
 """
 
 from __future__ import annotations

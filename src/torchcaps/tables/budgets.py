@@ -65,7 +65,7 @@ def apply_budget(config: Config, budget: Budget, cell: Cell) -> Config:
 
 
 def fields_of(budget: Budget | None) -> frozenset[str]:
-    """Return the fields that a budget sets, which nothing that follows from model and data takes its place."""
+    """Return the fields that a budget sets, which then do not follow from model and data."""
     if budget in (None, "full"):
         return frozenset()
     return frozenset({"epochs", "batch_size"} if budget == "smoke" else {"epochs"})
