@@ -113,11 +113,45 @@ except ValueError as error:
     print(error)
 """
     done = python(["numba", "llvmlite"], code)
-    wanted = (
-        "implementation is 'fused', but numba is not installed, which compiles the packed loop; use 'auto' or 'plain'"
-    )
-    assert done.stdout.strip() == wanted, done.stderr
+    wanted = "numba and llvmlite are not installed, which kernels on cpu take; use 'auto' or 'plain'"
+    assert done.stdout.strip() == f"implementation is 'fused', but {wanted}", done.stderr
     assert done.stderr.count("pip install numba") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("os.environ['NUMBA_DISABLE_JIT'] = '1'", "NUMBA_DISABLE_JIT has numba compile nothing"),
+        ("sys.path.insert(0, BROKEN)", "numba cannot be imported (ImportError: Numba needs NumPy 2.2 or less)"),
+    ],
+)
+def test_a_numba_that_is_there_and_does_not_serve_leaves_plain_steps(tmp_path, harm, said):
+    """Numba's own words beside a NumPy that it does not know."""
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.2 or less')", encoding="utf-8")
+    code = f"""
+import os
+import sys
+
+BROKEN = {str(tmp_path)!r}
+{harm}
+import torch
+from torchcaps import Capsules, CapsuleLayer, LinearTransform
+from torchcaps.packed import pack
+
+for routing in ("dynamic", "em", "xnodr"):
+    layer = CapsuleLayer(LinearTransform(6, 4, 4, 4), routing)
+    layer(Capsules(torch.randn(2, 6, 4), torch.rand(2, 6)), 2)
+with torch.no_grad():
+    pack(layer.eval())(Capsules(torch.randn(1, 6, 4)), 2)
+try:
+    CapsuleLayer(LinearTransform(6, 4, 8, 16), "dynamic", implementation="fused")
+except ValueError as error:
+    print(error)
+"""
+    done = python(["triton"], code)
+    assert done.stdout.strip() == f"implementation is 'fused', but {said}; use 'auto' or 'plain'", done.stderr
+    assert done.stderr.count(f"torchcaps: {said}, so capsule layers on a CPU take plain steps") == 1, done.stderr
 
 
 @pytest.mark.parametrize("package", ["tyro", "lightning_fabric"])

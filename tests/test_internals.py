@@ -8,9 +8,12 @@ import tomllib
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from numba.core.caching import IndexDataCacheFile
 
 from torchcaps.capsules import transformed
 from torchcaps.kernels import simd
@@ -50,6 +53,40 @@ def test_numba_forgets_what_it_kept_when_another_file_changes(tmp_path: Path, mo
 
     said = f"numba {version('numba')} keeps compiled code by another rule: mend kernels/simd.py, `compiled`"
     assert [added(2), added(2), added(5)] == [(3.0, 0), (3.0, 1), (6.0, 0)], said
+
+
+@pytest.mark.parametrize("harm", ["cut index", "cut code", "no room"])
+def test_what_numba_kept_and_cannot_be_read_or_written_is_compiled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    source = tmp_path / "one.py"
+    source.write_text(ONE.replace("from two import TWO", "TWO = 2"), encoding="utf-8")
+    simd._say_not_kept.cache_clear()
+
+    def load() -> Any:
+        module: dict[str, Any] = {"__name__": "one"}
+        monkeypatch.setitem(sys.modules, "one", SimpleNamespace(**module))
+        exec(compile(source.read_text(), str(source), "exec"), module)
+        return module["add"]
+
+    def compiled_anew() -> int:
+        add = load()
+        assert add(1.0) == 3.0
+        return sum(add.stats.cache_misses.values())
+
+    if harm == "no room":
+        full = OSError(28, "No space left on device")
+        monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", lambda self, path: (_ for _ in ()).throw(full))
+        assert [compiled_anew(), compiled_anew()] == [1, 1]
+        assert [each.getMessage() for each in caplog.records] == [
+            "torchcaps: compiled kernels are not kept on disk, so each process compiles them anew: OSError: [Errno 28] "
+            "No space left on device; NUMBA_CACHE_DIR names another place"
+        ]
+        return
+    assert [compiled_anew(), compiled_anew()] == [1, 0]
+    (file,) = tmp_path.rglob("*.nbi" if harm == "cut index" else "*.nbc")
+    file.write_bytes(file.read_bytes()[:40])
+    assert [compiled_anew(), compiled_anew()] == [1, 0] and not caplog.records
 
 
 def test_code_is_not_kept_where_numba_has_no_place_for_our_stamp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_config
@@ -15,6 +17,7 @@ from torch import nn
 
 from torchcaps import files
 from torchcaps.config import AugmentConfig, Config, DataConfig, ModelConfig, ScheduleConfig, from_plain, to_plain
+from torchcaps.train import fit
 from torchcaps.train.checkpoint import load_state, load_weights, present, save_checkpoint, write_text
 from torchcaps.train.resuming import create_run, find_unfinished, runs_of, unfinished_runs
 from torchcaps.train.run import Result
@@ -159,3 +162,20 @@ def test_what_cannot_be_written_says_what_would_help(tmp_path: Path, monkeypatch
 def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"the folder .*gone is gone; start a new run"):
         write_text(tmp_path / "gone" / "a", "b")
+
+
+def test_a_run_leaves_the_random_numbers_of_its_caller_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search that draws its next rate after each run would else draw one and the same."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), torch.rand(()).item()
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    fit(replace(tiny_config(tmp_path), epochs=1))
+    assert draw() == expected
+    assert "PL_GLOBAL_SEED" not in os.environ

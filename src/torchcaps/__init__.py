@@ -1,7 +1,8 @@
 """Capsule networks in PyTorch: efficient ways to route capsules, verified and fast.
 
 The names below, to build a network, train it and use it, are imported on first use, so that the command line can
-answer without importing torch. Only `fit` needs more than torch: what `pip install "torchcaps[train]"` brings.
+answer without importing torch. `fit` needs what `pip install "torchcaps[train]"` brings; without it, asking for `fit`
+raises ModuleNotFoundError, which says so, and so does `from torchcaps import *`.
 """
 
 from typing import TYPE_CHECKING

@@ -29,6 +29,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +38,7 @@ from typing import Any, NoReturn
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config, event
+from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 from numba.core.typing.templates import AbstractTemplate, infer_global
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -99,13 +101,43 @@ def _kept(function: Callable, **settings: bool) -> Any:
     try:
         dispatcher: Any = make(cache=True)(function)
     except RuntimeError:  # neither the folder of the source nor the user's cache can be written
+        _say_not_kept("neither its folder nor the user's cache can be written")
         return make()(function)
     # what is kept holds the code of other files too, and numba looks at the function's own file only
-    kept: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    store: Any = getattr(dispatcher, "_cache", None)
+    kept: Any = getattr(store, "_cache_file", None)
     if not hasattr(kept, "_source_stamp"):  # another numba: rather nothing is kept than code of an older file taken
         return make()(function)
     kept._source_stamp = _source(Path(function.__code__.co_filename).parent)
+    if type(store) is FunctionCache:
+        store.__class__ = _Cache
     return dispatcher
+
+
+class _Cache(FunctionCache):
+    """What numba keeps of a function; where it cannot be read, or nothing be added, the function is compiled anew."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # of a file that is cut short or overwritten, anything
+            with suppress(Exception):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # no room, no longer writable, or an index that is damaged and cannot be replaced
+            _say_not_kept(f"{type(error).__name__}: {error}")
+
+
+@cache
+def _say_not_kept(reason: str) -> None:
+    warn(
+        f"compiled kernels are not kept on disk, so each process compiles them anew: {reason}; "
+        "NUMBA_CACHE_DIR names another place"
+    )
 
 
 def inlined(function: Callable) -> Any:

@@ -23,7 +23,7 @@ from torchcaps.names import check_choice
 from torchcaps.packed.op import find_loop, route_packed
 from torchcaps.packed.signs import pack_signs, unpack_signs
 from torchcaps.routing import Routing, Step
-from torchcaps.routing.fused import DEVICES, Implementation, compiling, say_plain, watched
+from torchcaps.routing.fused import DEVICES, Implementation, compiling, lacks, say_plain, try_numba, watched
 from torchcaps.routing.xnidr import XnODRXnIDR
 from torchcaps.routing.xnodr import XnODR
 from torchcaps.votes import Threshold, Votes
@@ -96,7 +96,8 @@ class PackedLayer(CapsuleLayer):
     def implementation(self, value: Implementation) -> None:
         check_choice("implementation", value, get_args(Implementation))
         self._refused = refuses(self)
-        reason = self._refused if "cpu" in DEVICES else "numba is not installed, which compiles the packed loop"
+        try_numba()
+        reason = self._refused if "cpu" in DEVICES else lacks("cpu")
         if value == "fused" and reason is not None:
             raise ValueError(f"implementation is 'fused', but {reason}; use 'auto' or 'plain'")
         self._fused, self._whole, self._implementation = None, None, value

@@ -28,6 +28,7 @@ Suits = Callable[[str, "Transform"], bool]
 
 COMPILERS = {"cpu": ("numba", "llvmlite"), "meta": ("numba", "llvmlite"), "cuda": ("triton",)}  # what kernels need
 DEVICES = {device for device, packages in COMPILERS.items() if all(map(find_spec, packages))}  # elsewhere plain steps
+_FAULTS: dict[str, str] = {}  # by kind of device: why what compiles its kernels is installed and does not serve
 
 
 class Transform(Protocol):
@@ -180,8 +181,10 @@ def find_kernel(implementation: Implementation, transform: Transform, routing: R
         reason = f"there is no kernel for {type(routing).__name__} on {votes}"
     else:
         reason = kernel.supports(transform, routing)
+    if kernel is not None and reason is None:
+        try_numba()
     if kernel is not None and reason is None and not DEVICES:
-        reason = "neither numba nor Triton is installed, which compile the kernels"
+        reason = _FAULTS.get("cpu", "neither numba nor Triton is installed, which compile the kernels")
         if implementation == "auto":
             say_plain()
     if kernel is not None and reason is None:
@@ -194,11 +197,30 @@ def find_kernel(implementation: Implementation, transform: Transform, routing: R
 
 
 @cache
+def try_numba() -> None:
+    """Take a CPU from `DEVICES` where numba is installed and does not serve; looked at once a process."""
+    if "cpu" not in DEVICES:
+        return
+    try:
+        from numba import config
+
+        idle = getattr(config, "DISABLE_JIT", False)
+        fault = "NUMBA_DISABLE_JIT has numba compile nothing" if idle else None
+    except Exception as error:  # of a damaged file, or beside a NumPy that it does not know, anything
+        fault = f"numba cannot be imported ({type(error).__name__}: {error})"
+    if fault is not None:
+        DEVICES.difference_update(("cpu", "meta"))
+        _FAULTS.update(cpu=fault, meta=fault)
+
+
+@cache
 def say_plain() -> None:
     """Warn, once a process, that layers on a CPU are slower than they could be."""
+    missing = "numba is not installed (it has no wheel for every Python and system)"
+    cure = "" if "cpu" in _FAULTS else "; pip install numba"
     warnings.warn(
-        "torchcaps: numba is not installed (it has no wheel for every Python and system), so capsule layers on a CPU "
-        "take plain steps: the same results, several times as slow; pip install numba",
+        f"torchcaps: {_FAULTS.get('cpu', missing)}, so capsule layers on a CPU "
+        f"take plain steps: the same results, several times as slow{cure}",
         stacklevel=2,
     )
 
@@ -219,6 +241,8 @@ def say_missing(device: str, demanded: bool) -> None:
 
 def lacks(device: str) -> str:
     """Return why no kernel runs on a kind of device that is not among `DEVICES`."""
+    if device in _FAULTS:
+        return _FAULTS[device]
     needed = [name for name in COMPILERS.get(device, ()) if find_spec(name) is None]
     if not needed:
         return f"there are no kernels for {device}"

@@ -27,6 +27,7 @@ from torchcaps.train.loggers import Logged, Name
 from torchcaps.train.loop import Trainer
 from torchcaps.train.processes import build_fabric, join_ranks, launch, name_shortage
 from torchcaps.train.run import Result
+from torchcaps.train.seeds import seeds_kept
 
 _ALONE = threading.Lock()  # held by the one run that a process trains
 
@@ -45,7 +46,8 @@ def fit(
     """Train, select on the validation split, and measure the selected weights once on the test split.
 
     With `Config.test_curve` the test split is measured after each epoch as well, and written beside: the run is the
-    same. Where torchrun or srun has started processes together, this one is a part of their one run.
+    same. Where torchrun or srun has started processes together, this one is a part of their one run. Random numbers
+    that the caller draws afterwards are those that it would have drawn without.
 
     Args:
         config: all that determines the run, but for what is given below.
@@ -104,7 +106,8 @@ def _train(
 ) -> Result | Interrupted:
     import_handed_on()
     check_imports(config.imports, f"the run {config.recipe}")
-    with name_shortage(config, fabric.device), settled(fabric.device), kept(fabric.device):
+    device = fabric.device
+    with name_shortage(config, device), settled(device), kept(device), seeds_kept(device):
         trainer = Trainer(fabric, config, resume, interruption, callbacks, given)
         try:
             return trainer.run()

@@ -1,0 +1,34 @@
+"""Random numbers: a run draws its own, and leaves those of the program that calls it as they were."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+_TOLD = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # where Fabric leaves a seed for whatever of Lightning follows
+
+
+@contextmanager
+def seeds_kept(device: torch.device) -> Iterator[None]:
+    """Put the generators of Python, NumPy and torch back afterwards, and the seed that Fabric tells of.
+
+    Else a search that draws its next rate after each `fit` would draw the same one for ever.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    told = {name: os.environ.get(name) for name in _TOLD}
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for name, value in told.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
