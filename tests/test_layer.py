@@ -6,6 +6,7 @@ from torch import nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.cost.operations import count_operations
+from torchcaps.encapnet.aide import AideConv2d
 from torchcaps.inspect.agreement import measure_agreement
 from torchcaps.inspect.couplings import share_maps
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
@@ -90,3 +91,29 @@ def test_places_of_a_sequence_stand_in_one_row():
     maps = share_maps(linear, steps[0].capsules, steps[1])
     assert maps.shape == (2, 4, 1, 5)
     torch.testing.assert_close(maps.sum(1), torch.ones(2, 1, 5))
+
+
+@pytest.mark.parametrize("kind", ["self-routing", "aide"])
+def test_a_module_of_the_meta_device_is_whole_once_its_weights_are_there(kind, monkeypatch):
+    """`to_empty` leaves any numbers in what no file holds, here NaN."""
+
+    def build() -> nn.Module:
+        if kind == "aide":
+            return AideConv2d(capsules=3, in_pose=4, out_pose=2, kernel=3, stride=1)
+        return CapsuleLayer(LinearTransform(6, 4, 8, 5), kind)
+
+    made = build()
+    with torch.device("meta"):
+        empty = build()
+    monkeypatch.setattr(torch, "empty_like", lambda x, device, **_: torch.ones(x.shape, device=device) * torch.nan)
+    empty = empty.to_empty(device="cpu")
+    monkeypatch.undo()
+    empty.load_state_dict(made.state_dict())
+    inputs, found = torch.randn(2, 12, 5, 5) if kind == "aide" else Capsules(torch.randn(2, 6, 8), torch.rand(2, 6)), []
+    for module in (made, empty):
+        result = module(inputs)
+        result = result if kind == "aide" else result.capsules.poses
+        result.square().sum().backward()
+        found.append([result, *(p.grad for p in module.parameters())])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs) and not ours.isnan().any()

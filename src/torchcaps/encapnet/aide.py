@@ -69,10 +69,18 @@ class AideConv2d(DenseConv2d):
 
     def __init__(self, capsules: int, in_pose: int, out_pose: int, kernel: int, stride: int, bias: bool = True):
         super().__init__(capsules * in_pose, capsules * out_pose, kernel, stride, padding=kernel // 2, bias=bias)
-        self.capsules = capsules
-        others = 1 - torch.eye(capsules)
-        mask = others.repeat_interleave(out_pose, 0).repeat_interleave(in_pose, 1)[:, :, None, None]
-        self.register_buffer("mask", mask, persistent=False)
+        self.capsules, self.in_pose, self.out_pose = capsules, in_pose, out_pose
+        self.register_buffer("mask", self._others(), persistent=False)
+
+    def _others(self) -> Tensor:
+        others = 1 - torch.eye(self.capsules, dtype=self.weight.dtype, device=self.weight.device)
+        return others.repeat_interleave(self.out_pose, 0).repeat_interleave(self.in_pose, 1)[:, :, None, None]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Move the layer as torch does, and make its mask anew: `to_empty` leaves any numbers, and no file has it."""
+        moved = super()._apply(*args, **kwargs)
+        self.mask = self._others()
+        return moved
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, (g d), h, w] -> [b, (g d'), h', w']."""

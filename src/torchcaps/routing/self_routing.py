@@ -48,13 +48,10 @@ class SelfRouting(Routing[None]):
         check_above("eps", eps)
         self.eps = eps
         self.offset = nn.Parameter(torch.zeros(*sizes[:2]))  # r, [i, j]
-        basis = torch.zeros(self.sizes.pose)
-        basis[-1] = 1.0
-        self.register_buffer("basis", basis, persistent=False)  # [d], of the logits
 
     def couple(self, votes: Votes, state: None, t: int) -> Tensor:
-        last = self.basis.expand(1, 1, votes.parents, -1)  # pyright: ignore[reportCallIssue]
-        return self.compete(votes, votes.agree(last) + self.offset)
+        basis = torch.eye(self.sizes.pose, dtype=self.offset.dtype, device=self.offset.device)[-1]  # [d], of the logits
+        return self.compete(votes, votes.agree(basis.expand(1, 1, votes.parents, -1)) + self.offset)
 
     def update(self, votes: Votes, coupling: Tensor, state: None, t: int) -> tuple[Capsules, None]:
         assert votes.activations is not None
