@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchcaps.capsules import Capsules
 from torchcaps.kernels import probe
 from torchcaps.kernels.dynamic import op
+from torchcaps.kernels.inverted_attention import op as of_attention
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform
 
 POSES = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -198,6 +199,47 @@ def test_no_kernel_that_is_right_fails(name, trials):
             warnings.simplefilter("error")
             module(children(name, dtype=torch.float32), 1)
     assert len(trials) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear-vector", "conv-vector"])
+def test_no_kernel_that_is_right_fails_in_half_precision(name, trials):
+    """Children as they come under autocast, and weights of a layer that was converted."""
+    assert name in ALL
+    for routing, options in FIRST:
+        if name in UNFIT.get(routing, ()):
+            continue
+        for half in (False, True):
+            module = any_layer(name, routing, dtype=torch.float32, **options)
+            inputs = children(name, dtype=torch.float32)
+            inputs = inputs._replace(poses=inputs.poses.bfloat16())
+            with warnings.catch_warnings(), nullcontext() if half else torch.autocast("cpu", torch.bfloat16):
+                warnings.simplefilter("error")
+                if half:
+                    module, inputs = module.bfloat16(), Capsules(*(x if x is None else x.bfloat16() for x in inputs))
+                module(inputs, 1)
+    assert len(trials) > 12
+
+
+def test_a_kernel_that_fails_on_children_in_half_precision_alone_is_not_taken_there(monkeypatch, trials):
+    """Inverted attention's kernels read each tensor in its own type; a new type is a new kernel on a GPU."""
+
+    class Wide:
+        def __init__(self):
+            self.forward, self.backward = of_attention._home(POSES).forward, of_attention._home(POSES).backward
+
+    home, module = Wide(), layer(routing="inverted-attention")
+    forward = home.forward
+    home.forward = lambda poses, *rest: fail(0) if poses.dtype == torch.bfloat16 else forward(poses, *rest)
+    monkeypatch.setattr(of_attention, "_home", lambda x: home)
+    run(module)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="on cpu: RuntimeError: out of"):
+        run(module, POSES.bfloat16())
+    assert len(trials) == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(module)
+    assert len(trials) == 2
 
 
 @needs_interpreter

@@ -30,8 +30,18 @@ TOLERANCE = (
     1e-2  # of a result, by its length: a kernel that is wrong is off by more, a sign that rounding turns by less
 )
 ROUNDING = 10  # times what rounding does to the plain step, where that is more
+HALF = 5e-2  # the same where children, or weights, are in half precision, whose own rounding is 0.4% at most
 SMALL = 1e-3  # of the longest result: what one that cancels to nothing is measured by
 LEAST = 1e-4  # where all of them do
+
+
+Kinds = tuple[torch.dtype, torch.dtype]  # of children and of weights
+_Where = tuple[torch.device, torch.dtype, torch.dtype]
+
+
+def _where(votes: Votes) -> _Where:
+    """Return what a kernel is compiled for: the device, and the types of children and weights."""
+    return votes.device, votes.capsules.poses.dtype, votes.weight.dtype
 
 
 class Fused:
@@ -44,7 +54,7 @@ class Fused:
 
     def __init__(self, step: FusedStep, demanded: bool):
         self.step, self.demanded = step, demanded
-        self._trusted: dict[torch.device, bool] = {}
+        self._trusted: dict[_Where, bool] = {}
         self.faults: dict[torch.device, str] = {}  # why it is not taken
 
     def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
@@ -64,17 +74,16 @@ class Fused:
         Raises:
             ValueError: where the step was demanded and fails; it says why.
         """
-        device = votes.device
-        if device.type not in TRIED:
+        if votes.device.type not in TRIED:
             return True
-        known = self._trusted.get(device)
+        known = self._trusted.get(_where(votes))
         if known is None:
             return self._try(routing, votes) if _holds_numbers(votes) else self.demanded
         return known
 
     def _try(self, routing: Routing[Any], votes: Votes) -> bool:
         reason = fault(self.step, routing, votes)
-        self._trusted[votes.device] = reason is None
+        self._trusted[_where(votes)] = reason is None
         if reason is not None:
             self.faults[votes.device] = reason
         if reason is not None and self.demanded:
@@ -118,20 +127,35 @@ def fault(step: FusedStep, routing: Routing[Any], votes: Votes) -> str | None:
 
 def _compare(step: FusedStep, routing: Routing[Any], votes: Known) -> str | None:
     dtype = torch.promote_types(votes.weight.dtype, torch.float32)
+    kinds = votes.capsules.poses.dtype, votes.weight.dtype
     try:
         if votes.device.type == "cuda":
             torch.cuda.synchronize(votes.device)  # what the caller's stream still writes is copied here
         exact, plain = (_outcome(None, routing, votes, each) for each in (torch.float64, dtype))
         found = _outcome(step, routing, votes, dtype)
+        apart = _furthest(found, exact, [max(TOLERANCE, ROUNDING * x) for x in _distances(plain, exact)])
+        half = min(kinds, key=lambda kind: kind.itemsize)
+        if apart is None and half.itemsize < dtype.itemsize <= torch.float32.itemsize:
+            exact = _outcome(None, routing, votes, torch.float64, kinds)
+            with torch.autocast(votes.device.type, half, enabled=kinds[0] != kinds[1]):  # which alone mixes types
+                plain, found = (_outcome(each, routing, votes, dtype, kinds) for each in (None, step))
+            apart = _furthest(found, exact, [max(HALF, ROUNDING * x) for x in _distances(plain, exact)])
     except Exception as error:  # which one it is depends on what is missing, and on the versions of torch and Triton
         return name_error(error)
+    return None if apart is None else f"its results differ from those of the plain step by {apart:.1%}"
+
+
+def _distances(found: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Return how far each result is from the exact one, by its length."""
     longest = max(x.norm().item() for x in exact)
-    for ours, theirs, truth in zip(found, plain, exact, strict=True):
-        length = max(truth.norm().item(), SMALL * longest, LEAST)
-        apart, rounded = ((x - truth).norm().item() / length for x in (ours, theirs))
-        if not apart <= max(TOLERANCE, ROUNDING * rounded):
-            return f"its results differ from those of the plain step by {apart:.1%}"
-    return None
+    lengths = [max(x.norm().item(), SMALL * longest, LEAST) for x in exact]
+    return [(x - y).norm().item() / length for x, y, length in zip(found, exact, lengths, strict=True)]
+
+
+def _furthest(found: list[Tensor], exact: list[Tensor], allowed: list[float]) -> float | None:
+    """Return the first distance that is more than what is allowed, or no number; None where there is none."""
+    pairs = zip(_distances(found, exact), allowed, strict=True)
+    return next((apart for apart, most in pairs if not apart <= most), None)
 
 
 def name_error(error: Exception) -> str:
@@ -140,11 +164,19 @@ def name_error(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _outcome(step: FusedStep | None, routing: Routing[Any], votes: Known, dtype: torch.dtype) -> list[Tensor]:
-    """Return what two iterations of `step`, or of the plain one, give in `dtype`, and all gradients, in float64."""
-    twin, like, leaves = _alike(routing, votes, dtype)
+def _outcome(
+    step: FusedStep | None, routing: Routing[Any], votes: Known, dtype: torch.dtype, kinds: Kinds | None = None
+) -> list[Tensor]:
+    """Return what two iterations of `step`, or of the plain one, give in `dtype`, and all gradients, in float64.
+
+    Args:
+        kinds: types of children and weights, to which they are rounded, and in which they come, but in float64.
+    """
+    twin, like, leaves = _alike(routing, votes, dtype, kinds, dtype != torch.float64)
     outs = run(step, twin, like, 2)
-    weights = [torch.linspace(-1, 1, x.numel(), device=x.device, dtype=x.dtype).view(x.shape).sin() for x in outs]
+    generator = torch.Generator(votes.device).manual_seed(1)
+    # rough ones: of smooth ones a normed parent, whose gradient is across it, leaves next to nothing
+    weights = [torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype) for x in outs]
     gradients = torch.autograd.grad(outs, leaves, weights, allow_unused=True)
     return [x.detach().double() for x in (*outs, *gradients) if x is not None]
 
@@ -162,14 +194,19 @@ def _iterate(step: FusedStep | None, routing: Routing[Any], votes: Votes, state:
     return routing.step(votes, state, t) if step is None else step(routing, votes, state, t)
 
 
-def _alike(routing: Routing[Any], votes: Known, dtype: torch.dtype) -> tuple[Routing, Known, list[Tensor]]:
-    """Return a copy of `routing`, votes of a few images at the sizes of `votes`, and the leaves of both."""
+def _alike(
+    routing: Routing[Any], votes: Known, dtype: torch.dtype, kinds: Kinds | None, kept: bool
+) -> tuple[Routing, Known, list[Tensor]]:
+    """Return a copy of `routing`, votes of a few images at the sizes of `votes`, and the leaves of both.
+
+    `kinds`, where there are any, are what children and weights are rounded to, and `kept` says whether they stay so.
+    """
     generator = torch.Generator(votes.device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=votes.device).to(dtype).requires_grad_()
 
-    twin = copied(routing).to(dtype)
+    twin = copied(routing).to(kinds[1] if kinds is not None and kept else dtype)
     poses, activations = votes.capsules
     window, shape = (votes.children,), list(poses.shape)
     if isinstance(votes, ConvVotes):  # two windows side by side, where the image has room for them
@@ -184,7 +221,12 @@ def _alike(routing: Routing[Any], votes: Known, dtype: torch.dtype) -> tuple[Rou
     if activations is not None or twin.spec.needs_activations:
         leaves.append(draw(*shape[:-1]))
         active = leaves[-1].sigmoid()
-    inputs = Capsules(children, active), weight / columns**0.5, votes.rows
+    u, w = children, weight / columns**0.5
+    if kinds is not None:
+        u, w = u.to(kinds[0]), w.to(kinds[1])
+    if kinds is not None and not kept:
+        u, w = u.to(dtype), w.to(dtype)
+    inputs = Capsules(u, active), w, votes.rows
     if isinstance(votes, ConvVotes):
         return twin, ConvVotes(*inputs, votes.stride, votes.padding), leaves
     return twin, LinearVotes(*inputs), leaves
