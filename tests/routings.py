@@ -65,6 +65,11 @@ PAIRS = [
     (name, routing, options) for name in CASES for routing, options in VARIANTS if name not in UNFIT.get(routing, ())
 ]
 every_variant = pytest.mark.parametrize(("routing", "options"), VARIANTS, ids=lambda x: str(x) if x else "")
+first_quickly = pytest.mark.parametrize(  # and the other settings where there is time
+    ("routing", "options"),
+    [pytest.param(*each, marks=() if each in FIRST else pytest.mark.slow) for each in VARIANTS],
+    ids=lambda x: str(x) if x else "",
+)
 every_first = pytest.mark.parametrize(("routing", "options"), FIRST, ids=[name for name, _ in FIRST])
 every_pair = pytest.mark.parametrize(("name", "routing", "options"), PAIRS, ids=lambda x: str(x) if x else "")
 

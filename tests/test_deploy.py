@@ -220,6 +220,7 @@ def test_pictures_as_people_have_them_get_equal_answers_everywhere(
                 assert each["probability"] == pytest.approx(one.probability, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_takes_the_pictures_that_it_says(run: Path, tmp_path: Path) -> None:
     written = export_onnx(run, tmp_path / "net.onnx").path
     with pytest.raises(ValueError, match=r"image is \[1, 20, 20\], but the model was created for \[1, 12, 12\]: leave"):
@@ -235,7 +236,7 @@ def test_an_onnx_file_takes_the_pictures_that_it_says(run: Path, tmp_path: Path)
         OnnxRunner(written)(np.zeros((1, 1, 9, 9), np.float32))
 
 
-@pytest.mark.parametrize("export", [export_onnx, export_pt2])
+@pytest.mark.parametrize("export", [pytest.param(export_onnx, marks=pytest.mark.slow), export_pt2])
 def test_an_export_of_one_s_own_network_answers_for_pictures(export: Callable[..., Any], tmp_path: Path) -> None:
     head = HeadedModel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(30, 8)), CapsuleHead("dynamic", 8, 2))
     done = export(head, tmp_path / f"own.{export.__name__.rpartition('_')[2]}", image=(1, 6, 5), classes=("cat", "dog"))

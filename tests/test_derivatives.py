@@ -6,7 +6,7 @@ import pytest
 import torch
 from fused import Calls
 from layers import children, layer
-from routings import EXACT, UNFIT, every_variant
+from routings import EXACT, UNFIT, every_variant, first_quickly
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.utils.checkpoint import checkpoint
@@ -95,7 +95,7 @@ def test_first_derivatives_equal_those_of_backward(name, routing, options):
         torch.testing.assert_close((ends[0] - ends[1]) / (2 * STEP), slope, rtol=1e-5, atol=1e-7)
 
 
-@every_variant
+@first_quickly
 def test_jacobians_equal_row_by_row(routing, options):
     name = "linear-one-child" if routing != "fm" else "linear-vector"
     for module in forms(name, routing, options):
@@ -115,7 +115,7 @@ def test_jacobians_equal_row_by_row(routing, options):
 
 
 @every_layer
-@every_variant
+@first_quickly
 def test_second_derivatives_equal_the_plain_ones(name, routing, options):
     wanted = None
     for module in forms(name, routing, options):

@@ -216,6 +216,7 @@ def test_what_cannot_be_exported_is_named(tmp_path):
         load_packed(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_the_command_exports_a_run(tmp_path, capsys):
     config = Config(
         recipe="small",

@@ -217,6 +217,7 @@ def test_a_failed_start_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_resuming_is_hinted_at_where_it_would_work(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "tiny"]) == 0
     (recipe.out / "tiny-0" / "result.json").unlink()

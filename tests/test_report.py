@@ -158,6 +158,7 @@ def test_figures_are_written_for_papers(run: Path) -> None:
         assert (run / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_unfinished_run_is_shown_on_its_validation_split(copy: Path) -> None:
     (copy / "result.json").unlink()
     page = write_report(copy, "stopped & saved").read_text()
@@ -183,6 +184,7 @@ def test_what_was_measured_stands_beside_the_page(run: Path) -> None:
     assert sum(int(counts[n][n + 1]) for n in range(10)) == found
 
 
+@pytest.mark.slow
 def test_a_report_is_never_replaced_by_a_poorer_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (copy / "report.html").read_bytes()
     config = json.loads((copy / "config.json").read_text())
@@ -256,6 +258,7 @@ def test_a_figure_of_examples_shows_each_once(run: Path, monkeypatch: pytest.Mon
     assert (shown[0][:, 0, 0, 0] * 10).round().tolist() == [0, 3, 4, 1, 2]
 
 
+@pytest.mark.slow
 def test_images_that_are_not_those_of_the_run_are_said(copy: Path) -> None:
     warning = "The test images are not those of the run: they were changed since."
     assert warning not in (copy / "report.html").read_text()
@@ -275,6 +278,7 @@ def test_run_that_never_saved_says_so(copy: Path) -> None:
     assert "no checkpoint in" in words and "unfinished, 0 of 2 epochs" in words and "Do it again" in words
 
 
+@pytest.mark.slow
 def test_model_without_capsules_or_decoder_has_a_report(tmp_path: Path) -> None:
     page = write_report(fit(tiny_config(tmp_path, epochs=1)).folder).read_text()
     words = " ".join(Reader(page).words)
@@ -333,6 +337,7 @@ def test_commands_write_the_page(recipe: Config, capsys: pytest.CaptureFixture[s
     assert "is not the folder of a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failed_run_has_a_page_that_says_why(recipe: Config, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["train", "tiny", "--optimiser.lr", "1e38", "--optimiser.weight-decay", "1e6", "--optimiser.name", "sgd"])

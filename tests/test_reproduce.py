@@ -123,6 +123,7 @@ def test_nothing_published_is_shown_as_measured(place: Path, capsys: pytest.Capt
     assert rows(place, capsys)["slower, digits"] == ["fail", "not run", "", "", ""]
 
 
+@pytest.mark.slow
 def test_cpu_runs_are_evidence_in_a_column_of_their_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tiny/table1", "--cells", "plain", "--seeds", "1", "--budget", "cpu"]) == 0
     (record,) = lines(place)
@@ -190,6 +191,7 @@ def test_hours_end_between_runs(place: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("to see them: torchcaps table tiny/table1 --results 'my results'\n")
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_is_left_and_writes_nothing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs that are done are not ahead; the sum is that of the others."""
     command = ["reproduce", "tiny/table1", "--dry-run", "--seeds", "2"]
@@ -247,6 +249,7 @@ def test_a_damaged_run_is_passed_by(place: Path, caplog: pytest.LogCaptureFixtur
     assert "passed by: " in caplog.text and len(lines(place)) == 1
 
 
+@pytest.mark.slow
 def test_hours_are_those_of_the_steps_that_this_machine_took(place: Path) -> None:
     assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
     (line,) = lines(place)

@@ -95,7 +95,15 @@ def test_a_damaged_history_makes_no_line_of_results(run: Path, text: str | None,
         describe_run(run)
 
 
-@pytest.mark.parametrize("name", ["report.html", "report.html.tmp", "metrics.jsonl.tmp", "evaluation.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "report.html",
+        pytest.param("report.html.tmp", marks=pytest.mark.slow),
+        pytest.param("metrics.jsonl.tmp", marks=pytest.mark.slow),
+        pytest.param("evaluation.json", marks=pytest.mark.slow),
+    ],
+)
 def test_a_report_writes_through_no_link(run: Path, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "site.pth"
     victim.write_text("untouched")
@@ -134,7 +142,7 @@ def test_a_report_may_be_written_elsewhere(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["config.json", "model.json", "metrics.jsonl", "best/model.safetensors", f"best/{SUMS}"]
 )
-@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("kind", ["pipe", pytest.param("device", marks=pytest.mark.slow)])
 def test_a_pipe_is_refused_and_waited_for_by_nobody(
     run: Path, name: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -131,7 +132,18 @@ def test_recipe_is_a_complete_config(cell: Cell) -> None:
             check_config(apply_budget(config, budget, cell))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+def once_each() -> list[Any]:
+    """The names of networks; those that differ from an earlier one in values alone are built where there is time."""
+    found: list[Any] = []
+    seen: set[tuple] = set()
+    for name, arguments in NETWORKS.items():
+        kind = (arguments["name"], *sorted(arguments))
+        found.append(pytest.param(name, marks=pytest.mark.slow if kind in seen else ()))
+        seen.add(kind)
+    return found
+
+
+@pytest.mark.parametrize("name", once_each())
 def test_recipe_names_a_model_and_its_options(name: str) -> None:
     """Of full size, hence without memory."""
     with torch.device("meta"):
