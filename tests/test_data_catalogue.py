@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,12 @@ class TestCatalogue:
 
     def test_a_name_is_registered_once(self):
         with pytest.raises(ValueError, match="'digits' is already registered"):
-            register(CATALOGUE["digits"])
+            register(replace(CATALOGUE["digits"], reader="mine:read"))
+
+    def test_an_entry_that_is_registered_again_takes_its_own_place(self, monkeypatch):
+        monkeypatch.setattr("torchcaps.data.catalogue.CATALOGUE", dict(CATALOGUE))
+        register(replace(CATALOGUE["digits"], about="as when a cell of a notebook is run twice"))
+        assert find("digits")[0].about == "as when a cell of a notebook is run twice"
 
     def test_root_is_argument_then_variable_then_cache(self, monkeypatch):
         monkeypatch.setenv("TORCHCAPS_DATA", "/variable")

@@ -45,6 +45,33 @@ class Mine(Routing):
 """
 
 
+MORE = """
+from torchcaps.config import Config
+from torchcaps.data import register
+from torchcaps.data.entry import Entry
+from torchcaps.papers import recipe
+
+
+@recipe
+def mine():
+    "A recipe of a plugin."
+    return Config()
+
+
+for about in ("first", "again, as when a cell of a notebook is run twice"):
+    register(Entry("mine-set", about, "plugged:read"))
+"""
+ASKED = """
+from torchcaps.papers import create_recipe, list_recipes
+print(*list_recipes("mine"), end=" ")
+from torchcaps.data import find
+print(find("mine-set")[0].name.replace("-", " "), end=" ")
+from torchcaps import routing
+print(create_recipe("mine").recipe)
+routing.routing_class("plugged")
+"""
+
+
 @pytest.fixture(autouse=True)
 def registered_here_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers leaves the one list with it: other tests show the list."""
@@ -368,11 +395,13 @@ def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> No
         "[torchcaps.plugins]\nmine = plugged\nlost = not_there_at_all\nends = ending\n"
     )
     (tmp_path / "ending.py").write_text("raise SystemExit(0)")
-    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
-    code = path + "from torchcaps import routing; routing.routing_class('plugged')"
+    with (tmp_path / "plugged.py").open("a") as file:
+        file.write(MORE)
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {ASKED}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "the plugin lost (not_there_at_all) cannot be loaded" in done.stderr
     assert "the plugin ends (ending) cannot be loaded: SystemExit: 0" in done.stderr
+    assert done.stdout == "mine mine set mine\n"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +241,14 @@ def test_a_kernel_that_fails_on_children_in_half_precision_alone_is_not_taken_th
         warnings.simplefilter("error")
         run(module)
     assert len(trials) == 2
+
+
+def test_votes_of_one_s_own_are_judged_by_who_made_them(trials):
+    """Which need neither weights nor children that we could draw a trial of."""
+    votes = SimpleNamespace(device=torch.device("cpu"), dtype=torch.float32)
+    kernel = probe.Fused(lambda *others: pytest.fail("it was tried"), demanded=False)
+    assert kernel.taken(layer().routing, votes) and kernel.taken(layer().routing, votes)
+    assert len(trials) == 1
 
 
 @needs_interpreter

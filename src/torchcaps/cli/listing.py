@@ -59,9 +59,9 @@ def _rows(kind: str, pattern: str) -> list[tuple[str, ...]]:
 
             return [(each.id, f"{each.printed}: {each.title}") for each in list_tables() if matches(each.id)]
         case _:
-            from torchcaps.data.catalogue import CATALOGUE
+            from torchcaps.data.catalogue import list_entries
 
-            return [(name, f"{each.about}: {each.facts()}") for name, each in CATALOGUE.items() if matches(name)]
+            return [(each.name, f"{each.about}: {each.facts()}") for each in list_entries() if matches(each.name)]
 
 
 def print_columns(rows: Sequence[Sequence[str]]) -> None:

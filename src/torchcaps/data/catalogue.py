@@ -12,20 +12,28 @@ from torchcaps.config import EXTERNAL
 from torchcaps.data.entries import ENTRIES
 from torchcaps.data.entry import PATHS, Entry
 from torchcaps.names import unknown
+from torchcaps.plugins import load_plugins
 
 CATALOGUE: dict[str, Entry] = {}
 
 
 def register(entry: Entry) -> Entry:
-    """Add `entry`, which lists it, makes it loadable by name and tested.
+    """Add `entry`, which lists it, makes it loadable by name and tested. Defined again, with the same reader, it takes
+    the place of what it was.
 
     Raises:
-        ValueError: when the name is taken.
+        ValueError: when another one has the name.
     """
-    if entry.name in CATALOGUE:
+    if entry.name in CATALOGUE and CATALOGUE[entry.name].reader != entry.reader:
         raise ValueError(f"data set {entry.name!r} is already registered")
     CATALOGUE[entry.name] = entry
     return entry
+
+
+def list_entries() -> list[Entry]:
+    """Return the entries of all data sets, those of installed packages among them."""
+    load_plugins()
+    return [*CATALOGUE.values()]
 
 
 def find(name: str) -> tuple[Entry, Path | None]:
@@ -36,6 +44,7 @@ def find(name: str) -> tuple[Entry, Path | None]:
     """
     if name == EXTERNAL:
         raise ValueError("data.name is 'external': these images were handed to fit in Python, and are not here")
+    load_plugins()
     prefix, colon, path = name.partition(":")
     wanted = (prefix + end for end in PATHS) if colon else (name,)
     entry = next((CATALOGUE[each] for each in wanted if each in CATALOGUE), None)

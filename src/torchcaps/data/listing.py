@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torchcaps.data.catalogue import CATALOGUE, absent
+from torchcaps.data.catalogue import absent, list_entries
 from torchcaps.data.entry import Entry
 
 
@@ -45,7 +45,7 @@ class Listing:
 
 def list_sets(root: Path) -> list[Listing]:
     """Return all sets of the catalogue, as they are in the data folder `root`."""
-    return [_describe(entry, root) for entry in CATALOGUE.values()]
+    return [_describe(entry, root) for entry in list_entries()]
 
 
 def _describe(entry: Entry, root: Path) -> Listing:

@@ -41,7 +41,9 @@ _Where = tuple[torch.device, torch.dtype, torch.dtype]
 
 def _where(votes: Votes) -> _Where:
     """Return what a kernel is compiled for: the device, and the types of children and weights."""
-    return votes.device, votes.capsules.poses.dtype, votes.weight.dtype
+    if isinstance(votes, (LinearVotes, ConvVotes)):
+        return votes.device, votes.capsules.poses.dtype, votes.weight.dtype
+    return votes.device, votes.dtype, votes.dtype
 
 
 class Fused:
@@ -106,10 +108,12 @@ def _warn(message: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def _holds_numbers(votes: Any) -> bool:
+def _holds_numbers(votes: Votes) -> bool:
     """Return whether votes are of tensors that are computed now, and of which a trial would be of no harm."""
     if torch.compiler.is_compiling() or (votes.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
         return False
+    if not isinstance(votes, Known):
+        return True  # of which there is none
     return all(type(x) in (Tensor, nn.Parameter) for x in (votes.weight, votes.capsules.poses))
 
 

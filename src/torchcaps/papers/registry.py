@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, overload
 
 from torchcaps.config import Config
 from torchcaps.names import YOURS, check_choice, check_name, enter, unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.tables.budget_names import BUDGETS, FULL, Budget
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train, list_tables
@@ -93,6 +94,7 @@ def list_recipes(pattern: str = "*") -> dict[str, str]:
 
     Behind the recipes with names of their own stand the cells of papers' tables that are trained, PAPER/TABLE/CELL.
     """
+    load_plugins()
     own = {name: (function.__doc__ or "").strip().partition("\n")[0] for name, function in _RECIPES.items()}
     every = own | {name: _describe(cell) for name, cell in _cells().items()}
     return {name: about for name, about in every.items() if fnmatchcase(name, pattern)}
@@ -111,6 +113,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
     """
     if budget is not None:
         check_choice("budget", budget, BUDGETS)
+    load_plugins()
     if name in _RECIPES:
         config = _RECIPES[name]()
         if budget is None:
