@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from torchcaps.deploy.export import export_pt2
 from torchcaps.models import Output, create_model
 from torchcaps.papers import registry
 from torchcaps.train import Interrupted, RunFolder, fit, load_run
-from torchcaps.train.loggers import flatten
+from torchcaps.train.loggers import Logged, flatten
 
 GENERATOR = torch.Generator().manual_seed(0)
 LABELS = torch.arange(60) % 3
@@ -298,6 +300,37 @@ def test_tensorboard_sees_each_step_and_each_epoch(recipe: Config) -> None:
     seen.Reload()
     assert [each.step for each in seen.Scalars("step_loss")] == list(range(1, 11))
     assert [each.step for each in seen.Scalars("validation_accuracy")] == [5, 10]
+
+
+def test_weights_and_biases_is_told_each_step_and_each_epoch(recipe: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what its package is asked for, which need not be there."""
+    told: list[tuple] = []
+
+    class Run:
+        project, id = "torchcaps", "1"
+        config = SimpleNamespace(update=lambda params, allow_val_change: told.append(("config", params["batch_size"])))
+        log = staticmethod(lambda metrics, step: told.append((step, sorted(metrics))))
+        finish = staticmethod(lambda exit_code: told.append(("end", exit_code)))
+
+    opened: dict[str, object] = {}
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: opened.update(given) or Run()))
+    monkeypatch.setattr("torchcaps.train.loggers.find_spec", lambda name: name)
+    assert main(["train", "tiny", "--log", "wandb"]) == 0
+    assert opened == {"project": "torchcaps", "name": "tiny-0", "dir": str(recipe.out / "tiny-0")}
+    assert told[0] == ("config", recipe.batch_size) and told[-1] == ("end", 0)
+    steps = [step for step, names in told[1:-1] if "step_loss" in names]
+    assert steps == list(range(1, 11)) and told[-2] == (10, ["test_accuracy"])
+    assert [step for step, names in told[1:-1] if "validation_accuracy" in names] == [5, 10]
+
+
+def test_loggers_of_the_package_lightning_are_taken_too(tmp_path: Path) -> None:
+    """Its classes are copies of Fabric's, and no subclasses of them."""
+    twin = SimpleNamespace(log_metrics=print, log_hyperparams=print, save=print, finalize=print)
+    assert Logged([twin]).asked == (twin,)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="log is 'comet'; it must be 'csv', 'tensorboard' or 'wandb'"):
+        Logged(["comet"])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="a logger is 3; it must be one of Fabric, or a name: csv, tensorboard, wandb"):
+        Logged([3])  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -29,16 +30,21 @@ class Logged(Callback):
     """Hands a run to loggers, in the first of its processes alone.
 
     Args:
-        loggers: of Fabric, or names: csv, tensorboard and wandb, which write to the folder of the run. The one of
-            Weights & Biases for Fabric takes its settings from the environment, such as WANDB_MODE=offline.
+        loggers: of Fabric, or names: csv, tensorboard and wandb, which write to the folder of the run. Weights & Biases
+            takes its settings from the environment, such as WANDB_MODE=offline and WANDB_PROJECT.
 
     Raises:
+        TypeError: for what is neither.
         ValueError: for another name, and where a package is not installed.
     """
 
     def __init__(self, loggers: Sequence[Name | Logger]):
         for each in loggers:
-            if isinstance(each, Logger):
+            if not isinstance(
+                each, str
+            ):  # of `lightning_fabric`, or of its twin in lightning, whose classes are others
+                if not all(hasattr(each, name) for name in ("log_metrics", "log_hyperparams", "save", "finalize")):
+                    raise TypeError(f"a logger is {each!r}; it must be one of Fabric, or a name: {', '.join(NEEDS)}")
                 continue
             check_choice("log", each, NEEDS)
             for package in NEEDS[each]:
@@ -52,7 +58,7 @@ class Logged(Callback):
     def on_start(self, folder: Path, config: Config) -> None:
         if distributed.is_initialized() and distributed.get_rank():
             return
-        self.loggers = [each if isinstance(each, Logger) else build_logger(each, folder) for each in self.asked]
+        self.loggers = [build_logger(each, folder) if isinstance(each, str) else each for each in self.asked]
         for each in self.loggers:
             with suppress(NotImplementedError):  # Fabric's CSV has no place for them
                 each.log_hyperparams(to_plain(config))
@@ -98,6 +104,35 @@ def build_logger(name: Name, folder: Path) -> Logger:
         return CSVLogger(folder, name="csv")
     if name == "tensorboard":
         return TensorBoardLogger(folder, name="tensorboard", default_hp_metric=False)
-    from wandb.integration.lightning.fabric import WandbLogger  # pyright: ignore[reportMissingImports] - an extra
+    return WandbLogger(folder)
 
-    return WandbLogger(name=folder.name, save_dir=str(folder), project=PROJECT)
+
+class WandbLogger(Logger):
+    """A run of Weights & Biases, named as the folder that it writes to. That package's own logger for Fabric wants all
+    of Lightning.
+    """
+
+    def __init__(self, folder: Path):
+        import wandb  # pyright: ignore[reportMissingImports] - an extra
+
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        self._run: Any = wandb.init(project=project, name=folder.name, dir=str(folder))
+
+    @property
+    def name(self) -> str:
+        """Return the name of the project."""
+        return self._run.project
+
+    @property
+    def version(self) -> str:
+        """Return the run's own identifier."""
+        return self._run.id
+
+    def log_hyperparams(self, params: Mapping[str, Any], *_: Any, **__: Any) -> None:
+        self._run.config.update(params, allow_val_change=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finalize(self, status: str) -> None:
+        self._run.finish(exit_code=0 if status == "success" else 1)
