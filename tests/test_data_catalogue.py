@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from torchcaps.cli import main
 from torchcaps.data import CATALOGUE, data_root, find
 from torchcaps.data.catalogue import register
 from torchcaps.data.entries import CIFAR100
@@ -66,6 +67,18 @@ class TestCatalogue:
         monkeypatch.setattr("torchcaps.data.catalogue.CATALOGUE", dict(CATALOGUE))
         register(replace(CATALOGUE["digits"], about="as when a cell of a notebook is run twice"))
         assert find("digits")[0].about == "as when a cell of a notebook is run twice"
+
+    def test_a_user_without_a_home_is_told_what_to_set(self, monkeypatch, capsys):
+        """As in a container under a number that no name belongs to."""
+
+        def fail():
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("TORCHCAPS_DATA", "TORCHCAPS_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", fail)
+        assert main(["data", "list"]) == 2
+        assert "this user has no home folder to keep data in: set TORCHCAPS_CACHE" in capsys.readouterr().err
 
     def test_root_is_argument_then_variable_then_cache(self, monkeypatch):
         monkeypatch.setenv("TORCHCAPS_DATA", "/variable")

@@ -75,11 +75,22 @@ def data_root(root: Path | None = None) -> Path:
 
 
 def cache_root() -> Path:
-    """Return the folder of what can be made again: $TORCHCAPS_CACHE, else torchcaps in the user's cache folder."""
+    """Return the folder of what can be made again: $TORCHCAPS_CACHE, else torchcaps in the user's cache folder.
+
+    Raises:
+        ValueError: where the user has no home, as in a container under a number that no name belongs to.
+    """
     if chosen := os.environ.get("TORCHCAPS_CACHE"):
         return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "torchcaps"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "torchcaps"
+    try:
+        return Path.home() / ".cache" / "torchcaps"
+    except RuntimeError as error:
+        raise ValueError(
+            "this user has no home folder to keep data in: set TORCHCAPS_CACHE to a folder, or for data sets alone "
+            "TORCHCAPS_DATA"
+        ) from error
 
 
 def absent(entry: Entry, root: Path) -> list[str]:
