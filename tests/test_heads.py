@@ -12,11 +12,12 @@ from torch import nn
 from torchcaps import Capsules, create_model, list_models
 from torchcaps.backbones.timm_backbone import TimmBackbone, halved
 from torchcaps.capsules import lengths, squash
+from torchcaps.compare.heads import all_heads
 from torchcaps.cost import measure_cost
 from torchcaps.layers import CapsuleLayer, LinearTransform, PrimaryCapsules, XnorConv2d, use_implementation
 from torchcaps.models import CapsuleHead, DenseHead, HeadedModel, rebuild_model
 from torchcaps.models.primary_heads import PrimaryHead, start
-from torchcaps.routing import list_routings
+from torchcaps.routing import Routing, Spec, Takes, list_routings, register_routing, registry
 from torchcaps.routing.inverted_attention import InvertedAttention
 
 ROUTINGS = [spec.name for spec in list_routings()]
@@ -134,6 +135,26 @@ def test_every_routing_is_a_head(routing, features):
     assert bool(model.coefficients()) == (routing == "discriminative")
     if model.coefficients():
         assert model.objective(output, torch.eye(7)[:3]).isfinite()
+
+
+def test_a_routing_of_one_s_own_says_how_it_takes_its_children(monkeypatch):
+    monkeypatch.setattr(registry, "_ROUTINGS", dict(registry._ROUTINGS))
+
+    @register_routing
+    class Own(Routing):
+        spec = Spec("own", "nobody", "b I J d", "b J d", False, False, takes=Takes(matrix=True, squashed=False))
+
+        def couple(self, votes, state, t):
+            return None
+
+        def update(self, votes, coupling, state, t):
+            return Capsules(votes.combine(coupling)), None
+
+    with torch.no_grad():
+        features = 9 * torch.rand(2, 64)
+        primary, classes = CapsuleHead("own", in_features=64, num_classes=3)(features).capsules
+    assert torch.equal(primary.poses, features.unflatten(1, (4, 16))) and classes.poses.shape == (2, 3, 16)
+    assert "own-twin" in all_heads()
 
 
 @pytest.mark.parametrize("name", ["small-resnet.inverted-attention", f"{SMALL}.inverted-attention", "capsnet"])

@@ -32,12 +32,14 @@ def is_control(head: str) -> bool:
 
 def all_heads() -> list[str]:
     """Return the controls, then every other routing by name, and its twin where `twin` is of another size."""
-    from torchcaps.models.heads import takes_vectors
     from torchcaps.routing import list_routings
 
-    names = [spec.name for spec in list_routings() if spec.name not in CONTROLS]
-    twins = {name: [] if takes_vectors(name) or name == "fm" else [f"{name}{OF_TWIN}"] for name in names}
-    return [*CONTROLS, *(each for name in names for each in (name, *twins[name]))]
+    heads: list[str] = [*CONTROLS]
+    for spec in list_routings():
+        if spec.name not in CONTROLS:
+            other = spec.takes.matrix or spec.needs_activations
+            heads += [spec.name, *([f"{spec.name}{OF_TWIN}"] if other else [])]
+    return heads
 
 
 def choose_heads(wanted: Sequence[str]) -> list[str]:

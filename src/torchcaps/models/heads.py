@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,15 @@ from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, Primar
 from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import whole
-from torchcaps.routing import Spec, routing_class
-
-
-class Style(NamedTuple):
-    """How a routing takes its children, where its paper differs from Sabour et al.'s vectors of 8, squashed."""
-
-    matrix: bool = False  # 4x4 poses
-    squashed: bool = True
-    layer_norm: bool = False  # of each child's pose
-
-
-_STYLES = {
-    "em": Style(matrix=True, squashed=False),
-    "fm": Style(squashed=False),
-    "inverted-attention": Style(matrix=True, squashed=False, layer_norm=True),
-    "inverted-attention-c": Style(matrix=True, squashed=False, layer_norm=True),
-    "self-routing": Style(squashed=False),
-    "variational-bayes": Style(matrix=True, squashed=False),
-}
+from torchcaps.routing import Spec, Takes, routing_class
 
 
 def takes_vectors(routing: str) -> bool:
     """Return whether a registered routing takes squashed vectors without activations, as `PrimaryCapsules` makes
     them.
     """
-    style = _STYLES.get(routing, Style())
-    return style.squashed and not style.matrix and not routing_class(routing).spec.needs_activations
+    spec = routing_class(routing).spec
+    return spec.takes.squashed and not spec.takes.matrix and not spec.needs_activations
 
 
 class Widen(nn.Linear):
@@ -55,16 +37,16 @@ class PooledCapsules(nn.Module):
     Args:
         features: f. Where `pose` does not divide it, a linear layer widens it to the next multiple.
         pose: elements of a pose.
-        style: what is done to the poses.
+        takes: what is done to the poses.
         activations: whether each capsule has one, by a linear layer and a sigmoid.
     """
 
-    def __init__(self, features: int, pose: int, style: Style, activations: bool):
+    def __init__(self, features: int, pose: int, takes: Takes, activations: bool):
         super().__init__()
-        self.pose, self.squashed = pose, style.squashed
+        self.pose, self.squashed = pose, takes.squashed
         self.capsules = math.ceil(features / pose)
         self.widen = Widen(features, self.capsules * pose) if features % pose else nn.Identity()
-        self.norm = nn.LayerNorm(pose) if style.layer_norm else nn.Identity()
+        self.norm = nn.LayerNorm(pose) if takes.layer_norm else nn.Identity()
         self.activation = nn.Linear(features, self.capsules) if activations else None
 
     def forward(self, features: Tensor) -> Capsules:
@@ -162,22 +144,23 @@ class CapsuleHead(RoutedHead):
     ):
         super().__init__()
         options |= routing_options or {}
-        spec, style = routing_class(routing).spec, _STYLES.get(routing, Style())
+        spec = routing_class(routing).spec
+        takes = spec.takes
         shape = self.in_shape = feature_shape(in_features)
         num_classes, class_pose = whole("num_classes", num_classes), whole("class_pose", class_pose)
-        pose = whole("pose", (16 if style.matrix else 8) if pose is None else pose)
+        pose = whole("pose", (16 if takes.matrix else 8) if pose is None else pose)
         primary = whole("primary", max(1, shape[0] // pose) if primary is None else primary)
         hidden = hidden_counts(hidden)
         if len(shape) == 1:
-            self.primary: nn.Module = PooledCapsules(shape[0], pose, style, spec.needs_activations)
+            self.primary: nn.Module = PooledCapsules(shape[0], pose, takes, spec.needs_activations)
             children = self.primary.capsules
         else:
-            self.primary = _spatial_capsules(shape[0], primary, pose, style, spec.needs_activations)
+            self.primary = _spatial_capsules(shape[0], primary, pose, takes, spec.needs_activations)
             children = primary * shape[1] * shape[2]
         counts, poses = (children, *hidden, num_classes), (pose, *[class_pose] * (len(hidden) + 1))
         layers = []
         for (below, above), (child, parent) in zip(pairwise(counts), pairwise(poses), strict=True):
-            transform = LinearTransform(below, above, child, parent + spec.hidden, matrix=style.matrix)
+            transform = LinearTransform(below, above, child, parent + spec.hidden, matrix=takes.matrix)
             silence_hidden(transform, spec)
             layers.append(CapsuleLayer(transform, routing, **options))
         self.stack = CapsuleStack(layers, iterations)
@@ -225,14 +208,12 @@ def silence_hidden(transform: Transform, spec: Spec) -> None:
 
 def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
     """Return what makes scores of the class capsules of a routing, see `CapsuleHead`."""
-    style = _STYLES.get(routing, Style())
-    if style.layer_norm:
-        read: nn.Module = PoseHead(class_pose)
+    spec = routing_class(routing).spec
+    if spec.takes.layer_norm:
+        read: PoseHead | ActivationHead | LengthHead = PoseHead(class_pose)
     else:
-        spec = routing_class(routing).spec
         read = ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
-    logits = style.layer_norm or routing == "fm"
-    return Scaled(read, 1.0 if logits else 10.0) if scaled else read
+    return Scaled(read, 1.0 if read.scores == "logit" else 10.0) if scaled else read
 
 
 class Scaled(nn.Module):
@@ -248,10 +229,10 @@ class Scaled(nn.Module):
         return self.scale * self.read(capsules)
 
 
-def _spatial_capsules(channels: int, capsules: int, pose: int, style: Style, activations: bool) -> nn.Module:
-    if style.squashed and not activations:
+def _spatial_capsules(channels: int, capsules: int, pose: int, takes: Takes, activations: bool) -> nn.Module:
+    if takes.squashed and not activations:
         return PrimaryCapsules(channels, capsules, pose, kernel=1, stride=1)
-    return PrimaryPoses(channels, capsules, pose, layer_norm=style.layer_norm, activations=activations)
+    return PrimaryPoses(channels, capsules, pose, layer_norm=takes.layer_norm, activations=activations)
 
 
 class DenseHead(nn.Module):

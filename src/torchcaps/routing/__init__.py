@@ -14,7 +14,7 @@ from torchcaps.routing import (
     xnidr,
     xnodr,
 )
-from torchcaps.routing.interface import Routing, Sizes, Spec, Start, Step
+from torchcaps.routing.interface import Routing, Sizes, Spec, Start, Step, Takes
 from torchcaps.routing.registry import create_routing, list_routings, register_routing, routing_class
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Spec",
     "Start",
     "Step",
+    "Takes",
     "create_routing",
     "discriminative",
     "dynamic",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_above, check_choice
-from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.interface import Routing, Sizes, Spec, Takes
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
@@ -119,6 +119,7 @@ class EM(Routing[Clusters | None]):
         needs_activations=True,
         gives_activations=True,
         loss="spread",
+        takes=Takes(matrix=True, squashed=False),
     )
 
     def __init__(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, lengths, saturate, widen
 from torchcaps.names import check_above
-from torchcaps.routing.interface import Routing, Sizes, Spec, Step
+from torchcaps.routing.interface import Routing, Sizes, Spec, Step, Takes
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 from torchcaps.votes.normalised import VoteNorm
@@ -57,6 +57,7 @@ class FM(Routing[Affine | None]):
         gives_activations=True,
         activation="logit",
         loss="cross-entropy",
+        takes=Takes(squashed=False),
     )
 
     def __init__(

@@ -36,6 +36,17 @@ class Step(NamedTuple, Generic[S]):
     state: S
 
 
+class Takes(NamedTuple):
+    """How a head makes the children of a routing; by default vectors of 8, squashed (Sabour et al. 2017)."""
+
+    matrix: bool = False  # 4x4 poses
+    squashed: bool = True
+    layer_norm: bool = False  # of each child's pose; parents are normed too, and scores are a linear map of a pose
+
+
+VECTORS = Takes()
+
+
 @dataclass(frozen=True)
 class Spec:
     """What an algorithm is and needs; tests, docs and the command line read it here."""
@@ -54,6 +65,7 @@ class Spec:
     hidden: int = 0  # last elements of a vote that serve the routing alone, and are not in a parent's pose
     exact_gradient: bool = True  # False: a sign lets its gradient straight through
     loss: LossName = "margin"  # that class capsules are trained with, its paper's where it serves
+    takes: Takes = VECTORS
 
     @property
     def scores(self) -> ScoreKind:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
 from torchcaps.names import check_choice
-from torchcaps.routing.interface import Routing, S, Sizes, Spec, Start
+from torchcaps.routing.interface import Routing, S, Sizes, Spec, Start, Takes
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 
@@ -86,6 +86,7 @@ class InvertedAttention(Attention[Tensor | None]):
         iterative=True,
         couplings=True,
         loss="cross-entropy",
+        takes=Takes(matrix=True, squashed=False, layer_norm=True),
     )
 
     def start(self, votes: Votes) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_above
-from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.interface import Routing, Sizes, Spec, Takes
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Votes
 
@@ -41,6 +41,7 @@ class SelfRouting(Routing[None]):
         gives_activations=True,
         hidden=1,
         loss="normalised-cross-entropy",
+        takes=Takes(squashed=False),
     )
 
     def __init__(self, sizes: Sizes, eps: float = 1e-8):

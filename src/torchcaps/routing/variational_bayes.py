@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.names import check_choice, whole
-from torchcaps.routing.interface import Routing, Sizes, Spec
+from torchcaps.routing.interface import Routing, Sizes, Spec, Takes
 from torchcaps.routing.registry import register_routing
 from torchcaps.votes import Scope, Votes
 from torchcaps.votes.normalised import asking_for_eval
@@ -101,6 +101,7 @@ class VariationalBayes(Routing[Posterior | None]):
         needs_activations=True,
         gives_activations=True,
         loss="normalised-cross-entropy",
+        takes=Takes(matrix=True, squashed=False),
     )
 
     def __init__(self, sizes: Sizes, scope: Scope = "image", rounds: int = 3):
