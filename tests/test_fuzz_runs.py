@@ -41,7 +41,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes and soc
 QUICK, LONG = 200, 2000  # folders in `make test`, and in `make test-all`
 SECONDS = 60  # of computing that any of them may take, and of waiting for what never comes
 IDLE = 1e-3  # seconds of computing in `SECONDS`, which no process that goes on falls below
-RUN = "stranger"  # what the folder is called, and what each message has to name
+RUN = "stranger-0"  # what the folder is called, and what each message has to name
+OF_RUN = RUN.partition("-")[0]  # its recipe
 BEST, LAST = "best/model.safetensors", "last/model.safetensors"
 JSON = ("config.json", "model.json", "environment.json", "result.json", "metrics.jsonl", "examination.json")
 FILES = (*JSON, BEST, "best/SHA256SUMS", "best", LAST, "last", "report.html", "figures")
@@ -64,6 +65,9 @@ COMMANDS: dict[str, Callable[[], object]] = {
     "start": lambda: find_start(RUN).give(create_model("tiny", num_classes=10, in_channels=1, image_size=8)),
     "load_run": lambda: load_run(RUN),
     "load": lambda: torchcaps.load(RUN)("outside/picture.png"),
+    "examine": lambda: _run("examine", RUN, "--images", "20"),
+    "publish": lambda: _run("publish", RUN, f"{RUN}/shared"),
+    "go on": lambda: fit(tiny_config(Path(), recipe=OF_RUN, epochs=2), resume=True),
 }
 watched: list[str] | None = None  # what `_watch` has seen; None: nobody looks
 
@@ -89,6 +93,8 @@ def _watch(event: str, arguments: tuple) -> None:
     """An audit hook, which stays for the life of the process."""
     if watched is None:
         return
+    if event == "subprocess.Popen" and arguments[0] == "git" and str(Path(torchcaps.__file__).parent) in arguments[1]:
+        return  # a run that begins asks which commit it is of
     if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"):
         watched.append(f"{event} {arguments}")
     if event == "import" and str(arguments[0]).startswith("evil"):
@@ -102,7 +108,7 @@ sys.addaudithook(_watch)
 def original(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a finished run and, outside of it, what it must not touch."""
     place = tmp_path_factory.mktemp("original")
-    fit(tiny_config(place, recipe=RUN, epochs=1)).folder.rename(place / RUN)
+    assert fit(tiny_config(place, recipe=OF_RUN, epochs=1)).folder == place / RUN
     write_examination(examine_run(place / RUN, images=20, device="cpu"), place / RUN)
     outside = place / "outside"
     outside.mkdir()
@@ -234,8 +240,9 @@ def try_folder(original: Path, place: Path, command: str, steps: list[tuple], su
 
 
 def _outside(place: Path) -> dict[str, bytes | str]:
-    """What lies beside the run."""
-    names = {str(path): os.readlink(path) if path.is_symlink() else "" for path in place.iterdir()}
+    """What lies beside the run, and beside others of its recipe."""
+    beside = [path for path in place.iterdir() if not path.name.strip(".").startswith(OF_RUN)]
+    names = {str(path): os.readlink(path) if path.is_symlink() else "" for path in beside}
     return names | {str(path): "" for path in (place / "outside").rglob("*")} | snapshot(place / "outside")
 
 

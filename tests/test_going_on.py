@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.train import Interrupted, Result, RunFolder, fit, learner, resuming
+from torchcaps.train import Interrupted, Result, RunFolder, checkpoint, fit, learner
 from torchcaps.train.classes import class_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
@@ -169,6 +172,22 @@ def test_damaged_weights_are_not_signed_anew(tmp_path: Path) -> None:
         fit(replace(config, epochs=2), resume=True)
     with pytest.raises(ValueError, match="do not match SHA256SUMS"):
         fit(tiny_config(tmp_path / "other"), start=folder)
+    assert [run.path.name for run in runs_of(config)] == ["tiny-0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes of Unix")
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_is_not_copied_where_a_run_goes_on(tmp_path: Path, kind: str) -> None:
+    """A pipe nobody writes to would be waited for, and /dev/zero has no end."""
+    config = tiny_config(tmp_path, epochs=1)
+    file = fit(config).folder / "best" / "model.safetensors"
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"best/model.safetensors is damaged .* is a {kind}; it must be a file"):
+        fit(replace(config, epochs=2), resume=True)
     assert [run.path.name for run in runs_of(config)] == ["tiny-0"]
 
 
@@ -330,9 +349,18 @@ def test_an_extension_that_is_killed_is_no_run_and_can_be_asked_for_again(
     class Killed(BaseException):
         pass
 
-    for name in ("copytree", "copyfile"):
+    copy = shutil.copyfile
+
+    def killed_after(copies: int, *paths: Path) -> object:
+        done.append(paths)
+        if len(done) > copies:
+            raise Killed
+        return copy(*paths)
+
+    for copies in (0, 1):  # of the last weights, and of the best
+        done: list[tuple[Path, ...]] = []
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(resuming.shutil, name, lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr(checkpoint.shutil, "copyfile", partial(killed_after, copies))
             patch.setattr(RunFolder, "remove", lambda self: None)  # nobody cleans up after a kill
             fit(longer, resume=True)
     assert [run.path.name for run in runs_of(longer)] == ["tiny-0"]

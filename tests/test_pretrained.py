@@ -94,6 +94,22 @@ def test_bf16_that_changes_the_test_is_refused(run: Path, tmp_path: Path, monkey
     assert not (tmp_path / "half").exists()
 
 
+def test_a_package_that_fails_leaves_no_half_of_it(run: Path, tmp_path: Path) -> None:
+    line = {name: value for name, value in describe_run(run).items() if name != "seconds"}
+    with pytest.raises(KeyError, match="seconds"):
+        write_package(run, tmp_path / "half", line, "float32")
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_result_that_is_damaged_is_named(run: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged-0"
+    shutil.copytree(run, damaged)
+    plain = json.loads((damaged / "result.json").read_text())
+    (damaged / "result.json").write_text(json.dumps(plain | {"seconds": None}))
+    with pytest.raises(ValueError, match=r"damaged-0/result.json is damaged .*: seconds is 'None'; it must be float"):
+        describe_run(damaged)
+
+
 def test_a_card_is_no_markup_of_a_stranger(run: Path) -> None:
     line = {**describe_run(run), "weights": {"bytes": 1, "precision": "float32", "sha256": "0"}}
     line["recipe"] = "a|b`<script>\n# owned"

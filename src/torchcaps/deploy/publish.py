@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -84,14 +85,18 @@ def write_package(
     model, _ = load_run(path)
     stored, chosen = _round(run, model, precision, device)
     folder.mkdir(parents=True)
-    with replacing(folder / FILE) as temporary:
-        save_model(stored, str(temporary), {KEY: manifest.to_json()})
-    content = (folder / FILE).read_bytes()
-    written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
-    known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
-    replace_text(folder / "model.json", json.dumps(manifest.to_plain(), indent=2) + "\n")
-    replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
-    replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
+    try:
+        with replacing(folder / FILE) as temporary:
+            save_model(stored, str(temporary), {KEY: manifest.to_json()})
+        content = (folder / FILE).read_bytes()
+        written = Package(folder, len(content), hashlib.sha256(content).hexdigest(), chosen)
+        known = _plain(line) | {"weights": {"sha256": written.sha256, "bytes": written.bytes, "precision": chosen}}
+        replace_text(folder / "model.json", json.dumps(manifest.to_plain(), indent=2) + "\n")
+        replace_text(folder / "run.json", json.dumps(known, indent=2) + "\n")
+        replace_text(folder / "README.md", write_card(manifest, known, name or folder.name))
+    except BaseException:  # half a package would be taken for one, and the next attempt refused
+        shutil.rmtree(folder)
+        raise
     return written
 
 

@@ -206,7 +206,7 @@ def describe_run(folder: Path, **more: Any) -> Record:
         **more,
         "recipe": config.recipe,
         "seed": config.seed,
-        **run.read("result.json"),
+        **run.read_result(),
         "steps": history[-1]["step"],
         "images_per_second": round(median(each["images_per_second"] for each in history), 3),
         "curve": {name: _rounded([each[name] for each in history]) for name in _CURVE}

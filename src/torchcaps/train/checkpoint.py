@@ -126,12 +126,16 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     _read(found / MODEL, lambda path: load_model(model, str(path)))
 
 
-def save_state_beside(folder: Path, weights: Path, state: dict) -> None:
-    """Write a checkpoint to `folder` of the file `weights`, as it is, and `state`, as `save_checkpoint` takes it."""
-    writers: dict[str, Callable[[Path], object]] = {
-        MODEL: lambda path: shutil.copyfile(weights, path),
-        STATE: lambda path: torch.save(state, path),
-    }
+def copy_checkpoint(folder: Path, weights: Path, state: dict | None = None) -> None:
+    """Write a checkpoint to `folder` of the file `weights`, as it is, and `state`, as `save_checkpoint` takes it.
+
+    Raises:
+        ValueError: where the file is not as it was written; the copy has sums of its own.
+    """
+    check_whole(weights)
+    writers: dict[str, Callable[[Path], object]] = {MODEL: lambda path: shutil.copyfile(weights, path)}
+    if state is not None:
+        writers[STATE] = lambda path: torch.save(state, path)
     write_folder(folder, writers)
 
 

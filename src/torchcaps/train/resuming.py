@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from torchcaps.forms import SPLITS
 from torchcaps.manifest import DIGESTS, Manifest
 from torchcaps.terminal import warn
 from torchcaps.train.check import check_out
-from torchcaps.train.checkpoint import MODEL, STATE, check_whole, load_state, present, save_state_beside
+from torchcaps.train.checkpoint import MODEL, STATE, check_whole, copy_checkpoint, load_state, present
 from torchcaps.train.run import RunFolder
 
 # May differ between a run and its continuation: the result does not depend on them.
@@ -85,15 +84,15 @@ def _extend(shorter: RunFolder, config: Config) -> RunFolder:
     epochs, state = shorter.read_config().epochs, load_state(shorter.last)
     weights = present(shorter.last)
     assert weights is not None
-    check_whole(weights / MODEL)  # the copy gets sums of its own
+    check_whole(weights / MODEL)
     name = f"{shorter.path.resolve().name} {epochs} {digest(weights / MODEL)}"
 
     def fill(run: RunFolder) -> None:
         for file in ("environment.json", "model.json"):  # as many threads end in the same bits; the images are compared
             run.write(file, shorter.read(file))
-        save_state_beside(run.last, weights / MODEL, state | {"epochs": epochs})
+        copy_checkpoint(run.last, weights / MODEL, state | {"epochs": epochs})
         if best := present(shorter.best):
-            shutil.copytree(best, run.best)
+            copy_checkpoint(run.best, best / MODEL)
 
     run = create_run(replace(config, continued=name), fill)
     warn(
