@@ -32,6 +32,7 @@ RUNS = HERE.parent / "results" / "runs.jsonl"
 PICTURE = HERE / "pictures" / "two-cores.svg"
 MARKERS = "os^D"  # each serves the ten colours once
 SHORT = 2.0  # percentage points below what was published, behind which a reason is looked for
+LINE, LOWEST = 0.16, 2.6  # inches: of a line of a legend, and of a panel
 Row = tuple[str, ...]
 
 
@@ -151,23 +152,27 @@ def draw() -> Figure:
         panels.setdefault(run.cell.how.build().data.name, []).append(run)
     taken = [run.hours for run in runs()]
     hours = min(taken) / 1.5, max(taken) * 1.5  # of all panels
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
+    heights = [max(LOWEST, LINE * (_label(held).count("\n") + 2)) for held in panels.values()]  # as high as its legend
     with style():
-        figure = Figure(figsize=(4.8 * columns + 1.2, 5.6 * rows), layout="constrained")
-        for number, (data, held) in enumerate(panels.items(), 1):
-            _draw_panel(figure.add_subplot(rows, columns, number, title=data), held, hours)
+        figure = Figure(figsize=(8.4, sum(heights)), layout="constrained")
+        places = figure.add_gridspec(len(panels), 1, height_ratios=heights)
+        for place, (data, held) in zip(places, panels.items(), strict=True):
+            _draw_panel(figure.add_subplot(place, title=data), held, hours)
     return figure
+
+
+def _label(held: Sequence[Run]) -> str:
+    """Return the names of runs below each other, in lines that a legend has room for."""
+    return "\n".join(textwrap.fill(run.name, 42) for run in _distinct(held))
 
 
 def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
-    from matplotlib.transforms import offset_copy
 
     for number, run in enumerate(_distinct(held)):
         colour, marker = f"C{number % 10}", MARKERS[number // 10]
         ours = _accuracy(run.cell, run.found.mean)
-        label = textwrap.fill(run.name, 76)
+        label = _label([run])
         full = colour if len(run.found.values) > 1 else "none"  # a single seed is an empty mark
         axes.errorbar(run.hours, ours, run.found.std, color=colour, fmt=marker, ms=6, mfc=full, label=label)
         for each in run.cell.published:
@@ -182,8 +187,7 @@ def _draw_panel(axes: Axes, held: Sequence[Run], hours: tuple[float, float]) -> 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.2)
     axes.set_ylim(top=min(axes.get_ylim()[1], 100))
-    below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-36, units="points")  # of the axis and its label
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=below)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.03, 1.02), borderaxespad=0)
 
 
 def _distinct(held: Sequence[Run]) -> list[Run]:
