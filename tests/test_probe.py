@@ -139,6 +139,16 @@ def test_compiled_steps_are_fused_once_they_were_tried(monkeypatch, trials):
     assert calls and len(trials) == 1
 
 
+def test_compiled_steps_of_other_types_are_fused_where_what_was_tried_went_well(monkeypatch, trials):
+    module, calls, home = layer(), [], op._home(POSES)
+    run(module)
+    monkeypatch.setattr(op, "_home", lambda x: calls.append(x) or home)
+    torch.compiler.reset()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.compile(module, backend="eager", fullgraph=True)(Capsules(POSES.bfloat16()), 2)
+    assert calls and len(trials) == 1
+
+
 def counter():
     return FlopCounterMode(display=False)
 

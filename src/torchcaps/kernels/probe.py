@@ -57,6 +57,7 @@ class Fused:
     def __init__(self, step: FusedStep, demanded: bool):
         self.step, self.demanded = step, demanded
         self._trusted: dict[_Where, bool] = {}
+        self._served: dict[torch.device, bool] = {}  # whether all trials on a device went well
         self.faults: dict[torch.device, str] = {}  # why it is not taken
 
     def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
@@ -65,13 +66,15 @@ class Fused:
     def __deepcopy__(self, memo: dict[int, object]) -> Fused:
         """Return a copy that knows what was found, since it stays on this machine."""
         copied = Fused(self.step, self.demanded)
-        copied._trusted, copied.faults = dict(self._trusted), dict(self.faults)
+        copied._trusted, copied._served = dict(self._trusted), dict(self._served)
+        copied.faults = dict(self.faults)
         return copied
 
     def taken(self, routing: Routing[Any], votes: Votes) -> bool:
         """Return whether the step is to be taken on the device of `votes`, which is tried where that is not known.
 
-        Only steps that run now, on tensors that hold numbers, can be a trial: not those that are compiled or recorded.
+        Only steps that run now, on tensors that hold numbers, can be a trial: not those that are compiled or recorded,
+        for which those of other types count.
 
         Raises:
             ValueError: where the step was demanded and fails; it says why.
@@ -79,13 +82,14 @@ class Fused:
         if votes.device.type not in TRIED:
             return True
         known = self._trusted.get(_where(votes))
-        if known is None:
-            return self._try(routing, votes) if _holds_numbers(votes) else self.demanded
-        return known
+        if known is None and _holds_numbers(votes):
+            return self._try(routing, votes)
+        return self._served.get(votes.device, self.demanded) if known is None else known
 
     def _try(self, routing: Routing[Any], votes: Votes) -> bool:
         reason = fault(self.step, routing, votes)
         self._trusted[_where(votes)] = reason is None
+        self._served[votes.device] = self._served.get(votes.device, True) and reason is None
         if reason is not None:
             self.faults[votes.device] = reason
         if reason is not None and self.demanded:
