@@ -156,8 +156,8 @@ def draw() -> Figure:
     with style():
         figure = Figure(figsize=(8.4, sum(heights)), layout="constrained")
         places = figure.add_gridspec(len(panels), 1, height_ratios=heights)
-        for place, (data, held) in zip(places, panels.items(), strict=True):
-            _draw_panel(figure.add_subplot(place, title=data), held, hours)
+        for number, (data, held) in enumerate(panels.items()):
+            _draw_panel(figure.add_subplot(places[number], title=data), held, hours)
     return figure
 
 

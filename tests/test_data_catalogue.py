@@ -65,8 +65,11 @@ class TestCatalogue:
 
     def test_an_entry_that_is_registered_again_takes_its_own_place(self, monkeypatch):
         monkeypatch.setattr("torchcaps.data.catalogue.CATALOGUE", dict(CATALOGUE))
-        register(replace(CATALOGUE["digits"], about="as when a cell of a notebook is run twice"))
-        assert find("digits")[0].about == "as when a cell of a notebook is run twice"
+        mine = register(replace(CATALOGUE["digits"], name="mine"))
+        register(replace(mine, about="as when a cell of a notebook is run twice"))
+        assert find("mine")[0].about == "as when a cell of a notebook is run twice"
+        with pytest.raises(ValueError, match="'digits' is already registered, read by torchcaps"):
+            register(replace(CATALOGUE["digits"], about="another"))
 
     def test_a_user_without_a_home_is_told_what_to_set(self, monkeypatch, capsys):
         """As in a container under a number that no name belongs to."""

@@ -309,11 +309,15 @@ def test_weights_and_biases_is_told_each_step_and_each_epoch(recipe: Config, mon
     class Run:
         project, id = "torchcaps", "1"
         config = SimpleNamespace(update=lambda params, allow_val_change: told.append(("config", params["batch_size"])))
-        log = staticmethod(lambda metrics, step: told.append((step, sorted(metrics))))
+        log = staticmethod(lambda metrics: told.append((metrics.pop("global_step"), sorted(metrics))))
+        define_metric = staticmethod(lambda name, step_metric: None)
         finish = staticmethod(lambda exit_code: told.append(("end", exit_code)))
 
     opened: dict[str, object] = {}
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: opened.update(given) or Run()))
+    for name in ("WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    package = SimpleNamespace(run=None, init=lambda **given: opened.update(given) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", package)
     monkeypatch.setattr("torchcaps.train.loggers.find_spec", lambda name: name)
     assert main(["train", "tiny", "--log", "wandb"]) == 0
     assert opened == {"project": "torchcaps", "name": "tiny-0", "dir": str(recipe.out / "tiny-0")}
@@ -321,6 +325,10 @@ def test_weights_and_biases_is_told_each_step_and_each_epoch(recipe: Config, mon
     steps = [step for step, names in told[1:-1] if "step_loss" in names]
     assert steps == list(range(1, 11)) and told[-2] == (10, ["test_accuracy"])
     assert [step for step, names in told[1:-1] if "validation_accuracy" in names] == [5, 10]
+    opened.clear()
+    package.run = Run()  # as within a sweep, whose run goes on afterwards
+    assert main(["train", "tiny", "--log", "wandb"]) == 0
+    assert not opened and told[-1] == (10, ["test_accuracy"])
 
 
 def test_loggers_of_the_package_lightning_are_taken_too(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -75,11 +76,14 @@ def test_what_numba_kept_and_cannot_be_read_or_written_is_compiled_anew(
         return sum(add.stats.cache_misses.values())
 
     if harm == "no room":
-        full = OSError(28, "No space left on device")
-        monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", lambda self, path: (_ for _ in ()).throw(full))
+
+        def fill(self: Any, path: str) -> None:
+            raise OSError(28, "No space left on device", f"{path}.tmp.{uuid4()}")
+
+        monkeypatch.setattr(IndexDataCacheFile, "_open_for_write", fill)
         assert [compiled_anew(), compiled_anew()] == [1, 1]
         assert [each.getMessage() for each in caplog.records] == [
-            "torchcaps: compiled kernels are not kept on disk, so each process compiles them anew: OSError: [Errno 28] "
+            "torchcaps: compiled kernels are not kept on disk, so each process compiles them anew: "
             "No space left on device; NUMBA_CACHE_DIR names another place"
         ]
         return
@@ -87,6 +91,28 @@ def test_what_numba_kept_and_cannot_be_read_or_written_is_compiled_anew(
     (file,) = tmp_path.rglob("*.nbi" if harm == "cut index" else "*.nbc")
     file.write_bytes(file.read_bytes()[:40])
     assert [compiled_anew(), compiled_anew()] == [1, 0] and not caplog.records
+
+
+def test_code_of_an_older_source_is_not_taken_where_the_disk_was_full_for_the_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numba writes its small index first, which then names the older code's file."""
+    source = tmp_path / "one.py"
+
+    def load(two: int) -> float:
+        source.write_text(ONE.replace("from two import TWO", f"TWO = {two}"), encoding="utf-8")
+        simd._source.cache_clear()
+        module: dict[str, Any] = {"__name__": "one"}
+        monkeypatch.setitem(sys.modules, "one", SimpleNamespace(**module))
+        exec(compile(source.read_text(), str(source), "exec"), module)
+        return module["add"](1.0)
+
+    assert load(2) == 3.0
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(IndexDataCacheFile, "_save_data", lambda self, name, data: (_ for _ in ()).throw(full))
+        assert load(5) == 6.0
+    assert load(5) == 6.0
 
 
 def test_code_is_not_kept_where_numba_has_no_place_for_our_stamp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """A routed layer does what its parts say: as they are now, and also where they are a subclass's."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -93,8 +95,9 @@ def test_places_of_a_sequence_stand_in_one_row():
     torch.testing.assert_close(maps.sum(1), torch.ones(2, 1, 5))
 
 
+@pytest.mark.parametrize("assigned", [False, True])
 @pytest.mark.parametrize("kind", ["self-routing", "aide"])
-def test_a_module_of_the_meta_device_is_whole_once_its_weights_are_there(kind, monkeypatch):
+def test_a_module_of_the_meta_device_is_whole_once_its_weights_are_there(kind, assigned, monkeypatch):
     """`to_empty` leaves any numbers in what no file holds, here NaN."""
 
     def build() -> nn.Module:
@@ -106,9 +109,9 @@ def test_a_module_of_the_meta_device_is_whole_once_its_weights_are_there(kind, m
     with torch.device("meta"):
         empty = build()
     monkeypatch.setattr(torch, "empty_like", lambda x, device, **_: torch.ones(x.shape, device=device) * torch.nan)
-    empty = empty.to_empty(device="cpu")
+    empty = empty if assigned else empty.to_empty(device="cpu")
     monkeypatch.undo()
-    empty.load_state_dict(made.state_dict())
+    empty.load_state_dict(copy.deepcopy(made.state_dict()), assign=assigned)
     inputs, found = torch.randn(2, 12, 5, 5) if kind == "aide" else Capsules(torch.randn(2, 6, 8), torch.rand(2, 6)), []
     for module in (made, empty):
         result = module(inputs)

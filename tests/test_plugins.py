@@ -49,7 +49,7 @@ MORE = """
 from torchcaps.config import Config
 from torchcaps.data import register
 from torchcaps.data.entry import Entry
-from torchcaps.papers import recipe
+from torchcaps.papers import list_recipes, recipe
 
 
 @recipe
@@ -57,6 +57,8 @@ def mine():
     "A recipe of a plugin."
     return Config()
 
+
+list_recipes()  # which asks for the plugins, of which this is one
 
 for about in ("first", "again, as when a cell of a notebook is run twice"):
     register(Entry("mine-set", about, "plugged:read"))

@@ -196,7 +196,7 @@ def test_copies_know_what_was_tried_and_pickles_are_tried_anew(trials):
     for tries, other in ((1, copy.deepcopy(module)), (2, pickle.loads(pickle.dumps(module)))):
         assert torch.equal(run(other), run(module)) and len(trials) == tries
     twin = copy.deepcopy(module.kernel)
-    twin.faults[torch.device("cpu")] = "of the copy alone"
+    twin.faults[torch.device("cpu"), torch.float32, torch.float32] = "of the copy alone"
     assert twin.step is module.kernel.step and not module.kernel.faults
 
 
@@ -244,7 +244,10 @@ def test_a_kernel_that_fails_on_children_in_half_precision_alone_is_not_taken_th
     home.forward = lambda poses, *rest: fail(0) if poses.dtype == torch.bfloat16 else forward(poses, *rest)
     monkeypatch.setattr(of_attention, "_home", lambda x: home)
     run(module)
-    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="on cpu: RuntimeError: out of"):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.warns(UserWarning, match="on cpu for children in bfloat16: RuntimeError: out"),
+    ):
         run(module, POSES.bfloat16())
     assert len(trials) == 2
     with warnings.catch_warnings():

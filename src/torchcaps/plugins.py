@@ -23,6 +23,7 @@ from torchcaps.terminal import note
 
 GROUP = "torchcaps.plugins"
 HANDED_ON = "TORCHCAPS_IMPORTED"  # to the processes that a command starts: a JSON list of the files that its user named
+_ASKED: list[str] = []  # groups of entry points that are loaded, or being loaded
 _LOADED: dict[str, frozenset[str]] = {}  # "NAME SHA256": its modules, in the order of loading
 _READ: dict[str, str] = {}  # neighbours that are loaded: the SHA-256 of each
 
@@ -216,9 +217,14 @@ def check_imports(records: Sequence[str], what: str) -> None:
             note(f"torchcaps: {name} was changed since {what} was made with it")
 
 
-@functools.cache
 def load_plugins() -> None:
-    """Import what installed packages name in the group `torchcaps.plugins`, once; one that fails is named and left."""
+    """Import what installed packages name in the group `torchcaps.plugins`, once; one that fails is named and left.
+
+    One that asks for a list itself, while it is imported, finds what is there so far.
+    """
+    if _ASKED:
+        return
+    _ASKED.append(GROUP)
     for each in entry_points(group=GROUP):
         try:
             each.load()

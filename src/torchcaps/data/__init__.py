@@ -11,7 +11,7 @@ from torchcaps.lazy import resolver
 
 if TYPE_CHECKING:
     from torchcaps.data.batches import Batches
-    from torchcaps.data.catalogue import CATALOGUE, data_root, find, register
+    from torchcaps.data.catalogue import CATALOGUE, data_root, find, list_entries, register
     from torchcaps.data.entry import Entry
     from torchcaps.data.files import ImageFiles
     from torchcaps.data.images import Images, Source
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "batches": ("Batches",),
-    "catalogue": ("CATALOGUE", "data_root", "find", "register"),
+    "catalogue": ("CATALOGUE", "data_root", "find", "list_entries", "register"),
     "entry": ("Entry",),
     "files": ("ImageFiles",),
     "images": ("Images", "Source"),
@@ -47,6 +47,7 @@ __all__ = [
     "Stream",
     "data_root",
     "find",
+    "list_entries",
     "load_data",
     "register",
 ]

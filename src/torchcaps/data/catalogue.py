@@ -18,14 +18,15 @@ CATALOGUE: dict[str, Entry] = {}
 
 
 def register(entry: Entry) -> Entry:
-    """Add `entry`, which lists it, makes it loadable by name and tested. Defined again, with the same reader, it takes
-    the place of what it was.
+    """Add `entry`, which lists it, makes it loadable by name and tested. One of your own that is defined again, with
+    the same reader, takes the place of what it was.
 
     Raises:
         ValueError: when another one has the name.
     """
-    if entry.name in CATALOGUE and CATALOGUE[entry.name].reader != entry.reader:
-        raise ValueError(f"data set {entry.name!r} is already registered")
+    before = CATALOGUE.get(entry.name)
+    if before is not None and before != entry and (before in ENTRIES or before.reader != entry.reader):
+        raise ValueError(f"data set {entry.name!r} is already registered, read by {before.reader}")
     CATALOGUE[entry.name] = entry
     return entry
 

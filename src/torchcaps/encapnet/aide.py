@@ -82,6 +82,12 @@ class AideConv2d(DenseConv2d):
         self.mask = self._others()
         return moved
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Take weights as torch does, and make the mask anew where `assign=True` has brought them to another device."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self.mask.device != self.weight.device:
+            self.mask = self._others()
+
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, (g d), h, w] -> [b, (g d'), h', w']."""
         return self._convolve(input, self._masked())

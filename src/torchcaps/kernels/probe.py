@@ -1,9 +1,10 @@
-"""Whether a device takes a fused step: tried once, on a few images, beside the plain one.
+"""Whether a device takes a fused step: tried once for each type of children and weights, on a few images, beside the
+plain one.
 
 What can go wrong on a GPU goes wrong at the first launch: no compiler for Triton's launcher, a GPU that Triton does not
-know, more shared memory or registers than there are. So the first step of a layer on a device, forward and backward, is
-a trial at the layer's own sizes, with random numbers in place of its weights and children. It costs a compilation that
-the steps after it would have waited for; they ask a dictionary.
+know, more shared memory or registers than there are. So the first step of a layer on a device, or of another type than
+before, is a trial, forward and backward, at the layer's own sizes, with random numbers in place of its weights and
+children. It costs a compilation that the steps after it would have waited for; they ask a dictionary.
 """
 
 from __future__ import annotations
@@ -46,8 +47,14 @@ def _where(votes: Votes) -> _Where:
     return votes.device, votes.dtype, votes.dtype
 
 
+def _show(votes: Votes) -> str:
+    """Return where a kernel was tried, and for children of which type where that is not float32."""
+    device, children, _ = _where(votes)
+    return f"on {device}" if children == torch.float32 else f"on {device} for children in {str(children)[6:]}"
+
+
 class Fused:
-    """A fused step, and the devices where it was found to run and to be right.
+    """A fused step, and the devices and types where it was found to run and to be right.
 
     Args:
         step: as it was registered.
@@ -58,7 +65,7 @@ class Fused:
         self.step, self.demanded = step, demanded
         self._trusted: dict[_Where, bool] = {}
         self._served: dict[torch.device, bool] = {}  # whether all trials on a device went well
-        self.faults: dict[torch.device, str] = {}  # why it is not taken
+        self.faults: dict[_Where, str] = {}  # why it is not taken
 
     def __reduce__(self) -> tuple[type[Fused], tuple[FusedStep, bool]]:
         return Fused, (self.step, self.demanded)  # what was found of one machine does not hold for the next
@@ -86,19 +93,23 @@ class Fused:
             return self._try(routing, votes)
         return self._served.get(votes.device, self.demanded) if known is None else known
 
+    def fault(self, votes: Votes) -> str | None:
+        """Return why it is not taken for votes like these; None where it is, or was not tried."""
+        return self.faults.get(_where(votes))
+
     def _try(self, routing: Routing[Any], votes: Votes) -> bool:
         reason = fault(self.step, routing, votes)
         self._trusted[_where(votes)] = reason is None
         self._served[votes.device] = self._served.get(votes.device, True) and reason is None
         if reason is not None:
-            self.faults[votes.device] = reason
+            self.faults[_where(votes)] = reason
         if reason is not None and self.demanded:
             raise ValueError(
-                f"implementation is 'fused', but the kernel of {routing.spec.name!r} does not serve on "
-                f"{votes.device}: {reason}; use 'auto' or 'plain'"
+                f"implementation is 'fused', but the kernel of {routing.spec.name!r} does not serve {_show(votes)}: "
+                f"{reason}; use 'auto' or 'plain'"
             )
         if reason is not None:
-            _warn(f"torchcaps: layers of {routing.spec.name!r} take plain steps on {votes.device}: {reason}")
+            _warn(f"torchcaps: layers of {routing.spec.name!r} take plain steps {_show(votes)}: {reason}")
         return reason is None
 
 

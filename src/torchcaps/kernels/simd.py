@@ -120,16 +120,27 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
             return super().load_overload(sig, target_context)
+        except (OSError, MemoryError):  # which say nothing of the file
+            return None
         except Exception:  # of a file that is cut short or overwritten, anything
-            with suppress(Exception):
-                self.flush()
+            self._forget()
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
             super().save_overload(sig, data)
         except Exception as error:  # no room, no longer writable, or an index that is damaged and cannot be replaced
-            _say_not_kept(f"{type(error).__name__}: {error}")
+            self._forget()
+            said = error.strerror if isinstance(error, OSError) else None  # without the file's name, which is a new one
+            _say_not_kept(said or type(error).__name__)
+
+    def _forget(self) -> None:
+        """Remove the index: it is written first, and would else promise code of this source in a file of an older one,
+        which bears the same name.
+        """
+        index: Any = self._cache_file
+        with suppress(OSError):
+            Path(index._index_path).unlink(missing_ok=True)
 
 
 @cache

@@ -179,7 +179,7 @@ def _choice(layer: CapsuleLayer, use: _Use | None, device: torch.device, learns:
     if not isinstance(votes, Known):
         return Choice(layer.form(device.type), "its votes are of a class of one's own, so its rule decides")
     if not kernel.taken(layer.routing, votes):
-        return Choice("plain", kernel.faults[votes.device])
+        return Choice("plain", kernel.fault(votes) or "")
     if before is not None:
         return Choice(before, "it was chosen before")
     if _rank():

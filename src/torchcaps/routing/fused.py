@@ -181,7 +181,7 @@ def find_kernel(implementation: Implementation, transform: Transform, routing: R
         reason = f"there is no kernel for {type(routing).__name__} on {votes}"
     else:
         reason = kernel.supports(transform, routing)
-    if kernel is not None and reason is None:
+    if kernel is not None and reason is None and not torch.cuda.is_available():  # else a CPU may never be asked
         try_numba()
     if kernel is not None and reason is None and not DEVICES:
         reason = _FAULTS.get("cpu", "neither numba nor Triton is installed, which compile the kernels")

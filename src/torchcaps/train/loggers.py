@@ -24,6 +24,7 @@ from torchcaps.train.run import Result
 Name = Literal["csv", "tensorboard", "wandb"]
 NEEDS: dict[Name, tuple[str, ...]] = {"csv": (), "tensorboard": ("tensorboard",), "wandb": ("wandb",)}
 PROJECT = "torchcaps"  # of Weights & Biases
+STEP = "global_step"  # by which it draws all else
 
 
 class Logged(Callback):
@@ -31,7 +32,8 @@ class Logged(Callback):
 
     Args:
         loggers: of Fabric, or names: csv, tensorboard and wandb, which write to the folder of the run. Weights & Biases
-            takes its settings from the environment, such as WANDB_MODE=offline and WANDB_PROJECT.
+            takes its settings from the environment, such as WANDB_MODE=offline, WANDB_PROJECT and WANDB_NAME; a run of
+            it that the program has open is written to, and stays open.
 
     Raises:
         TypeError: for what is neither.
@@ -108,15 +110,20 @@ def build_logger(name: Name, folder: Path) -> Logger:
 
 
 class WandbLogger(Logger):
-    """A run of Weights & Biases, named as the folder that it writes to. That package's own logger for Fabric wants all
-    of Lightning.
+    """A run of Weights & Biases, named as the folder that it writes to, or the one that is open.
+
+    That package's own logger for Fabric wants all of Lightning.
     """
 
     def __init__(self, folder: Path):
         import wandb  # pyright: ignore[reportMissingImports] - an extra
 
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
-        self._run: Any = wandb.init(project=project, name=folder.name, dir=str(folder))
+        self._open: Any = wandb.run  # the caller's, as within a sweep: it is written to, and not ended
+        project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", folder.name)
+        self._run: Any = self._open
+        if self._run is None:
+            self._run = wandb.init(project=project, name=name, dir=str(folder))
+            self._run.define_metric("*", step_metric=STEP)
 
     @property
     def name(self) -> str:
@@ -132,7 +139,8 @@ class WandbLogger(Logger):
         self._run.config.update(params, allow_val_change=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, STEP: step})
 
     def finalize(self, status: str) -> None:
-        self._run.finish(exit_code=0 if status == "success" else 1)
+        if self._open is None:
+            self._run.finish(exit_code=0 if status == "success" else 1)

@@ -17,14 +17,19 @@ _TOLD = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")  # where Fabric leaves a seed for 
 def seeds_kept(device: torch.device) -> Iterator[None]:
     """Put the generators of Python, NumPy and torch back afterwards, and the seed that Fabric tells of.
 
-    Else a search that draws its next rate after each `fit` would draw the same one for ever.
+    Else a search that draws its next rate after each `fit` would draw the same one for ever. Those of GPUs are put back
+    where the program has used one, or the run does.
     """
     python, numpy = random.getstate(), np.random.get_state()
     told = {name: os.environ.get(name) for name in _TOLD}
+    used = device.type == "cuda" or torch.cuda.is_initialized()
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(range(torch.cuda.device_count()) if used else []):  # a seed goes to all of them
             yield
     finally:
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
         random.setstate(python)
         np.random.set_state(numpy)
         for name, value in told.items():
