@@ -223,6 +223,7 @@ def test_stays_finite(version, kind, dtype):
     assert all(p.grad.isfinite().all() for p in (x, *(p for p in module.parameters() if p.grad is not None)))
 
 
+@pytest.mark.slow
 def test_compiles_exports_and_copies():
     torch.compiler.reset()
     torch.manual_seed(0)

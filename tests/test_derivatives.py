@@ -72,7 +72,7 @@ def moved(tensors, direction, step):
 
 
 @every_layer
-@every_variant
+@first_quickly
 def test_first_derivatives_equal_those_of_backward(name, routing, options):
     wanted = slope = None
     for module in forms(name, routing, options):

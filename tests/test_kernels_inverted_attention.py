@@ -264,7 +264,8 @@ def test_a_training_run_keeps_its_loss_curve():
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
-@pytest.mark.parametrize("sizes", ["few", pytest.param("", marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.slow  # `test_probe.py` has the smallest
+@pytest.mark.parametrize("sizes", ["few", ""], ids=["few", "all"])
 def test_the_triton_form_equals_the_plain_one(sizes):
     script = Path(__file__).parent / "interpreted_inverted_attention.py"
     command = [sys.executable, script, *sizes.split()]

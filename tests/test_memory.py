@@ -63,7 +63,7 @@ def test_the_measure_sees_what_the_naive_form_holds():
     "backend",
     [
         "eager",
-        "aot_eager",
+        pytest.param("aot_eager", marks=pytest.mark.slow),
         pytest.param(
             "inductor",
             marks=[
