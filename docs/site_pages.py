@@ -193,7 +193,8 @@ def environment_page() -> str:
         ("variable", "is", "read in"),
         *((f"`{name}`", about, ", ".join(found[name])) for name, about in VARIABLES.items()),
     ]
-    return f"# Environment variables\n\n{markdown(rows)}\n"
+    others = [("variable", "is"), *((f"`{name}`", about) for name, about in OTHERS.items())]
+    return f"# Environment variables\n\n{markdown(rows)}\n\n## Of other packages\n\n{markdown(others)}\n"
 
 
 def contribute_page() -> str:
@@ -211,6 +212,16 @@ VARIABLES = {
     "TORCHCAPS_DATA": "the folder of the data sets, where `data.root` does not say it",
     "TORCHCAPS_CACHE": "the folder of what is decoded or fetched once",
     "TORCHCAPS_IMPORTED": "set by the library itself: what `--import` brought in, for processes that it starts",
+}
+
+OTHERS = {
+    "OMP_NUM_THREADS": "threads of torch and of the kernels on a CPU. They wait for the slowest of them many times a "
+    "step, so where other programs take a core, fewer threads than cores can be faster",
+    "NUMBA_CACHE_DIR": "the folder of compiled CPU kernels, where that beside the package and that in the user's cache "
+    "cannot be written",
+    "NUMBA_OPT": "the level at which they are compiled, 0 to 3; by default 2",
+    "NUMBA_DISABLE_JIT": "1: none are compiled, and layers take plain steps",
+    "WANDB_MODE, WANDB_PROJECT, WANDB_NAME": "settings of Weights & Biases, for `--log wandb`",
 }
 
 
