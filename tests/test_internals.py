@@ -56,22 +56,25 @@ def test_numba_forgets_what_it_kept_when_another_file_changes(tmp_path: Path, mo
     assert [added(2), added(2), added(5)] == [(3.0, 0), (3.0, 1), (6.0, 0)], said
 
 
+def adding(two: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A compiled function that adds `two`, of a file in `folder`, as another process would read it."""
+    source = folder / "one.py"
+    source.write_text(ONE.replace("from two import TWO", f"TWO = {two}"), encoding="utf-8")
+    simd._source.cache_clear()
+    module: dict[str, Any] = {"__name__": "one"}
+    monkeypatch.setitem(sys.modules, "one", SimpleNamespace(**module))
+    exec(compile(source.read_text(), str(source), "exec"), module)
+    return module["add"]
+
+
 @pytest.mark.parametrize("harm", ["cut index", "cut code", "no room"])
 def test_what_numba_kept_and_cannot_be_read_or_written_is_compiled_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, harm: str
 ) -> None:
-    source = tmp_path / "one.py"
-    source.write_text(ONE.replace("from two import TWO", "TWO = 2"), encoding="utf-8")
     simd._say_not_kept.cache_clear()
 
-    def load() -> Any:
-        module: dict[str, Any] = {"__name__": "one"}
-        monkeypatch.setitem(sys.modules, "one", SimpleNamespace(**module))
-        exec(compile(source.read_text(), str(source), "exec"), module)
-        return module["add"]
-
     def compiled_anew() -> int:
-        add = load()
+        add = adding(2, tmp_path, monkeypatch)
         assert add(1.0) == 3.0
         return sum(add.stats.cache_misses.values())
 
@@ -97,22 +100,12 @@ def test_code_of_an_older_source_is_not_taken_where_the_disk_was_full_for_the_ne
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numba writes its small index first, which then names the older code's file."""
-    source = tmp_path / "one.py"
-
-    def load(two: int) -> float:
-        source.write_text(ONE.replace("from two import TWO", f"TWO = {two}"), encoding="utf-8")
-        simd._source.cache_clear()
-        module: dict[str, Any] = {"__name__": "one"}
-        monkeypatch.setitem(sys.modules, "one", SimpleNamespace(**module))
-        exec(compile(source.read_text(), str(source), "exec"), module)
-        return module["add"](1.0)
-
-    assert load(2) == 3.0
+    assert adding(2, tmp_path, monkeypatch)(1.0) == 3.0
     with monkeypatch.context() as patch:
         full = OSError(28, "No space left on device")
         patch.setattr(IndexDataCacheFile, "_save_data", lambda self, name, data: (_ for _ in ()).throw(full))
-        assert load(5) == 6.0
-    assert load(5) == 6.0
+        assert adding(5, tmp_path, monkeypatch)(1.0) == 6.0
+    assert adding(5, tmp_path, monkeypatch)(1.0) == 6.0
 
 
 def test_code_is_not_kept_where_numba_has_no_place_for_our_stamp(monkeypatch: pytest.MonkeyPatch) -> None:

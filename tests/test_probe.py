@@ -235,13 +235,12 @@ def test_no_kernel_that_is_right_fails_in_half_precision(name, trials):
 def test_a_kernel_that_fails_on_children_in_half_precision_alone_is_not_taken_there(monkeypatch, trials):
     """Inverted attention's kernels read each tensor in its own type; a new type is a new kernel on a GPU."""
 
-    class Wide:
-        def __init__(self):
-            self.forward, self.backward = of_attention._home(POSES).forward, of_attention._home(POSES).backward
+    right, module = of_attention._home(POSES), layer(routing="inverted-attention")
 
-    home, module = Wide(), layer(routing="inverted-attention")
-    forward = home.forward
-    home.forward = lambda poses, *rest: fail(0) if poses.dtype == torch.bfloat16 else forward(poses, *rest)
+    def forward(poses, *rest):
+        return fail(0) if poses.dtype == torch.bfloat16 else right.forward(poses, *rest)
+
+    home = SimpleNamespace(forward=forward, backward=right.backward)
     monkeypatch.setattr(of_attention, "_home", lambda x: home)
     run(module)
     with (
