@@ -134,3 +134,18 @@ def test_reconstruction_of_parts_sums_over_them() -> None:
     a, b = torch.rand(3, 2, 1, 4, 4), torch.rand(3, 2, 1, 4, 4)
     each = [reconstruction_loss(a[:, m], b[:, m]) for m in range(2)]
     torch.testing.assert_close(reconstruction_loss(a, b), each[0] + each[1])
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        DeconvDecoder(5, (1, 6, 7), (4, 3, 2)),
+        DenseDecoder(4, 5, (1, 6, 7)),
+        DenseDecoder(4, 5, (1, 6, 7), masked=False),
+    ],
+    ids=["deconv", "dense", "dense-alone"],
+)
+def test_no_class_is_black_beside_others_and_alone(decoder: torch.nn.Module) -> None:
+    decoder.eval()
+    images = decoder(torch.randn(2, 4, 5), torch.tensor([-1, 0]))
+    assert not images[0].any() and images[1].any()

@@ -24,6 +24,7 @@ from torchcaps.data import Images, load_data
 from torchcaps.deploy import Classifier
 from torchcaps.deploy.classifier import Answer
 from torchcaps.deploy.export import export_onnx, export_packed, export_pt2
+from torchcaps.deploy.many import predict_files
 from torchcaps.deploy.onnx import OnnxRunner
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
@@ -416,3 +417,22 @@ def test_what_cannot_be_loaded_is_named(run: Path, tmp_path: Path) -> None:
         torchcaps.load(tmp_path / "folder")
     with pytest.raises(ValueError, match="device is 'gpu'; it must be auto, cpu, cuda or mps"):
         torchcaps.load(run, device="gpu")
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5])
+def test_a_batch_is_a_number_of_pictures(batch: Any, run: Path) -> None:
+    """Not the end of the pictures before the first of them."""
+    classifier = torchcaps.load(run)
+    for predict in (classifier.predict, lambda pictures, batch: predict_files(classifier, pictures, batch)):
+        with pytest.raises(ValueError, match=rf"batch is {batch}; it must be a whole number, at least 1"):
+            predict([], batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_answers_in_its_own_precision(dtype: torch.dtype, run: Path) -> None:
+    classifier = torchcaps.load(run)
+    picture = np.zeros((8, 8), np.uint8)
+    wanted = classifier(picture)
+    classifier.model.to(dtype)
+    found = classifier(picture)
+    assert found.scores == pytest.approx(wanted.scores, abs=0.02)

@@ -231,3 +231,30 @@ def test_the_command_exports_a_run(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{(tmp_path / 'half').stat().st_size:,} bytes" in said and "scores differ by at most" in said
     assert main(["export", str(tmp_path / "nothing")]) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_of_any_precision_is_exported_in_float32(dtype, tmp_path):
+    torch.manual_seed(0)
+    model = create_model("small-resnet.dynamic", num_classes=3, in_channels=1, image_size=8).to(dtype).eval()
+    done = export_pt2(model, tmp_path / "model.pt2")
+    images = torch.rand(2, 1, 8, 8)
+    (scores, *_) = torch.export.load(done.path).module()(images)
+    wanted = model(images.to(dtype)).scores
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, wanted.float(), rtol=0, atol=0.02)
+    assert {each.dtype for each in model.parameters()} == {dtype}
+
+
+def test_units_that_serve_training_alone_are_not_exported(tmp_path):
+    model = create_model("cnn-6-feedback", num_classes=3, in_channels=1, image_size=32, channels=2)
+    whole, network = export_pt2(model, tmp_path / "a.pt2"), export_pt2(model.deployed(), tmp_path / "b.pt2")
+    assert whole.bytes == network.bytes
+    assert model.units is not None
+
+
+def test_scales_are_of_binary_weights_alone(tmp_path):
+    model = create_model("small-resnet.dynamic", num_classes=3, in_channels=1, image_size=8)
+    with pytest.raises(ValueError, match=r"scales are torch.float16, but the model has no binary weights"):
+        export_pt2(model, tmp_path / "model.pt2", scales=torch.float16)
+    assert not list(tmp_path.iterdir())

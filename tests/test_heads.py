@@ -422,3 +422,36 @@ def test_a_model_remembers_what_it_was_made_of():
     }
     again = create_model(**model.origin)
     assert again.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("features", ["spatial", "flattened"])
+def test_maps_hold_no_weights_of_what_follows_the_pooling_alone(features):
+    """A MobileNet V3 has its last convolution there, which is half of its weights."""
+    torch.manual_seed(0)
+    model = create_model("mobilenetv3_small_050.dynamic", image_size=64, features=features)
+    model(torch.rand(2, 3, 64, 64)).scores.sum().backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None] == []
+    state = {f"backbone.model.conv_head.{name}": torch.rand(4) for name in ("weight", "bias")} | model.state_dict()
+    model.load_state_dict(state)  # of a run of before, which holds them
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet18.dynamic", {"primary": 64}, "primary is 64, but pooled features are cut into capsules as they stand"),
+        ("variational-bayes-64-8-16-16", {"coordinates": False, "placement": "hinton"}, "placement is 'hinton', but"),
+        ("dynamic-diverse-multimnist", {"head": "length", "gain": 7.0}, "gain is 7.0, but head is 'length'"),
+        ("capsnet", {"decoder": False, "masked": False}, "masked is False, but decoder is False"),
+        ("encapnet-6-master", {"aide": "all"}, "aide is 'all', but version is 'master'"),
+        ("encapnet-v1", {"version": "master", "branch_norm": True}, "branch_norm is True, but version is 'master'"),
+        (
+            "resnet18.dynamic",
+            {"routing_over": "children", "routing_options": {"over": "parents"}},
+            "routing_over is 'children', but routing_options has over 'parents': give one",
+        ),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(name, options, message):
+    with torch.device("meta"), pytest.raises(ValueError) as error:
+        create_model(name, num_classes=10, in_channels=3, image_size=32, **options)
+    assert message in str(error.value)

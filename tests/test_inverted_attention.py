@@ -127,3 +127,16 @@ def test_ablation_c_heeds_the_activations_of_its_children():
     assert (a.poses - b.poses).abs().max() > 0.1 and (a.activations - b.activations).abs().max() > 0.01
     with pytest.raises(ValueError, match="needs activations"):
         module(Capsules(capsules.poses), 2)
+
+
+def test_a_routing_that_is_not_iterative_is_taken_anew_only_where_what_it_reads_is_new():
+    sizes = ((6, 4, 4, 4), (4, 3, 4, 4), (3, 2, 4, 4))
+
+    def plan(*routings):
+        layers = [CapsuleLayer(LinearTransform(*size), each) for size, each in zip(sizes, routings, strict=False)]
+        return CapsuleStack(layers, 3, "concurrent").plan()
+
+    assert plan("fm", "fm") == [(0, 0), (1, 0)]
+    assert plan("fm", "dynamic") == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert plan("dynamic", "fm") == [(0, 0), (1, 0), (0, 1), (1, 2)]
+    assert plan("uniform", "dynamic", "fm") == [(0, 0), (1, 0), (2, 0), (1, 1), (2, 2)]

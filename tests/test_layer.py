@@ -11,7 +11,15 @@ from torchcaps.cost.operations import count_operations
 from torchcaps.encapnet.aide import AideConv2d
 from torchcaps.inspect.agreement import measure_agreement
 from torchcaps.inspect.couplings import share_maps
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.layers import (
+    CapsuleLayer,
+    CapsuleStack,
+    ConvTransform,
+    Coordinates,
+    LinearTransform,
+    set_forms,
+    use_implementation,
+)
 from torchcaps.layers.normalised import NormalisedTransform
 from torchcaps.models import create_model
 
@@ -120,3 +128,34 @@ def test_a_module_of_the_meta_device_is_whole_once_its_weights_are_there(kind, a
         found.append([result, *(p.grad for p in module.parameters())])
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs) and not ours.isnan().any()
+
+
+def test_an_implementation_that_one_layer_refuses_changes_none():
+    def stacked(*routings):
+        return CapsuleStack([CapsuleLayer(LinearTransform(4, 4, 8, 8), each) for each in routings])
+
+    stack = stacked("dynamic", "uniform")
+    with pytest.raises(ValueError, match="fused"):
+        use_implementation(stack, "fused")
+    assert [layer.implementation for layer in stack.layers] == ["auto", "auto"]
+    with pytest.raises(ValueError, match=r"the form of layer 'layers\.1' is 'quick'"):
+        set_forms(stack, {"layers.0": {"cpu": "plain"}, "layers.1": {"cpu": "quick"}})
+    assert not stack.layers[0].chosen
+
+
+def test_a_stack_takes_layers_from_anywhere_once():
+    layers = (CapsuleLayer(LinearTransform(4, 4, 8, 8), "dynamic") for _ in range(2))
+    assert len(CapsuleStack(layers).layers) == 2
+
+
+@pytest.mark.parametrize("coordinates", [False, True, Coordinates(0.0, 0.1)])
+def test_reset_parameters_fill_all_that_a_transform_holds(coordinates):
+    torch.manual_seed(0)
+    transform = ConvTransform(3, 2, 4, 4, coordinates=coordinates)
+    wanted = {name: value.clone() for name, value in transform.state_dict().items()}
+    with torch.no_grad():
+        for each in (*transform.parameters(), *transform.buffers()):
+            each.fill_(torch.nan)
+    torch.manual_seed(0)
+    transform.reset_parameters()
+    torch.testing.assert_close(transform.state_dict(), wanted, rtol=0, atol=0)

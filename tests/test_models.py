@@ -53,6 +53,18 @@ def test_capsnet_takes_any_routing_without_activations(routing):
     assert bool(model.coefficients()) == (routing == "discriminative")
 
 
+@pytest.mark.parametrize("name", ["capsnet", "fm-resnet-affnist"])
+def test_scores_of_layer_normed_capsules_tell_images_apart(name):
+    """All their lengths are the same."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=3, in_channels=1, image_size=28, routing="inverted-attention").eval()
+    for transform in (layer.transform for layer in model.stack.layers):
+        transform.weight.data *= 100  # far from the epsilon of the norm
+    scores = model(torch.rand(4, 1, 28, 28)).scores
+    assert model.scores == "logit"
+    assert (scores.std(0) > 1e-3).all() and (scores.std(1) > 1e-3).all()
+
+
 def test_the_label_chooses_what_is_decoded_and_the_scores_do_without_one():
     model = small("capsnet")
     images = torch.rand(4, 1, 21, 21)

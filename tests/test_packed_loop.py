@@ -370,3 +370,16 @@ def test_a_loop_is_made_anew_where_a_tensor_is_given_other_data():
         packed.implementation = "plain"
         torch.testing.assert_close(found, packed(Capsules(poses), 3).capsules.poses, rtol=1e-4, atol=1e-5)
     assert (found - before).abs().max() > 0.01
+
+
+class Centred(LinearTransform):
+    """Children less their mean, at the time when they vote: before signs are taken of them."""
+
+    def vote(self, children, weight, binary=False):
+        poses = children.poses
+        return super().vote(children._replace(poses=poses - poses.mean(-2, keepdim=True)), weight, binary)
+
+
+def test_a_transform_with_votes_of_its_own_is_not_packed():
+    with pytest.raises(ValueError, match="a layer with Centred cannot be packed"):
+        pack(CapsuleLayer(Centred(6, 3, 8, 16), "xnodr"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torchcaps import create_model
-from torchcaps.models.smaller import SelectedTransform, count_zeros, prune, sizes_of
+from torchcaps.models.smaller import SelectedTransform, count_zeros, fold, prune, sizes_of
 
 TYPES, PLACES = 5, 9  # primary capsules of the network below
 
@@ -125,3 +125,16 @@ def test_a_network_of_dead_children_is_named():
     kill(model.stack.layers[0], range(45))
     with pytest.raises(ValueError, match="all 45 children"):
         prune(model)
+
+
+@pytest.mark.parametrize("smaller", [prune, fold])
+def test_what_is_smaller_learns_and_runs_as_the_whole_did(smaller):
+    """What was frozen stays so, and evaluation mode is that of all layers."""
+    model = network(hidden=(4,))
+    kill(model.stack.layers[0], [0, 3])
+    made = smaller(model.requires_grad_(False).eval())
+    assert not any(each.training for each in made.modules())
+    assert not any(each.requires_grad for each in made.parameters())
+    made = smaller(model.requires_grad_(True).train())
+    assert all(each.training for each in made.modules())
+    assert all(each.requires_grad for each in made.parameters())

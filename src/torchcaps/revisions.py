@@ -159,6 +159,11 @@ def _placed_as_released(config: Config) -> bool:
     return any(options.get(name) != value for name, value in _OTHERWISE_PLACED.items())
 
 
+def _layer_normed(name: str) -> Callable[[Config], bool]:
+    """Return whether a config has a model of this name whose class capsules are layer-normed."""
+    return lambda config: with_model(name)(config) and str(routing_of(config.model)).startswith("inverted-attention")
+
+
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
 
 
@@ -259,6 +264,16 @@ REVISIONS: tuple[Revision, ...] = (
         "about another point",
         lambda config: config.data.augment.byerly,
         training=True,
+    ),
+    *(
+        Revision(
+            "model",
+            name,
+            number,
+            "scores were the lengths of layer-normed class capsules, which are all the same",
+            _layer_normed(name),
+        )
+        for name, number in (("capsnet", 2), ("fm-resnet-*", 3))
     ),
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +41,9 @@ class TimmBackbone(nn.Module):
         ValueError: for a name that timm does not have (the nearest is named), images that the model does not take,
             weights that cannot be had, a stem that cannot be made small, channels of what is no ResNet, and a trunk
             where no last convolution is known.
+
+    What only timm's pooled features pass through, such as the last convolution of a MobileNet V3, is left out of the
+    other kinds: it would have parameters that nothing trains. Weights of a network that has it are read without it.
     """
 
     def __init__(
@@ -59,6 +64,14 @@ class TimmBackbone(nn.Module):
             _shrink_stem(name, self.model)
         self.taken = _leave_out_last(name, self.model) if features == "trunk" else None
         self.shape = self._measure(name, in_channels, image_size)
+        image = next(self.model.parameters()).new_zeros(1, in_channels, *image_size)
+        self.left_out = () if features == "pooled" else _leave_out_unused(self.model, partial(_sum_of, self, image))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for each in self.left_out:
+            for key in [key for key in state_dict if key.startswith(f"{prefix}model.{each}.")]:
+                del state_dict[key]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.features == "pooled":
@@ -158,6 +171,33 @@ def _leave_out_last(name: str, model: nn.Module) -> int:
     stage[-1] = nn.Sequential(*(getattr(block, part) for part in kept))
     assert isinstance(last, nn.Conv2d)
     return last.out_channels
+
+
+def _sum_of(backbone: TimmBackbone, image: Tensor) -> Tensor:
+    with evaluating(backbone):
+        return backbone(image).float().sum()
+
+
+def _leave_out_unused(model: nn.Module, measure: Callable[[], Tensor]) -> tuple[str, ...]:
+    """Take the largest parts without any parameter that `measure` depends on out of `model`; their names.
+
+    A gradient tells, since some networks of timm use weights of a part without calling it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        parameters = [each for each in model.parameters() if each.requires_grad]
+        if any(each.is_inference() for each in parameters):
+            return ()
+        found = torch.autograd.grad(measure(), parameters, allow_unused=True)
+    used = {id(each) for each, gradient in zip(parameters, found, strict=True) if gradient is not None}
+    unused: list[str] = []
+    for name, part in model.named_modules():
+        own = list(part.parameters())
+        within = any(name.startswith(f"{each}.") for each in unused)
+        if name and own and not within and not any(id(each) in used or not each.requires_grad for each in own):
+            unused.append(name)
+    for name in unused:
+        model.set_submodule(name, nn.Identity())
+    return tuple(unused)
 
 
 def _shrink_stem(name: str, model: nn.Module) -> None:

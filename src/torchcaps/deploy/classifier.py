@@ -20,6 +20,7 @@ from torchcaps.data.prepare import to_input
 from torchcaps.forms import InputForm, ScoreForm
 from torchcaps.manifest import Manifest
 from torchcaps.memory import free_memory
+from torchcaps.names import whole
 from torchcaps.scores import shown_classes, to_probabilities
 
 if TYPE_CHECKING:
@@ -135,11 +136,17 @@ class Classifier:
         return list(self.predict(pictures if isinstance(pictures, Iterable) else [pictures]))
 
     def predict(self, pictures: Iterable[Picture], batch: int = BATCH) -> Iterator[Prediction]:
-        """Yield each of many pictures in turn, `batch` of them computed and held at one time, or fewer where the memory
-        holds no more; otherwise as a call.
+        """Return an iterator over many pictures that gives what each shows; otherwise as a call.
+
+        `batch` of them are computed and held at one time, or fewer where the memory holds no more.
+
+        Raises:
+            ValueError: for a `batch` below 1.
         """
-        pixels = map(self.read, pictures)
-        while several := list(islice(pixels, min(batch, self.most))):
+        return self._predict(map(self.read, pictures), min(whole("batch", batch), self.most))
+
+    def _predict(self, pixels: Iterator[np.ndarray], batch: int) -> Iterator[Prediction]:
+        while several := list(islice(pixels, batch)):
             yield from self.answer(several)
 
     def read(self, picture: Picture) -> np.ndarray:

@@ -1,7 +1,8 @@
 """A trained model as it is deployed: ONNX, an exported program of torch, or a packed file of XnODR's bits.
 
-Each export is read back and compared with the model on random images, so that what is written is known to work, and its
-time at batch 1 is taken beside the model's. Layers whose weights are binary are exported with a bit a weight.
+What is written computes in float32, whatever the model's own precision. Each export is read back and compared with the
+model on random images, so that what is written is known to work, and its time at batch 1 is taken beside the model's.
+Layers whose weights are binary are exported with a bit a weight.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class _Source(NamedTuple):
     def program(self, scales: torch.dtype) -> tuple[torch.export.ExportedProgram, int]:
         """Return the program, for any batch size, in which binary weights are bits; and how many outputs it has."""
         check_scales(scales)
-        module = _Outputs(pack(self.model, scales) if has_binary_weights(self.model) else self.model)
+        binary = has_binary_weights(self.model)
+        if not binary and scales != torch.float32:
+            raise ValueError(f"scales are {scales}, but the model has no binary weights that have any: leave them out")
+        module = _Outputs(pack(self.model, scales) if binary else self.model)
         return trace_program(module, self.images[:2]), len(self.wanted())
 
     @torch.no_grad()
@@ -260,7 +264,8 @@ def measure_latency(run: Callable[[], object]) -> float:
 
 def _loaded(source: Model | str | Path, image: tuple[int, int, int] | None, classes: Sequence[str] = ()) -> _Source:
     if isinstance(source, Model):
-        manifest, model = _describe(source), copy.deepcopy(source).cpu().eval()
+        model = copy.deepcopy(source).deployed().cpu().float().eval()
+        manifest = _describe(model)
     else:
         manifest, model = read_source(source)
     if manifest is not None and classes:

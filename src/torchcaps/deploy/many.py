@@ -14,6 +14,7 @@ import numpy as np
 from torchcaps.data.pictures import suffixes, walk
 from torchcaps.deploy.classifier import BATCH, Classifier, Prediction
 from torchcaps.files import check_plain
+from torchcaps.names import whole
 
 
 def find_pictures(places: Iterable[str | Path]) -> list[Path]:
@@ -53,8 +54,18 @@ def _expanded(place: str | Path) -> list[Path]:
 def predict_files(
     classifier: Classifier, paths: Iterable[Path], batch: int = BATCH
 ) -> Iterator[tuple[Path, Prediction | ValueError]]:
-    """Yield each of `paths` with what it shows, or with why it cannot be read; files are read in several threads."""
-    left, batch = iter(paths), min(batch, classifier.most)
+    """Return an iterator of each of `paths` with what it shows, or with why it cannot be read; files are read in
+    several threads.
+
+    Raises:
+        ValueError: for a `batch` below 1.
+    """
+    return _predict_files(classifier, iter(paths), min(whole("batch", batch), classifier.most))
+
+
+def _predict_files(
+    classifier: Classifier, left: Iterator[Path], batch: int
+) -> Iterator[tuple[Path, Prediction | ValueError]]:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as readers:
         while several := list(islice(left, batch)):
             read = list(readers.map(lambda path: _read(classifier, path), several))

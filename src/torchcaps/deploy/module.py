@@ -28,10 +28,9 @@ class ModuleRunner:
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> Answer:
-        device = next(
-            (each.device for each in (*self._model.parameters(), *self._model.buffers())), torch.device("cpu")
-        )
-        batch = torch.from_numpy(images).to(device).contiguous(memory_format=torch.channels_last)
+        held = [each for each in (*self._model.parameters(), *self._model.buffers()) if each.is_floating_point()]
+        batch = torch.from_numpy(images).to(held[0] if held else self._device)
+        batch = batch.contiguous(memory_format=torch.channels_last)
         output = self._model(batch)
         return Answer(*(None if each is None else each.float().cpu().numpy() for each in class_outputs(output)))  # pyright: ignore[reportArgumentType]
 

@@ -249,6 +249,15 @@ def _skip(wide: int, out: int, stride: int, bias: bool) -> nn.Module:
     return nn.Identity() if wide == out and stride == 1 else nn.Conv2d(wide, out, 3, stride, 1, bias=bias)
 
 
+def check_aide(version: str, aide: str, aide_extra: int, branch_norm: bool) -> None:
+    """Raise ValueError where a network whose `version` has no aide is told how it is built."""
+    given = {"aide": aide, "aide_extra": aide_extra, "branch_norm": branch_norm}
+    usual = {"aide": "others", "aide_extra": 4, "branch_norm": False}
+    for name, value in given.items():
+        if version == "master" and value != usual[name]:
+            raise ValueError(f"{name} is {value!r}, but version is 'master', which has no aide: leave it out")
+
+
 def _check(
     capsules: int, in_pose: int, out_pose: int, kernel: int, aide_extra: int, stride: int, version: str, aide: str
 ) -> None:

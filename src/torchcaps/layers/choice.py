@@ -99,6 +99,7 @@ def set_forms(model: nn.Module, forms: Mapping[str, Mapping[str, Form]]) -> None
         for form in by_device.values():
             if form not in ("plain", "fused"):
                 raise ValueError(f"the form of layer {name!r} is {form!r}; it must be plain or fused")
+    for name, by_device in forms.items():
         layers[name].chosen.update(by_device)
 
 

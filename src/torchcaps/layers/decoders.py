@@ -41,16 +41,14 @@ def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
 
     A class of -1 stands for none; it is given the pose of class 0.
     """
-    several = chosen.clamp_min(0) if chosen.ndim == 2 else chosen.unsqueeze(1)
+    several = (chosen if chosen.ndim == 2 else chosen.unsqueeze(1)).clamp_min(0)
     found = poses.gather(1, several.unsqueeze(-1).expand(-1, -1, poses.shape[-1]))
     return found if chosen.ndim == 2 else found.squeeze(1)
 
 
 def blacken(images: Tensor, chosen: Tensor) -> Tensor:
-    """Return `images` [b, m, c, h, w] with those of class -1 in `chosen` [b, m] black; images [b, c, h, w] of one class
-    each as they are.
-    """
-    return images if chosen.ndim == 1 else images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
+    """Return `images` [b, (m,) c, h, w] with those of class -1 in `chosen` [b, (m,)] black."""
+    return images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
 
 
 def _image(image: Sequence[int]) -> tuple[int, int, int]:

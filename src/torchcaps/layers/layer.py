@@ -198,8 +198,8 @@ class CapsuleLayer(nn.Module):
         bias = self.routing.kept_bias
         folded = CapsuleLayer(self.transform.scaled(coupling), "uniform", bias=bias is not None)
         if bias is not None:
-            folded.routing.bias = nn.Parameter(bias.detach().clone())
-        return folded
+            folded.routing.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
+        return folded.train(self.training)
 
 
 class CapsuleStack(nn.Module):
@@ -207,10 +207,12 @@ class CapsuleStack(nn.Module):
 
     Args:
         layers: from the primary capsules upwards, at least one.
-        iterations: R, at least 1; may be changed after training. A routing that is not iterative runs once.
+        iterations: R, at least 1; may be changed after training, in a model by `Model.iterations`, which what builds
+            the model anew then knows. A routing that is not iterative runs once; with the concurrent schedule once for
+            each change of what it reads.
         schedule: "sequential" (a layer finishes first) or "concurrent" (after a first pass upwards, every layer reads
             the capsules that the layer below had in the previous iteration; Tsai et al. 2020, Procedure 2); may be
-            changed as well.
+            changed as well, in a model by `Model.schedule`.
 
     With the concurrent schedule the last output sees layer l, counted from 0 at the top, only up to iteration R - l, or
     the first pass where that is below 1: later steps of that layer reach nothing and are left out. So with R = 2 only
@@ -221,6 +223,7 @@ class CapsuleStack(nn.Module):
         super().__init__()
         if isinstance(layers, nn.Module) and not isinstance(layers, nn.ModuleList):
             raise TypeError(f"layers is a {type(layers).__name__}; give a list of them: CapsuleStack([layer])")
+        layers = list(layers)
         if not layers:
             raise ValueError("a stack of 0 layers was asked for; give at least one CapsuleLayer")
         for n, each in enumerate(layers):
@@ -256,13 +259,19 @@ class CapsuleStack(nn.Module):
         if self.schedule == "sequential":
             rounds = [self.iterations if layer.routing.spec.iterative else 1 for layer in layers]
             return [(level, t) for level in range(top + 1) for t in range(rounds[level])]
-        upwards = [(level, 0) for level in range(top + 1)]
-        return upwards + [
-            (level, t)
-            for t in range(1, self.iterations)
-            for level in range(top, -1, -1)
-            if t <= self.iterations - 1 - (top - level)
-        ]
+        steps = [(level, 0) for level in range(top + 1)]
+        renewed = [0] * len(layers)  # the iteration of each layer's capsules
+        read = [0] * len(layers)  # that of the capsules below, which these were made of
+        for t in range(1, self.iterations):
+            for level in range(top, -1, -1):
+                below = renewed[level - 1] if level else 0
+                if t > self.iterations - 1 - (top - level) or (
+                    not layers[level].routing.spec.iterative and below == read[level]
+                ):
+                    continue
+                steps.append((level, t))
+                renewed[level], read[level] = t, below
+        return steps
 
     def forward(
         self, children: Capsules, visit: Callable[[int, int, Step[Any]], None] | None = None
@@ -333,11 +342,17 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
     """Set the implementation of every capsule layer in `module`: a stack, or a whole model.
 
     Raises:
-        ValueError: for "fused" where one of the layers has no kernel.
+        ValueError: for "fused" where one of the layers has no kernel; then none of them is changed.
     """
-    for each in module.modules():
-        if isinstance(each, CapsuleLayer):
+    layers = [each for each in module.modules() if isinstance(each, CapsuleLayer)]
+    before: list[Implementation] = [each.implementation for each in layers]
+    try:
+        for each in layers:
             each.implementation = implementation
+    except ValueError:
+        for each, old in zip(layers, before, strict=True):
+            each.implementation = old
+        raise
 
 
 @contextmanager

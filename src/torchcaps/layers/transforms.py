@@ -45,8 +45,8 @@ class Transform(nn.Module):
         parents: capsules per position.
         child_pose, parent_pose: elements of a pose.
         matrix: whether a pose is a square matrix (vote = pose W) or a vector.
-        std: of the normal initial weights; None keeps the size of poses under uniform coupling, for children of unit
-            variance: sqrt(parents / (columns * children)) (as Tsai et al. 2020's code).
+        std: of the normal initial weights; None: sqrt(parents / (columns * children)) (as Tsai et al. 2020's code). Of
+            independent children of unit variance parents then have the variance 1 / parents under uniform coupling.
         coordinates: add the place of a child to its votes, see `torchcaps.layers.coordinates`; True: `Coordinates()`.
         shared: children of the window that share each matrix; `window` then counts them once.
 
@@ -76,9 +76,8 @@ class Transform(nn.Module):
         self.rows, columns, out = pose_shape(child_pose, parent_pose, matrix)
         self.shared = shared
         self.sizes = Sizes(math.prod(window) * shared, parents, parent_pose)
-        start, scale = coordinates if isinstance(coordinates, Coordinates) else Coordinates()
-        self.start = start
-        self.register_buffer("place", coordinate_weights(self.rows, out, scale) if coordinates else None)
+        self.start, self.scale = coordinates if isinstance(coordinates, Coordinates) else Coordinates()
+        self.register_buffer("place", coordinate_weights(self.rows, out, self.scale) if coordinates else None)
         self.shape = (parents, *window, columns, out)
         self.weight = nn.Parameter(torch.empty(self.shape))
         self.std = std if std is not None else math.sqrt(parents / (columns * self.sizes.children))
@@ -86,6 +85,8 @@ class Transform(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=self.std)
+        if self.place is not None:
+            self.place.copy_(coordinate_weights(self.rows, self.shape[-1], self.scale))
 
     def forward(self, children: Capsules) -> Votes:
         """Return the votes of `children`.
@@ -132,6 +133,7 @@ class Transform(nn.Module):
         factor = coupling.T.reshape(weight.shape[:-2])[..., None, None]
         matrix = (weight * factor).movedim(0, -2).contiguous()  # [*window, c, j, m]
         other.shared, other.shape, other.weight = 1, tuple(weight.shape), nn.Parameter(matrix.movedim(-2, 0))
+        other.weight.requires_grad_(self.weight.requires_grad)
         if self.place is not None:
             other.place = self.place * factor
         return other

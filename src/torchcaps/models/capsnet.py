@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchcaps.capsules import lengths
 from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, DenseDecoder, LinearTransform, PrimaryCapsules, chosen_class
 from torchcaps.layers.keras import glorot_normal_, glorot_uniform_, he_normal_
+from torchcaps.models.network import read_classes
 from torchcaps.models.registry import Model, Output, register_model
 from torchcaps.names import check_choice
-from torchcaps.routing import Routing
+from torchcaps.routing import routing_class
 
 STARTS = ("torch", "keras")
 
@@ -70,6 +70,8 @@ class CapsNet(Model):
         for name, value in {"channels": channels, "primary": primary, "kernel": kernel, "stride": stride}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not (masked or decoder):
+            raise ValueError("masked is False, but decoder is False: it says what a decoder sees, so leave it out")
         positions = [(side - 2 * (kernel - 1) - 1) // stride + 1 for side in image_size]
         if min(positions) < 1:
             raise ValueError(
@@ -89,18 +91,19 @@ class CapsNet(Model):
         if start == "keras":
             start_as_released(self.stem, self.primary, transforms)
         self.stack = CapsuleStack(layers, iterations)
+        self.read = read_classes(routing_class(routing).spec, class_pose)
         image = (in_channels, *image_size)
         self.decoder = DenseDecoder(num_classes, class_pose, image, masked=masked) if decoder else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
-        """Map images [b, c, h, w] in [0, 1] -> `Output`; scores [b, classes] are the activations of the class capsules.
+        """Map images [b, c, h, w] in [0, 1] -> `Output`; scores [b, classes] are the lengths of the class capsules.
 
-        These are lengths, below 1, unless the routing gives others.
+        Below 1, unless the routing makes other scores: activations, or logits where poses are layer-normed.
         """
         primary = self.primary(self.activation(self.stem(images)))
         steps = self.stack(primary)
         classes = steps[-1].capsules
-        scores = lengths(classes.poses) if classes.activations is None else classes.activations  # [b, j]
+        scores = self.read(classes)  # [b, j]
         aux: dict = {"steps": steps}
         if self.decoder is not None:
             aux["reconstruction"] = self.reconstruct(classes.poses, chosen_class(scores, labels))
@@ -108,9 +111,7 @@ class CapsNet(Model):
 
     @property
     def scores(self) -> ScoreKind:
-        routing = self.stack.layers[-1].routing
-        assert isinstance(routing, Routing)
-        return routing.spec.scores
+        return self.read.scores
 
     def reconstruct(self, poses: Tensor, chosen: Tensor) -> Tensor:
         return super().reconstruct(poses, chosen) if self.decoder is None else self.decoder(poses, chosen)

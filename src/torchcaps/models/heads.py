@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torchcaps.capsules import Capsules, squash
 from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleLayer, CapsuleStack, LinearTransform, PrimaryCapsules, PrimaryPoses, Transform
-from torchcaps.models.network import ActivationHead, LengthHead, PoseHead
+from torchcaps.models.network import read_classes
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import whole
 from torchcaps.routing import Spec, Takes, routing_class
+
+PRIMARY_TYPES = 32  # of primary capsules on a map
 
 
 def takes_vectors(routing: str) -> bool:
@@ -116,7 +118,8 @@ class CapsuleHead(RoutedHead):
         num_classes: class capsules, at least 1.
         pose: elements of a child's pose; None: 8, or 16 of a matrix.
         class_pose: elements of a class capsule's pose.
-        primary: types of primary capsules on a map; None: as many as make about as many numbers as there are channels.
+        primary: types of primary capsules on a map, not of pooled features; None: as many as make about as many numbers
+            as there are channels.
         iterations: of the routing, at least 1.
         scaled: multiply the scores by a learnt number, which makes logits of lengths and activations: it starts at 10
             for those in [0, 1), and at 1 for logits.
@@ -135,7 +138,7 @@ class CapsuleHead(RoutedHead):
         num_classes: int,
         pose: int | None = None,
         class_pose: int = 16,
-        primary: int | None = 32,
+        primary: int | None = PRIMARY_TYPES,
         iterations: int = 3,
         scaled: bool = False,
         routing_options: Mapping[str, object] | None = None,
@@ -149,9 +152,14 @@ class CapsuleHead(RoutedHead):
         shape = self.in_shape = feature_shape(in_features)
         num_classes, class_pose = whole("num_classes", num_classes), whole("class_pose", class_pose)
         pose = whole("pose", (16 if takes.matrix else 8) if pose is None else pose)
-        primary = whole("primary", max(1, shape[0] // pose) if primary is None else primary)
+        given, primary = primary, whole("primary", max(1, shape[0] // pose) if primary is None else primary)
         hidden = hidden_counts(hidden)
         if len(shape) == 1:
+            if given not in (None, PRIMARY_TYPES):
+                raise ValueError(
+                    f"primary is {given}, but pooled features are cut into capsules as they stand: leave it out, or "
+                    "give the head maps (features 'spatial' of a timm backbone)"
+                )
             self.primary: nn.Module = PooledCapsules(shape[0], pose, takes, spec.needs_activations)
             children = self.primary.capsules
         else:
@@ -208,11 +216,7 @@ def silence_hidden(transform: Transform, spec: Spec) -> None:
 
 def choose_reader(routing: str, class_pose: int, scaled: bool) -> nn.Module:
     """Return what makes scores of the class capsules of a routing, see `CapsuleHead`."""
-    spec = routing_class(routing).spec
-    if spec.takes.layer_norm:
-        read: PoseHead | ActivationHead | LengthHead = PoseHead(class_pose)
-    else:
-        read = ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
+    read = read_classes(routing_class(routing).spec, class_pose)
     return Scaled(read, 1.0 if read.scores == "logit" else 10.0) if scaled else read
 
 

@@ -16,6 +16,7 @@ from torchcaps.config import ScoreKind
 from torchcaps.layers import CapsuleStack, ConvTransform, Coordinates, LinearTransform, PooledTransform, Transform
 from torchcaps.models.registry import Model, Output
 from torchcaps.names import check_choice
+from torchcaps.routing import Spec
 
 Positions = Literal["own", "shared", "pooled"]  # whose transforms a linear layer above positions has
 
@@ -91,6 +92,21 @@ class ActivationHead(nn.Module):
     def forward(self, classes: Capsules) -> Tensor:
         assert classes.activations is not None
         return classes.activations
+
+
+def read_classes(spec: Spec, pose: int) -> PoseHead | ActivationHead | LengthHead:
+    """Return what makes a score of each class capsule: its activation where the routing gives any, else its length.
+
+    Layer norm keeps all poses equally long, so that their length says nothing: there a score is one linear map of the
+    pose to a number (Tsai et al. 2020).
+
+    Args:
+        spec: of the routing.
+        pose: elements of a class capsule.
+    """
+    if spec.takes.layer_norm:
+        return PoseHead(pose)
+    return ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
 
 
 def choose_backbone(

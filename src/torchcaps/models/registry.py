@@ -298,6 +298,9 @@ def _gather_routing_options(factory: Factory, options: Mapping[str, object]) -> 
     given = options.get("routing_options") or {}
     if "routing_options" not in accepted or not isinstance(given, dict):
         return dict(options)
+    for each in found:
+        if (short := each.removeprefix(ROUTING)) in given:
+            raise ValueError(f"{each} is {options[each]!r}, but routing_options has {short} {given[short]!r}: give one")
     routing = given | {name.removeprefix(ROUTING): options[name] for name in found}
     own = {name: value for name, value in options.items() if name not in found}
     return own | {"routing_options": routing} if found else own

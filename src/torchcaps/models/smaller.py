@@ -218,15 +218,16 @@ def cut(
         transform = LinearTransform(weight.shape[1], *sizes)
     else:
         transform = SelectedTransform(given.nonzero().squeeze(1).to(weight.device), len(given), *sizes)
-    transform.weight = nn.Parameter(weight)
-    return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes))
+    transform.weight = nn.Parameter(weight, old.weight.requires_grad)
+    return CapsuleLayer(transform, layer.routing.select(i, j, transform.sizes)).train(layer.training)
 
 
 def keep_types(primary: PrimaryCapsules, kept: Tensor) -> PrimaryCapsules:
     """Return a copy of primary capsules of the types `kept`, bool [type], only."""
     primary = copy.deepcopy(primary)
     conv, channels = primary.conv, kept.repeat_interleave(primary.pose)
-    conv.weight = nn.Parameter(conv.weight.detach()[channels])
-    conv.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach()[channels])
+    conv.weight = nn.Parameter(conv.weight.detach()[channels], conv.weight.requires_grad)
+    if conv.bias is not None:
+        conv.bias = nn.Parameter(conv.bias.detach()[channels], conv.bias.requires_grad)
     conv.out_channels = len(conv.weight)
     return primary

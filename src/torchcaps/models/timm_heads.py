@@ -26,7 +26,7 @@ The paper's own networks, with 10 classes and three channels:
 from __future__ import annotations
 
 from torchcaps.backbones.timm_backbone import Features, TimmBackbone, check_timm_name
-from torchcaps.models.heads import CapsuleHead, DenseHead, HeadedModel, takes_vectors
+from torchcaps.models.heads import PRIMARY_TYPES, CapsuleHead, DenseHead, HeadedModel, takes_vectors
 from torchcaps.models.primary_heads import PrimaryHead
 from torchcaps.models.registry import Factory, register_family
 from torchcaps.names import LINEAR
@@ -84,7 +84,7 @@ def _routed(name: str, routing: str) -> Factory:
         channels: tuple[int, ...] = (),
         pose: int | None = None,
         class_pose: int = 16,
-        primary: int = 32,
+        primary: int = PRIMARY_TYPES,
         iterations: int = 3,
         scaled: bool = False,
         routing_options: dict[str, object] | None = None,

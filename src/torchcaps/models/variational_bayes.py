@@ -102,9 +102,12 @@ def variational_bayes(
             below the classes, with 2 they leave 5x5.
 
     Raises:
-        ValueError: for images that are too small, for sizes below 1 (a padding below 0) and another placement.
+        ValueError: for images that are too small, for sizes below 1 (a padding below 0), another placement, and one
+            without coordinates.
     """
     check_choice("placement", placement, tuple(PLACEMENTS))
+    if not coordinates and placement != "released":
+        raise ValueError(f"placement is {placement!r}, but coordinates are False, so that votes know no place")
     if min(channels, primary, *capsules) < 1 or min(convs, stem_padding) < 0 or not capsules:
         raise ValueError(
             f"channels is {channels}, primary {primary}, capsules {capsules}, convs {convs} and stem_padding "

@@ -10,11 +10,12 @@ from torch import nn
 
 from torchcaps.layers.binarize import XnorConv2d
 from torchcaps.layers.layer import CapsuleLayer, CapsuleStack
-from torchcaps.layers.transforms import Transform
+from torchcaps.layers.transforms import ConvTransform, LinearTransform, PooledTransform, Transform
 from torchcaps.packed.layers import PackedLayer, PackedStack, PackedTransform, PackedXnorConv2d
 from torchcaps.routing.xnodr import XnODR
 
 M = TypeVar("M", bound=nn.Module)
+VOTING = (LinearTransform, ConvTransform, PooledTransform)  # whose votes are children as they are seen times weights
 
 
 @overload
@@ -41,7 +42,8 @@ def pack(module: nn.Module, scales: torch.dtype = torch.float32) -> nn.Module:
 
     Raises:
         ValueError: where no weight is binary (XnIDR binarizes votes and outputs only), for a transform whose votes are
-            changed after or before they are made, such as by a batch norm, and for scales that are not floating point.
+            changed after or before they are made, such as by a batch norm or a `vote` of its own, and for scales that
+            are not floating point.
     """
     if not scales.is_floating_point:
         raise ValueError(f"scales are {scales}; they must be floating point: torch.float32, torch.float16")
@@ -75,9 +77,11 @@ def _pack_layer(layer: CapsuleLayer, scales: torch.dtype) -> PackedLayer:
     if not layer.routing.spec.binary_weights:
         reason = " (XnIDR binarizes votes and outputs, its weights stay in floating point)" if name == "xnidr" else ""
         raise ValueError(f"weights of routing {name!r} are not binary{reason}: 'xnodr' or 'xnodr-xnidr' can be packed")
-    if type(layer.transform).forward is not Transform.forward:
-        kind = type(layer.transform).__name__
-        raise ValueError(f"a layer with {kind} cannot be packed: its votes are more than children times weights")
+    kind = type(layer.transform)
+    if kind.forward is not Transform.forward or not any(kind.vote is each.vote for each in VOTING):
+        raise ValueError(
+            f"a layer with {kind.__name__} cannot be packed: its votes are more than children times weights"
+        )
     assert isinstance(layer.routing, XnODR)
     transform = PackedTransform(layer.transform, layer.routing.threshold, scales)
     return PackedLayer(transform, copy.deepcopy(layer.routing))

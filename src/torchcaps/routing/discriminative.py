@@ -156,9 +156,9 @@ class Discriminative(Routing[Tensor | None]):
         chosen = copy.deepcopy(self)
         coefficient = self.coefficient.detach()[children][:, parents]
         chosen.sizes = sizes
-        chosen.coefficient = coefficient if self.fixed else nn.Parameter(coefficient)
+        chosen.coefficient = coefficient if self.fixed else nn.Parameter(coefficient, self.coefficient.requires_grad)
         if self.bias is not None:
-            chosen.bias = nn.Parameter(self.bias.detach()[parents])
+            chosen.bias = nn.Parameter(self.bias.detach()[parents], self.bias.requires_grad)
         return chosen
 
     @torch.no_grad()

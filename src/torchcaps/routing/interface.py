@@ -68,11 +68,6 @@ class Spec:
     takes: Takes = VECTORS
 
     @property
-    def scores(self) -> ScoreKind:
-        """Return what class capsules say of their classes: their activations where they have any, else lengths."""
-        return self.activation if self.gives_activations else "length"
-
-    @property
     def capabilities(self) -> list[str]:
         """Return what sets the algorithm apart, in words for people: "iterative", "needs activations" and the like."""
         words = {

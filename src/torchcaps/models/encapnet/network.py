@@ -17,7 +17,7 @@ from torchcaps.backbones.resnet import BasicBlock
 from torchcaps.capsules import lengths
 from torchcaps.config import ScoreKind
 from torchcaps.encapnet import CapConvModule, CapFC, to_capsules
-from torchcaps.encapnet.capconv import Skip
+from torchcaps.encapnet.capconv import Skip, check_aide
 from torchcaps.models.encapnet.feedback import register_with_feedback
 from torchcaps.models.encapnet.staged import StagedModel
 from torchcaps.models.registry import Output
@@ -119,12 +119,14 @@ def encapnet(
         skip: which layers have one, see `CapConvModule`.
 
     Raises:
-        ValueError: for `poses` and `lengths` that do not agree, and for sizes that the layers cannot take.
+        ValueError: for `poses` and `lengths` that do not agree, for sizes that the layers cannot take, and for settings
+            of an aide where `version` has none.
     """
     if len(poses) != len(lengths) or not poses:
         raise ValueError(f"poses {poses} and lengths {lengths} must name the same modules, at least one")
     if not 0 <= shallow <= len(lengths):
         raise ValueError(f"shallow is {shallow}; it must be between 0 and the {len(lengths)} modules")
+    check_aide(version, aide, aide_extra, branch_norm)
     versions = ["master"] * shallow + [version] * (len(lengths) - shallow)
     modules = [
         CapConvModule(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torchcaps.backbones.interface import Backbone, Window
 from torchcaps.capsules import Capsules
 from torchcaps.encapnet import CapConvModule, to_capsules
+from torchcaps.encapnet.capconv import check_aide
 from torchcaps.layers import CapsuleLayer, CapsuleStack, Transform, flatten_space
 from torchcaps.models.encapnet.feedback import register_with_feedback
 from torchcaps.models.encapnet.network import CapsuleStages, Shrink, conv_block, halved
@@ -286,7 +287,11 @@ def encapnet_6(
         types: of capsules.
         channels: of the first convolution.
         version, aide, aide_extra, branch_norm, affine: see `MasterAideConv2d`.
+
+    Raises:
+        ValueError: for sizes that the layers cannot take, and for settings of an aide where `version` has none.
     """
+    check_aide(version, aide, aide_extra, branch_norm)
     module = CapConvModule(
         types,
         POSE,

@@ -22,7 +22,7 @@ from torchcaps.layers.decoders import DeconvDecoder, chosen_class
 from torchcaps.layers.keras import EPS, MOMENTUM
 from torchcaps.layers.normalised import NormalisedPrimary, NormalisedTransform, keeping_std
 from torchcaps.models.images import AFFNIST, CIFAR10, MULTIMNIST, SMALLNORB
-from torchcaps.models.network import ActivationHead, CapsuleNetwork, LengthHead
+from torchcaps.models.network import CapsuleNetwork, read_classes
 from torchcaps.models.registry import Output, register_variant
 from torchcaps.names import check_choice
 from torchcaps.routing import routing_class
@@ -138,7 +138,8 @@ def fm_resnet(
             capsules is by (child, element).
         l2, mean, halved: see `FM`; of no other routing.
         matrix: whether a transform is a matrix of sqrt(pose) x sqrt(pose), else pose x pose.
-        score: "activation", or "squash", the length of the squashed pose. They are the same but for FM.
+        score: "activation", or "squash", the length of the squashed pose. They are the same but for FM. Of a routing
+            whose poses are layer-normed a score is one linear map of the pose, as in `read_classes`.
         decoder: whether the winning class capsule is decoded, by `DeconvDecoder`.
         activated_stem, activated_projection: see `ResNetV2`; as released. He et al. 2016 have both, and the networks of
             torchcaps before revision 2 had the other of each: False and True.
@@ -166,7 +167,7 @@ def fm_resnet(
         last = level == len(capsules)
         fm = {"l2": l2, "mean": mean, "halved": halved, "normalised": last and not raw} if routing == "fm" else {}
         layers.append(build_layer(children, parents, pose, matrix, batch_norm, routing, **fm))
-    head = SquashHead() if raw else ActivationHead(spec.activation) if spec.gives_activations else LengthHead()
+    head = SquashHead() if raw else read_classes(spec, pose)
     decoding = DeconvDecoder(pose, (in_channels, *image_size)) if decoder else None
     return FMResNet(features, first, CapsuleStack(layers, iterations), head, decoding, squashed=raw)
 

@@ -99,11 +99,13 @@ def dynamic_diverse(
         gain: what the linear head multiplies poses by; None: the root of `pose`.
 
     Raises:
-        ValueError: as in `dynamic`, and for another head, or a gain that is not above 0.
+        ValueError: as in `dynamic`, and for another head, or a gain that is not above 0 or of lengths.
     """
     if gain is not None and gain <= 0:
         raise ValueError(f"gain is {gain}; it must be above 0, or None for the root of the pose size")
     check_choice("head", head, ("linear", "length"))
+    if gain is not None and head == "length":
+        raise ValueError(f"gain is {gain}, but head is 'length', which reads poses as they are: leave it out")
     features, window, strides = SimpleBackbone(in_channels, channels), Window(3, 2), (1,)
     height, width = count_positions(image_size, [*features.windows, window, *conv_windows(strides)])
     primary = PrimaryCapsules(channels, capsules, pose, window.kernel, window.stride)
