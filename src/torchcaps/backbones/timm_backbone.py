@@ -67,11 +67,11 @@ class TimmBackbone(nn.Module):
         image = next(self.model.parameters()).new_zeros(1, in_channels, *image_size)
         self.left_out = () if features == "pooled" else _leave_out_unused(self.model, partial(_sum_of, self, image))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         for each in self.left_out:
             for key in [key for key in state_dict if key.startswith(f"{prefix}model.{each}.")]:
                 del state_dict[key]
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         if self.features == "pooled":
