@@ -221,8 +221,8 @@ OTHERS = {
     "training on a CPU leaves memory as it says, and does not keep what tensors give back",
     "OMP_NUM_THREADS": "threads of torch and of the kernels on a CPU. They wait for the slowest of them many times a "
     "step, so where other programs take a core, fewer threads than cores can be faster",
-    "NUMBA_CACHE_DIR": "the folder of compiled CPU kernels, in place of that beside the package, or of that in the user's "
-    "cache where that cannot be written",
+    "NUMBA_CACHE_DIR": "the folder of compiled CPU kernels, in place of that beside the package, or of that in the "
+    "user's cache where that cannot be written",
     "NUMBA_OPT": "the level at which they are compiled, 0 to 3; by default 2",
     "NUMBA_DISABLE_JIT": "1: none are compiled, and layers take plain steps",
     "WANDB_MODE, WANDB_PROJECT, WANDB_NAME": "settings of Weights & Biases, for `--log wandb`",

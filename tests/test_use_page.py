@@ -53,3 +53,11 @@ def test_every_command_of_the_page_has_flags_that_exist(capsys: pytest.CaptureFi
         assert main([command, *(["digits", "--help-all"] if command == "train" else ["--help"])]) == 0
         helped = capsys.readouterr().out
         assert all(word in helped for word in words if word.startswith("--")), line
+
+
+@pytest.mark.slow
+def test_the_network_of_the_page_that_is_pruned_has_dead_capsules(tmp_path: Path) -> None:
+    (commands,) = re.findall(r"```\n(torchcaps train digits .*?)```", PAGE, re.DOTALL)
+    for line in commands.replace("\\\n", "").splitlines():
+        subprocess.run([sys.executable, "-m", *line.split()], cwd=tmp_path, check=True)
+    assert (tmp_path / "runs" / "digits-0-pruned").is_dir()

@@ -219,7 +219,8 @@ class Config(Checked):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     agreement: int = 0  #: images of the training split whose votes are compared with their parents after each epoch
     test_curve: bool = False  #: measure the test split at each epoch's end too: written beside, selects nothing
-    #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU, and depthwise networks on a CPU
+    #: compile the training step by `torch.compile`, where the machine can; auto: on a GPU, and on a CPU of a depthwise
+    #: network
     compile: bool | Literal["auto"] = False
     seed: int = 0  #: of first weights, batches and all else that is drawn
     device: str = "auto"  #: auto, cpu, cuda, mps
