@@ -481,6 +481,53 @@ def test_a_head_is_judged_by_the_twin_of_its_size() -> None:
     assert "Against `twin`, or NAME`-twin` where there is one: above `em`; below `dynamic`;" in text
 
 
+def swept(comparison: Comparison, accuracies: dict[str, float]) -> str:
+    """The table of a sweep in which each row has three runs about its accuracy."""
+    rows = []
+    for cell in comparison.cells(["linear", "uniform", "twin", "em", "em-twin"]):
+        records = tuple({"seed": seed, "test_accuracy": accuracies[cell.name] + seed / 1000} for seed in range(3))
+        rows.append(Row(cell.name, Summary("cpu", "", (), records, False), None))
+    return page.markdown(comparison, rows, "cpu")
+
+
+def test_of_a_sweep_over_an_option_a_head_is_judged_by_the_twin_of_its_size() -> None:
+    above, below = (f"em@model.options.iterations={value}" for value in (1, 3))
+    accuracies = {"linear": 0.5, "uniform": 0.9, "twin": 0.9, "em-twin": 0.7, above: 0.8, below: 0.6}
+    text = swept(Comparison(sweep=("model.options.iterations", "1", "3")), accuracies)
+    assert f"Against `twin`, or NAME`-twin` where there is one: above `{above}`; below `{below}`;" in text
+    assert f"Against `linear`: above `{above}`, `{below}`; below none;" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "comparison"),
+    [
+        ("data.fraction", Comparison(fractions=(0.1, 1))),
+        ("optimiser.lr", Comparison(sweep=("optimiser.lr", "0.1", "1"))),
+    ],
+)
+def test_of_a_sweep_heads_are_judged_by_controls_of_the_same_value(field: str, comparison: Comparison) -> None:
+    few, whole = (f"@{field}={value}" for value in ("0.1", "1"))
+    least = {"linear": 0.5, "uniform": 0.7, "twin": 0.9, "em-twin": 0.5, "em": 0.6}
+    most = {"linear": 0.9, "uniform": 0.7, "twin": 0.7, "em-twin": 0.9, "em": 0.8}
+    accuracies = {f"{head}{few}": a for head, a in least.items()} | {f"{head}{whole}": a for head, a in most.items()}
+    text = swept(comparison, accuracies)
+    assert f"Against `linear`, of the same value: above `em{few}`; below `em{whole}`; not decided none." in text
+    assert f"Against `uniform`, of the same value: above `em{whole}`; below `em{few}`; not decided none." in text
+    mine = "Against `twin`, or NAME`-twin` where there is one, of the same value"
+    assert f"{mine}: above `em{few}`; below `em{whole}`; not decided none." in text
+
+
+def test_of_a_depth_that_a_control_has_not_nothing_is_said_against_it() -> None:
+    rows = []
+    for cell in Comparison(data="digits", depths=(1, 3)).cells(["linear", "uniform", "dynamic"]):
+        accuracy = 0.5 + 0.1 * cell.name.startswith("dynamic")
+        records = tuple({"seed": seed, "test_accuracy": accuracy + seed / 1000} for seed in range(3))
+        rows.append(Row(cell.name, Summary("cpu", "", (), records, False), None))
+    text = page.markdown(Comparison(data="digits", depths=(1, 3)), rows, "cpu")
+    assert "Against `linear`, of the same value: above `dynamic@depth=1`; below none;" in text
+    assert "Against `uniform`, of the same value: above `dynamic@depth=1`, `dynamic@depth=3`; below none;" in text
+
+
 @pytest.mark.parametrize(("device", "named"), [("cpu", "abacus, 1 thread(s)"), ("cuda", "H1"), (None, "H1")])
 def test_a_run_is_of_the_machine_that_computed_it(device: str | None, named: str) -> None:
     where = {"gpu": "H1", "cpu": "abacus", "threads": 1} | ({} if device is None else {"device": device})
