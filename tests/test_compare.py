@@ -30,6 +30,8 @@ from torchcaps.routing import list_routings
 from torchcaps.tables.budget_names import COST
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.fill import Settings
+from torchcaps.tables.plan import Job
 from torchcaps.tables.records import config_hash, name_machine
 from torchcaps.tables.summary import Summary
 
@@ -221,6 +223,20 @@ def test_compare_runs_once_measures_and_draws(
     assert "## What routing does" in written and "| uniform |  | 12.5 |" in written
 
 
+def test_a_run_that_cannot_be_examined_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Examination:
+        raise ValueError("the network's scores are not finite")
+
+    monkeypatch.setattr(examination, "examine_run", refuse)
+    monkeypatch.setattr(examined, "find_finished", lambda *_: tmp_path)
+    said, (cell,) = [], Comparison().cells(["em"])
+    assert isinstance(cell.how, Train)
+    job = Job(cell, "cpu", cell.how.build())
+    examined.record_examinations([job], Settings(tmp_path / "runs.jsonl", tmp_path, say=said.append))
+    assert said == [f"{job.label}: cannot be examined: the network's scores are not finite"]
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
 def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
     assert main(["compare", "--data", "fashion-mnst"]) == 2
     assert "no data set is named 'fashion-mnst'; the nearest is 'fashion-mnist'" in capsys.readouterr().err
@@ -357,6 +373,16 @@ def test_a_row_of_what_routing_does_shows_means_over_the_runs() -> None:
     assert shown["told from its negative"] == "0.000" and shown["kept at 30\u00b0 (%)"] == "60.0"
     assert shown["R\u00b2 of the angle |"] == "0.500 |" and rule.count("---") == len(examined.COLUMNS) + 1
     assert examined.describe_examinations({"em": []}) == []
+
+
+def test_runs_that_have_nothing_to_keep_do_not_enter_the_mean() -> None:
+    kept, none = (
+        Examination("test", 10, 0.5, 3, robustness=(Curve("angle", (0.0, 30.0), (0.5, 0.3), shares),))
+        for shares in ((1.0, 0.6), (None, None))
+    )
+    for runs, shown in (([kept, none], "60.0"), ([none], "")):
+        head, _, row = examined.describe_examinations({"em": runs})[-3:]
+        assert dict(zip(head.split(" | "), row.split(" | "), strict=True))["kept at 30\u00b0 (%)"] == shown
 
 
 def test_shares_of_the_data_make_rows_with_more_passes() -> None:
@@ -544,6 +570,17 @@ def test_activations_and_gradients_stand_by_layer() -> None:
     lines = examined.describe_depth({"em@depth=2": [Examination("test", 1, 1.0, 3, layers=layers)], "fm": []})
     assert lines[-2:] == ["| em@depth=2 | stack.0 | 0.25 | 0.01 |", "| em@depth=2 | stack.1 | 0.5 | 0.01 |"]
     assert examined.describe_depth({"fm": []}) == []
+
+
+def test_of_layers_without_a_gradient_none_enters_the_mean() -> None:
+    runs = [
+        Examination(
+            "test", 1, 1.0, 3, layers=(CapsuleLayerFacts("stack.0", "em", (), (), (), 0.5, 0.0, gradient, None),)
+        )
+        for gradient in (None, 0.01)
+    ]
+    assert examined.describe_depth({"em": runs})[-1] == "| em | stack.0 | 0.5 | 0.01 |"
+    assert examined.describe_depth({"em": runs[:1]})[-1] == "| em | stack.0 | 0.5 |  |"
 
 
 @pytest.mark.parametrize(
