@@ -105,6 +105,13 @@ def test_the_figure_has_a_row_for_each_routing_and_a_panel_for_each_epoch(tmp_pa
     figure.savefig(tmp_path / "agreement.png")
 
 
+def test_a_panel_without_votes_has_an_axis_of_lengths():
+    empty = Agreement("fm", (0.0,) * 20, (0.0,) * 20)
+    beside = draw_agreement({"fm": {1: empty}}).axes[-1]
+    assert beside.get_ylabel() == "mean length" and not beside.lines
+    assert all(label.get_text() != ".-" for label in beside.get_yticklabels())
+
+
 def test_bad_steps_are_named():
     with pytest.raises(ValueError, match="steps is 1"):
         measure_agreement(build("dynamic"), batches(), steps=1)

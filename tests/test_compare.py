@@ -437,6 +437,15 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert empty == {0.1}
 
 
+def test_small_shares_are_named_as_they_are() -> None:
+    shares = ("0.001", "0.05", "1")
+    rows = [Row(f"em@data.fraction={share}", Summary("cpu", "", (0.5, 0.6), (), False), None) for share in shares]
+    axis = figures.draw_shares(rows).axes[0].xaxis
+    major, minor = axis.get_major_formatter(), axis.get_minor_formatter()
+    assert [major(value) for value in (0.001, 0.01, 1.0)] == ["0.1%", "1%", "100%"]
+    assert [minor(value) for value in (0.04, 0.05)] == ["", "5%"]
+
+
 def test_what_is_shown_of_changed_images_is_measured() -> None:
     assert examined.FAR["angle"] in robustness.ANGLES and examined.FAR["scale"] in robustness.SCALES
     assert set(examined.FAR) == {"angle", "scale"}

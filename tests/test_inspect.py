@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from torchcaps.inspect.measured import (
     to_probabilities,
     worst,
 )
+from torchcaps.inspect.measures import describe_measured
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
 from torchcaps.models import Model, Output, create_model
@@ -166,6 +168,20 @@ def test_calibration_by_hand() -> None:
     scores = torch.tensor([[2.0, 0.5]])
     assert to_probabilities(scores, "margin").tolist() == [[1.0, 0.5]]
     torch.testing.assert_close(to_probabilities(scores, "cross-entropy"), scores.softmax(1))
+
+
+@pytest.mark.parametrize("spoilt", [1, 4])
+def test_calibration_of_what_is_no_number_is_none(spoilt: int) -> None:
+    """It was taken for perfect."""
+    scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    scores[:spoilt] = torch.nan
+    watch = Watch(LossConfig("cross-entropy"))
+    watch(scores, torch.zeros(4, dtype=torch.int64))
+    measured = watch.measured()
+    found = calibrate_measured(measured)
+    assert math.isnan(found.error) and found.counts.sum() == 4 and found.counts[0] >= spoilt
+    told = describe_measured(measured, "abc", "test", 4)["calibration"]
+    assert told["error"] is None and told["bins"][0]["probability"] is None and told["bins"][0]["images"] >= spoilt
 
 
 def test_of_scores_above_one_the_highest_wins() -> None:

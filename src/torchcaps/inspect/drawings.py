@@ -43,7 +43,8 @@ def _draw_panel(axes: Axes, agreement: Agreement, title: str) -> None:
     axes.set_title(title, fontsize=8)
     beside = axes.twinx()
     seen = [(x, y) for x, y, share in zip(middles, agreement.length, agreement.share, strict=True) if share]
-    beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
+    if seen:
+        beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
     beside.set_ylabel("mean length", color=INK["accent"])
     beside.set_ylim(0)
     beside.grid(False)
