@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
+from torch import nn
 
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
@@ -110,6 +111,16 @@ def test_a_panel_without_votes_has_an_axis_of_lengths():
     beside = draw_agreement({"fm": {1: empty}}).axes[-1]
     assert beside.get_ylabel() == "mean length" and not beside.lines
     assert all(label.get_text() != ".-" for label in beside.get_yticklabels())
+
+
+@pytest.mark.parametrize("weight", ["stack", "all"])
+def test_the_layer_whose_votes_are_not_finite_is_named(weight):
+    model = build("dynamic")
+    for name, each in model.named_parameters():
+        if weight == "all" or name.startswith("stack."):
+            nn.init.constant_(each, math.nan)
+    with pytest.raises(ValueError, match=r"votes or parents of layer 'stack\.0' are not finite"):
+        measure_agreement(model, batches())
 
 
 def test_bad_steps_are_named():

@@ -143,6 +143,24 @@ def test_donors_are_the_next_of_the_same_and_of_another_class() -> None:
     assert [each.tolist() for each in find_donors(torch.tensor([[True]]))] == [[-1], [-1]]
 
 
+@pytest.mark.parametrize("classes", [1, 2, 5, 40])
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_donors_are_those_that_loops_find(classes: int, n: int) -> None:
+    labels = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    found = find_donors(torch.eye(classes)[labels].bool())
+    for wanted, donors in zip((True, False), found, strict=True):
+        for i, donor in enumerate(donors.tolist()):
+            others = [(i + step) % n for step in range(1, n)]
+            assert donor == next((j for j in others if (labels[j] == labels[i]) == wanted), -1)
+
+
+def test_donors_of_many_images_take_no_square_of_their_number() -> None:
+    """A square would be 64 GB of labels that are compared."""
+    labels = torch.arange(200_000) % 10
+    same, other = find_donors(torch.eye(10)[labels].bool())
+    assert same[:3].tolist() == [10, 11, 12] and other[:3].tolist() == [1, 2, 3] and other[-1] == 0
+
+
 @pytest.mark.parametrize(("routing", "options"), [each for each in FIRST if SPECS[each[0]].couplings])
 def test_every_routing_shares_out_as_much_by_other_couplings(routing: str, options: dict) -> None:
     """What a child, or of competing children a parent, gets in all is what the routing's own coupling gives."""

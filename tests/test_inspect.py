@@ -213,6 +213,14 @@ def test_worst_are_sure_and_wrong_and_right_ones_differ_in_class() -> None:
     assert choose_right(measured, 9).tolist() == [2, 3, 4]
 
 
+def test_the_class_that_wins_is_shown_though_many_others_are_there() -> None:
+    """Of eleven labels, none of them found, the winner is a twelfth class: it was called undefined."""
+    scores = torch.linspace(0, 0.4, CLASSES + 4)
+    there = torch.arange(len(scores)) <= CLASSES
+    chosen = _classes(scores, there)
+    assert chosen == [CLASSES + 3, *range(CLASSES, -1, -1)] and there.sum() == CLASSES + 1
+
+
 def test_measure_takes_batches_evenly_spaced() -> None:
     data = load_data(DataConfig("digits"))
     model = create_model("capsnet", image_size=8, **SMALL)

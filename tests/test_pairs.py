@@ -184,6 +184,13 @@ def test_every_layer_of_every_routing_is_measured() -> None:
         assert all((each.largest >= each.smallest).all() and each.largest.isfinite().all() for each in found)
 
 
+def test_a_measure_between_two_steps_leaves_the_random_numbers() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), build())
+    before = torch.get_rng_state()
+    found = measure_jacobian(model, torch.ones(4, 1, 12, 12), 1)  # pyright: ignore[reportArgumentType]
+    assert found and torch.equal(torch.get_rng_state(), before)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="count is 0"):
         measure_jacobian(build(), torch.rand(2, 1, 12, 12), count=0)

@@ -248,7 +248,7 @@ def test_the_images_are_looked_at_where_the_run_was_trained(
 def test_a_figure_of_examples_shows_each_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The right ones first, though there be few, then the mistakes."""
     shown: list[torch.Tensor] = []
-    monkeypatch.setattr(report, "draw_reconstructions", lambda model, images, labels: shown.append(images))
+    monkeypatch.setattr(report, "draw_reconstructions", lambda model, images, labels, classes: shown.append(images))
     sight = look(read_story(run))
     examples = [
         replace(each, image=torch.full_like(each.image, n / 10), predicted=[n], targets=[0 if n < 3 else n], routed=[])
