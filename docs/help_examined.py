@@ -28,9 +28,14 @@ Read = Callable[[Examination], float | None]
 CAPSULES: Mapping[str, tuple[Read, str]] = {  # of the class capsules, and of their children
     "D": (lambda found: found.layers[-1].d_score[-1] if found.layers else None, ".3f"),
     "dead children (%)": (lambda found: 100 * found.layers[0].dead if found.layers else None, ".1f"),
-    "starved children (%)": (lambda found: 100 * found.layers[0].starved if found.layers else None, ".1f"),
+    "starved children (%)": (lambda found: _starved(found), ".1f"),
 }
 SHOWN = {name: COLUMNS[name] for name in MEASURES} | CAPSULES | {POSE: COLUMNS[POSE]}
+
+
+def _starved(found: Examination) -> float | None:
+    starved = found.layers[0].starved if found.layers else None
+    return None if starved is None else 100 * starved
 
 
 def placebos(study: Study, of: str) -> str | Iterator[Line]:

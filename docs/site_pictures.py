@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchcaps.config import DataConfig
 from torchcaps.data import Data, load_data
 from torchcaps.inspect import figures
-from torchcaps.inspect.couplings import trace_routing
+from torchcaps.inspect.couplings import Box, trace_routing
 from torchcaps.inspect.drawings import draw_pairs
 from torchcaps.inspect.pairs import trace_pairs
 from torchcaps.losses import cross_entropy, multi_hot
@@ -124,6 +124,6 @@ def draw(model: HeadedModel, image: Tensor, names: list[str], label: int) -> tup
             )
         equal = torch.full((1, 10, 8, 8), 0.1)
         return (
-            figures.draw_couplings(image[0], equal, names, None, 0.1),
+            figures.draw_couplings(image[0], equal, names, Box(), 0.1),
             "Every place gives every class the same share, so there is nothing to see.",
         )

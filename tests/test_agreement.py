@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import tiny_config
+from torch import nn
 
 from torchcaps import create_model
 from torchcaps.config import ModelConfig
@@ -103,6 +104,23 @@ def test_the_figure_has_a_row_for_each_routing_and_a_panel_for_each_epoch(tmp_pa
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert titles == [f"dynamic, epoch {n}" for n in (1, 20, 80)] + [f"em, epoch {n}" for n in (1, 20)]
     figure.savefig(tmp_path / "agreement.png")
+
+
+def test_a_panel_without_votes_has_an_axis_of_lengths():
+    empty = Agreement("fm", (0.0,) * 20, (0.0,) * 20)
+    beside = draw_agreement({"fm": {1: empty}}).axes[-1]
+    assert beside.get_ylabel() == "mean length" and not beside.lines
+    assert all(label.get_text() != ".-" for label in beside.get_yticklabels())
+
+
+@pytest.mark.parametrize("weight", ["stack", "all"])
+def test_the_layer_whose_votes_are_not_finite_is_named(weight):
+    model = build("dynamic")
+    for name, each in model.named_parameters():
+        if weight == "all" or name.startswith("stack."):
+            nn.init.constant_(each, math.nan)
+    with pytest.raises(ValueError, match=r"votes or parents of layer 'stack\.0' are not finite"):
+        measure_agreement(model, batches())
 
 
 def test_bad_steps_are_named():

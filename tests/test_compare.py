@@ -30,6 +30,8 @@ from torchcaps.routing import list_routings
 from torchcaps.tables.budget_names import COST
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
+from torchcaps.tables.fill import Settings
+from torchcaps.tables.plan import Job
 from torchcaps.tables.records import config_hash, name_machine
 from torchcaps.tables.summary import Summary
 
@@ -221,6 +223,20 @@ def test_compare_runs_once_measures_and_draws(
     assert "## What routing does" in written and "| uniform |  | 12.5 |" in written
 
 
+def test_a_run_that_cannot_be_examined_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Examination:
+        raise ValueError("the network's scores are not finite")
+
+    monkeypatch.setattr(examination, "examine_run", refuse)
+    monkeypatch.setattr(examined, "find_finished", lambda *_: tmp_path)
+    said, (cell,) = [], Comparison().cells(["em"])
+    assert isinstance(cell.how, Train)
+    job = Job(cell, "cpu", cell.how.build())
+    examined.record_examinations([job], Settings(tmp_path / "runs.jsonl", tmp_path, say=said.append))
+    assert said == [f"{job.label}: cannot be examined: the network's scores are not finite"]
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
 def test_what_cannot_be_compared_is_said_in_a_line(capsys) -> None:
     assert main(["compare", "--data", "fashion-mnst"]) == 2
     assert "no data set is named 'fashion-mnst'; the nearest is 'fashion-mnist'" in capsys.readouterr().err
@@ -359,6 +375,16 @@ def test_a_row_of_what_routing_does_shows_means_over_the_runs() -> None:
     assert examined.describe_examinations({"em": []}) == []
 
 
+def test_runs_that_have_nothing_to_keep_do_not_enter_the_mean() -> None:
+    kept, none = (
+        Examination("test", 10, 0.5, 3, robustness=(Curve("angle", (0.0, 30.0), (0.5, 0.3), shares),))
+        for shares in ((1.0, 0.6), (None, None))
+    )
+    for runs, shown in (([kept, none], "60.0"), ([none], "")):
+        head, _, row = examined.describe_examinations({"em": runs})[-3:]
+        assert dict(zip(head.split(" | "), row.split(" | "), strict=True))["kept at 30\u00b0 (%)"] == shown
+
+
 def test_shares_of_the_data_make_rows_with_more_passes() -> None:
     comparison = Comparison(data="cifar10", fractions=(0.01, 1))
     cells = {cell.name: cell for cell in comparison.cells(["linear", "em"])}
@@ -409,6 +435,15 @@ def test_accuracy_is_drawn_against_the_share_of_the_data(tmp_path: Path) -> None
     assert curves["em"] == [(0.1, 0.5, None), (1.0, pytest.approx(0.85), pytest.approx(0.0707, abs=1e-4))]
     empty = {float(line.get_xdata()[0]) for line in axes.lines if line.get_markerfacecolor() == "none"}
     assert empty == {0.1}
+
+
+def test_small_shares_are_named_as_they_are() -> None:
+    shares = ("0.001", "0.05", "1")
+    rows = [Row(f"em@data.fraction={share}", Summary("cpu", "", (0.5, 0.6), (), False), None) for share in shares]
+    axis = figures.draw_shares(rows).axes[0].xaxis
+    major, minor = axis.get_major_formatter(), axis.get_minor_formatter()
+    assert [major(value) for value in (0.001, 0.01, 1.0)] == ["0.1%", "1%", "100%"]
+    assert [minor(value) for value in (0.04, 0.05)] == ["", "5%"]
 
 
 def test_what_is_shown_of_changed_images_is_measured() -> None:
@@ -481,6 +516,53 @@ def test_a_head_is_judged_by_the_twin_of_its_size() -> None:
     assert "Against `twin`, or NAME`-twin` where there is one: above `em`; below `dynamic`;" in text
 
 
+def swept(comparison: Comparison, accuracies: dict[str, float]) -> str:
+    """The table of a sweep in which each row has three runs about its accuracy."""
+    rows = []
+    for cell in comparison.cells(["linear", "uniform", "twin", "em", "em-twin"]):
+        records = tuple({"seed": seed, "test_accuracy": accuracies[cell.name] + seed / 1000} for seed in range(3))
+        rows.append(Row(cell.name, Summary("cpu", "", (), records, False), None))
+    return page.markdown(comparison, rows, "cpu")
+
+
+def test_of_a_sweep_over_an_option_a_head_is_judged_by_the_twin_of_its_size() -> None:
+    above, below = (f"em@model.options.iterations={value}" for value in (1, 3))
+    accuracies = {"linear": 0.5, "uniform": 0.9, "twin": 0.9, "em-twin": 0.7, above: 0.8, below: 0.6}
+    text = swept(Comparison(sweep=("model.options.iterations", "1", "3")), accuracies)
+    assert f"Against `twin`, or NAME`-twin` where there is one: above `{above}`; below `{below}`;" in text
+    assert f"Against `linear`: above `{above}`, `{below}`; below none;" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "comparison"),
+    [
+        ("data.fraction", Comparison(fractions=(0.1, 1))),
+        ("optimiser.lr", Comparison(sweep=("optimiser.lr", "0.1", "1"))),
+    ],
+)
+def test_of_a_sweep_heads_are_judged_by_controls_of_the_same_value(field: str, comparison: Comparison) -> None:
+    few, whole = (f"@{field}={value}" for value in ("0.1", "1"))
+    least = {"linear": 0.5, "uniform": 0.7, "twin": 0.9, "em-twin": 0.5, "em": 0.6}
+    most = {"linear": 0.9, "uniform": 0.7, "twin": 0.7, "em-twin": 0.9, "em": 0.8}
+    accuracies = {f"{head}{few}": a for head, a in least.items()} | {f"{head}{whole}": a for head, a in most.items()}
+    text = swept(comparison, accuracies)
+    assert f"Against `linear`, of the same value: above `em{few}`; below `em{whole}`; not decided none." in text
+    assert f"Against `uniform`, of the same value: above `em{whole}`; below `em{few}`; not decided none." in text
+    mine = "Against `twin`, or NAME`-twin` where there is one, of the same value"
+    assert f"{mine}: above `em{few}`; below `em{whole}`; not decided none." in text
+
+
+def test_of_a_depth_that_a_control_has_not_nothing_is_said_against_it() -> None:
+    rows = []
+    for cell in Comparison(data="digits", depths=(1, 3)).cells(["linear", "uniform", "dynamic"]):
+        accuracy = 0.5 + 0.1 * cell.name.startswith("dynamic")
+        records = tuple({"seed": seed, "test_accuracy": accuracy + seed / 1000} for seed in range(3))
+        rows.append(Row(cell.name, Summary("cpu", "", (), records, False), None))
+    text = page.markdown(Comparison(data="digits", depths=(1, 3)), rows, "cpu")
+    assert "Against `linear`, of the same value: above `dynamic@depth=1`; below none;" in text
+    assert "Against `uniform`, of the same value: above `dynamic@depth=1`, `dynamic@depth=3`; below none;" in text
+
+
 @pytest.mark.parametrize(("device", "named"), [("cpu", "abacus, 1 thread(s)"), ("cuda", "H1"), (None, "H1")])
 def test_a_run_is_of_the_machine_that_computed_it(device: str | None, named: str) -> None:
     where = {"gpu": "H1", "cpu": "abacus", "threads": 1} | ({} if device is None else {"device": device})
@@ -497,6 +579,17 @@ def test_activations_and_gradients_stand_by_layer() -> None:
     lines = examined.describe_depth({"em@depth=2": [Examination("test", 1, 1.0, 3, layers=layers)], "fm": []})
     assert lines[-2:] == ["| em@depth=2 | stack.0 | 0.25 | 0.01 |", "| em@depth=2 | stack.1 | 0.5 | 0.01 |"]
     assert examined.describe_depth({"fm": []}) == []
+
+
+def test_of_layers_without_a_gradient_none_enters_the_mean() -> None:
+    runs = [
+        Examination(
+            "test", 1, 1.0, 3, layers=(CapsuleLayerFacts("stack.0", "em", (), (), (), 0.5, 0.0, gradient, None),)
+        )
+        for gradient in (None, 0.01)
+    ]
+    assert examined.describe_depth({"em": runs})[-1] == "| em | stack.0 | 0.5 | 0.01 |"
+    assert examined.describe_depth({"em": runs[:1]})[-1] == "| em | stack.0 | 0.5 |  |"
 
 
 @pytest.mark.parametrize(

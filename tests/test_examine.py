@@ -24,7 +24,8 @@ from torchcaps.data import Batches, Images
 from torchcaps.examine.capsules import measure_layers
 from torchcaps.examine.equivariance import held_out_r2, measure_equivariance
 from torchcaps.examine.examination import examine, examine_run, read_examination, write_examination
-from torchcaps.examine.found import Examination, Trees
+from torchcaps.examine.figures import draw_robustness
+from torchcaps.examine.found import CapsuleLayerFacts, Examination, Trees
 from torchcaps.examine.negation import measure_negation
 from torchcaps.examine.placebos import (
     ONE,
@@ -142,6 +143,24 @@ def test_donors_are_the_next_of_the_same_and_of_another_class() -> None:
     assert [each.tolist() for each in find_donors(torch.tensor([[True]]))] == [[-1], [-1]]
 
 
+@pytest.mark.parametrize("classes", [1, 2, 5, 40])
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_donors_are_those_that_loops_find(classes: int, n: int) -> None:
+    labels = torch.randint(classes, (n,), generator=torch.Generator().manual_seed(n)).tolist()
+    found = find_donors(torch.eye(classes)[labels].bool())
+    for wanted, donors in zip((True, False), found, strict=True):
+        for i, donor in enumerate(donors.tolist()):
+            others = [(i + step) % n for step in range(1, n)]
+            assert donor == next((j for j in others if (labels[j] == labels[i]) == wanted), -1)
+
+
+def test_donors_of_many_images_take_no_square_of_their_number() -> None:
+    """A square would be 64 GB of labels that are compared."""
+    labels = torch.arange(200_000) % 10
+    same, other = find_donors(torch.eye(10)[labels].bool())
+    assert same[:3].tolist() == [10, 11, 12] and other[:3].tolist() == [1, 2, 3] and other[-1] == 0
+
+
 @pytest.mark.parametrize(("routing", "options"), [each for each in FIRST if SPECS[each[0]].couplings])
 def test_every_routing_shares_out_as_much_by_other_couplings(routing: str, options: dict) -> None:
     """What a child, or of competing children a parent, gets in all is what the routing's own coupling gives."""
@@ -185,6 +204,21 @@ def test_the_gradient_is_that_of_the_class_that_is_there() -> None:
     loss = LossConfig("cross-entropy", reconstruction=1000.0)
     above = measure_layers(model, replace(looked_at, loss=loss))[1]
     assert above.starved == pytest.approx(1 / 3)  # the third, which nobody paints
+
+
+def test_where_no_gradient_reaches_a_layer_none_of_it_is_starved_beside_others() -> None:
+    """The margin loss of lengths 1 and 0 is zero, and so is its gradient."""
+    labels = [0, 1, 2, 3]
+    looked_at = replace(sample(one_hot(labels, 5), labels, 4), loss=LossConfig("margin"))
+    above = measure_layers(Known(1, 5, 6, classes=4), looked_at)[1]
+    assert (above.gradient, above.starved) == (0.0, None)
+
+
+def test_a_page_says_where_there_is_no_gradient() -> None:
+    for gradient, shown in ((0.0, "<td>0</td>"), (None, "<td>none</td>")):
+        layer = CapsuleLayerFacts("stack.0", "em", (0.5,), (0.0,), (0.1,), 0.25, 0.0, gradient, None)
+        _, _, text = examined(Examination("test", 1, 1.0, 3, layers=(layer,)), {})
+        assert shown in text and "<td>no gradient</td>" in text, text
 
 
 def test_static_routing_is_a_tree_that_no_image_chooses() -> None:
@@ -249,6 +283,17 @@ def test_robustness_counts_what_is_kept_of_what_was_right() -> None:
         assert len(curves[by].values) == len(curves[by].accuracy) == values
     assert curves["angle"].accuracy[0] == curves["scale"].accuracy[2] == curves["shear"].accuracy[0] == 7 / 8
     assert curves["scale"].accuracy == (7 / 8,) * 5
+
+
+def test_where_nothing_was_right_nothing_is_kept(tmp_path: Path) -> None:
+    pixels = torch.zeros(4, 8, 8)
+    pixels[:, 3, 3] = 1
+    curves = measure_robustness(Halves(), sample(pixels, [1] * 4, 2))
+    assert curves[0].kept == (None,) * len(curves[0].values) and curves[0].accuracy[0] == 0
+    shown = draw_robustness(curves).axes[0]
+    assert [line.get_label() for line in shown.lines] == ["accuracy"]
+    found = Examination("test", 4, 0.0, None, robustness=tuple(curves))
+    assert read_examination(write_examination(found, tmp_path).parent) == found
 
 
 def test_robustness_moves_by_each_value_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,3 +462,24 @@ def test_couplings_are_put_back_after_a_failure() -> None:
         model(torch.zeros(1, 1, 1, 5))
     assert "couple" not in vars(model.stack.layers[0].routing)
     assert model(torch.zeros(1, 1, 1, 5)).scores.shape == (1, 4)
+
+
+class Spoilt(Halves):
+    """Scores of images that show anything are NaN."""
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        scores = super().forward(images, labels).scores
+        return Output(scores + images.amax((1, 2, 3))[:, None] * torch.nan, (), {})
+
+
+def test_a_network_whose_scores_are_not_finite_is_not_examined(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the network's scores of 4 of 4 images are not finite, of which nothing can"):
+        examine(Spoilt(), sample(torch.ones(4, 8, 8), [0] * 4, 2))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_an_examination_that_could_not_be_read_is_not_written(tmp_path: Path, number: float) -> None:
+    layer = CapsuleLayerFacts("stack.0", "em", (0.5,), (0.0,), (0.1,), number, 0.0, 0.01, 0.0)
+    with pytest.raises(ValueError, match=f"layers.0.activation holds the number {number}"):
+        write_examination(Examination("test", 1, 1.0, 3, layers=(layer,)), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -38,7 +38,7 @@ from torchcaps.deploy.classifier import Classifier
 from torchcaps.deploy.module import ModuleRunner
 from torchcaps.explore import write_explorer
 from torchcaps.explore.examples import LOOKED, Examples, choose_rows, learn_hand
-from torchcaps.explore.explore import look
+from torchcaps.explore.explore import ABSENT, UNREAD, explore, look
 from torchcaps.explore.page import Explored, render
 from torchcaps.explore.runtime import PACKAGE, PLACES, SCRIPT, VERSION, WASM, as_script, find_runtime, runtime_folder
 from torchcaps.forms import DataForm, InputForm, ScoreForm
@@ -207,6 +207,24 @@ def test_names_of_a_stranger_stay_words(explored: Explored, tmp_path: Path) -> N
     reader = Reader(text)
     assert reader.tags.count("script") == 6 and "img" not in reader.tags
     assert page_data(text)["classes"][0] == HOSTILE
+
+
+def test_a_page_names_no_folder_of_the_machine_it_was_made_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is made to be passed on; the terminal says the whole reason."""
+    run = fit(tiny_config(tmp_path / "runs", epochs=1)).folder
+    monkeypatch.setattr("torchcaps.explore.explore.look", lambda classifier, examples, undecoded: examples)
+    for error, said in (
+        (FileNotFoundError("there is no /home/ann/secret"), ABSENT),
+        (ValueError("/home/ann/secret is cut"), UNREAD),
+    ):
+
+        def refuse(*_: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr("torchcaps.explore.explore.read_examples", refuse)
+        assert explore(run) == said and f"the page has no examples: {error}" in caplog.text
 
 
 def test_graphs_say_what_torch_says(explored: Explored) -> None:

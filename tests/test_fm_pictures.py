@@ -20,9 +20,9 @@ from torchcaps.inspect import (
     trace_pairs,
 )
 from torchcaps.inspect.couplings import Box
-from torchcaps.inspect.drawings import draw_pairs, draw_reconstructions
+from torchcaps.inspect.drawings import draw_overlaps, draw_pairs, draw_reconstructions
 from torchcaps.inspect.figures import draw_couplings, draw_tiles, pale
-from torchcaps.inspect.pictures import colour_parts
+from torchcaps.inspect.pictures import colour_parts, heat
 from torchcaps.inspect.reconstruction import absent_class
 from torchcaps.models import Model, create_model
 from torchcaps.report import write_report
@@ -130,6 +130,32 @@ def test_images_that_are_no_squares_keep_their_proportions() -> None:
     paired = draw_pairs(image, torch.ones(1, 1), torch.tensor([[[[0.0, 0.0], [1.0, 1.0]]]]), ["a"])
     (line,) = paired.axes[0].lines
     assert line.get_xdata() == pytest.approx([0, 0.94]) and line.get_ydata() == pytest.approx([0.235, 0.705])
+
+
+def test_children_without_positions_are_no_stripes_over_the_image() -> None:
+    maps = torch.tensor([[[[0.9, 0.1, 0.5]], [[0.1, 0.9, 0.5]]]])  # [t, j, 1, i]
+    figure = draw_couplings(torch.rand(1, 6, 6), maps, ["a", "b"], None, 0.5)
+    assert len(figure.axes) == 2 and all(len(axes.images) == 1 for axes in figure.axes)
+    colours = torch.stack([torch.as_tensor(axes.images[0].get_array()) for axes in figure.axes])  # [j, 1, i, 4]
+    torch.testing.assert_close(colours, heat(maps[0] - 0.5, 0.4).movedim(1, -1))
+    for axes, name in zip(figure.axes, "ab", strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (name, "child")
+        assert axes.images[0].get_extent() == [0.5, 3.5, 0, 1] and axes.get_xticks().tolist() == [1, 3]
+    assert "these children stand nowhere in the image" in " ".join(figure.get_supxlabel().split())
+
+
+def test_classes_are_called_by_their_names_where_these_are_given(model: Model) -> None:
+    images, names = torch.rand(2, 1, 12, 12), ["ant", "bee", "cat", "dog"]
+    targets, predicted = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 1]]).bool(), torch.tensor([[1, 1, 0, 0]] * 2).bool()
+    assert texts(draw_overlaps(model, images, targets, predicted, names)) == ["ant, bee"] * 2
+    assert texts(draw_overlaps(model, images, targets, predicted)) == ["0,1"] * 2
+    shown = [" ".join(each.split()) for each in texts(draw_segmentations(model, images, targets, predicted, 0, names))]
+    assert shown == ["R:(ant, bee) L:(ant, bee)", "R:P:(ant, bee) L:(bee, dog)"]
+    winner = int(model(images).scores[0].argmax())
+    labels = torch.tensor([winner, (winner + 1) % 4])
+    figure = draw_reconstructions(model, images[[0, 0]], labels, classes=names)
+    said = [" ".join(each.split()) for each in texts(figure)]
+    assert said == [names[winner], f"{names[winner]}, is {names[labels[1]]}"]
 
 
 def test_a_pose_sweep_stands_below_how_far_it_goes(model: Model) -> None:

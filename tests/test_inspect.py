@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from torchcaps.inspect.measured import (
     to_probabilities,
     worst,
 )
+from torchcaps.inspect.measures import describe_measured
 from torchcaps.inspect.pictures import colour_parts, data_uri, heat, to_bytes, to_sheet
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PrimaryCapsules
 from torchcaps.models import Model, Output, create_model
@@ -168,6 +170,20 @@ def test_calibration_by_hand() -> None:
     torch.testing.assert_close(to_probabilities(scores, "cross-entropy"), scores.softmax(1))
 
 
+@pytest.mark.parametrize("spoilt", [1, 4])
+def test_calibration_of_what_is_no_number_is_none(spoilt: int) -> None:
+    """It was taken for perfect."""
+    scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    scores[:spoilt] = torch.nan
+    watch = Watch(LossConfig("cross-entropy"))
+    watch(scores, torch.zeros(4, dtype=torch.int64))
+    measured = watch.measured()
+    found = calibrate_measured(measured)
+    assert math.isnan(found.error) and found.counts.sum() == 4 and found.counts[0] >= spoilt
+    told = describe_measured(measured, "abc", "test", 4)["calibration"]
+    assert told["error"] is None and told["bins"][0]["probability"] is None and told["bins"][0]["images"] >= spoilt
+
+
 def test_of_scores_above_one_the_highest_wins() -> None:
     """Cut to [0, 1] they are equal, and the first class was taken for the one that is said."""
     scores, labels = torch.tensor([[1.2, 1.5, 0.0], [3.0, 1.1, 2.0]]), torch.tensor([1, 0])
@@ -195,6 +211,14 @@ def test_worst_are_sure_and_wrong_and_right_ones_differ_in_class() -> None:
     assert worst(measured, 9).tolist() == [0, 1]
     assert choose_right(measured, 2).tolist() == [2, 3]
     assert choose_right(measured, 9).tolist() == [2, 3, 4]
+
+
+def test_the_class_that_wins_is_shown_though_many_others_are_there() -> None:
+    """Of eleven labels, none of them found, the winner is a twelfth class: it was called undefined."""
+    scores = torch.linspace(0, 0.4, CLASSES + 4)
+    there = torch.arange(len(scores)) <= CLASSES
+    chosen = _classes(scores, there)
+    assert chosen == [CLASSES + 3, *range(CLASSES, -1, -1)] and there.sum() == CLASSES + 1
 
 
 def test_measure_takes_batches_evenly_spaced() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -34,6 +35,13 @@ def test_lines_are_read_as_they_were_appended(tmp_path: Path) -> None:
         append_line(path, content)
     assert read_lines(path) == [{"a": 1}, {"b": "ü\u2028"}, {}]
     assert path.read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_json_has_not_is_refused(tmp_path: Path, number: float) -> None:
+    with pytest.raises(ValueError, match=r"a line for .*runs\.jsonl holds what JSON cannot"):
+        append_line(tmp_path / "runs.jsonl", {"a": [number]})
+    assert read_lines(tmp_path / "runs.jsonl") == []
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torchcaps.inspect import measure_jacobian, pairs, trace_pairs
 from torchcaps.inspect.couplings import Box, locate_children
 from torchcaps.inspect.jacobian import given_votes
 from torchcaps.inspect.pairs import fm_votes
-from torchcaps.layers import CapsuleLayer, ConvTransform, LinearTransform
-from torchcaps.models import Model, create_model
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, PooledTransform
+from torchcaps.models import Model, Output, create_model
 
 IMAGES = {"num_classes": 3, "in_channels": 1, "image_size": 12}
 SMALL = IMAGES | {"blocks": (1, 1), "width": 4, "primary": 2, "pose": 4, "capsules": (3,)}
@@ -66,6 +66,33 @@ def test_the_strongest_pair_is_found_by_loops() -> None:
 def test_children_that_stand_nowhere_stand_on_a_circle() -> None:
     places = pairs.circle(4)
     torch.testing.assert_close(places, torch.tensor([[0.1, 0.5], [0.5, 0.9], [0.9, 0.5], [0.5, 0.1]]))
+
+
+class Pooled(Model):
+    """Six types of children at 6 x 6 places, whose means vote for three parents: the classes, at the `top`."""
+
+    def __init__(self, top: bool):
+        super().__init__()
+        self.conv, self.top = nn.Conv2d(1, 6 * 8, 5, stride=4), top
+        self.stack = CapsuleStack([CapsuleLayer(PooledTransform(6, 3, 8, 8), "fm")])
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Output:
+        children = Capsules(self.conv(images).unflatten(1, (6, 8)).permute(0, 3, 4, 1, 2))
+        parents = self.stack(children)[-1].capsules
+        scores = parents.activations if self.top else parents.activations.sum(1, keepdim=True)
+        return Output(scores, (children, parents), {})
+
+
+def test_types_that_are_pooled_stand_nowhere() -> None:
+    """Their numbers were read as those of places: all six stood in the first row."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 28, 28)
+    (layer,) = trace_pairs(Pooled(True), images, pairs=15)
+    assert layer.ring is not None
+    torch.testing.assert_close(layer.ring, pairs.circle(6))
+    stood = {tuple(place) for place in layer.places.flatten(0, -2).tolist()}
+    assert stood == {tuple(place) for place in layer.ring.tolist()}
+    assert trace_pairs(Pooled(False), images) == []
 
 
 def test_what_the_border_cuts_off_moves_no_place() -> None:
@@ -155,6 +182,13 @@ def test_every_layer_of_every_routing_is_measured() -> None:
         found = measure_jacobian(build(**options), torch.rand(4, 1, 12, 12), count=2)
         assert [each.layer for each in found] == ["stack.0", "stack.1"]
         assert all((each.largest >= each.smallest).all() and each.largest.isfinite().all() for each in found)
+
+
+def test_a_measure_between_two_steps_leaves_the_random_numbers() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), build())
+    before = torch.get_rng_state()
+    found = measure_jacobian(model, torch.ones(4, 1, 12, 12), 1)  # pyright: ignore[reportArgumentType]
+    assert found and torch.equal(torch.get_rng_state(), before)
 
 
 def test_bad_input_is_named() -> None:

@@ -36,12 +36,13 @@ def _top(value: str) -> Number:
 def _kept(by: str) -> Number:
     def read(found: Examination) -> float | None:
         points = {value: kept for curve in found.robustness if curve.by == by for value, kept in _points(curve)}
-        return 100 * points[FAR[by]] if FAR[by] in points else None
+        share = points.get(FAR[by])
+        return None if share is None else 100 * share
 
     return read
 
 
-def _points(curve: Any) -> list[tuple[float, float]]:
+def _points(curve: Any) -> list[tuple[float, float | None]]:
     return list(zip(curve.values, curve.kept, strict=True))
 
 
@@ -73,7 +74,9 @@ LEGEND = (
 
 
 def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
-    """Examine the finished run of each of `jobs` that has no line of it yet, and append one."""
+    """Examine the finished run of each of `jobs` that has no line of it yet, and append one; what cannot be examined is
+    named and left out.
+    """
     from torchcaps.examine.examination import examine_run
 
     for job in jobs:
@@ -83,7 +86,11 @@ def record_examinations(jobs: Sequence[Job], settings: Settings) -> None:
         if folder is None:
             settings.say(f"{job.label}: there is no finished run in {settings.out} to examine")
             continue
-        found = to_plain(examine_run(folder, device=settings.device, root=settings.root))
+        try:
+            found = to_plain(examine_run(folder, device=settings.device, root=settings.root))
+        except ValueError as error:  # such as of a network whose scores are not finite
+            settings.say(f"{job.label}: cannot be examined: {error}")
+            continue
         line = {
             "cell": job.cell.id,
             "budget": EXAMINED,
@@ -131,8 +138,9 @@ def describe_depth(found: Mapping[str, Sequence[Examination]]) -> list[str]:
     for head, examinations in found.items():
         layers = [each.layers for each in examinations if each.layers]
         for same in zip(*layers, strict=False):
-            numbers = (mean(each.activation for each in same), mean(each.gradient for each in same))
-            rows.append([head, same[0].name, f"{numbers[0]:.3g}", f"{numbers[1]:.2g}"])
+            gradients = [each.gradient for each in same if each.gradient is not None]
+            gradient = f"{mean(gradients):.2g}" if gradients else ""
+            rows.append([head, same[0].name, f"{mean(each.activation for each in same):.3g}", gradient])
     if not rows:
         return []
     table = markdown_table(("head", "layer", "mean activation", "mean gradient norm"), rows)

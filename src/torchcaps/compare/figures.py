@@ -9,7 +9,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
 
 from torchcaps.compare.heads import CONTROLS, is_control
 from torchcaps.compare.page import accuracy_of, deviation_of
@@ -109,7 +108,9 @@ def draw_shares(rows: Sequence[Row]) -> Figure:
             for share, mean, spread in points:
                 axes.errorbar(share, mean, spread, capsize=2, lw=1.2, **_mark(colour, spread is not None, marker))
         axes.set(xscale="log", xlabel="share of the training data", ylabel="test accuracy (%)")
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        measured = {f"{share:.6g}" for points in curves.values() for share, *_ in points}
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
+        axes.xaxis.set_minor_formatter(lambda value, _: f"{100 * value:g}%" if f"{value:.6g}" in measured else "")
         if curves:
             axes.legend(fontsize=7, ncols=2 if len(curves) > len(CONTROLS) else 1)
     return figure

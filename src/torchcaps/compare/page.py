@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 from torchcaps.compare.comparison import Comparison
@@ -117,18 +117,29 @@ def _costs(row: Row) -> list[str]:
 def _verdict(rows: Sequence[Row]) -> list[str]:
     """Return which heads lie above each control and which below, and of which it is not decided; of `twin` the one of
     its own stands in its place for a head that has one.
+
+    In a sweep a head is judged by the control of the same value, or by the one that there is of a control that has not
+    what is swept.
     """
     by_head = {row.head: row for row in rows}
     heads = [row for row in ranked(rows) if not is_control(row.head)]
     said = []
     for control in CONTROLS:
-        if control in by_head:
-            own = {row.head: by_head.get(f"{row.head}-{control}") for row in heads}
-            found = by_side(heads, lambda row, floor=by_head[control], own=own: own[row.head] or floor)
-            if found[1] or found[-1] or found[0]:
-                which = f"`{control}`, or NAME`-{control}` where there is one" if any(own.values()) else f"`{control}`"
-                said.append(f"Against {which}: {describe_sides(found)}.")
+        own = {row.head: _of_value(by_head, row.head, f"{row.head.partition('@')[0]}-{control}") for row in heads}
+        judges = {head: found or _of_value(by_head, head, control) for head, found in own.items()}
+        judged = {head: judge for head, judge in judges.items() if judge is not None}
+        found = by_side((row for row in heads if row.head in judged), lambda row, judged=judged: judged[row.head])
+        if found[1] or found[-1] or found[0]:
+            which = f"`{control}`, or NAME`-{control}` where there is one" if any(own.values()) else f"`{control}`"
+            which += ", of the same value" if any("@" in judge.head for judge in judged.values()) else ""
+            said.append(f"Against {which}: {describe_sides(found)}.")
     return [RULE, *said] if said else []
+
+
+def _of_value(by_head: Mapping[str, Row], head: str, control: str) -> Row | None:
+    """Return the row of `control` that has the value of `head`, NAME or NAME@FIELD=VALUE; else the one without any."""
+    _, at, value = head.partition("@")
+    return by_head.get(f"{control}{at}{value}", by_head.get(control))
 
 
 def deviation_of(row: Row) -> float | None:

@@ -78,7 +78,8 @@ def measure_layers(model: Model, sample: Sample) -> list[CapsuleLayerFacts]:
     - d_score: the largest standard deviation, over images, of a capsule's activation (or length).
     - dead: capsules whose activation never exceeds a tenth of the layer's largest.
     - gradient: norm of the training loss's gradient by a capsule's pose and activation, where a decoder paints the
-      class of the label, as in training; a capsule is starved whose mean is below a hundredth of the layer's.
+      class of the label, as in training; a capsule is starved whose mean is at most a hundredth of the layer's. Where
+      no gradient reaches the layer at all, as of a loss that is 0, none is starved beside others: that is None.
 
     Args:
         model: in evaluation mode.
@@ -180,7 +181,8 @@ def _summarise(name: str, seen: _Seen) -> CapsuleLayerFacts:
     assert final.largest is not None
     absent = (None,) * len(seen.active) if seen.layer is not None else ()
     tree = None if seen.layer is None or seen.layer.transform.sizes.parents == 1 else seen.polar
-    gradient = seen.gradient.mean if seen.gradient.images else torch.zeros_like(final.largest)
+    gradient = seen.gradient.mean if seen.gradient.images else None
+    reached = gradient is not None and bool(gradient.any())
     return CapsuleLayerFacts(
         name,
         "" if seen.layer is None else seen.layer.routing.spec.name,
@@ -189,8 +191,8 @@ def _summarise(name: str, seen: _Seen) -> CapsuleLayerFacts:
         tuple(seen.active[t].variance.max().sqrt().item() for t in sorted(seen.active)),
         final.mean.mean().item(),
         (final.largest <= DEAD * final.largest.max()).double().mean().item(),
-        gradient.mean().item(),
-        (gradient <= STARVED * gradient.mean()).double().mean().item(),
+        None if gradient is None else gradient.mean().item(),
+        (gradient <= STARVED * gradient.mean()).double().mean().item() if reached else None,
     )
 
 

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from torchcaps.config import from_plain, to_plain
 from torchcaps.examine.capsules import measure_layers
 from torchcaps.examine.equivariance import measure_equivariance
@@ -15,7 +18,7 @@ from torchcaps.examine.found import Examination
 from torchcaps.examine.negation import measure_negation
 from torchcaps.examine.placebos import coupled_layers, measure_placebos, stacks_of
 from torchcaps.examine.robustness import measure_robustness
-from torchcaps.examine.sample import Sample
+from torchcaps.examine.sample import Sample, take
 from torchcaps.examine.trees import measure_trees
 from torchcaps.files import own_folder, read_plain, replace_text
 from torchcaps.forms import SplitName
@@ -31,8 +34,13 @@ T = TypeVar("T")
 
 
 def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
-    """Return all measures of `model`, left as it was but in evaluation mode; a measure that does not apply says so."""
+    """Return all measures of `model`, left as it was but in evaluation mode; a measure that does not apply says so.
+
+    Raises:
+        ValueError: where its scores, or a measure, are not finite, as of a network whose training diverged.
+    """
     model.eval()
+    answers = _finite_answers(model, sample)
     absent: dict[str, str] = {}
     stacks, coupled = stacks_of(model), coupled_layers(model)
     layers = [each for stack in stacks.values() for each in stack.layers if isinstance(each, CapsuleLayer)]
@@ -46,10 +54,10 @@ def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
             absent[name] = why_not or otherwise
         return found
 
-    right = (sample.answers(model) == sample.targets).all(1).double().mean().item()
+    right = (answers == sample.targets).all(1).double().mean().item()
     need, route = ("" if coupled else uncoupled), ("" if stacks else unrouted)
     no_class = "its class capsules are not those of a routed layer with couplings"
-    return Examination(
+    found = Examination(
         split,
         len(sample),
         right,
@@ -64,6 +72,28 @@ def examine(model: Model, sample: Sample, split: str = "test") -> Examination:
         ),
         absent,
     )
+    try:
+        _check_numbers(to_plain(found))
+    except ValueError as error:
+        raise ValueError(f"the examination of the network failed: {error}") from error
+    return found
+
+
+@torch.no_grad()
+def _finite_answers(model: Model, sample: Sample) -> Tensor:
+    """Return what `model` says of the images, bool [n, classes].
+
+    Raises:
+        ValueError: where a score is not finite, which says nothing.
+    """
+    scores = torch.cat([take(model, images).scores for images, _ in sample.stream()])
+    spoilt = int((~scores.isfinite()).any(1).sum())
+    if spoilt:
+        raise ValueError(
+            f"the network's scores of {spoilt:,} of {len(scores):,} images are not finite, of which nothing can be "
+            "measured: examine a run whose training did not diverge"
+        )
+    return sample.predict(scores)
 
 
 def examine_run(
@@ -84,7 +114,7 @@ def examine_run(
 
     Raises:
         FileNotFoundError: when `path` is not the folder of a run, or the data are not there.
-        ValueError: when the run has no such split, and for a number of images below 1.
+        ValueError: when the run has no such split, for a number of images below 1, and as `examine`.
         MemoryError: when a batch of the run does not fit into the device's memory.
     """
     model, config, fabric, data = open_run(path, device, root)
@@ -98,9 +128,15 @@ def examine_run(
 
 
 def write_examination(found: Examination, folder: Path) -> Path:
-    """Write it to `folder` as examination.json, which is returned."""
+    """Write it to `folder` as examination.json, which is returned.
+
+    Raises:
+        ValueError: for a number that is not finite, or beyond use, which `read_examination` would not take.
+    """
+    plain = to_plain(found)
+    _check_numbers(plain)
     path = own_folder(folder, make=True) / FILE
-    replace_text(path, json.dumps(to_plain(found), indent=2) + "\n")
+    replace_text(path, json.dumps(plain, indent=2, allow_nan=False) + "\n")
     return path
 
 
@@ -135,10 +171,10 @@ def check_examination(found: Examination) -> Examination:
     return found
 
 
-def _check_numbers(plain: Any) -> None:
-    """Raise ValueError for a number in `plain` that is not finite, or beyond use."""
+def _check_numbers(plain: Any, name: str = "") -> None:
+    """Raise ValueError for a number in `plain`, the field `name`, that is not finite, or beyond use."""
     if isinstance(plain, dict | list):
-        for each in plain.values() if isinstance(plain, dict) else plain:
-            _check_numbers(each)
+        for key, each in plain.items() if isinstance(plain, dict) else enumerate(plain):
+            _check_numbers(each, f"{name}.{key}".strip("."))
     elif isinstance(plain, int | float) and not (math.isfinite(plain) and abs(plain) <= LARGEST):
-        raise ValueError(f"it holds the number {plain}")
+        raise ValueError(f"{name or 'it'} holds the number {plain}")

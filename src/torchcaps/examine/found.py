@@ -30,8 +30,8 @@ class CapsuleLayerFacts:
     d_score: tuple[float, ...]  #: by iteration, see `measure_layers`
     activation: float  #: mean over capsules and images
     dead: float  #: share of the capsules
-    gradient: float  #: mean norm, of the training loss by a capsule
-    starved: float  #: share of the capsules
+    gradient: float | None  #: mean norm, of the training loss by a capsule; None where the loss has none by them
+    starved: float | None  #: share of the capsules; None where no gradient reaches any of them
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Curve:
     by: str  #: angle or shear in degrees, shift in pixels, scale as a factor
     values: tuple[float, ...]
     accuracy: tuple[float, ...]
-    kept: tuple[float, ...]  #: share, of the images that are right unchanged, of those that stay right
+    kept: tuple[float | None, ...]  #: share, of the images right unchanged, of those that stay right, or None
 
 
 @dataclass(frozen=True)

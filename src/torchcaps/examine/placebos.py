@@ -138,16 +138,18 @@ def find_donors(targets: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         targets: bool [n, classes].
     """
-    _, kind = targets.unique(dim=0, return_inverse=True)
+    _, kind, sizes = targets.unique(dim=0, return_inverse=True, return_counts=True)
     n = len(kind)
-    following = (torch.arange(n)[:, None] + torch.arange(1, n)) % n  # [n, n - 1]
-    donors = []
-    for wanted in (True, False):
-        fits = (kind[following] == kind[:, None]) == wanted
-        first = fits.long().argmax(1, keepdim=True) if n > 1 else torch.zeros(n, 0, dtype=torch.int64)
-        chosen = following.gather(1, first).squeeze(1) if n > 1 else torch.zeros(n, dtype=torch.int64)
-        donors.append(torch.where(fits.any(1), chosen, -1))
-    return donors[0], donors[1]
+    order, same = kind.argsort(stable=True), torch.full((n,), -1)
+    for rows in order.split(sizes.tolist()):  # of one kind, ascending; the last is followed by the first
+        if len(rows) > 1:
+            same[rows] = rows.roll(-1)
+    if len(sizes) < 2:
+        return same, torch.full((n,), -1)
+    ends = kind != kind.roll(-1)  # an image behind which another kind begins
+    place = torch.arange(2 * n)  # twice round
+    following = torch.where(ends.repeat(2), place, 2 * n).flip(0).cummin(0).values.flip(0)[:n]  # the next of them
+    return same, (following + 1) % n
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from torchcaps.examine.found import Curve
 from torchcaps.examine.sample import Move, Sample
@@ -21,7 +22,8 @@ SHEARS = (0.0, 10.0, 20.0, 30.0, 40.0)  # degrees
 
 
 def measure_robustness(model: Model, sample: Sample) -> list[Curve]:
-    """Return curves by angle, shift, scale and shear: accuracy, and the share that is kept of what is right unchanged.
+    """Return curves by angle, shift, scale and shear: accuracy, and the share that is kept of what is right unchanged,
+    None where nothing is.
 
     Images are turned and sheared to either side in turn, and moved to the four sides in turn; zeros enter.
 
@@ -35,10 +37,12 @@ def measure_robustness(model: Model, sample: Sample) -> list[Curve]:
     side = torch.arange(count) % 4
     none = Move.none(count)
 
+    def keep(still: Tensor) -> float | None:
+        return ((still & right).sum() / right.sum()).item() if right.any() else None
+
     def measure(by: str, values: tuple[float, ...], moves: list[Move]) -> Curve:
         still = [(sample.answers(model, move=each) == sample.targets).all(1) for each in moves]
-        kept = [((each & right).sum() / right.sum().clamp_min(1)).item() for each in still]
-        return Curve(by, values, tuple(each.double().mean().item() for each in still), tuple(kept))
+        return Curve(by, values, tuple(each.double().mean().item() for each in still), tuple(map(keep, still)))
 
     pixels = tuple(dict.fromkeys(float(round(share * sample.side)) for share in SHIFTS))
     down = torch.tensor([1, -1, 0, 0])[side]

@@ -18,9 +18,13 @@ from torchcaps.explore.runtime import find_runtime
 from torchcaps.files import check_plain, replace_text
 from torchcaps.manifest import Manifest
 from torchcaps.models import Model
+from torchcaps.terminal import warn
 from torchcaps.train import RunFolder
 
 PAGE = "explore.html"
+# What a page, which is made to be passed on, says of data that gave no examples.
+ABSENT = "the data were not there when this page was written"
+UNREAD = "the data could not be taken as the network takes them when this page was written"
 
 
 class Written(NamedTuple):
@@ -70,7 +74,8 @@ def explore(source: str | Path) -> Explored:
     try:
         examples = read_examples(source, manifest)
     except (OSError, ValueError) as error:
-        examples = " ".join(str(error).split())
+        warn(f"the page has no examples: {' '.join(str(error).split())}")  # which may name folders of this machine
+        examples = ABSENT if isinstance(error, FileNotFoundError) else UNREAD
     return look(classifier, examples, _undecoded(source, manifest))
 
 

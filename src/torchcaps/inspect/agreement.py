@@ -57,7 +57,7 @@ def measure_agreement(
         true_class: of the class capsules, only those of the labels; otherwise all.
 
     Raises:
-        ValueError: for fewer than 2 steps.
+        ValueError: for fewer than 2 steps, and where votes or parents are not finite; names the layer.
     """
     if steps < 2:
         raise ValueError(f"steps is {steps}; there must be at least 2")
@@ -73,6 +73,11 @@ def measure_agreement(
             for name, (layer, children, step) in last.items():
                 top = bool(classes) and classes[0].poses is step.capsules.poses
                 cosine, length = _compare(layer, children, step.capsules, labels if top and true_class else None)
+                if not (length.isfinite().all() and step.capsules.poses.isfinite().all()):
+                    raise ValueError(
+                        f"votes or parents of layer {name!r} are not finite, so that no agreement can be measured: use "
+                        "weights from before the training diverged"
+                    )
                 sums[name] += _histogram(cosine, length, steps)
     return {name: _summarise(last[name][0].routing.spec.name, counts) for name, counts in sums.items()}
 

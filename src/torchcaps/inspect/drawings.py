@@ -43,7 +43,8 @@ def _draw_panel(axes: Axes, agreement: Agreement, title: str) -> None:
     axes.set_title(title, fontsize=8)
     beside = axes.twinx()
     seen = [(x, y) for x, y, share in zip(middles, agreement.length, agreement.share, strict=True) if share]
-    beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
+    if seen:
+        beside.plot(*zip(*seen, strict=True), ".-", color=INK["accent"], lw=1.4, ms=3)
     beside.set_ylabel("mean length", color=INK["accent"])
     beside.set_ylim(0)
     beside.grid(False)
@@ -98,7 +99,9 @@ def _draw_circles(image: Tensor, products: Tensor, places: Tensor, names: Sequen
 
 
 @torch.no_grad()
-def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: int = 0, rows: int = 6) -> Figure:
+def draw_reconstructions(
+    model: Model, images: Tensor, labels: Tensor, sweep: int = 0, rows: int = 6, classes: Sequence[str] = ()
+) -> Figure:
     """Return images, below each its reconstruction from the winning capsule, and under them the pose sweep of one.
 
     Args:
@@ -106,12 +109,14 @@ def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: in
         images: [b, c, h, w] in [0, 1]; labels int64 [b].
         sweep: index of the image whose pose is moved, by as much as stands above its own columns.
         rows: dimensions of the pose that are shown, those whose sweep changes the image most.
+        classes: their names; they are numbered where there are none.
     """
     output = model.eval()(images)
     predicted = output.scores.argmax(1).tolist()
     frames = pose_sweep(model, images[sweep], REACH)  # [d, s, c, h, w]
     most = frames.std(1).flatten(1).mean(1).argsort(descending=True)[:rows].tolist()
-    titles = [f"{p}" if p == l else f"{p}, is {l}" for p, l in zip(predicted, labels.tolist(), strict=True)]
+    pairs = [(_named(p, classes), _named(l, classes)) for p, l in zip(predicted, labels.tolist(), strict=True)]
+    titles = [p if p == l else f"{p}, is {l}" for p, l in pairs]
     moved = [f"{x:+.2f}" for x in torch.linspace(-REACH, REACH, frames.shape[1]).tolist()]
     moved[len(moved) // 2] = f"image {sweep + 1}"
     tiles = {"input": images, "decoded": output.aux["reconstruction"]}
@@ -119,7 +124,9 @@ def draw_reconstructions(model: Model, images: Tensor, labels: Tensor, sweep: in
 
 
 @torch.no_grad()
-def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tensor) -> Figure:
+def draw_overlaps(
+    model: Model, images: Tensor, targets: Tensor, predicted: Tensor, classes: Sequence[str] = ()
+) -> Figure:
     """Return overlapped objects told apart: below each image what is decoded of it, each class in its own colour,
     over it.
 
@@ -130,6 +137,7 @@ def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tens
         model: with a decoder; it is left in evaluation mode.
         images: [b, c, h, w] in [0, 1].
         targets, predicted: label sets, bool [b, classes].
+        classes: their names; they are numbered where there are none.
     """
     output = model.eval()(images)
     poses, absent = output.capsules[-1].poses, absent_class(output.scores, targets, predicted)
@@ -139,8 +147,7 @@ def draw_overlaps(model: Model, images: Tensor, targets: Tensor, predicted: Tens
         "found": colour_sets(model, poses, predicted, images),
         "not there": colour_sets(model, poses, absent, images),
     }
-    names = [",".join(str(c) for c in row.nonzero().flatten().tolist()) for row in predicted]
-    return draw_tiles(rows, names)
+    return draw_tiles(rows, [_listed(row, classes) for row in predicted])
 
 
 @torch.no_grad()
@@ -157,7 +164,14 @@ def draw_inputs_and_outputs(model: Model, groups: Mapping[str, Tensor]) -> Figur
 
 
 @torch.no_grad()
-def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted: Tensor, absent: int = 2) -> Figure:
+def draw_segmentations(
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    predicted: Tensor,
+    absent: int = 2,
+    classes: Sequence[str] = (),
+) -> Figure:
     """Return overlapped objects above their reconstructions, laid over each other in green and blue.
 
     As Table 5 of Zhao et al. 2020: above each column stand R, the classes that are decoded, the lower one in green, and
@@ -169,6 +183,7 @@ def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted:
         images: [b, c, h, w] in [0, 1].
         targets, predicted: label sets, bool [b, classes].
         absent: images that are decoded with a class that is not there, at most.
+        classes: their names; they are numbered where there are none.
     """
     output = model.eval()(images)
     neither = absent_class(output.scores, targets, predicted)
@@ -179,13 +194,18 @@ def draw_segmentations(model: Model, images: Tensor, targets: Tensor, predicted:
     sets, shown = torch.cat([predicted, swapped]), targets[index]
     marks = ["R" if right else "R:P" for right in (predicted == targets).all(1).tolist()] + ["*R"] * len(again)
     titles = [
-        f"{mark}:{_listed(decoded)}\nL:{_listed(labels)}"
+        f"{mark}:({_listed(decoded, classes)})\nL:({_listed(labels, classes)})"
         for mark, decoded, labels in zip(marks, sets, shown, strict=True)
     ]
     decoded = colour_sets(model, output.capsules[-1].poses[index], sets, torch.zeros_like(images[index]))
     return draw_tiles({"input": images[index], "output": decoded}, titles)
 
 
-def _listed(classes: Tensor) -> str:
-    """Return the classes of a label set, bool [classes]."""
-    return f"({','.join(map(str, classes.nonzero().flatten().tolist()))})"
+def _listed(labels: Tensor, classes: Sequence[str]) -> str:
+    """Return the classes of a label set, bool [classes], by name where there are names."""
+    separator = ", " if classes else ","
+    return separator.join(_named(each, classes) for each in labels.nonzero().flatten().tolist())
+
+
+def _named(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if classes else str(label)

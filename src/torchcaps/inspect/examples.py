@@ -135,11 +135,13 @@ def look_into(model: Model, batches: Batches, measured: Measured, decoder: bool)
 
 
 def _classes(scores: Tensor, always: Tensor) -> list[int]:
-    """Return all classes where there are few; else those of the highest scores and those of `always`, the highest
-    first.
+    """Return all classes where there are few; else those of the highest scores, the winner always, and those of
+    `always`; the highest first.
     """
     if len(scores) <= CLASSES:
         return list(range(len(scores)))
+    always = always.clone()
+    always[scores.argmax()] = True
     falling = scores.argsort(descending=True, stable=True).tolist()
     chosen = sorted(falling, key=lambda n: not always[n])[: max(CLASSES, int(always.sum()))]
     return sorted(chosen, key=falling.index)

@@ -6,6 +6,7 @@ They use the colours of `INK` only, so that a page can put its own in their plac
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import textwrap
 import warnings
@@ -19,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy import ndarray
 from torch import Tensor
 
 from torchcaps.files import replacing
@@ -256,21 +258,50 @@ def draw_couplings(image: Tensor, maps: Tensor, names: Sequence[str], box: Box |
     """Return shares of one image's parts, maps [t, j, h, w], over the image [c, H, W]; a row for each iteration.
 
     Orange places gave the parent of the column more than an `equal` share, blue ones less; a line below says how much.
-    `names` are the parents'.
+    `names` are the parents'. Children without positions, of which `box` is None, have no place in the image: they stand
+    side by side on a bare ground, over their numbers.
     """
-
     shares = maps - equal
+    most = shares.abs().max().item()
+    colours = heat(shares, most).movedim(2, -1).numpy()  # [t, j, h, w, 4]
+    said = f"orange: up to {most:.2g} more than an equal share of {equal:.2g}; blue: as much less"
+    if box is None:
+        return _draw_strips(colours, names, said)
     ground = pale(image).expand(maps.shape[1], -1, -1, -1)
     figure = draw_tiles({f"iteration {t + 1}": ground for t in range(len(maps))}, names, ink=True)
-    axes, place, most, tile = figure.axes[0], box or Box(), shares.abs().max().item(), frame(image)
-    colours = heat(shares, most).movedim(2, -1).numpy()  # [t, j, h, w, 4]
+    axes, tile = figure.axes[0], frame(image)
     for row, column in torch.cartesian_prod(*map(torch.arange, maps.shape[:2])).tolist():
-        left, top = column + tile.left + tile.width * place.left, row + tile.top + tile.height * place.top
-        extent = (left, left + tile.width * place.width, top + tile.height * place.height, top)
+        left, top = column + tile.left + tile.width * box.left, row + tile.top + tile.height * box.top
+        extent = (left, left + tile.width * box.width, top + tile.height * box.height, top)
         axes.imshow(colours[row, column], extent=extent, interpolation="nearest", alpha=0.8, zorder=2)
     axes.set(xlim=(0, maps.shape[1]), ylim=(len(maps), -0.3))
-    said = f"orange: up to {most:.2g} more than an equal share of {equal:.2g}; blue: as much less"
     axes.set_xlabel(textwrap.fill(said, 12 * maps.shape[1] + 8), fontsize=7)  # as wide as the columns
+    return figure
+
+
+def _draw_strips(colours: ndarray, names: Sequence[str], said: str) -> Figure:
+    """Return colours [t, j, h, w, 4] of children that stand nowhere: a row for each iteration, a column for each of the
+    parents `names`, and in it the children from left to right.
+    """
+    rows, columns, _, count, _ = colours.shape
+    lined = _lined(names)
+    height = 0.5 * rows + 0.75 + 0.15 * _lines(lined)
+    figure = Figure(figsize=(0.8 * columns + 0.9, height), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for row, column in itertools.product(range(rows), range(columns)):
+        axes = panels[row, column]
+        axes.imshow(colours[row, column], extent=(0.5, count + 0.5, 0, 1), interpolation="nearest", aspect="auto")
+        axes.set(yticks=[], xticks=sorted({1, count}))
+        axes.tick_params(length=2, labelsize=6)
+        axes.grid(False)
+    for axes, name in zip(panels[0], lined, strict=True):
+        axes.set_title(name, fontsize=7)
+    for t, axes in enumerate(panels[:, 0]):
+        axes.set_ylabel(f"iteration {t + 1}", fontsize=7, rotation=0, ha="right", va="center")
+    for axes in panels[-1]:
+        axes.set_xlabel("child", fontsize=7)
+    said += "; these children stand nowhere in the image"
+    figure.supxlabel(textwrap.fill(said, 16 * columns + 16), fontsize=7, color=INK["muted"])
     return figure
 
 

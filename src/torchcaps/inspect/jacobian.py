@@ -7,6 +7,7 @@ which dividing by n and votes of length one are to see to.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -37,8 +38,8 @@ def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "act
     """Return the largest and the smallest singular value of each layer's d parents / d votes, bottom first.
 
     The votes are those that the routing's sums take in: after batch norm, and of FM agreement after the normalisation
-    to length one, as in Eq. 7. `model` may be measured between two steps of training: it is left as it is, and a copy
-    in training mode sees `images`, so that batch norm has their statistics.
+    to length one, as in Eq. 7. `model` may be measured between two steps of training: it and torch's random numbers are
+    left as they are, and a copy in training mode sees `images`, so that batch norm has their statistics.
 
     Args:
         model: with `CapsuleStack`s; layers whose parents have positions are left out.
@@ -60,8 +61,14 @@ def measure_jacobian(model: Model, images: Tensor, count: int = 4, of: Of = "act
             below[name] = layer, children, t + 1
 
     model = copy.deepcopy(model).train()
-    with torch.no_grad(), visiting(model, visit):
-        model(images)
+    with torch.random.fork_rng([images.device] if images.device.type == "cuda" else []):  # as dropout draws
+        with torch.no_grad(), visiting(model, visit):
+            model(images)
+        return _measure(below, count, of)
+
+
+def _measure(below: Mapping[str, tuple[CapsuleLayer, Capsules, int]], count: int, of: Of) -> list[Singular]:
+    """Return what `measure_jacobian` says of layers with their children and iterations."""
     found = []
     for name, (layer, children, iterations) in below.items():
         routing, votes, activations = _taken_in(layer, children)

@@ -66,7 +66,7 @@ class Calibration(NamedTuple):
     confidence: Tensor  # [bins], mean probability in each; NaN where it is empty
     accuracy: Tensor  # [bins], share of them that were so
     counts: Tensor  # int64 [bins]
-    error: float  # mean distance of the two, weighted by count
+    error: float  # mean distance of the two, weighted by count; NaN where a probability is no number
 
 
 def to_probabilities(scores: Tensor, loss: LossName) -> Tensor:
@@ -153,12 +153,14 @@ def class_accuracy(targets: Tensor, predicted: Tensor) -> Tensor:
 
 
 def calibrate(probabilities: Tensor, came_true: Tensor, bins: int = 10) -> Calibration:
-    """Return how often what was given a probability [m] came true, bool [m], in bins of equal width."""
-    place = (probabilities * bins).long().clamp(0, bins - 1)
+    """Return how often what was given a probability [m] came true, bool [m], in bins of equal width; what is no number
+    falls into the first.
+    """
+    place = (probabilities.nan_to_num(0) * bins).long().clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
     confidence = torch.bincount(place, probabilities.double(), bins) / count
     accuracy = torch.bincount(place, came_true.double(), bins) / count
-    error = (confidence - accuracy).abs().nan_to_num().mul(count).sum() / count.sum()
+    error = (confidence - accuracy).abs().masked_fill(count == 0, 0).mul(count).sum() / count.sum()
     return Calibration(confidence, accuracy, count, error.item())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,13 @@ def _class_rows(measured: Measured, classes: Sequence[str]) -> list[tuple[str, i
 
 
 def _bin_rows(measured: Measured) -> list[tuple[float, float, int, float | None, float | None]]:
-    """Return for each bin of probabilities its limits, how many fall into it, their mean, and how many came true."""
+    """Return for each bin of probabilities its limits, how many fall into it, their mean, None where one is no number,
+    and how many came true.
+    """
     bins = calibrate_measured(measured)
     count = len(bins.counts)
     return [
-        (n / count, (n + 1) / count, images, p if images else None, share if images else None)
+        (n / count, (n + 1) / count, images, p if math.isfinite(p) else None, share if images else None)
         for n, (images, p, share) in enumerate(
             zip(bins.counts.tolist(), bins.confidence.tolist(), bins.accuracy.tolist(), strict=True)
         )

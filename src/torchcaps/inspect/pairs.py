@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchcaps.capsules import Capsules, widen
 from torchcaps.inspect.couplings import Box, are_classes, locate_children, visiting
-from torchcaps.layers import CapsuleLayer
+from torchcaps.layers import CapsuleLayer, PooledTransform
 from torchcaps.models import Model
 from torchcaps.routing import Step
 from torchcaps.routing.fm import FM
@@ -67,7 +67,7 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
     """Return the strongest pairs of each layer of FM agreement whose children have positions, and of the class layer.
 
     None for other models, and of a single child. Class capsules of a deep network have children without positions,
-    which are put on a circle.
+    which are put on a circle; so are the types of children that are pooled, of which each stands everywhere.
 
     Args:
         model: it is left in evaluation mode.
@@ -86,7 +86,8 @@ def trace_pairs(model: Model, images: Tensor, parents: int = 4, pairs: int = 12)
     boxes = locate_children(model, images) if below else {}
     found = []
     for name, (layer, children, above) in below.items():
-        placed, top = children.poses.ndim == 5, are_classes(above, output)
+        placed = children.poses.ndim == 5 and not isinstance(layer.transform, PooledTransform)
+        top = are_classes(above, output)
         if not (placed or top):
             continue
         assert above.activations is not None and isinstance(layer.routing, FM)

@@ -19,12 +19,15 @@ PLACEBOS = (
 LAYERS = (
     "At the last iteration. T: 1 each child goes to one parent, 0 to all equally. From the image: share of the "
     "couplings' variance, 0 where routing is static. D: largest standard deviation of an activation over images. Dead "
-    "capsules never exceed a tenth of the layer's largest activation, starved ones have less than a hundredth of its "
-    "mean gradient."
+    "capsules never exceed a tenth of the layer's largest activation, starved ones have at most a hundredth of its "
+    "mean gradient: where there is no gradient, none is starved beside others."
 )
 TREES = "Shares of all children in the class that wins, rounded to a tenth, are a tree; entropy in bits."
 NEGATION = "Parents of a layer's children beside those of their negatives: cosine of -1 and no change, it cannot tell."
-CURVES = "Images turned, moved, scaled, sheared: accuracy, and what is kept of the images that are right unchanged."
+CURVES = (
+    "Images turned, moved, scaled, sheared: accuracy, and what is kept of the images that are right unchanged, where "
+    "there are such."
+)
 POSES = "How well the winning pose tells by how much an image was changed: 1 exactly, 0 not at all, on held-out images."
 _COLUMNS = ("layer", "routing", "T", "from the image", "D", "activation", "dead", "gradient", "starved")
 
@@ -74,6 +77,6 @@ def _layer_row(layer: CapsuleLayerFacts) -> tuple[str, ...]:
         number(layer.d_score),
         f"{layer.activation:.3g}",
         f"{layer.dead:.1%}",
-        f"{layer.gradient:.2g}",
-        f"{layer.starved:.1%}",
+        "none" if layer.gradient is None else f"{layer.gradient:.2g}",
+        "no gradient" if layer.starved is None else f"{layer.starved:.1%}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import PurePath
@@ -189,6 +190,7 @@ def _measured(sight: Sight, story: Story, explained: Explained) -> Section:
     what = "every class of every image" if measured.several else "the likeliest class of every image"
     which = f"The {SHOWN} worst. " if len(sight.classes) > SHOWN else ""
     error = calibrate_measured(measured).error
+    said = "not a number, as scores of these images are none" if math.isnan(error) else f"mean error {error:.1%}"
     found = [
         plot(plots["confusion"], "Confusion", unit + "Shaded by the square root of the share of its row."),
         _pairs(sight),
@@ -199,7 +201,7 @@ def _measured(sight: Sight, story: Story, explained: Explained) -> Section:
         ),
         plot(
             plots["calibration"],
-            f"Calibration, mean error {error:.1%}",
+            f"Calibration, {said}",
             f"Of {what}; on the diagonal all comes true as often as the {sight.word} says.",
         ),
     ]

@@ -179,10 +179,11 @@ def draw_examples(
         targets, predicted = torch.tensor(sets).unflatten(0, (-1, 2)).unbind(1)
         if few[0].parts is not None:
             both = targets.to(device), predicted.to(device)
-            found["overlaps"] = lambda: draw_overlaps(model, images, *both)
-            found["segmentations"] = lambda: draw_segmentations(model, images, *both)
+            found["overlaps"] = lambda: draw_overlaps(model, images, *both, classes=classes)
+            found["segmentations"] = lambda: draw_segmentations(model, images, *both, classes=classes)
         else:
-            found["reconstructions"] = lambda: draw_reconstructions(model, images, targets.long().argmax(1).to(device))
+            labels = targets.long().argmax(1).to(device)
+            found["reconstructions"] = lambda: draw_reconstructions(model, images, labels, classes=classes)
     for layer in examples[0].routed if examples else []:
         names = name_parents(examples[0], layer.parents, classes if layer.top else ())
         found[f"routing-{layer.name.replace('.', '-')}"] = lambda layer=layer, names=names: figures.draw_couplings(

@@ -50,9 +50,13 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises:
         OSError: when it cannot be written, e.g. on a full disk; the file is as it was.
-        ValueError: for what is no file, and TypeError for content that JSON cannot hold.
+        ValueError: for what is no file and for a number that is not finite, and TypeError for other content that JSON
+            cannot hold.
     """
-    data = (json.dumps(content) + "\n").encode()
+    try:
+        data = (json.dumps(content, allow_nan=False) + "\n").encode()
+    except ValueError as error:
+        raise ValueError(f"a line for {path} holds what JSON cannot ({error}): leave it out, or write null") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _held(path) as file:
