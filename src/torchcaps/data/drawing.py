@@ -27,7 +27,7 @@ def generators_kept() -> Iterator[None]:
 
 
 def seed_generators(seed: np.random.SeedSequence) -> None:
-    """Seed the generators of torch (on the CPU), NumPy and Python."""
+    """Set the generators of torch (on the CPU), NumPy and Python to begin at `seed`."""
     word = int(seed.generate_state(1)[0])
     torch.default_generator.manual_seed(word)
     np.random.seed(word)

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from torchcaps.config import AugmentConfig, DataConfig, Standardise
 from torchcaps.data.batches import Batches
-from torchcaps.data.cache import Mapped
 from torchcaps.data.catalogue import data_root, find
 from torchcaps.data.digest import digest
 from torchcaps.data.entry import Entry
-from torchcaps.data.images import Images, Source, Splits, Stored
+from torchcaps.data.images import Held, Images, Source, Splits, Stored
 from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
@@ -336,13 +335,14 @@ def check_variation(train: Source) -> None:
 def moments(source: Source) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
-    Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
-    mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.
+    Counted in integers, hence the same on every device; of floats in double. Of images that are not in memory 4,096 are
+    read, evenly spaced in the order of the source, whether they are mapped or decoded anew. Unclipped sums of images
+    give means above 1.
     """
-    if len(source) and source.fetch(torch.zeros(1, dtype=torch.int64)).is_floating_point():
-        return _float_moments(source)
-    count = len(source) if isinstance(source, Images | Mapped) else min(len(source), SAMPLE)
+    count = len(source) if isinstance(source, Held) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
+    if len(source) and source.fetch(sample[:1]).is_floating_point():
+        return _float_moments(source, sample)
     channels = range(source.shape[0])
     device = torch.device("cpu")
     counts = torch.zeros(len(channels), VALUES, dtype=torch.int64)
@@ -358,11 +358,10 @@ def moments(source: Source) -> tuple[Tensor, Tensor]:
     return mean.float().to(device), std.float().to(device)
 
 
-def _float_moments(source: Source) -> tuple[Tensor, Tensor]:
-    indices = torch.arange(min(len(source), SAMPLE)) * len(source) // min(len(source), SAMPLE)
+def _float_moments(source: Source, sample: Tensor) -> tuple[Tensor, Tensor]:
     total, squares, count = 0.0, 0.0, 0
     device = torch.device("cpu")
-    for pixels in source.stream(indices.split(CHUNK)):
+    for pixels in source.stream(sample.split(CHUNK)):
         wide, device = pixels.cpu().double(), pixels.device
         total, squares = total + wide.sum((0, 2, 3)), squares + wide.square().sum((0, 2, 3))
         count += wide[:, 0].numel()
