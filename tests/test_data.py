@@ -269,6 +269,10 @@ class TestSplits:
         assert torch.equal(again.train.fetch(torch.arange(30)), few.train.fetch(torch.arange(30)))
         stream = load_data(DataConfig("multimnist", limit=50, compose=ComposeConfig(base="digits")))
         assert [len(split) for split in (stream.train, stream.validation, stream.test)] == [50] * 3
+        for epoch, held, limit, expected in ((80, 30, 50, (50, 30)), (80, 30, 1000, (80, 30)), (0, 0, 50, (50, 50))):
+            compose = ComposeConfig(base="digits", epoch=epoch, held=held)
+            few = load_data(DataConfig("multimnist", limit=limit, compose=compose))
+            assert (len(few.train), len(few.validation), len(few.test)) == (*expected, expected[1])
         assert len(load_data(DataConfig(limit=10_000, validation=0.0)).train) == 1437
         with pytest.raises(ValueError, match=r"data\.limit is 0: it must be at least one image"):
             load_data(DataConfig(limit=0))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from torchcaps.data import cache
+from torchcaps.data import cache, load
 from torchcaps.data import files as reading
 from torchcaps.data.cache import Mapped, open_cached
 from torchcaps.data.files import Form, ImageFiles
+from torchcaps.data.items import Floats
+from torchcaps.data.load import moments
 
 
 @pytest.fixture
@@ -96,6 +102,58 @@ def test_too_little_room_is_said(files, monkeypatch, caplog):
     monkeypatch.setattr(cache, "MARGIN", 2**62)
     assert open_cached({"train": files}) == {"train": files}
     assert "pictures are decoded anew in every epoch" in caplog.text and "TORCHCAPS_CACHE" in caplog.text
+
+
+def test_a_disk_that_fills_while_pictures_are_decoded(files, tmp_path, monkeypatch, caplog):
+    """A file that is mapped before it is written would end the process."""
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + memoryview(data).nbytes > 400:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(cache, "open", Full, raising=False)
+    splits = {"train": files, "test": files.subset(torch.arange(2))}
+    assert open_cached(splits) == splits and os.strerror(errno.ENOSPC) in caplog.text
+    assert not list((tmp_path / "the cache/pictures").glob("*.part"))
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHCAPS_CACHE", str(tmp_path / "the cache"))
+    assert torch.equal(opened(files).fetch(torch.arange(9)), files.load().pixels)
+
+
+def test_room_is_looked_at_by_the_one_who_writes(files, monkeypatch):
+    """A process that came second would count what the first has taken, and decode anew what lies there."""
+    wait, room = cache.wait_for, shutil.disk_usage
+
+    @contextlib.contextmanager
+    def wait_for(path: Path):
+        monkeypatch.setattr(cache, "wait_for", wait)
+        opened(files)  # by the process that is waited for
+        monkeypatch.setattr(cache, "MARGIN", 2**62)
+        with wait(path):
+            yield
+
+    monkeypatch.setattr(cache, "wait_for", wait_for)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: order.append("room") or room(path))
+    order: list[str] = []
+    assert opened(files).shape == (3, 4, 5) and order == ["room"]
+
+
+def test_mean_and_deviation_do_not_depend_on_the_room_of_a_disk(files, monkeypatch):
+    monkeypatch.setattr(load, "SAMPLE", 4)
+    mapped, resident = moments(opened(files)), moments(files.load())
+    assert all(map(torch.equal, moments(files), mapped)) and not torch.equal(mapped[0], resident[0])
+    pixels = files.load().pixels[torch.arange(4) * 9 // 4].double() / 255
+    torch.testing.assert_close(mapped[0], pixels.mean((0, 2, 3)).float())
+
+
+def test_floats_in_memory_are_all_counted(monkeypatch):
+    monkeypatch.setattr(load, "SAMPLE", 4)
+    images = torch.randn(9, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    mean, std = moments(Floats(images, torch.arange(9) % 2, ("ant", "bee")))
+    torch.testing.assert_close(mean, images.mean((0, 2, 3)))
+    torch.testing.assert_close(std, images.std((0, 2, 3), correction=0))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from torchcaps.config import AugmentConfig, DataConfig
+from torchcaps.config import AugmentConfig, ComposeConfig, DataConfig
 from torchcaps.data import ImageFiles, Images, folder, load_data
 from torchcaps.data import files as reading
+from torchcaps.data import load as loading
 from torchcaps.data.cache import Mapped
 from torchcaps.data.pictures import fit_picture, suffixes
 
@@ -322,3 +324,22 @@ def test_changes_of_colours_that_images_do_not_have(tmp_path, caplog):
     assert "data.augment.hue is 0.1: it is of RGB images, and changes nothing of 1 channel(s)" in caplog.text
     load_data(DataConfig("digits", copies=3, limit=20))
     assert "data.copies is 3, which digits does not read: it changes nothing" in caplog.text
+
+
+def test_what_is_idle_is_asked_of_all_sets_that_are_read(tmp_path, caplog, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 1, 28, 28), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    np.savez(tmp_path / "own.npz", x_train=pixels, y_train=labels, x_test=pixels[:20], y_test=labels[:20])
+    own, few = f"npz:{tmp_path / 'own.npz'}", ComposeConfig(base="digits", epoch=10, held=5, shift=0, per_image=1)
+    load_data(DataConfig("multimnist", compose=replace(few, base=own), order="nchw"))
+    load_data(DataConfig("expanded-mnist", test=own, compose=few, order="nchw"))
+    load_data(DataConfig(own, test="expanded-mnist", compose=few, order="nchw"))
+    monkeypatch.setattr(
+        loading, "read_test", lambda name, config: load_data(replace(config, test=None, copies=32)).test
+    )
+    load_data(DataConfig("expanded-mnist", test="affnist", compose=few, copies=1))
+    assert "changes nothing" not in caplog.text
+    load_data(DataConfig("digits", test="digits", limit=20, order="nchw"))
+    load_data(DataConfig("expanded-mnist", compose=few, order="nhwc"))
+    assert "data.order is nchw, which digits does not read: it changes nothing" in caplog.text
+    assert "data.order is nhwc, which expanded-mnist and digits do not read: it changes nothing" in caplog.text

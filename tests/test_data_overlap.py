@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from torchcaps.config import ComposeConfig, DataConfig
+from torchcaps.config import ComposeConfig, Config, DataConfig
 from torchcaps.data import Data, Images, Overlap, load_data
 from torchcaps.data.batches import Batches
 from torchcaps.data.composed import frame, read_base, resolve
 from torchcaps.data.counter import below, bits, unit
+from torchcaps.data.facts import data_facts, epoch_images
 from torchcaps.data.streams import enlarge
+from torchcaps.tables.ahead import count_ahead
+from torchcaps.tables.arguments import image_shape
 
 # The test set of `multimnist`: SHA-256 of the bytes of its 10,000 images uint8 [n, 1, 36, 36] and of their label sets.
 MULTIMNIST_TEST = ("2cd78925a0a3a7c8", "aa9356d8f8fea9f9")
@@ -245,6 +248,50 @@ class TestSets:
     def test_faulty_settings(self, compose, message):
         with pytest.raises(ValueError, match=message):
             load_data(DataConfig(name="multimnist", compose=compose))
+
+    @pytest.mark.parametrize("fit", ["crop", "pad"])
+    def test_a_fit_that_composed_images_do_not_take_is_refused(self, fit):
+        few = replace(DIGITS, compose=replace(DIGITS.compose, epoch=5, held=5), fit=fit)
+        with pytest.raises(ValueError, match=f"data.fit is '{fit}': composed images are squares, .* to be 40x24"):
+            load_data(replace(few, image_size=(24, 40)))
+        assert load_data(replace(few, image_size=24)).image_size == (24, 24)
+        assert load_data(replace(few, image_size=(24, 40), fit="stretch")).image_size == (24, 40)
+
+    @pytest.mark.parametrize("base", ["digits", "cifar10"])
+    @pytest.mark.parametrize(
+        ("name", "compose", "options"),
+        [
+            ("multimnist", ComposeConfig(per_image=1, epoch=0, held=0), {}),
+            ("multimnist", ComposeConfig(per_image=2, held=700, shift=3, objects=1), {"validation": 0.25}),
+            ("multimnist", ComposeConfig(epoch=2000, channels=3), {"limit": 1000}),
+            ("expanded-mnist", ComposeConfig(epoch=900, held=0, size=50), {"validation": 0.0}),
+            ("affine-digits", ComposeConfig(held=300), {"limit": 400}),
+            ("diverse-multimnist", ComposeConfig(epoch=300), {"image_size": 20}),
+        ],
+    )
+    def test_what_is_said_of_streams_beforehand_is_what_is_read(self, base, name, compose, options):
+        config = DataConfig(name, compose=replace(compose, base=base), **options)
+        data = load_or_skip(config)
+        facts, ahead = data_facts(config), count_ahead(Config(data=config, batch_size=7))
+        assert (facts.images, facts.classes, facts.colour) == (len(data.train), data.num_classes, data.channels == 3)
+        assert facts.size == ((data.train.side,) * 2) and facts.single == (data.shown == 1)
+        assert (ahead.steps, ahead.held) == (len(data.training(config, 7, 0)), len(data.validation))
+        assert image_shape(Config(data=config)) == data.train.shape
+        assert epoch_images(replace(config, limit=None)) >= facts.images
+
+    def test_all_of_a_stream_is_counted_as_all(self):
+        whole = DataConfig("multimnist", compose=ComposeConfig(epoch=0))
+        assert epoch_images(whole) == 60_000_000 and data_facts(whole).images == 54_000_000
+        assert epoch_images(DataConfig("multimnist")) == 60_000 and epoch_images(DataConfig("mnist")) == 60_000
+
+    def test_images_that_something_of_the_users_own_is_composed_of_are_read_to_be_counted(self, tmp_path):
+        pixels = np.random.default_rng(0).integers(0, 255, (60, 30, 30, 3), dtype=np.uint8)
+        np.savez(
+            tmp_path / "own.npz", x_train=pixels, y_train=np.arange(60) % 3, x_test=pixels[:9], y_test=[0, 1, 2] * 3
+        )
+        config = DataConfig("multimnist", compose=ComposeConfig(base=f"npz:{tmp_path / 'own.npz'}", epoch=40, held=5))
+        facts, ahead = data_facts(config), count_ahead(Config(data=config, batch_size=7))
+        assert facts[:4] == (40, (38, 38), 3, True) and (ahead.steps, ahead.held) == (5, 5)
 
     @pytest.mark.parametrize(
         ("compose", "message"),

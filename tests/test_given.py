@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import random
+import signal
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 import torchcaps
 from torchcaps.cli import main, reporting
@@ -26,7 +30,7 @@ from torchcaps.data.given import given_data
 from torchcaps.deploy.export import export_pt2
 from torchcaps.models import Output, create_model
 from torchcaps.papers import registry
-from torchcaps.train import Interrupted, RunFolder, fit, load_run
+from torchcaps.train import Callback, Interrupted, RunFolder, fit, load_run
 from torchcaps.train.loggers import Logged, flatten
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -131,6 +135,114 @@ def test_a_dataset_and_its_tensors_give_the_same_batches() -> None:
     torch.testing.assert_close(both[0].mean, both[0].train.fetch(torch.arange(len(both[0].train))).mean((0, 2, 3)))
 
 
+class Named(Pairs):
+    classes = ("middle", "high", "low")
+
+
+class Noisy(Pairs):
+    """Items that random transforms have changed, as torchvision's do: by the generators that all share."""
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        drawn = torch.rand(1).item(), np.random.rand(), random.random()
+        return self.images[row] + torch.tensor(drawn).sum() * torch.ones(6, 5), int(self.labels[row])
+
+
+def drawn_now() -> tuple[float, float, float]:
+    return torch.rand(1).item(), np.random.rand(), random.random()
+
+
+def test_what_a_dataset_draws_depends_on_seed_epoch_and_place_alone() -> None:
+    config = DataConfig(validation=0.0)
+    data = given_data({"train": Noisy(FLOATS, LABELS), "test": Noisy(FLOATS, LABELS)}, config)
+
+    def read(epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> list[Tensor]:
+        images = []
+        for each, _ in data.training(config, 10, 3, rank, world).epoch(epoch, start):
+            images.append(each)
+            drawn_now()  # as a step with dropout does
+        return images
+
+    drawn_now()
+    first, other = read(1), read(2)
+    assert all(map(torch.equal, read(1, 4), first[4:])) and not torch.equal(first[0].sort().values, other[0])
+    halves = zip(read(1, rank=0, world=2), read(1, rank=1, world=2), strict=True)
+    assert all(torch.equal(torch.cat(both), one) for both, one in zip(halves, first, strict=True))
+    noise = torch.cat(first) - FLOATS[data.training(config, 10, 3)._order(1)]
+    assert len(noise.mean((1, 2, 3)).unique()) == 60
+    tested = [torch.cat([each for each, _ in data.evaluation("test", size).epoch(0)]) for size in (7, 60)]
+    assert torch.equal(*tested) and torch.equal(data.test.fetch(torch.arange(60)), tested[0])
+
+
+@pytest.mark.parametrize("how", ["dataset", "loader"])
+def test_the_caller_draws_what_he_would_have_drawn(how: str) -> None:
+    def seed() -> None:
+        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+
+    seed()
+    expected = drawn_now(), drawn_now(), drawn_now()
+    seed()
+    noisy: Any = Noisy(FLOATS, LABELS)
+    part = noisy if how == "dataset" else DataLoader(noisy, 16, shuffle=True)
+    config = DataConfig(validation=0.0)
+    data = given_data({"train": part, "test": part}, config)
+    first = drawn_now()
+    batches = data.training(config, 16, 0).epoch(0)
+    next(batches)
+    second = drawn_now()
+    list(batches), list(data.evaluation("test", 16).epoch(0))
+    assert (first, second, drawn_now()) == expected
+
+
+class Interrupting(Callback):
+    """Presses Ctrl-C so early in a step that the run stops after it."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step(self, step: int, loss: float, accuracy: float) -> None:
+        if step == self.step - 1:  # which is told while the next step is under way
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("how", ["dataset", "loader"])
+def test_a_run_on_items_that_are_drawn_is_the_same_again_and_when_it_was_cut(tmp_path: Path, how: str) -> None:
+    torch.manual_seed(1)
+    first = Net().state_dict()
+    noisy: Any = Noisy(FLOATS, LABELS)
+    data = dict.fromkeys(("train", "validation", "test"), noisy if how == "dataset" else DataLoader(noisy, 16, True))
+
+    def run(name: str, **more: Any) -> Any:
+        net = nn.Sequential(nn.Dropout(0.2), Net())
+        net[1].load_state_dict(first)
+        fit(own_config(tmp_path / name, epochs=3), model=net, data=data, **more)
+        return list(net.parameters())
+
+    whole = run("whole")
+    drawn_now()
+    assert all(map(torch.equal, run("again"), whole))
+    for number, step in enumerate((2, 6)):  # in the first epoch and in the second
+        with pytest.raises(Interrupted, match=f"after step {step} of"):
+            run("cut", resume=bool(number), callbacks=[Interrupting(step)])
+        drawn_now()
+    assert all(map(torch.equal, run("cut", resume=True), whole))
+
+
+def test_of_a_loader_that_is_read_no_batch_stays_but_the_last() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def collate(items: list[Any]) -> tuple[Tensor, Tensor]:
+        nonlocal most
+        images, labels = default_collate(items)
+        alive.append(weakref.ref(images))
+        most = max(most, sum(each() is not None for each in alive))
+        return images, labels
+
+    part: Any = DataLoader(Pairs(FLOATS, LABELS), 4, collate_fn=collate)
+    data = given_data({"train": part, "test": part}, DataConfig())
+    assert len(data.train) == 60 and data.train.classes == Pairs.classes and len(alive) == 30 and most <= 2
+
+
 def loaders(shuffle: bool = True) -> dict[str, DataLoader[Any]]:
     whole = TensorDataset(FLOATS, LABELS)
     return {
@@ -200,6 +312,49 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative-loaded": (
         {"data": dict.fromkeys(("train", "test"), DataLoader(TensorDataset(FLOATS, LABELS - 1), 4))},
         "label -1 is outside",
+    ),
+    "halves-loaded": (
+        {"data": dict.fromkeys(("train", "test"), DataLoader(TensorDataset(FLOATS, LABELS + 0.4), 4))},
+        r"labels torch\.float32 \[4\]: they must be a whole number each",
+    ),
+    "soft": ({"data": (FLOATS, torch.rand(60, 3))}, r"train has labels torch\.float32 \[60, 3\]: they must be a whole"),
+    "soft-loaded": (
+        {"data": dict.fromkeys(("train", "test"), DataLoader(TensorDataset(FLOATS, torch.rand(60, 3)), 4))},
+        "or a row of 0 and 1",
+    ),
+    "beyond-a-byte": ({"data": (FLOATS, torch.full((60, 3), 257))}, "or a row of 0 and 1"),
+    "other-names": (
+        {"data": {"train": Pairs(FLOATS, LABELS), "test": Named(FLOATS, LABELS)}},
+        "data test has the classes middle, high, low, and data train low, middle, high: a label is a number",
+    ),
+    "other-names-inside": (
+        {"data": {"train": Subset(Pairs(FLOATS, LABELS), range(60)), "validation": Named(FLOATS, LABELS)}},
+        "data validation has the classes middle, high, low, and data train low, middle, high",
+    ),
+    "other-names-loaded": (
+        {"data": {"train": DataLoader(Pairs(FLOATS, LABELS), 4), "test": DataLoader(Named(FLOATS, LABELS), 4)}},
+        "data test has the classes middle, high, low, and data train low, middle, high",
+    ),
+    "dictionaries": (
+        {"data": [{"image": image, "label": 0} for image in FLOATS]},
+        "an item of a Dataset must be an image and a label, a pair of them: item 0 is a dictionary of image, label",
+    ),
+    "short": ({"data": Pairs(FLOATS[:9], LABELS)}, "a pair of them: IndexError index 9 is out of bounds"),
+    "palette": (
+        {"data": Pairs([Image.new("P", (6, 5))] * 60, LABELS)},
+        r'has mode P, numbers of colours in a palette: have the Dataset convert it, as image\.convert\("RGB"\) does',
+    ),
+    "text": (
+        {"data": Pairs(["a.png"] * 60, LABELS)},
+        r"an image of the Dataset is a str, as an array <U5 \[\];",
+    ),
+    "two-kinds": (
+        {"data": Pairs([*BYTES[:30], *BYTES[30:] / 255], LABELS)},
+        r"item 3\d of the Dataset has an image torch\.float32 \[1, 6, 6\], and item 0 torch\.uint8 \[1, 6, 6\]",
+    ),
+    "two-kinds-loaded": (
+        {"data": dict.fromkeys(("train", "test"), DataLoader(Pairs([*BYTES[:30], *BYTES[30:] / 255], LABELS), 10))},
+        "is a DataLoader of uint8 and of floats; all its images must be of one kind",
     ),
     "nan": ({"data": (FLOATS / 0, LABELS)}, "values that are not finite"),
     "endless": ({"data": Endless()}, "put it into a DataLoader"),

@@ -53,7 +53,7 @@ def chosen(recipe: str, *flags: str) -> Config:
 
 def test_facts_of_a_folder_are_read_from_names_and_heads(pictures: Path) -> None:
     facts = data_facts(DataConfig(f"folder:{pictures}"))
-    assert facts == (64, (40, 50), 2, True, True, True)
+    assert facts == (64, (40, 50), 2, True, True, True, None)
     assert data_facts(DataConfig("digits")).images == 1437
     rows = "".join(f"{file},{file.parent.name}\n" for file in sorted(pictures.glob("*/*.png")))
     (pictures.parent / "all.csv").write_text(rows)

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torchcaps.config import EXTERNAL, Config, ModelConfig, Option
-from torchcaps.data.catalogue import find
+from torchcaps.data.facts import epoch_images
 from torchcaps.names import LINEAR, OF_TWIN
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
@@ -132,8 +132,7 @@ def _few_steps(config: Config) -> bool:
         return False
     if config.data.name == EXTERNAL:
         return True
-    entry, _ = find(config.data.name)
-    images = config.data.compose.epoch or (entry.compose and entry.compose.epoch) or entry.train
+    images = epoch_images(config.data)
     images = min(images, config.data.limit or images)
     steps = config.epochs * (images * (1 - config.data.validation) // config.batch_size)
     return steps * momentum < 10

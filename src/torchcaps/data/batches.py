@@ -18,6 +18,7 @@ from torch import Tensor
 from torchcaps.config import AugmentConfig, Standardise
 from torchcaps.data import prepare, transforms
 from torchcaps.data.images import Source, Stored, resize
+from torchcaps.data.items import Items
 from torchcaps.data.overlap import Overlap, Parts
 from torchcaps.data.splits import DRAWS, ORDER, balanced, coins, mix, permutation
 from torchcaps.data.streams import Stream
@@ -110,8 +111,14 @@ class Batches:
         return parts._replace(pixels=torch.stack(pixels, 1))
 
     def _generate(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, (indices, pixels) in enumerate(zip(batches, self.images.stream(batches), strict=True), start):
+        for step, (indices, pixels) in enumerate(zip(batches, self._stream(epoch, start, batches), strict=True), start):
             yield self._prepare(pixels, indices, epoch, step), self.images.targets(indices)
+
+    def _stream(self, epoch: int, start: int, batches: list[Tensor]) -> Iterator[Tensor]:
+        if not isinstance(self.images, Items):
+            return self.images.stream(batches)
+        starts = [step * self.batch_size + self._rows(step).start for step in range(start, start + len(batches))]
+        return self.images.drawn(batches, starts, self.seed, epoch)
 
     def _order(self, epoch: int) -> Tensor:
         seed = mix(ORDER, self.seed, epoch)

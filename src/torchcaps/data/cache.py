@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,10 +78,7 @@ def open_cached(splits: Mapping[str, ImageFiles]) -> dict[str, Mapped] | dict[st
     paths = {name: folder / f"{digest(files)}.npy" for name, files in splits.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lacking = [splits[name] for name, path in paths.items() if read(path, splits[name]) is None]
-        needed = sum(len(files) * int(np.prod(files.shape)) for files in lacking)
-        if needed + MARGIN * bool(needed) > (free := shutil.disk_usage(folder).free):
-            raise OSError(f"it has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB are needed")
+        _write_lacking({paths[name]: files for name, files in splits.items()}, folder)
         return {name: _map(files, paths[name]) for name, files in splits.items()}
     except OSError as error:
         reason = error.strerror or str(error)
@@ -113,24 +110,47 @@ def read(path: Path, files: ImageFiles) -> np.ndarray | None:
     return pixels if pixels.dtype == np.uint8 and pixels.shape == (len(files), *files.shape) else None
 
 
+def _write_lacking(wanted: Mapping[Path, ImageFiles], folder: Path) -> None:
+    """Write the files of `wanted` that are not there, if `folder` has room for all of them; OSError where it has not.
+
+    The room is looked at while no other process writes the same files, so that what these take is seen.
+    """
+
+    def lacking(paths: Iterable[Path]) -> list[Path]:
+        return [path for path in paths if read(path, wanted[path]) is None]
+
+    with contextlib.ExitStack() as held:
+        ours = lacking(sorted(wanted))  # sorted, so that no two processes wait for each other
+        for path in ours:
+            held.enter_context(wait_for(path.with_suffix(".lock")))
+        if not (left := lacking(ours)):  # nothing was, or another process has written it meanwhile
+            return
+        for path in left:
+            for part in path.parent.glob(f"{path.stem}.*.part"):  # by a process that was killed: it would hold the lock
+                _remove(part)
+        needed = sum(_size(wanted[path]) for path in left)
+        if needed + MARGIN > (free := shutil.disk_usage(folder).free):
+            raise OSError(f"it has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB are needed")
+        for path in left:
+            _write(wanted[path], path)
+
+
+def _size(files: ImageFiles) -> int:
+    """Return the bytes of the decoded pictures."""
+    return len(files) * int(np.prod(files.shape))
+
+
 def _map(files: ImageFiles, path: Path) -> Mapped:
     if (pixels := read(path, files)) is None:
-        with wait_for(path.with_suffix(".lock")):
-            if (pixels := read(path, files)) is None:  # else another process has written it meanwhile
-                _write(files, path)
-                pixels = read(path, files)
-    if pixels is None:
         raise OSError(f"{path} is damaged")
     return Mapped(pixels, torch.arange(len(files)), files.labels, files.classes, files.paths)
 
 
 def _write(files: ImageFiles, path: Path) -> None:
     """Decode `files` into the file `path`, by way of another that takes its name when it is whole."""
-    for left in path.parent.glob(f"{path.stem}.*.part"):  # by a process that was killed: it would hold the lock
-        _remove(left)
     part = path.with_suffix(f".{os.getpid()}.part")
-    size = len(files) * int(np.prod(files.shape))
-    say(f"decoding {len(files):,} pictures once into {path} ({size / 1e9:.1f} GB), which may be deleted at any time")
+    size = _size(files) / 1e9
+    say(f"decoding {len(files):,} pictures once into {path} ({size:.1f} GB), which may be deleted at any time")
     try:
         _fill(part, files)
         replace_file(part, path)
@@ -139,16 +159,17 @@ def _write(files: ImageFiles, path: Path) -> None:
 
 
 def _fill(part: Path, files: ImageFiles) -> None:
-    """Decode `files` into the file `part`, which is closed however that ends: Windows renames none that is mapped."""
-    pixels = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=(len(files), *files.shape))
-    try:
-        begin = 0
+    """Decode `files` into the file `part`, in the format of `np.save`.
+
+    It is written and not mapped: a disk that fills meanwhile is an OSError then, and in a map the end of the process.
+    """
+    head = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *files.shape)}
+    with open(part, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, head)
         for decoded in files.decoded():
-            pixels[begin : begin + len(decoded)] = decoded.cpu().numpy()
-            begin += len(decoded)
-        pixels.flush()
-    finally:
-        del pixels  # which the traceback of an error would keep
+            file.write(decoded.cpu().numpy().data)
+        file.flush()
+        os.fsync(file.fileno())  # some systems say only then that a disk is full
 
 
 def _remove(part: Path) -> None:

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from torchcaps.config import EXTERNAL
+from torchcaps.config import EXTERNAL, ComposeConfig, DataConfig
 from torchcaps.data.entries import ENTRIES
 from torchcaps.data.entry import PATHS, Entry
 from torchcaps.names import unknown
@@ -56,6 +57,16 @@ def find(name: str) -> tuple[Entry, Path | None]:
     if colon and not path:
         raise ValueError(f"data set {name!r} lacks its path: write {entry.name}")
     return entry, Path(path).expanduser() if colon else None
+
+
+def composition(config: DataConfig) -> ComposeConfig | None:
+    """Return how the images of `config` are composed, with the settings of the named set where its own are None; None
+    where they are not.
+    """
+    preset = find(config.name)[0].compose
+    if preset is None:
+        return None
+    return replace(preset, **{name: value for name, value in vars(config.compose).items() if value is not None})
 
 
 def plain_name(name: str) -> str:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchcaps.config import ComposeConfig, DataConfig
-from torchcaps.data.catalogue import CATALOGUE, find
+from torchcaps.data.catalogue import composition, find
 from torchcaps.data.counter import make_key
+from torchcaps.data.entry import SMALLEST
 from torchcaps.data.images import Images, Splits
 from torchcaps.data.overlap import Overlap
 from torchcaps.data.splits import COMPOSE, hold_out, mix
@@ -22,7 +23,7 @@ from torchcaps.data.streams import Stream, enlarge
 from torchcaps.data.viewpoints import Affine, Shifted
 from torchcaps.memory import free_memory
 
-SMALLEST, INK = 28, 20  # pixels; smaller base images become this large, as MNIST's digits: 20 in the middle of 28
+INK = 20  # pixels of a smaller base image in the middle of `SMALLEST`, as of MNIST's digits
 AFFNIST_CANVAS = 40 / 28  # side of affNIST's images, in sides of the digits'
 
 S = TypeVar("S", bound=Stream)
@@ -53,13 +54,12 @@ def resolve(config: DataConfig) -> ComposeConfig:
     Raises:
         ValueError: for a negative number.
     """
-    given = {name: value for name, value in vars(config.compose).items() if value is not None}
-    for name, value in given.items():
+    for name, value in vars(config.compose).items():
         if isinstance(value, int) and value < 0:
             raise ValueError(f"compose.{name} is {value}: it must not be negative")
-    preset = CATALOGUE[config.name].compose
-    assert preset is not None
-    return replace(preset, **given)
+    settings = composition(config)
+    assert settings is not None
+    return settings
 
 
 def _streams(
@@ -67,6 +67,12 @@ def _streams(
 ) -> Splits:
     """Return the splits of a composed set; `canvas` is the side of its images from that of the base images."""
     settings = resolve(config)
+    if config.fit != "stretch" and config.sides is not None and config.sides[0] != config.sides[1]:
+        height, width = config.sides
+        raise ValueError(
+            f"data.fit is {config.fit!r}: composed images are squares, which are stretched to be {width}x{height}; "
+            "take 'stretch', or sides of one length"
+        )
     bases = read_base(root, config, settings)
     if not settings.per_image:
         raise ValueError("compose.per_image is 0: it must be at least 1")

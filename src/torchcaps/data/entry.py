@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torchcaps.config import ComposeConfig
 
+SMALLEST = 28  # pixels a side; smaller images become this large before anything is composed of them
 PATHS = (":PATH", ":FILE")  # how the name of an entry ends that reads the user's own files
 
 

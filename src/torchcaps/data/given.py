@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from torchcaps.config import AugmentConfig, DataConfig
+from torchcaps.data.drawing import generators_kept, seed_generators
 from torchcaps.data.folder import TEST_SEED, TEST_SHARE
-from torchcaps.data.images import Images, Source, Splits, Stored, check_labels, shown
+from torchcaps.data.images import Images, Source, Splits, Stored, cast_labels, check_labels, shown
 from torchcaps.data.items import Floats, Items, to_image
 from torchcaps.data.load import Data, assemble
 from torchcaps.data.loaders import Loaded, read_batch
-from torchcaps.data.splits import strata, stratified
+from torchcaps.data.notes import some
+from torchcaps.data.splits import ITEMS, mix, strata, stratified
 
 NAMES = ("train", "validation", "test")
 KINDS = "a pair of tensors (images, labels), a Dataset, or a DataLoader"
@@ -52,20 +54,22 @@ def given_data(given: object, config: DataConfig, device: torch.device | str = "
         device: that they are moved to.
 
     Raises:
-        ValueError: for other kinds, for images or labels that cannot be read, and for changes that none of them takes.
+        ValueError: for other kinds, for images or labels that cannot be read, for Datasets that say different classes,
+            and for changes that none of them takes.
     """
     parts = dict(given) if isinstance(given, Mapping) else {"train": given}
     if wrong := sorted(set(map(str, parts)) - set(NAMES)):
         raise ValueError(f"data has a split {wrong[0]!r}; splits are called {', '.join(NAMES)}")
     if "train" not in parts:
         raise ValueError("data has no 'train', which a run learns from")
-    read = {name: _read(name, part) for name, part in parts.items()}
+    with generators_kept():
+        read = {name: _read(name, part) for name, part in parts.items()}
     for name, part in read.items():
         if part.floats != read["train"].floats:
             raise ValueError(
                 f"data {name} and data train are not both uint8 or both floats, which would be other images"
             )
-    classes = _classes(parts["train"], read)
+    classes = _classes(parts, read)
     sources = {name: each.source(classes) for name, each in read.items()}
     train = sources["train"]
     if any(isinstance(each, Loaded) for each in sources.values()):
@@ -83,7 +87,7 @@ def given_data(given: object, config: DataConfig, device: torch.device | str = "
 class _Read:
     """A part of what was given, before the names of all classes are known."""
 
-    labels: Tensor  # int64 [n], or [n, classes]
+    labels: Tensor  # int64 [n], or uint8 [n, classes]
     shape: tuple[int, int, int]
     floats: bool  # whether the images are
     pixels: Tensor | None = None
@@ -91,12 +95,13 @@ class _Read:
     loader: DataLoader[Any] | None = None
 
     def source(self, classes: tuple[str, ...]) -> Source:
-        labels = self.labels.to(torch.uint8 if self.labels.ndim == 2 else torch.int64)
+        labels = self.labels
         if self.loader is not None:
             check_labels(labels, classes, len(labels))
             return Loaded(self.loader, len(labels), classes, self.shape, shown(labels))
         if self.dataset is not None:
-            return Items(self.dataset, torch.arange(len(labels)), labels, classes, self.shape)
+            dtype = torch.float32 if self.floats else torch.uint8
+            return Items(self.dataset, torch.arange(len(labels)), labels, classes, self.shape, dtype)
         assert self.pixels is not None
         kind = Images if self.pixels.dtype == torch.uint8 else Floats
         return kind(self.pixels, labels, classes)
@@ -138,12 +143,20 @@ def _read_items(name: str, dataset: Any) -> _Read:
     if not len(dataset):
         raise ValueError(f"data {name} is an empty Dataset")
     try:
-        first, _ = dataset[0]
-        labels = [torch.as_tensor(dataset[row][1]) for row in range(len(dataset))]
+        first, labels = dataset[0], []
+        if isinstance(first, Mapping):
+            raise TypeError(f"item 0 is a dictionary of {some([str(each) for each in first])}")
+        for row in range(len(dataset)):
+            seed_generators(mix(ITEMS, 0, 0, row))
+            labels.append(torch.as_tensor(dataset[row][1]))
+        image, _ = first
         stacked = torch.stack(labels)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"data {name}: an item of a Dataset must be an image and a label: {error}") from error
-    image = to_image(first)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__} {error}" if isinstance(error, LookupError) else str(error)
+        raise ValueError(
+            f"data {name}: an item of a Dataset must be an image and a label, a pair of them: {what}"
+        ) from error
+    image = to_image(image)
     shape = cast(tuple[int, int, int], tuple(image.shape))
     return _Read(_check_labels(name, stacked, len(dataset)), shape, image.is_floating_point(), dataset=dataset)
 
@@ -156,32 +169,60 @@ def _read_loader(name: str, loader: DataLoader[Any]) -> _Read:
         raise ValueError(
             f"data {name} is a DataLoader that does not know its length: a run counts its steps"
         ) from error
-    batches = [read_batch(batch) for batch in loader]
-    if not batches:
+    labels: list[Tensor] = []
+    shape, floats = (0, 0, 0), False
+    for batch in loader:
+        images, given = read_batch(batch)
+        if not labels:
+            shape, floats = cast(tuple[int, int, int], tuple(images.shape[1:])), images.is_floating_point()
+        elif images.is_floating_point() != floats:
+            raise ValueError(f"data {name} is a DataLoader of uint8 and of floats; all its images must be of one kind")
+        labels.append(given.clone())  # a worker's batch holds a file open as long as one of its tensors is there
+    if not labels:
         raise ValueError(f"data {name} is a DataLoader without batches")
-    labels, images = torch.cat([labels for _, labels in batches]), batches[0][0]
-    shape = cast(tuple[int, int, int], tuple(images.shape[1:]))
-    return _Read(_check_labels(name, labels, len(labels)), shape, images.is_floating_point(), loader=loader)
+    joint = torch.cat(labels)
+    return _Read(_check_labels(name, joint, len(joint)), shape, floats, loader=loader)
 
 
 def _check_labels(name: str, labels: Tensor, count: int) -> Tensor:
-    if len(labels) != count or labels.ndim not in (1, 2) or (labels.is_floating_point() and labels.frac().any()):
-        raise ValueError(
-            f"data {name} has labels {labels.dtype} {list(labels.shape)} of {count} images; they must be a whole "
-            "number each, or a row of 0 and 1"
-        )
-    return labels.long().cpu()
+    if len(labels) != count:
+        raise ValueError(f"data {name} has labels {labels.dtype} {list(labels.shape)} of {count} images")
+    try:
+        return cast_labels(labels).cpu()
+    except ValueError as error:
+        raise ValueError(f"data {name} has {error}") from error
 
 
-def _classes(train: object, read: Mapping[str, _Read]) -> tuple[str, ...]:
-    """Return the names that a Dataset says, else numbers; as many as there are labels."""
-    dataset = getattr(train, "dataset", train)
-    said = getattr(dataset, "classes", None)
+def _classes(parts: Mapping[str, object], read: Mapping[str, _Read]) -> tuple[str, ...]:
+    """Return the names that the training Dataset says, else numbers; as many as there are labels.
+
+    Raises:
+        ValueError: where two Datasets say different names: a number would mean two classes.
+    """
+    said = {name: names for name, part in parts.items() if (names := _said(part))}
+    for name, names in said.items():
+        first = next(iter(said))
+        if names != said[first]:
+            raise ValueError(
+                f"data {name} has the classes {some(names)}, and data {first} {some(said[first])}: a label is a "
+                "number in this list, so both must say the same names in the same order"
+            )
     first = read["train"].labels
     count = first.shape[1] if first.ndim == 2 else 1 + max(int(x.labels.max()) for x in read.values() if len(x.labels))
-    if isinstance(said, Sequence) and len(said) >= count and all(isinstance(each, str) for each in said):
-        return tuple(said)
-    return tuple(map(str, range(count)))
+    names = said.get("train", ())
+    return names if len(names) >= count else tuple(map(str, range(count)))
+
+
+def _said(part: object) -> tuple[str, ...]:
+    """Return the names of the classes that a Dataset says, or the one that a `Subset` or DataLoader is of; none
+    elsewhere.
+    """
+    while part is not None:
+        names = getattr(part, "classes", None)
+        if isinstance(names, Sequence) and not isinstance(names, str) and all(isinstance(each, str) for each in names):
+            return tuple(names)
+        part = getattr(part, "dataset", None)
+    return ()
 
 
 def _check_taken_as_is(config: DataConfig, whole: bool) -> None:

@@ -195,6 +195,16 @@ def shown(labels: Tensor) -> int | None:
     return 1 if labels.ndim == 1 else None
 
 
+def cast_labels(labels: Tensor) -> Tensor:
+    """Return labels [n] as int64, and label sets [n, classes] as uint8; ValueError where that would change one."""
+    cast = labels.to(torch.uint8 if labels.ndim == 2 else torch.int64)
+    if labels.ndim not in (1, 2) or not torch.equal(cast.to(labels.dtype), labels):
+        raise ValueError(
+            f"labels {labels.dtype} {list(labels.shape)}: they must be a whole number each, or a row of 0 and 1"
+        )
+    return cast
+
+
 def check_labels(labels: Tensor, classes: tuple[str, ...], count: int) -> None:
     """Raise ValueError, naming what is wrong, unless there are `count` labels, or label sets, of `classes`."""
     found = f"{labels.dtype} {list(labels.shape)}"

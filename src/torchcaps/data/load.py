@@ -14,11 +14,9 @@ from torch import Tensor
 
 from torchcaps.config import AugmentConfig, DataConfig, Standardise
 from torchcaps.data.batches import Batches
-from torchcaps.data.cache import Mapped
-from torchcaps.data.catalogue import data_root, find
+from torchcaps.data.catalogue import composition, data_root, find
 from torchcaps.data.digest import digest
-from torchcaps.data.entry import Entry
-from torchcaps.data.images import Images, Source, Splits, Stored
+from torchcaps.data.images import Held, Images, Source, Splits, Stored
 from torchcaps.data.loaders import Loaded
 from torchcaps.data.notes import say
 from torchcaps.data.overlap import MOST_SUMMED
@@ -191,11 +189,9 @@ def load_data(config: DataConfig, device: torch.device | str = "cpu") -> Data:
         raise ValueError(f"data.validation is {config.validation}: it must be a share in [0, 1)")
     ground_colour(config.ground, 3)
     entry, path = find(config.name)
-    _say_idle(entry, config)
-    if config.limit is not None:
-        if config.limit < 1:
-            raise ValueError(f"data.limit is {config.limit}: it must be at least one image")
-        config = replace(config, compose=replace(config.compose, epoch=config.limit, held=config.limit))
+    _say_idle(config)
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"data.limit is {config.limit}: it must be at least one image")
     train, test, validation = _call(entry.reader, path, config)
     if config.test is not None:
         test = read_test(config.test, config)
@@ -234,15 +230,22 @@ def _check_colours(asked: AugmentConfig, channels: int) -> None:
             say(f"data.augment.{name} is {value}: it is of RGB images, and changes nothing of {channels} channel(s)")
 
 
-def _say_idle(entry: Entry, config: DataConfig) -> None:
-    """Say which settings of `config` are of other sets than `entry`."""
-    usual, idle = DataConfig(entry.name), []
-    idle += ["compose"] if entry.compose is None else []
-    idle += ["copies"] if entry.name != "affnist" else []
-    idle += ["order"] if not entry.name.startswith("npz:") else []
+def _say_idle(config: DataConfig) -> None:
+    """Say which settings of `config` none of the sets reads that it names: of its own, of the test split, and those
+    that images of either are composed from.
+    """
+    named = [config.name, *([config.test] if config.test is not None else [])]
+    composed = [settings for name in named if (settings := composition(replace(config, name=name))) is not None]
+    entries = [find(name)[0] for name in (*named, *(settings.base for settings in composed)) if name]
+    usual, idle = DataConfig(config.name), []
+    idle += ["compose"] if not composed else []
+    idle += ["copies"] if all(each.name != "affnist" for each in entries) else []
+    idle += ["order"] if all(not each.name.startswith("npz:") for each in entries) else []
+    names = list(dict.fromkeys(each.name for each in entries))
+    do = f"{names[0]} does not read" if len(names) == 1 else f"{' and '.join(names)} do not read"
     for name in idle:
         if (value := getattr(config, name)) != getattr(usual, name):
-            say(f"data.{name} is {value}, which {entry.name} does not read: it changes nothing")
+            say(f"data.{name} is {value}, which {do}: it changes nothing")
 
 
 def read_test(name: str, config: DataConfig) -> Source:
@@ -255,7 +258,17 @@ def read_test(name: str, config: DataConfig) -> Source:
 def _call(reader: str, path: Path | None, config: DataConfig) -> Any:
     """Return what the function that `reader` names reads from `path`, or from the data root."""
     module, function = reader.split(":")
+    config = _limit_streams(config)
     return getattr(import_module(module), function)(data_root(config.root) if path is None else path, config)
+
+
+def _limit_streams(config: DataConfig) -> DataConfig:
+    """Return `config` with streams of `config.limit` images at most, where its set is composed."""
+    settings = composition(config)
+    if config.limit is None or settings is None:
+        return config
+    epoch, held = (min(asked or config.limit, config.limit) for asked in (settings.epoch, settings.held))
+    return replace(config, compose=replace(config.compose, epoch=epoch, held=held))
 
 
 def _sample(split: Source, config: DataConfig) -> Source:
@@ -336,13 +349,14 @@ def check_variation(train: Source) -> None:
 def moments(source: Source) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each channel in [0, 1]: float32 [c] each, on the device of the source.
 
-    Counted in integers, hence the same on every device; of floats in double. Of images that are neither in memory nor
-    mapped 4,096 are read, evenly spaced in the order of the source. Unclipped sums of images give means above 1.
+    Counted in integers, hence the same on every device; of floats in double. Of images that are not in memory 4,096 are
+    read, evenly spaced in the order of the source, whether they are mapped or decoded anew. Unclipped sums of images
+    give means above 1.
     """
-    if len(source) and source.fetch(torch.zeros(1, dtype=torch.int64)).is_floating_point():
-        return _float_moments(source)
-    count = len(source) if isinstance(source, Images | Mapped) else min(len(source), SAMPLE)
+    count = len(source) if isinstance(source, Held) else min(len(source), SAMPLE)
     sample = torch.arange(count) * len(source) // count
+    if len(source) and source.fetch(sample[:1]).is_floating_point():
+        return _float_moments(source, sample)
     channels = range(source.shape[0])
     device = torch.device("cpu")
     counts = torch.zeros(len(channels), VALUES, dtype=torch.int64)
@@ -358,11 +372,10 @@ def moments(source: Source) -> tuple[Tensor, Tensor]:
     return mean.float().to(device), std.float().to(device)
 
 
-def _float_moments(source: Source) -> tuple[Tensor, Tensor]:
-    indices = torch.arange(min(len(source), SAMPLE)) * len(source) // min(len(source), SAMPLE)
+def _float_moments(source: Source, sample: Tensor) -> tuple[Tensor, Tensor]:
     total, squares, count = 0.0, 0.0, 0
     device = torch.device("cpu")
-    for pixels in source.stream(indices.split(CHUNK)):
+    for pixels in source.stream(sample.split(CHUNK)):
         wide, device = pixels.cpu().double(), pixels.device
         total, squares = total + wide.sum((0, 2, 3)), squares + wide.square().sum((0, 2, 3))
         count += wide[:, 0].numel()

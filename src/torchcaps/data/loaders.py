@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, ClassVar, Self
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from torchcaps.data.batches import Batches
+from torchcaps.data.drawing import generators_kept, seed_generators
+from torchcaps.data.images import cast_labels
 from torchcaps.data.sending import sent
 from torchcaps.data.splits import DRAWS, mix
 
@@ -50,8 +53,8 @@ class Loaded:
 class LoaderBatches(Batches):
     """Batches as a DataLoader makes them. They cannot begin in the middle of an epoch.
 
-    What it draws from torch's own generator depends on the seed and the epoch, so that an epoch that is begun again is
-    the same.
+    What it draws from the generators of torch (on the CPU), NumPy and Python depends on the seed, the epoch and the
+    step, so that an epoch that is begun again is the same.
     """
 
     restarts: ClassVar[bool] = True
@@ -71,11 +74,25 @@ class LoaderBatches(Batches):
         if start == len(self):  # a run that was stopped after the epoch's last step
             return
         assert start == 0, start
-        torch.manual_seed(int(mix(DRAWS, self.seed, epoch).generate_state(1)[0]))
-        for batch in self._source.loader:
+        for batch in self._drawn(epoch):
             images, labels = read_batch(batch)
             images = sent(images, self._source.device)
             yield self._prepare(images, labels, epoch, 0), sent(labels, self._source.device)
+
+    def _drawn(self, epoch: int) -> Iterator[Any]:
+        """Yield the loader's batches; its order, and what its workers draw by, are drawn with the first one."""
+        end = object()
+        with generators_kept():
+            seed_generators(mix(DRAWS, self.seed, epoch))
+            loader = iter(self._source.loader)
+            batch = next(loader, end)
+        for step in count(1):
+            if batch is end:
+                return
+            yield batch
+            with generators_kept():
+                seed_generators(mix(DRAWS, self.seed, epoch, step))
+                batch = next(loader, end)
 
     def parts(self, epoch: int, step: int) -> None:
         return None
@@ -85,7 +102,10 @@ def batch_size_of(loader: DataLoader[Any]) -> int:
     """Return how many images a batch of `loader` has, as it says; of one with batches of its own making, as many as the
     first has.
     """
-    return loader.batch_size or len(read_batch(next(iter(loader)))[1])
+    if loader.batch_size:
+        return loader.batch_size
+    with generators_kept():
+        return len(read_batch(next(iter(loader)))[1])
 
 
 def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -93,7 +113,7 @@ def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
     DataLoader's batch.
 
     Raises:
-        ValueError: when it is not images and labels.
+        ValueError: when it is not images and labels, and for labels that are not whole.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"a batch of the DataLoader is a {type(batch).__name__}; it must be images and labels")
@@ -101,5 +121,4 @@ def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
     images = images.unsqueeze(1) if images.ndim == 3 else images
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(f"a batch of the DataLoader has images {images.dtype} {list(images.shape)}, not [b, c, h, w]")
-    labels = labels.to(torch.uint8 if labels.ndim == 2 else torch.int64)
-    return (images.float() if images.is_floating_point() else images), labels
+    return (images.float() if images.is_floating_point() else images), cast_labels(labels)

@@ -17,7 +17,8 @@ from torchcaps.config import DataConfig
 if TYPE_CHECKING:
     from torchcaps.data.images import Stored
 
-ORDER, DRAWS, SPLIT, COMPOSE, FLIPS, BALANCE = range(6)  # what a seed is used for: the uses of one seed are independent
+# What a seed is used for: the uses of one seed are independent.
+ORDER, DRAWS, SPLIT, COMPOSE, FLIPS, BALANCE, ITEMS = range(7)
 RARE = 10  # images that have the same label set, below which they are split together with others
 
 

@@ -45,9 +45,11 @@ class Ahead(NamedTuple):
 
 def count_ahead(config: Config) -> Ahead:
     """Return what a run of `config` will do, by counting alone; raises as `data_facts`."""
-    images = data_facts(config.data).images
-    held = round(config.data.validation * images)
-    used = round(config.data.fraction * (images - held))
+    facts = data_facts(config.data)
+    held, used = facts.held, facts.images
+    if held is None:
+        held = round(config.data.validation * used)
+        used = round(config.data.fraction * (used - held))
     return Ahead(config.epochs, used // config.batch_size, config.batch_size, held, None, None)
 
 

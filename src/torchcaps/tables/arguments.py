@@ -6,7 +6,7 @@ from typing import Any
 
 from torchcaps.config import Config, DataConfig
 from torchcaps.data.catalogue import find
-from torchcaps.data.facts import data_facts, named_classes, named_size
+from torchcaps.data.facts import data_facts, named_channels, named_classes, named_size
 
 
 def model_arguments(config: Config) -> dict[str, Any]:
@@ -16,9 +16,9 @@ def model_arguments(config: Config) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `data_facts` of the user's own files.
     """
-    entry, path = find(config.data.name)
+    _, path = find(config.data.name)
     data = config.data
-    size, classes, channels = named_size(data), named_classes(data), data.compose.channels or entry.channels or 3
+    size, classes, channels = named_size(data), named_classes(data), named_channels(data) or 3
     if path is not None:
         facts = data_facts(data)
         size, classes, channels = size or facts.size, facts.classes, _channels(data, facts.colour)

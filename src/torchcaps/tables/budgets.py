@@ -21,6 +21,7 @@ from dataclasses import replace
 
 from torchcaps.config import Config, DataConfig, ScheduleConfig
 from torchcaps.data.catalogue import find
+from torchcaps.data.facts import epoch_images
 from torchcaps.names import check_choice
 from torchcaps.plugins import imported, imported_for
 from torchcaps.tables.budget_names import BUDGETS, EVIDENCE, Budget
@@ -123,8 +124,7 @@ def _compress(config: Config) -> Config:
     steps = epochs / config.epochs
     entry, _ = find(data.name)
     if entry.compose is not None:
-        size = data.compose.epoch or entry.compose.epoch or entry.train
-        steps *= CPU_STREAM / size
+        steps *= CPU_STREAM / epoch_images(data)
         data = replace(data, compose=replace(data.compose, epoch=CPU_STREAM, held=data.compose.held or 10_000))
     if config.schedule.name == "triangular2":
         steps = 1.0
