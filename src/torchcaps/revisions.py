@@ -260,6 +260,14 @@ REVISIONS: tuple[Revision, ...] = (
         lambda config: config.data.augment.byerly,
         training=True,
     ),
+    Revision(
+        "data",
+        "affine-digits",
+        2,
+        "narrow digits were moved over the middle of the image alone, not to all places where all ink is inside",
+        lambda config: "affine-digits" in (config.data.name, config.data.test),
+        training=True,
+    ),
 )
 
 
