@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchcaps.config import ComposeConfig, DataConfig
-from torchcaps.data import Data, Images, Overlap, load_data
+from torchcaps.data import Affine, Data, Images, Overlap, Shifted, load_data
 from torchcaps.data.batches import Batches
 from torchcaps.data.composed import frame, read_base, resolve
 from torchcaps.data.counter import below, bits, unit
@@ -42,6 +42,14 @@ def load_or_skip(config: DataConfig) -> Data:
         return load_data(config)
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("kind", [Overlap, Shifted, Affine])
+@pytest.mark.parametrize(("held", "asked", "right"), [(3, 1, "3"), (2, 4, "2"), (3, 6, "3"), (1, 0, "at least 1")])
+def test_channels_that_cannot_be_are_named_when_a_stream_is_built(kind, held, asked, right):
+    base = Images(torch.ones(4, held, 5, 5, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    with pytest.raises(ValueError, match=rf"compose\.channels is {asked}, of base images with {held}: .* {right}$"):
+        kind(base, key=0, rounds=1, side=20, channels=asked)
 
 
 class TestCounter:

@@ -26,6 +26,10 @@ class Stream:
 
     A round takes every base image once, in an order that looks random and depends on the key; image k belongs to round
     k // (number of base images). So the images can be read in their own order, and need no permutation.
+
+    Raises:
+        ValueError: without base images, for an epoch beyond the stream, and for other channels than the base images
+            have, unless these are grey.
     """
 
     base: Images
@@ -41,6 +45,10 @@ class Stream:
             raise ValueError("there are no base images to compose from")
         if not 0 <= self.epoch <= self.total:
             raise ValueError(f"{self.epoch} images are asked of a stream of {self.total}")
+        held = self.base.shape[0]
+        if self.channels < 1 or held not in (1, self.channels):
+            right = "at least 1" if held == 1 else str(held)
+            raise ValueError(f"compose.channels is {self.channels}, of base images with {held}: it must be {right}")
 
     def __len__(self) -> int:
         return self.epoch or self.total
