@@ -75,6 +75,11 @@ def with_model(*patterns: str) -> Callable[[Config], bool]:
     return lambda config: any(fnmatchcase(config.model.name, pattern) for pattern in patterns)
 
 
+def with_data(*patterns: str) -> Callable[[Config], bool]:
+    """Return whether the training images of a config are of a set whose name one of the shell `patterns` matches."""
+    return lambda config: any(fnmatchcase(config.data.name, pattern) for pattern in patterns)
+
+
 def _ascends(config: Config) -> bool:
     """Return whether the model of a config has coefficients that are learnt by a goal of their own."""
     return routing_of(config.model) == "discriminative" and not config.model.options.get("fixed", False)
@@ -157,6 +162,13 @@ def _placed_as_released(config: Config) -> bool:
     """Return whether a network of variational Bayes is another than the one of revision 1."""
     options = config.model.options
     return any(options.get(name) != value for name, value in _OTHERWISE_PLACED.items())
+
+
+def _may_lack_images(config: Config) -> bool:
+    """Return whether a class may have fewer images than its part of the share of the training images that is used."""
+    if config.data.fraction == 1 or with_data("cifar*", "fashion-mnist", "smallnorb*")(config):
+        return False
+    return config.data.fraction > 0.6 or not with_data("digits", "mnist", "svhn", "affnist")(config)
 
 
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
@@ -266,6 +278,14 @@ REVISIONS: tuple[Revision, ...] = (
         2,
         "narrow digits were moved over the middle of the image alone, not to all places where all ink is inside",
         lambda config: "affine-digits" in (config.data.name, config.data.test),
+        training=True,
+    ),
+    Revision(
+        "data",
+        "fraction",
+        2,
+        "where a class had too few images for its part of the share, the share was not filled from the others",
+        _may_lack_images,
         training=True,
     ),
 )

@@ -99,8 +99,8 @@ class Pose(NamedTuple):
 class Affine(Stream):
     """Base images turned, then sheared, then stretched in height and width, then moved to a place where all ink stays.
 
-    The ranges are affNIST's; the move is of whole pixels, each that keeps all ink inside equally likely, and what is too
-    large for the image lies in its middle. Interpolation is bilinear in steps of 1/256 pixel.
+    The ranges are affNIST's; the move is of whole pixels, each that keeps all ink inside equally likely, and what is
+    too large for the image lies in its middle. Interpolation is bilinear in steps of 1/256 pixel.
 
     Raises:
         ValueError: for a side below one pixel.
