@@ -302,6 +302,26 @@ def test_unreadable_image_is_named(tmp_path, monkeypatch, workers):
         load(tmp_path)
 
 
+def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
+    """It had stayed a class that nothing is trained on."""
+    fill(tmp_path)
+    for number in range(5):
+        (tmp_path / f"test/bee/{number}.png").write_bytes(b"text")
+    assert len(load(tmp_path, skip_unreadable=True).test) == 5
+    for number in range(5):
+        (tmp_path / f"train/bee/{number}.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match="none of the training pictures of the class 'bee' can be read"):
+        load(tmp_path, skip_unreadable=True)
+
+
+def test_workers_are_as_many_as_the_process_may_use_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {1, 5, 7}, raising=False)
+    assert folder.workers(10_000) == 3 and folder.workers(100) == 0
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert folder.workers(10_000) == 8
+
+
 def test_faulty_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         load(tmp_path / "absent")

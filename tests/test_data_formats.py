@@ -168,6 +168,11 @@ class TestSmallnorb:
         [
             ("dat", lambda content: content[:-1], r"-dat\.mat has .* bytes, but its header .* promises"),
             ("dat", lambda content: content[:10], "has 10 bytes, but its header"),
+            (
+                "info",
+                lambda content: content[:8] + struct.pack("<ii", -162, -4) + content[16:],
+                r"-info\.mat is damaged: its header has the sizes \[-162, -4\], which cannot be negative",
+            ),
             ("cat", lambda content: b"", r"-cat\.mat is not in smallNORB's binary matrix format: it begins with"),
             ("cat", lambda content: b"PK12" + content[4:], "is not in smallNORB's binary matrix format"),
             (

@@ -82,6 +82,8 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
 
 def workers(images: int) -> int:
     """Return how many worker processes are worth starting for so many images: none for a few hundred, else one per
-    core, up to eight.
+    core that this process may use, up to eight.
     """
-    return 0 if images < 512 else min(8, os.cpu_count() or 1)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return 0 if images < 512 else min(8, cores)

@@ -108,6 +108,8 @@ def read_matrix(path: Path) -> np.ndarray:
     dtype, dimensions = TYPES[int(header[0])], int(header[1])
     begin = 8 + 4 * max(dimensions, 3)
     shape = np.frombuffer(content[8:begin].ljust(begin - 8, b"\0"), "<i4")[:dimensions].tolist()
+    if min(shape) < 0:
+        raise ValueError(f"{path} is damaged: its header has the sizes {shape}, which cannot be negative")
     needed = begin + math.prod(shape) * dtype.itemsize
     if len(content) != needed:
         raise ValueError(f"{path} has {len(content):,} bytes, but its header ({dtype} {shape}) promises {needed:,}")
