@@ -164,6 +164,12 @@ def _placed_as_released(config: Config) -> bool:
     return any(options.get(name) != value for name, value in _OTHERWISE_PLACED.items())
 
 
+def _holds_out_pairs(config: Config) -> bool:
+    """Return whether training images of smallNORB, or of what is composed of them, are held out."""
+    base = config.data.compose.base or ""
+    return config.data.validation > 0 and (with_data("smallnorb*")(config) or base.startswith("smallnorb"))
+
+
 def _may_lack_images(config: Config) -> bool:
     """Return whether a class may have fewer images than its part of the share of the training images that is used."""
     if config.data.fraction == 1 or with_data("cifar*", "fashion-mnist", "smallnorb*")(config):
@@ -286,6 +292,14 @@ REVISIONS: tuple[Revision, ...] = (
         2,
         "where a class had too few images for its part of the share, the share was not filled from the others",
         _may_lack_images,
+        training=True,
+    ),
+    Revision(
+        "data",
+        "smallnorb",
+        2,
+        "of a pair of cameras one picture was trained on and the other in the validation split",
+        _holds_out_pairs,
         training=True,
     ),
 )

@@ -34,9 +34,9 @@ def read_npz(path: Path, config: DataConfig) -> Splits:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for missing keys, other types, ranges or shapes, types of labels that differ between splits, a shape
-            that may be NHWC or NCHW and is not declared, a label that no training image has, and for objects: these would have to be unpickled, which can
-            run code.
+        ValueError: for missing keys, other types, ranges or shapes, types of labels that differ between splits, a
+            shape that may be NHWC or NCHW and is not declared, a label that no training image has, and for objects:
+            these would have to be unpickled, which can run code.
     """
     return npz_splits(path, None, config.order)
 
