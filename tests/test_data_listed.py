@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,16 @@ def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path):
     Image.fromarray(np.full((4, 4), 99, np.uint8)).save(tmp_path / "~1.png")
     data = load(tmp_path, ["~1.png,cat", *(f"{n}.png,{'dog' if n % 2 else 'cat'}" for n in range(20))])
     assert 99 in named(data, "train") | named(data, "test")
+
+
+def test_the_order_of_lines_is_that_of_the_run(tmp_path):
+    """The same pictures in other batches: a resumed run had gone on with them."""
+    lines = [f"{n}.png,{'train' if n < 14 else 'test'},{'cat' if n % 2 else 'dog'}" for n in range(20)]
+    one, again, turned = (
+        load(tmp_path, ["path,split,label", *rows]).digest("train") for rows in (lines, lines, lines[::-1])
+    )
+    assert one == again == turned and one.goes_on(again)
+    assert not turned.goes_on(one) and turned.goes_on(replace(one, order="")), "an older run does not say its order"
 
 
 def test_two_links_to_one_picture_are_one_picture(tmp_path):
