@@ -180,6 +180,18 @@ class TestStream:
         assert torch.equal(whole[2][0], stream.fetch(numbers[40 + 16 : 40 + 24]).float() / 255)
         assert not torch.equal(stream.order(5, 0), stream.order(6, 0))
 
+    @pytest.mark.parametrize("epoch", [0, 70])
+    def test_each_pass_through_the_whole_stream_begins_elsewhere(self, epoch):
+        """Batches had been the same in each, and so were the images that the last one leaves over."""
+        stream, each = build(epoch=epoch), epoch or 210
+        start = int(stream.order(5, 0)[0])
+        passes = [torch.cat([stream.order(5, n * 210 // each + e) for e in range(210 // each)]) for n in range(5)]
+        assert all(torch.equal(one.sort().values, torch.arange(210)) for one in passes)
+        assert torch.equal(passes[0], (start + torch.arange(210)) % 210), "the first pass is as it was"
+        assert len({int(one[0]) for one in passes}) == 5
+        left = [set(stream.order(5, n)[each // 16 * 16 :].tolist()) for n in range(0, 5 * 210 // each, 210 // each)]
+        assert len(set.union(*left)) > len(left[0])
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

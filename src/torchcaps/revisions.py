@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torchcaps.config import EXTERNAL, Config, ModelConfig, Option
-from torchcaps.data.catalogue import find
+from torchcaps.data.catalogue import CATALOGUE, find
 from torchcaps.names import LINEAR, OF_TWIN
 
 Kind = Literal["model", "routing", "transform", "loss", "phase", "data"]
@@ -164,6 +164,24 @@ def _placed_as_released(config: Config) -> bool:
     return any(options.get(name) != value for name, value in _OTHERWISE_PLACED.items())
 
 
+def _passes_alike(config: Config) -> bool:
+    """Return whether a run goes through a stream of composed images more than once, in epochs that end with it; where
+    the number of base images is not known, it may.
+    """
+    entry, given = CATALOGUE.get(config.data.name), config.data.compose
+    if config.epochs < 2 or entry is None or entry.compose is None:
+        return False
+    preset = entry.compose
+    base = CATALOGUE.get(given.base or preset.base or "")
+    per_image = preset.per_image if given.per_image is None else given.per_image
+    if base is None or not base.train or not per_image:
+        return True
+    total = per_image * (base.train - round(config.data.validation * base.train))
+    asked = config.data.limit or (preset.epoch if given.epoch is None else given.epoch) or total
+    epoch = min(asked, total)
+    return total % epoch == 0 and config.epochs * epoch > total
+
+
 def _holds_out_pairs(config: Config) -> bool:
     """Return whether training images of smallNORB, or of what is composed of them, are held out."""
     base = config.data.compose.base or ""
@@ -300,6 +318,14 @@ REVISIONS: tuple[Revision, ...] = (
         2,
         "of a pair of cameras one picture was trained on and the other in the validation split",
         _holds_out_pairs,
+        training=True,
+    ),
+    Revision(
+        "data",
+        "streams",
+        2,
+        "each pass through a stream whose epochs end with it had the batches of the first, and left over the same",
+        _passes_alike,
         training=True,
     ),
 )

@@ -100,8 +100,13 @@ class Stream:
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the indices of an epoch of training: those that follow the epoch before, from a start that `seed`
         draws.
+
+        Where whole epochs end with the stream each further pass has a start of its own: its batches are others, and
+        what these leave over.
         """
-        start = int(mix(ORDER, seed).generate_state(1, np.uint64)[0]) % self.total
+        turn, epoch = divmod(epoch, self.total // len(self)) if self.total % len(self) == 0 else (0, epoch)
+        key = (seed, turn) if turn else (seed,)
+        start = int(mix(ORDER, *key).generate_state(1, np.uint64)[0]) % self.total
         return (start + epoch * len(self) + torch.arange(len(self))) % self.total
 
     def to(self, device: torch.device | str) -> Self:
