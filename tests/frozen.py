@@ -20,6 +20,7 @@ import torch
 from torchcaps.config import (
     AugmentConfig,
     CoefficientConfig,
+    ComposeConfig,
     Config,
     DataConfig,
     LossConfig,
@@ -189,6 +190,10 @@ RUNS: dict[str, Config] = {
     "data byerly": replace(
         tiny_run("cnn-6", 16, LOGITS, 1e-3, channels=4),
         data=DataConfig("digits", image_size=16, validation=0.0, limit=32, augment=AugmentConfig(byerly=True)),
+    ),
+    "data affine-digits": replace(
+        tiny_run("cnn-6", 20, LOGITS, 1e-3, channels=4),
+        data=DataConfig("affine-digits", image_size=20, compose=ComposeConfig("digits", held=16), limit=32),
     ),
     "model efficient-capsnet-*, decoder": tiny_run(
         "efficient-capsnet-mnist",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from torchcaps.config import ComposeConfig, DataConfig
 from torchcaps.data import CATALOGUE, Data, Images, load_data
 from torchcaps.data.images import resize
-from torchcaps.data.splits import DRAWS, ORDER, equal_share, mix, permutation, stratified
+from torchcaps.data.splits import DRAWS, ORDER, equal_share, mix, permutation, set_aside, stratified
 from torchcaps.papers import find_cell
 from torchcaps.tables.arguments import image_shape
 
@@ -351,6 +352,38 @@ def test_a_fraction_has_as_many_images_of_each_class_and_is_a_part_of_a_larger_o
     assert torch.equal(again.pixels, few.pixels) and not torch.equal(other.pixels, few.pixels)
     validation = [load_data(DataConfig("digits", fraction=share)).validation.labels for share in (1.0, 0.05)]
     assert torch.equal(*validation)
+
+
+def test_a_fraction_is_filled_where_a_class_has_too_few_images(caplog) -> None:
+    """Of 1,100 images 0.9 had been 595, without a word."""
+    labels = torch.tensor([0] * 1000 + [1] * 100)
+    assert labels[equal_share(labels, 0.9, 0)].bincount().tolist() == [890, 100]
+    assert "0.9 is 990 images: 1 of 2 classes have fewer than 890 and give all" in caplog.text
+    caplog.clear()
+    assert labels[equal_share(labels, 0.1, 0)].bincount().tolist() == [55, 55] and not caplog.text
+    uneven, before = torch.tensor([0] * 3 + [2] * 40 + [3] * 9 + [5] * 17), set()
+    for total in range(4, 70):
+        chosen = equal_share(uneven, total / 69, 0)
+        counts = uneven[chosen].bincount()[[0, 2, 3, 5]]
+        given = [count for count, there in zip(counts.tolist(), (3, 40, 9, 17), strict=True) if count < there]
+        assert len(chosen) == total and before <= set(chosen.tolist())
+        assert not given or max(given) - min(given) <= 1
+        before = set(chosen.tolist())
+
+
+def test_label_sets_keep_each_class_in_training(caplog) -> None:
+    """Rare sets are split together, and all pictures of a class had gone to the other part."""
+    drawn = torch.Generator().manual_seed(0)
+    for seed in range(50):
+        sets = torch.zeros(40, 9, dtype=torch.uint8)
+        sets[torch.arange(40), torch.arange(40) % 2] = 1
+        sets[torch.randperm(40, generator=drawn)[:7], torch.arange(2, 9)] = 1  # seven classes of one picture each
+        kept, taken = set_aside(sets, 12, seed)
+        assert sets[kept].any(0).all() and len(taken) == 12
+        assert torch.cat([kept, taken]).sort().values.tolist() == list(range(40))
+    assert not caplog.text
+    set_aside(sets, 38, 0)
+    assert re.search(r"of 40 images 38 are set aside, so that \d class\(es\) have none left to train on", caplog.text)
 
 
 def test_fractions_that_cannot_be_are_named() -> None:

@@ -107,3 +107,21 @@ def test_validation_split_and_other_arrays(tmp_path, caplog):
     data = load(tmp_path, x_val=VALUES[:5], y_val=np.arange(5) % 3, names=np.array(["a"]), notes=np.zeros(2))
     assert len(data.validation) == 5 and len(data.train) == 12
     assert "left out 2 array(s) of" in caplog.text and "names, notes" in caplog.text
+
+
+def test_labels_of_one_type_in_all_splits(tmp_path):
+    """'0' and 0 look alike in a message."""
+    numbers = np.arange(12) % 3
+    said = "labels of all splits must be of one type, but those of train are numbers, those of test are "
+    with pytest.raises(ValueError, match=said + "strings"):
+        load(tmp_path, y_test=numbers.astype(str))
+    with pytest.raises(ValueError, match=said + "bytes"):
+        load(tmp_path, y_test=numbers.astype("S"))
+    assert load(tmp_path, y_test=numbers.astype(np.uint8)).train.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "dog"] * 6), np.array(["0", "1"] * 6), np.arange(12) > 5])
+def test_labels_of_a_named_set_are_whole_numbers(tmp_path, labels):
+    np.savez(tmp_path / "cifar10.npz", x_train=VALUES, y_train=labels, x_test=VALUES, y_test=labels)
+    with pytest.raises(ValueError, match=r"cifar10\.npz: train labels must be whole numbers, 0 \.\. 9, got "):
+        load_data(DataConfig("cifar10", root=tmp_path))

@@ -56,6 +56,14 @@ class TestCatalogue:
         with pytest.raises(ValueError, match="lacks its path"):
             find("folder:")
 
+    def test_homes_that_are_not_known(self):
+        with pytest.raises(ValueError, match="no data set is named '~nobody_here'"):
+            find("~nobody_here")
+        with pytest.raises(ValueError, match=r"~nobody_here/a begins with ~, .*, or \./~nobody_here/a where that is"):
+            find("folder:~nobody_here/a")
+        with pytest.raises(ValueError, match="~nobody_here begins with ~"):
+            data_root(Path("~nobody_here"))
+
     def test_path_may_hold_colons(self):
         assert find("npz:C:/data.npz")[1] == Path("C:/data.npz")
 

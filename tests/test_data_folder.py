@@ -153,6 +153,24 @@ def test_folders_that_are_neither_splits_nor_classes(tmp_path):
         load(tmp_path / "single")
 
 
+def test_splits_under_other_names_are_no_classes(tmp_path):
+    """training_set and test_set had become the classes, in silence."""
+    fill(tmp_path / "sets", splits=("training_set", "test_set"))
+    said = r"test_set, training_set of .*sets hold no pictures of their own, but each of them folders ant, bee: if ant,"
+    with pytest.raises(ValueError, match=said + r" bee are the classes, name test_set, training_set as splits are"):
+        load(tmp_path / "sets")
+    fill(tmp_path / "val", splits=("train_images", "val"))
+    with pytest.raises(ValueError, match=r"val is named like the validation split, and no folder .*name that one tr"):
+        load(tmp_path / "val")
+    fill(tmp_path / "part", splits=("train/one", "train/two", "test/one", "test/two"))
+    with pytest.raises(ValueError, match=r"one, two of .*train hold no pictures .* move them up, into .*train; if one"):
+        load(tmp_path / "part")
+    fill(tmp_path / "views", splits=("train/ant", "train/bee", "test/ant"), classes=("images",))
+    assert load(tmp_path / "views").train.classes == ("ant", "bee"), "one folder of the same name is no class"
+    save(tmp_path / "sets/test_set/0.png", np.zeros((6, 5, 3), np.uint8))
+    assert load(tmp_path / "sets").train.classes == ("test_set", "training_set"), "pictures of its own make it a class"
+
+
 def test_what_lies_below_class_folders_is_read(tmp_path, caplog):
     fill(tmp_path, splits=("train", "test"), classes=("ant", "bee", "bee/2021", "bee/2021/may"), per_class=3)
     data = load(tmp_path)
@@ -284,6 +302,26 @@ def test_unreadable_image_is_named(tmp_path, monkeypatch, workers):
     broken.write_bytes(b"text")
     with pytest.raises(ValueError, match=r"^cannot read the image .*bee.2\.png"):
         load(tmp_path)
+
+
+def test_a_class_of_which_nothing_can_be_read_is_named(tmp_path):
+    """It had stayed a class that nothing is trained on."""
+    fill(tmp_path)
+    for number in range(5):
+        (tmp_path / f"test/bee/{number}.png").write_bytes(b"text")
+    assert len(load(tmp_path, skip_unreadable=True).test) == 5
+    for number in range(5):
+        (tmp_path / f"train/bee/{number}.png").write_bytes(b"text")
+    with pytest.raises(ValueError, match="none of the training pictures of the class 'bee' can be read"):
+        load(tmp_path, skip_unreadable=True)
+
+
+def test_workers_are_as_many_as_the_process_may_use_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {1, 5, 7}, raising=False)
+    assert folder.workers(10_000) == 3 and folder.workers(100) == 0
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert folder.workers(10_000) == 8
 
 
 def test_faulty_folders(tmp_path):

@@ -139,6 +139,38 @@ class TestSmallnorb:
         assert np.array_equal(everything(data.test).numpy(), written["test"].reshape(-1, 1, 96, 96))
         assert data.test.targets(torch.arange(4)).tolist() == [3, 3, 4, 4]
 
+    @pytest.mark.parametrize("share", [0.2, 0.4, 0.1])
+    def test_validation_has_other_toys_or_pairs_at_least(self, tmp_path, caplog, share):
+        """Five toys of each of two classes, in four views; the number of its pair is in each picture."""
+        for split in smallnorb.NAMES:
+            n = 2 * 5 * 4
+            info = np.zeros((n, 4), "<i4")
+            info[:, 0] = np.repeat(smallnorb.INSTANCES[split], 8)
+            pairs = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 2, 4, 4))
+            for part, array, magic in (
+                ("dat", pairs, 0x1E3D4C55),
+                ("cat", np.arange(n, dtype="<i4") % 2, 0x1E3D4C54),
+                ("info", info, 0x1E3D4C54),
+            ):
+                self.write(tmp_path / "smallNORB" / f"{smallnorb.NAMES[split]}-{part}.mat", array, magic)
+        data, again = (self.load(tmp_path, validation=share) for _ in range(2))
+        other = self.load(tmp_path, validation=share, split_seed=1)
+        assert (len(data.train), len(data.validation), len(data.test)) == (80 * (1 - share), 80 * share, 80)
+        assert data.validation.labels.bincount().tolist() == [40 * share] * 2
+        train, held, same, changed = (
+            everything(each)[:, 0, 0, 0].long()
+            for each in (data.train, data.validation, again.validation, other.validation)
+        )
+        assert torch.equal(held[::2], held[1::2]) and torch.equal(held, same) and not torch.equal(held, changed)
+        assert not set(train.tolist()) & set(held.tolist())
+        toys = [{(number // 8, number % 2) for number in each.tolist()} for each in (train, held)]
+        assert bool(toys[0] & toys[1]) == (share == 0.1) == ("pairs of cameras are held out" in caplog.text)
+
+    def test_a_share_of_no_pair(self, tmp_path):
+        self.fill(tmp_path)
+        with pytest.raises(ValueError, match=r"data\.validation 0\.001 is 0 of 162 pairs that are trained on"):
+            self.load(tmp_path, validation=0.001)
+
     def test_resized_and_cut(self, tmp_path):
         self.fill(tmp_path)
         data = self.load(tmp_path, image_size=48, crop=32)
@@ -168,6 +200,11 @@ class TestSmallnorb:
         [
             ("dat", lambda content: content[:-1], r"-dat\.mat has .* bytes, but its header .* promises"),
             ("dat", lambda content: content[:10], "has 10 bytes, but its header"),
+            (
+                "info",
+                lambda content: content[:8] + struct.pack("<ii", -162, -4) + content[16:],
+                r"-info\.mat is damaged: its header has the sizes \[-162, -4\], which cannot be negative",
+            ),
             ("cat", lambda content: b"", r"-cat\.mat is not in smallNORB's binary matrix format: it begins with"),
             ("cat", lambda content: b"PK12" + content[4:], "is not in smallNORB's binary matrix format"),
             (

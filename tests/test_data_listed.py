@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,12 @@ def test_columns_that_are_all_labels_are_said(tmp_path, caplog):
         (["path,split,label", "0.png,train,cat", "1.png,test,dog"], "line 3: no training picture has the label 'dog'"),
         (["path,label", "0.png,cat,dog"], "line 2 has 3 cells, but the header 2"),
         (["path,label"], "names no pictures"),
+        ([f"{n}.png,cat,{'train' if n else 'Test'}" for n in range(9)], "a column holds .*such as Test: call it split"),
+        (["0.png,cat,dog,train", "1.png,cat,test"], "the last column holds nothing but names of splits, such as train"),
+        (["path,species,set", "0.png,cat,train", "1.png,dog,val"], "set holds nothing but names of splits"),
+        (["path,split,label", "0.png,train,cat", "./0.png,test,cat"], r"line 3: \./0\.png is named in line 2 too"),
+        (["0.png,cat", "./sub/../0.png,cat"], "is named in line 1 too"),
+        (["0.png,cat", "~nobody/1.png,cat"], r"line 2: there is no file .*~nobody"),
         (["path,age,label", "0.png,20,cat"], "names age, label beside the path, and label alone would be the label"),
         (["label,path", "cat,0.png"], "names the column path behind others; it must be the first"),
         ([], "names no pictures"),
@@ -95,6 +102,38 @@ def test_columns_that_are_all_labels_are_said(tmp_path, caplog):
 def test_lines_that_are_wrong(tmp_path, lines, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         load(tmp_path, lines)
+
+
+def test_lines_of_several_labels_are_said_without_a_header_too(tmp_path, caplog):
+    load(tmp_path, ["0.png,cat,dog", *(f"{n}.png,{'dog' if n % 2 else 'cat'}" for n in range(1, 20))])
+    assert "1 of 20 lines of" in caplog.text and "several labels of one picture; line 1: cat, dog" in caplog.text
+
+
+def test_classes_may_be_named_like_splits_where_the_column_is_named(tmp_path):
+    data = load(tmp_path, ["path,label", *(f"{n}.png,{'train' if n % 2 else 'test'}" for n in range(20))])
+    assert data.train.classes == ("test", "train")
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(tmp_path):
+    Image.fromarray(np.full((4, 4), 99, np.uint8)).save(tmp_path / "~1.png")
+    data = load(tmp_path, ["~1.png,cat", *(f"{n}.png,{'dog' if n % 2 else 'cat'}" for n in range(20))])
+    assert 99 in named(data, "train") | named(data, "test")
+
+
+def test_the_order_of_lines_is_that_of_the_run(tmp_path):
+    """The same pictures in other batches: a resumed run had gone on with them."""
+    lines = [f"{n}.png,{'train' if n < 14 else 'test'},{'cat' if n % 2 else 'dog'}" for n in range(20)]
+    one, again, turned = (
+        load(tmp_path, ["path,split,label", *rows]).digest("train") for rows in (lines, lines, lines[::-1])
+    )
+    assert one == again == turned and one.goes_on(again)
+    assert not turned.goes_on(one) and turned.goes_on(replace(one, order="")), "an older run does not say its order"
+
+
+def test_two_links_to_one_picture_are_one_picture(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"link\.png is named in line 2 too"):
+        load(tmp_path, ["path,split,label", "0.png,train,cat", "link.png,test,cat"])
 
 
 def test_files_that_are_no_tables(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchcaps.config import ComposeConfig, Config, DataConfig
-from torchcaps.data import Data, Images, Overlap, load_data
+from torchcaps.data import Affine, Data, Images, Overlap, Shifted, load_data
 from torchcaps.data.batches import Batches
 from torchcaps.data.composed import frame, read_base, resolve
 from torchcaps.data.counter import below, bits, unit
@@ -45,6 +45,14 @@ def load_or_skip(config: DataConfig) -> Data:
         return load_data(config)
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("kind", [Overlap, Shifted, Affine])
+@pytest.mark.parametrize(("held", "asked", "right"), [(3, 1, "3"), (2, 4, "2"), (3, 6, "3"), (1, 0, "at least 1")])
+def test_channels_that_cannot_be_are_named_when_a_stream_is_built(kind, held, asked, right):
+    base = Images(torch.ones(4, held, 5, 5, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    with pytest.raises(ValueError, match=rf"compose\.channels is {asked}, of base images with {held}: .* {right}$"):
+        kind(base, key=0, rounds=1, side=20, channels=asked)
 
 
 class TestCounter:
@@ -174,6 +182,18 @@ class TestStream:
         assert len(whole) == 5 and all(torch.equal(a, b) for a, b in zip(whole[3][:2], resumed[0][:2], strict=True))
         assert torch.equal(whole[2][0], stream.fetch(numbers[40 + 16 : 40 + 24]).float() / 255)
         assert not torch.equal(stream.order(5, 0), stream.order(6, 0))
+
+    @pytest.mark.parametrize("epoch", [0, 70])
+    def test_each_pass_through_the_whole_stream_begins_elsewhere(self, epoch):
+        """Batches had been the same in each, and so were the images that the last one leaves over."""
+        stream, each = build(epoch=epoch), epoch or 210
+        start = int(stream.order(5, 0)[0])
+        passes = [torch.cat([stream.order(5, n * 210 // each + e) for e in range(210 // each)]) for n in range(5)]
+        assert all(torch.equal(one.sort().values, torch.arange(210)) for one in passes)
+        assert torch.equal(passes[0], (start + torch.arange(210)) % 210), "the first pass is as it was"
+        assert len({int(one[0]) for one in passes}) == 5
+        left = [set(stream.order(5, n)[each // 16 * 16 :].tolist()) for n in range(0, 5 * 210 // each, 210 // each)]
+        assert len(set.union(*left)) > len(left[0])
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -101,6 +101,25 @@ class TestAffine:
         for side in (touched[:, 0], touched[:, -1], touched[..., 0], touched[..., -1]):
             assert side.any()
 
+    @pytest.mark.parametrize("side", [12, 20, 33])  # below the canvas of twice the base images, and above it
+    def test_each_place_where_all_ink_is_inside_is_equally_likely(self, side):
+        """A dot, which stood in the middle alone where the image was cut out of the canvas."""
+        pixels = torch.zeros(1, 1, 10, 8, dtype=torch.uint8)
+        pixels[..., 4, 2] = 255
+        dot = Images(pixels, torch.tensor([0]), ("dot",))
+        count = 4000
+        stream = Affine(dot, key=5, rounds=count, side=side, rotation=0, shear=0, expansion=0)
+        place = stream.fetch(torch.arange(count)).flatten(1).nonzero()
+        assert torch.equal(place[:, 0], torch.arange(count)), "one dot in each image"
+        for drawn in (place[:, 1] // side, place[:, 1] % side):
+            counts = drawn.bincount(minlength=side)
+            even = count / side
+            assert len(counts) == side and (counts - even).abs().max() < 5 * even**0.5
+
+    def test_sides_that_cannot_be(self):
+        with pytest.raises(ValueError, match=r"compose\.size is 0: it must be at least one pixel"):
+            Affine(base(), key=0, rounds=1, side=0)
+
     def test_what_is_too_large_lies_in_the_middle(self):
         stream = Affine(blob(inside=16), key=0, rounds=3, side=8)
         image = stream.fetch(torch.arange(6))[stream.targets(torch.arange(6)) == 0]

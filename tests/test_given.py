@@ -176,7 +176,9 @@ def test_what_a_dataset_draws_depends_on_seed_epoch_and_place_alone() -> None:
 @pytest.mark.parametrize("how", ["dataset", "loader"])
 def test_the_caller_draws_what_he_would_have_drawn(how: str) -> None:
     def seed() -> None:
-        torch.manual_seed(5), np.random.seed(5), random.seed(5)
+        torch.manual_seed(5)
+        np.random.seed(5)
+        random.seed(5)
 
     seed()
     expected = drawn_now(), drawn_now(), drawn_now()
@@ -189,7 +191,8 @@ def test_the_caller_draws_what_he_would_have_drawn(how: str) -> None:
     batches = data.training(config, 16, 0).epoch(0)
     next(batches)
     second = drawn_now()
-    list(batches), list(data.evaluation("test", 16).epoch(0))
+    for left in (batches, data.evaluation("test", 16).epoch(0)):
+        list(left)
     assert (first, second, drawn_now()) == expected
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -380,6 +381,23 @@ def test_a_start_that_was_cut_before_its_first_weights_needs_them_again(
     with pytest.raises(ValueError, match=r"was cut before it had its first weights, those of tiny-0: give that run's"):
         fit(begun, resume=True)
     assert fit(begun, resume=True, start=finished.folder).folder == tmp_path / "tiny-0"
+
+
+def test_a_run_does_not_go_on_with_its_images_in_another_order(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(0)
+    for n in range(38):
+        Image.fromarray(drawn.integers(0, 255, (8, 8), dtype=np.uint8)).save(tmp_path / f"{n}.png")
+    head, table = "path,split,label\n", tmp_path / "table.csv"
+    rows = [f"{n}.png,{'train' if n < 30 else 'test'},{'cat' if n % 2 else 'dog'}\n" for n in range(38)]
+    table.write_text(head + "".join(rows))
+    config = tiny_config(tmp_path / "runs", data=DataConfig(f"list:{table}", validation=0.0), batch_size=8)
+    with pytest.raises(Interrupted):
+        fit(config, max_minutes=0)
+    table.write_text(head + "".join(rows[1:] + rows[:1]))
+    with pytest.raises(ValueError, match=r"tiny-0: its train images are in another order than when it began; put them"):
+        fit(config, resume=True)
+    table.write_text(head + "".join(rows))
+    fit(config, resume=True)
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_config
 
 from torchcaps import create_model, list_models, revisions
-from torchcaps.config import Config, LossName, ModelConfig
+from torchcaps.config import ComposeConfig, Config, DataConfig, LossName, ModelConfig
 from torchcaps.layers.decoders import DeconvDecoder, DenseDecoder
 from torchcaps.layers.transforms import Transform
 from torchcaps.models.registry import find_factory
@@ -92,6 +92,26 @@ def test_routing_and_batch_norm_of_a_config_are_those_of_its_model(name):
     assert revisions._norm_momentum(ModelConfig(name)) == min(
         (each.momentum for each in list_norms(model)), default=None
     )
+
+
+def test_data_that_are_concerned():
+    """What a recorded run trains on or is measured by, where that is another than it was; and nothing else."""
+
+    def found(name, epochs=10, **changes):
+        compose = changes.pop("compose", ComposeConfig())
+        data = DataConfig(name, compose=compose, **changes)
+        keys = revisions_of(Config(model=ModelConfig("capsnet"), data=data, epochs=epochs))
+        return {key.removeprefix("data ") for key in keys if key.startswith("data ")}
+
+    assert found("expanded-mnist", test="affine-digits") == found("affine-digits") == {"affine-digits"}
+    assert found("expanded-mnist", test="affnist") == set()
+    assert found("cifar10", fraction=0.9) == found("mnist", fraction=0.1) == found("folder:a") == set()
+    assert found("mnist", fraction=0.95) == found("folder:a", fraction=0.1) == {"fraction"}
+    assert found("smallnorb-azimuth") == {"smallnorb"} and found("smallnorb", validation=0.0) == set()
+    assert found("multimnist-xnodr") == {"streams"} and found("multimnist-xnodr", epochs=1) == set()
+    assert found("multimnist-xnodr", compose=ComposeConfig(epoch=30_000)) == set(), "the second pass begins inside one"
+    assert found("multimnist") == found("diverse-multimnist", compose=ComposeConfig(epoch=30_000)) == set()
+    assert found("multimnist", compose=ComposeConfig(base="npz:a.npz", epoch=0)) == {"streams"}
 
 
 def test_entries_are_in_order():

@@ -110,10 +110,22 @@ class Digest:
     sha256: str = ""  #: "" where it is not known, and of no images
     images: int = 0
     of: str = ""  #: what was hashed: files, paths and sizes, arrays, or a stream
+    #: SHA-256 of the order that files are in, by which batches are drawn; "" where it is not known, and of what is
+    #: hashed in its order. The same images in two orders are equal.
+    order: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if self.sha256 and not _HEX.fullmatch(self.sha256):
-            raise ValueError(f"sha256 is {self.sha256[:80]!r}; it must be 64 digits of base 16")
+        for name in ("sha256", "order"):
+            value: str = getattr(self, name)
+            if value and not _HEX.fullmatch(value):
+                raise ValueError(f"{name} is {value[:80]!r}; it must be 64 digits of base 16")
+
+    def goes_on(self, before: Digest) -> bool:
+        """Return whether a run that began with the images `before` goes on with these: the same, and as far as both
+        say it in the same order.
+        """
+        known = bool(self.order and before.order)
+        return self == before and (not known or self.order == before.order)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from torchcaps.config import EXTERNAL, Config, ModelConfig, Option
+from torchcaps.data.catalogue import CATALOGUE
 from torchcaps.data.facts import epoch_images
 from torchcaps.names import LINEAR, OF_TWIN
 
@@ -73,6 +74,11 @@ def routing_of(model: ModelConfig) -> str | None:
 def with_model(*patterns: str) -> Callable[[Config], bool]:
     """Return whether the model of a config has a name that one of the shell `patterns` matches."""
     return lambda config: any(fnmatchcase(config.model.name, pattern) for pattern in patterns)
+
+
+def with_data(*patterns: str) -> Callable[[Config], bool]:
+    """Return whether the training images of a config are of a set whose name one of the shell `patterns` matches."""
+    return lambda config: any(fnmatchcase(config.data.name, pattern) for pattern in patterns)
 
 
 def _ascends(config: Config) -> bool:
@@ -161,6 +167,37 @@ def _placed_as_released(config: Config) -> bool:
 def _layer_normed(name: str) -> Callable[[Config], bool]:
     """Return whether a config has a model of this name whose class capsules are layer-normed."""
     return lambda config: with_model(name)(config) and str(routing_of(config.model)).startswith("inverted-attention")
+
+
+def _passes_alike(config: Config) -> bool:
+    """Return whether a run goes through a stream of composed images more than once, in epochs that end with it; where
+    the number of base images is not known, it may.
+    """
+    entry, given = CATALOGUE.get(config.data.name), config.data.compose
+    if config.epochs < 2 or entry is None or entry.compose is None:
+        return False
+    preset = entry.compose
+    base = CATALOGUE.get(given.base or preset.base or "")
+    per_image = preset.per_image if given.per_image is None else given.per_image
+    if base is None or not base.train or not per_image:
+        return True
+    total = per_image * (base.train - round(config.data.validation * base.train))
+    asked = config.data.limit or (preset.epoch if given.epoch is None else given.epoch) or total
+    epoch = min(asked, total)
+    return total % epoch == 0 and config.epochs * epoch > total
+
+
+def _holds_out_pairs(config: Config) -> bool:
+    """Return whether training images of smallNORB, or of what is composed of them, are held out."""
+    base = config.data.compose.base or ""
+    return config.data.validation > 0 and (with_data("smallnorb*")(config) or base.startswith("smallnorb"))
+
+
+def _may_lack_images(config: Config) -> bool:
+    """Return whether a class may have fewer images than its part of the share of the training images that is used."""
+    if config.data.fraction == 1 or with_data("cifar*", "fashion-mnist", "smallnorb*")(config):
+        return False
+    return config.data.fraction > 0.6 or not with_data("digits", "mnist", "svhn", "affnist")(config)
 
 
 _EQ_2 = "agreements were divided by the root of the pose size, which Eq. 2 of Tsai et al. does not do"
@@ -273,6 +310,38 @@ REVISIONS: tuple[Revision, ...] = (
             _layer_normed(name),
         )
         for name, number in (("capsnet", 2), ("fm-resnet-*", 3))
+    ),
+    Revision(
+        "data",
+        "affine-digits",
+        2,
+        "narrow digits were moved over the middle of the image alone, not to all places where all ink is inside",
+        lambda config: "affine-digits" in (config.data.name, config.data.test),
+        training=True,
+    ),
+    Revision(
+        "data",
+        "fraction",
+        2,
+        "where a class had too few images for its part of the share, the share was not filled from the others",
+        _may_lack_images,
+        training=True,
+    ),
+    Revision(
+        "data",
+        "smallnorb",
+        2,
+        "of a pair of cameras one picture was trained on and the other in the validation split",
+        _holds_out_pairs,
+        training=True,
+    ),
+    Revision(
+        "data",
+        "streams",
+        2,
+        "each pass through a stream whose epochs end with it had the batches of the first, and left over the same",
+        _passes_alike,
+        training=True,
     ),
 )
 

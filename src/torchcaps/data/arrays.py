@@ -34,9 +34,9 @@ def read_npz(path: Path, config: DataConfig) -> Splits:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: for missing keys, other types, ranges or shapes, a shape that may be NHWC or NCHW and is not
-            declared, a label that no training image has, and for objects: these would have to be unpickled, which can
-            run code.
+        ValueError: for missing keys, other types, ranges or shapes, types of labels that differ between splits, a
+            shape that may be NHWC or NCHW and is not declared, a label that no training image has, and for objects:
+            these would have to be unpickled, which can run code.
     """
     return npz_splits(path, None, config.order)
 
@@ -103,7 +103,15 @@ def _labels(path: Path, key: str, array: np.ndarray) -> np.ndarray:
 
 def _encode(path: Path, labels: Arrays, classes: tuple[str, ...] | None) -> dict[str, tuple[Tensor, tuple[str, ...]]]:
     """Return the labels of each split as indices int64 [n] into the classes, and these."""
+    kinds = {split: {"U": "strings", "S": "bytes"}.get(found.dtype.kind, "numbers") for split, found in labels.items()}
+    if len(set(kinds.values())) > 1:
+        said = ", ".join(f"those of {split} are {kind}" for split, kind in kinds.items())
+        raise ValueError(f"{path}: labels of all splits must be of one type, but {said}")
     if classes is not None:
+        for split, found in labels.items():
+            if found.dtype.kind not in "iu":
+                last = len(classes) - 1
+                raise ValueError(f"{path}: {split} labels must be whole numbers, 0 .. {last}, got {found.dtype}")
         return {split: (torch.from_numpy(found.astype(np.int64)), classes) for split, found in labels.items()}
     values = np.unique(labels["train"])
     names = tuple(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values)

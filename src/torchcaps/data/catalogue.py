@@ -42,7 +42,7 @@ def find(name: str) -> tuple[Entry, Path | None]:
     """Return the entry of `name`, and the path of `npz:PATH`, `folder:PATH` or `list:FILE` (None for a named set).
 
     Raises:
-        ValueError: for an unknown name, with the nearest known one; for a missing path.
+        ValueError: for an unknown name, with the nearest known one; for a missing path, and one in an unknown home.
     """
     if name == EXTERNAL:
         raise ValueError("data.name is 'external': these images were handed to fit in Python, and are not here")
@@ -50,13 +50,35 @@ def find(name: str) -> tuple[Entry, Path | None]:
     prefix, colon, path = name.partition(":")
     wanted = (prefix + end for end in PATHS) if colon else (name,)
     entry = next((CATALOGUE[each] for each in wanted if each in CATALOGUE), None)
-    if not colon and (entry is None or entry.takes_path) and Path(name).expanduser().is_dir():
+    if not colon and (entry is None or entry.takes_path) and _is_folder(name):
         raise ValueError(f"data.name is {name!r}, a folder: pictures in folders of their classes are folder:{name}")
     if entry is None or (entry.takes_path and not colon):
         raise unknown("data set", name, CATALOGUE, "`torchcaps list data` shows all")
     if colon and not path:
         raise ValueError(f"data set {name!r} lacks its path: write {entry.name}")
-    return entry, Path(path).expanduser() if colon else None
+    return entry, _expand(path) if colon else None
+
+
+def _expand(path: str | Path) -> Path:
+    """Return a path with ~ as the home folder that it stands for.
+
+    Raises:
+        ValueError: where no such user, or no home, is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} begins with ~, the home folder of a user, and there is none of that name: write the folder out, "
+            f"or ./{path} where that is its own name"
+        ) from error
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return _expand(name).is_dir()
+    except ValueError:
+        return False
 
 
 def composition(config: DataConfig) -> ComposeConfig | None:
@@ -72,7 +94,7 @@ def composition(config: DataConfig) -> ComposeConfig | None:
 def plain_name(name: str) -> str:
     """Return the name of a data set without the folders above the user's own files, which concern nobody else."""
     kind, colon, path = name.partition(":")
-    return f"{kind}:{Path(path).expanduser().absolute().name}" if colon else name
+    return f"{kind}:{_expand(path).absolute().name}" if colon else name
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -80,9 +102,9 @@ def data_root(root: Path | None = None) -> Path:
     folder.
     """
     if root is not None:
-        return Path(root).expanduser()
+        return _expand(root)
     if chosen := os.environ.get("TORCHCAPS_DATA"):
-        return Path(chosen).expanduser()
+        return _expand(chosen)
     return cache_root() / "data"
 
 
@@ -93,7 +115,7 @@ def cache_root() -> Path:
         ValueError: where the user has no home, as in a container under a number that no name belongs to.
     """
     if chosen := os.environ.get("TORCHCAPS_CACHE"):
-        return Path(chosen).expanduser()
+        return _expand(chosen)
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "torchcaps"
     try:

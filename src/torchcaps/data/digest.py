@@ -26,7 +26,7 @@ def digest(source: Source) -> Digest:
     """Return the SHA-256 of the images of a split as they were read, before they are decoded, resized or padded.
 
     - Of files: over classes, path below the folder of the class, and bytes of each, sorted; above 2 GiB in all over
-      path and size in place of the bytes, which `Digest.of` says.
+      path and size in place of the bytes, which `Digest.of` says. `Digest.order` is over their places in that order.
     - Of arrays: over the names of the classes, pixels and labels, in their order.
     - Of items of a user's Dataset, and of a DataLoader: none, only their number.
     - Of composed images: over the digest of the images that they are composed of, and the settings.
@@ -53,7 +53,10 @@ def digest(source: Source) -> Digest:
 
 
 def _of_files(paths: Sequence[str], shown: Sequence[list[str]]) -> Digest:
-    files = sorted((names, below(path, names), path) for names, path in zip(shown, paths, strict=True))
+    named = [(names, below(path, names), path) for names, path in zip(shown, paths, strict=True)]
+    places = sorted(range(len(named)), key=named.__getitem__)
+    order = hashlib.sha256(np.asarray(places, "<i8").tobytes()).hexdigest()
+    files = [named[place] for place in places]
     sizes = [Path(path).stat().st_size for _, _, path in files]
     read = sum(sizes) <= LIMIT
     total = hashlib.sha256()
@@ -63,7 +66,7 @@ def _of_files(paths: Sequence[str], shown: Sequence[list[str]]) -> Digest:
             with open(path, "rb") as file:
                 while block := file.read(BLOCK):
                     total.update(block)
-    return Digest(total.hexdigest(), len(files), "files" if read else "paths and sizes")
+    return Digest(total.hexdigest(), len(files), "files" if read else "paths and sizes", order)
 
 
 def below(path: str, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from torchcaps.data.cache import open_cached
 from torchcaps.data.files import Form, ImageFiles, decode
 from torchcaps.data.images import Splits
 from torchcaps.data.notes import say, some
-from torchcaps.data.splits import strata, stratified
+from torchcaps.data.splits import set_aside
 from torchcaps.data.survey import choose_channels, common_size, say_facts, survey
 from torchcaps.data.tree import list_tree
 
@@ -52,9 +52,9 @@ def read_folder(path: Path, config: DataConfig) -> Splits:
 
 def split_test(whole: ImageFiles) -> dict[str, ImageFiles]:
     """Return a training and a test split, where none were given: a stratified fifth is the test split, always the
-    same.
+    same; see `set_aside`.
     """
-    train, test = stratified(strata(whole.labels), round(TEST_SHARE * len(whole)), TEST_SEED, spare=True)
+    train, test = set_aside(whole.labels, round(TEST_SHARE * len(whole)), TEST_SEED)
     return {"train": whole.subset(train), "test": whole.subset(test)}
 
 
@@ -82,6 +82,8 @@ def assemble(listed: dict[str, ImageFiles], config: DataConfig) -> Splits:
 
 def workers(images: int) -> int:
     """Return how many worker processes are worth starting for so many images: none for a few hundred, else one per
-    core, up to eight.
+    core that this process may use, up to eight.
     """
-    return 0 if images < 512 else min(8, os.cpu_count() or 1)
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return 0 if images < 512 else min(8, cores)

@@ -10,6 +10,7 @@ that the column is named after whether it is shown.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def read_rows(path: Path) -> list[Row]:
 
     Raises:
         ValueError: when it is no table in UTF-8, or a line lacks a path or a label, names a split that there is not, or
-            a picture that another line names.
+            a picture that another line names, under whatever path; when a column that is not called split holds
+            nothing but splits.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -102,6 +104,7 @@ def read_rows(path: Path) -> list[Row]:
         )
     if not table:
         raise ValueError(f"{path} names no pictures: each line must be a path and its labels")
+    _check_splits(path, names, [cells for _, cells in table])
     shown = _indicated(names, header, [cells for _, cells in table])
     if shown:
         say(f"the columns {', '.join(shown)} of {path} hold 0 and 1: read as which classes a picture shows")
@@ -110,12 +113,16 @@ def read_rows(path: Path) -> list[Row]:
     rows: dict[str, Row] = {}
     for line, cells in table:
         row = _read_row(path, line, cells, names, header, shown)
-        if row.path in rows:
+        place = os.path.normcase(os.path.realpath(row.path))
+        if place in rows:
             raise ValueError(
-                f"{path}, line {line}: {cells[0]} is named in line {rows[row.path].line} too; several labels of a "
-                "picture belong in one line"
+                f"{path}, line {line}: {cells[0]} is named in line {rows[place].line} too; several labels of a picture "
+                "belong in one line"
             )
-        rows[row.path] = row
+        rows[place] = row
+    if not header and (several := [row for row in rows.values() if len(row.labels) > 1]):
+        first = f"line {several[0].line}: {', '.join(several[0].labels)}"
+        say(f"{len(several):,} of {len(rows):,} lines of {path} are read as several labels of one picture; {first}")
     return list(rows.values())
 
 
@@ -131,6 +138,23 @@ def _misplaced(cells: Sequence[str]) -> str:
     if lower[0] not in (*LABELS, "split"):
         return ""
     return next((cell for cell, name in zip(cells, lower, strict=True) if name in HEADS), "")
+
+
+def _check_splits(path: Path, names: Sequence[str], table: Sequence[Sequence[str]]) -> None:
+    """Raise ValueError where a column behind the path holds splits alone, and is not named split or as labels are."""
+    known = {name for each in SPLITS.values() for name in each}
+    columns = [("a column", list(column)) for column in zip(*table, strict=False)][1:]
+    if names:
+        named = zip(names[1:], columns, strict=False)
+        columns = [(name, cells) for name, (_, cells) in named if name.lower() not in ("split", *LABELS)]
+    elif min(map(len, table)) > 1:
+        columns.append(("the last column", [cells[-1] for cells in table]))  # lines may have more labels or fewer
+    for name, column in columns:
+        if all(cell.lower() in known for cell in column):
+            raise ValueError(
+                f"{path}: {name} holds nothing but names of splits, such as {column[0]}: call it split in a first line "
+                "of the names of all columns, such as path,label,split"
+            )
 
 
 def _indicated(names: Sequence[str], header: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
@@ -162,7 +186,7 @@ def _read_row(
         raise ValueError(f"{path}, line {line} has no {'label' if cells[0] else 'path'}: it must be a path and labels")
     if len(set(labels)) < len(labels):
         raise ValueError(f"{path}, line {line} has the same label twice: {', '.join(labels)}")
-    return Row(line, str(path.parent / Path(cells[0]).expanduser()), split, tuple(labels))
+    return Row(line, str(path.parent / cells[0]), split, tuple(labels))
 
 
 def _encode(rows: Sequence[Row], classes: Sequence[str], several: bool) -> Tensor:

@@ -283,12 +283,13 @@ def _sample(split: Source, config: DataConfig) -> Source:
 def take_fraction(train: Source, config: DataConfig) -> Source:
     """Return `config.fraction` of a stored `train`: as many images of each class as of any other, or one fewer.
 
-    They are the first in an order of each class that `config.split_seed` draws, so that a smaller share is a part of a
-    larger one. The validation split is not made smaller.
+    A class that has fewer gives all of them, and the others as many more: see `splits.equal_share`. They are the first
+    in an order of each class that `config.split_seed` draws, so that a smaller share is a part of a larger one. The
+    validation split is not made smaller.
 
     Raises:
-        ValueError: for a share outside (0, 1], for one that leaves a class without images or asks more than a class
-            has, for images that show several classes, and for streams.
+        ValueError: for a share outside (0, 1], for one that leaves a class without images, for images that show
+            several classes, and for streams.
     """
     if config.fraction == 1:
         return train

@@ -68,8 +68,6 @@ class Overlap(Stream):
         needed = max(self.base.shape[1:]) + 2 * self.shift
         if self.side < needed:
             raise ValueError(f"compose.size is {self.side}: shifts of {self.shift} pixels need {needed}")
-        if self.channels % self.base.shape[0]:
-            raise ValueError(f"compose.channels is {self.channels}, of base images with {self.base.shape[0]}")
 
     @property
     def kept(self) -> int:

@@ -6,6 +6,7 @@ which it does not promise of `Generator.permutation`, nor torch of `randperm`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchcaps.config import DataConfig
+from torchcaps.data.notes import say
 
 if TYPE_CHECKING:
     from torchcaps.data.images import Stored
@@ -99,28 +101,66 @@ def stratified(labels: Tensor, held: int, seed: int, spare: bool = False) -> tup
     return drawn[~taken].sort().values, drawn[taken].sort().values
 
 
+def set_aside(labels: Tensor, held: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the images kept for training and of the `held` images set aside, both ascending:
+    `stratified` by labels int64 [n], or by label sets uint8 [n, classes].
+
+    No class gives its last image, as long as others have enough; where one has to, that is said.
+    """
+    labels = labels.cpu()
+    kept, taken = stratified(strata(labels), held, seed, spare=True)
+    if labels.ndim == 2:
+        kept, taken = _give_back(labels, kept, taken)
+    if lost := len(_shown(labels)) - len(_shown(labels[kept])):
+        say(f"of {len(labels):,} images {held:,} are set aside, so that {lost:,} class(es) have none left to train on")
+    return kept, taken
+
+
+def _shown(labels: Tensor) -> Tensor:
+    """Return the classes that images with these labels int64 [n], or label sets [n, classes], show."""
+    return labels.unique() if labels.ndim == 1 else labels.any(0).nonzero().flatten()
+
+
+def _give_back(sets: Tensor, kept: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `kept` and `taken` with each class among the kept: where it lacks, the first image of it that is taken is
+    exchanged for the first one kept that is no class's last. `sets` is uint8 [n, classes].
+    """
+    for label in range(sets.shape[1]):
+        holders = taken[sets[taken, label].bool()]
+        if sets[kept, label].any() or not len(holders):
+            continue
+        back = holders[:1]
+        counts = sets[torch.cat([kept, back])].sum(0, dtype=torch.int64)
+        spare = kept[~((counts < 2) & sets[kept].bool()).any(1)][:1]
+        if len(spare):
+            kept = torch.cat([kept[kept != spare], back])
+            taken = torch.cat([taken[taken != back], spare])
+    return kept.sort().values, taken.sort().values
+
+
 def equal_share(labels: Tensor, share: float, seed: int) -> Tensor:
     """Return the indices of a `share` of the images of `labels` int64 [n], ascending: as many of each class, or one
     fewer.
 
-    In each class they are the first of an order that the seed draws: those of a smaller share are among them. A class
-    with fewer images gives all that it has.
+    A class that has fewer gives all of them, which is said, and the others as many more, each alike. In each class they
+    are the first of an order that the seed draws: those of a smaller share are among them.
 
     Raises:
         ValueError: where that is not one image of each class.
     """
     classes = labels.cpu()
     counts = torch.bincount(classes)
-    there = (counts > 0).nonzero().flatten()
+    there = int((counts > 0).sum())
     total = round(share * len(classes))
-    if total < len(there):
-        raise ValueError(
-            f"data.fraction {share} is {total} of {len(classes)} images, fewer than the {len(there)} classes"
-        )
-    each, more = divmod(total, len(there))
-    quota = torch.zeros_like(counts)
-    quota[there] = each
-    quota[there[:more]] += 1
+    if total < there:
+        raise ValueError(f"data.fraction {share} is {total} of {len(classes)} images, fewer than the {there} classes")
+    levels = range(int(counts.max()) + 1)  # images of each class that has so many
+    each = bisect_right(levels, total, key=lambda level: int(counts.clamp(max=level).sum())) - 1
+    quota = counts.clamp(max=each)
+    quota[(counts > each).nonzero().flatten()[: total - int(quota.sum())]] += 1
+    if small := int(((counts > 0) & (counts < each)).sum()):
+        said = f"{small} of {there} classes have fewer than {each:,} and give all, the others {each:,} or one more"
+        say(f"data.fraction {share} is {total:,} images: {said}")
 
     order = permutation(len(classes), mix(SPLIT, seed, 1))
     return order[rank_in_class(classes[order]) < quota[classes[order]]].sort().values  # random inside a class
@@ -165,5 +205,5 @@ def hold_out(train: Stored, config: DataConfig) -> tuple[Stored, Stored]:
     held = round(config.validation * len(train))
     if config.validation and not 0 < held < len(train):
         raise ValueError(f"data.validation {config.validation} is {held} of {len(train)} training images")
-    kept, taken = stratified(strata(train.labels), held, config.split_seed, spare=True)
+    kept, taken = set_aside(train.labels, held, config.split_seed)
     return train.subset(kept), train.subset(taken)

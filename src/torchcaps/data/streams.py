@@ -26,6 +26,10 @@ class Stream:
 
     A round takes every base image once, in an order that looks random and depends on the key; image k belongs to round
     k // (number of base images). So the images can be read in their own order, and need no permutation.
+
+    Raises:
+        ValueError: without base images, for an epoch beyond the stream, and for other channels than the base images
+            have, unless these are grey.
     """
 
     base: Images
@@ -41,6 +45,10 @@ class Stream:
             raise ValueError("there are no base images to compose from")
         if not 0 <= self.epoch <= self.total:
             raise ValueError(f"{self.epoch} images are asked of a stream of {self.total}")
+        held = self.base.shape[0]
+        if self.channels < 1 or held not in (1, self.channels):
+            right = "at least 1" if held == 1 else str(held)
+            raise ValueError(f"compose.channels is {self.channels}, of base images with {held}: it must be {right}")
 
     def __len__(self) -> int:
         return self.epoch or self.total
@@ -92,8 +100,13 @@ class Stream:
     def order(self, seed: int, epoch: int) -> Tensor:
         """Return the indices of an epoch of training: those that follow the epoch before, from a start that `seed`
         draws.
+
+        Where whole epochs end with the stream each further pass has a start of its own: its batches are others, and
+        what these leave over.
         """
-        start = int(mix(ORDER, seed).generate_state(1, np.uint64)[0]) % self.total
+        turn, epoch = divmod(epoch, self.total // len(self)) if self.total % len(self) == 0 else (0, epoch)
+        key = (seed, turn) if turn else (seed,)
+        start = int(mix(ORDER, *key).generate_state(1, np.uint64)[0]) % self.total
         return (start + epoch * len(self) + torch.arange(len(self))) % self.total
 
     def to(self, device: torch.device | str) -> Self:

@@ -35,7 +35,8 @@ def survey(listed: Listed, skip_unreadable: bool) -> tuple[dict[str, ImageFiles]
     that it can.
 
     Raises:
-        ValueError: for a file that cannot be read, where those are not left out; and when none of a split is left.
+        ValueError: for a file that cannot be read, where those are not left out; when none of a split is left, or
+            none of a class that is trained on.
     """
     kept, facts = {}, {}
     for name, files in listed.items():
@@ -54,8 +55,16 @@ def survey(listed: Listed, skip_unreadable: bool) -> tuple[dict[str, ImageFiles]
         if bad := [path for index, path in enumerate(files.paths) if index not in found]:
             say(f"left out {len(bad)} unreadable image(s): {', '.join(bad)}")
         kept[name] = files.subset(torch.tensor(list(found), dtype=torch.int64)) if bad else files
+        if name == "train" and (lost := sorted(set(_present(files)) - set(_present(kept[name])))):
+            raise ValueError(f"none of the training pictures of the class {files.classes[lost[0]]!r} can be read")
         facts[name] = list(found.values())
     return kept, facts
+
+
+def _present(files: ImageFiles) -> list[int]:
+    """Return the classes that some of the files show."""
+    labels = files.labels
+    return (labels.unique() if labels.ndim == 1 else labels.any(0).nonzero().flatten()).tolist()
 
 
 def choose_channels(facts: Surveyed, config: DataConfig) -> int:

@@ -18,6 +18,7 @@ SPLITS = {  # names of folders, in lower case
     "validation": ("validation", "val", "valid", "validate", "dev", "development"),
     "test": ("test", "testing"),
 }
+_KNOWN = ", ".join(name for names in SPLITS.values() for name in names)
 
 
 class Tree(NamedTuple):
@@ -34,9 +35,10 @@ def list_tree(path: Path) -> Tree:
 
     Raises:
         FileNotFoundError: when there is no such folder.
-        ValueError: when folders lie beside the splits, when splits lie below class folders, when there is a training
-            or a test split without the other, when the training split or one of its classes holds no pictures, and
-            when another split has a class that it lacks.
+        ValueError: when folders lie beside the splits, when splits lie below class folders, when a class folder is
+            named like a split, when class folders hold no pictures but folders of the same names, when there is a
+            training or a test split without the other, when the training split or one of its classes holds no
+            pictures, and when another split has a class that it lacks.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}: give the path of an image folder as folder:PATH")
@@ -48,6 +50,8 @@ def list_tree(path: Path) -> Tree:
         left += loose
     if "" not in folders:
         left = _loose(path) + left
+    for split, folder in folders.items():
+        _check_depth(folder, split, splits[split])
     first, *others = splits
     classes = tuple(splits[first])
     for name in classes:
@@ -90,8 +94,7 @@ def _find_splits(path: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder, split in named.items():
         if split is None:
-            known = ", ".join(name for names in SPLITS.values() for name in names)
-            raise ValueError(f"{folder} lies beside the splits of {path}, and is none: they are named {known}")
+            raise ValueError(f"{folder} lies beside the splits of {path}, and is none: they are named {_KNOWN}")
         if split in found:
             raise ValueError(f"{found[split]} and {folder} are both the {split} split: leave one of them")
         found[split] = folder
@@ -117,6 +120,31 @@ def _check_classes(path: Path, folders: list[Path]) -> None:
         if len(folders) == 1 and len(within) > 1 and not any(child.is_file() for child in folder.iterdir()):
             names = some([each.name for each in within])
             raise ValueError(f"{path} has one folder, {folder.name}, which holds {names}: give folder:{folder}")
+        if split := _split_of(folder):
+            raise ValueError(
+                f"{folder} is named like the {split} split, and no folder beside it like the training split: name that "
+                f"one train, and the others as splits are ({_KNOWN}); or if {folder.name} is a class, name it otherwise"
+            )
+
+
+def _check_depth(folder: Path, split: str, classes: dict[str, list[str]]) -> None:
+    """Raise ValueError where all `classes` in `folder`, which is a `split` or "", hold no pictures but two or more
+    folders of the same names: these may be the classes, and what was taken for classes splits or parts.
+    """
+    held = []
+    for name, files in classes.items():
+        above = str(folder / name)
+        if not files or os.path.dirname(files[0]) == above:  # pictures of a folder come before those below it
+            return
+        held.append({Path(each).relative_to(above).parts[0] for each in {os.path.dirname(file) for file in files}})
+    if len(held) < 2 or len(common := set.intersection(*held)) < 2:
+        return
+    outer, inner = some(list(classes)), some(sorted(common))
+    mend = f"move them up, into {folder}" if split else f"name {outer} as splits are ({_KNOWN})"
+    raise ValueError(
+        f"{outer} of {folder} hold no pictures of their own, but each of them folders {inner}: if {inner} are the "
+        f"classes, {mend}; if {outer} are, move the pictures up into them, or name all in a table (list:FILE)"
+    )
 
 
 def _list_classes(folder: Path, below: list[str]) -> tuple[dict[str, list[str]], list[str]]:

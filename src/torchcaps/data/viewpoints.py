@@ -99,24 +99,35 @@ class Pose(NamedTuple):
 class Affine(Stream):
     """Base images turned, then sheared, then stretched in height and width, then moved to a place where all ink stays.
 
-    The ranges are affNIST's; the move is of whole pixels, each possible one equally likely, and what is too large for
-    the canvas lies in its middle. Interpolation is bilinear in steps of 1/256 pixel.
+    The ranges are affNIST's; the move is of whole pixels, each that keeps all ink inside equally likely, and what is
+    too large for the image lies in its middle. Interpolation is bilinear in steps of 1/256 pixel.
+
+    Raises:
+        ValueError: for a side below one pixel.
     """
 
     rotation: float = ROTATION
     shear: float = SHEAR
     expansion: float = EXPANSION
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side < 1:
+            raise ValueError(f"compose.size is {self.side}: it must be at least one pixel")
+
     def compose(self, indices: Tensor) -> Tensor:
         random = self.random(indices, 6)
         turned = self.transform(self.first(indices), self.pose(indices))  # [b, c, canvas, canvas]
         ink = turned.amax(1)  # [b, canvas, canvas]
         corner = torch.stack([self._corner(ink.amax(2), random[:, 4]), self._corner(ink.amax(1), random[:, 5])], 1)
-        rows, columns = (corner[:, :, None] + torch.arange(self.side, device=self.device)).unbind(1)  # [b, side]
+        framed = F.pad(turned, (1, 1, 1, 1))  # what lies beside the canvas reads the black around it
+        last = torch.tensor(framed.shape[-2:], device=self.device)[:, None] - 1
+        place = corner[:, :, None] + 1 + torch.arange(self.side, device=self.device)  # [b, 2, side]
+        rows, columns = place.clamp(min=0).minimum(last).unbind(1)
         b, c = turned.shape[:2]
         image = torch.arange(b, device=self.device)[:, None, None, None]
         channel = torch.arange(c, device=self.device)[:, None, None]
-        images = turned[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        images = framed[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
         return images.expand(-1, self.channels, -1, -1)
 
     def pose(self, indices: Tensor) -> Pose:
@@ -162,8 +173,8 @@ class Affine(Stream):
         return torch.stack(planes, 1).to(torch.uint8)
 
     def _corner(self, ink: Tensor, random: Tensor) -> Tensor:
-        """Return where the image is cut from the canvas along one axis; `ink` [b, canvas] is 0 where a line is
-        empty.
+        """Return where the image begins along one axis of the canvas, perhaps before it: int64 [b]; `ink` [b, canvas]
+        is 0 where a line is empty.
         """
         canvas = ink.shape[1]
         place = torch.arange(canvas, device=self.device)
@@ -172,7 +183,6 @@ class Affine(Stream):
         blank = last < 0
         first, last = first.masked_fill(blank, canvas // 2), last.masked_fill(blank, canvas // 2)
         low, high = last + 1 - self.side, first  # all ink is inside from low to high
-        low, high = low.clamp(0, canvas - self.side), high.clamp(0, canvas - self.side)
         drawn = low + below(random, (high - low + 1).clamp(min=1))
         return torch.where(low <= high, drawn, (low + high) // 2)
 

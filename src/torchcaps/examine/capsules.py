@@ -182,7 +182,9 @@ def _summarise(name: str, seen: _Seen) -> CapsuleLayerFacts:
     absent = (None,) * len(seen.active) if seen.layer is not None else ()
     tree = None if seen.layer is None or seen.layer.transform.sizes.parents == 1 else seen.polar
     gradient = seen.gradient.mean if seen.gradient.images else None
-    reached = gradient is not None and bool(gradient.any())
+    starved = None
+    if gradient is not None and gradient.any():
+        starved = (gradient <= STARVED * gradient.mean()).double().mean().item()
     return CapsuleLayerFacts(
         name,
         "" if seen.layer is None else seen.layer.routing.spec.name,
@@ -192,7 +194,7 @@ def _summarise(name: str, seen: _Seen) -> CapsuleLayerFacts:
         final.mean.mean().item(),
         (final.largest <= DEAD * final.largest.max()).double().mean().item(),
         None if gradient is None else gradient.mean().item(),
-        (gradient <= STARVED * gradient.mean()).double().mean().item() if reached else None,
+        starved,
     )
 
 

@@ -58,10 +58,12 @@ def check_images(run: RunFolder, now: Manifest) -> None:
             f"cannot resume {run.path}: its classes were {', '.join(before.classes)}, and are {', '.join(now.classes)}"
         )
     for split in SPLITS if DIGESTS not in before.missing else ():
-        if getattr(before.data, split) != getattr(now.data, split):
+        began, found = getattr(before.data, split), getattr(now.data, split)
+        if not found.goes_on(began):
+            what = "are in another order than when it began" if found == began else "were changed since it began"
             raise ValueError(
-                f"cannot resume {run.path}: its {split} images were changed since it began; put them back, "
-                "or begin a new run without --resume"
+                f"cannot resume {run.path}: its {split} images {what}; put them back, or begin a new run without "
+                "--resume"
             )
 
 
