@@ -374,8 +374,9 @@ def test_a_fraction_is_filled_where_a_class_has_too_few_images(caplog) -> None:
 def test_label_sets_keep_each_class_in_training(caplog) -> None:
     """Rare sets are split together, and all pictures of a class had gone to the other part."""
     drawn = torch.Generator().manual_seed(0)
+    sets = torch.zeros(40, 9, dtype=torch.uint8)
     for seed in range(50):
-        sets = torch.zeros(40, 9, dtype=torch.uint8)
+        sets.zero_()
         sets[torch.arange(40), torch.arange(40) % 2] = 1
         sets[torch.randperm(40, generator=drawn)[:7], torch.arange(2, 9)] = 1  # seven classes of one picture each
         kept, taken = set_aside(sets, 12, seed)

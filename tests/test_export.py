@@ -233,7 +233,7 @@ def test_the_command_exports_a_run(tmp_path, capsys):
     assert main(["export", str(tmp_path / "nothing")]) == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_model_of_any_precision_is_exported_in_float32(dtype, tmp_path):
     torch.manual_seed(0)
     model = create_model("small-resnet.dynamic", num_classes=3, in_channels=1, image_size=8).to(dtype).eval()

@@ -48,7 +48,7 @@ def chosen_poses(poses: Tensor, chosen: Tensor) -> Tensor:
 
 def blacken(images: Tensor, chosen: Tensor) -> Tensor:
     """Return `images` [b, (m,) c, h, w] with those of class -1 in `chosen` [b, (m,)] black."""
-    return images.masked_fill((chosen < 0)[..., None, None, None], 0.0)
+    return torch.where((chosen < 0)[..., None, None, None], 0.0, images)  # which keeps their layout
 
 
 def _image(image: Sequence[int]) -> tuple[int, int, int]:
