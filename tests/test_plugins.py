@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from torchcaps import plugins
+from torchcaps import create_model, load, plugins
 from torchcaps.capsules import Capsules, squash
+from torchcaps.explore.runtime import find_runtime
 from torchcaps.papers import create_recipe
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.routing import Routing, Sizes, list_routings, register_routing, registry, routing_class
@@ -424,3 +425,18 @@ def test_a_run_with_own_routing_asks_for_its_file(tmp_path: Path) -> None:
     assert run("evaluate", "runs/digits-0", f"--import={file}").returncode == 0
     file.write_text(file.read_text() + "# changed\n")
     assert "mine.py was changed since" in run("evaluate", "runs/digits-0", "--import", str(file)).stderr
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        plugins.import_file,
+        load,
+        lambda path: create_model("resnet18.linear", num_classes=2, pretrained=path),
+        find_runtime,
+    ],
+    ids=["import", "load", "pretrained", "runtime"],
+)
+def test_a_home_of_nobody_is_named(read):
+    with pytest.raises(ValueError, match="~nobody_here/there begins with ~, the home folder of a user"):
+        read("~nobody_here/there")

@@ -47,7 +47,8 @@ ROOMS = """
     forms
     fields
     config
-    plugins shell names lazy locking files ranks
+    plugins
+    shell names lazy locking files ranks
     denormals extras markdown memory terminal
 """
 ORDER = {room: height for height, line in enumerate(reversed(ROOMS.split("\n"))) for room in line.split()}

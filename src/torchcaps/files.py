@@ -29,6 +29,21 @@ WINDOWS = os.name == "nt"
 WAITS = (0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.5, 0.5, 0.7, 0.7)  # seconds, before what is held open is tried again
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path with ~ as the home folder that it stands for.
+
+    Raises:
+        ValueError: where no such user, or no home, is known.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} begins with ~, the home folder of a user, and there is none of that name: write the folder out, "
+            f"or ./{path} where that is its own name"
+        ) from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Return a fresh file beside `path`, to be written in the block, that then takes its place in one step.

@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torchcaps.files import expand_home
 from torchcaps.terminal import note
 
 GROUP = "torchcaps.plugins"
@@ -45,7 +46,7 @@ def import_file(path: Path | str) -> str:
         FileNotFoundError: when there is no such file.
         ValueError: when it cannot be imported, or when a neighbour has the name of another module; says why.
     """
-    path = Path(path).expanduser().absolute()
+    path = expand_home(path).absolute()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}: give a Python file to --import")
     neighbours = find_neighbours(path)

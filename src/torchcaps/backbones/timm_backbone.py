@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchcaps.files import expand_home
 from torchcaps.layers import evaluating
 from torchcaps.names import check_choice, unknown
 
@@ -130,9 +130,9 @@ def _build(
             )
         sized["channels"] = channels
     if isinstance(pretrained, str):
-        if not Path(pretrained).expanduser().is_file():
+        if not (file := expand_home(pretrained)).is_file():
             raise ValueError(f"pretrained is {pretrained!r}: there is no such file of weights")
-        sized["pretrained_cfg_overlay"] = {"file": str(Path(pretrained).expanduser())}
+        sized["pretrained_cfg_overlay"] = {"file": str(file)}
     try:
         return timm.create_model(name, pretrained=bool(pretrained), in_chans=in_channels, num_classes=0, **sized)
     except (KeyError, OSError, RuntimeError, pickle.UnpicklingError) as error:

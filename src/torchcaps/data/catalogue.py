@@ -12,6 +12,7 @@ from pathlib import Path
 from torchcaps.config import EXTERNAL, ComposeConfig, DataConfig
 from torchcaps.data.entries import ENTRIES
 from torchcaps.data.entry import PATHS, Entry
+from torchcaps.files import expand_home
 from torchcaps.names import unknown
 from torchcaps.plugins import load_plugins
 
@@ -56,27 +57,12 @@ def find(name: str) -> tuple[Entry, Path | None]:
         raise unknown("data set", name, CATALOGUE, "`torchcaps list data` shows all")
     if colon and not path:
         raise ValueError(f"data set {name!r} lacks its path: write {entry.name}")
-    return entry, _expand(path) if colon else None
-
-
-def _expand(path: str | Path) -> Path:
-    """Return a path with ~ as the home folder that it stands for.
-
-    Raises:
-        ValueError: where no such user, or no home, is known.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} begins with ~, the home folder of a user, and there is none of that name: write the folder out, "
-            f"or ./{path} where that is its own name"
-        ) from error
+    return entry, expand_home(path) if colon else None
 
 
 def _is_folder(name: str) -> bool:
     try:
-        return _expand(name).is_dir()
+        return expand_home(name).is_dir()
     except ValueError:
         return False
 
@@ -94,7 +80,7 @@ def composition(config: DataConfig) -> ComposeConfig | None:
 def plain_name(name: str) -> str:
     """Return the name of a data set without the folders above the user's own files, which concern nobody else."""
     kind, colon, path = name.partition(":")
-    return f"{kind}:{_expand(path).absolute().name}" if colon else name
+    return f"{kind}:{expand_home(path).absolute().name}" if colon else name
 
 
 def data_root(root: Path | None = None) -> Path:
@@ -102,9 +88,9 @@ def data_root(root: Path | None = None) -> Path:
     folder.
     """
     if root is not None:
-        return _expand(root)
+        return expand_home(root)
     if chosen := os.environ.get("TORCHCAPS_DATA"):
-        return _expand(chosen)
+        return expand_home(chosen)
     return cache_root() / "data"
 
 
@@ -115,7 +101,7 @@ def cache_root() -> Path:
         ValueError: where the user has no home, as in a container under a number that no name belongs to.
     """
     if chosen := os.environ.get("TORCHCAPS_CACHE"):
-        return _expand(chosen)
+        return expand_home(chosen)
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "torchcaps"
     try:

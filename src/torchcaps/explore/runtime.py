@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torchcaps.data.catalogue import cache_root
-from torchcaps.files import check_plain
+from torchcaps.files import check_plain, expand_home
 from torchcaps.shell import typed
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"  # of npm; the version that the tests run
@@ -55,7 +55,7 @@ def find_runtime(folder: str | Path | None = None) -> Runtime:
         FileNotFoundError: when it is not there; says the command that fetches it.
         ValueError: when one of the files is not what its name says.
     """
-    home = runtime_folder() if folder is None else Path(folder).expanduser()
+    home = runtime_folder() if folder is None else expand_home(folder)
     found = next((home / place for place in PLACES if (home / place / SCRIPT).exists()), None)
     if found is None or not (found / WASM).exists():
         lacks = f"it lacks {WASM}" if found is not None else f"there is no {SCRIPT} in it"

@@ -15,7 +15,7 @@ import torchcaps
 from torchcaps.data.catalogue import cache_root
 from torchcaps.denormals import drop_denormals
 from torchcaps.extras import missing_extra
-from torchcaps.files import check_plain, check_sum
+from torchcaps.files import check_plain, check_sum, expand_home
 from torchcaps.manifest import KEY, Manifest, from_json
 from torchcaps.models.registry import Model, register_pretrained
 from torchcaps.models.shapes import check_shapes, read_shapes
@@ -51,7 +51,7 @@ def find_weights(source: str | Path) -> Path:
         ValueError: for an impossible name of the hub, and where huggingface_hub is not installed.
         OSError: when the hub cannot be reached, or has no such weights.
     """
-    text, path = str(source), Path(source).expanduser()
+    text, path = str(source), expand_home(source)
     if text.startswith(HUB):
         return fetch(text)
     if path.is_dir():
