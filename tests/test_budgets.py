@@ -135,5 +135,6 @@ def test_hash_is_of_what_is_computed(tmp_path) -> None:
         replace(config, model=replace(config.model, options={"width": 5})),
         replace(config, data=replace(config.data, augment=AugmentConfig(shift=1))),
         replace(config, data=replace(config.data, validation=0.0)),
+        replace(config, processes=2),  # each has a batch norm of its own
     ]
-    assert len({config_hash(each) for each in [config, *changed]}) == 5
+    assert len({config_hash(each) for each in [config, *changed]}) == 6

@@ -422,3 +422,22 @@ def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError) as error:
         call()
     assert message in str(error.value)
+
+
+@every_version
+def test_functions_of_torch_func_take_a_layer_as_it_stands(version):
+    torch.manual_seed(0)
+    layer = MasterAideConv2d(3, 2, 2, kernel=1, version=version).double().eval()
+    maps = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+
+    def total(x):
+        return layer(x).square().sum()
+
+    leaf = maps.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(total(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(total)(maps), wanted)
+    along = torch.func.jvp(total, (maps,), (torch.ones_like(maps),))[1]
+    torch.testing.assert_close(along, wanted.sum())
+    for each in (maps, maps.contiguous(memory_format=torch.channels_last)):
+        by_image = torch.func.vmap(lambda x: layer(x.unsqueeze(0))[0])(each)
+        torch.testing.assert_close(by_image, layer(each))

@@ -3,7 +3,7 @@
 import torch
 from exporting import onnx_error
 
-from torchcaps.capsules import lengths, squash
+from torchcaps.capsules import lengths, midpoint, squash
 
 
 def test_squash_and_lengths():
@@ -27,3 +27,8 @@ def test_zero_capsules_stay_finite_when_exported():
     poses = torch.randn(2, 3, 4)
     poses[:, 1] = 0
     assert onnx_error(Both(), poses) < 1e-6
+
+
+def test_the_middle_of_large_numbers_is_finite():
+    x = torch.full((2, 3), 6e4, dtype=torch.float16)
+    assert torch.equal(midpoint(x, (1,)), x[:, :1])

@@ -10,6 +10,8 @@ from torchcaps.capsules import Capsules, squash
 from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
 from torchcaps.routing import Routing, Spec, create_routing
 from torchcaps.routing.coefficients import follow_steps, warn_of_collapse
+from torchcaps.routing.discriminative import Discriminative
+from torchcaps.routing.interface import Sizes
 
 
 @pytest.mark.parametrize(("norm", "absent"), [("l1", 1.0), ("l2", 1.0), ("rows", 1.0), ("l2", 0.25)])
@@ -236,3 +238,13 @@ def test_a_routing_of_somebody_elses_is_folded_told_of_steps_and_looked_at(caplo
         optimizer.step()
     assert module.routing.told == [(0.25, 8)]
     assert "collapse of routing: the coefficients of parents 2 have" in caplog.records[0].getMessage()
+
+
+def test_what_is_selected_shares_no_memory():
+    routing = Discriminative(Sizes(4, 3, 5), bias=True)
+    before = {name: value.clone() for name, value in routing.state_dict().items()}
+    chosen = routing.select(slice(0, 2), slice(None), Sizes(2, 3, 5))
+    with torch.no_grad():
+        for each in chosen.parameters():
+            each.add_(1.0)
+    torch.testing.assert_close(routing.state_dict(), before, rtol=0, atol=0)

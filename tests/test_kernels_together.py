@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tiny import tiny_config
 from torch import Tensor, nn
 
 from torchcaps.capsules import Capsules
-from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform
+from torchcaps.layers import CapsuleLayer, CapsuleStack, ConvTransform, LinearTransform, use_implementation
 from torchcaps.layers.transforms import Transform
 from torchcaps.train.processes import build_fabric, launch
 
@@ -85,3 +87,79 @@ def test_inductor_gives_the_same() -> None:
         assert (p.grad is None) == (q.grad is None), name
         if p.grad is not None:
             torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+ROUTINGS = ("dynamic", "xnodr", "xnidr", "inverted-attention", "em", "variational-bayes")
+MADE: dict[str, tuple[Callable[[], Transform], tuple[int, ...]]] = {
+    "linear": (lambda: LinearTransform(40, 3, 4, 4, matrix=True), (40, 4)),
+    "conv": (lambda: ConvTransform(2, 3, 4, 4, 2, matrix=True), (5, 5, 2, 4)),
+}
+
+
+def first_step(routing: str, shape: str, images: int) -> tuple[CapsuleLayer, Any, Any]:
+    """A layer, votes of several images, and the state that its first step leaves of them."""
+    torch.manual_seed(0)
+    transform, children = MADE[shape]
+    module = CapsuleLayer(transform(), routing)
+    capsules = Capsules(torch.randn(images, *children), torch.rand(images, *children[:-1]))
+    votes = module.votes(capsules)
+    return module, votes, module.step(votes, module.routing.start(votes), 0).state
+
+
+def cut(state: Any, images: int) -> Any:
+    """A state of the first of its images."""
+    if isinstance(state, Tensor):
+        return state[:images]
+    return None if state is None else type(state)(*(cut(each, images) for each in state))
+
+
+@pytest.mark.parametrize("shape", MADE)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_state_of_other_images_is_refused(routing: str, shape: str) -> None:
+    """Loops read unchecked: one of more images than there are votes had been read past the end of these."""
+    module, votes, state = first_step(routing, shape, 20)
+    fewer = first_step(routing, shape, 8)[1]
+    for each in (fewer, votes):
+        with pytest.raises((ValueError, RuntimeError), match=r"expand|must be|must match"):
+            module.step(each, cut(state, 12), 1)
+
+
+@pytest.mark.parametrize("shape", MADE)
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_a_state_of_one_image_is_that_of_all(routing: str, shape: str) -> None:
+    module, votes, state = first_step(routing, shape, 20)
+    use_implementation(module, "fused")
+    found = module.step(votes, cut(state, 1), 1)
+    use_implementation(module, "plain")
+    wanted = module.step(votes, cut(state, 1), 1)
+    torch.testing.assert_close(found.capsules.poses, wanted.capsules.poses, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 20])
+def test_numbers_that_broadcast_are_read_as_if_they_were_whole(images: int) -> None:
+    torch.manual_seed(0)
+    for changes in ({"bias": True}, {"start": "learnt"}):
+        module = CapsuleLayer(LinearTransform(64, 10, 8, 16), "dynamic", **changes).eval()
+        name = "bias" if "bias" in changes else "initial"
+        value = getattr(module.routing, name)
+        setattr(module.routing, name, nn.Parameter(torch.randn_like(value)[:1]))
+        poses = Capsules(torch.randn(images, 64, 8))
+        with torch.no_grad():
+            found = module(poses, 3).capsules.poses
+            use_implementation(module, "plain")
+            torch.testing.assert_close(found, module(poses, 3).capsules.poses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("routing", ["em", "variational-bayes", "inverted-attention", "dynamic", "fm"])
+def test_a_gradient_is_the_same_where_it_is_to_be_differentiated_again(routing: str) -> None:
+    """Under autocast too, where the plain form that is computed anew had been rounded to half precision."""
+    torch.manual_seed(0)
+    module = CapsuleLayer(ConvTransform(2, 3, 4, 4, matrix=True), routing)
+    capsules = Capsules(torch.randn(2, 5, 5, 2, 4), torch.rand(2, 5, 5, 2))
+    weight = module.transform.weight
+    found = []
+    for again in (False, True):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = module(capsules, 2).capsules.poses.float().square().sum()
+            found.append(torch.autograd.grad(loss, weight, create_graph=again)[0].detach())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3 * found[0].abs().max().item())

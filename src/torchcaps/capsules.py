@@ -122,4 +122,4 @@ def midpoint(x: Tensor, dims: Sequence[int]) -> Tensor:
 
     The threshold of Sun et al., appendix A (Eq. 16 and 17, with the raw comparison).
     """
-    return (x.amin(tuple(dims), keepdim=True) + x.amax(tuple(dims), keepdim=True)) / 2
+    return x.amin(tuple(dims), keepdim=True) / 2 + x.amax(tuple(dims), keepdim=True) / 2  # halves: sums may overflow

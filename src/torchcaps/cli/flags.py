@@ -104,7 +104,7 @@ def read_flags(recipe: Config, flags: Sequence[str], name: str = "") -> TrainFla
 
 def describe_changes(recipe: Config, config: Config) -> list[str]:
     """Return what of `config` another run would not get from `recipe`: NAME=VALUE, without seeds and places."""
-    places = {*PLACES, "imports", "device", "processes", "seed", "data.root", "data.download", "continued"}
+    places = {*PLACES, "imports", "device", "seed", "data.root", "data.download", "continued"}
     before, after = dict(list_fields(to_plain(recipe))), dict(list_fields(to_plain(config)))
     return [
         f"{name}={_show(name, after.get(name))}"

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchcaps.capsules import transformed
+
 NARROW = 6  # places of a row that comes out, at most
 LARGE = 1 << 21  # weights, at least, from which on a product was faster in bf16 and float32 (`benchmarks/encapnet.py`)
 
@@ -97,7 +99,12 @@ class AideConv2d(DenseConv2d):
         tensor.
         """
         weight = self.weight
-        if torch.compiler.is_compiling() or not isinstance(weight, nn.Parameter) or weight.is_inference():
+        if (
+            torch.compiler.is_compiling()
+            or transformed()
+            or not isinstance(weight, nn.Parameter)
+            or weight.is_inference()
+        ):
             return weight * self.mask
         blocks = weight.data.unflatten(1, (self.capsules, -1)).unflatten(0, (self.capsules, -1))  # [g, d', g, d, k, k]
         blocks.diagonal(0, 0, 2).zero_()

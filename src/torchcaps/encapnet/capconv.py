@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchcaps.capsules import Capsules, squash
+from torchcaps.capsules import Capsules, squash, transformed
 from torchcaps.encapnet.aide import AideConv2d, DenseConv2d
 from torchcaps.layers.transforms import flatten_space
 from torchcaps.names import check_choice
@@ -66,7 +66,9 @@ def over_channels(change: Callable[[list[Tensor], int], Tensor], *maps: Tensor) 
 
     Where channels are split, a result that torch lays out anew is channels first, and with it every map that follows.
     """
-    if not maps[0].is_contiguous(memory_format=torch.channels_last):
+    first = maps[0]  # `is_contiguous` cannot be asked under vmap
+    last = first.stride(1) == 1 if transformed() else first.is_contiguous(memory_format=torch.channels_last)
+    if not last:
         return change(list(maps), 1)
     return change([each.movedim(1, -1) for each in maps], 3).movedim(-1, 1)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchcaps.capsules import transformed
+from torchcaps.capsules import no_autocast, transformed
 
 
 def asked_again() -> bool:
@@ -31,7 +31,8 @@ def gradients_anew(
         upstream: gradients of what `plain` returns.
     """
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    first = next(x for x in inputs if isinstance(x, Tensor))
+    with torch.enable_grad(), no_autocast(first):  # as the operation itself computes
         own = [x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x for x in inputs]
         outs = plain(*own)
         pairs = zip((outs,) if isinstance(outs, Tensor) else outs, upstream, strict=True)

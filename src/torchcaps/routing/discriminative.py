@@ -154,11 +154,11 @@ class Discriminative(Routing[Tensor | None]):
     def select(self, children: Tensor | slice, parents: Tensor | slice, sizes: Sizes) -> Discriminative:
         """Return a copy that has the coefficients and biases of some children and parents."""
         chosen = copy.deepcopy(self)
-        coefficient = self.coefficient.detach()[children][:, parents]
+        coefficient = self.coefficient.detach()[children][:, parents].clone()
         chosen.sizes = sizes
         chosen.coefficient = coefficient if self.fixed else nn.Parameter(coefficient, self.coefficient.requires_grad)
         if self.bias is not None:
-            chosen.bias = nn.Parameter(self.bias.detach()[parents], self.bias.requires_grad)
+            chosen.bias = nn.Parameter(self.bias.detach()[parents].clone(), self.bias.requires_grad)
         return chosen
 
     @torch.no_grad()

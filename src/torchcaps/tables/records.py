@@ -26,8 +26,8 @@ from torchcaps.tables.metrics import Record
 from torchcaps.terminal import warn
 
 RUNS = "runs.jsonl"  # in a folder of results
-# Where, under which name and what is seen, not what is computed.
-_PLACES = (*PLACES, "device", "processes", "recipe", "seed")
+# Where, under which name and what is seen, not what is computed. Of several processes each has a batch norm of its own.
+_PLACES = (*PLACES, "device", "recipe", "seed")
 _PLACES_OF_DATA = ("root", "download")
 _CURVE = ("train_loss", "train_accuracy", "validation_accuracy")
 _FIELDS: dict[str, type | UnionType] = {  # of a line, each of which may be left out

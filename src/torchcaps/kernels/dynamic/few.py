@@ -30,7 +30,8 @@ def route_few(votes: np.ndarray, bias: np.ndarray | None, xnor: bool, iterations
         xnor: whether signs of votes are compared, and recalled of outputs (XnIDR).
     """
     images, _, parents, pose, _ = votes.shape
-    bias = np.zeros((parents, pose), votes.dtype) if bias is None else bias
+    if bias is None or bias.shape != (parents, pose):  # the loop reads unchecked
+        bias = np.broadcast_to(votes.dtype.type(0) if bias is None else bias, (parents, pose)).copy()
     out = np.empty((2, images, parents, pose), votes.dtype)
     _route(votes, bias, xnor or None, iterations, out[0], out[1], *rooms(votes, *spaces(parents, pose)))
     found = torch.from_numpy(out)

@@ -33,7 +33,11 @@ def dynamic_step(
         binary: whether the elements of a row of `poses`, and those of a column of `weight`, differ in their signs alone
             (XnODR): then sums that cancel are 0, and not what rounding leaves of them.
         last: whether agreements, v . state, are constants to the gradient; `initial` is none.
+
+    Raises:
+        ValueError: for shapes that are not these.
     """
+    _check(poses, weight, state, initial)
     inputs = _widest(poses, weight, state, initial)
     if not len(poses):
         return _result(poses, weight, state, initial, xnor, binary, last)
@@ -53,11 +57,23 @@ def dynamic_step_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of poses, weight, state and initial, in their types; an empty one for what is None."""
     inputs = (poses, weight, state, initial)
+    _check(*inputs)
     if not len(poses):
         return none_yet(*inputs)
     found = call_at(poses, _home(poses).backward, *_widest(gradient, *inputs), xnor, binary, last)
     outs = [poses.new_empty(0) if x is None else as_promised(out, x) for out, x in zip(found, inputs, strict=True)]
     return outs[0], outs[1], outs[2], outs[3]
+
+
+def _check(poses: Tensor, weight: Tensor, state: Tensor | None, initial: Tensor | None) -> None:
+    """Raise ValueError for shapes that are not those which `dynamic_step` names: loops read unchecked."""
+    parents, children, columns, out = weight.shape
+    if poses.ndim != 3 or poses.shape[1] != children or poses.shape[2] % columns:
+        raise ValueError(f"poses are {list(poses.shape)}; they must be [b, {children}, rows * {columns}]")
+    of_parents = len(poses), parents, poses.shape[2] // columns * out
+    for what, each, shape in (("state", state, of_parents), ("initial", initial, (children, parents))):
+        if each is not None and each.shape != shape:
+            raise ValueError(f"{what} is {list(each.shape)}; it must be {list(shape)}")
 
 
 def _widest(*tensors: Tensor | None) -> list[Tensor | None]:

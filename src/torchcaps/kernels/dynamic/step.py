@@ -55,9 +55,12 @@ def dynamic(routing: Dynamic, votes: LinearVotes, state: Tensor | None, t: int) 
         total = _total_of_few(routing, votes, state)
     else:
         last = routing.gradients == "last"
-        seen = None if state is None else (state.detach() if last else state).squeeze(1)  # [b, j, d]
+        poses, weight = votes.capsules.poses, votes.weight
+        seen = None if state is None else (state.detach() if last else state).squeeze(1)
+        seen = None if seen is None else seen.expand(len(poses), -1, -1)  # [b, j, d]
+        initial = None if routing.initial is None else routing.initial.expand(weight.shape[1], weight.shape[0])
         flags = isinstance(routing, XnIDR), votes.binary, last
-        total = dynamic_step(votes.capsules.poses, votes.weight, seen, routing.initial, *flags).unsqueeze(1)
+        total = dynamic_step(poses, weight, seen, initial, *flags).unsqueeze(1)
     return _finish(routing, total, votes, state)
 
 
@@ -110,7 +113,9 @@ def dynamic_on_windows(routing: Dynamic, votes: ConvVotes, state: Tensor | None,
     weight = votes.weight.unflatten(1, (*votes.kernel, -1))
     signs = isinstance(routing, XnIDR)
     flags = signs, signs and votes.binary
-    total = attend(votes.capsules.poses, weight, state, votes.rows, votes.stride, votes.padding, *flags)
+    poses, places = votes.capsules.poses, votes.space[0] * votes.space[1]
+    seen = state.expand(len(poses), places, -1, -1)
+    total = attend(poses, weight, seen, votes.rows, votes.stride, votes.padding, *flags)
     return _finish(routing, total, votes, state)
 
 

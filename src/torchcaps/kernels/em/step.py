@@ -82,14 +82,17 @@ def _judges(
     """Return mean, scale and prior of the parents that votes are compared with, as `em_step` takes them."""
     if state is None:
         return None, None, None
-    if isinstance(state, Clusters):
-        return state.mean, torch.rsqrt(2 * state.variance), log_prior(state)
-    if isinstance(state, Posterior):
-        assert isinstance(routing, VariationalBayes)
-        return state.mean, *routing.densities(state)
+    whole = votes.capsules.poses.shape[0], votes.space[0] * votes.space[1] if votes.space else 1
+    if isinstance(state, Clusters | Posterior):
+        if isinstance(state, Clusters):
+            found = state.mean, torch.rsqrt(2 * state.variance), log_prior(state)
+        else:
+            assert isinstance(routing, VariationalBayes)
+            found = state.mean, *routing.densities(state)
+        mean, scale, prior = (each.expand(*whole, *each.shape[2:]) for each in found)
+        return mean, scale, prior
     assert isinstance(routing, InvertedAttentionC)
-    places = votes.space[0] * votes.space[1] if votes.space else 1
-    query = (state.poses * routing.scale).expand(votes.capsules.poses.shape[0], places, -1, -1)
+    query = (state.poses * routing.scale).expand(*whole, -1, -1)
     return query, None, torch.zeros_like(query[..., 0]) if state.logit is None else F.logsigmoid(state.logit)
 
 

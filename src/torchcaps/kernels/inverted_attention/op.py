@@ -13,6 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from torchcaps.kernels.homes import as_promised, call_at, home_in, none_yet
 from torchcaps.kernels.inverted_attention.plain import plain
+from torchcaps.kernels.places import count_places
 from torchcaps.kernels.twice import asked_again, gradients_anew
 from torchcaps.kernels.types import widest
 
@@ -44,7 +45,11 @@ def attend(
 
     Returns:
         In the widest type of the inputs.
+
+    Raises:
+        ValueError: for shapes that are not these.
     """
+    _check(poses, weight, query, rows, stride, padding)
     if not len(poses):
         return _result(poses, weight, query, rows, stride, padding, xnor, binary)
     total = call_at(poses, _home(poses).forward, poses, weight, query, rows, stride, padding, xnor, binary)
@@ -66,12 +71,23 @@ def attend_backward(
     """Return gradients of `attend` for poses, weight and query, each in the type of its own; votes are computed
     anew.
     """
+    _check(poses, weight, query, rows, stride, padding)
     if not len(poses):
         return none_yet(poses, weight, query)
     geometry = rows, stride, padding, xnor, binary
     found = call_at(poses, _home(poses).backward, gradient, poses, weight, query, *geometry)
     d_poses, d_weight, d_query = map(as_promised, found, (poses, weight, query))
     return d_poses, d_weight, d_query
+
+
+def _check(poses: Tensor, weight: Tensor, query: Tensor, rows: int, stride: int, padding: int) -> None:
+    """Raise ValueError for shapes that are not those which `attend` names: loops read unchecked."""
+    parents, _, _, types, columns, out = weight.shape
+    if poses.ndim != 5 or poses.shape[3:] != (types, rows * columns):
+        raise ValueError(f"poses are {list(poses.shape)}; they must be [b, h, w, {types}, {rows * columns}]")
+    shape = len(poses), count_places(poses.shape, weight.shape, stride, padding), parents, rows * out
+    if query.shape != shape:
+        raise ValueError(f"query is {list(query.shape)}; it must be {list(shape)}")
 
 
 @attend.register_fake
