@@ -10,8 +10,8 @@ from tiny import tiny_config
 
 from torchcaps import plugins
 from torchcaps.config import AugmentConfig, ComposeConfig, Config, DataConfig, OptimiserConfig, ScheduleConfig
-from torchcaps.papers import find_cell
-from torchcaps.tables.budget_names import BUDGETS
+from torchcaps.papers import create_recipe, find_cell
+from torchcaps.tables.budget_names import BUDGETS, Budget
 from torchcaps.tables.budgets import apply_budget, width
 from torchcaps.tables.cells import Cell, Narrow, Train
 from torchcaps.tables.records import config_hash
@@ -138,3 +138,19 @@ def test_hash_is_of_what_is_computed(tmp_path) -> None:
         replace(config, processes=2),  # each has a batch norm of its own
     ]
     assert len({config_hash(each) for each in [config, *changed]}) == 6
+
+
+@pytest.mark.parametrize("budget", ["full", "fast", "short"])
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("efficient-capsnet-mnist", "efficient-capsnet/table2/efficient-capsnet"),
+        ("variational-bayes-smallnorb", "variational-bayes/text-readme/smallnorb"),
+        ("classify", None),
+    ],
+)
+def test_a_recipe_by_name_holds_out_what_its_cell_does(name: str, cell: str | None, budget: Budget) -> None:
+    held = create_recipe(name, budget).data.validation
+    assert held > 0
+    if cell is not None:
+        assert create_recipe(cell, budget).data.validation == held

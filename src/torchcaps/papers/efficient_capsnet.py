@@ -53,21 +53,21 @@ def _config(model: str, data: DataConfig, reconstruction: float, steps: int) -> 
     )
 
 
-@recipe
+@recipe(selected=True)
 def efficient_capsnet_mnist() -> Config:
     """Efficient-CapsNet on MNIST with its augmentation and decoder, 150 epochs of batches of 16."""
     data = DataConfig("mnist", augment=AugmentConfig(byerly=True))
     return _config("efficient-capsnet-mnist", data, MEAN / 784, 54_000 // 16)
 
 
-@recipe
+@recipe(selected=True)
 def efficient_capsnet_multimnist() -> Config:
     """Efficient-CapsNet on MultiMNIST, both digits decoded; shifts of 4 pixels, 6 in the code."""
     data = DataConfig("multimnist", compose=ComposeConfig(epoch=600_000))
     return _config("efficient-capsnet-multimnist", data, MEAN / 2 / 1296, 37_500)
 
 
-@recipe
+@recipe(selected=True)
 def efficient_capsnet_cifar10() -> Config:
     """Efficient-CapsNet on CIFAR-10, a network that is not the authors'; one-cycle, without a decoder."""
     return Config(

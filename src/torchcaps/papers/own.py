@@ -80,7 +80,7 @@ def choose(config: Config, given: Set[str]) -> tuple[Config, str]:
     )
 
 
-@recipe(finish=Finish(CHOSEN, choose))
+@recipe(finish=Finish(CHOSEN, choose), selected=True)
 def classify() -> Config:
     """Your own pictures by any model: loss, rate, epochs and image size follow from the model and the pictures."""
     return Config(
@@ -111,7 +111,7 @@ def choose_pretrained(config: Config, given: Set[str]) -> tuple[Config, str]:
     return config, f"{said}; for {config.head_epochs} epochs the head alone learns"
 
 
-@recipe(finish=Finish((*CHOSEN, "model.options"), choose_pretrained))
+@recipe(finish=Finish((*CHOSEN, "model.options"), choose_pretrained), selected=True)
 def tune() -> Config:
     """Your own pictures by a pretrained timm backbone: first its head learns, then all of it."""
     return replace(

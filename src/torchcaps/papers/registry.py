@@ -31,13 +31,14 @@ class Finish(NamedTuple):
 
 _RECIPES: dict[str, Recipe] = {}
 _FINISHES: dict[str, Finish] = {}
+_SELECTED: set[str] = set()  # recipes whose epoch is chosen on validation images under every budget
 
 
 @overload
 def recipe(function: Recipe) -> Recipe: ...
 @overload
-def recipe(*, finish: Finish) -> Callable[[Recipe], Recipe]: ...
-def recipe(function: Recipe | None = None, *, finish: Finish | None = None) -> Any:
+def recipe(*, finish: Finish | None = ..., selected: bool = ...) -> Callable[[Recipe], Recipe]: ...
+def recipe(function: Recipe | None = None, *, finish: Finish | None = None, selected: bool = False) -> Any:
     """Register a function that returns a `Config`, under its own name with '-' for '_'.
 
     The first line of its docstring is what listings say of it. The name is written into the config.
@@ -46,16 +47,17 @@ def recipe(function: Recipe | None = None, *, finish: Finish | None = None) -> A
         function: what is registered; without it a decorator is returned. Defined again, it takes the place of what it
             was.
         finish: what follows from model and data, see `finish_recipe`.
+        selected: whether the epoch is chosen on the recipe's validation split under every budget, see `Train`.
 
     Raises:
         ValueError: for a function without a docstring, and for a name that no recipe can have, or that another one has.
     """
     if function is None:
-        return partial(_register, finish=finish)
-    return _register(function, finish)
+        return partial(_register, finish=finish, selected=selected)
+    return _register(function, finish, selected)
 
 
-def _register(function: Recipe, finish: Finish | None) -> Recipe:
+def _register(function: Recipe, finish: Finish | None, selected: bool) -> Recipe:
     name = function.__name__.replace("_", "-")
     check_name("recipe", name)
     if not function.__doc__ and sys.flags.optimize < 2:  # Python -OO leaves all docstrings out
@@ -65,6 +67,7 @@ def _register(function: Recipe, finish: Finish | None) -> Recipe:
         _FINISHES[name] = finish
     else:
         _FINISHES.pop(name, None)
+    (_SELECTED.add if selected else _SELECTED.discard)(name)
     return function
 
 
@@ -118,7 +121,7 @@ def create_recipe(name: str, budget: Budget | None = None) -> Config:
         config = _RECIPES[name]()
         if budget is None:
             return dataclasses.replace(config, recipe=name)
-        return apply_budget(config, budget, Cell(name, name, "", Train(_RECIPES[name])))
+        return apply_budget(config, budget, Cell(name, name, "", Train(_RECIPES[name], selected=name in _SELECTED)))
     cells = _cells()
     if name not in cells and (inside := [each for each in cells if each.startswith(f"{name.rstrip('/')}/")]):
         raise ValueError(

@@ -57,13 +57,13 @@ def system(model: str, data: Set) -> Config:
     )
 
 
-@recipe
+@recipe(selected=True)
 def self_routing_cifar10() -> Config:
     """Self-routing with one routed layer on ResNet-20 (SR-1) on CIFAR-10, 350 epochs; published: 8.17 % test error."""
     return system("self-routing-1-cifar10", "cifar10")
 
 
-@recipe
+@recipe(selected=True)
 def resnet20_cifar10() -> Config:
     """ResNet-20 with average pooling, the control beside self-routing, on CIFAR-10; published: 7.94 % test error."""
     return system("resnet20-cifar10", "cifar10")

@@ -42,21 +42,21 @@ def system(model: str, data: DataConfig, options: dict[str, Option] | None = Non
     )
 
 
-@recipe
+@recipe(selected=True)
 def variational_bayes_fashion_mnist() -> Config:
     """Variational Bayes on Fashion-MNIST, with black around it to 32 pixels, 300 epochs."""
     data = DataConfig("fashion-mnist", pad=32, standardise="dataset", augment=AugmentConfig(crop=2, flip=True))
     return system("variational-bayes-64-16-16-16", data, {"convs": 2})
 
 
-@recipe
+@recipe(selected=True)
 def variational_bayes_cifar10() -> Config:
     """Variational Bayes on CIFAR-10, the network of 322,836 parameters, 300 epochs."""
     data = DataConfig("cifar10", standardise="dataset", augment=AugmentConfig(crop=4, flip=True))
     return system("variational-bayes-64-16-32-32-cifar10", data)
 
 
-@recipe
+@recipe(selected=True)
 def variational_bayes_smallnorb() -> Config:
     """Variational Bayes on smallNORB, crops of 32 of 48 pixels, 300 epochs; published: 98.7 % test accuracy."""
     data = DataConfig("smallnorb", image_size=48, crop=32, standardise="channel", validation=0.2)
