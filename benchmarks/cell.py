@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     flags = parser.parse_args()
     jobs = plan([find_cell(flags.cell)], flags.budget, flags.seeds)
-    run_all(jobs, Settings(flags.results / "runs.jsonl", flags.out, flags.device))
+    run_all(jobs, Settings(flags.results / "runs.jsonl", flags.out, flags.device)).check()
 
 
 if __name__ == "__main__":

@@ -153,6 +153,9 @@ ROWS = {
     "nan-rate": ("train tiny --optimiser.lr nan", nothing, "optimiser.lr is nan; it must be above 0"),
     "clip": ("train tiny --clip 0", nothing, "clip is 0.0; it must be above 0"),
     "seed": ("train tiny --seed -1", nothing, "seed is -1; it must be 0 or above"),
+    "large-seed": ("train tiny --seed 4294967296", nothing, "seed is 4294967296; it must be at most 4294967295"),
+    "split-seed": ("train tiny --data.split-seed -1", nothing, "data.split_seed is -1; it must be 0 or above"),
+    "drawn-seed": ("train tiny --data.compose.seed -1", nothing, "data.compose.seed is -1; it must be 0 or above"),
     "recipe-path": ("train tiny --recipe ../up", nothing, "recipe is '../up'; it names a folder"),
     "contradiction": ("train tiny --schedule.name step", nothing, "'step', but there are no schedule.milestones"),
     "contradiction-2": (

@@ -30,7 +30,7 @@ from torchcaps.routing import list_routings
 from torchcaps.tables.budget_names import COST
 from torchcaps.tables.budgets import apply_budget
 from torchcaps.tables.cells import Cell, Train
-from torchcaps.tables.fill import Settings
+from torchcaps.tables.fill import Outcome, Settings
 from torchcaps.tables.plan import Job
 from torchcaps.tables.records import config_hash, name_machine
 from torchcaps.tables.summary import Summary
@@ -329,7 +329,7 @@ def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest
         for _ in jobs[:2]:
             settings.finish(tmp_path)
             seen.append(table.read_text())
-        return 0
+        return Outcome(left=len(jobs) - 2)
 
     monkeypatch.setattr(reporting, "report", lambda *args: None)
     monkeypatch.setattr("torchcaps.cli.comparing.fill", fill)
@@ -337,6 +337,15 @@ def test_the_table_is_written_after_each_run(tmp_path: Path, monkeypatch: pytest
     assert main([*words, "--results", str(tmp_path / "results")]) == 0
     assert len(seen) == 2 and all("| em | not run |" in text for text in seen)
     assert capsys.readouterr().out.count("# Routings on") == 1
+
+
+def test_what_could_not_be_trained_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The table is written all the same."""
+    monkeypatch.setattr("torchcaps.cli.comparing.fill", lambda jobs, settings: Outcome(1, (jobs[0].label,)))
+    words = ["compare", "--data.name", "digits", "--routings", "em", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    assert main([*words, "--results", str(tmp_path / "results")]) == 2
+    assert "could not be trained" in capsys.readouterr().err
+    assert (tmp_path / "results/compare/small-resnet/digits.md").exists()
 
 
 def test_runs_of_a_changed_file_are_named() -> None:

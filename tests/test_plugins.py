@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +20,11 @@ from torch import Tensor
 from torchcaps import create_model, load, plugins
 from torchcaps.capsules import Capsules, squash
 from torchcaps.explore.runtime import find_runtime
-from torchcaps.papers import create_recipe
+from torchcaps.papers import create_recipe, find_cell, list_tables
 from torchcaps.report.reproduce import reproduce_command
 from torchcaps.routing import Routing, Sizes, list_routings, register_routing, registry, routing_class
 from torchcaps.routing.interface import Spec
+from torchcaps.tables import cells
 from torchcaps.testing import check_routing
 
 DYNAMIC = "torchcaps.routing.dynamic.Dynamic"
@@ -405,6 +406,19 @@ def test_entry_points_are_loaded_and_a_broken_one_is_named(tmp_path: Path) -> No
     assert "the plugin lost (not_there_at_all) cannot be loaded" in done.stderr
     assert "the plugin ends (ending) cannot be loaded: SystemExit: 0" in done.stderr
     assert done.stdout == "mine mine set mine\n"
+
+
+def test_tables_of_a_package_are_found_at_the_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:
+        @cells.table(cells.Paper("plugged", "Nobody 2000"), "table1", "Table 1", "one number")
+        def table1() -> Iterator[cells.Cell]:
+            yield cells.Cell("one", "row", "column", cells.Formula(1.0))
+
+    monkeypatch.setattr(cells, "_TABLES", {})
+    monkeypatch.setattr(plugins, "_ASKED", [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [SimpleNamespace(load=register)])
+    assert find_cell("plugged/table1/one").how == cells.Formula(1.0)
+    assert [each.id for each in list_tables()] == ["plugged/table1"]
 
 
 @pytest.mark.slow

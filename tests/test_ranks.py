@@ -20,6 +20,7 @@ from torchcaps.cli.jobs import Command, read_settings
 from torchcaps.papers import find_tables
 from torchcaps.plugins import HANDED_ON
 from torchcaps.ranks import Ranks, first_host, given_ranks
+from torchcaps.tables.fill import Outcome
 from torchcaps.tables.parts import read_part, take_part
 from torchcaps.tables.plan import choose_cells, plan
 from torchcaps.tables.records import append_record, config_hash, merge_records, read_records
@@ -228,7 +229,12 @@ def test_a_part_is_a_number_of_how_many() -> None:
 def test_what_is_done_does_not_move_the_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     """Jobs drop out of a part only once the plan has been cut."""
     asked: list[list[str]] = []
-    monkeypatch.setattr("torchcaps.cli.tables.fill", lambda jobs, settings: asked.append([j.label for j in jobs]) or 0)
+
+    def fill(jobs, settings):
+        asked.append([job.label for job in jobs])
+        return Outcome(0)
+
+    monkeypatch.setattr("torchcaps.cli.tables.fill", fill)
     words = ["reproduce", "fm/table2", "--budget", "smoke", "--seeds", "1", "--results", str(tmp_path)]
     for part in ("1/1", "1/2", "2/2"):
         assert main([*words, "--part", part]) == 0

@@ -25,9 +25,9 @@ from torchcaps.tables.cells import Cell, Combine, Count, Impossible, Narrow, Pap
 from torchcaps.tables.measure import count_parameters, latencies
 from torchcaps.tables.metrics import ACCURACY, PARAMETERS
 from torchcaps.tables.plan import plan
-from torchcaps.tables.records import read_records
+from torchcaps.tables.records import find_run, read_records
 from torchcaps.tables.summary import describe_gap, estimate_hours, this_machine
-from torchcaps.train import fit
+from torchcaps.train import Interrupted, RunFolder, fit
 from torchcaps.train.devices import choose_device
 from torchcaps.train.loop import Trainer
 
@@ -217,6 +217,52 @@ def test_run_of_another_process_is_left_to_it(
     assert "tiny/table1/slow seed 0: another process has it" in capsys.readouterr().err
 
 
+def test_a_run_that_does_not_fit_is_left_and_the_others_are_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fit_some(config: Config, *args):
+        if config.optimiser.lr != 1e-3:
+            raise MemoryError("cpu has too little memory for batch_size 256")
+        return fit(config, *args)
+
+    monkeypatch.setattr("torchcaps.train.fit", fit_some)
+    assert main(["reproduce", "tiny/table1", "--cells", "[ps]l*", "--seeds", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "tiny/table1/plain seed 0: cpu has too little memory for batch_size 256\n" in said
+    assert "tiny/table1: 1 of 2 runs are done" in said
+    (error,) = [line for line in said.splitlines() if line.startswith("torchcaps: error: ")]
+    assert error.startswith("torchcaps: error: 1 of the runs") and error.endswith(": tiny/table1/plain seed 0")
+    assert [line["cell"] for line in lines(place)] == ["tiny/table1/slow"]
+
+
+def slow_config(**changes) -> Config:
+    """The config of the cell "slow", as `reproduce` trains it and `train` does."""
+    cell = find_cell("tiny/table1/slow")
+    assert isinstance(cell.how, Train)
+    return replace(apply_budget(cell.how.build(), "full", cell), out=Path("runs"), device="auto", **changes)
+
+
+def test_a_run_that_is_being_trained_otherwise_is_left(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Interrupted):
+        fit(slow_config(), max_minutes=0)
+    with RunFolder(Path("runs/tiny.table1.slow.full-0")).hold():
+        assert main(["reproduce", "tiny/table1", "--cells", "[ps]l*", "--seeds", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "slow seed 0: runs/tiny.table1.slow.full-0 is being trained by another process" in said
+    assert [line["cell"] for line in lines(place)] == ["tiny/table1/plain"]
+
+
+def test_a_run_that_went_on_from_a_shorter_one_fills_no_cell(place: Path) -> None:
+    """Nor does `reproduce` go on with it: its line would be found by no cell."""
+    fit(slow_config(epochs=1, changed=("epochs=1",)))
+    with pytest.raises(Interrupted):
+        fit(slow_config(), resume=True, max_minutes=0)
+    assert main(["reproduce", "tiny/table1", "--cells", "slow"]) == 0
+    (line,) = lines(place)
+    assert line["config"]["continued"] == "" and find_run([line], slow_config(), "full") is line
+    assert not (place / "runs/tiny.table1.slow.full-0-2/result.json").exists()
+
+
 def test_smoke_runs_give_the_hours_of_the_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "tiny/table1", "--cells", "slow", "--budget", "smoke"]) == 0
     shown = rows(place, capsys)["slower, digits"]
@@ -336,6 +382,8 @@ def test_pictures_of_print_are_drawn(place: Path, capsys: pytest.CaptureFixture[
         ("reproduce tiny/table1 --cells quoted", "no cell 'quoted' to run"),
         ("reproduce tiny/table1 --seeds 0", "seeds is 0; it must be at least 1"),
         ("reproduce tiny/table1 --max-hours -1", "max_hours is -1.0; it must be 0 or above"),
+        ("reproduce tiny/table1 --max-hours nan", "max_hours is nan; it must be 0 or above"),
+        ("reproduce tiny/table1 --max-hours nan --submit local", "max_hours is nan; it must be 0 or above"),
         ("reproduce tiny/table1 --budget huge", "--budget"),
         ("reproduce tiny/table1 --device abacus --cells slow", "device is 'abacus'"),
         ("table tiny", "no table is named 'tiny'"),

@@ -19,6 +19,7 @@ from torchcaps.manifest import Manifest, Smaller, read
 from torchcaps.models import Model
 from torchcaps.models.shapes import check_shapes, read_shapes
 from torchcaps.models.smaller import count_zeros, fold, prune_to, rebuild, sizes_of
+from torchcaps.tables.records import config_hash, find_finished
 from torchcaps.train import RunFolder, fit, load_run
 from torchcaps.train.checkpoint import save_checkpoint
 
@@ -107,6 +108,19 @@ def test_a_run_of_format_1_is_made_smaller_too(copy: Path) -> None:
     folded = fold_run(copy).folder
     np.testing.assert_allclose(probabilities(folded, images), wanted, atol=1e-6)
     assert RunFolder(folded).read_manifest().format == 2
+
+
+def test_what_was_made_smaller_is_no_run_of_its_config(copy: Path) -> None:
+    """Its line would give the whole network's cell another network's parameters and scores."""
+    run = RunFolder(copy)
+    name, seed = config_hash(run.read_config()), run.read_config().seed
+    assert find_finished(copy.parent, name, seed) == copy
+    pruned = prune_run(copy).folder
+    fold_run(pruned)
+    small = RunFolder(pruned).read("model.json")
+    assert find_finished(copy.parent, name, seed) == copy
+    run.write("model.json", small)  # read before, and seen to have changed
+    assert find_finished(copy.parent, name, seed) is None
 
 
 def test_what_cannot_be_made_smaller_is_said(copy: Path, tmp_path: Path) -> None:

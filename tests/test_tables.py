@@ -24,7 +24,7 @@ from torchcaps.tables.cells import Cell, Combine, Count, Formula, Impossible, Pa
 from torchcaps.tables.cells import table as register
 from torchcaps.tables.metrics import PARAMETERS, SIZE, STORED, Metric
 from torchcaps.tables.records import config_hash
-from torchcaps.tables.render import View, html
+from torchcaps.tables.render import View, html, view
 from torchcaps.tables.summary import Summary, difference
 from torchcaps.train.check import check_config
 
@@ -377,6 +377,25 @@ def test_the_mean_of_parts_is_of_runs_with_the_same_seed_and_a_best_is_of_the_pa
     three = Summary("full", "", (5.0, 40.0, 1.0), (), True)
     assert difference(Published("4", "best", runs=2), three) == 1.0  # the third run does not count
     assert difference(Published("4", "best", runs=4), three) is None
+
+
+def test_runs_of_another_precision_stand_apart_below_a_table() -> None:
+    cell = find_tables("discriminative/table2")[0].cells[0]
+    assert isinstance(cell.how, Train)
+    name = config_hash(apply_budget(cell.how.build(), "full", cell))
+    records = [
+        {
+            "budget": "full",
+            "seed": seed,
+            "config_hash": name,
+            "test_accuracy": 0.5,
+            "environment": {**where, "cpu": "X"},
+        }
+        for seed, where in enumerate([{"precision": "32-true"}, {"precision": "bf16-mixed"}, {}])
+    ]
+    runs = view(find_tables("discriminative/table2")[0], records).runs
+    places = [run.partition("; ")[2].partition("; torch")[0] for run in runs]
+    assert places == ["X, None thread(s); 32-true", "X, None thread(s); bf16-mixed", "X, None thread(s)"]
 
 
 def test_a_page_loads_nothing_from_elsewhere():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from torchcaps.config import CoefficientConfig, Config, ModelConfig, OptimiserCo
 from torchcaps.data import load_data
 from torchcaps.losses import multi_hot
 from torchcaps.models import Model, create_model
-from torchcaps.train import build_phases, evaluate, load_run
+from torchcaps.train import InUse, build_phases, evaluate, load_run
 from torchcaps.train.loop import Trainer
 from torchcaps.train.phases import Batch, LossModule, step_apart, step_phases, step_weights
 from torchcaps.train.processes import build_fabric, launch
@@ -249,10 +250,21 @@ def fail(fabric: Fabric) -> None:
     raise ValueError("shards are of unequal size")
 
 
+def fail_in_use(fabric: Fabric) -> None:
+    raise InUse("the run is being trained")
+
+
 @pytest.mark.slow
-def test_an_error_in_a_process_reaches_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^shards are of unequal size$"):
-        launch(build_fabric(tiny_config(tmp_path, processes=2)), fail)
+@pytest.mark.parametrize(
+    ("function", "kind", "said"),
+    [(fail, ValueError, "shards are of unequal size"), (fail_in_use, InUse, "the run is being trained")],
+)
+def test_an_error_in_a_process_reaches_the_caller(
+    tmp_path: Path, function: Callable[[Fabric], None], kind: type[Exception], said: str
+) -> None:
+    with pytest.raises(kind, match=f"^{said}$") as caught:
+        launch(build_fabric(tiny_config(tmp_path, processes=2)), function)
+    assert type(caught.value) is kind
 
 
 def test_the_proximal_penalty_shrinks_coefficients_to_zero_in_training(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torchcaps.terminal import note
 if TYPE_CHECKING:
     from torchcaps.compare.comparison import Comparison
     from torchcaps.tables.cells import Cell
-    from torchcaps.tables.fill import Settings
+    from torchcaps.tables.fill import Outcome, Settings
 
 
 def rename_flags(args: Sequence[str]) -> list[str]:
@@ -113,25 +113,29 @@ def compare(
         reporting.report(folder)
         write(comparison, heads, budget, results, changes, quiet=True)
 
+    outcome = None
     if not show:
         if data.download:
             from torchcaps.data import load_data
 
             load_data(dataclasses.replace(comparison.config(heads[0]).data, download=True, root=data.root))
         settings = Settings(path, out, device, data.root, max_hours, note, finish)
-        _run(comparison, cells, budget, seeds, settings, examined=examine or bool(depth))
+        outcome = _run(comparison, cells, budget, seeds, settings, examined=examine or bool(depth))
     write(comparison, heads, budget, results, changes)
+    if outcome is not None:
+        outcome.check()
 
 
 def _run(
     comparison: Comparison, cells: Sequence[Cell], budget: Budget, seeds: int, settings: Settings, examined: bool
-) -> None:
-    """Train what has no run yet, and have it `examined` where that is asked."""
+) -> Outcome:
+    """Train what has no run yet, and have it `examined` where that is asked; returns what came of it."""
     from torchcaps.compare.examined import record_examinations
     from torchcaps.tables.plan import plan
 
     jobs = plan(cells, budget, seeds)
     note(f"{comparison.id}: {len(jobs)} runs with the budget {budget}")
-    fill(jobs, settings)
+    outcome = fill(jobs, settings)
     if examined:
         record_examinations(jobs, settings)
+    return outcome

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 from torchcaps.ranks import given_ranks
 
 if TYPE_CHECKING:
-    from torchcaps.tables.fill import Settings
+    from torchcaps.tables.fill import Outcome, Settings
     from torchcaps.tables.plan import Job
 
 RESULTS = Path("results")
 
 
-def fill(jobs: Sequence[Job], settings: Settings) -> int:
-    """Do the jobs, and return how many are left; an interruption says how to go on."""
+def check_hours(hours: float | None) -> None:
+    """Raise ValueError for a time in hours that does not say when to stop."""
+    if hours is not None and not hours >= 0:  # NaN is not
+        raise ValueError(f"max_hours is {hours}; it must be 0 or above")
+
+
+def fill(jobs: Sequence[Job], settings: Settings) -> Outcome:
+    """Do the jobs, and return what came of them; an interruption says how to go on."""
     from torchcaps.tables.fill import run_all
     from torchcaps.train import Interrupted
 
@@ -25,8 +31,7 @@ def fill(jobs: Sequence[Job], settings: Settings) -> int:
             f"{ranks.by} has started {ranks.world} processes, which would all do the same: start one, or each with a "
             "--part of its own; `torchcaps train` joins them in one run"
         )
-    if settings.hours is not None and settings.hours < 0:
-        raise ValueError(f"max_hours is {settings.hours}; it must be 0 or above")
+    check_hours(settings.hours)
     try:
         return run_all(jobs, settings)
     except Interrupted as stop:

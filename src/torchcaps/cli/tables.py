@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 import torchcaps
 from torchcaps.cli import reporting
-from torchcaps.cli.filling import RESULTS, fill
+from torchcaps.cli.filling import RESULTS, check_hours, fill
 from torchcaps.config import Config
 from torchcaps.files import replace_text
 from torchcaps.plugins import own_files
@@ -77,6 +77,7 @@ def reproduce(
     if not jobs:
         raise ValueError(f"{table} has no cell {cells!r} to run: those are quoted, formulas, or cannot be reproduced")
     numbers, parts = read_part(part)
+    check_hours(max_hours)
     if dry_run and submit != "no":
         raise ValueError(f"--dry-run submits nothing: leave out --submit {submit}, or --dry-run")
     if submit != "no":
@@ -101,10 +102,11 @@ def reproduce(
     if dry_run:
         note(f"{table}: about {show_time(say_ahead(jobs, settings))} in all on this machine")
         return
-    left = fill(jobs, settings)
+    outcome = fill(jobs, settings)
     draw_pictures(tables, settings.records, out, data_root)
     again = ["torchcaps", "table", table, *own_files(), *(["--results", str(results)] if results != RESULTS else [])]
-    note(f"{table}: {len(jobs) - left} of {len(jobs)} runs are done; to see them: {typed(again)}")
+    note(f"{table}: {len(jobs) - outcome.left} of {len(jobs)} runs are done; to see them: {typed(again)}")
+    outcome.check()
 
 
 def check_reproduce(args: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torchcaps.config import Config, Option
 from torchcaps.names import unknown
+from torchcaps.plugins import load_plugins
 from torchcaps.tables.metrics import ERROR, Metric
 
 Kind = Literal["mean", "best", "single"]
@@ -196,6 +197,7 @@ def list_tables(pattern: str = "*") -> list[Table]:
     """Return the tables whose PAPER/TABLE matches a shell pattern: paper by paper its tables, figures, and numbers in
     the text.
     """
+    load_plugins()
     return sorted((each for name, each in _TABLES.items() if fnmatchcase(name, pattern)), key=_order)
 
 

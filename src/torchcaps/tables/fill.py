@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchcaps import terminal
 from torchcaps.config import Config
@@ -46,22 +46,47 @@ class Settings:
     finish: Callable[[Path], None] = lambda folder: None  # called with the folder of each run that ends, but smoke
 
 
-def run_all(jobs: Sequence[Job], settings: Settings) -> int:
-    """Do the jobs in turn, but for those that are done; returns how many are left.
+class Outcome(NamedTuple):
+    """What came of jobs."""
+
+    left: int  # that have no line
+    untrained: tuple[str, ...] = ()  # labels of those of them that were tried in vain
+
+    def check(self) -> None:
+        """Raise ValueError where a job was tried in vain, so that nobody takes the rest for all."""
+        if self.untrained:
+            raise ValueError(
+                f"{len(self.untrained)} of the runs could not be trained, for what was said of each: "
+                f"{', '.join(self.untrained)}"
+            )
+
+
+def run_all(jobs: Sequence[Job], settings: Settings) -> Outcome:
+    """Do the jobs in turn, but for those that are done; returns how many are left, and which were tried in vain.
+
+    Those are jobs that do not fit into memory, and whose run is trained by a process that will write no line of it, as
+    `torchcaps train` is. That is said, and the next one is done.
 
     Raises:
-        ValueError, MemoryError, ...: as `fit`, whose run failed for a reason that others would share.
+        ValueError, OSError, ...: as `fit`, whose run failed for a reason that others would share.
         Interrupted: when a signal asked for it, and the run is saved.
     """
+    from torchcaps.train import InUse
+
     deadline = None if settings.hours is None else time.monotonic() + 3600 * settings.hours
-    left = 0
+    left, untrained = 0, []
     for number, job in enumerate(jobs):
         if deadline is not None and time.monotonic() >= deadline:
             left += len(jobs) - number
             settings.say(f"{settings.hours:g} h are over: {len(jobs) - number} of {len(jobs)} runs were not looked at")
             break
-        left += not do(job, settings)
-    return left
+        try:
+            left += not do(job, settings)
+        except (InUse, MemoryError) as error:
+            left += 1
+            untrained.append(job.label)
+            settings.say(f"{job.label}: {str(error) or type(error).__name__}")
+    return Outcome(left, tuple(untrained))
 
 
 def say_ahead(jobs: Sequence[Job], settings: Settings) -> float:
@@ -220,11 +245,13 @@ def _full(job: Job) -> Config:
 
 
 def _unfinished(config: Config) -> bool:
-    """Return whether there is a run of exactly `config` to go on with."""
+    """Return whether the newest run to go on with is one of `config` that began by itself: of one that began where a
+    shorter run ended the line would be another's.
+    """
     from torchcaps.train.resuming import find_unfinished
 
     try:
-        find_unfinished(config)
+        run = find_unfinished(config)
+        return config_hash(run.read_config(), run.read_revisions()) == config_hash(config)
     except ValueError:
         return False
-    return True

@@ -161,31 +161,33 @@ def _key(record: Record) -> tuple[str | None, str | None, int | None]:
 
 def find_finished(out: Path, name: str, seed: int) -> Path | None:
     """Return the folder of a finished run in the folder `out`, whatever it is called, of the config `name` (its
-    `config_hash`) with this seed, as its recipe has it; None where there is none. A damaged one is passed by, and that
-    is said once.
+    `config_hash`) with this seed, as its recipe has it; None where there is none. One that was pruned or folded is
+    none; a damaged one is passed by, and that is said once.
     """
     for path in sorted(out.glob("*/result.json")):
         folder = path.parent
         with suppress(FileNotFoundError):
-            if _identify(folder, (folder / "config.json").stat().st_mtime_ns) == (name, seed):
+            config, model = (folder / "config.json").stat(), folder / "model.json"
+            written = (config.st_mtime_ns, model.stat().st_mtime_ns if model.exists() else None)
+            if _identify(folder, written) == (name, seed):
                 return folder
     return None
 
 
 @cache
-def _identify(folder: Path, written: int) -> tuple[str, int] | None:
-    """Return hash and seed of the run in `folder`, whose config was `written` then; None of one that was changed or is
-    damaged.
+def _identify(folder: Path, written: tuple[int, int | None]) -> tuple[str, int] | None:
+    """Return hash and seed of the run in `folder`, whose config.json and model.json were `written` then, the latter
+    perhaps never; None of one that was changed, pruned or folded, or is damaged.
     """
     from torchcaps.train import RunFolder
 
     run = RunFolder(folder)
     try:
-        config, revisions = run.read_config(), run.read_revisions()
+        config, revisions, smaller = run.read_config(), run.read_revisions(), run.is_smaller()
     except (FileNotFoundError, ValueError) as error:
         warn(f"passed by: {error}")
         return None
-    return None if config.changed else (config_hash(config, revisions), config.seed)
+    return None if config.changed or smaller else (config_hash(config, revisions), config.seed)
 
 
 def describe_run(folder: Path, **more: Any) -> Record:

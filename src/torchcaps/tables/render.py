@@ -136,15 +136,16 @@ def _cpu(cell: Cell, cpu: Summary | None) -> str:
 
 
 def _sources(used: Sequence[Summary]) -> Iterator[str]:
-    """Yield one line for each budget, width, machine and version that the runs of a table come from."""
+    """Yield one line for each budget, width, machine, precision and version that the runs of a table come from."""
     groups: dict[tuple[str, ...], dict[tuple, Record]] = defaultdict(dict)
     for summary in used:
         for record in summary.records:
             where = record.get("environment", {})
             commit = where.get("commit") or {}
             state = f"{commit.get('hash', 'unknown')[:10]}{' with changes' if commit.get('dirty') else ''}"
-            key = (summary.budget, summary.width, name_machine(where), f"torch {where.get('torch')}", f"commit {state}")
-            groups[key][record.get("config_hash"), record.get("seed")] = record
+            precision = [str(where["precision"])] if "precision" in where else []  # of a run, not of a count
+            place = (name_machine(where), *precision, f"torch {where.get('torch')}", f"commit {state}")
+            groups[summary.budget, summary.width, *place][record.get("config_hash"), record.get("seed")] = record
     for (budget, width, *place), lines in groups.items():
         kind = f"{budget} ({width})" if width else budget
         seconds = [record["seconds"] for record in lines.values() if "seconds" in record]

@@ -8,10 +8,11 @@ from torchcaps.train.meter import Score
 from torchcaps.train.opened import load_run
 from torchcaps.train.phases import Phase, build_phases
 from torchcaps.train.resuming import unfinished_runs
-from torchcaps.train.run import Result, RunFolder
+from torchcaps.train.run import InUse, Result, RunFolder
 
 __all__ = [
     "Callback",
+    "InUse",
     "Interrupted",
     "Phase",
     "Result",

@@ -12,6 +12,7 @@ from torchcaps.data.pictures import ground_colour
 from torchcaps.fields import read_field
 
 LONGEST = 1000  # characters of a name
+LARGEST_SEED = 2**32 - 1  # that NumPy takes, and so Lightning
 POSITIVE = (
     "epochs",
     "clip",
@@ -24,6 +25,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     "seed",
+    "data.split_seed",
     "agreement",
     "head_epochs",
     "checkpoint_every",
@@ -44,6 +46,10 @@ def check_config(config: Config) -> None:
         assert value is not None, name
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; it must be 0 or above")
+    if config.seed > LARGEST_SEED:
+        raise ValueError(f"seed is {config.seed}; it must be at most {LARGEST_SEED}")
+    if config.data.compose.seed is not None and config.data.compose.seed < 0:
+        raise ValueError(f"data.compose.seed is {config.data.compose.seed}; it must be 0 or above")
     if config.loss.penalty is not None and not (config.loss.penalty >= 0 and math.isfinite(config.loss.penalty)):
         raise ValueError(f"loss.penalty is {config.loss.penalty}; it must be 0 or above")
     if not 0 <= config.loss.penalty_warmup <= 1:

@@ -23,10 +23,12 @@ from torchcaps.ranks import Ranks, given_ranks
 from torchcaps.terminal import warn
 from torchcaps.train.check import check_shares
 from torchcaps.train.devices import choose_device, choose_precision, is_depthwise
+from torchcaps.train.run import InUse
 
 T = TypeVar("T")
 _KINDS = (ValueError, FileNotFoundError, FloatingPointError, KeyboardInterrupt, MemoryError, OSError)
-_PASSED = {each.__name__: each for each in _KINDS}  # errors of a spawned process that keep their type
+# Errors of a spawned process that keep their type, by the name that a traceback has of them.
+_PASSED = {each.__name__: each for each in _KINDS} | {f"{InUse.__module__}.{InUse.__qualname__}": InUse}
 _LOST_PEER = re.compile("closed by peer|reset by peer|Broken pipe|remote process exited", re.IGNORECASE)
 _SHORTAGE = re.compile("can't allocate memory|not enough memory|out of memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
 

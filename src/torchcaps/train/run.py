@@ -23,7 +23,7 @@ from torchcaps import manifest as manifests
 from torchcaps.config import EXTERNAL, SHAPE, Config, from_plain
 from torchcaps.files import read_plain, remove_folder
 from torchcaps.locking import hold
-from torchcaps.manifest import Manifest
+from torchcaps.manifest import Manifest, Smaller
 from torchcaps.models import Model
 from torchcaps.models.external import as_model
 from torchcaps.models.smaller import rebuild
@@ -73,6 +73,10 @@ class Result(NamedTuple):
         None  # that batch norm is measured on for evaluations; None: statistics are running
     )
     test_mean_class_accuracy: float | None = None  # where it selects, see `Config.select`
+
+
+class InUse(ValueError):
+    """A run that another process is training."""
 
 
 class RunFolder(NamedTuple):
@@ -173,10 +177,20 @@ class RunFolder(NamedTuple):
         """Return the revisions above 1 that the run was made with; none before model.json is written, as nothing is
         then.
         """
+        written = self._read_written()
+        return {} if written is None else written.revisions
+
+    def is_smaller(self) -> bool:
+        """Return whether this is no run of its config, but one that was pruned or folded, see `torchcaps.deploy`."""
+        written = self._read_written()
+        return written is not None and written.smaller != Smaller()
+
+    def _read_written(self) -> Manifest | None:
+        """Return what model.json says and no more; None before it is written. Raises ValueError when it is damaged."""
         if not (self.path / "model.json").exists():
-            return {}
+            return None
         try:
-            return manifests.read(self.read("model.json")).revisions
+            return manifests.read(self.read("model.json"))
         except ValueError as error:
             raise damaged(self.path / "model.json", error) from error
 
@@ -223,11 +237,11 @@ class RunFolder(NamedTuple):
         """Keep other processes from training in this folder until the context that is returned ends.
 
         Raises:
-            ValueError: when one does.
+            InUse: when one does; it is a `ValueError`.
         """
         held = hold(self.path / LOCK, seconds=1)  # who only asks whether it is held lets go at once
         if held is None:
-            raise ValueError(
+            raise InUse(
                 f"{self.path} is being trained by another process; wait for it (one that was killed lets go in seconds)"
             )
         return held
