@@ -25,7 +25,7 @@ from torchcaps.losses import build_criterion
 from torchcaps.models import Output
 from torchcaps.papers import create_recipe, registry
 from torchcaps.report.reproduce import reproduce_command
-from torchcaps.train import Interrupted, Result, RunFolder, checkpoint, fit, learner
+from torchcaps.train import Interrupted, Result, RunFolder, checkpoint, fit, learner, processes
 from torchcaps.train.classes import class_weights
 from torchcaps.train.given import give
 from torchcaps.train.loop import Trainer
@@ -465,3 +465,16 @@ def test_a_rise_of_one_step_is_one(tmp_path: Path) -> None:
     """Torch divides by one step fewer."""
     result = fit(tiny_config(tmp_path, schedule=ScheduleConfig("one-cycle", warmup=0.1)))
     assert [line["step"] for line in lines(result.folder)] == [5, 10]
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so_and_keeps_it(tmp_path, monkeypatch, caplog):
+    """What "auto" stands for is chosen on the machine that goes on, and the record had been of that one alone."""
+    config = tiny_config(tmp_path, precision="auto")
+    monkeypatch.setattr(processes, "choose_precision", lambda *_: "bf16-mixed")
+    with pytest.raises(Interrupted):
+        fit(config, max_minutes=0)
+    monkeypatch.setattr(processes, "choose_precision", lambda *_: "32-true")
+    fit(config, resume=True)
+    environment = json.loads((tmp_path / "tiny-0" / "environment.json").read_text())
+    assert environment["precision"] == "32-true" and environment["began"] == {"precision": "bf16-mixed"}
+    assert "this run was begun with precision bf16-mixed, and goes on with 32-true" in caplog.text

@@ -34,7 +34,7 @@ from torchcaps.train.evaluation import evaluate
 from torchcaps.train.given import Given
 from torchcaps.train.interrupt import Interrupted, Interruption
 from torchcaps.train.learner import Learner
-from torchcaps.train.machine import describe_environment, kept_threads
+from torchcaps.train.machine import began_otherwise, describe_environment, kept_threads
 from torchcaps.train.memory import check_memory
 from torchcaps.train.meter import Score
 from torchcaps.train.position import Clock, Position
@@ -124,12 +124,13 @@ class Trainer:
             raise
 
     def _run(self) -> Result:
-        begun = present(self.folder.last)
+        begun, before = present(self.folder.last), {}
         if begun:
             if self.fabric.is_global_zero:
                 check_images(self.folder, self.manifest)
             self.load()
-            self._held.enter_context(kept_threads(self.folder.read("environment.json"), self.fabric.device))
+            before = self.folder.read("environment.json")
+            self._held.enter_context(kept_threads(before, self.fabric.device))
         elif self.config.start and not self.began_with:
             raise ValueError(
                 f"{self.folder.path} was cut before it had its first weights, those of "
@@ -139,7 +140,8 @@ class Trainer:
         if self.fabric.is_global_zero:
             self.folder.write("model.json", to_plain(self.manifest))
             ours = {"compiled": self.learner.compiled} | self.learner.statistics | forms
-            self.folder.write("environment.json", describe_environment(self.fabric) | ours)
+            now = describe_environment(self.fabric) | ours
+            self.folder.write("environment.json", now | (began_otherwise(before, now) if begun else {}))
         if not begun:
             if self.began_with and self.fabric.is_global_zero:
                 warn(self.began_with)

@@ -98,3 +98,15 @@ def kept_threads(environment: Mapping[str, Any], device: torch.device) -> Iterat
         yield
     finally:
         torch.set_num_threads(now)
+
+
+def began_otherwise(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the description `now` of a run that goes on keeps of `before`, what it was until then: under "began"
+    its precision and device where they were others, which is said.
+    """
+    changed = {name: before[name] for name in ("precision", "device") if before.get(name, now[name]) != now[name]}
+    for name, value in changed.items():
+        warn(f"this run was begun with {name} {value}, and goes on with {now[name]}: it ends otherwise than uncut")
+    earlier = before.get("began")
+    began = changed | (earlier if isinstance(earlier, dict) else {})
+    return {"began": began} if began else {}
