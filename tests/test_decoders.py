@@ -47,7 +47,7 @@ def test_deconvolutions_make_any_image_of_the_chosen_pose_alone(image: tuple[int
     assert torch.equal(decoder(moved, torch.ones(3, dtype=torch.int64)), images)
 
 
-@pytest.mark.parametrize(
+every_decoder = pytest.mark.parametrize(
     "decoder",
     [
         DeconvDecoder(5, (1, 6, 7), (4, 3, 2)),
@@ -56,6 +56,9 @@ def test_deconvolutions_make_any_image_of_the_chosen_pose_alone(image: tuple[int
     ],
     ids=["deconv", "dense", "dense-alone"],
 )
+
+
+@every_decoder
 def test_several_classes_are_decoded_as_each_would_be(decoder: torch.nn.Module) -> None:
     torch.manual_seed(0)
     decoder.eval()
@@ -136,15 +139,7 @@ def test_reconstruction_of_parts_sums_over_them() -> None:
     torch.testing.assert_close(reconstruction_loss(a, b), each[0] + each[1])
 
 
-@pytest.mark.parametrize(
-    "decoder",
-    [
-        DeconvDecoder(5, (1, 6, 7), (4, 3, 2)),
-        DenseDecoder(4, 5, (1, 6, 7)),
-        DenseDecoder(4, 5, (1, 6, 7), masked=False),
-    ],
-    ids=["deconv", "dense", "dense-alone"],
-)
+@every_decoder
 def test_no_class_is_black_beside_others_and_alone(decoder: torch.nn.Module) -> None:
     decoder.eval()
     images = decoder(torch.randn(2, 4, 5), torch.tensor([-1, 0]))
